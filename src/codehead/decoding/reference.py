@@ -1,0 +1,46 @@
+"""The plain definition of every decoder in float64: the truth that fast implementations are tested against.
+
+One position and one token at a time would be plainer still; broadcasting `(…, 1, n)` against `(V, n)` is the only
+liberty taken. Memory is O(positions · V · n): for tests and small vocabularies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def hamming(bit_logits: Tensor, codewords: Tensor) -> Tensor:
+    """Negated number of disagreeing bits; a zero counts half (HD in the ECOC literature)."""
+    return -((1 - torch.sign(bit_logits) * codewords) / 2).sum(-1)
+
+
+def manhattan(bit_logits: Tensor, codewords: Tensor) -> Tensor:
+    """Negated Σ|x − c|, x = 2σ(z) − 1."""
+    return -(2 * torch.sigmoid(bit_logits) - 1 - codewords).abs().sum(-1)
+
+
+def euclidean(bit_logits: Tensor, codewords: Tensor) -> Tensor:
+    """Negated Σ(x − c)², x = 2σ(z) − 1."""
+    return -(2 * torch.sigmoid(bit_logits) - 1 - codewords).square().sum(-1)
+
+
+def likelihood(bit_logits: Tensor, codewords: Tensor) -> Tensor:
+    """Σ log σ(c·z) over the non-zero positions of the codeword."""
+    return (F.logsigmoid(bit_logits * codewords) * codewords.abs()).sum(-1)
+
+
+REFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "hamming": hamming,
+    "manhattan": manhattan,
+    "euclidean": euclidean,
+    "likelihood": likelihood,
+}
+
+
+def scores(bit_logits: Tensor, codewords: Tensor, decoder: str) -> Tensor:
+    """Scores `(…, V)` in float64 for bit logits `(…, n)` and codewords `(V, n)`."""
+    return REFERENCES[decoder](bit_logits.double().unsqueeze(-2), codewords.double())

@@ -1,0 +1,53 @@
+"""The best k tokens under an explicit rule for ties."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codehead.errors import ConfigurationError
+
+
+def top_k(scores: Tensor, k: int, ties: str | int = "lowest") -> Tensor:
+    """Token ids `(…, k)` of the largest scores `(…, V)`, best first.
+
+    Equal scores are ordered by token id (`ties="lowest"`), or by a random order of the tokens drawn once from the
+    seed given as `ties`.
+
+    Raises:
+        ConfigurationError: k is not in 1 … V, `ties` is neither "lowest" nor a seed, or a score is NaN.
+    """
+    num_classes = scores.shape[-1]
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_classes:
+        raise ConfigurationError(f"k must be between 1 and the number of classes {num_classes}, got {k!r}")
+    if torch.isnan(scores).any():
+        raise ConfigurationError(
+            "the scores contain NaN, so no token is nearest; check the hidden states (a diverged model, or float16 "
+            "overflow: load in bfloat16 or float32)"
+        )
+    rank = _tie_rank(num_classes, ties).to(scores.device)
+    if scores.dtype == torch.float64:
+        return _by_sorting(scores, rank)[..., :k]
+    return torch.topk(_unique_keys(scores, rank), k, dim=-1).indices
+
+
+def _by_sorting(scores: Tensor, rank: Tensor) -> Tensor:
+    """Stable sorting keeps the order of equal scores, so listing the tokens by rank first is the whole rule."""
+    order = rank.argsort()
+    return order[torch.sort(scores[..., order], dim=-1, descending=True, stable=True).indices]
+
+
+def _unique_keys(scores: Tensor, rank: Tensor) -> Tensor:
+    """int64 keys ordered by score, then by rank: the score's bits, made monotone, above the inverted rank."""
+    bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0.0 turns −0.0 into 0.0
+    monotone = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (monotone << 32) + (2**32 - 1 - rank)
+
+
+def _tie_rank(num_classes: int, ties: str | int) -> Tensor:
+    """`(V,)`: the place of every token among tokens of equal score."""
+    if ties == "lowest":
+        return torch.arange(num_classes)
+    if isinstance(ties, bool) or not isinstance(ties, int):
+        raise ConfigurationError(f'ties must be "lowest" or an integer seed, got {ties!r}')
+    return torch.randperm(num_classes, generator=torch.Generator().manual_seed(ties))

@@ -1,0 +1,38 @@
+"""Heads: hidden state → bit logits, one idea per file."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from codehead.errors import ConfigurationError
+from codehead.heads.base import HEADS
+from codehead.heads.linear import LinearHead
+from codehead.heads.mtl import MTLHead
+from codehead.registry import did_you_mean
+
+__all__ = ["HEADS", "LinearHead", "MTLHead", "build", "count_parameters"]
+
+
+def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Module:
+    """The head called `name`, mapping `(…, hidden_size)` to bit logits `(…, num_bits)`.
+
+    Raises:
+        ConfigurationError: unknown name or option, or an option out of range.
+    """
+    head = HEADS.get(name)
+    known = list(inspect.signature(head).parameters)[2:]
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, known) or "."
+            raise ConfigurationError(f"head {name!r} has no option {option!r}{hint} Its options: {', '.join(known)}")
+    return head(hidden_size, num_bits, **options)
+
+
+def count_parameters(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
+    """Parameters of such a head, counted without allocating it."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(name, hidden_size, num_bits, **options).parameters())

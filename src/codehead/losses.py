@@ -1,0 +1,120 @@
+"""Losses on bit logits. Every loss averages over tokens; labels of −100 (padding, prompts) do not count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from codehead.codes.table import CodewordTable
+from codehead.decoding import token_scores
+from codehead.errors import ConfigurationError, DataError
+from codehead.registry import Registry
+
+IGNORE = -100
+CHUNK_SCORES = 2**25
+"""Token scores computed at a time by the codeword loss (128 MiB in float32)."""
+
+
+class Loss(NamedTuple):
+    """A loss and, where it is made of binary problems, the mean of each."""
+
+    value: Tensor
+    """Scalar, in nats."""
+    per_node: Tensor | None
+    """`(n,)`: mean binary cross entropy of every dichotomizer over the labels it looks at, detached."""
+
+
+LossFunction = Callable[[Tensor, Tensor, CodewordTable, "Tensor | int | None"], Loss]
+LOSSES: Registry[LossFunction] = Registry("loss")
+
+
+@LOSSES.register("bitwise")
+def bitwise(
+    bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items: Tensor | int | None = None
+) -> Loss:
+    """Binary cross entropy of every bit, averaged over the bits of a codeword and over tokens (paper: L_i).
+
+    Only the codewords of the labels are looked up: no tensor has V entries. In a ternary code the mean of a token
+    runs over the non-zero positions of its codeword.
+
+    Args:
+        bit_logits: `(…, n)`.
+        labels: `(…)`, aligned with the bit logits; −100 is left out.
+        table: the coding matrix.
+        num_items: divide the sum over tokens by this instead of their number here (gradient accumulation).
+
+    Raises:
+        DataError: a label is not a class of the code.
+    """
+    bit_logits, labels = _flatten(bit_logits, labels, table)
+    codewords = table.lookup(labels.clamp(min=0)) * (labels != IGNORE).unsqueeze(-1)
+    seen = codewords.abs()
+    nats = seen * F.softplus(-codewords * bit_logits.float())
+    per_token = nats.sum(-1) / seen.sum(-1).clamp(min=1)
+    items = _items(labels, num_items)
+    per_node = nats.detach().sum(0) / seen.sum(0).clamp(min=1)
+    return Loss(per_token.sum() / items, per_node)
+
+
+@LOSSES.register("codeword")
+def codeword(
+    bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items: Tensor | int | None = None
+) -> Loss:
+    """Cross entropy of the codeword posterior: softmax over V of the likelihood scores.
+
+    With the one_vs_all code this is the stock Softmax loss, bit for bit. Otherwise tokens are scored in chunks that
+    are computed again for the gradient, so no `(tokens, V)` tensor is kept. Arguments as for `bitwise`.
+    """
+    bit_logits, labels = _flatten(bit_logits, labels, table)
+    if table.is_implicit:
+        return Loss(_stock_cross_entropy(bit_logits, labels, num_items), None)
+    rows = max(1, CHUNK_SCORES // table.num_classes)
+    chunks = list(zip(bit_logits.split(rows), labels.split(rows), strict=True))
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        nats = [_nats(z, y, table) for z, y in chunks]
+    else:
+        nats = [checkpoint(_nats, z, y, table, use_reentrant=False, preserve_rng_state=False) for z, y in chunks]
+    return Loss(torch.stack(nats).sum() / _items(labels, num_items), None)
+
+
+def _nats(bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> Tensor:
+    return F.cross_entropy(token_scores(bit_logits, table), labels, ignore_index=IGNORE, reduction="sum")
+
+
+def _stock_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """What transformers' ForCausalLMLoss computes, in the same order of operations."""
+    reduction = "mean" if num_items is None else "sum"
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction=reduction)
+    return loss if num_items is None else loss / num_items
+
+
+def _flatten(bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> tuple[Tensor, Tensor]:
+    """`(tokens, n)` and `(tokens,)` on one device, with labels checked where that needs no synchronisation."""
+    if bit_logits.shape[:-1] != labels.shape:
+        raise ConfigurationError(
+            f"labels of shape {tuple(labels.shape)} do not fit bit logits of shape {tuple(bit_logits.shape)}; "
+            "every position needs one label"
+        )
+    labels = labels.reshape(-1)
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_labels(labels, table.num_classes)
+    return bit_logits.reshape(-1, bit_logits.shape[-1]), labels.to(bit_logits.device)
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != IGNORE)]
+    if wrong.numel():
+        raise DataError(
+            f"label {int(wrong[0])} is not one of the {num_classes} classes of the code (0 … {num_classes - 1}, or "
+            f"{IGNORE} to ignore a position); does the tokenizer belong to this model?"
+        )
+
+
+def _items(labels: Tensor, num_items: Tensor | int | None) -> Tensor | int:
+    """The divisor of a sum over tokens; a batch without a single label gives a loss of zero, not NaN."""
+    return (labels != IGNORE).sum().clamp(min=1) if num_items is None else num_items
