@@ -1,0 +1,100 @@
+"""What every registered loss promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from codehead.codes import build
+from codehead.codes.table import CodewordTable
+from codehead.errors import ConfigurationError, DataError
+from codehead.losses import LOSSES
+
+TABLES = {
+    "binary": lambda: CodewordTable(build("minrandom", 37, bits=11, seed=1)),
+    "ternary": lambda: CodewordTable(build("sparse_random", 23, bits=19, seed=2)),
+    "one_vs_all": lambda: CodewordTable(build("one_vs_all", 13)),
+}
+
+
+@pytest.fixture(params=LOSSES.names())
+def loss(request):
+    return LOSSES.get(request.param)
+
+
+@pytest.fixture(params=list(TABLES))
+def table(request):
+    return TABLES[request.param]()
+
+
+def example(table, tokens=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(tokens, table.length, generator=generator)
+    return z, torch.randint(table.num_classes, (tokens,), generator=generator)
+
+
+def test_ignored_labels_do_not_count(loss, table):
+    z, labels = example(table)
+    labels[::3] = -100
+    kept = labels != -100
+    torch.testing.assert_close(loss(z, labels, table).value, loss(z[kept], labels[kept], table).value)
+
+
+def test_gradient_of_an_ignored_position_is_zero(loss, table):
+    z, labels = example(table)
+    labels[2] = -100
+    z.requires_grad_()
+    loss(z, labels, table).value.backward()
+    assert z.grad[2].abs().sum() == 0 and z.grad[3].abs().sum() > 0
+
+
+def test_num_items_makes_accumulated_micro_batches_equal_one_batch(loss, table):
+    z, labels = example(table)
+    labels[:3] = -100
+    whole = loss(z, labels, table).value
+    parts = [loss(z[i : i + 4], labels[i : i + 4], table, num_items=torch.tensor(9)).value for i in (0, 4, 8)]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_leading_shape_does_not_matter(loss, table):
+    z, labels = example(table)
+    shaped = loss(z.view(3, 4, -1), labels.view(3, 4), table).value
+    torch.testing.assert_close(shaped, loss(z, labels, table).value)
+
+
+def test_gradient_descent_on_bit_logits_finds_the_labels(loss, table):
+    z, labels = example(table)
+    z.requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.5)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(z, labels, table).value.backward()
+        optimizer.step()
+    assert loss(z, labels, table).value < 0.1
+
+
+def test_low_precision_bit_logits_give_a_float32_loss(loss, table):
+    z, labels = example(table)
+    value = loss(z.bfloat16(), labels, table).value
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(z.bfloat16().float(), labels, table).value)
+
+
+def test_nan_bit_logits_give_a_nan_loss(loss, table):
+    z, labels = example(table)
+    z[4] = float("nan")
+    assert torch.isnan(loss(z, labels, table).value)
+
+
+@pytest.mark.parametrize("label", [-1, 10_000])
+def test_a_label_that_is_no_class_is_named(loss, table, label):
+    z, labels = example(table)
+    labels[5] = label
+    with pytest.raises(DataError, match=f"label {label} is not one of the {table.num_classes} classes"):
+        loss(z, labels, table)
+
+
+def test_labels_of_another_shape_are_refused(loss, table):
+    z, labels = example(table)
+    with pytest.raises(ConfigurationError, match="labels of shape"):
+        loss(z, labels[:-1], table)
