@@ -90,6 +90,8 @@ def _stock_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int
     """What transformers' ForCausalLMLoss computes, in the same order of operations."""
     reduction = "mean" if num_items is None else "sum"
     loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction=reduction)
+    if isinstance(num_items, Tensor):
+        num_items = num_items.to(loss.device)
     return loss if num_items is None else loss / num_items
 
 
@@ -117,4 +119,6 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
 
 def _items(labels: Tensor, num_items: Tensor | int | None) -> Tensor | int:
     """The divisor of a sum over tokens; a batch without a single label gives a loss of zero, not NaN."""
-    return (labels != IGNORE).sum().clamp(min=1) if num_items is None else num_items
+    if num_items is None:
+        return (labels != IGNORE).sum().clamp(min=1)
+    return num_items.to(labels.device) if isinstance(num_items, Tensor) else num_items

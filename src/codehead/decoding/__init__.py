@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,9 +17,9 @@ from codehead.registry import Registry
 
 __all__ = ["DECODERS", "IMPLEMENTATIONS", "Decoded", "decode", "token_scores"]
 
-IMPLEMENTATIONS: Registry[str] = Registry("decoding implementation")
-IMPLEMENTATIONS.register("matmul")("one matrix product with the coding matrix")
-IMPLEMENTATIONS.register("reference")("the plain definition, float64")
+IMPLEMENTATIONS: Registry[Callable[[Tensor, CodewordTable, str], Tensor]] = Registry("decoding implementation")
+IMPLEMENTATIONS.register("matmul")(matmul.scores)
+IMPLEMENTATIONS.register("reference")(reference.scores)
 
 
 class Decoded(NamedTuple):
@@ -33,26 +34,19 @@ class Decoded(NamedTuple):
 def token_scores(
     bit_logits: Tensor, table: CodewordTable, decoder: str = "likelihood", impl: str = "matmul"
 ) -> Tensor:
-    """Scores `(…, V)` of every token for bit logits `(…, n)`; larger is better.
-
-    Computed in float32 (float64 if the bit logits are), outside of any autocast: sums of many bits rounded to
-    bfloat16 would tie.
+    """Scores `(…, V)` of every token for bit logits `(…, n)`; larger is better. Never under autocast.
 
     Raises:
         ConfigurationError: unknown decoder or implementation, or bit logits of another length than the code.
     """
-    terms_of = DECODERS.get(decoder)
-    IMPLEMENTATIONS.get(impl)
+    DECODERS.get(decoder)
     if bit_logits.shape[-1] != table.length:
         raise ConfigurationError(
             f"bit logits have {bit_logits.shape[-1]} columns but the code has length {table.length}; "
             "the head and the codebook must be built for the same number of bits"
         )
     with torch.autocast(bit_logits.device.type, enabled=False):
-        if impl == "reference":
-            return reference.scores(bit_logits, table.signs().to(bit_logits.device), decoder)
-        wide = bit_logits if bit_logits.dtype == torch.float64 else bit_logits.float()
-        return matmul.scores(terms_of(wide), table)
+        return IMPLEMENTATIONS.get(impl)(bit_logits, table, decoder)
 
 
 def decode(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding.decoders import Terms
+from codehead.decoding.decoders import DECODERS, Terms
 
 
-def scores(terms: Terms, table: CodewordTable) -> Tensor:
-    """Scores `(…, V)` of all tokens; O(n·V) operations a position, O(V) if the code is one-vs-all."""
+def scores(bit_logits: Tensor, table: CodewordTable, decoder: str) -> Tensor:
+    """Scores `(…, V)` of all tokens; O(n·V) operations a position, O(V) if the code is one-vs-all.
+
+    In float32 (float64 if the bit logits are): sums of many bits rounded to bfloat16 would tie.
+    """
+    wide = bit_logits if bit_logits.dtype == torch.float64 else bit_logits.float()
+    terms = DECODERS.get(decoder)(wide)
     if table.is_implicit:
         return _one_vs_all(terms)
     result = terms.signed @ table.signs().to(terms.signed.dtype).T

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codehead.codes.table import CodewordTable
+
 
 def hamming(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """Negated number of disagreeing bits; a zero counts half (HD in the ECOC literature)."""
@@ -41,6 +43,7 @@ REFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def scores(bit_logits: Tensor, codewords: Tensor, decoder: str) -> Tensor:
-    """Scores `(…, V)` in float64 for bit logits `(…, n)` and codewords `(V, n)`."""
-    return REFERENCES[decoder](bit_logits.double().unsqueeze(-2), codewords.double())
+def scores(bit_logits: Tensor, table: CodewordTable, decoder: str) -> Tensor:
+    """Scores `(…, V)` in float64 for bit logits `(…, n)`."""
+    codewords = table.signs().to(bit_logits.device).double()
+    return REFERENCES[decoder](bit_logits.double().unsqueeze(-2), codewords)
