@@ -1,0 +1,233 @@
+"""The coding matrix: V codewords (rows) of n symbols over {−1, 0, +1}, immutable once built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+
+from codehead.codes.arrays import Bytes, Symbols
+from codehead.codes.checks import column_faults, repeated_rows
+from codehead.codes.packing import pack, padding_mask, row_bytes, unpack
+from codehead.errors import CodebookError, ConfigurationError
+
+DENSE_SYMBOLS = 2**32
+"""The most symbols an implicit code writes out, one byte each, before it refuses."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Codebook(ABC):
+    """V codewords of n symbols, and where they came from.
+
+    `seed` is None for a design that draws nothing at random; `params` are the design's own options.
+    """
+
+    num_classes: int
+    length: int
+    design: str
+    seed: int | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2 or self.length < 1:
+            shape = f"{self.num_classes} × {self.length}"
+            raise CodebookError(f"a codebook of {shape} symbols: it needs at least 2 rows and 1 column")
+        try:
+            own = json.loads(json.dumps(self.params))
+        except TypeError as error:
+            message = f"params={self.params!r} cannot be written as JSON ({error}); give plain values"
+            raise ConfigurationError(message) from None
+        object.__setattr__(self, "params", own)
+
+    @property
+    @abstractmethod
+    def is_ternary(self) -> bool:
+        """Whether some symbol is 0."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the packed planes; 0 for an implicit code."""
+
+    @property
+    @abstractmethod
+    def checksum(self) -> str:
+        """SHA-256 (hex) of the shape, the kind and every symbol; independent of the platform."""
+
+    @abstractmethod
+    def _gather(self, ids: np.ndarray) -> Symbols:
+        """The codewords of valid `ids` (…): int8 (…, n)."""
+
+    def codewords(self, ids: np.ndarray) -> Symbols:
+        """The codewords of the classes `ids` (…): int8 (…, n). CodebookError if an id is not a class."""
+        ids = np.asarray(ids)
+        if ids.size and not np.issubdtype(ids.dtype, np.integer):
+            raise CodebookError(f"ids have dtype {ids.dtype}; class ids are integers")
+        bad = ids[(ids < 0) | (ids >= self.num_classes)]
+        if bad.size:
+            raise CodebookError(f"id {bad[0]} is not a class; ids go from 0 to {self.num_classes - 1}")
+        return self._gather(ids.astype(np.intp))
+
+    def to_array(self) -> Symbols:
+        """The whole coding matrix: int8 (V, n)."""
+        return self._gather(np.arange(self.num_classes))
+
+    def save(self, path: str | Any) -> None:
+        """Write one safetensors file; `codehead.codes.load` reads it back."""
+        from codehead.codes.files import save  # files.py builds codebooks, so it imports this module
+
+        save(self, path)
+
+    def _digest(self, kind: str, *planes: Bytes) -> str:
+        header = f"codehead codebook 1\n{self.num_classes} {self.length} {kind}\n"
+        digest = hashlib.sha256(header.encode())
+        for plane in planes:
+            digest.update(plane)
+        return digest.hexdigest()
+
+    def __copy__(self) -> Codebook:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Codebook:
+        return self
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PackedCodebook(Codebook):
+    """A coding matrix in bit-planes (V, ⌈n / 8⌉); `packing` describes the layout.
+
+    Building one copies and validates the planes. Equal rows are a CodebookError unless
+    `params["allow_duplicates"]` is true.
+    """
+
+    sign_plane: Bytes = field(repr=False)
+    support_plane: Bytes | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_array(
+        cls,
+        array: np.ndarray,
+        *,
+        design: str = "custom",
+        seed: int | None = None,
+        params: dict[str, Any] | None = None,
+        allow_duplicates: bool = False,
+    ) -> PackedCodebook:
+        """Pack a matrix (V, n) of −1, 0 and +1; anything else in it is a CodebookError."""
+        symbols = _as_symbols(array)
+        sign, support = pack(symbols)
+        params = {**(params or {}), **({"allow_duplicates": True} if allow_duplicates else {})}
+        num_classes, length = symbols.shape
+        return cls(
+            num_classes=num_classes,
+            length=length,
+            design=design,
+            seed=seed,
+            params=params,
+            sign_plane=sign,
+            support_plane=support,
+        )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sign_plane", "support_plane"):
+            plane = getattr(self, name)
+            if plane is not None:
+                object.__setattr__(self, name, self._frozen(name, plane))
+        if self.support_plane is not None and np.any(self.sign_plane & ~self.support_plane):
+            raise CodebookError("sign_plane has a 1 where support_plane has a 0; the sign of a zero is 0")
+        if self.support_plane is not None and (self.support_plane == padding_mask(self.length)).all():
+            object.__setattr__(self, "support_plane", None)  # no zeros: a binary code has one form only
+        equal = repeated_rows(self.sign_plane, self.support_plane)
+        if len(equal.items) and not self.params.get("allow_duplicates"):
+            message = f"equal codewords for the classes {equal}: their tokens could not be told apart; "
+            raise CodebookError(message + "make the rows distinct, or pass allow_duplicates=True")
+
+    def _frozen(self, name: str, plane: np.ndarray) -> Bytes:
+        """A read-only copy of a plane that has the right type, shape and padding."""
+        shape = (self.num_classes, row_bytes(self.length))
+        if plane.dtype != np.uint8 or plane.shape != shape:
+            message = f"{name} is {plane.dtype} {plane.shape}; {self.num_classes} codewords of {self.length} "
+            raise CodebookError(message + f"symbols are packed as uint8 {shape}")
+        if np.any(plane[:, -1] & ~padding_mask(self.length)[-1]):
+            raise CodebookError(f"{name} has bits set after symbol {self.length - 1}; padding bits are 0")
+        own = np.array(plane, dtype=np.uint8, order="C", copy=True)
+        own.setflags(write=False)
+        return own
+
+    @property
+    def is_ternary(self) -> bool:
+        return self.support_plane is not None
+
+    @property
+    def _planes(self) -> list[Bytes]:
+        return [plane for plane in (self.sign_plane, self.support_plane) if plane is not None]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(plane.nbytes for plane in self._planes)
+
+    @cached_property
+    def checksum(self) -> str:
+        return self._digest("ternary" if self.is_ternary else "binary", *self._planes)
+
+    def _gather(self, ids: np.ndarray) -> Symbols:
+        support = None if self.support_plane is None else self.support_plane[ids]
+        return unpack(self.sign_plane[ids], support, self.length)
+
+    def check_columns(self) -> PackedCodebook:
+        """The codebook itself; a CodebookError names the constant, duplicate and complementary columns."""
+        faults = column_faults(self.sign_plane, self.support_plane, self.length)
+        if len(faults.columns):
+            raise CodebookError(
+                f"{self.design} codebook: {faults}; every column should be a new binary problem"
+            )
+        return self
+
+
+@final
+class OneVsAllCodebook(Codebook):
+    """One column per class: +1 for its class, −1 for the rest. Implicit: nothing is stored."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes=num_classes, length=num_classes, design="one_vs_all")
+
+    @property
+    def is_ternary(self) -> bool:
+        return False
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    @property
+    def checksum(self) -> str:
+        return self._digest("one_vs_all")
+
+    def _gather(self, ids: np.ndarray) -> Symbols:
+        if ids.size * self.length > DENSE_SYMBOLS:
+            message = f"{ids.size} one_vs_all codewords of {self.length} symbols are too many to write out"
+            raise CodebookError(message + f" (more than {DENSE_SYMBOLS}); ask for fewer ids at a time")
+        codewords = np.full((*ids.shape, self.length), -1, dtype=np.int8)
+        np.put_along_axis(codewords, ids[..., None], 1, axis=-1)
+        return codewords
+
+
+def _as_symbols(array: np.ndarray) -> Symbols:
+    """`array` as int8 (V, n); a CodebookError if it has another shape or other values than −1, 0, +1."""
+    array = np.asarray(array)
+    if array.ndim != 2 or array.dtype.kind not in "if":
+        message = f"array is {array.dtype} {array.shape}; a coding matrix is (classes, bits) with the numbers"
+        raise CodebookError(f"{message} −1, 0 and +1")
+    wrong = np.argwhere((array != -1) & (array != 0) & (array != 1))
+    if len(wrong):
+        row, column = wrong[0]
+        message = f"array has {array[row, column]} in row {row}, column {column}"
+        raise CodebookError(f"{message} ({len(wrong)} such values); the symbols are −1, 0 and +1")
+    return array.astype(np.int8)

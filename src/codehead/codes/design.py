@@ -1,0 +1,117 @@
+"""The registry of coding designs, and `build`, the one way to a codebook by name."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+from codehead.codes.codebook import Codebook, PackedCodebook
+from codehead.errors import CodebookError, ConfigurationError
+from codehead.registry import Registry, did_you_mean
+
+MAX_SYMBOLS = 2**30
+"""The most symbols of a codebook that is written down: 128 MiB per bit-plane."""
+
+
+@final
+@dataclass(frozen=True)
+class Design:
+    """A rule that makes codebooks.
+
+    `make(num_classes, bits, seed, **params)` returns one; `bits` is None if the caller leaves the
+    length to the design. `good_columns(num_classes, length)` says whether the design promises that
+    no column of such a codebook is constant, duplicate or complementary.
+    """
+
+    make: Callable[..., Codebook]
+    good_columns: Callable[[int, int], bool]
+
+    def params(self) -> list[str]:
+        """The names of the design's own options."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+DESIGNS: Registry[Design] = Registry("design")
+
+
+def register(
+    name: str, good_columns: Callable[[int, int], bool]
+) -> Callable[[Callable[..., Codebook]], Callable[..., Codebook]]:
+    """Decorator that files the function below it as the `make` of the design `name`."""
+
+    def add(make: Callable[..., Codebook]) -> Callable[..., Codebook]:
+        DESIGNS.register(name)(Design(make, good_columns))
+        return make
+
+    return add
+
+
+def build(
+    design: str, num_classes: int, *, bits: int | None = None, seed: int = 0, **params: Any
+) -> Codebook:
+    """The codebook of a named design for `num_classes` classes.
+
+    `bits` is the codeword length n, by default the design's own; `params` are the design's options.
+    The same arguments give the same bytes on every platform. ConfigurationError if an argument is
+    unknown or impossible, CodebookError if the matrix that results is not a valid code.
+    """
+    chosen = DESIGNS.get(design)
+    for name in params:
+        if name not in chosen.params():
+            hint = did_you_mean(name, chosen.params())
+            known = ", ".join(chosen.params()) or "none"
+            raise ConfigurationError(f"design {design!r} has no parameter {name!r}{hint} (its own: {known})")
+    num_classes = whole_number("num_classes", num_classes, 2)
+    bits = None if bits is None else whole_number("bits", bits, 1)
+    codebook = chosen.make(num_classes, bits, whole_number("seed", seed, 0), **params)
+    if isinstance(codebook, PackedCodebook) and chosen.good_columns(num_classes, codebook.length):
+        codebook.check_columns()
+    return codebook
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """`value` as an int of at least `least`; a ConfigurationError names the argument otherwise."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ConfigurationError(f"{name}={value!r} is not possible; give a whole number, {least} or more")
+    return number
+
+
+def minimal_length(num_classes: int) -> int:
+    """⌈log2 V⌉: the fewest bits that give `num_classes` classes different codewords."""
+    return (num_classes - 1).bit_length()
+
+
+def free_length(design: str, num_classes: int, bits: int | None, default: int) -> int:
+    """The length of a design that lets the caller choose it; refused if too short or too large to hold."""
+    needed = minimal_length(num_classes)
+    length = max(default, needed) if bits is None else bits
+    if length < needed:
+        message = f"bits={length} is too short for {design} with {num_classes} classes: distinct codewords "
+        raise ConfigurationError(message + f"need at least {needed} bits")
+    check_size(design, num_classes, length)
+    return length
+
+
+def fixed_length(design: str, num_classes: int, bits: int | None, length: int, remedy: str) -> int:
+    """The length of a design that leaves no choice; refused if the caller asks for another."""
+    if bits is not None and bits != length:
+        message = (
+            f"bits={bits} is not possible: {design} has exactly {length} columns for {num_classes} classes"
+        )
+        raise ConfigurationError(f"{message}; {remedy}")
+    return length
+
+
+def check_size(design: str, num_classes: int, length: int) -> None:
+    """A CodebookError with the column count if the matrix is too large to be held."""
+    if num_classes * length > MAX_SYMBOLS:
+        message = f"{design} needs {length:,} columns for {num_classes:,} classes, {num_classes * length:,} "
+        raise CodebookError(message + f"symbols (at most {MAX_SYMBOLS:,} are held); choose a shorter code")

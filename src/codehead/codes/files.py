@@ -1,0 +1,125 @@
+"""Codebooks on disk: one safetensors file with the planes, and where they came from in its header.
+
+The metadata holds one JSON object under "codebook". Its `checksum` covers the symbols, its
+`header_checksum` every other field, so no byte can change unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from codehead.codes.arrays import Bytes
+from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
+from codehead.errors import CheckpointError, CodeheadError
+
+FORMAT = 1
+"""The version of the file format."""
+
+PLANES = {"binary": {"sign_plane"}, "ternary": {"sign_plane", "support_plane"}, "one_vs_all": set[str]()}
+"""The tensors in the file of each kind of codebook; the implicit one has none."""
+
+
+def save(codebook: Codebook, path: str | Path) -> None:
+    """Write `codebook` to `path`; the file appears complete or not at all."""
+    path = Path(path)
+    names = PLANES[_kind(codebook)]
+    data = to_bytes(
+        {name: getattr(codebook, name) for name in sorted(names)}, {"codebook": _header(codebook)}
+    )
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        unfinished.write_bytes(data)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> Codebook:
+    """Read a codebook; a CheckpointError names the field that is damaged or does not fit."""
+    metadata, planes = _read(Path(path))
+    fields = _fields(metadata, path)
+    if planes.keys() != PLANES[fields["kind"]]:
+        expected = sorted(PLANES[fields["kind"]])
+        raise CheckpointError(
+            f"{path}: the tensors are {sorted(planes)}, but kind={fields['kind']!r} has {expected}"
+        )
+    try:
+        codebook = _rebuild(fields, planes)
+    except CodeheadError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if codebook.checksum != fields["checksum"]:
+        message = (
+            f"{path}: checksum is {codebook.checksum}, but the file was written with {fields['checksum']}"
+        )
+        raise CheckpointError(f"{message}; the planes are damaged")
+    return codebook
+
+
+def _kind(codebook: Codebook) -> str:
+    if isinstance(codebook, OneVsAllCodebook):
+        return "one_vs_all"
+    return "ternary" if codebook.is_ternary else "binary"
+
+
+def _header(codebook: Codebook) -> str:
+    fields = {
+        "format": FORMAT,
+        "kind": _kind(codebook),
+        "design": codebook.design,
+        "num_classes": codebook.num_classes,
+        "length": codebook.length,
+        "seed": codebook.seed,
+        "params": codebook.params,
+        "checksum": codebook.checksum,
+    }
+    return json.dumps({**fields, "header_checksum": _header_checksum(fields)}, sort_keys=True)
+
+
+def _header_checksum(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Bytes]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such codebook file") from None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
+
+
+def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
+    """The fields of the header, once its own checksum has been found right."""
+    if "codebook" not in metadata:
+        raise CheckpointError(
+            f"{path}: the metadata field 'codebook' is missing; this is not a codebook file"
+        )
+    try:
+        fields = json.loads(metadata["codebook"])
+        written = fields.pop("header_checksum")
+        found = _header_checksum(fields)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: the metadata field 'codebook' is damaged ({error!r})") from error
+    if written != found:
+        raise CheckpointError(
+            f"{path}: header_checksum is {written}, but the header has {found}; it was changed"
+        )
+    if fields.get("format") != FORMAT:
+        message = f"{path}: format={fields.get('format')!r} is not known; this version reads format {FORMAT}"
+        raise CheckpointError(message)
+    return dict(fields)
+
+
+def _rebuild(fields: dict[str, Any], planes: dict[str, Bytes]) -> Codebook:
+    if fields["kind"] == "one_vs_all":
+        return OneVsAllCodebook(fields["num_classes"])
+    names = ("num_classes", "length", "design", "seed", "params")
+    return PackedCodebook(**{name: fields[name] for name in names}, **planes)
