@@ -1,0 +1,218 @@
+"""Next-token metrics of a causal language model, coded or stock, on one tokenised dataset."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codehead.decoding import decode
+from codehead.errors import DataError
+from codehead.models import is_coded
+from codehead.training.data import Collator
+from codehead.training.tokenization import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from codehead.layer import Decision
+
+SCORE_BYTES = 64 * 2**20  # token scores held at a time
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics over every token that has a label. Rates are fractions from 0 to 1."""
+
+    tokens: int
+    """Labels scored."""
+    top1: float
+    """Share of tokens that are the decoder's first choice."""
+    top5: float
+    """Share of tokens among the decoder's first five."""
+    perplexity: float
+    """exp of the mean negative log-likelihood under the codeword posterior, in float32."""
+    bits_per_byte: float | None
+    """The same likelihood in bits per UTF-8 byte, comparable between tokenizers; None without byte counts."""
+    node_loss: float | None
+    """Binary cross entropy in nats, averaged over tokens and non-zero bits; None for a Softmax head."""
+    node_losses: list[float] | None
+    """The same for every node, `(n,)`; None for a Softmax head."""
+    bit_accuracy: float | None
+    """Share of non-zero bits with the right sign; None for a Softmax head."""
+    bit_accuracies: list[float] | None
+    """The same for every column, `(n,)`; None for a Softmax head."""
+    decoder: str
+    """Decoder that ranked the tokens."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The metrics as plain JSON values; what a diverged model makes infinite or undefined is None."""
+        values = asdict(self)
+        return {key: None if _is_undefined(value) else value for key, value in values.items()}
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Dataset | Sequence[dict[str, Any]],
+    *,
+    batch_size: int = 8,
+    decoder: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score every labelled token of `dataset` with a coded or stock causal language model of transformers.
+
+    Examples have `input_ids`, `labels` (not shifted) and optionally `num_bytes`, each `(length,)`, as
+    `training.data.load_examples` gives them; `batch_size` of them go through the model at a time. A stock
+    model counts as the one_vs_all code with the codeword loss. Of the tokenizer only the pad token is
+    used. `decoder` ranks the tokens for top-1 and top-5; None is the model's own. `progress` is called with
+    (examples done, examples in all) after every batch.
+
+    Raises DataError if there is no labelled token, or a label is not below V.
+    """
+    was_training = model.training
+    model.eval()
+    totals = _Totals()
+    try:
+        for done, batch in _batches(model, tokenizer, dataset, batch_size):
+            _add_batch(totals, model, batch, decoder)
+            if progress is not None:
+                progress(done, len(dataset))
+    finally:
+        model.train(was_training)
+    return totals.finish(decoder or _own_decoder(model))
+
+
+@dataclass
+class _Totals:
+    """Sums over tokens, in float64."""
+
+    tokens: int = 0
+    first: int = 0
+    top: int = 0
+    nats: float = 0.0
+    num_bytes: int | None = 0
+    node_nats: Tensor | None = None  # (n,)
+    node_right: Tensor | None = None  # (n,)
+    node_count: Tensor | None = field(default=None)  # (n,)
+
+    def finish(self, decoder: str) -> Evaluation:
+        if not self.tokens:
+            raise DataError("the data hold no labelled token to score; every label is -100 or out of reach")
+        mean = self.nats / self.tokens
+        return Evaluation(
+            tokens=self.tokens,
+            top1=self.first / self.tokens,
+            top5=self.top / self.tokens,
+            perplexity=math.exp(mean) if mean < 700 else math.inf,
+            bits_per_byte=self.nats / math.log(2) / self.num_bytes if self.num_bytes else None,
+            node_loss=self._mean(self.node_nats),
+            node_losses=self._per_node(self.node_nats),
+            bit_accuracy=self._mean(self.node_right),
+            bit_accuracies=self._per_node(self.node_right),
+            decoder=decoder,
+        )
+
+    def add_nodes(self, nats: Tensor, right: Tensor, count: Tensor) -> None:
+        """Add sums per node, each `(n,)`."""
+        if self.node_nats is None or self.node_right is None or self.node_count is None:
+            self.node_nats, self.node_right, self.node_count = nats, right, count
+        else:
+            self.node_nats += nats
+            self.node_right += right
+            self.node_count += count
+
+    def _mean(self, sums: Tensor | None) -> float | None:
+        if sums is None or self.node_count is None:
+            return None
+        return float(sums.sum() / self.node_count.sum().clamp(min=1))
+
+    def _per_node(self, sums: Tensor | None) -> list[float] | None:
+        if sums is None or self.node_count is None:
+            return None
+        return (sums / self.node_count.clamp(min=1)).tolist()
+
+
+def _batches(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, dataset: Any, batch_size: int
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    device = next(model.parameters()).device
+    pad_id = (tokenizer.pad_token_id if tokenizer is not None else None) or 0
+    examples = [dataset[i] for i in range(min(1, len(dataset)))]
+    collate = Collator(pad_id, with_bytes=bool(examples) and "num_bytes" in examples[0])
+    for start in range(0, len(dataset), batch_size):
+        stop = min(start + batch_size, len(dataset))
+        batch = collate([dataset[i] for i in range(start, stop)])
+        yield stop, {name: values.to(device) for name, values in batch.items()}
+
+
+def _add_batch(totals: _Totals, model: nn.Module, batch: dict[str, Tensor], decoder: str | None) -> None:
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    labels = batch["labels"][:, 1:]
+    scored = labels != IGNORED
+    labels = labels[scored]
+    coded = is_coded(model)
+    outputs = model.bit_logits(**inputs) if coded else model(**inputs, use_cache=False).logits
+    outputs = outputs[:, :-1][scored]  # (tokens, n), or (tokens, V) of a stock model
+    decision: Decision | None = model.decision if coded else None
+    num_classes = decision.table.num_classes if decision is not None else outputs.shape[-1]
+    if labels.numel() and int(labels.max()) >= num_classes:
+        raise DataError(
+            f"the data hold the label {int(labels.max())}, but the model has {num_classes} tokens; "
+            "tokenise with the model's own tokenizer"
+        )
+    rows = max(1, SCORE_BYTES // (4 * num_classes))
+    for bits, wanted in zip(outputs.split(rows), labels.split(rows), strict=True):
+        _add_tokens(totals, decision, bits, wanted, decoder)
+    if "num_bytes" not in batch:
+        totals.num_bytes = None
+    elif totals.num_bytes is not None:
+        totals.num_bytes += int(batch["num_bytes"][:, 1:][scored].sum())
+
+
+def _add_tokens(
+    totals: _Totals, decision: Decision | None, outputs: Tensor, labels: Tensor, decoder: str | None
+) -> None:
+    """Add outputs `(tokens, n)` for labels `(tokens,)`."""
+    scores = (decision.logits(outputs) if decision is not None else outputs).float()
+    totals.tokens += len(labels)
+    totals.nats += float(F.cross_entropy(scores, labels, reduction="none").double().sum())
+    ids = _best(decision, outputs, scores, decoder)
+    hits = ids == labels.unsqueeze(-1)
+    totals.first += int(hits[:, 0].sum())
+    totals.top += int(hits.sum())
+    if decision is not None and has_nodes(decision):
+        codewords = decision.table.lookup(labels)
+        seen = codewords.abs()
+        nats = F.softplus(-codewords * outputs.float()) * seen
+        right = (codewords * outputs.float() > 0).double()
+        totals.add_nodes(nats.double().sum(0), right.sum(0), seen.double().sum(0))
+
+
+def has_nodes(decision: Decision) -> bool:
+    """Whether the bit logits are trained or read as binary problems; the V of a Softmax are not."""
+    return not (decision.table.is_implicit and decision.loss_name == "codeword")
+
+
+def _best(decision: Decision | None, outputs: Tensor, scores: Tensor, decoder: str | None) -> Tensor:
+    """The first five tokens `(tokens, 5)`; for a Softmax, every decoder ranks by its logits."""
+    k = min(TOP, scores.shape[-1])
+    if decision is None or (decision.table.is_implicit and decoder is None):
+        return scores.topk(k, dim=-1).indices
+    return decode(outputs, decision.table, decoder=decoder or decision.decoder_name, k=k).ids
+
+
+def _is_undefined(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _own_decoder(model: nn.Module) -> str:
+    return str(model.decision.decoder_name) if is_coded(model) else "likelihood"

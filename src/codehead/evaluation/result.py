@@ -1,0 +1,87 @@
+"""The result file: one JSON with configuration, metrics and provenance, under a checksum of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from codehead.errors import CheckpointError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured, how, and where the numbers come from. All values are plain JSON."""
+
+    name: str
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]  # see `training.provenance`, plus started_at (UTC) and wall_seconds
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def checksum(self) -> str:
+        """sha256 (hex) over the canonical JSON of every field."""
+        return hashlib.sha256(canonical_json(asdict(self)).encode("utf-8")).hexdigest()
+
+    def write(self, path: str | Path) -> Path:
+        """Write the file in one step, so that a killed process leaves the old file or the new one."""
+        return write_json(Path(path), {**asdict(self), "checksum": self.checksum})
+
+    @classmethod
+    def read(cls, path: str | Path) -> Result:
+        """Read and verify; raises CheckpointError for a missing, broken, newer or hand-edited file."""
+        values = _load(Path(path))
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise CheckpointError(
+                f"result {str(path)!r} has schema_version {values.get('schema_version')!r}; "
+                f"this version of codehead reads {SCHEMA_VERSION}"
+            )
+        recorded = values.pop("checksum", None)
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            wrong = ", ".join(sorted(known ^ set(values)))
+            raise CheckpointError(f"result {str(path)!r} has missing or unknown fields: {wrong}")
+        result = cls(**values)
+        if recorded != result.checksum:
+            raise CheckpointError(
+                f"result {str(path)!r} does not match its checksum: it was damaged or edited by hand; "
+                "measure it again"
+            )
+        return result
+
+
+def canonical_json(values: Any) -> str:
+    """Sorted keys, no spaces; not-a-number and infinity are refused, as JSON has none."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> Path:
+    """Write readable JSON through a temporary file in the same folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"result {str(path)!r} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"result {str(path)!r} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"result {str(path)!r} is not a JSON object")
+    return values

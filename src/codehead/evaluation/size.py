@@ -1,0 +1,117 @@
+"""What a decision layer weighs, told three ways that are never mixed: head parameters, bytes resident,
+bytes read per token.
+
+Counted for the matmul decoder: it multiplies the bit logits with the codeword matrix unpacked to float32
+(and, for a ternary code, with its support), so that matrix is resident and is read for every token, beside
+the weights of the head. The packed codebook is resident; the matmul decoder does not read it. Softmax
+(one_vs_all) has no codebook and nothing to decode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from codehead.heads import count_parameters
+from codehead.models import is_coded
+
+WEIGHT_BYTES = 2  # bf16
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class DecisionSize:
+    """The sizes of one decision layer. In a model with tied embeddings the V × H embedding stays besides."""
+
+    head_parameters: int
+    bytes_resident: int
+    """Weights, packed codebook and unpacked codeword matrix."""
+    bytes_read_per_token: int
+    """Weights and unpacked codeword matrix, at batch size 1."""
+    codebook_bytes: int
+    """The packed codebook, contained in bytes_resident."""
+
+    def as_dict(self) -> dict[str, int]:
+        """The sizes as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A named decision layer `(n, d)` as the paper writes it."""
+
+    name: str
+    bits: int
+    width: int = 0
+    softmax: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name as the paper's tables print it."""
+        return self.name if self.softmax else f"{self.name} ({self.bits}, {self.width})"
+
+
+def decision_size(
+    hidden_size: int,
+    num_classes: int,
+    bits: int,
+    *,
+    head: str = "linear",
+    head_options: dict[str, Any] | None = None,
+    ternary: bool = False,
+    implicit: bool = False,
+    weight_bytes: int = WEIGHT_BYTES,
+) -> DecisionSize:
+    """The sizes from arithmetic alone; `implicit` is the one_vs_all code, which is never written down."""
+    parameters = count_parameters(head, hidden_size, bits, **(head_options or {}))
+    return _size(parameters, num_classes, bits, ternary, implicit, weight_bytes)
+
+
+def model_size(model: nn.Module, *, weight_bytes: int | None = None) -> DecisionSize:
+    """The sizes of a model's decision layer, coded or stock; by default with the bytes of its own dtype."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    parameters = sum(p.numel() for p in head.parameters())
+    if weight_bytes is None:
+        weight_bytes = next(head.parameters()).element_size()
+    if not is_coded(model):
+        return _size(parameters, 0, 0, False, True, weight_bytes)
+    code: Any = model.decision.table  # type: ignore[union-attr]
+    return _size(parameters, code.num_classes, code.length, code.is_ternary, code.is_implicit, weight_bytes)
+
+
+def configuration_size(hidden_size: int, num_classes: int, configuration: Configuration) -> DecisionSize:
+    """The sizes of one of the usual configurations."""
+    options = {"width": configuration.width} if configuration.width else {}
+    return decision_size(
+        hidden_size,
+        num_classes,
+        configuration.bits,
+        head="mtl" if configuration.width else "linear",
+        head_options=options,
+        implicit=configuration.softmax,
+    )
+
+
+def usual_configurations(num_classes: int) -> list[Configuration]:
+    """The configurations of the paper (protocol 1 and the length 100 of protocol 3)."""
+    minimal = max(1, (num_classes - 1).bit_length())
+    return [
+        Configuration("Softmax", num_classes, softmax=True),
+        Configuration("Minimal ECOC", minimal),
+        Configuration("MinRandom ECOC", 50),
+        Configuration("MinRandom ECOC", 100),
+        Configuration("Minimal MTL-ECOC", minimal, 512),
+        Configuration("MinRandom MTL-ECOC", 50, 512),
+    ]
+
+
+def _size(
+    parameters: int, num_classes: int, bits: int, ternary: bool, implicit: bool, weight_bytes: int
+) -> DecisionSize:
+    planes = 0 if implicit else 2 if ternary else 1
+    packed = planes * num_classes * ((bits + 7) // 8)
+    unpacked = planes * num_classes * bits * FLOAT32_BYTES
+    weights = parameters * weight_bytes
+    return DecisionSize(parameters, weights + packed + unpacked, weights + unpacked, packed)

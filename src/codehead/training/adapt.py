@@ -1,0 +1,58 @@
+"""What a run trains: everything, the head alone, or LoRA on the attention with the head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from codehead.errors import ConfigurationError
+from codehead.training.config import LoraConfig, RunConfig
+from codehead.training.model import attention_projections, head_name, is_transposed, untie
+
+
+def adapt(model: nn.Module, config: RunConfig) -> nn.Module:
+    """The model to train. `head` and `lora` first untie a Softmax head that shares the embedding's weight."""
+    if config.adapt == "full":
+        return model
+    untie(model)
+    if config.adapt == "head":
+        model.requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(True)  # type: ignore[operator]
+        return model
+    return _with_lora(model, config.lora)
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """The plain model with its adapters folded into the weights."""
+    merge_and_unload: Any = getattr(model, "merge_and_unload", None)
+    return model if merge_and_unload is None else merge_and_unload()
+
+
+def _with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
+    import peft
+
+    targets = options.target_modules
+    if targets == "auto":
+        targets = attention_projections(model)
+    names = [targets] if isinstance(targets, str) else list(targets)
+    found = [name for name, _ in model.named_modules() if _is_one_of(name, names)]
+    if not found:
+        raise ConfigurationError(
+            f"lora.target_modules {options.target_modules!r} matches no module of {type(model).__name__}; "
+            "name its projections, for example [q_proj, v_proj]"
+        )
+    settings = peft.LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=names,
+        modules_to_save=[head_name(model)],
+        fan_in_fan_out=is_transposed(model, found),
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, settings)
+
+
+def _is_one_of(path: str, names: list[str]) -> bool:
+    return any(path == name or path.endswith("." + name) for name in names)

@@ -1,0 +1,259 @@
+"""The configuration of one training run: one YAML file, validated once, then trusted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from codehead.errors import ConfigurationError
+from codehead.registry import did_you_mean
+
+ADAPTATIONS = ("lora", "full", "head")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+DECISION_KEYS = (
+    "code", "bits", "head", "width", "loss", "decoder", "seed", "code_params", "head_params", "keep_head",
+)  # fmt: skip
+SET_ELSEWHERE = {"output_dir": "output_dir", "seed": "seed"}
+SOFTMAX_ONLY = {
+    "label_smoothing_factor": "smoothing is defined on V logits, which a coded head never forms in training",
+    "use_liger_kernel": "its fused loss reads the head as V rows, and would train the wrong objective",
+}
+Block = TypeVar("Block")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from. A source is a hub id (`name` or `name:split`) or a local file."""
+
+    train: str
+    validation: str | None = None
+    test: str | None = None
+    validation_fraction: float = 0.0  # of the training documents; only without `validation`
+    subset: str | None = None  # configuration name of a hub dataset
+    text_field: str = "text"
+    block_size: int = 256  # tokens per example, in blocks of text and as the limit of a record
+    max_documents: int | None = None  # of the training source
+    max_validation_documents: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.train, str) or not self.train:
+            raise ConfigurationError(f"data.train is {self.train!r}; give a hub id or a local file")
+        _require(self.block_size, "data.block_size", minimum=2)
+        for name in ("max_documents", "max_validation_documents"):
+            if getattr(self, name) is not None:
+                _require(getattr(self, name), f"data.{name}", minimum=1)
+        if not isinstance(self.validation_fraction, int | float) or not 0 <= self.validation_fraction < 1:
+            raise ConfigurationError(
+                f"data.validation_fraction is {self.validation_fraction!r}; give a number from 0 to below 1"
+            )
+        if self.validation and self.validation_fraction:
+            raise ConfigurationError(
+                "data.validation and data.validation_fraction are both set; validation data come either "
+                "from their own source or from a part of the training documents: remove one of the two"
+            )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+
+    r: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    target_modules: str | list[str] = "auto"  # auto: every linear map of the attention blocks
+
+    def __post_init__(self) -> None:
+        _require(self.r, "lora.r", minimum=1)
+        if not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"lora.dropout is {self.dropout!r}; give a number from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run.
+
+    `model` is a hub id or a local folder (fine-tuning), or an architecture such as
+    `{model_type: gpt2, n_embd: 192}` (pretraining from scratch). `decision` holds the keywords of
+    `codehead.attach`; None keeps the model's own decision layer. `training` holds the literal fields of
+    `transformers.TrainingArguments`.
+    """
+
+    model: str | dict[str, Any]
+    data: DataConfig
+    output_dir: str
+    tokenizer: str | dict[str, Any] | None = None  # None: the model's own
+    decision: dict[str, Any] | None = None
+    adapt: str | None = None  # None: lora for an existing model, full for a new one
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    training: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    dtype: str = "float32"  # in which an existing model is loaded; `training.bf16` sets the arithmetic
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            hint = did_you_mean(str(self.dtype), DTYPES) or "."
+            raise ConfigurationError(f"unknown dtype {self.dtype!r}{hint} Known: {', '.join(DTYPES)}")
+        if not isinstance(self.output_dir, str) or not self.output_dir:
+            raise ConfigurationError(f"output_dir is {self.output_dir!r}; name the folder of this run")
+        _require(self.seed, "seed", minimum=0)
+        self._check_model()
+        self._check_tokenizer()
+        self._check_adaptation()
+        if self.decision is not None:
+            _check_keys(self.decision, DECISION_KEYS, "decision")
+            refuse_softmax_only(self.training)
+        self._check_training()
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether the model is a new one, built from a literal architecture."""
+        return isinstance(self.model, dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values; `from_dict` restores it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Build and validate; raises ConfigurationError for unknown or missing keys."""
+        blocks = dict(values)
+        blocks["data"] = _block(DataConfig, blocks.get("data"), "data")
+        blocks["lora"] = _block(LoraConfig, blocks.get("lora"), "lora")
+        blocks["training"] = blocks.get("training") or {}
+        return _block(cls, blocks, "")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+        """Read `path` (None: overrides alone), then lay `overrides` (dotted keys → values) over it."""
+        values = read_yaml(Path(path)) if path is not None else {}
+        for key, value in (overrides or {}).items():
+            _set_dotted(values, key, value)
+        return cls.from_dict(values)
+
+    def _check_model(self) -> None:
+        if isinstance(self.model, dict):
+            if "model_type" not in self.model:
+                raise ConfigurationError(
+                    "model is an architecture without model_type; add one, for example model_type: gpt2"
+                )
+        elif not isinstance(self.model, str) or not self.model:
+            raise ConfigurationError(
+                f"model is {self.model!r}; give a hub id, a local folder or an architecture "
+                "such as {model_type: gpt2, n_embd: 192}"
+            )
+
+    def _check_tokenizer(self) -> None:
+        if isinstance(self.tokenizer, dict):
+            _check_keys(self.tokenizer, ("train", "vocab_size"), "tokenizer")
+            if self.tokenizer.get("train") != "bpe":
+                raise ConfigurationError(
+                    f"tokenizer.train is {self.tokenizer.get('train')!r}; the only kind is 'bpe'"
+                )
+            _require(self.tokenizer.get("vocab_size"), "tokenizer.vocab_size", minimum=257)
+        elif self.tokenizer is None and self.is_pretraining:
+            raise ConfigurationError(
+                "tokenizer is missing; a new model has none of its own: give a hub id, a local folder "
+                "or {train: bpe, vocab_size: 8192}"
+            )
+
+    def _check_adaptation(self) -> None:
+        if self.adapt is None:
+            object.__setattr__(self, "adapt", "full" if self.is_pretraining else "lora")
+        if self.adapt not in ADAPTATIONS:
+            hint = did_you_mean(str(self.adapt), ADAPTATIONS) or "."
+            raise ConfigurationError(f"unknown adapt {self.adapt!r}{hint} Known: {', '.join(ADAPTATIONS)}")
+        if self.is_pretraining and self.adapt != "full":
+            raise ConfigurationError(
+                f"adapt is {self.adapt!r}, but a new model has nothing to adapt: remove the key or set full"
+            )
+
+    def _check_training(self) -> None:
+        for key, place in SET_ELSEWHERE.items():
+            if key in self.training:
+                raise ConfigurationError(f"training.{key} is set; set {place} at the top level instead")
+        from transformers import TrainingArguments  # heavy: only a run with a training block needs it
+
+        _check_keys(self.training, [f.name for f in fields(TrainingArguments) if f.init], "training")
+
+
+def refuse_softmax_only(training: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for options of the Trainer that only make sense with V logits."""
+    for key, reason in SOFTMAX_ONLY.items():
+        if training.get(key):
+            raise ConfigurationError(
+                f"training.{key} is {training[key]!r}, which no coded head supports: {reason}; remove it"
+            )
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`"training.learning_rate=3e-4"` → `("training.learning_rate", 0.0003)`; the value is YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigurationError(f"--set {text!r} is not of the form key=value, as in training.max_steps=100")
+    return key.strip(), yaml.load(value, Loader=_Loader)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigurationError if it is missing, broken or not a mapping."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigurationError(f"configuration file {str(path)!r} does not exist") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"configuration file {str(path)!r} must hold `key: value` lines")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `3e-4` as a number: YAML 1.1 (PyYAML) wants `3.0e-4`, YAML 1.2 does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+    values[last] = value
+
+
+def _block(kind: type[Block], values: Any, name: str) -> Block:
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"{name} is {values!r}; it must be a block of `key: value` lines")
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    _check_keys(values, known, name)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        missing = [key for key in known if f"'{key}'" in str(error)]
+        where = f"{name}." if name else ""
+        raise ConfigurationError(f"missing: {', '.join(where + key for key in missing)}") from None
+
+
+def _check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"{name} is {values!r}; it must be a block of `key: value` lines")
+    for key in values:
+        if key not in known:
+            full = f"{name}.{key}" if name else str(key)
+            hint = did_you_mean(str(key), known) or f"; known: {', '.join(sorted(known))}"
+            raise ConfigurationError(f"unknown key {full!r}{hint}")
+
+
+def _require(value: Any, name: str, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {minimum}")

@@ -1,0 +1,115 @@
+"""The data of a run: sources → tokenised datasets, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from codehead.errors import ConfigurationError, DataError
+from codehead.training.config import DataConfig
+from codehead.training.sources import read_rows
+from codehead.training.tokenization import IGNORED, tokenize_records, tokenize_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The untokenised documents or records of a run."""
+
+    train: Dataset
+    validation: Dataset | None
+
+    def texts(self) -> list[str]:
+        """Every training text, for a tokenizer to learn from."""
+        return [text for name in self.train.column_names for text in self.train[name]]
+
+
+def load_rows(data: DataConfig, seed: int) -> Rows:
+    """Read the training and validation rows; a `validation_fraction` is split off by whole documents."""
+    common: dict[str, Any] = {"subset": data.subset, "text_field": data.text_field}
+    train = read_rows(data.train, split="train", limit=data.max_documents, **common)
+    if data.validation:
+        limit = data.max_validation_documents
+        return Rows(train, read_rows(data.validation, split="validation", limit=limit, **common))
+    if not data.validation_fraction:
+        return Rows(train, None)
+    held_out = round(len(train) * data.validation_fraction)
+    if not 0 < held_out < len(train):
+        raise DataError(
+            f"data.validation_fraction={data.validation_fraction} of {len(train)} documents leaves one side "
+            "empty; change the fraction or give data.validation"
+        )
+    parts = train.train_test_split(test_size=held_out, seed=seed)
+    limit = min(held_out, data.max_validation_documents or held_out)
+    return Rows(parts["train"], parts["test"].select(range(limit)))
+
+
+def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Dataset:
+    """Examples with `input_ids`, `labels` (−100 where no loss) and `num_bytes`, each `(length,)`."""
+    tokenise = tokenize_text if "text" in rows.column_names else tokenize_records
+    return tokenise(rows, tokenizer, block_size)
+
+
+def load_examples(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    block_size: int = 256,
+    split: str = "test",
+    subset: str | None = None,
+    text_field: str = "text",
+    max_documents: int | None = None,
+) -> Dataset:
+    """One source, tokenised: what `evaluation.evaluate` takes."""
+    rows = read_rows(source, split=split, subset=subset, text_field=text_field, limit=max_documents)
+    return tokenize(rows, tokenizer, block_size)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Raise ConfigurationError if the tokenizer has entries that the model has no embedding for."""
+    if len(tokenizer) > num_embeddings:
+        raise ConfigurationError(
+            f"the tokenizer has {len(tokenizer)} entries but the model only {num_embeddings} embeddings; "
+            "use the model's own tokenizer, or a model with a vocab_size of at least "
+            f"{len(tokenizer)}"
+        )
+
+
+def check_labels(examples: Dataset, vocab_size: int) -> None:
+    """Raise DataError if an example holds a token id that the model does not have."""
+    import pyarrow.compute as pc
+
+    for name in ("input_ids", "labels"):
+        largest = pc.max(pc.list_flatten(examples.data.column(name))).as_py()
+        if largest is not None and largest >= vocab_size:
+            raise DataError(
+                f"{name} holds the id {largest}, but the model has only {vocab_size} tokens; "
+                "tokenise with the model's own tokenizer"
+            )
+
+
+class Collator:
+    """Pads examples to the longest of the batch: labels with −100, byte counts with 0."""
+
+    def __init__(self, pad_id: int, *, with_bytes: bool = False) -> None:
+        self.padding = {"input_ids": pad_id, "labels": IGNORED, "attention_mask": 0}
+        if with_bytes:
+            self.padding["num_bytes"] = 0
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Batch tensors `(batch, length)` int64: input_ids, labels, attention_mask [, num_bytes]."""
+        import torch
+
+        length = max(len(example["input_ids"]) for example in examples)
+        batch: dict[str, list[list[int]]] = {name: [] for name in self.padding}
+        for example in examples:
+            columns = {"attention_mask": [1] * len(example["input_ids"]), **example}
+            for name, value in self.padding.items():
+                row = list(columns[name])
+                batch[name].append(row + [value] * (length - len(row)))
+        return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in batch.items()}

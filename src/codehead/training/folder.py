@@ -1,0 +1,135 @@
+"""The folder of a run: what may be written into it, and where an unfinished run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from codehead.errors import CheckpointError, ConfigurationError
+from codehead.training.config import RunConfig
+
+RECORD = "run.json"
+CHECKPOINTS = "checkpoints"
+MISSING = object()
+
+
+class RunFolder:
+    """`output_dir` of one run: `run.json`, `checkpoints/`, and in the end the model and tokenizer."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.path = Path(config.output_dir).expanduser()
+        self.checkpoints = self.path / CHECKPOINTS
+        self.config: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
+
+    def open(self, data: list[dict[str, Any]], *, overwrite: bool = False) -> None:
+        """Claim the folder for a run over these data files (name, sha256, bytes).
+
+        Raises ConfigurationError if it holds something else, a run of another configuration or of other
+        data, or a finished run; `overwrite` removes that run instead.
+        """
+        if overwrite:
+            self._clear()
+        elif self.path.exists() and any(self.path.iterdir()):
+            self._check(data)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; None to start from the beginning."""
+        return last_complete(self.checkpoints)
+
+    def drop_incomplete(self) -> None:
+        """Remove checkpoints that a killed process left half-written."""
+        for checkpoint in _numbered(self.checkpoints):
+            if not _is_complete(checkpoint):
+                shutil.rmtree(checkpoint)
+
+    def write(self, status: str, values: Mapping[str, Any]) -> None:
+        """Write `run.json` in one step."""
+        record = {"status": status, "config": self.config, **values}
+        temporary = self.path / f".{RECORD}.tmp"
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / RECORD)
+
+    def _check(self, data: list[dict[str, Any]]) -> None:
+        where = f"output_dir {str(self.path)!r}"
+        if not (self.path / RECORD).exists():
+            raise ConfigurationError(f"{where} is not empty and no run; choose another or use --overwrite")
+        record = read_record(self.path)
+        difference = first_difference(record["config"], self.config)
+        if difference:
+            raise ConfigurationError(
+                f"{where} holds a run of another configuration: {difference}; "
+                "choose another output_dir or use --overwrite"
+            )
+        if record["provenance"]["data"] != data:
+            raise ConfigurationError(
+                f"{where} holds a run over other data: a data file has changed since; "
+                "choose another output_dir or use --overwrite"
+            )
+        if record["status"] == "finished":
+            raise ConfigurationError(f"{where} holds this run, finished; use --overwrite to repeat it")
+
+    def _clear(self) -> None:
+        """Remove a run's own files, never those that somebody else put beside them."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for pattern in (RECORD, "*.safetensors", "*.safetensors.index.json"):
+            for file in self.path.glob(pattern):
+                file.unlink()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The `run.json` of a folder; CheckpointError if it is missing or damaged."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record["status"], record["config"], record["provenance"]["data"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{str(folder)!r} holds no {RECORD}: it is not the folder of a run") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{str(folder / RECORD)!r} is damaged ({error}); use --overwrite") from None
+    return record
+
+
+def last_complete(checkpoints: Path) -> Path | None:
+    """The newest checkpoint of the Trainer that was written to its end."""
+    complete = [checkpoint for checkpoint in _numbered(checkpoints) if _is_complete(checkpoint)]
+    return complete[-1] if complete else None
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The first key with another value, as `training.seed is 1, was 0`; the folder's own name is left out."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    for key in [*before, *(key for key in after if key not in before)]:
+        was, now = before.get(key, MISSING), after.get(key, MISSING)
+        if key != "output_dir" and was != now:
+            return f"{key} is {_show(now)}, was {_show(was)}"
+    return None
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _show(value: Any) -> str:
+    return "not set" if value is MISSING else repr(value)
+
+
+def _numbered(checkpoints: Path) -> list[Path]:
+    found = [path for path in checkpoints.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The Trainer writes `trainer_state.json` last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True

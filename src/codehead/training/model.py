@@ -1,0 +1,131 @@
+"""The model of a run: built from an architecture or loaded, with its decision layer, ready to be adapted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from codehead.errors import CodeheadError, ConfigurationError
+from codehead.models import attach, is_coded
+from codehead.registry import did_you_mean
+from codehead.training.config import RunConfig, refuse_softmax_only
+from codehead.training.data import check_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The model with the decision layer that `config.decision` asks for; None keeps the one it has."""
+    if isinstance(config.model, dict):
+        model = new_model(config.model, tokenizer)
+    else:
+        model = load_model(config.model, dtype=config.dtype)
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    _check_length(model, config.data.block_size)
+    if config.decision is not None:
+        model = attach(model, **config.decision)
+    if is_coded(model):
+        refuse_softmax_only(config.training)
+    return model
+
+
+def load_model(name: str, *, dtype: str = "float32") -> nn.Module:
+    """Load a coded or stock checkpoint; ConfigurationError names the model that cannot be loaded."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except CodeheadError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"model {name!r} could not be loaded: {error}") from error
+
+
+def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """A model with random weights; `vocab_size` and special tokens not given come from the tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = dict(architecture)
+    model_type = options.pop("model_type")
+    _check_architecture(model_type, options)
+    defaults = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    try:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**defaults, **options}))
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigurationError(f"model {architecture!r} cannot be built: {error}") from error
+
+
+def _check_architecture(model_type: str, options: dict[str, Any]) -> None:
+    """Configurations of transformers accept any key, and ignore what they do not know: refuse it instead."""
+    from transformers import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        hint = did_you_mean(model_type, CONFIG_MAPPING.keys()) or "; see the model types of transformers"
+        raise ConfigurationError(f"unknown model.model_type {model_type!r}{hint}")
+    kind = CONFIG_MAPPING[model_type]
+    known = [*kind().to_dict(), *getattr(kind, "attribute_map", {})]
+    for key in options:
+        if key not in known:
+            hint = did_you_mean(key, known) or f"; see {kind.__name__} of transformers"
+            raise ConfigurationError(f"unknown key 'model.{key}'{hint}")
+
+
+def _check_length(model: nn.Module, block_size: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(limit, int) and limit < block_size:
+        raise ConfigurationError(
+            f"data.block_size is {block_size}, but the model takes at most {limit} tokens; lower it"
+        )
+
+
+def head_name(model: nn.Module) -> str:
+    """Path of the output head inside the model, such as `lm_head`."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return next(name for name, module in model.named_modules() if module is head)
+
+
+def untie(model: nn.Module) -> None:
+    """Give a tied Softmax head its own copy of the embedding, so that training it leaves the input alone."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if getattr(head, "weight", None) is not getattr(embedding, "weight", None):
+        return
+    head.weight = nn.Parameter(embedding.weight.detach().clone())
+    config: Any = model.config
+    config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}  # type: ignore[assignment]
+
+
+def count_trainable(model: nn.Module) -> int:
+    """Parameters that the optimizer moves."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def attention_projections(model: nn.Module) -> list[str]:
+    """Paths of the linear maps inside attention blocks, whatever the architecture calls them."""
+    from transformers.pytorch_utils import Conv1D
+
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and any("attn" in part or "attention" in part for part in name.split(".")[:-1])
+    ]
+
+
+def is_transposed(model: nn.Module, names: list[str]) -> bool:
+    """Whether these maps store their weight as (in, out), as GPT-2's Conv1D does."""
+    return bool(names) and not isinstance(model.get_submodule(names[0]), nn.Linear)
+
+
+def default_device() -> torch.device:
+    """The accelerator, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

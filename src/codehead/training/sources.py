@@ -1,0 +1,187 @@
+"""A hub id or a local file → rows of one shape: `{text}`, or `{prompt, response}` for instruction data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codehead.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Alpaca's template (Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca).
+_TASK = "Below is an instruction that describes a task"
+_REQUEST = "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
+PROMPT_WITH_INPUT = (
+    f"{_TASK}, paired with an input that provides further context. {_REQUEST}"
+    "### Input:\n{input}\n\n### Response:\n"
+)
+PROMPT_WITHOUT_INPUT = f"{_TASK}. {_REQUEST}### Response:\n"
+Row = dict[str, str]
+
+
+def read_rows(
+    source: str,
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    text_field: str = "text",
+    limit: int | None = None,
+) -> Dataset:
+    """The first `limit` rows of `source` as a `datasets.Dataset` of `text`, or of `prompt` and `response`.
+
+    A local file ends in .txt (documents separated by blank lines), .jsonl, .json (a list of records) or
+    .parquet. A hub id may name its split after a colon: `roneneldan/TinyStories:train[:1%]`. Empty texts
+    are left out. Raises DataError for missing, empty or malformed data.
+    """
+    from datasets import Dataset
+
+    places = _local(Path(source)) if _is_local(source) else _hub(source, split, subset)
+    rows = [row for row in islice(_normalised(places, text_field), limit) if any(row.values())]
+    if not rows:
+        raise DataError(f"{source!r} holds no text; give a source with at least one document")
+    kinds = {tuple(row) for row in rows}
+    if len(kinds) > 1:
+        raise DataError(f"{source!r} mixes plain texts and instruction records; split it into two sources")
+    return Dataset.from_list(rows)
+
+
+def alpaca_prompt(instruction: str, context: str = "") -> str:
+    """The prompt of an instruction record, up to and including the line before the response."""
+    template = PROMPT_WITH_INPUT if context.strip() else PROMPT_WITHOUT_INPUT
+    return template.format(instruction=instruction, input=context)
+
+
+def to_row(record: Mapping[str, Any], text_field: str, place: str) -> Row:
+    """One record in the shape of its kind; `place` ("record 3 of 'a.json'") names it in errors."""
+    if text_field in record:
+        return {"text": _string(record, text_field, place)}
+    if "instruction" in record:
+        context = next((key for key in ("input", "context") if key in record), None)
+        response = next((key for key in ("output", "response") if key in record), None)
+        if response is not None:
+            prompt = alpaca_prompt(
+                _string(record, "instruction", place), _string(record, context, place) if context else ""
+            )
+            return {"prompt": prompt, "response": _string(record, response, place)}
+    if "prompt" in record and "completion" in record:
+        return {
+            "prompt": _string(record, "prompt", place),
+            "response": _string(record, "completion", place),
+        }
+    raise DataError(
+        f"{place} has the fields {', '.join(map(repr, record)) or '(none)'}; expected {text_field!r} "
+        "(set data.text_field for another name), instruction/input/output, instruction/context/response "
+        "or prompt/completion"
+    )
+
+
+def _normalised(places: Iterable[tuple[str, Any]], text_field: str) -> Iterator[Row]:
+    for place, record in places:
+        if not isinstance(record, Mapping):
+            raise DataError(f"{place} is {type(record).__name__}; expected an object with named fields")
+        yield to_row(record, text_field, place)
+
+
+def _string(record: Mapping[str, Any], key: str, place: str) -> str:
+    value = record[key]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"field {key!r} of {place} is {type(value).__name__}; expected a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"field {key!r} of {place} holds half of a surrogate pair: not valid text") from None
+    return value
+
+
+def _is_local(source: str) -> bool:
+    path = Path(source)
+    looks_like_path = source.startswith((".", "/", "~")) or path.suffix in _READERS or source.count("/") > 1
+    return path.exists() or (looks_like_path and ":" not in source)
+
+
+def _local(path: Path) -> Iterator[tuple[str, Any]]:
+    path = path.expanduser()
+    if not path.exists():
+        raise DataError(f"data file {str(path)!r} does not exist")
+    if path.is_dir():
+        raise DataError(f"data source {str(path)!r} is a folder; name one file in it")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"data file {str(path)!r} has the unknown suffix {path.suffix!r}; known: {', '.join(_READERS)}"
+        )
+    return reader(path)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"data file {str(path)!r} is not UTF-8 text (byte {error.start})") from None
+
+
+def _txt(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, text in enumerate(re.split(r"\n\s*\n", _read_text(path)), start=1):
+        yield f"paragraph {number} of {str(path)!r}", {"text": text.strip("\n")}
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            place = f"line {number} of {str(path)!r}"
+            try:
+                yield place, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{place} is not valid JSON: {error.msg} (column {error.colno})") from None
+
+
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        records = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"line {error.lineno} of {str(path)!r} is not valid JSON: {error.msg}; "
+            "one record per line needs the suffix .jsonl"
+        ) from None
+    if not isinstance(records, list):
+        raise DataError(f"{str(path)!r} holds {type(records).__name__}; expected a list of records")
+    for number, record in enumerate(records, start=1):
+        yield f"record {number} of {str(path)!r}", record
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{str(path)!r} is not a Parquet file: {error}") from None
+    records = (record for batch in table.iter_batches() for record in batch.to_pylist())
+    for number, record in enumerate(records, start=1):
+        yield f"record {number} of {str(path)!r}", record
+
+
+_READERS = {".txt": _txt, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+
+
+def _hub(source: str, split: str, subset: str | None) -> Iterator[tuple[str, Any]]:
+    from datasets import load_dataset
+
+    name, _, chosen = source.partition(":")
+    try:
+        dataset = load_dataset(name, subset, split=chosen or split)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{source!r} is neither a local file nor a data set that could be loaded from the hub: {error}"
+        ) from error
+    for number, record in enumerate(dataset, start=1):
+        yield f"record {number} of {source!r}", record

@@ -1,0 +1,171 @@
+"""Rows → examples of token ids, labels and the exact number of UTF-8 bytes each token covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codehead.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # the label of tokens that carry no loss
+BATCH = 1000  # rows tokenised at a time
+Columns = dict[str, list[list[int]]]
+
+
+def byte_counts(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """How many UTF-8 bytes of `text` each token adds, from the (start, end) characters of the tokens.
+
+    A token counts `text[end of the tokens before it : its end]`, so spaces that the tokenizer leaves out
+    of its offsets go to the token after them, a character in several tokens to the first of these, and
+    the sum is the byte length of the text. Special tokens, at (0, 0), count nothing.
+    """
+    if not offsets:
+        return []
+    position = _byte_positions(text)
+    ends = np.maximum.accumulate(np.array([end for _, end in offsets], dtype=np.int64))
+    ends[_last_token(offsets) :] = len(text)
+    return np.diff(position[ends], prepend=0).tolist()
+
+
+def tokenize_text(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Dataset:
+    """Documents → blocks of `block_size` tokens: all documents in a row, each ended by the eos token.
+
+    The tokens that do not fill the last block are dropped. Raises DataError if there is no full block.
+    """
+    _require_offsets(tokenizer)
+    return _blocks(_map(rows, lambda batch: _documents(batch["text"], tokenizer)), block_size)
+
+
+def tokenize_records(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Dataset:
+    """Prompts and responses → one example each, cut at `block_size` tokens; only the response has labels.
+
+    Prompt and response are tokenised apart, so that the prompt's tokens are those of a prompt at
+    generation. Records whose prompt alone fills the block are left out.
+    """
+    _require_offsets(tokenizer)
+    examples = _map(rows, lambda batch: _records(batch["prompt"], batch["response"], tokenizer, block_size))
+    if not len(examples):
+        raise DataError(
+            f"every prompt fills data.block_size={block_size} tokens, which leaves no response; raise it"
+        )
+    return examples
+
+
+def _map(rows: Dataset, tokenise: Callable[[dict[str, list[str]]], Columns]) -> Dataset:
+    """`rows.map` by batches without its progress bars, which would tear the one of the training."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        tokens = rows.map(tokenise, batched=True, batch_size=BATCH, remove_columns=rows.column_names)
+        integers = datasets.Sequence(datasets.Value("int32"))
+        return tokens.cast(datasets.Features(dict.fromkeys(tokens.column_names, integers)))
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _documents(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Columns:
+    encoded = _encode(tokenizer, texts, special=False)
+    eos = _eos(tokenizer)
+    bos = tokenizer.bos_token_id if _starts_with_bos(tokenizer) else None
+    start = [] if bos in (None, eos) else [bos]  # an eos that doubles as bos separates documents once
+    return {
+        "input_ids": [start + ids + [eos] for ids, _ in encoded],
+        "num_bytes": [[0] * len(start) + count + [0] for _, count in encoded],
+    }
+
+
+def _records(
+    prompts: list[str], responses: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int
+) -> Columns:
+    eos = _eos(tokenizer)
+    examples: Columns = {"input_ids": [], "labels": [], "num_bytes": []}
+    encoded = zip(
+        _encode(tokenizer, prompts, special=True), _encode(tokenizer, responses, special=False), strict=True
+    )
+    for (prompt, prompt_bytes), (response, response_bytes) in encoded:
+        if len(prompt) > 1 and prompt[-1] == eos:  # some tokenizers end every text themselves
+            prompt, prompt_bytes = prompt[:-1], prompt_bytes[:-1]
+        if len(prompt) >= block_size:
+            continue
+        labels = [IGNORED] * len(prompt) + response + [eos]
+        examples["input_ids"].append((prompt + response + [eos])[:block_size])
+        examples["labels"].append(labels[:block_size])
+        examples["num_bytes"].append((prompt_bytes + response_bytes + [0])[:block_size])
+    return examples
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool
+) -> list[tuple[list[int], list[int]]]:
+    encoded = tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    return [
+        (ids, byte_counts(text, offsets))
+        for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+
+
+def _blocks(tokens: Dataset, block_size: int) -> Dataset:
+    import pyarrow as pa
+    from datasets import Dataset
+
+    columns = {name: _flat(tokens, name) for name in ("input_ids", "num_bytes")}
+    total = len(columns["input_ids"])
+    kept = total // block_size * block_size
+    if not kept:
+        raise DataError(
+            f"the text has {total} tokens, less than one block of data.block_size={block_size}; "
+            f"lower data.block_size to at most {total} or give more text"
+        )
+    blocks: dict[str, Any] = {
+        name: pa.FixedSizeListArray.from_arrays(values[:kept], block_size) for name, values in columns.items()
+    }
+    blocks["labels"] = blocks["input_ids"]
+    return Dataset(pa.table(blocks))
+
+
+def _flat(tokens: Dataset, name: str) -> Any:
+    import pyarrow as pa
+
+    return tokens.data.column(name).combine_chunks().flatten().cast(pa.int32())
+
+
+def _byte_positions(text: str) -> np.ndarray:
+    """Byte offset of every character boundary, `(characters + 1,)`."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    widths = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
+    return np.concatenate([[0], np.cumsum(widths)])
+
+
+def _last_token(offsets: Sequence[tuple[int, int]]) -> int:
+    """Index of the last token with text of its own; it also takes what the tokenizer drops at the end."""
+    return next((i for i in reversed(range(len(offsets))) if offsets[i][1] > 0), len(offsets) - 1)
+
+
+def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a").input_ids
+    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ConfigurationError("the tokenizer has no eos token to end a document with; set one and save it")
+    return int(tokenizer.eos_token_id)
+
+
+def _require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise ConfigurationError(
+            f"tokenizer {type(tokenizer).__name__} tells no character offsets, which the byte counts need; "
+            "use a fast tokenizer (one with a tokenizer.json)"
+        )

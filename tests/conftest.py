@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+DATA_VARIABLE = "CODEHEAD_TEST_DATA"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Callable[[str], Path]:
+    """Path of a file or folder of real data: skips if no data folder is named, fails if it lacks the file."""
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        pytest.skip(f"{DATA_VARIABLE} is not set: it names the folder with alpaca/, tinystories/, tokenizers/")
+
+    def find(name: str) -> Path:
+        path = Path(folder) / name
+        if not path.exists():
+            pytest.fail(f"{DATA_VARIABLE} is set to {folder!r}, which has no {name!r}")
+        return path
+
+    return find
