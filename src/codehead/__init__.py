@@ -1,0 +1,51 @@
+"""Error-correcting output codes as the decision layer of language models.
+
+`import codehead` is cheap: it imports neither torch nor transformers. It does make
+`AutoModelForCausalLM.from_pretrained` understand coded checkpoints, whichever of the two is imported first.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from codehead.models.registration import register_loader
+
+if TYPE_CHECKING:
+    from codehead.codes.codebook import Codebook
+    from codehead.errors import CodeheadError
+    from codehead.layer import Decision, DecisionLayer
+    from codehead.models.folding import fold
+    from codehead.models.surgery import attach, detach, is_coded
+
+__version__ = "0.1.0"
+
+__all__ = ["Codebook", "CodeheadError", "Decision", "DecisionLayer", "attach", "detach", "fold", "is_coded"]
+
+_HOMES = {
+    "Codebook": "codehead.codes.codebook",
+    "CodeheadError": "codehead.errors",
+    "Decision": "codehead.layer",
+    "DecisionLayer": "codehead.layer",
+    "attach": "codehead.models.surgery",
+    "detach": "codehead.models.surgery",
+    "fold": "codehead.models.folding",
+    "is_coded": "codehead.models.surgery",
+}
+_SUBPACKAGES = ("codes", "decoding", "errors", "heads", "layer", "losses")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in _SUBPACKAGES:
+        return import_module(f"codehead.{name}")
+    raise AttributeError(f"module 'codehead' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_SUBPACKAGES})
+
+
+register_loader()

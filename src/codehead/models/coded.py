@@ -1,0 +1,160 @@
+"""A causal LM whose output embedding yields bit logits: what is different from its stock class."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, is_grad_enabled, nn
+from torch.nn import functional as F
+
+from codehead.losses import IGNORE
+from codehead.models import guards, manifest
+
+
+class CodedCausalLM:
+    """Mixed into the class of a model by `attach`; the result keeps the stock class's name.
+
+    A class rather than hooks, because libraries such as PEFT call `base.forward(...)` directly, and hooks do not run
+    then. Bit logits never leave as `.logits`: those have one entry per token, and their softmax is the codeword
+    posterior.
+    """
+
+    accepts_loss_kwargs = (
+        True  # Trainer: divide by num_items_in_batch in the model, not by accumulation steps
+    )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """`type(model)(config)` and `type(model).from_pretrained` start, like any model, without a decision layer."""
+        return cls._stock_class(*args, **kwargs)  # type: ignore[attr-defined]
+
+    def bit_logits(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Bit logits `(batch, length, n)` of the inputs that `forward` takes; labels are ignored."""
+        for name in ("labels", "shift_labels", "num_items_in_batch", "output_token_logits"):
+            kwargs.pop(name, None)
+        return self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True}).logits  # type: ignore[attr-defined]
+
+    def _decide(
+        self, outputs: Any, labels: Tensor | None, num_items: Tensor | int | None, wanted: bool | None
+    ) -> Any:
+        """Outputs with the loss and the token logits in place of the bit logits `(batch, length, n)`.
+
+        `labels` are aligned with the bit logits. In training the token logits stay None unless `wanted`.
+        """
+        bit_logits, loss = outputs.logits, None
+        if labels is not None:
+            loss = self._loss(outputs, labels, num_items)
+        elif self.training and is_grad_enabled():  # type: ignore[attr-defined]
+            self._warn_of_posterior_loss()
+        if wanted is None:
+            wanted = labels is None or not self.training  # type: ignore[attr-defined]
+        logits = self.decision.logits(bit_logits) if wanted else None  # type: ignore[attr-defined]
+        return type(outputs)(**{**outputs, "loss": loss, "logits": logits})
+
+    def _loss(self, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """The loss of the decision layer, plus the load balancing loss where mixture-of-experts models report one."""
+        loss = self.decision.loss(outputs.logits, labels, num_items)  # type: ignore[attr-defined]
+        router = getattr(outputs, "aux_loss", None)
+        if isinstance(router, Tensor):
+            loss = loss + self.config.get_text_config().router_aux_loss_coef * router  # type: ignore[attr-defined]
+        return loss
+
+    def _warn_of_posterior_loss(self) -> None:
+        if self.decision.loss_name == "bitwise" and not self._kept.warned:  # type: ignore[attr-defined]
+            self._kept.warned = True  # type: ignore[attr-defined]
+            guards.warn_of_posterior_loss()
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """The input embedding, if the number of tokens stays the same; a ConfigurationError otherwise."""
+        num_classes = self.decision.table.num_classes  # type: ignore[attr-defined]
+        size = num_classes if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            size = math.ceil(size / pad_to_multiple_of) * pad_to_multiple_of
+        guards.refuse_resize(size, num_classes)
+        return self.get_input_embeddings()  # type: ignore[attr-defined]
+
+    def _get_resized_lm_head(
+        self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **_: Any
+    ) -> nn.Module:
+        num_classes = self.decision.table.num_classes  # type: ignore[attr-defined]
+        guards.refuse_resize(num_classes if new_num_tokens is None else new_num_tokens, num_classes)
+        return old_lm_head
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`."""
+        save = super().save_pretrained  # type: ignore[misc]
+        is_main = args[0] if args else kwargs.get("is_main_process", True)
+        if is_main and not kwargs.get("push_to_hub") and not kwargs.get("distributed_checkpoint"):
+            with manifest.staged(save_directory, kwargs.get("variant")) as folder:
+                save(folder, *args, **kwargs)
+        else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
+            save(save_directory, *args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward":
+            guards.refuse_fused_loss(value)
+        super().__setattr__(name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle by the stock class, which can be imported by name."""
+        return _rebuild, (self._stock_class,), self.__dict__  # type: ignore[attr-defined]
+
+
+def _rebuild(base: type) -> Any:
+    return object.__new__(coded_class(base))
+
+
+@functools.cache
+def coded_class(base: type) -> type:
+    """The coded subclass of a stock model class, under the stock name, so that tools keyed on names go on working."""
+    members = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "_stock_class": base,
+        "forward": _coded_forward(base),
+    }
+    return type(base.__name__, (CodedCausalLM, base), members)
+
+
+def _coded_forward(base: Any) -> Callable[..., Any]:
+    """The forward of a coded class, with the signature of the stock one.
+
+    Labels are taken out of the call, so that the stock forward computes no loss from bit logits.
+    """
+    signature = inspect.signature(base.forward)
+    position = [*signature.parameters, "labels"].index("labels") - 1  # among arguments after self
+
+    @functools.wraps(base.forward)
+    def forward(
+        self: Any,
+        *args: Any,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_token_logits: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if len(args) > position:
+            args, labels = (*args[:position], None, *args[position + 1 :]), args[position]
+        outputs = base.forward(self, *args, **kwargs, return_dict=True)
+        if shift_labels is None and labels is not None:
+            shift_labels = F.pad(labels, (0, 1), value=IGNORE)[..., 1:]
+        outputs = self._decide(outputs, shift_labels, num_items_in_batch, output_token_logits)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return outputs if as_dict else outputs.to_tuple()
+
+    # accelerate unwraps mixed precision by following __wrapped__ to the end, which must not be the stock forward.
+    del forward.__wrapped__  # type: ignore[attr-defined]
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    return forward

@@ -1,0 +1,109 @@
+"""What `config.json` says of a decision layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from codehead import __version__
+from codehead.codes.codebook import Codebook
+from codehead.errors import CheckpointError
+from codehead.registry import did_you_mean
+
+METHOD = "codehead"
+"""The name under which transformers finds the loader: `quantization_config.quant_method`."""
+
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "bool": (bool,),
+    "dict[str, Any]": (dict,),
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """The entry `quantization_config` of a coded model's configuration, checked when it is built."""
+
+    design: str
+    bits: int
+    num_classes: int
+    ternary: bool
+    seed: int | None
+    params: dict[str, Any]
+    checksum: str
+    """sha256 of the codebook; a checkpoint whose codebook differs is refused."""
+    head: str
+    head_options: dict[str, Any]
+    loss: str
+    decoder: str
+    stock: dict[str, Any]
+    """What was changed in the stock configuration, with the values from before."""
+    version: str = __version__
+    """Version of codehead that wrote this."""
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            allowed = JSON_TYPES[str(entry.type)]
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+                raise CheckpointError(
+                    f"quantization_config.{entry.name} in config.json must be of type {entry.type}, got {value!r}; "
+                    "restore config.json from the original checkpoint"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        codebook: Codebook,
+        head: str,
+        head_options: dict[str, Any],
+        loss: str,
+        decoder: str,
+        stock: dict[str, Any],
+    ) -> Description:
+        """The description of a decision layer that is about to be attached."""
+        return cls(
+            design=codebook.design,
+            bits=codebook.length,
+            num_classes=codebook.num_classes,
+            ternary=codebook.is_ternary,
+            seed=codebook.seed,
+            params=dict(codebook.params),
+            checksum=codebook.checksum,
+            head=head,
+            head_options=head_options,
+            loss=loss,
+            decoder=decoder,
+            stock=stock,
+        )
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> Description:
+        """Read the entry of a `config.json`; a CheckpointError names a field that is missing or unknown."""
+        entry = {key: value for key, value in entry.items() if key != "quant_method"}
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in entry:
+            if key not in known:
+                raise CheckpointError(
+                    f"quantization_config.{key} in config.json is not a field of codehead{did_you_mean(key, known)}; "
+                    "was the checkpoint written by a newer codehead?"
+                )
+        for key in known:
+            if key not in entry:
+                raise CheckpointError(
+                    f"quantization_config.{key} is missing from config.json; "
+                    "restore config.json from the original checkpoint"
+                )
+        return cls(**entry)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as it stands in `config.json`."""
+        return {"quant_method": METHOD, **dataclasses.asdict(self)}
+
+    @property
+    def is_implicit(self) -> bool:
+        """Whether the code is too large to be written down, so that the checkpoint holds no codebook."""
+        return self.design == "one_vs_all"

@@ -1,0 +1,111 @@
+"""`codehead.json`: checksums of a checkpoint's weights, and saving that is all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from codehead.errors import CheckpointError
+
+WEIGHTS = "model*.safetensors"
+"""The files that are checked; adapters saved beside them are not ours."""
+CHUNK = 2**22
+"""Bytes read at a time."""
+
+Files = dict[str, dict[str, Any]]
+"""File name → its `size` in bytes and its `sha256`."""
+
+
+@contextmanager
+def staged(folder: str | os.PathLike[str], variant: str | None = None) -> Iterator[Path]:
+    """An empty folder to save into; its files move into `folder` once all are written.
+
+    A crash before that leaves `folder` as it was. The manifest moves last: a crash between two moves leaves either
+    the old manifest, which the new weights contradict, or none.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
+    try:
+        yield stage
+        _publish(stage, target, _name(variant))
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _publish(stage: Path, target: Path, manifest: str) -> None:
+    files = {path.name: _fingerprint(path) for path in sorted(stage.glob(WEIGHTS))}
+    left = {path.name for path in target.glob(WEIGHTS)} - set(files)
+    stale = left & set(_read(target / manifest)) if files else set()
+    for path in sorted(stage.iterdir(), key=lambda path: path.name not in files):
+        os.replace(path, target / path.name)
+    for name in stale:
+        (target / name).unlink(missing_ok=True)
+    if files:
+        (stage / manifest).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+        os.replace(stage / manifest, target / manifest)
+
+
+def verify(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Check weight files against the manifests that lie beside them, if there are any.
+
+    Raises:
+        CheckpointError: names the file whose size or checksum differs, or that no manifest knows.
+    """
+    for path in map(Path, paths):
+        known: Files = {}
+        for manifest in sorted(path.parent.glob("codehead*.json")):
+            known.update(_read(manifest))
+        if known:
+            _verify_file(path, known)
+
+
+def _verify_file(path: Path, known: Files) -> None:
+    if path.name not in known:
+        raise CheckpointError(
+            f"{path} is not among the files listed in codehead.json: it is left over from another checkpoint; "
+            "remove it, or save the model into an empty folder"
+        )
+    size, expected = path.stat().st_size, known[path.name]
+    if size != expected.get("size"):
+        raise CheckpointError(
+            f"{path} has {size} bytes, codehead.json says {expected['size']}: the file is incomplete or was replaced; "
+            "copy it again from the original checkpoint"
+        )
+    if _fingerprint(path) != expected:
+        raise CheckpointError(
+            f"{path} differs from its sha256 in codehead.json: the file is damaged or was replaced; copy it again from "
+            "the original checkpoint, or delete codehead.json if you changed the weights on purpose"
+        )
+
+
+def _read(manifest: Path) -> Files:
+    if not manifest.exists():
+        return {}
+    try:
+        files: Files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{manifest} is not a readable list of files ({error!r}); copy it again from the original checkpoint, "
+            "or delete it to load without checksums"
+        ) from None
+    return files
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _name(variant: str | None) -> str:
+    return "codehead.json" if variant is None else f"codehead.{variant}.json"

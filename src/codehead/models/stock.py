@@ -1,0 +1,88 @@
+"""What a stock model looked like before it was coded, and how it is put back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from codehead.errors import ConfigurationError
+
+SOFT_CAP = "final_logit_softcapping"
+"""Gemma's `cap · tanh(logits / cap)`, applied to whatever the head returns; None switches it off."""
+FIXED_SOFT_CAPS = ("logits_soft_cap", "output_logit_soft_cap")
+"""The same in models that offer no way to switch it off."""
+
+
+@dataclass
+class Kept:
+    """Kept with a coded model but not saved: not a module, so that it is neither trained nor in the state dict."""
+
+    head: nn.Module | None
+    """The stock head, which `detach` puts back."""
+    loss_type: str | None
+    warned: bool = False
+    """Whether the warning of a loss without labels was given."""
+
+
+def head_path(model: nn.Module) -> str:
+    """Dotted name of the output embedding, found by identity: `lm_head`, `embed_out`, …"""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for name, module in model.named_modules():
+        if module is head:
+            return name
+    raise ConfigurationError(
+        f"{type(model).__name__} has no output embedding to replace; attach works on causal language models, "
+        "such as AutoModelForCausalLM loads"
+    )
+
+
+def replace_head(model: nn.Module, head: nn.Module) -> None:
+    """Put `head` where the output embedding is."""
+    parent, _, name = head_path(model).rpartition(".")
+    setattr(model.get_submodule(parent), name, head)
+
+
+def refuse_fixed_soft_cap(model: Any) -> None:
+    """Raise a ConfigurationError where logits are soft-capped for good: bit logits would be distorted."""
+    config = model.config.get_text_config()
+    fixed = [name for name in FIXED_SOFT_CAPS if getattr(config, name, None) is not None]
+    fixed += [
+        name
+        for name in (*vars(model), *model._modules)
+        if "softcap" in name and getattr(model, name) is not None
+    ]
+    if fixed:
+        raise ConfigurationError(
+            f"{type(model).__name__} soft-caps its logits ({fixed[0]}) with no way to switch it off, which would "
+            "distort bit logits; use code='one_vs_all' or another architecture"
+        )
+
+
+def alter(model: Any, *, capped: bool) -> dict[str, Any]:
+    """Untie the head and switch soft-capping off unless the model is to stay `capped`; the values from before."""
+    stock = {"tie_word_embeddings": bool(model.config.tie_word_embeddings)}
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    config = model.config.get_text_config()
+    if not capped and getattr(config, SOFT_CAP, None) is not None:
+        stock[SOFT_CAP] = getattr(config, SOFT_CAP)
+        setattr(config, SOFT_CAP, None)
+    return stock
+
+
+def restore(model: Any, stock: dict[str, Any]) -> None:
+    """Undo `alter`; a head that was tied shares the weight of the input embedding again."""
+    if SOFT_CAP in stock:
+        setattr(model.config.get_text_config(), SOFT_CAP, stock[SOFT_CAP])
+    model.config.tie_word_embeddings = stock["tie_word_embeddings"]
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    model.tie_weights()
+
+
+def tied_head(model: Any) -> nn.Linear:
+    """An empty Softmax head for a model that will tie it to its input embedding, `(V, hidden)`."""
+    with torch.device("meta"):
+        return nn.Linear(*reversed(model.get_input_embeddings().weight.shape), bias=False)

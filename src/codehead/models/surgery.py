@@ -1,0 +1,175 @@
+"""Attach a decision layer to a model of transformers in place, and take it off again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from codehead import codes, heads
+from codehead.codes.codebook import Codebook
+from codehead.errors import CodebookError, ConfigurationError
+from codehead.layer import Decision
+from codehead.models import guards, stock
+from codehead.models.coded import CodedCausalLM, coded_class
+from codehead.models.description import METHOD, Description
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def is_coded(model: object) -> bool:
+    """Whether the model has a decision layer."""
+    return isinstance(model, CodedCausalLM)
+
+
+def attach(
+    model: Model,
+    code: str | Path | Codebook = "minrandom",
+    bits: int | None = None,
+    head: str = "linear",
+    width: int | None = None,
+    loss: str = "bitwise",
+    decoder: str = "likelihood",
+    seed: int = 0,
+    *,
+    code_params: dict[str, Any] | None = None,
+    head_params: dict[str, Any] | None = None,
+    keep_head: bool = True,
+) -> Model:
+    """Replace the Softmax head of a causal language model by an error-correcting output code, in place.
+
+    Args:
+        model: any causal LM of transformers, `(hidden → V)` by its output embedding.
+        code: name of a design, path of a saved codebook, or a Codebook.
+        bits: codeword length n; None lets the design choose.
+        head: "linear" (ECOC head) or "mtl" (MTL-ECOC head).
+        width: d, the hidden width of each node of an MTL head.
+        loss: "bitwise" (never V wide) or "codeword" (normalised over the codewords).
+        decoder: how `model.decision.decode` ranks tokens.
+        seed: of the codebook and of the head's initial weights; the global random state is not touched.
+        code_params: further options of the design.
+        head_params: further options of the head.
+        keep_head: keep the old head in memory, for `detach`; a tied model can always be detached.
+
+    Returns:
+        The same model, now coded.
+
+    Raises:
+        ConfigurationError: the model or an option does not allow it; nothing has changed then.
+        CodebookError: the code has another number of classes than the model has tokens.
+    """
+    old = _check(model)
+    num_classes, hidden_size = old.weight.shape
+    codebook = _codebook(code, num_classes, bits, seed, code_params or {})
+    if codebook.design != "one_vs_all":
+        stock.refuse_fixed_soft_cap(model)
+    options = {**(head_params or {}), **({} if width is None else {"width": width})}
+    new = _seeded_head(head, hidden_size, codebook.length, options, seed).to(
+        old.weight.device, old.weight.dtype
+    )
+    decision = Decision(codebook, loss, decoder).to(old.weight.device)
+
+    kept = stock.Kept(old if keep_head else None, model.loss_type)
+    changed = {"bias": old.bias is not None, **stock.alter(model, capped=decision.table.is_implicit)}
+    model.config.quantization_config = Description.of(
+        codebook, head, options, loss, decoder, changed
+    ).to_dict()
+    install(model, new, decision, kept)
+    return model
+
+
+def install(model: Any, head: nn.Module, decision: Decision, kept: stock.Kept) -> None:
+    """Turn a model whose configuration is already that of a coded one into a coded one."""
+    stock.replace_head(model, head.train(model.training))
+    model.decision = decision.train(model.training)
+    model.loss_type = "ForCausalLM"  # so that the Trainer counts shifted labels
+    model.__class__ = coded_class(type(model))
+    model._kept = kept
+
+
+def detach(model: Model) -> Model:
+    """Put the Softmax head from before `attach` back, in place: tied to the embedding again if it was.
+
+    Raises:
+        ConfigurationError: the old head was not kept, as after `keep_head=False` or loading from a checkpoint.
+    """
+    changed = dict(_description(model, "detach").stock)
+    head = model._kept.head
+    if head is None and changed["tie_word_embeddings"] and not changed["bias"]:
+        head = stock.tied_head(model)
+    if head is None:
+        raise ConfigurationError(
+            "cannot detach: the Softmax head was not kept (keep_head=False, or the model was loaded from a coded "
+            "checkpoint); codehead.fold(model) turns a linear head with a binary code into an equivalent Softmax head"
+        )
+    uninstall(model, head)
+    stock.restore(model, changed)
+    return model
+
+
+def uninstall(model: Any, head: nn.Module) -> None:
+    """Give a coded model its stock class back, with `head` as its output embedding."""
+    current = next(model.get_output_embeddings().parameters())
+    if not head.weight.is_meta:
+        head.to(current.device, current.dtype)
+    stock.replace_head(model, head.train(model.training))
+    model.loss_type = model._kept.loss_type
+    model.__class__ = model._stock_class
+    del model.decision, model._kept, model.config.quantization_config
+
+
+def _description(model: Any, action: str) -> Description:
+    if not is_coded(model):
+        raise ConfigurationError(
+            f"cannot {action}: this {type(model).__name__} has no decision layer; attach one first"
+        )
+    guards.refuse_patched_forward(model, action)
+    return Description.from_dict(model.config.quantization_config)
+
+
+def _check(model: Any) -> nn.Linear:
+    """The output embedding of a model that a decision layer can be attached to."""
+    if is_coded(model):
+        raise ConfigurationError("this model has a decision layer already; codehead.detach(model) it first")
+    if not hasattr(model, "get_output_embeddings") or not hasattr(model, "all_tied_weights_keys"):
+        raise ConfigurationError(
+            f"cannot attach to a {type(model).__name__}: it is not a model of transformers. Attach to the model itself "
+            "before wrapping it (PEFT, torch.compile); for models of your own there is codehead.DecisionLayer"
+        )
+    method = getattr(model, "quantization_method", None) if getattr(model, "is_quantized", False) else None
+    if method is not None and method != METHOD:
+        raise ConfigurationError(
+            f"cannot attach to a model quantised with {getattr(method, 'value', method)}: transformers has one slot "
+            "for a quantizer in config.json, and coded checkpoints are loaded through it. Load the model unquantised"
+        )
+    guards.refuse_patched_forward(model, "attach")
+    return model.get_submodule(stock.head_path(model))  # type: ignore[no-any-return]
+
+
+def _codebook(
+    code: str | Path | Codebook, num_classes: int, bits: int | None, seed: int, params: dict[str, Any]
+) -> Codebook:
+    """The codebook meant by `code`, with one codeword per row of the output embedding."""
+    if isinstance(code, str) and not code.endswith(".safetensors"):
+        return codes.build(code, num_classes, bits=bits, seed=seed, **params)
+    codebook = code if isinstance(code, Codebook) else codes.load(code)
+    if params or (bits is not None and bits != codebook.length):
+        raise ConfigurationError(
+            f"bits={bits} and code_params={params} describe a code to be built, but code is a finished codebook of "
+            f"length {codebook.length}; leave them out"
+        )
+    if codebook.num_classes != num_classes:
+        raise CodebookError(
+            f"the codebook has {codebook.num_classes} classes, but the output embedding of the model has {num_classes} "
+            f"rows; build it with num_classes={num_classes} (the tokenizer may know fewer tokens)"
+        )
+    return codebook
+
+
+def _seeded_head(name: str, hidden_size: int, num_bits: int, options: dict[str, Any], seed: int) -> nn.Module:
+    """A head with its own initial weights, made on the CPU so that a seed means the same on every device."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        return heads.build(name, hidden_size, num_bits, **options)
