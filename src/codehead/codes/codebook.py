@@ -87,7 +87,7 @@ class Codebook(ABC):
         header = f"codehead codebook 1\n{self.num_classes} {self.length} {kind}\n"
         digest = hashlib.sha256(header.encode())
         for plane in planes:
-            digest.update(plane)
+            digest.update(plane.data)
         return digest.hexdigest()
 
     def __copy__(self) -> Codebook:

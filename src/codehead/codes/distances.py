@@ -45,14 +45,14 @@ class PackedRows(NamedTuple):
         return cls(word_major[0], word_major[1], length)
 
     @property
-    def count(self) -> int:
+    def num_rows(self) -> int:
         """The number of rows."""
         return self.sign.shape[1]
 
     @property
     def num_pairs(self) -> int:
         """The number of unordered pairs of different rows."""
-        return self.count * (self.count - 1) // 2
+        return self.num_rows * (self.num_rows - 1) // 2
 
     def take(self, rows: Integers | slice) -> PackedRows:
         """Some of the rows."""
@@ -84,12 +84,12 @@ def doubled_distances(left: PackedRows, right: PackedRows) -> Integers:
 def all_pairs(rows: PackedRows) -> Integers:
     """How many pairs of different rows lie at each doubled distance: counts (2·length + 1,)."""
     counts = np.zeros(2 * rows.length + 1, dtype=np.int64)
-    step = max(CHUNK_PAIRS // rows.count, 1)
-    for start in range(0, rows.count, step):
+    step = max(CHUNK_PAIRS // rows.num_rows, 1)
+    for start in range(0, rows.num_rows, step):
         block = rows.take(slice(start, start + step))
         found = doubled_distances(block.spread(), rows.take(slice(start, None)))
-        inside, outside = found[:, : block.count], found[:, block.count :]
-        for part in (inside[np.triu_indices(block.count, 1)], outside.ravel()):
+        inside, outside = found[:, : block.num_rows], found[:, block.num_rows :]
+        for part in (inside[np.triu_indices(block.num_rows, 1)], outside.ravel()):
             counts += np.bincount(part, minlength=len(counts))
     return counts
 
@@ -100,6 +100,6 @@ def sampled_pairs(rows: PackedRows, samples: int, seed: int) -> Integers:
     bits = RandomBits(seed)
     step = max(CHUNK_PAIRS // max(len(rows.sign) // 8, 1), 1)
     for start in range(0, samples, step):
-        left, right = bits.pairs(rows.count, min(step, samples - start))
+        left, right = bits.pairs(rows.num_rows, min(step, samples - start))
         counts += np.bincount(doubled_distances(rows.take(left), rows.take(right)), minlength=len(counts))
     return counts

@@ -121,5 +121,12 @@ def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
 def _rebuild(fields: dict[str, Any], planes: dict[str, Bytes]) -> Codebook:
     if fields["kind"] == "one_vs_all":
         return OneVsAllCodebook(fields["num_classes"])
-    names = ("num_classes", "length", "design", "seed", "params")
-    return PackedCodebook(**{name: fields[name] for name in names}, **planes)
+    return PackedCodebook(
+        num_classes=fields["num_classes"],
+        length=fields["length"],
+        design=fields["design"],
+        seed=fields["seed"],
+        params=fields["params"],
+        sign_plane=planes["sign_plane"],
+        support_plane=planes.get("support_plane"),
+    )

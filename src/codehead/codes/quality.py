@@ -30,8 +30,9 @@ class Quality:
 
     * `row_distance_min`, `row_distance_mean`, `row_histogram` (distance → pairs): between codewords.
       Unless `exact`, they come from `pairs` sampled pairs and the minimum is an upper bound.
-    * `correctable_bits`: wrong bits that nearest-codeword decoding always repairs, ⌊(d − 1) / 2⌋
-      for the minimum distance d (an upper bound unless `exact`).
+    * `correctable_bits`: wrong bits that nearest-codeword decoding is sure to repair, ⌊(d − 1) / 2⌋ for
+      the minimum distance d (an upper bound unless `exact`). A 0 in the true codeword counts as half
+      a wrong bit, since the prediction there is left open.
     * `column_distance`: the least min(h, V − h) over pairs of columns at distance h, 0 for a duplicate
       or complementary pair; None for a single column. Sampled unless `columns_exact`.
     * `balance_min`, `balance_max`, `balance_mean`: a column's share of +1 among its non-zero symbols.
@@ -63,7 +64,8 @@ def quality(
     """Measure a codebook.
 
     All pairs of rows are compared if that takes at most `exact_limit` 64-bit words (of columns, eight
-    times as many), otherwise `samples` pairs drawn with `seed` (of columns, fewer as they are longer). one_vs_all is known in closed form at any size.
+    times as many), otherwise `samples` pairs drawn with `seed` (of columns, fewer as they are longer).
+    one_vs_all is known in closed form at any size.
     """
     exact_limit, samples = whole_number("exact_limit", exact_limit, 0), whole_number("samples", samples, 1)
     if isinstance(codebook, OneVsAllCodebook):

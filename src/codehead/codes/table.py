@@ -1,0 +1,183 @@
+"""A codebook as tensors: the codewords of labels for the losses, the whole matrix for the decoders."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
+from codehead.codes.packing import row_bytes
+from codehead.errors import CodebookError
+
+DENSE_CLASSES = 2**14
+"""The most classes for which an implicit code writes out its V × V matrix (1 GiB of float32)."""
+
+
+class _Copy(NamedTuple):
+    """A float32 (V, n) working copy, and the plane it was made from, in the state it then had."""
+
+    values: Tensor
+    plane: Tensor
+    version: int | None
+
+
+@final
+class CodewordTable(nn.Module):
+    """The codewords of V classes, packed one or two bits per symbol.
+
+    The planes are persistent uint8 buffers `sign_plane` and, for a ternary code, `support_plane`, both
+    (V, ⌈n / 8⌉); an implicit code has neither. `signs` and `support` unpack the whole matrix and keep
+    it: a working copy that is in no checkpoint, moves with nothing, and is made anew when a plane was.
+    """
+
+    sign_plane: Tensor | None
+    support_plane: Tensor | None
+
+    def __init__(self, codebook: Codebook) -> None:
+        super().__init__()
+        self._declare(codebook.num_classes, codebook.length)
+        if isinstance(codebook, PackedCodebook):
+            self.register_buffer("sign_plane", _as_tensor(codebook.sign_plane))
+            if codebook.support_plane is not None:
+                self.register_buffer("support_plane", _as_tensor(codebook.support_plane))
+
+    @classmethod
+    def empty(
+        cls, num_classes: int, length: int, is_ternary: bool = False, is_implicit: bool = False
+    ) -> CodewordTable:
+        """A table whose planes are still all 0, to be filled by `load_state_dict`; meta device allowed."""
+        table = cls.__new__(cls)
+        nn.Module.__init__(table)
+        table._declare(num_classes, length)
+        names = [] if is_implicit else ["sign_plane", *(["support_plane"] if is_ternary else [])]
+        for name in names:
+            table.register_buffer(name, torch.zeros(num_classes, row_bytes(length), dtype=torch.uint8))
+        return table
+
+    def _declare(self, num_classes: int, length: int) -> None:
+        self.num_classes = num_classes
+        self.length = length
+        self._copies: dict[str, _Copy] = {}
+        self.register_buffer("sign_plane", None)
+        self.register_buffer("support_plane", None)
+
+    @property
+    def is_ternary(self) -> bool:
+        """Whether some symbol is 0."""
+        return self.support_plane is not None
+
+    @property
+    def is_implicit(self) -> bool:
+        """Whether nothing is stored: the code is one_vs_all."""
+        return self.sign_plane is None
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """The codewords of `ids` (…), integers in 0 … V − 1: float32 (…, n) of −1, 0, +1.
+
+        Only the rows of the ids are unpacked; but for an implicit code n = V.
+        """
+        if self.sign_plane is None:
+            codewords = torch.full((*ids.shape, self.length), -1.0, device=ids.device)
+            return codewords.scatter(-1, ids.long().unsqueeze(-1), 1.0)
+        signs = 2 * self._unpack(_rows(self.sign_plane, ids)) - 1
+        return signs if self.support_plane is None else signs * self._unpack(_rows(self.support_plane, ids))
+
+    def signs(self) -> Tensor:
+        """The whole coding matrix: float32 (V, n) of −1, 0, +1; the same tensor until a plane changes.
+
+        An implicit code has no tensor and so no device: its matrix comes on the default device, and
+        only for up to 16,384 classes (a CodebookError above).
+        """
+        if self.sign_plane is None:
+            return 2 * self._identity() - 1
+        return self._copy("signs", self.sign_plane)
+
+    def support(self) -> Tensor:
+        """Which symbols are not 0: float32 (V, n) of 0 and 1; for a binary code a broadcast 1."""
+        if self.support_plane is None:
+            device = None if self.sign_plane is None else self.sign_plane.device
+            return torch.ones((), device=device).expand(self.num_classes, self.length)
+        return self._copy("support", self.support_plane)
+
+    def reset_cache(self) -> None:
+        """Forget the working copies of `signs` and `support`."""
+        self._copies.clear()
+
+    def to_codebook(
+        self, design: str = "custom", seed: int | None = None, params: dict[str, Any] | None = None
+    ) -> Codebook:
+        """The table as a validated codebook, whose checksum can be compared with a recorded one."""
+        if self.sign_plane is None:
+            return OneVsAllCodebook(self.num_classes)
+        return PackedCodebook(
+            num_classes=self.num_classes,
+            length=self.length,
+            design=design,
+            seed=seed,
+            params=params or {},
+            sign_plane=self.sign_plane.cpu().numpy(),
+            support_plane=None if self.support_plane is None else self.support_plane.cpu().numpy(),
+        )
+
+    def _unpack(self, rows: Tensor) -> Tensor:
+        """Packed rows (…, bytes) → float32 0 or 1 (…, n)."""
+        # One scalar mask per bit: a uint8 shift fails in ONNX export, a mask tensor is a copy to the GPU.
+        bits = torch.stack([(rows & (1 << bit)) != 0 for bit in range(8)], dim=-1)
+        return bits.flatten(-2)[..., : self.length].float()
+
+    def _matrix(self, name: str) -> Tensor:
+        """The working copy called `name`, unpacked: float32 (V, n)."""
+        assert self.sign_plane is not None
+        if name == "support":
+            assert self.support_plane is not None
+            return self._unpack(self.support_plane)
+        signs = 2 * self._unpack(self.sign_plane) - 1
+        return signs if self.support_plane is None else signs * self._unpack(self.support_plane)
+
+    def _copy(self, name: str, plane: Tensor) -> Tensor:
+        """The kept working copy if its plane is still the same, else a new one."""
+        kept = self._copies.get(name)
+        if (
+            torch.compiler.is_compiling()
+        ):  # planes are not written to inside a graph, and no copy may leave it
+            return kept.values if kept is not None and kept.plane is plane else self._matrix(name)
+        version = None if plane.is_inference() else plane._version
+        if kept is None or kept.plane is not plane or kept.version != version:
+            with torch.inference_mode(False):  # the copy may serve in training later
+                kept = _Copy(self._matrix(name), plane, version)
+            if plane.device.type != "meta":
+                self._copies[name] = kept
+        return kept.values
+
+    def _identity(self) -> Tensor:
+        if self.num_classes > DENSE_CLASSES:
+            message = f"the one_vs_all matrix of {self.num_classes} classes is too large to write out "
+            raise CodebookError(message + f"(more than {DENSE_CLASSES}); its bit logits are the token scores")
+        return torch.eye(self.num_classes)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> CodewordTable:
+        self.reset_cache()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.reset_cache()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copies": {}}  # pickles and deep copies make their own
+
+    def extra_repr(self) -> str:
+        kind = "implicit" if self.is_implicit else "ternary" if self.is_ternary else "binary"
+        return f"num_classes={self.num_classes}, length={self.length}, {kind}"
+
+
+def _rows(plane: Tensor, ids: Tensor) -> Tensor:
+    """Rows (…, bytes) of a plane; unlike indexing, a negative id is an error."""
+    return plane.index_select(0, ids.reshape(-1).long()).view(*ids.shape, plane.shape[-1])
+
+
+def _as_tensor(plane: np.ndarray) -> Tensor:
+    return torch.from_numpy(plane.copy())
