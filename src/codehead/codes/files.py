@@ -33,6 +33,7 @@ def save(codebook: Codebook, path: str | Path) -> None:
     data = to_bytes(
         {name: getattr(codebook, name) for name in sorted(names)}, {"codebook": _header(codebook)}
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         unfinished.write_bytes(data)
