@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from codehead.errors import ConfigurationError
+from codehead.models.stock import head_path
 from codehead.training.config import LoraConfig, RunConfig
-from codehead.training.model import attention_projections, head_name, is_transposed, untie
+from codehead.training.model import attention_projections, is_transposed, untie
 
 
 def adapt(model: nn.Module, config: RunConfig) -> nn.Module:
@@ -47,7 +48,7 @@ def _with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=names,
-        modules_to_save=[head_name(model)],
+        modules_to_save=[head_path(model)],
         fan_in_fan_out=is_transposed(model, found),
         task_type="CAUSAL_LM",
     )

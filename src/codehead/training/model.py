@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from codehead.errors import CodeheadError, ConfigurationError
@@ -12,6 +11,7 @@ from codehead.models import attach, is_coded
 from codehead.registry import did_you_mean
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
+from codehead.training.quiet import library_bars_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,11 +37,13 @@ def load_model(name: str, *, dtype: str = "float32") -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        with library_bars_hidden():
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except CodeheadError:
         raise
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {name!r} could not be loaded: {error}") from error
+    return _with_causal_loss(model)
 
 
 def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> nn.Module:
@@ -58,9 +60,18 @@ def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
         "pad_token_id": tokenizer.pad_token_id,
     }
     try:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**defaults, **options}))
+        config = AutoConfig.for_model(model_type, **{**defaults, **options})
+        model = AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError, AssertionError) as error:
         raise ConfigurationError(f"model {architecture!r} cannot be built: {error}") from error
+    return _with_causal_loss(model)
+
+
+def _with_causal_loss(model: nn.Module) -> nn.Module:
+    """Name the loss where a model (GPT-2) leaves it open: the Trainer then counts labels as they are shifted."""
+    if getattr(model, "loss_type", "") is None:
+        model.loss_type = "ForCausalLM"  # type: ignore[assignment]
+    return model
 
 
 def _check_architecture(model_type: str, options: dict[str, Any]) -> None:
@@ -86,12 +97,6 @@ def _check_length(model: nn.Module, block_size: int) -> None:
         )
 
 
-def head_name(model: nn.Module) -> str:
-    """Path of the output head inside the model, such as `lm_head`."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return next(name for name, module in model.named_modules() if module is head)
-
-
 def untie(model: nn.Module) -> None:
     """Give a tied Softmax head its own copy of the embedding, so that training it leaves the input alone."""
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
@@ -101,12 +106,7 @@ def untie(model: nn.Module) -> None:
     head.weight = nn.Parameter(embedding.weight.detach().clone())
     config: Any = model.config
     config.tie_word_embeddings = False
-    model.all_tied_weights_keys = {}  # type: ignore[assignment]
-
-
-def count_trainable(model: nn.Module) -> int:
-    """Parameters that the optimizer moves."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
 
 
 def attention_projections(model: nn.Module) -> list[str]:
@@ -124,8 +124,3 @@ def attention_projections(model: nn.Module) -> list[str]:
 def is_transposed(model: nn.Module, names: list[str]) -> bool:
     """Whether these maps store their weight as (in, out), as GPT-2's Conv1D does."""
     return bool(names) and not isinstance(model.get_submodule(names[0]), nn.Linear)
-
-
-def default_device() -> torch.device:
-    """The accelerator, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from codehead.errors import ConfigurationError
@@ -17,6 +18,7 @@ from codehead.training.folder import RunFolder
 from codehead.training.model import build_model
 from codehead.training.progress import RichProgress
 from codehead.training.provenance import file_record, provenance, utc_now
+from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ def train(
     curve of a run that was never stopped. Raises ConfigurationError if the folder holds anything else
     (unless `overwrite`), DataError for unusable data.
     """
+    with library_bars_hidden(), peft_warnings_hidden():
+        return _run(config, overwrite, callbacks, progress)
+
+
+def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback], progress: bool) -> Path:
     from transformers import set_seed
 
     folder = RunFolder(config)
@@ -62,7 +69,8 @@ def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments
     """The literal TrainingArguments of the run; ConfigurationError for values that transformers refuses."""
     from transformers import TrainingArguments
 
-    values: dict[str, Any] = {**DEFAULTS, **config.training}
+    pin_memory = torch.accelerator.is_available()  # without one, torch warns of it
+    values: dict[str, Any] = {"dataloader_pin_memory": pin_memory, **DEFAULTS, **config.training}
     try:
         return TrainingArguments(output_dir=str(output_dir), seed=config.seed, **values)
     except (ValueError, TypeError, ImportError) as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codehead.errors import ConfigurationError, DataError
+from codehead.training.quiet import library_bars_hidden
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,18 +59,12 @@ def tokenize_records(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_si
 
 
 def _map(rows: Dataset, tokenise: Callable[[dict[str, list[str]]], Columns]) -> Dataset:
-    """`rows.map` by batches without its progress bars, which would tear the one of the training."""
-    import datasets
+    """`rows.map` by batches, with every column a list of int32."""
+    from datasets import Features, Sequence, Value
 
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
+    with library_bars_hidden():
         tokens = rows.map(tokenise, batched=True, batch_size=BATCH, remove_columns=rows.column_names)
-        integers = datasets.Sequence(datasets.Value("int32"))
-        return tokens.cast(datasets.Features(dict.fromkeys(tokens.column_names, integers)))
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+        return tokens.cast(Features(dict.fromkeys(tokens.column_names, Sequence(Value("int32")))))
 
 
 def _documents(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Columns:

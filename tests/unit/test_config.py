@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pytest
+
+from codehead.errors import ConfigurationError
+from codehead.training.config import DECISION_KEYS, RunConfig, parse_assignment
+
+YAML = """
+model: {model_type: gpt2, n_embd: 32}
+tokenizer: {train: bpe, vocab_size: 300}
+data: {train: a.txt, block_size: 16}
+decision: {code: minrandom, bits: 24}
+training: {learning_rate: 3e-4, max_steps: 10}
+output_dir: out
+"""
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(YAML)
+    return path
+
+
+def test_yaml_is_read_with_numbers_as_numbers(yaml_file):
+    config = RunConfig.from_yaml(yaml_file)
+    assert config.training == {"learning_rate": 0.0003, "max_steps": 10}
+    assert config.data.block_size == 16
+    assert config.adapt == "full"
+    assert config.is_pretraining
+
+
+def test_overrides_win_over_the_file(yaml_file):
+    overrides = {"training.learning_rate": 1.0, "data.block_size": 8, "decision": None, "lora.r": 2}
+    config = RunConfig.from_yaml(yaml_file, overrides)
+    assert config.training["learning_rate"] == 1.0
+    assert config.training["max_steps"] == 10
+    assert config.data.block_size == 8
+    assert config.decision is None
+    assert config.lora.r == 2
+
+
+def test_to_dict_and_back(yaml_file):
+    config = RunConfig.from_yaml(yaml_file)
+    assert RunConfig.from_dict(config.to_dict()) == config
+
+
+def test_finetuning_defaults_to_lora():
+    values = {"model": "some/model", "data": {"train": "a.txt"}, "output_dir": "o"}
+    assert RunConfig.from_dict(values).adapt == "lora"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"modle": "x"}, r"unknown key 'modle'; did you mean 'model'\?"),
+        ({"data.blok_size": 3}, r"unknown key 'data.blok_size'; did you mean 'block_size'\?"),
+        ({"lora.rank": 3}, "unknown key 'lora.rank'"),
+        ({"decision.bit": 3}, r"unknown key 'decision.bit'; did you mean 'bits'\?"),
+        ({"training.learning_rat": 3}, r"'training.learning_rat'; did you mean 'learning_rate'\?"),
+        ({"training.output_dir": "x"}, "set output_dir at the top level"),
+        ({"training.seed": 3}, "set seed at the top level"),
+        ({"training.label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1, which no coded head"),
+        ({"training.use_liger_kernel": True}, "use_liger_kernel is True, which no coded head"),
+        ({"data.block_size": 1}, "data.block_size is 1; give a whole number of at least 2"),
+        ({"data.block_size": True}, "data.block_size is True"),
+        ({"data.validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"data.validation": "b.txt", "data.validation_fraction": 0.1}, "both set"),
+        ({"data": None}, r"missing: data\.train"),
+        ({"data": "a.txt"}, "data is 'a.txt'; it must be a block"),
+        ({"model": {"n_embd": 3}}, "without model_type"),
+        ({"model": 3}, "model is 3"),
+        ({"tokenizer": None}, "tokenizer is missing"),
+        ({"tokenizer": {"train": "unigram", "vocab_size": 300}}, "the only kind is 'bpe'"),
+        ({"tokenizer.vocab_size": 100}, "tokenizer.vocab_size is 100; give a whole number of at least 257"),
+        ({"adapt": "lora"}, "a new model has nothing to adapt"),
+        ({"adapt": "ful"}, r"unknown adapt 'ful'; did you mean 'full'\?"),
+        ({"seed": -1}, "seed is -1"),
+        ({"dtype": "floot32"}, r"unknown dtype 'floot32'; did you mean 'float32'\?"),
+        ({"output_dir": ""}, "output_dir is ''"),
+    ],
+)
+def test_mistakes_are_named(yaml_file, override, message):
+    with pytest.raises(ConfigurationError, match=message):
+        RunConfig.from_yaml(yaml_file, override)
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(ConfigurationError, match="missing: model, data, output_dir|missing: .*output_dir"):
+        RunConfig.from_dict({"data": {"train": "a"}})
+
+
+def test_softmax_may_be_smoothed(yaml_file):
+    overrides = {"decision": None, "training.label_smoothing_factor": 0.1}
+    assert RunConfig.from_yaml(yaml_file, overrides).training["label_smoothing_factor"] == 0.1
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"none\.yaml' does not exist"):
+        RunConfig.from_yaml(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(ConfigurationError, match="not valid YAML"):
+        RunConfig.from_yaml(broken)
+    broken.write_text("- a")
+    with pytest.raises(ConfigurationError, match="must hold `key: value` lines"):
+        RunConfig.from_yaml(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training.learning_rate=3e-4", ("training.learning_rate", 3e-4)),
+        ("training.bf16=true", ("training.bf16", True)),
+        ("decision=null", ("decision", None)),
+        ("lora.target_modules=[q_proj, v_proj]", ("lora.target_modules", ["q_proj", "v_proj"])),
+        ("data.train=a=b.txt", ("data.train", "a=b.txt")),
+    ],
+)
+def test_assignments(text, expected):
+    assert parse_assignment(text) == expected
+
+
+def test_an_assignment_needs_an_equals_sign():
+    with pytest.raises(ConfigurationError, match="key=value"):
+        parse_assignment("training.bf16")
+
+
+def test_decision_keys_are_those_of_attach():
+    import inspect
+
+    from codehead import attach
+
+    assert set(DECISION_KEYS) == set(inspect.signature(attach).parameters) - {"model"}

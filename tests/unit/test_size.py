@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from codehead.evaluation.size import (
+    Configuration,
+    configuration_size,
+    decision_size,
+    usual_configurations,
+)
+
+H, V = 2048, 50_272
+
+
+def test_parameters_are_those_of_the_paper():
+    sizes = {c.label: configuration_size(H, V, c).head_parameters for c in usual_configurations(V)}
+    assert sizes == {
+        "Softmax": 102_957_056,
+        "Minimal ECOC (16, 0)": 32_768,
+        "MinRandom ECOC (50, 0)": 102_400,
+        "MinRandom ECOC (100, 0)": 204_800,
+        "Minimal MTL-ECOC (16, 512)": 16_785_408,
+        "MinRandom MTL-ECOC (50, 512)": 52_454_400,
+    }
+
+
+def test_bytes_of_a_linear_head():
+    size = configuration_size(H, V, Configuration("MinRandom ECOC", 50))
+    weights, packed, unpacked = 2 * 102_400, V * 7, V * 50 * 4
+    assert size.codebook_bytes == packed
+    assert size.bytes_resident == weights + packed + unpacked
+    assert size.bytes_read_per_token == weights + unpacked
+
+
+def test_softmax_has_no_codebook():
+    size = configuration_size(H, V, usual_configurations(V)[0])
+    assert size.codebook_bytes == 0
+    assert size.bytes_resident == size.bytes_read_per_token == 2 * H * V
+
+
+def test_a_ternary_code_counts_its_support():
+    binary, ternary = (decision_size(64, 1000, 20, ternary=ternary) for ternary in (False, True))
+    assert ternary.codebook_bytes == 2 * binary.codebook_bytes == 2 * 1000 * 3
+    assert ternary.bytes_read_per_token - binary.bytes_read_per_token == 1000 * 20 * 4
+
+
+@pytest.mark.parametrize(("classes", "bits"), [(2, 1), (3, 2), (10, 4), (16, 4), (17, 5), (50_272, 16)])
+def test_minimal_bits(classes, bits):
+    assert usual_configurations(classes)[1].bits == bits
