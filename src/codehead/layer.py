@@ -19,11 +19,9 @@ class Decision(nn.Module):
     """
 
     node_loss: Tensor | None
-    """`(n,)`: mean binary cross entropy of every node in the last call of `loss`; None before, or if the loss has none."""
+    """`(n,)`: mean binary cross entropy of every node in the last call of `loss`; None before it or without nodes."""
 
-    def __init__(
-        self, codebook: Codebook | CodewordTable, loss: str = "bitwise", decoder: str = "likelihood"
-    ) -> None:
+    def __init__(self, codebook: Codebook | CodewordTable, loss: str = "bitwise", decoder: str = "likelihood") -> None:
         super().__init__()
         LOSSES.get(loss)
         DECODERS.get(decoder)
@@ -32,9 +30,7 @@ class Decision(nn.Module):
         self.decoder_name = decoder
         self.node_loss = None
 
-    def loss(
-        self, bit_logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
+    def loss(self, bit_logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Scalar loss of bit logits `(…, n)` for labels `(…)` aligned with them; −100 is ignored."""
         loss = LOSSES.get(self.loss_name)(bit_logits, labels, self.table, num_items_in_batch)
         self.node_loss = loss.per_node
@@ -61,9 +57,7 @@ class DecisionLayer(nn.Module):
     Models of transformers need not be touched by hand: see `codehead.attach`.
     """
 
-    def __init__(
-        self, codebook: Codebook, head: nn.Module, loss: str = "bitwise", decoder: str = "likelihood"
-    ) -> None:
+    def __init__(self, codebook: Codebook, head: nn.Module, loss: str = "bitwise", decoder: str = "likelihood") -> None:
         super().__init__()
         self.decision = Decision(codebook, loss, decoder)
         self.head = head

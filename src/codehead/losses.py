@@ -34,9 +34,7 @@ LOSSES: Registry[LossFunction] = Registry("loss")
 
 
 @LOSSES.register("bitwise")
-def bitwise(
-    bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items: Tensor | int | None = None
-) -> Loss:
+def bitwise(bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items: Tensor | int | None = None) -> Loss:
     """Binary cross entropy of every bit, averaged over the bits of a codeword and over tokens (paper: L_i).
 
     Only the codewords of the labels are looked up: no tensor has V entries. In a ternary code the mean of a token
@@ -62,9 +60,7 @@ def bitwise(
 
 
 @LOSSES.register("codeword")
-def codeword(
-    bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items: Tensor | int | None = None
-) -> Loss:
+def codeword(bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items: Tensor | int | None = None) -> Loss:
     """Cross entropy of the codeword posterior: softmax over V of the likelihood scores.
 
     With the one_vs_all code this is the stock Softmax loss, bit for bit. Otherwise tokens are scored in chunks that

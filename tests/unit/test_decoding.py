@@ -22,11 +22,10 @@ def test_hamming_counts_disagreements_and_half_a_zero():
 
 def test_manhattan_and_euclidean_measure_soft_bits():
     z = 2 * torch.atanh(torch.tensor([0.5, -0.25, 0.0], dtype=torch.float64))  # soft bits 0.5, −0.25, 0
+    torch.testing.assert_close(token_scores(z, TERNARY, "manhattan"), torch.tensor([-1.25, -2.75], dtype=torch.float64))
     torch.testing.assert_close(
-        token_scores(z, TERNARY, "manhattan"), torch.tensor([-1.25, -2.75], dtype=torch.float64)
-    )
-    torch.testing.assert_close(
-        token_scores(z, TERNARY, "euclidean"), -torch.tensor([0.25 + 0.5625, 0.25 + 1.5625 + 1], dtype=torch.float64)
+        token_scores(z, TERNARY, "euclidean"),
+        -torch.tensor([0.25 + 0.5625, 0.25 + 1.5625 + 1], dtype=torch.float64),
     )
 
 

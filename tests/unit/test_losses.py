@@ -37,7 +37,9 @@ def test_bitwise_is_the_mean_binary_cross_entropy_per_node():
     expected = F.binary_cross_entropy(torch.sigmoid(z), bits)
     result = losses.bitwise(z, labels, BINARY)
     torch.testing.assert_close(result.value, expected)
-    torch.testing.assert_close(result.per_node, F.binary_cross_entropy(torch.sigmoid(z), bits, reduction="none").mean(0))
+    torch.testing.assert_close(
+        result.per_node, F.binary_cross_entropy(torch.sigmoid(z), bits, reduction="none").mean(0)
+    )
 
 
 def test_undecided_bits_cost_log_two_in_any_code():

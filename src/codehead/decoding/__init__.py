@@ -17,7 +17,10 @@ from codehead.registry import Registry
 
 __all__ = ["DECODERS", "IMPLEMENTATIONS", "Decoded", "decode", "token_scores"]
 
-IMPLEMENTATIONS: Registry[Callable[[Tensor, CodewordTable, str], Tensor]] = Registry("decoding implementation")
+Implementation = Callable[[Tensor, CodewordTable, str], "tuple[Tensor, Tensor | None]"]
+"""(bit logits `(…, n)`, table, decoder) → scores `(…, V)`, and a constant `(…, 1)` to add to them."""
+
+IMPLEMENTATIONS: Registry[Implementation] = Registry("decoding implementation")
 IMPLEMENTATIONS.register("matmul")(matmul.scores)
 IMPLEMENTATIONS.register("reference")(reference.scores)
 
@@ -31,14 +34,17 @@ class Decoded(NamedTuple):
     """`(…, k)`: negated distances, or codeword log-posteriors up to a constant of the position."""
 
 
-def token_scores(
-    bit_logits: Tensor, table: CodewordTable, decoder: str = "likelihood", impl: str = "matmul"
-) -> Tensor:
+def token_scores(bit_logits: Tensor, table: CodewordTable, decoder: str = "likelihood", impl: str = "matmul") -> Tensor:
     """Scores `(…, V)` of every token for bit logits `(…, n)`; larger is better. Never under autocast.
 
     Raises:
         ConfigurationError: unknown decoder or implementation, or bit logits of another length than the code.
     """
+    scores, constant = _scores(bit_logits, table, decoder, impl)
+    return scores if constant is None else scores + constant
+
+
+def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str) -> tuple[Tensor, Tensor | None]:
     DECODERS.get(decoder)
     if bit_logits.shape[-1] != table.length:
         raise ConfigurationError(
@@ -61,7 +67,16 @@ def decode(
     """The `k` nearest tokens of every position for bit logits `(…, n)`.
 
     `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed.
+
+    Raises:
+        ConfigurationError: as `token_scores`; NaN bit logits; k or `ties` out of range.
     """
-    scores = token_scores(bit_logits, table, decoder, impl)
+    scores, constant = _scores(bit_logits, table, decoder, impl)
+    if torch.isnan(bit_logits).any():
+        raise ConfigurationError(
+            "the bit logits contain NaN, so no token is nearest; check the hidden states (a diverged model, or "
+            "float16 overflow: load in bfloat16 or float32)"
+        )
     ids = top_k(scores, k, ties)
-    return Decoded(ids, scores.gather(-1, ids))
+    best = scores.gather(-1, ids)
+    return Decoded(ids, best if constant is None else best + constant)

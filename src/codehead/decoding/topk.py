@@ -15,16 +15,11 @@ def top_k(scores: Tensor, k: int, ties: str | int = "lowest") -> Tensor:
     seed given as `ties`.
 
     Raises:
-        ConfigurationError: k is not in 1 … V, `ties` is neither "lowest" nor a seed, or a score is NaN.
+        ConfigurationError: k is not in 1 … V, or `ties` is neither "lowest" nor a seed.
     """
     num_classes = scores.shape[-1]
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_classes:
         raise ConfigurationError(f"k must be between 1 and the number of classes {num_classes}, got {k!r}")
-    if torch.isnan(scores).any():
-        raise ConfigurationError(
-            "the scores contain NaN, so no token is nearest; check the hidden states (a diverged model, or float16 "
-            "overflow: load in bfloat16 or float32)"
-        )
     rank = _tie_rank(num_classes, ties).to(scores.device)
     if scores.dtype == torch.float64:
         return _by_sorting(scores, rank)[..., :k]

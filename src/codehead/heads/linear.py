@@ -17,5 +17,7 @@ class LinearHead(nn.Linear):
 
     def __init__(self, hidden_size: int, num_bits: int, bias: bool = False) -> None:
         super().__init__(
-            require_positive("hidden_size", hidden_size), require_positive("num_bits", num_bits), bias=bool(bias)
+            require_positive("hidden_size", hidden_size),
+            require_positive("num_bits", num_bits),
+            bias=bool(bias),
         )

@@ -46,7 +46,7 @@ def assert_equals_reference(bit_logits: torch.Tensor, table: CodewordTable, deco
 
 
 def test_has_a_plain_reference(decoder):
-    assert decoder in REFERENCES
+    assert decoder in REFERENCES.names()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 0), (2, 5)])
@@ -76,6 +76,7 @@ def test_a_codeword_is_nearest_to_itself(decoder, table):
     assert torch.equal(decode(codewords, table, decoder=decoder).ids.squeeze(-1), torch.arange(table.num_classes))
 
 
+@pytest.mark.parametrize("decoder", DECODERS.names())
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_random_codes_and_bits_equal_the_plain_definition(decoder, data):
@@ -96,7 +97,9 @@ def test_equal_scores_are_ordered_by_lowest_id_or_by_seed(decoder):
     assert decode(z, table, decoder=decoder, k=5).ids.tolist() == [[0, 2, 4, 1, 3]] * 2
     orders = {tuple(decode(z, table, decoder=decoder, k=3, ties=seed).ids[0].tolist()) for seed in range(20)}
     assert len(orders) > 1 and all(sorted(order) == [0, 2, 4] for order in orders)
-    assert decode(z, table, decoder=decoder, ties=7).ids.tolist() == decode(z, table, decoder=decoder, ties=7).ids.tolist()
+    assert (
+        decode(z, table, decoder=decoder, ties=7).ids.tolist() == decode(z, table, decoder=decoder, ties=7).ids.tolist()
+    )
 
 
 def test_top_k_is_sorted_and_its_scores_belong_to_its_ids(decoder, table):
