@@ -1,0 +1,106 @@
+"""`codehead experiment`: run the cells of an experiment file, report what was measured."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from codehead.protocols.experiment import Cell, Experiment
+
+app = typer.Typer(help="Run an experiment file and report its results.", no_args_is_help=True)
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="What ${CODEHEAD_DATA} stands for in the file.", show_default=False),
+]
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="The experiment's YAML file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of runs and results; the same folder goes on.")],
+    data_dir: DataDir = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only cells whose name contains this; may be repeated.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells that run at the same time.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate, list the cells, run nothing.")
+    ] = False,
+) -> None:
+    """Run every cell that has no result yet.
+
+    A cell that fails keeps its traceback in OUT/failures and stops no other; run the command again to retry it.
+    """
+    from codehead.protocols.experiment import Experiment
+
+    experiment = Experiment.from_yaml(file)
+    variables = {**os.environ, **({"CODEHEAD_DATA": str(data_dir)} if data_dir else {})}
+    if dry_run:
+        _list(experiment, only or [], variables)
+    else:
+        _run(experiment, out, only or [], jobs, variables)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="Folder that `experiment run --out` wrote.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for report.md and its pictures.")] = None,
+) -> None:
+    """Print the table and write report.md with pictures, from the result files alone."""
+    from rich.console import Console
+
+    from codehead.protocols.runner import RESULTS
+    from codehead.reports.render import render
+    from codehead.reports.summary import read_results, summarise
+    from codehead.reports.tables import rich_table
+
+    folder = out / RESULTS if (out / RESULTS).is_dir() else out
+    rows = summarise(read_results(folder))
+    console = Console()
+    for budget in dict.fromkeys(row.budget for row in rows):
+        title = f"{budget} tokens" if budget else ""
+        console.print(rich_table([row for row in rows if row.budget == budget], title))
+    console.print(f"Report: {render(folder, to or out / 'report')}", soft_wrap=True)
+
+
+def _list(experiment: Experiment, only: list[str], variables: dict[str, str]) -> None:
+    from codehead.protocols.experiment import run_config
+
+    for cell in experiment.plan(only):
+        run_config(cell, variables, Path(cell.key))
+        typer.echo(cell.key)
+
+
+def _run(experiment: Experiment, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:
+    from rich.console import Console
+
+    from codehead.protocols.runner import failure_path, run_experiment
+
+    console = Console(stderr=True)
+    total = len(experiment.plan(only))
+    done = 0
+
+    def tell(cell: Cell, status: str) -> None:
+        nonlocal done
+        done += 1
+        where = f": {failure_path(out, cell)}" if status == "failed" else ""
+        console.print(
+            f"[{done}/{total}] {cell.key} {status}{where}", markup=False, highlight=False, soft_wrap=True
+        )
+
+    outcome = run_experiment(
+        experiment, out, only=only, jobs=jobs, variables=variables, report=tell, callbacks=_progress
+    )
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _progress(cell: Cell) -> list[Any]:
+    from codehead.training.progress import RichProgress
+
+    return [RichProgress(cell.key)]

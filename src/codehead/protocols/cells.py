@@ -1,0 +1,145 @@
+"""One cell of an experiment: train, evaluate, measure the size → one result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from codehead.errors import ConfigurationError
+from codehead.evaluation.metrics import Evaluation, evaluate
+from codehead.evaluation.result import Result
+from codehead.evaluation.size import model_size
+from codehead.models import is_coded
+from codehead.protocols.experiment import HALF, Cell, Experiment, expand, half_width, run_config
+from codehead.protocols.preparation import point_to
+from codehead.training.config import RunConfig
+from codehead.training.data import load_examples
+from codehead.training.folder import RECORD, read_record
+from codehead.training.model import load_model
+from codehead.training.run import train
+from codehead.training.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+
+def run_cell(
+    experiment: Experiment,
+    cell: Cell,
+    folder: Path,
+    shared: Mapping[str, Any],
+    variables: Mapping[str, str],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Result:
+    """Train the cell in `folder` (going on where a killed run stopped) and measure it on the test split.
+
+    `shared` is what `prepare` returned. A finished run in the folder is not trained again.
+    """
+    config = cell_config(cell, folder, shared, variables)
+    if not (folder / RECORD).exists() or read_record(folder)["status"] != "finished":
+        train(config, callbacks=callbacks, progress=False)
+    record = read_record(folder)
+    model = load_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
+    metrics = {
+        "test": _evaluate(model, folder, config, config.data.test, "test", experiment.batch_size),
+        "validation": _evaluate(
+            model, folder, config, config.data.validation, "validation", experiment.batch_size
+        ),
+        "size": model_size(model).as_dict(),
+        "decision": describe(model),
+        "model_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_seconds": record["provenance"]["wall_seconds"],
+        "history": [entry for entry in record["log_history"] if "loss" in entry],
+    }
+    return Result(
+        f"{experiment.name}/{cell.key}", result_config(experiment, cell), metrics, record["provenance"]
+    )
+
+
+def cell_config(
+    cell: Cell, folder: Path, shared: Mapping[str, Any], variables: Mapping[str, str]
+) -> RunConfig:
+    """The configuration of the cell's run; a width of "half" becomes a number here."""
+    cell = point_to(cell, shared)
+    decision = cell.config.get("decision") or {}
+    width = None
+    if decision.get("width") == HALF:
+        width = half_width(*_shape(expand(cell.config, variables)), _bits(decision, cell, variables))
+    config = run_config(cell, variables, folder, width)
+    if config.data.test is None or config.data.validation is None:
+        raise ConfigurationError(
+            "an experiment needs a validation and a test source; give base.data.validation and base.data.test, or split"
+        )
+    return config
+
+
+def result_config(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """What the result says of its cell; free of local paths, because variables are not expanded."""
+    return {
+        "experiment": experiment.name,
+        "head": cell.head,
+        "budget": cell.budget,
+        "seed": cell.seed,
+        "reference": experiment.reference,
+        "split": experiment.split,
+        "run": cell.config,
+    }
+
+
+def describe(model: Any) -> dict[str, Any] | None:
+    """The decision layer in short; None for the model's own Softmax head."""
+    if not is_coded(model):
+        return None
+    decision, head = model.decision, model.get_output_embeddings()
+    return {
+        "design": model.config.quantization_config["design"],
+        "bits": decision.table.length,
+        "head": model.config.quantization_config["head"],
+        "width": getattr(head, "width", 0),
+        "loss": decision.loss_name,
+        "decoder": decision.decoder_name,
+    }
+
+
+def _evaluate(
+    model: Any, folder: Path, config: RunConfig, source: str | None, split: str, batch_size: int
+) -> dict[str, Any]:
+    assert source is not None  # cell_config asks for it
+    tokenizer = load_tokenizer(str(folder))
+    examples = load_examples(
+        source,
+        tokenizer,
+        block_size=config.data.block_size,
+        split=split,
+        subset=config.data.subset,
+        text_field=config.data.text_field,
+    )
+    evaluation: Evaluation = evaluate(model, tokenizer, examples, batch_size=batch_size)
+    return asdict(evaluation)
+
+
+def _shape(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Hidden size and number of tokens of the model that a run will have."""
+    from transformers import AutoConfig
+
+    model = config["model"]
+    if isinstance(model, str):
+        architecture = AutoConfig.from_pretrained(model).get_text_config()
+        return architecture.hidden_size, architecture.vocab_size
+    options = {key: value for key, value in model.items() if key != "model_type"}
+    architecture = AutoConfig.for_model(model["model_type"], **options)
+    vocabulary = options.get("vocab_size") or len(load_tokenizer(config["tokenizer"]))
+    return architecture.hidden_size, vocabulary
+
+
+def _bits(decision: Mapping[str, Any], cell: Cell, variables: Mapping[str, str]) -> int:
+    from codehead.codes import build
+
+    if decision.get("bits") is not None:
+        return int(decision["bits"])
+    _, num_classes = _shape(expand(cell.config, variables))
+    return build(decision.get("code", "minrandom"), num_classes, **(decision.get("code_params") or {})).length

@@ -1,0 +1,185 @@
+"""An experiment is a committed YAML file: a shared configuration × heads × budgets × seeds."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from codehead.codes import DESIGNS
+from codehead.decoding import DECODERS
+from codehead.errors import ConfigurationError
+from codehead.heads import HEADS
+from codehead.losses import LOSSES
+from codehead.registry import did_you_mean
+from codehead.training.config import RunConfig, read_yaml
+
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+HALF = "half"  # a width that gives the MTL head half of the Softmax parameters
+PARTS = {"code": DESIGNS, "head": HEADS, "loss": LOSSES, "decoder": DECODERS}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an experiment: one head, one budget, one seed."""
+
+    head: str
+    budget: str  # empty if the experiment has none
+    seed: int
+    config: dict[str, Any]
+    """Fields of RunConfig without output_dir; variables are not expanded, `decision.width` may be "half"."""
+
+    @property
+    def key(self) -> str:
+        """The name of the cell, which is also its path: `10M/minimal/seed-0`."""
+        return "/".join(part for part in (self.budget, self.head, f"seed-{self.seed}") if part)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a YAML file of an experiment says. Raises ConfigurationError for anything that cannot run.
+
+    `base`, every budget and every cell are partial RunConfigs, laid over each other in this order.
+    """
+
+    name: str
+    base: dict[str, Any]
+    cells: dict[str, dict[str, Any]]
+    reference: str  # the cell that shares are taken of, normally the Softmax
+    seeds: tuple[int, ...] = (0,)
+    budgets: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
+    split: dict[str, float] | None = None
+    """Shares of the documents of `base.data.train` held out as `validation` and `test`."""
+    batch_size: int = 32  # examples per forward pass when evaluating
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        self._check_names()
+        self._check_split()
+        for cell in self.plan():
+            check_decision(cell.config.get("decision"), f"cells.{cell.head}")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Experiment:
+        """Read and validate a file."""
+        values = read_yaml(Path(path))
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                hint = did_you_mean(str(key), known) or "."
+                raise ConfigurationError(
+                    f"{str(path)!r}: unknown key {key!r}{hint} Known keys: {', '.join(known)}"
+                )
+        missing = [key for key in ("name", "base", "cells", "reference") if not values.get(key)]
+        if missing:
+            raise ConfigurationError(f"{str(path)!r}: missing {', '.join(missing)}")
+        return cls(**values)
+
+    def plan(self, only: Iterable[str] = ()) -> list[Cell]:
+        """The cells in running order: every head of one seed before the next seed.
+
+        `only` keeps the cells whose key contains one of the given strings.
+        """
+        wanted = list(only)
+        cells = [cell for cell in self._cells() if not wanted or any(part in cell.key for part in wanted)]
+        if not cells:
+            keys = ", ".join(cell.key for cell in self._cells())
+            raise ConfigurationError(f"--only {' '.join(wanted)!r} selects no cell; the cells are {keys}")
+        return cells
+
+    def _cells(self) -> Iterator[Cell]:
+        for seed in self.seeds:
+            for budget, budget_part in self.budgets.items():
+                for head, cell_part in self.cells.items():
+                    config = merged(merged(self.base, budget_part), cell_part)
+                    config["seed"] = seed
+                    if config.get("decision"):
+                        config["decision"].setdefault("seed", seed)
+                    yield Cell(head, budget, seed, config)
+
+    def _check_names(self) -> None:
+        if self.reference not in self.cells:
+            raise ConfigurationError(
+                f"reference is {self.reference!r}, which is no cell; choose one of {', '.join(self.cells)}"
+            )
+        if not self.seeds or not all(type(seed) is int and seed >= 0 for seed in self.seeds):
+            raise ConfigurationError(
+                f"seeds is {list(self.seeds)!r}; give at least one whole number from 0 up"
+            )
+        for name in [self.name, *self.cells, *(budget for budget in self.budgets if budget != "")]:
+            if not isinstance(name, str) or not NAME.match(name):
+                raise ConfigurationError(
+                    f"{name!r} cannot name a file; use letters, digits, '.', '_' and '-', in quotes if a number"
+                )
+
+    def _check_split(self) -> None:
+        if self.split is None:
+            return
+        if set(self.split) != {"validation", "test"} or not all(
+            0 < share < 0.5 for share in self.split.values()
+        ):
+            raise ConfigurationError(
+                f"split is {self.split!r}; give validation and test as shares of the documents below 0.5"
+            )
+
+
+def merged(base: Mapping[str, Any], part: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`part` laid over `base`: blocks are merged, everything else is replaced."""
+    result = copy.deepcopy(dict(base))
+    for key, value in (part or {}).items():
+        old = result.get(key)
+        both = isinstance(old, dict) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if both else copy.deepcopy(value)
+    return result
+
+
+def expand(value: Any, variables: Mapping[str, str]) -> Any:
+    """Replace `${NAME}` in every string of nested values; ConfigurationError if the variable is not set."""
+    if isinstance(value, Mapping):
+        return {key: expand(item, variables) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [expand(item, variables) for item in value]
+    return (
+        VARIABLE.sub(lambda match: _variable(match[1], variables), value) if isinstance(value, str) else value
+    )
+
+
+def run_config(
+    cell: Cell, variables: Mapping[str, str], output_dir: Path, width: int | None = None
+) -> RunConfig:
+    """The validated configuration of a cell; `width` takes the place of a width of "half"."""
+    values = expand(cell.config, variables)
+    decision = values.get("decision")
+    if width is not None and decision and decision.get("width") == HALF:
+        decision["width"] = width
+    return RunConfig.from_dict({**values, "output_dir": str(output_dir)})
+
+
+def half_width(hidden_size: int, num_classes: int, num_bits: int) -> int:
+    """The d whose MTL head n·(H·d + d) is as near as can be to half of the Softmax head's V·H parameters."""
+    return max(1, round(num_classes * hidden_size / 2 / (num_bits * (hidden_size + 1))))
+
+
+def check_decision(decision: Mapping[str, Any] | None, place: str) -> None:
+    """Raise ConfigurationError for a design, head, loss or decoder that does not exist."""
+    if decision is not None and not isinstance(decision, Mapping):
+        raise ConfigurationError(
+            f"{place}.decision is {decision!r}; give keywords of attach, or leave it out"
+        )
+    for key, registry in PARTS.items():
+        name = (decision or {}).get(key)
+        is_file = key == "code" and isinstance(name, str) and ("/" in name or name.endswith(".safetensors"))
+        if name is not None and not is_file:
+            registry.get(name)  # type: ignore[attr-defined]
+
+
+def _variable(name: str, variables: Mapping[str, str]) -> str:
+    if name not in variables:
+        hint = " or give --data-dir" if name == "CODEHEAD_DATA" else ""
+        raise ConfigurationError(f"the experiment needs ${{{name}}}, which is not set; export {name}=…{hint}")
+    return variables[name]

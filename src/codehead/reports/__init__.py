@@ -1,0 +1,1 @@
+"""Reports: tables and pictures, rendered from result files and from nothing else."""

@@ -1,0 +1,171 @@
+"""Pictures of an experiment: accuracy against head parameters, and training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codehead.evaluation.result import Result
+from codehead.reports.summary import Row, budget_size, family_of, label_of
+
+# Okabe and Ito's colours, told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/).
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+FAMILIES = {
+    "softmax": ("Softmax", "#222222", "D"),
+    "linear": ("ECOC head (n, 0)", "#0072B2", "o"),
+    "mtl": ("MTL-ECOC head (n, d)", "#D55E00", "s"),
+    "codeword": ("codeword loss", "#009E73", "^"),
+}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+LABEL_GAP = 11.0  # points between two labels above each other
+
+
+def draw_tradeoff(rows: Sequence[Row], path: Path) -> Path:
+    """Top-1 accuracy against head parameters, one panel per budget, error bars over seeds."""
+    plt = _pyplot()
+    budgets = sorted({row.budget for row in rows}, key=budget_size)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1,
+            len(budgets),
+            figsize=(max(7.2, 4.6 * len(budgets)), 4.4),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis, budget in zip(axes[0], budgets, strict=True):
+            _draw_panel(axis, [row for row in rows if row.budget == budget])
+            axis.set_title(f"{budget} tokens" if budget else "Accuracy against head parameters")
+            axis.set_xlabel("parameters of the head")
+        axes[0][0].set_ylabel("top-1 next-token accuracy")
+        handles, names = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+        return _save(figure, path)
+
+
+def draw_curves(results: Iterable[Result], path: Path) -> Path:
+    """Training loss against steps: mean per node for bitwise losses, per token for losses over tokens."""
+    plt = _pyplot()
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.metrics["size"]["head_parameters"]):
+        groups.setdefault(label_of(result), []).append(result)
+    panels = [
+        (
+            "Mean training loss per node",
+            "nats per node and token",
+            [g for g in groups.items() if _is_bitwise(g[1][0])],
+        ),
+        (
+            "Training loss over tokens",
+            "nats per token",
+            [g for g in groups.items() if not _is_bitwise(g[1][0])],
+        ),
+    ]
+    panels = [panel for panel in panels if panel[2]]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(max(7.2, 5.0 * len(panels)), 4.2), squeeze=False, layout="constrained"
+        )
+        for axis, (title, unit, lines) in zip(axes[0], panels, strict=True):
+            for (label, group), colour in zip(lines, PALETTE * len(lines), strict=False):
+                _draw_curve(axis, label, group, "#222222" if label == "Softmax" else colour)
+            axis.set(title=title, ylabel=unit, xlabel="optimizer steps")
+            axis.legend(fontsize=9)
+        return _save(figure, path)
+
+
+def _draw_panel(axis: Any, rows: Sequence[Row]) -> None:
+    for family, (name, colour, marker) in FAMILIES.items():
+        chosen = [row for row in rows if row.family == family]
+        if not chosen:
+            continue
+        means = [row.values["top1"].mean for row in chosen]
+        bars = [row.values["top1"].half_width or 0.0 for row in chosen]
+        axis.errorbar(
+            [row.parameters for row in chosen], means, yerr=bars,
+            fmt=marker, color=colour, markersize=7, markeredgecolor="white", capsize=3, elinewidth=1.2, label=name,
+        )  # fmt: skip
+    for row in rows:
+        if row.is_reference:
+            axis.axhline(row.values["top1"].mean, color="#222222", linestyle=(0, (4, 3)), linewidth=1)
+    axis.set_xscale("log")
+    axis.margins(x=0.16)
+    axis.set_ylim(bottom=0, top=1.12 * max(row.values["top1"].mean for row in rows))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    _draw_labels(axis, rows)
+
+
+def _draw_labels(axis: Any, rows: Sequence[Row]) -> None:
+    """A short label beside every point; labels of neighbours are pushed apart."""
+    axis.figure.canvas.draw()
+    placed: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: row.values["top1"].mean):
+        x, y = axis.transData.transform((row.parameters, row.values["top1"].mean)) * 72 / axis.figure.dpi
+        target = y
+        for other_x, other_y in placed:
+            if abs(other_x - x) < 90 and target - other_y < LABEL_GAP:
+                target = other_y + LABEL_GAP
+        placed.append((x, target))
+        is_right = row.parameters > 1e5
+        axis.annotate(
+            _short(row), (row.parameters, row.values["top1"].mean),
+            xytext=(-9 if is_right else 9, target - y), textcoords="offset points",
+            ha="right" if is_right else "left", va="center", fontsize=8.5, color=FAMILIES[row.family][1],
+        )  # fmt: skip
+
+
+def _draw_curve(axis: Any, label: str, group: Sequence[Result], colour: str) -> None:
+    """The mean over seeds, and the range between them as a band."""
+    curves = [{entry["step"]: entry["loss"] for entry in result.metrics["history"]} for result in group]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    losses = np.array([[curve[step] for step in steps] for curve in curves])  # (seeds, logged steps)
+    axis.plot(steps, losses.mean(0), color=colour, linewidth=1.6, label=label)
+    if len(losses) > 1:
+        axis.fill_between(steps, losses.min(0), losses.max(0), color=colour, alpha=0.18, linewidth=0)
+
+
+def _is_bitwise(result: Result) -> bool:
+    return family_of(result) in ("linear", "mtl")
+
+
+def _short(row: Row) -> str:
+    """`MinRandom (50, 0)`: the family is told by the colour."""
+    return row.label.replace(" MTL-ECOC", "").replace(" ECOC", "").split(" + ")[0]
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    _pyplot().close(figure)
+    return path
