@@ -19,17 +19,15 @@ from codehead.models import guards, manifest
 class CodedCausalLM:
     """Mixed into the class of a model by `attach`; the result keeps the stock class's name.
 
-    A class rather than hooks, because libraries such as PEFT call `base.forward(...)` directly, and hooks do not run
-    then. Bit logits never leave as `.logits`: those have one entry per token, and their softmax is the codeword
-    posterior.
+    A class rather than hooks, because libraries such as PEFT call `base.forward(...)` directly, and hooks do
+    not run then. Bit logits never leave as `.logits`: those have one entry per token, and their softmax is
+    the codeword posterior.
     """
 
-    accepts_loss_kwargs = (
-        True  # Trainer: divide by num_items_in_batch in the model, not by accumulation steps
-    )
+    accepts_loss_kwargs = True  # Trainer: divide by num_items_in_batch in the model, not by accumulation steps
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """`type(model)(config)` and `type(model).from_pretrained` start, like any model, without a decision layer."""
+        """`type(model)(config)` and `type(model).from_pretrained` start without a decision layer."""
         return cls._stock_class(*args, **kwargs)  # type: ignore[attr-defined]
 
     def bit_logits(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -38,9 +36,7 @@ class CodedCausalLM:
             kwargs.pop(name, None)
         return self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True}).logits  # type: ignore[attr-defined]
 
-    def _decide(
-        self, outputs: Any, labels: Tensor | None, num_items: Tensor | int | None, wanted: bool | None
-    ) -> Any:
+    def _decide(self, outputs: Any, labels: Tensor | None, num_items: Tensor | int | None, wanted: bool | None) -> Any:
         """Outputs with the loss and the token logits in place of the bit logits `(batch, length, n)`.
 
         `labels` are aligned with the bit logits. In training the token logits stay None unless `wanted`.
@@ -56,7 +52,7 @@ class CodedCausalLM:
         return type(outputs)(**{**outputs, "loss": loss, "logits": logits})
 
     def _loss(self, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-        """The loss of the decision layer, plus the load balancing loss where mixture-of-experts models report one."""
+        """The loss of the decision layer, plus the load balancing loss that mixtures of experts report."""
         loss = self.decision.loss(outputs.logits, labels, num_items)  # type: ignore[attr-defined]
         router = getattr(outputs, "aux_loss", None)
         if isinstance(router, Tensor):
@@ -82,9 +78,7 @@ class CodedCausalLM:
         guards.refuse_resize(size, num_classes)
         return self.get_input_embeddings()  # type: ignore[attr-defined]
 
-    def _get_resized_lm_head(
-        self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **_: Any
-    ) -> nn.Module:
+    def _get_resized_lm_head(self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **_: Any) -> nn.Module:
         num_classes = self.decision.table.num_classes  # type: ignore[attr-defined]
         guards.refuse_resize(num_classes if new_num_tokens is None else new_num_tokens, num_classes)
         return old_lm_head
@@ -114,8 +108,8 @@ def _rebuild(base: type) -> Any:
 
 
 @functools.cache
-def coded_class(base: type) -> type:
-    """The coded subclass of a stock model class, under the stock name, so that tools keyed on names go on working."""
+def coded_class(base: Any) -> Any:
+    """The coded subclass of a stock model class, under its name: tools keyed on names go on working."""
     members = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
@@ -154,7 +148,7 @@ def _coded_forward(base: Any) -> Callable[..., Any]:
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if as_dict else outputs.to_tuple()
 
-    # accelerate unwraps mixed precision by following __wrapped__ to the end, which must not be the stock forward.
-    del forward.__wrapped__  # type: ignore[attr-defined]
+    # accelerate unwraps mixed precision by following __wrapped__ to its end, never to be the stock forward
+    del forward.__wrapped__
     forward.__signature__ = signature  # type: ignore[attr-defined]
     return forward

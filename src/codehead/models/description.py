@@ -50,8 +50,8 @@ class Description:
             allowed = JSON_TYPES[str(entry.type)]
             if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
                 raise CheckpointError(
-                    f"quantization_config.{entry.name} in config.json must be of type {entry.type}, got {value!r}; "
-                    "restore config.json from the original checkpoint"
+                    f"quantization_config.{entry.name} in config.json must be of type {entry.type}, got "
+                    f"{value!r}; restore config.json from the original checkpoint"
                 )
 
     @classmethod
@@ -88,14 +88,14 @@ class Description:
         for key in entry:
             if key not in known:
                 raise CheckpointError(
-                    f"quantization_config.{key} in config.json is not a field of codehead{did_you_mean(key, known)}; "
-                    "was the checkpoint written by a newer codehead?"
+                    f"quantization_config.{key} in config.json is not a field of "
+                    f"codehead{did_you_mean(key, known)}; was the checkpoint written by a newer codehead?"
                 )
         for key in known:
             if key not in entry:
                 raise CheckpointError(
-                    f"quantization_config.{key} is missing from config.json; "
-                    "restore config.json from the original checkpoint"
+                    f"quantization_config.{key} is missing from config.json; restore config.json from the "
+                    "original checkpoint"
                 )
         return cls(**entry)
 

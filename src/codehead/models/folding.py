@@ -8,28 +8,26 @@ import torch
 from torch import nn
 
 from codehead.errors import ConfigurationError
-from codehead.models.surgery import Model, _description, uninstall
+from codehead.models.surgery import Model, describe, uninstall
 
 
 def fold(model: Model) -> Model:
     """Replace the decision layer by the Softmax head with the same posterior, in place.
 
-    The token scores of a binary code are `½ C z` and a linear head gives `z = P h + b`, so `W = ½ C P`, `(V, hidden)`,
-    with bias `½ C b`. The result is a stock model that every tool reads, without the saving in size.
-
-    Raises:
-        ConfigurationError: the head is not linear, or the code is ternary.
+    The token scores of a binary code are `½ C z` and a linear head gives `z = P h + b`, so the weight is
+    `½ C P`, `(V, hidden)`, and the bias `½ C b`. The result is a stock model that every tool reads, without
+    the saving in size. A ConfigurationError says why if the head is not linear or the code is ternary.
     """
-    description = _description(model, "fold")
+    description = describe(model, "fold")
     if description.head != "linear":
         raise ConfigurationError(
-            f"cannot fold a head {description.head!r}: it is not linear in the hidden state, and a Softmax head is; "
-            "attach with head='linear' for a model that can be folded"
+            f"cannot fold a head {description.head!r}: it is not linear in the hidden state, and a Softmax "
+            "head is; attach with head='linear' for a model that can be folded"
         )
     if description.ternary:
         raise ConfigurationError(
-            f"cannot fold the ternary code {description.design!r}: the zeros of its codewords add "
-            "Σ log(2 cosh(z/2)) to the scores, which is not linear in the hidden state; use a binary code"
+            f"cannot fold the ternary code {description.design!r}: the zeros of its codewords add Σ log(2 "
+            "cosh(z/2)) to the scores, which is not linear in the hidden state; use a binary code"
         )
     uninstall(model, _dense_head(model))
     return model

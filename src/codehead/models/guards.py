@@ -10,57 +10,57 @@ from torch import nn
 from codehead.errors import ConfigurationError
 
 FUSED_LOSSES = {
-    "liger_kernel": "Liger's fused loss multiplies the hidden states by lm_head.weight as if it were a Softmax head. "
-    "Keep Liger's other kernels and switch this one off: "
-    "TrainingArguments(liger_kernel_config={'fused_linear_cross_entropy': False}), or use_liger_kernel=False",
-    "trl": "TRL's fused LM head multiplies the hidden states by lm_head.weight as if it were a Softmax head, and its "
-    "trainers have no option to switch it off. Train with transformers.Trainer or `codehead train` instead: both use "
-    "the loss of the decision layer, which needs no fused head because it is never as wide as the vocabulary",
+    "liger_kernel": "Liger's fused loss multiplies the hidden states by lm_head.weight as if it were a "
+    "Softmax head. Keep Liger's other kernels and switch this one off: "
+    "TrainingArguments(liger_kernel_config={'fused_linear_cross_entropy': False}), or "
+    "use_liger_kernel=False",
+    "trl": "TRL's fused LM head multiplies the hidden states by lm_head.weight as if it were a Softmax "
+    "head, and its trainers have no option to switch it off. Train with transformers.Trainer or "
+    "`codehead train` instead: both use the loss of the decision layer, which needs no fused head "
+    "because it is never as wide as the vocabulary",
 }
 
 
 def refuse_fused_loss(forward: Any) -> None:
     """Raise a ConfigurationError if `forward`, about to be set on a coded model, bypasses the decision layer.
 
-    Wrappers that call the model's own forward (accelerate's mixed precision and device hooks) are welcome. The
+    Wrappers that call the model's own forward (accelerate's mixed precision, device hooks) are welcome. The
     function's globals tell where it was written; `__module__` is copied by `functools.wraps`.
     """
     function = getattr(forward, "__func__", forward)
     library = str(getattr(function, "__globals__", {}).get("__name__", "")).partition(".")[0]
     if library in FUSED_LOSSES:
-        raise ConfigurationError(
-            f"{library} tried to replace the forward of a coded model. {FUSED_LOSSES[library]}"
-        )
+        raise ConfigurationError(f"{library} tried to replace the forward of a coded model. {FUSED_LOSSES[library]}")
 
 
 def refuse_patched_forward(model: nn.Module, action: str) -> None:
-    """Raise a ConfigurationError if the instance carries a forward of its own, which would outlive a change of class."""
+    """Raise a ConfigurationError if the instance has a forward of its own, which a new class cannot reach."""
     if "forward" in vars(model):
         raise ConfigurationError(
-            f"cannot {action}: the forward of this {type(model).__name__} was replaced on the instance (by device hooks "
-            f"over several devices, mixed precision or a patch), so a change of class would not reach it. "
-            f"{action.capitalize()} before the model is dispatched, prepared or patched; a saved coded model can be "
-            "loaded with any device_map"
+            f"cannot {action}: the forward of this {type(model).__name__} was replaced on the instance (by "
+            "device hooks over several devices, mixed precision or a patch), so a change of class would "
+            f"not reach it. {action.capitalize()} before the model is dispatched, prepared or patched; a "
+            "saved coded model can be loaded with any device_map"
         )
 
 
 def refuse_resize(num_tokens: int, num_classes: int) -> None:
-    """Raise a ConfigurationError if an embedding is to get another number of rows than the code has classes."""
+    """Raise a ConfigurationError if an embedding is to get more or fewer rows than the code has classes."""
     if num_tokens != num_classes:
         raise ConfigurationError(
-            f"cannot resize the token embeddings of a coded model from {num_classes} to {num_tokens}: every token "
-            "needs a codeword. First codehead.detach(model), then resize, then codehead.attach(model, ...) again; "
-            "or attach after adding the tokens"
+            f"cannot resize the token embeddings of a coded model from {num_classes} to {num_tokens}: every "
+            "token needs a codeword. First codehead.detach(model), then resize, then "
+            "codehead.attach(model, ...) again; or attach after adding the tokens"
         )
 
 
 def warn_of_posterior_loss() -> None:
-    """Tell that a loss computed by somebody else from `.logits` is not the bitwise loss the model was set up for."""
+    """Tell that a loss computed from `.logits` is not the bitwise loss the model was set up for."""
     warnings.warn(
         "training forward without labels: a loss computed from .logits (as label_smoothing_factor > 0 or "
-        "compute_loss_func make the Trainer do) is one of the codeword posterior and builds (tokens, vocabulary) "
-        "tensors; it is not the bitwise loss. Pass labels to the model, set label_smoothing_factor=0, "
-        "or attach with loss='codeword'",
+        "compute_loss_func make the Trainer do) is one of the codeword posterior and builds (tokens, "
+        "vocabulary) tensors; it is not the bitwise loss. Pass labels to the model, set "
+        "label_smoothing_factor=0, or attach with loss='codeword'",
         UserWarning,
         stacklevel=2,
     )

@@ -1,7 +1,8 @@
 """The loader of coded checkpoints: what `from_pretrained` runs for `quant_method: codehead`.
 
-transformers offers one way to change a model between building and loading it that keeps class, `architectures` and
-`model_type`: a quantizer. Nothing is quantised here, and the quantizer leaves once the model is loaded.
+transformers offers one way to change a model between building and loading it that keeps class,
+`architectures` and `model_type`: a quantizer. Nothing is quantised here, and the quantizer leaves once the
+model is loaded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -18,8 +18,6 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead import heads
-from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
-from codehead.codes.packing import row_bytes
 from codehead.codes.table import CodewordTable
 from codehead.errors import CheckpointError, CodeheadError
 from codehead.layer import Decision
@@ -28,7 +26,7 @@ from codehead.models.description import METHOD, Description
 
 
 @register_quantization_config(METHOD)
-class CodeheadConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class CodeheadConfig(QuantizationConfigMixin):
     """The entry `quantization_config` of a coded checkpoint, as transformers wants to hold it."""
 
     def __init__(self, **entry: Any) -> None:
@@ -40,7 +38,7 @@ class CodeheadConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(METHOD)
-class CodeheadLoader(HfQuantizer):  # type: ignore[misc]
+class CodeheadLoader(HfQuantizer):
     """Builds the empty decision layer before the weights are loaded, and checks the codebook afterwards."""
 
     @property
@@ -69,14 +67,14 @@ class CodeheadLoader(HfQuantizer):  # type: ignore[misc]
         except CodeheadError as error:
             raise CheckpointError(f"quantization_config in config.json: {error}") from error
         _expect_vocabulary(description, old.weight.shape[0])
-        surgery.install(model, head.to(old.weight.dtype), decision, stock.Kept(None, model.loss_type))
+        surgery.install(model, head.to(old.weight.dtype), decision)
         if checkpoint_files:
             files = [file for file in checkpoint_files if file.endswith(".safetensors")]
             manifest.verify(files)
             _check_tensors(model, files)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        """Check the codebook, then leave: the model is an ordinary one that can be trained, cast and saved."""
+        """Check the codebook, then leave: the model can be trained, cast and saved like any other."""
         description = self.quantization_config.description
         _check_codebook(model.decision.table, description)
         model.decision.to(model.get_output_embeddings().weight.device)
@@ -90,30 +88,18 @@ def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, De
     """Head and decision of the right shapes on the meta device, to be filled from a checkpoint."""
     with torch.device("meta"):
         head = heads.build(description.head, hidden_size, description.bits, **description.head_options)
-    decision = Decision(_blank_codebook(description), description.loss, description.decoder)
-    return head, decision.to("meta")
-
-
-def _blank_codebook(description: Description) -> Codebook:
-    """A codebook of zeros, of the shape that the description says."""
-    if description.is_implicit:
-        return OneVsAllCodebook(description.num_classes)
-    plane = np.zeros((description.num_classes, row_bytes(description.bits)), dtype=np.uint8)
-    return PackedCodebook(
-        num_classes=description.num_classes,
-        length=description.bits,
-        design=description.design,
-        params={"allow_duplicates": True},
-        sign_plane=plane,
-        support_plane=plane if description.ternary else None,
-    )
+        table = CodewordTable.empty(
+            description.num_classes, description.bits, description.ternary, description.is_implicit
+        )
+        return head, Decision(table, description.loss, description.decoder)
 
 
 def _expect_vocabulary(description: Description, rows: int) -> None:
     if description.num_classes != rows:
         raise CheckpointError(
-            f"quantization_config.num_classes in config.json is {description.num_classes}, but the vocabulary of the "
-            f"model (vocab_size) has {rows} tokens; restore config.json from the original checkpoint"
+            f"quantization_config.num_classes in config.json is {description.num_classes}, but the "
+            f"vocabulary of the model (vocab_size) has {rows} tokens; restore config.json from the original "
+            "checkpoint"
         )
 
 
@@ -127,9 +113,9 @@ def _check_tensors(model: Any, files: Sequence[str]) -> None:
         expected = list(tensor.shape)
         if name.startswith(prefixes) and not _holds(found, name, expected):
             raise CheckpointError(
-                f"tensor {name} of the checkpoint has shape {found.get(name, 'none: it is missing')}, but bits, "
-                f"num_classes and head_options of quantization_config in config.json make it {expected}; "
-                "restore config.json and the weights from the original checkpoint"
+                f"tensor {name} of the checkpoint has shape {found.get(name, 'none: it is missing')}, but "
+                "bits, num_classes and head_options of quantization_config in config.json make it "
+                f"{expected}; restore config.json and the weights from the original checkpoint"
             )
 
 
@@ -145,7 +131,7 @@ def _shapes(file: str) -> dict[str, list[int]]:
 
 
 def _holds(found: dict[str, list[int]], name: str, shape: list[int]) -> bool:
-    """Whether a tensor is there. Some architectures save their head under another name, so any prefix will do then."""
+    """Whether a tensor is there; under any prefix, since some architectures rename their head on saving."""
     if name in found:
         return found[name] == shape
     leaf = name.rpartition(".")[2]
@@ -154,26 +140,13 @@ def _holds(found: dict[str, list[int]], name: str, shape: list[int]) -> bool:
 
 def _check_codebook(table: CodewordTable, description: Description) -> None:
     """The codebook that was loaded is the one the configuration names by its checksum."""
-    checksum = _codebook(table, description).checksum
-    if checksum != description.checksum:
-        raise CheckpointError(
-            f"quantization_config.checksum in config.json is {description.checksum}, but the codebook in the weights "
-            f"has {checksum}: one of them was changed, and tokens would be decoded wrongly; restore both from the "
-            "original checkpoint"
-        )
-
-
-def _codebook(table: CodewordTable, description: Description) -> Codebook:
-    if description.is_implicit:
-        return OneVsAllCodebook(description.num_classes)
-    planes = {name: plane.cpu().numpy() for name, plane in table.named_buffers() if name.endswith("_plane")}
     try:
-        return PackedCodebook(
-            num_classes=description.num_classes,
-            length=description.bits,
-            design=description.design,
-            params={"allow_duplicates": True},
-            **planes,
-        )
+        checksum = table.to_codebook(description.design, description.seed, description.params).checksum
     except CodeheadError as error:
         raise CheckpointError(f"the codebook in the weights does not fit config.json: {error}") from error
+    if checksum != description.checksum:
+        raise CheckpointError(
+            f"quantization_config.checksum in config.json is {description.checksum}, but the codebook in "
+            f"the weights has {checksum}: one of them was changed, and tokens would be decoded wrongly; "
+            "restore both from the original checkpoint"
+        )

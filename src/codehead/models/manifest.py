@@ -27,8 +27,8 @@ Files = dict[str, dict[str, Any]]
 def staged(folder: str | os.PathLike[str], variant: str | None = None) -> Iterator[Path]:
     """An empty folder to save into; its files move into `folder` once all are written.
 
-    A crash before that leaves `folder` as it was. The manifest moves last: a crash between two moves leaves either
-    the old manifest, which the new weights contradict, or none.
+    A crash before that leaves `folder` as it was. The manifest moves last: a crash between two moves leaves
+    either the old manifest, which the new weights contradict, or none.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -56,8 +56,7 @@ def _publish(stage: Path, target: Path, manifest: str) -> None:
 def verify(paths: Iterable[str | os.PathLike[str]]) -> None:
     """Check weight files against the manifests that lie beside them, if there are any.
 
-    Raises:
-        CheckpointError: names the file whose size or checksum differs, or that no manifest knows.
+    A CheckpointError names the file whose size or checksum differs, or that no manifest knows.
     """
     for path in map(Path, paths):
         known: Files = {}
@@ -70,19 +69,20 @@ def verify(paths: Iterable[str | os.PathLike[str]]) -> None:
 def _verify_file(path: Path, known: Files) -> None:
     if path.name not in known:
         raise CheckpointError(
-            f"{path} is not among the files listed in codehead.json: it is left over from another checkpoint; "
-            "remove it, or save the model into an empty folder"
+            f"{path} is not among the files listed in codehead.json: it is left over from another "
+            "checkpoint; remove it, or save the model into an empty folder"
         )
     size, expected = path.stat().st_size, known[path.name]
     if size != expected.get("size"):
         raise CheckpointError(
-            f"{path} has {size} bytes, codehead.json says {expected['size']}: the file is incomplete or was replaced; "
-            "copy it again from the original checkpoint"
+            f"{path} has {size} bytes, codehead.json says {expected.get('size')}: it is incomplete or was "
+            "replaced; copy it again from the original checkpoint"
         )
     if _fingerprint(path) != expected:
         raise CheckpointError(
-            f"{path} differs from its sha256 in codehead.json: the file is damaged or was replaced; copy it again from "
-            "the original checkpoint, or delete codehead.json if you changed the weights on purpose"
+            f"{path} differs from its sha256 in codehead.json: the file is damaged or was replaced; copy it "
+            "again from the original checkpoint, or delete codehead.json if you changed the weights on "
+            "purpose"
         )
 
 
@@ -93,8 +93,8 @@ def _read(manifest: Path) -> Files:
         files: Files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{manifest} is not a readable list of files ({error!r}); copy it again from the original checkpoint, "
-            "or delete it to load without checksums"
+            f"{manifest} is not a readable list of files ({error!r}); copy it again from the original "
+            "checkpoint, or delete it to load without checksums"
         ) from None
     return files
 

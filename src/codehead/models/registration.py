@@ -1,4 +1,4 @@
-"""Makes `from_pretrained` of transformers find codehead, without importing transformers before it is needed."""
+"""Makes `from_pretrained` of transformers find codehead, without importing transformers early."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOADER = "codehead.models.loader"
 
 
 def register_loader() -> None:
-    """Register the loader of coded checkpoints: now if transformers is there, else as soon as it is imported."""
+    """Register the loader of coded checkpoints: now, or as soon as transformers is imported."""
     if REGISTRY in sys.modules:
         import_module(LOADER)
     else:

@@ -18,7 +18,7 @@ FIXED_SOFT_CAPS = ("logits_soft_cap", "output_logit_soft_cap")
 
 @dataclass
 class Kept:
-    """Kept with a coded model but not saved: not a module, so that it is neither trained nor in the state dict."""
+    """Kept with a coded model but neither trained nor saved, because it is not a module."""
 
     head: nn.Module | None
     """The stock head, which `detach` puts back."""
@@ -34,8 +34,8 @@ def head_path(model: nn.Module) -> str:
         if module is head:
             return name
     raise ConfigurationError(
-        f"{type(model).__name__} has no output embedding to replace; attach works on causal language models, "
-        "such as AutoModelForCausalLM loads"
+        f"{type(model).__name__} has no output embedding to replace; attach works on causal language "
+        "models, such as AutoModelForCausalLM loads"
     )
 
 
@@ -50,19 +50,17 @@ def refuse_fixed_soft_cap(model: Any) -> None:
     config = model.config.get_text_config()
     fixed = [name for name in FIXED_SOFT_CAPS if getattr(config, name, None) is not None]
     fixed += [
-        name
-        for name in (*vars(model), *model._modules)
-        if "softcap" in name and getattr(model, name) is not None
+        name for name in (*vars(model), *model._modules) if "softcap" in name and getattr(model, name) is not None
     ]
     if fixed:
         raise ConfigurationError(
-            f"{type(model).__name__} soft-caps its logits ({fixed[0]}) with no way to switch it off, which would "
-            "distort bit logits; use code='one_vs_all' or another architecture"
+            f"{type(model).__name__} soft-caps its logits ({fixed[0]}) with no way to switch it off, which "
+            "would distort bit logits; use code='one_vs_all' or another architecture"
         )
 
 
 def alter(model: Any, *, capped: bool) -> dict[str, Any]:
-    """Untie the head and switch soft-capping off unless the model is to stay `capped`; the values from before."""
+    """Untie the head and, unless it is to stay `capped`, switch soft-capping off; the values from before."""
     stock = {"tie_word_embeddings": bool(model.config.tie_word_embeddings)}
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
@@ -85,4 +83,5 @@ def restore(model: Any, stock: dict[str, Any]) -> None:
 def tied_head(model: Any) -> nn.Linear:
     """An empty Softmax head for a model that will tie it to its input embedding, `(V, hidden)`."""
     with torch.device("meta"):
-        return nn.Linear(*reversed(model.get_input_embeddings().weight.shape), bias=False)
+        num_classes, hidden_size = model.get_input_embeddings().weight.shape
+        return nn.Linear(hidden_size, num_classes, bias=False)

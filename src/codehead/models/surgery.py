@@ -53,74 +53,76 @@ def attach(
         head_params: further options of the head.
         keep_head: keep the old head in memory, for `detach`; a tied model can always be detached.
 
-    Returns:
-        The same model, now coded.
-
     Raises:
         ConfigurationError: the model or an option does not allow it; nothing has changed then.
         CodebookError: the code has another number of classes than the model has tokens.
+
+    Returns:
+        The same model, now coded.
+
     """
-    old = _check(model)
+    target: Any = model
+    old = _check(target)
     num_classes, hidden_size = old.weight.shape
     codebook = _codebook(code, num_classes, bits, seed, code_params or {})
     if codebook.design != "one_vs_all":
-        stock.refuse_fixed_soft_cap(model)
+        stock.refuse_fixed_soft_cap(target)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
-    new = _seeded_head(head, hidden_size, codebook.length, options, seed).to(
-        old.weight.device, old.weight.dtype
-    )
+    new = _seeded_head(head, hidden_size, codebook.length, options, seed).to(old.weight)
     decision = Decision(codebook, loss, decoder).to(old.weight.device)
 
-    kept = stock.Kept(old if keep_head else None, model.loss_type)
-    changed = {"bias": old.bias is not None, **stock.alter(model, capped=decision.table.is_implicit)}
-    model.config.quantization_config = Description.of(
-        codebook, head, options, loss, decoder, changed
-    ).to_dict()
-    install(model, new, decision, kept)
+    changed = {"bias": old.bias is not None, **stock.alter(target, capped=decision.table.is_implicit)}
+    description = Description.of(codebook, head, options, loss, decoder, changed)
+    target.config.quantization_config = description.to_dict()
+    install(target, new, decision, old if keep_head else None)
     return model
 
 
-def install(model: Any, head: nn.Module, decision: Decision, kept: stock.Kept) -> None:
-    """Turn a model whose configuration is already that of a coded one into a coded one."""
+def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | None = None) -> None:
+    """Make a model coded whose configuration says so already; the `old` head is kept for `detach`."""
+    kept = stock.Kept(old, model.loss_type)
     stock.replace_head(model, head.train(model.training))
     model.decision = decision.train(model.training)
     model.loss_type = "ForCausalLM"  # so that the Trainer counts shifted labels
-    model.__class__ = coded_class(type(model))
+    stock_class: Any = type(model)
+    model.__class__ = coded_class(stock_class)
     model._kept = kept
 
 
 def detach(model: Model) -> Model:
     """Put the Softmax head from before `attach` back, in place: tied to the embedding again if it was.
 
-    Raises:
-        ConfigurationError: the old head was not kept, as after `keep_head=False` or loading from a checkpoint.
+    A ConfigurationError tells if the old head was not kept, as after `keep_head=False` or loading from a
+    checkpoint.
     """
-    changed = dict(_description(model, "detach").stock)
-    head = model._kept.head
+    target: Any = model
+    changed = describe(target, "detach").stock
+    head = target._kept.head
     if head is None and changed["tie_word_embeddings"] and not changed["bias"]:
-        head = stock.tied_head(model)
+        head = stock.tied_head(target)
     if head is None:
         raise ConfigurationError(
-            "cannot detach: the Softmax head was not kept (keep_head=False, or the model was loaded from a coded "
-            "checkpoint); codehead.fold(model) turns a linear head with a binary code into an equivalent Softmax head"
+            "cannot detach: the Softmax head was not kept (keep_head=False, or the model was loaded from a "
+            "coded checkpoint); codehead.fold(model) turns a linear head with a binary code into an "
+            "equivalent Softmax head"
         )
-    uninstall(model, head)
-    stock.restore(model, changed)
+    uninstall(target, head)
+    stock.restore(target, changed)
     return model
 
 
-def uninstall(model: Any, head: nn.Module) -> None:
+def uninstall(model: Any, head: nn.Linear) -> None:
     """Give a coded model its stock class back, with `head` as its output embedding."""
-    current = next(model.get_output_embeddings().parameters())
     if not head.weight.is_meta:
-        head.to(current.device, current.dtype)
+        head.to(next(model.get_output_embeddings().parameters()))
     stock.replace_head(model, head.train(model.training))
     model.loss_type = model._kept.loss_type
     model.__class__ = model._stock_class
     del model.decision, model._kept, model.config.quantization_config
 
 
-def _description(model: Any, action: str) -> Description:
+def describe(model: Any, action: str) -> Description:
+    """The description of a model that is coded and can be acted on."""
     if not is_coded(model):
         raise ConfigurationError(
             f"cannot {action}: this {type(model).__name__} has no decision layer; attach one first"
@@ -135,17 +137,19 @@ def _check(model: Any) -> nn.Linear:
         raise ConfigurationError("this model has a decision layer already; codehead.detach(model) it first")
     if not hasattr(model, "get_output_embeddings") or not hasattr(model, "all_tied_weights_keys"):
         raise ConfigurationError(
-            f"cannot attach to a {type(model).__name__}: it is not a model of transformers. Attach to the model itself "
-            "before wrapping it (PEFT, torch.compile); for models of your own there is codehead.DecisionLayer"
+            f"cannot attach to a {type(model).__name__}: it is not a model of transformers. Attach to the "
+            "model itself before wrapping it (PEFT, torch.compile); for models of your own there is "
+            "codehead.DecisionLayer"
         )
     method = getattr(model, "quantization_method", None) if getattr(model, "is_quantized", False) else None
     if method is not None and method != METHOD:
         raise ConfigurationError(
-            f"cannot attach to a model quantised with {getattr(method, 'value', method)}: transformers has one slot "
-            "for a quantizer in config.json, and coded checkpoints are loaded through it. Load the model unquantised"
+            f"cannot attach to a model quantised with {getattr(method, 'value', method)}: transformers has "
+            "one slot for a quantizer in config.json, and coded checkpoints are loaded through it. Load "
+            "the model unquantised"
         )
     guards.refuse_patched_forward(model, "attach")
-    return model.get_submodule(stock.head_path(model))  # type: ignore[no-any-return]
+    return model.get_submodule(stock.head_path(model))
 
 
 def _codebook(
@@ -157,13 +161,14 @@ def _codebook(
     codebook = code if isinstance(code, Codebook) else codes.load(code)
     if params or (bits is not None and bits != codebook.length):
         raise ConfigurationError(
-            f"bits={bits} and code_params={params} describe a code to be built, but code is a finished codebook of "
-            f"length {codebook.length}; leave them out"
+            f"bits={bits} and code_params={params} describe a code to be built, but code is a finished "
+            f"codebook of length {codebook.length}; leave them out"
         )
     if codebook.num_classes != num_classes:
         raise CodebookError(
-            f"the codebook has {codebook.num_classes} classes, but the output embedding of the model has {num_classes} "
-            f"rows; build it with num_classes={num_classes} (the tokenizer may know fewer tokens)"
+            f"the codebook has {codebook.num_classes} classes, but the output embedding of the model has "
+            f"{num_classes} rows; build it with num_classes={num_classes} (the tokenizer may know fewer "
+            "tokens)"
         )
     return codebook
 
