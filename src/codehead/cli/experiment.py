@@ -28,13 +28,12 @@ def run(
         list[str] | None, typer.Option("--only", help="Only cells whose name contains this; may be repeated.")
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells that run at the same time.")] = 1,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Validate, list the cells, run nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, list the cells, run nothing.")] = False,
 ) -> None:
     """Run every cell that has no result yet.
 
-    A cell that fails keeps its traceback in OUT/failures and stops no other; run the command again to retry it.
+    A cell that fails keeps its traceback in OUT/failures and stops no other.
+    Run the command again to retry it.
     """
     from codehead.protocols.experiment import Experiment
 
@@ -89,9 +88,7 @@ def _run(experiment: Experiment, out: Path, only: list[str], jobs: int, variable
         nonlocal done
         done += 1
         where = f": {failure_path(out, cell)}" if status == "failed" else ""
-        console.print(
-            f"[{done}/{total}] {cell.key} {status}{where}", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(f"[{done}/{total}] {cell.key} {status}{where}", markup=False, highlight=False, soft_wrap=True)
 
     outcome = run_experiment(
         experiment, out, only=only, jobs=jobs, variables=variables, report=tell, callbacks=_progress

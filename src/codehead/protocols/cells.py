@@ -46,23 +46,17 @@ def run_cell(
     model = load_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
     metrics = {
         "test": _evaluate(model, folder, config, config.data.test, "test", experiment.batch_size),
-        "validation": _evaluate(
-            model, folder, config, config.data.validation, "validation", experiment.batch_size
-        ),
+        "validation": _evaluate(model, folder, config, config.data.validation, "validation", experiment.batch_size),
         "size": model_size(model).as_dict(),
         "decision": describe(model),
         "model_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_seconds": record["provenance"]["wall_seconds"],
         "history": [entry for entry in record["log_history"] if "loss" in entry],
     }
-    return Result(
-        f"{experiment.name}/{cell.key}", result_config(experiment, cell), metrics, record["provenance"]
-    )
+    return Result(f"{experiment.name}/{cell.key}", result_config(experiment, cell), metrics, record["provenance"])
 
 
-def cell_config(
-    cell: Cell, folder: Path, shared: Mapping[str, Any], variables: Mapping[str, str]
-) -> RunConfig:
+def cell_config(cell: Cell, folder: Path, shared: Mapping[str, Any], variables: Mapping[str, str]) -> RunConfig:
     """The configuration of the cell's run; a width of "half" becomes a number here."""
     cell = point_to(cell, shared)
     decision = cell.config.get("decision") or {}

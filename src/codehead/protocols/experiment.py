@@ -72,9 +72,7 @@ class Experiment:
         for key in values:
             if key not in known:
                 hint = did_you_mean(str(key), known) or "."
-                raise ConfigurationError(
-                    f"{str(path)!r}: unknown key {key!r}{hint} Known keys: {', '.join(known)}"
-                )
+                raise ConfigurationError(f"{str(path)!r}: unknown key {key!r}{hint} Known keys: {', '.join(known)}")
         missing = [key for key in ("name", "base", "cells", "reference") if not values.get(key)]
         if missing:
             raise ConfigurationError(f"{str(path)!r}: missing {', '.join(missing)}")
@@ -108,21 +106,17 @@ class Experiment:
                 f"reference is {self.reference!r}, which is no cell; choose one of {', '.join(self.cells)}"
             )
         if not self.seeds or not all(type(seed) is int and seed >= 0 for seed in self.seeds):
-            raise ConfigurationError(
-                f"seeds is {list(self.seeds)!r}; give at least one whole number from 0 up"
-            )
+            raise ConfigurationError(f"seeds is {list(self.seeds)!r}; give at least one whole number from 0 up")
         for name in [self.name, *self.cells, *(budget for budget in self.budgets if budget != "")]:
             if not isinstance(name, str) or not NAME.match(name):
                 raise ConfigurationError(
-                    f"{name!r} cannot name a file; use letters, digits, '.', '_' and '-', in quotes if a number"
+                    f"{name!r} cannot name a file; use letters, digits, '.', '_' and '-' (a number in quotes)"
                 )
 
     def _check_split(self) -> None:
         if self.split is None:
             return
-        if set(self.split) != {"validation", "test"} or not all(
-            0 < share < 0.5 for share in self.split.values()
-        ):
+        if set(self.split) != {"validation", "test"} or not all(0 < share < 0.5 for share in self.split.values()):
             raise ConfigurationError(
                 f"split is {self.split!r}; give validation and test as shares of the documents below 0.5"
             )
@@ -144,14 +138,10 @@ def expand(value: Any, variables: Mapping[str, str]) -> Any:
         return {key: expand(item, variables) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [expand(item, variables) for item in value]
-    return (
-        VARIABLE.sub(lambda match: _variable(match[1], variables), value) if isinstance(value, str) else value
-    )
+    return VARIABLE.sub(lambda match: _variable(match[1], variables), value) if isinstance(value, str) else value
 
 
-def run_config(
-    cell: Cell, variables: Mapping[str, str], output_dir: Path, width: int | None = None
-) -> RunConfig:
+def run_config(cell: Cell, variables: Mapping[str, str], output_dir: Path, width: int | None = None) -> RunConfig:
     """The validated configuration of a cell; `width` takes the place of a width of "half"."""
     values = expand(cell.config, variables)
     decision = values.get("decision")
@@ -168,9 +158,7 @@ def half_width(hidden_size: int, num_classes: int, num_bits: int) -> int:
 def check_decision(decision: Mapping[str, Any] | None, place: str) -> None:
     """Raise ConfigurationError for a design, head, loss or decoder that does not exist."""
     if decision is not None and not isinstance(decision, Mapping):
-        raise ConfigurationError(
-            f"{place}.decision is {decision!r}; give keywords of attach, or leave it out"
-        )
+        raise ConfigurationError(f"{place}.decision is {decision!r}; give keywords of attach, or leave it out")
     for key, registry in PARTS.items():
         name = (decision or {}).get(key)
         is_file = key == "code" and isinstance(name, str) and ("/" in name or name.endswith(".safetensors"))

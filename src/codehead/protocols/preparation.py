@@ -83,9 +83,7 @@ def _write_splits(rows: Dataset, shares: Mapping[str, float], folder: Path) -> D
     for split in SPLITS:
         chosen = [i for i, name in enumerate(splits) if name == split]
         if not chosen:
-            raise DataError(
-                f"split {split!r} is left without a document of {len(rows)}; give more, or larger shares"
-            )
+            raise DataError(f"split {split!r} is left without a document of {len(rows)}; give more, or larger shares")
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for i in chosen:
                 file.write(json.dumps(_record(rows[i]), ensure_ascii=False) + "\n")
@@ -94,9 +92,7 @@ def _write_splits(rows: Dataset, shares: Mapping[str, float], folder: Path) -> D
 
 def _record(row: Mapping[str, str]) -> dict[str, str]:
     """A row in a form that `read_rows` reads back to the same row."""
-    return (
-        {"text": row["text"]} if "text" in row else {"prompt": row["prompt"], "completion": row["response"]}
-    )
+    return {"text": row["text"]} if "text" in row else {"prompt": row["prompt"], "completion": row["response"]}
 
 
 def _fingerprint(experiment: Experiment, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def run_experiment(
     report: Report = lambda cell, status: None,
     callbacks: Callable[[Cell], list[Any]] = lambda cell: [],
 ) -> Outcome:
-    """Run what is not finished yet; results go to `out/results`, runs to `out/runs`, tracebacks to `out/failures`.
+    """Run what is not finished yet, into `out/results` (measured), `out/runs` (trained) and `out/failures`.
 
     Args:
         only: keep the cells whose key contains one of these strings.
@@ -68,11 +68,7 @@ def run_experiment(
     variables = dict(os.environ if variables is None else variables)
     cells = experiment.plan(only)
     shared = prepare(experiment, out / "prepared", variables)
-    todo = [
-        Job(experiment, cell, out, shared, variables)
-        for cell in cells
-        if not is_finished(experiment, cell, out)
-    ]
+    todo = [Job(experiment, cell, out, shared, variables) for cell in cells if not is_finished(experiment, cell, out)]
     for job in todo:
         cell_config(job.cell, out, shared, variables)
     outcome = Outcome()

@@ -105,7 +105,8 @@ def _draw_panel(axis: Any, rows: Sequence[Row]) -> None:
         bars = [row.values["top1"].half_width or 0.0 for row in chosen]
         axis.errorbar(
             [row.parameters for row in chosen], means, yerr=bars,
-            fmt=marker, color=colour, markersize=7, markeredgecolor="white", capsize=3, elinewidth=1.2, label=name,
+            fmt=marker, color=colour, label=name,
+            markersize=7, markeredgecolor="white", capsize=3, elinewidth=1.2,
         )  # fmt: skip
     for row in rows:
         if row.is_reference:

@@ -65,8 +65,8 @@ def _reading(rows: Sequence[Row]) -> str:
     several = any(row.seeds > 1 for row in rows)
     interval = " ± is the half width of the 95% t-interval over seeds." if several else ""
     return (
-        "Top-1, top-5, perplexity and bits per byte are measured on the test split, over every token with a label. "
-        "The loss per node is the mean binary cross entropy of training, averaged over the last tenth of the "
+        "Top-1, top-5, perplexity and bits per byte are measured on the test split, over every token with "
+        "a label. The loss per node is the mean binary cross entropy of training, averaged over the last tenth of the "
         f"logged steps.{interval}\n"
     )
 
@@ -86,6 +86,6 @@ def _machine(result: Result) -> str:
     git = provenance["git"] or {}
     commit = f", commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}" if git else ""
     return (
-        f"{hardware['gpu'] or hardware['cpu']}, torch {packages['torch']}, transformers {packages['transformers']}, "
-        f"codehead {provenance['codehead']}{commit}"
+        f"{hardware['gpu'] or hardware['cpu']}, torch {packages['torch']}, "
+        f"transformers {packages['transformers']}, codehead {provenance['codehead']}{commit}"
     )

@@ -51,7 +51,7 @@ class Row:
     parameters: int  # of the head
     parameter_share: float | None  # of the reference head's
     values: dict[str, Estimate]
-    """TEST_METRICS on the test split; `share` of the reference's top-1; `train_loss`; `seconds` of training."""
+    """TEST_METRICS on the test split, `share` of the reference's top-1, `train_loss`, `seconds` of training."""
     is_reference: bool
 
 
@@ -69,12 +69,9 @@ def summarise(results: Iterable[Result]) -> list[Row]:
     for result in results:
         groups.setdefault((result.config["budget"], result.config["head"]), []).append(result)
     rows = [
-        _row(group, groups.get((budget, group[0].config["reference"]), []))
-        for (budget, _), group in groups.items()
+        _row(group, groups.get((budget, group[0].config["reference"]), [])) for (budget, _), group in groups.items()
     ]
-    return sorted(
-        rows, key=lambda row: (budget_size(row.budget), not row.is_reference, row.parameters, row.label)
-    )
+    return sorted(rows, key=lambda row: (budget_size(row.budget), not row.is_reference, row.parameters, row.label))
 
 
 def label_of(result: Result) -> str:

@@ -54,21 +54,15 @@ def markdown_table(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] |
     return "\n".join(lines) + "\n"
 
 
-def rich_table(
-    rows: Sequence[Row], title: str = "", extra: Mapping[str, Mapping[str, str]] | None = None
-) -> Table:
+def rich_table(rows: Sequence[Row], title: str = "", extra: Mapping[str, Mapping[str, str]] | None = None) -> Table:
     """The table for a terminal, without the columns that only the report has room for."""
     from rich import box
     from rich.table import Table
 
     shown = [column for column in columns(rows, extra) if not column.is_wide]
-    table = Table(
-        title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False
-    )
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     for column in shown:
-        table.add_column(
-            column.heading, justify="left" if column.is_text else "right", no_wrap=column.is_text
-        )
+        table.add_column(column.heading, justify="left" if column.is_text else "right", no_wrap=column.is_text)
     for row in rows:
         table.add_row(*(column.text(row) for column in shown), style="bold" if row.is_reference else None)
     return table
