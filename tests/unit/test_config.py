@@ -86,7 +86,7 @@ def test_mistakes_are_named(yaml_file, override, message):
 
 
 def test_missing_keys_are_named():
-    with pytest.raises(ConfigurationError, match="missing: model, data, output_dir|missing: .*output_dir"):
+    with pytest.raises(ConfigurationError, match="missing: model, output_dir"):
         RunConfig.from_dict({"data": {"train": "a"}})
 
 

@@ -44,7 +44,7 @@ def test_trained_tokenizer_survives_saving(tokenizer, tmp_path):
 
 
 def test_missing_tokenizer_is_named(tmp_path):
-    with pytest.raises(ConfigurationError, match="tokenizer .*nowhere' could not be loaded"):
+    with pytest.raises(ConfigurationError, match=r"tokenizer .*nowhere' could not be loaded"):
         load_tokenizer(str(tmp_path / "nowhere"))
 
 
@@ -194,7 +194,7 @@ def test_records_are_cut_and_those_without_response_left_out(tmp_path, tokenizer
     examples = load_examples(write_jsonl(tmp_path / "a.jsonl", records), tokenizer, block_size=8)
     assert len(examples) == 1
     assert len(examples[0]["input_ids"]) == len(examples[0]["labels"]) == len(examples[0]["num_bytes"]) == 8
-    with pytest.raises(DataError, match="every prompt fills data.block_size=2"):
+    with pytest.raises(DataError, match=r"every prompt fills data\.block_size=2"):
         load_examples(write_jsonl(tmp_path / "b.jsonl", records[:1]), tokenizer, block_size=2)
 
 

@@ -154,7 +154,7 @@ def _batches(
         yield stop, {name: values.to(device) for name, values in batch.items()}
 
 
-def _add_batch(totals: _Totals, model: nn.Module, batch: dict[str, Tensor], decoder: str | None) -> None:
+def _add_batch(totals: _Totals, model: Any, batch: dict[str, Tensor], decoder: str | None) -> None:
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     labels = batch["labels"][:, 1:]
     scored = labels != IGNORED
@@ -214,5 +214,5 @@ def _is_undefined(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _own_decoder(model: nn.Module) -> str:
+def _own_decoder(model: Any) -> str:
     return str(model.decision.decoder_name) if is_coded(model) else "likelihood"

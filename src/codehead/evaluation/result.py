@@ -51,8 +51,7 @@ class Result:
         result = cls(**values)
         if recorded != result.checksum:
             raise CheckpointError(
-                f"result {str(path)!r} does not match its checksum: it was damaged or edited by hand; "
-                "measure it again"
+                f"result {str(path)!r} does not match its checksum: it was damaged or edited by hand; measure it again"
             )
         return result
 

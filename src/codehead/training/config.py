@@ -151,9 +151,7 @@ class RunConfig:
         if isinstance(self.tokenizer, dict):
             _check_keys(self.tokenizer, ("train", "vocab_size"), "tokenizer")
             if self.tokenizer.get("train") != "bpe":
-                raise ConfigurationError(
-                    f"tokenizer.train is {self.tokenizer.get('train')!r}; the only kind is 'bpe'"
-                )
+                raise ConfigurationError(f"tokenizer.train is {self.tokenizer.get('train')!r}; the only kind is 'bpe'")
             _require(self.tokenizer.get("vocab_size"), "tokenizer.vocab_size", minimum=257)
         elif self.tokenizer is None and self.is_pretraining:
             raise ConfigurationError(

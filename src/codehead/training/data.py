@@ -82,7 +82,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) ->
 
 def check_labels(examples: Dataset, vocab_size: int) -> None:
     """Raise DataError if an example holds a token id that the model does not have."""
-    import pyarrow.compute as pc
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     for name in ("input_ids", "labels"):
         largest = pc.max(pc.list_flatten(examples.data.column(name))).as_py()

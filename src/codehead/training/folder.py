@@ -25,36 +25,14 @@ class RunFolder:
         self.checkpoints = self.path / CHECKPOINTS
         self.config: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
 
-    def open(self, data: list[dict[str, Any]], *, overwrite: bool = False) -> None:
-        """Claim the folder for a run over these data files (name, sha256, bytes).
+    def check(self, data: list[dict[str, Any]]) -> None:
+        """Whether a run over these data files (name, sha256, bytes) may start or go on here.
 
-        Raises ConfigurationError if it holds something else, a run of another configuration or of other
-        data, or a finished run; `overwrite` removes that run instead.
+        Raises ConfigurationError if the folder holds something else, a run of another configuration or of
+        other data, or a finished run.
         """
-        if overwrite:
-            self._clear()
-        elif self.path.exists() and any(self.path.iterdir()):
-            self._check(data)
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; None to start from the beginning."""
-        return last_complete(self.checkpoints)
-
-    def drop_incomplete(self) -> None:
-        """Remove checkpoints that a killed process left half-written."""
-        for checkpoint in _numbered(self.checkpoints):
-            if not _is_complete(checkpoint):
-                shutil.rmtree(checkpoint)
-
-    def write(self, status: str, values: Mapping[str, Any]) -> None:
-        """Write `run.json` in one step."""
-        record = {"status": status, "config": self.config, **values}
-        temporary = self.path / f".{RECORD}.tmp"
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / RECORD)
-
-    def _check(self, data: list[dict[str, Any]]) -> None:
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
         where = f"output_dir {str(self.path)!r}"
         if not (self.path / RECORD).exists():
             raise ConfigurationError(f"{where} is not empty and no run; choose another or use --overwrite")
@@ -73,12 +51,30 @@ class RunFolder:
         if record["status"] == "finished":
             raise ConfigurationError(f"{where} holds this run, finished; use --overwrite to repeat it")
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Remove a run's own files, never those that somebody else put beside them."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for pattern in (RECORD, "*.safetensors", "*.safetensors.index.json"):
+        for pattern in (RECORD, "codehead.json", "*.safetensors", "*.safetensors.index.json"):
             for file in self.path.glob(pattern):
                 file.unlink()
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; None to start from the beginning."""
+        return last_complete(self.checkpoints)
+
+    def drop_incomplete(self) -> None:
+        """Remove checkpoints that a killed process left half-written."""
+        for checkpoint in _numbered(self.checkpoints):
+            if not _is_complete(checkpoint):
+                shutil.rmtree(checkpoint)
+
+    def write(self, status: str, values: Mapping[str, Any]) -> None:
+        """Write `run.json` in one step."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        record = {"status": status, "config": self.config, **values}
+        temporary = self.path / f".{RECORD}.tmp"
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / RECORD)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

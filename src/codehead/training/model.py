@@ -68,7 +68,7 @@ def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
 
 
 def _with_causal_loss(model: nn.Module) -> nn.Module:
-    """Name the loss where a model (GPT-2) leaves it open: the Trainer then counts labels as they are shifted."""
+    """Name the loss where a model (GPT-2) leaves it open: then the Trainer counts shifted labels."""
     if getattr(model, "loss_type", "") is None:
         model.loss_type = "ForCausalLM"  # type: ignore[assignment]
     return model

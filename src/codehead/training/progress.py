@@ -30,9 +30,7 @@ class RichProgress(TrainerCallback):
             console=self.console,
         )
         self.bar.start()
-        self.task = self.bar.add_task(
-            self.label, total=state.max_steps, completed=state.global_step, loss="loss –"
-        )
+        self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, loss="loss –")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def library_bars_hidden() -> Iterator[None]:
-    """Within it, neither datasets nor transformers ("Loading weights", "Writing model shards") draws a bar."""
+    """Within it, neither datasets ("Map") nor transformers ("Loading weights") draws a bar."""
     import datasets
     from transformers.utils import logging
 

@@ -17,7 +17,7 @@ from codehead.training.data import Collator, Rows, check_labels, load_rows, toke
 from codehead.training.folder import RunFolder
 from codehead.training.model import build_model
 from codehead.training.progress import RichProgress
-from codehead.training.provenance import file_record, provenance, utc_now
+from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 
@@ -49,12 +49,15 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
 
     folder = RunFolder(config)
     sources = [source for source in (config.data.train, config.data.validation) if source]
-    folder.open([file_record(source) for source in sources], overwrite=overwrite)
     record = {"provenance": {**provenance(seed=config.seed, sources=sources), "started_at": utc_now()}}
+    if not overwrite:
+        folder.check(record["provenance"]["data"])
     rows = load_rows(config.data, config.seed)
     tokenizer = _tokenizer(config, rows)
     set_seed(config.seed)
     model = adapt(build_model(config, tokenizer), config)
+    if overwrite:
+        folder.clear()
     folder.write("running", record)
     started = time.monotonic()
     trainer = _trainer(config, folder, model, tokenizer, rows, callbacks, progress)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 _TASK = "Below is an instruction that describes a task"
 _REQUEST = "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
 PROMPT_WITH_INPUT = (
-    f"{_TASK}, paired with an input that provides further context. {_REQUEST}"
-    "### Input:\n{input}\n\n### Response:\n"
+    f"{_TASK}, paired with an input that provides further context. {_REQUEST}### Input:\n{{input}}\n\n### Response:\n"
 )
 PROMPT_WITHOUT_INPUT = f"{_TASK}. {_REQUEST}### Response:\n"
 Row = dict[str, str]
@@ -115,9 +114,7 @@ def _local(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"data source {str(path)!r} is a folder; name one file in it")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(
-            f"data file {str(path)!r} has the unknown suffix {path.suffix!r}; known: {', '.join(_READERS)}"
-        )
+        raise DataError(f"data file {str(path)!r} has the unknown suffix {path.suffix!r}; known: {', '.join(_READERS)}")
     return reader(path)
 
 
@@ -158,8 +155,8 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     try:
         table = pq.ParquetFile(path)

@@ -52,9 +52,7 @@ def tokenize_records(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_si
     _require_offsets(tokenizer)
     examples = _map(rows, lambda batch: _records(batch["prompt"], batch["response"], tokenizer, block_size))
     if not len(examples):
-        raise DataError(
-            f"every prompt fills data.block_size={block_size} tokens, which leaves no response; raise it"
-        )
+        raise DataError(f"every prompt fills data.block_size={block_size} tokens, which leaves no response; raise it")
     return examples
 
 
@@ -78,14 +76,10 @@ def _documents(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Columns:
     }
 
 
-def _records(
-    prompts: list[str], responses: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int
-) -> Columns:
+def _records(prompts: list[str], responses: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> Columns:
     eos = _eos(tokenizer)
     examples: Columns = {"input_ids": [], "labels": [], "num_bytes": []}
-    encoded = zip(
-        _encode(tokenizer, prompts, special=True), _encode(tokenizer, responses, special=False), strict=True
-    )
+    encoded = zip(_encode(tokenizer, prompts, special=True), _encode(tokenizer, responses, special=False), strict=True)
     for (prompt, prompt_bytes), (response, response_bytes) in encoded:
         if len(prompt) > 1 and prompt[-1] == eos:  # some tokenizers end every text themselves
             prompt, prompt_bytes = prompt[:-1], prompt_bytes[:-1]
@@ -109,7 +103,7 @@ def _encode(
 
 
 def _blocks(tokens: Dataset, block_size: int) -> Dataset:
-    import pyarrow as pa
+    import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
     columns = {name: _flat(tokens, name) for name in ("input_ids", "num_bytes")}
@@ -128,7 +122,7 @@ def _blocks(tokens: Dataset, block_size: int) -> Dataset:
 
 
 def _flat(tokens: Dataset, name: str) -> Any:
-    import pyarrow as pa
+    import pyarrow as pa  # type: ignore[import-untyped]
 
     return tokens.data.column(name).combine_chunks().flatten().cast(pa.int32())
 

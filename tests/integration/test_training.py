@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from codehead.errors import ConfigurationError, DataError
+from codehead.evaluation.metrics import evaluate
+from codehead.models import is_coded
+from codehead.training.config import RunConfig
+from codehead.training.data import load_rows, tokenize
+from codehead.training.folder import last_complete
+from codehead.training.model import attention_projections, load_model
+from codehead.training.run import train
+from codehead.training.tokenizer import load_tokenizer
+
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "saw",
+    "red",
+    "dog",
+    "ran",
+    "to",
+    "park",
+    "two",
+    "small",
+    "big",
+    "birds",
+]
+CODED = {"code": "minrandom", "bits": 20}
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "stories.jsonl"
+    records = [{"text": " ".join(WORDS[(i * j) % 17] for j in range(1, 40)) + "."} for i in range(1, 41)]
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "instructions.jsonl"
+    records = [{"instruction": f"Say {w}.", "input": "", "output": f"{w}!"} for w in WORDS]
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return str(path)
+
+
+def pretraining(stories, output_dir, **changes):
+    values = {
+        "model": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 160},
+        "tokenizer": {"train": "bpe", "vocab_size": 270},
+        "data": {"train": stories, "validation_fraction": 0.2, "block_size": 32},
+        "decision": CODED,
+        "training": {
+            "max_steps": 6,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.01,
+        },
+        "output_dir": str(output_dir),
+    }
+    return RunConfig.from_dict({**values, **changes})
+
+
+def finetuning(model, source, output_dir, **changes):
+    base = pretraining(source, output_dir).to_dict()
+    return RunConfig.from_dict(
+        {
+            **base,
+            "model": str(model),
+            "tokenizer": None,
+            "decision": None,
+            "adapt": None,
+            "data": {"train": source, "block_size": 160},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def pretrained(stories, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    config = pretraining(stories, folder / "coded")
+    return {
+        "coded": train(config, progress=False),
+        "softmax": train(pretraining(stories, folder / "softmax", decision=None), progress=False),
+    }
+
+
+def log(folder):
+    return json.loads((folder / "run.json").read_text())["log_history"]
+
+
+def losses(folder):
+    return [entry["loss"] for entry in log(folder) if "loss" in entry]
+
+
+def weights(folder):
+    return dict(load_model(str(folder)).named_parameters())
+
+
+# --- what a run leaves behind
+
+
+def test_a_run_leaves_a_loadable_checkpoint_and_its_record(pretrained):
+    folder = pretrained["coded"]
+    assert is_coded(load_model(str(folder)))
+    assert not is_coded(load_model(str(pretrained["softmax"])))
+    assert len(load_tokenizer(str(folder))) == 270
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["config"]["decision"] == CODED
+    assert record["provenance"]["data"][0]["name"] == "stories.jsonl"
+    assert len(losses(folder)) == 6
+    assert losses(folder)[-1] < losses(folder)[0]
+
+
+@pytest.mark.parametrize(("loss", "measured"), [("bitwise", "node_loss"), ("codeword", "nats")])
+@pytest.mark.parametrize("adapt", ["lora", "full"])
+def test_the_saved_model_is_the_trained_one(pretrained, stories, tmp_path, loss, measured, adapt):
+    """The last eval_loss of the run is what the saved, merged, reloaded model gives in our own metrics."""
+    data = {"train": stories, "validation_fraction": 0.2, "block_size": 32}
+    config = finetuning(
+        pretrained["softmax"],
+        stories,
+        tmp_path / "run",
+        data=data,
+        decision={**CODED, "loss": loss},
+        adapt=adapt,
+    )
+    folder = train(config, progress=False)
+    tokenizer = load_tokenizer(str(folder))
+    rows = load_rows(config.data, config.seed).validation
+    result = evaluate(load_model(str(folder)), tokenizer, tokenize(rows, tokenizer, 32), batch_size=3)
+    values = {"node_loss": result.node_loss, "nats": torch.tensor(result.perplexity).log().item()}
+    eval_loss = [entry["eval_loss"] for entry in log(folder) if "eval_loss" in entry][-1]
+    assert values[measured] == pytest.approx(eval_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["coded", "softmax"])
+@pytest.mark.parametrize("adapt", ["lora", "head", "full"])
+def test_adaptation_moves_only_what_it_should(pretrained, instructions, tmp_path, kind, adapt):
+    before = weights(pretrained[kind])
+    after = weights(train(finetuning(pretrained[kind], instructions, tmp_path / "run", adapt=adapt), progress=False))
+    old_head = before.get("lm_head.weight", before["transformer.wte.weight"])
+    assert not torch.equal(old_head, after.get("lm_head.weight", after["transformer.wte.weight"]))
+    moved = {name for name in before if not torch.equal(before[name], after[name])} - {"lm_head.weight"}
+    expected = {
+        "head": set(),
+        "lora": {f"transformer.h.0.attn.{part}.weight" for part in ("c_attn", "c_proj")},
+        "full": {name for name in before if name != "lm_head.weight"},
+    }
+    assert moved == expected[adapt]
+
+
+def test_attention_projections_of_another_architecture():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=50,
+        )
+    )
+    parts = ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert attention_projections(model) == [f"model.layers.0.self_attn.{part}" for part in parts]
+
+
+# --- interruption
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("changes", [{}, {"adapt": "lora", "lora": {"dropout": 0.3}}], ids=["full", "lora"])
+def test_an_interrupted_run_goes_on_with_the_same_losses(pretrained, stories, tmp_path, changes):
+    if changes:
+        config = finetuning(pretrained["coded"], stories, tmp_path / "whole", **changes)
+    else:
+        config = pretraining(stories, tmp_path / "whole")
+    whole = train(config, progress=False)
+    stopped = replace(config, output_dir=str(tmp_path / "stopped"))
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, progress=False, callbacks=[StopAt(5)])
+    checkpoints = tmp_path / "stopped" / "checkpoints"
+    assert last_complete(checkpoints).name == "checkpoint-4"
+    half = checkpoints / "checkpoint-5"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"cut")
+    assert last_complete(checkpoints).name == "checkpoint-4"
+    resumed = train(stopped, progress=False)
+    assert losses(resumed) == losses(whole)
+    assert not half.exists()
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+KILLED = """
+import json, os, signal, sys
+from transformers import TrainerCallback
+from codehead.training.config import RunConfig
+from codehead.training.run import train
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+train(RunConfig.from_dict(json.loads(sys.argv[1])), progress=False, callbacks=[Kill()])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_losses(stories, tmp_path):
+    config = pretraining(stories, tmp_path / "killed")
+    command = [sys.executable, "-c", KILLED, json.dumps(config.to_dict())]
+    finished = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert finished.returncode == -signal.SIGKILL
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["status"] == "running"
+    resumed = train(config, progress=False)
+    whole = train(pretraining(stories, tmp_path / "whole"), progress=False)
+    assert losses(resumed) == losses(whole)
+
+
+# --- the folder
+
+
+def test_a_finished_run_is_not_repeated_unless_asked(pretrained, stories):
+    config = pretraining(stories, pretrained["coded"])
+    first = losses(pretrained["coded"])
+    with pytest.raises(ConfigurationError, match="holds this run, finished"):
+        train(config, progress=False)
+    assert losses(train(config, progress=False, overwrite=True)) == first
+
+
+def test_another_configuration_is_refused_by_its_first_difference(pretrained, stories):
+    config = pretraining(stories, pretrained["coded"], decision={**CODED, "bits": 24})
+    with pytest.raises(ConfigurationError, match=r"decision\.bits is 24, was 20; .*--overwrite"):
+        train(config, progress=False)
+
+
+def test_a_folder_of_something_else_is_refused_and_its_files_stay(stories, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigurationError, match="is not empty and no run"):
+        train(pretraining(stories, tmp_path), progress=False)
+    train(pretraining(stories, tmp_path), progress=False, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_changed_data_are_noticed(stories, tmp_path):
+    copy = tmp_path / "a.jsonl"
+    copy.write_text(Path(stories).read_text())
+    config = pretraining(str(copy), tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, callbacks=[StopAt(3)])
+    copy.write_text(Path(stories).read_text().replace("cat", "cow"))
+    with pytest.raises(ConfigurationError, match="a data file has changed"):
+        train(config, progress=False)
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"model_type": "gpt22"}}, r"unknown model.model_type 'gpt22'; did you mean 'gpt2'\?"),
+        ({"model": {"model_type": "gpt2", "n_emb": 3}}, r"unknown key 'model.n_emb'; did you mean 'n_embd'\?"),
+        (
+            {"model": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 100}},
+            "tokenizer has 270 entries but the model only 100 embeddings",
+        ),
+        (
+            {"model": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8}},
+            "block_size is 32, but the model takes at most 8 tokens",
+        ),
+        ({"training": {"max_steps": 2, "lr_scheduler_type": "nonsense"}}, "transformers refuses"),
+        ({"decision": {"code": "minrandm"}}, "did you mean 'minrandom'"),
+    ],
+)
+def test_mistakes_are_named(stories, tmp_path, changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        train(pretraining(stories, tmp_path / "run", **changes), progress=False)
+
+
+def test_a_missing_model_is_named(stories, tmp_path, pretrained):
+    config = finetuning(tmp_path / "none", stories, tmp_path / "run", tokenizer=str(pretrained["coded"]))
+    with pytest.raises(ConfigurationError, match=r"model .*none' could not be loaded"):
+        train(config, progress=False)
+
+
+def test_missing_data_are_named_before_anything_is_written(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        train(pretraining(str(tmp_path / "none.jsonl"), tmp_path / "run"), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_softmax_options_are_refused_for_a_coded_checkpoint(pretrained, stories, tmp_path):
+    training = {"max_steps": 2, "label_smoothing_factor": 0.1}
+    config = finetuning(pretrained["coded"], stories, tmp_path / "run", training=training)
+    with pytest.raises(ConfigurationError, match=r"label_smoothing_factor is 0\.1, which no coded head"):
+        train(config, progress=False)
+
+
+def test_lora_targets_that_match_nothing(pretrained, stories, tmp_path):
+    config = finetuning(pretrained["coded"], stories, tmp_path / "run", lora={"target_modules": ["q_proj"]})
+    with pytest.raises(ConfigurationError, match=r"\['q_proj'\] matches no module of GPT2LMHeadModel"):
+        train(config, progress=False)
