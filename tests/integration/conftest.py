@@ -1,0 +1,27 @@
+"""What the tests of models share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from architectures import make
+from transformers import PreTrainedModel
+
+import codehead
+
+
+@pytest.fixture
+def coded() -> Callable[..., PreTrainedModel]:
+    """Makes a tiny coded model, with a head large enough that its logits differ from token to token."""
+
+    def build(name: str = "llama", tied: bool = True, **options: Any) -> PreTrainedModel:
+        model = codehead.attach(make(name, tied), **{"bits": 24, **options})
+        with torch.no_grad():
+            for parameter in model.get_output_embeddings().parameters():
+                parameter.mul_(5)
+        return model
+
+    return build
