@@ -185,9 +185,7 @@ class PackedCodebook(Codebook):
         """The codebook itself; a CodebookError names the constant, duplicate and complementary columns."""
         faults = column_faults(self.sign_plane, self.support_plane, self.length)
         if len(faults.columns):
-            raise CodebookError(
-                f"{self.design} codebook: {faults}; every column should be a new binary problem"
-            )
+            raise CodebookError(f"{self.design} codebook: {faults}; every column should be a new binary problem")
         return self
 
 

@@ -30,17 +30,13 @@ def custom(
     A codebook file keeps the design, seed and parameters it was saved with.
     """
     if (array is None) == (path is None):
-        raise ConfigurationError(
-            "design 'custom' takes its matrix from one of array= and path=; give exactly one"
-        )
+        raise ConfigurationError("design 'custom' takes its matrix from one of array= and path=; give exactly one")
     if path is not None and Path(path).suffix == ".safetensors":
         codebook = load(path)
     else:
         matrix = np.asarray(array) if path is None else _read(Path(path))
         if matrix.size and not np.any(matrix == -1):
-            raise CodebookError(
-                "the matrix has no −1, so no column separates anything; write −1, not 0, for a bit 0"
-            )
+            raise CodebookError("the matrix has no −1, so no column separates anything; write −1, not 0, for a bit 0")
         codebook = PackedCodebook.from_array(matrix, allow_duplicates=allow_duplicates)
     _expect("num_classes", num_classes, codebook.num_classes, "rows")
     _expect("bits", bits, codebook.length, "columns")

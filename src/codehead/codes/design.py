@@ -50,9 +50,7 @@ def register(
     return add
 
 
-def build(
-    design: str, num_classes: int, *, bits: int | None = None, seed: int = 0, **params: Any
-) -> Codebook:
+def build(design: str, num_classes: int, *, bits: int | None = None, seed: int = 0, **params: Any) -> Codebook:
     """The codebook of a named design for `num_classes` classes.
 
     `bits` is the codeword length n, by default the design's own; `params` are the design's options.
@@ -103,9 +101,7 @@ def free_length(design: str, num_classes: int, bits: int | None, default: int) -
 def fixed_length(design: str, num_classes: int, bits: int | None, length: int, remedy: str) -> int:
     """The length of a design that leaves no choice; refused if the caller asks for another."""
     if bits is not None and bits != length:
-        message = (
-            f"bits={bits} is not possible: {design} has exactly {length} columns for {num_classes} classes"
-        )
+        message = f"bits={bits} is not possible: {design} has exactly {length} columns for {num_classes} classes"
         raise ConfigurationError(f"{message}; {remedy}")
     return length
 

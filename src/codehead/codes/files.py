@@ -22,6 +22,9 @@ from codehead.errors import CheckpointError, CodeheadError
 FORMAT = 1
 """The version of the file format."""
 
+FIELDS = ("format", "kind", "design", "num_classes", "length", "seed", "params", "checksum")
+"""What the header holds, besides its own checksum."""
+
 PLANES = {"binary": {"sign_plane"}, "ternary": {"sign_plane", "support_plane"}, "one_vs_all": set[str]()}
 """The tensors in the file of each kind of codebook; the implicit one has none."""
 
@@ -30,9 +33,7 @@ def save(codebook: Codebook, path: str | Path) -> None:
     """Write `codebook` to `path`; the file appears complete or not at all."""
     path = Path(path)
     names = PLANES[_kind(codebook)]
-    data = to_bytes(
-        {name: getattr(codebook, name) for name in sorted(names)}, {"codebook": _header(codebook)}
-    )
+    data = to_bytes({name: getattr(codebook, name) for name in sorted(names)}, {"codebook": _header(codebook)})
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -48,17 +49,13 @@ def load(path: str | Path) -> Codebook:
     fields = _fields(metadata, path)
     if planes.keys() != PLANES[fields["kind"]]:
         expected = sorted(PLANES[fields["kind"]])
-        raise CheckpointError(
-            f"{path}: the tensors are {sorted(planes)}, but kind={fields['kind']!r} has {expected}"
-        )
+        raise CheckpointError(f"{path}: the tensors are {sorted(planes)}, but kind={fields['kind']!r} has {expected}")
     try:
         codebook = _rebuild(fields, planes)
     except CodeheadError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if codebook.checksum != fields["checksum"]:
-        message = (
-            f"{path}: checksum is {codebook.checksum}, but the file was written with {fields['checksum']}"
-        )
+        message = f"{path}: checksum is {codebook.checksum}, but the file was written with {fields['checksum']}"
         raise CheckpointError(f"{message}; the planes are damaged")
     return codebook
 
@@ -100,9 +97,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Bytes]]:
 def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
     """The fields of the header, once its own checksum has been found right."""
     if "codebook" not in metadata:
-        raise CheckpointError(
-            f"{path}: the metadata field 'codebook' is missing; this is not a codebook file"
-        )
+        raise CheckpointError(f"{path}: the metadata field 'codebook' is missing; this is not a codebook file")
     try:
         fields = json.loads(metadata["codebook"])
         written = fields.pop("header_checksum")
@@ -110,12 +105,13 @@ def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: the metadata field 'codebook' is damaged ({error!r})") from error
     if written != found:
-        raise CheckpointError(
-            f"{path}: header_checksum is {written}, but the header has {found}; it was changed"
-        )
-    if fields.get("format") != FORMAT:
-        message = f"{path}: format={fields.get('format')!r} is not known; this version reads format {FORMAT}"
-        raise CheckpointError(message)
+        raise CheckpointError(f"{path}: header_checksum is {written}, but the header has {found}; it was changed")
+    for name, known in (("format", [FORMAT]), ("kind", list(PLANES))):
+        if fields.get(name) not in known:
+            raise CheckpointError(f"{path}: {name}={fields.get(name)!r} is not known; this version reads {known}")
+    for name in FIELDS:
+        if name not in fields:
+            raise CheckpointError(f"{path}: the header field {name!r} is missing")
     return dict(fields)
 
 

@@ -58,9 +58,7 @@ class Quality:
         return {**asdict(self), "row_histogram": {f"{d:g}": n for d, n in self.row_histogram.items()}}
 
 
-def quality(
-    codebook: Codebook, *, exact_limit: int = EXACT_LIMIT, samples: int = SAMPLES, seed: int = 0
-) -> Quality:
+def quality(codebook: Codebook, *, exact_limit: int = EXACT_LIMIT, samples: int = SAMPLES, seed: int = 0) -> Quality:
     """Measure a codebook.
 
     All pairs of rows are compared if that takes at most `exact_limit` 64-bit words (of columns, eight

@@ -124,9 +124,7 @@ def separation(planes: Bytes, length: int) -> tuple[int, int]:
     return int(np.flatnonzero(counts)[0]), int(counts @ np.arange(len(counts)))
 
 
-def distinct(
-    symbols: SymbolSource, source: RandomBits, num_classes: int, length: int, good_columns: bool
-) -> Bytes:
+def distinct(symbols: SymbolSource, source: RandomBits, num_classes: int, length: int, good_columns: bool) -> Bytes:
     """A draw with distinct rows and, if asked for, good columns."""
     for _ in range(MAX_REDRAWS):
         if symbols is _dense and 2**length <= 4 * num_classes:

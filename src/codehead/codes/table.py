@@ -45,9 +45,7 @@ class CodewordTable(nn.Module):
                 self.register_buffer("support_plane", _as_tensor(codebook.support_plane))
 
     @classmethod
-    def empty(
-        cls, num_classes: int, length: int, is_ternary: bool = False, is_implicit: bool = False
-    ) -> CodewordTable:
+    def empty(cls, num_classes: int, length: int, is_ternary: bool = False, is_implicit: bool = False) -> CodewordTable:
         """A table whose planes are still all 0, to be filled by `load_state_dict`; meta device allowed."""
         table = cls.__new__(cls)
         nn.Module.__init__(table)
@@ -140,9 +138,7 @@ class CodewordTable(nn.Module):
     def _copy(self, name: str, plane: Tensor) -> Tensor:
         """The kept working copy if its plane is still the same, else a new one."""
         kept = self._copies.get(name)
-        if (
-            torch.compiler.is_compiling()
-        ):  # planes are not written to inside a graph, and no copy may leave it
+        if torch.compiler.is_compiling():  # planes are not written to inside a graph, and no copy may leave it
             return kept.values if kept is not None and kept.plane is plane else self._matrix(name)
         version = None if plane.is_inference() else plane._version
         if kept is None or kept.plane is not plane or kept.version != version:
