@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from codehead.errors import ConfigurationError
 from codehead.heads import count_parameters
 from codehead.models import is_coded
 
@@ -92,6 +93,40 @@ def configuration_size(hidden_size: int, num_classes: int, configuration: Config
         head_options=options,
         implicit=configuration.softmax,
     )
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the sizes of a model's decision layer depend on."""
+
+    hidden_size: int
+    num_classes: int
+    tied: bool | None = None  # whether the Softmax head is the input embedding; None if unknown
+
+
+def model_shape(name: str) -> ModelShape:
+    """The shape of a hub id, a local folder or a `config.json`, without loading weights."""
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(name).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"model {name!r} has no configuration that could be read: {error}") from error
+    entry = getattr(config, "quantization_config", None) or {}
+    stock = entry.get("stock", {}) if isinstance(entry, dict) else {}
+    hidden = getattr(config, "word_embed_proj_dim", config.hidden_size)  # OPT-350m projects before its head
+    return ModelShape(hidden, config.vocab_size, bool(stock.get("tie_word_embeddings", config.tie_word_embeddings)))
+
+
+def compare_configurations(shape: ModelShape) -> list[dict[str, Any]]:
+    """One row of sizes per usual configuration, with its share of the parameters of Softmax."""
+    rows: list[dict[str, Any]] = []
+    softmax = shape.hidden_size * shape.num_classes
+    for configuration in usual_configurations(shape.num_classes):
+        size = configuration_size(shape.hidden_size, shape.num_classes, configuration)
+        share = size.head_parameters / softmax
+        rows.append({"configuration": configuration.label, "share_of_softmax": share, **size.as_dict()})
+    return rows
 
 
 def usual_configurations(num_classes: int) -> list[Configuration]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from codehead.errors import CodeheadError, ConfigurationError
@@ -32,7 +33,13 @@ def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Mod
     return model
 
 
-def load_model(name: str, *, dtype: str = "float32") -> nn.Module:
+def default_device() -> torch.device:
+    """The accelerator, if there is one."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def load_model(name: str, *, dtype: str = "float32") -> Any:
     """Load a coded or stock checkpoint; ConfigurationError names the model that cannot be loaded."""
     from transformers import AutoModelForCausalLM
 

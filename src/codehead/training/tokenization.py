@@ -122,7 +122,7 @@ def _blocks(tokens: Dataset, block_size: int) -> Dataset:
 
 
 def _flat(tokens: Dataset, name: str) -> Any:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     return tokens.data.column(name).combine_chunks().flatten().cast(pa.int32())
 

@@ -1,0 +1,50 @@
+"""`codehead attach`: give a model a new decision layer, untrained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def attach(
+    model: Annotated[str, typer.Argument(help="Hub id or local folder of a causal language model.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the coded checkpoint.")],
+    code: Annotated[str, typer.Option("--code", help="Design, or a saved codebook.")] = "minrandom",
+    bits: Annotated[int | None, typer.Option("--bits", help="Codeword length n.")] = None,
+    head: Annotated[str, typer.Option("--head", help="linear or mtl.")] = "linear",
+    width: Annotated[int | None, typer.Option("--width", help="Private width d of an mtl head.")] = None,
+    loss: Annotated[str, typer.Option("--loss", help="bitwise or codeword.")] = "bitwise",
+    decoder: Annotated[
+        str, typer.Option("--decoder", help="hamming, manhattan, euclidean or likelihood.")
+    ] = "likelihood",
+    seed: Annotated[int, typer.Option("--seed", help="Of the codebook and of the head's weights.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Replace the Softmax head of a model by a code and save it; the new head still has to be trained."""
+    from rich.console import Console
+
+    from codehead.errors import ConfigurationError
+    from codehead.evaluation.size import model_size
+    from codehead.models import attach as attach_to
+    from codehead.training.model import load_model
+    from codehead.training.quiet import library_bars_hidden
+    from codehead.training.tokenizer import load_tokenizer
+
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise ConfigurationError(f"--out {str(out)!r} is not empty; choose another folder or use --overwrite")
+    coded = load_model(model, dtype="auto")
+    before = model_size(coded).head_parameters
+    attach_to(coded, code, bits, head, width, loss, decoder, seed, keep_head=False)
+    tokenizer = load_tokenizer(model)
+    with library_bars_hidden():
+        coded.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    after = model_size(coded).head_parameters
+    Console(highlight=False).print(
+        f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.\n"
+        f"Its new head is untrained: codehead finetune --model {out} --train FILE --out FOLDER",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,61 @@
+"""`codehead finetune`: adapt an existing model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from codehead.cli import options as opt
+
+
+def finetune(
+    context: typer.Context,
+    config: opt.ConfigFile = None,
+    model: Annotated[str | None, typer.Option("--model", help="Hub id or local folder.")] = None,
+    tokenizer: opt.Tokenizer = None,
+    out: opt.Out = None,
+    seed: opt.Seed = None,
+    adapt: Annotated[
+        str | None, typer.Option("--adapt", help="lora (attention) + head, full, or head.", show_default="lora")
+    ] = None,
+    lora_r: Annotated[int | None, typer.Option("--lora-r", help="Rank of the adapters.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the weights.", show_default="float32")] = None,
+    code: opt.Code = None,
+    bits: opt.Bits = None,
+    head: opt.Head = None,
+    width: opt.Width = None,
+    loss: opt.Loss = None,
+    decoder: opt.Decoder = None,
+    train: opt.Train = None,
+    validation: opt.Validation = None,
+    validation_fraction: opt.ValidationFraction = None,
+    text_field: opt.TextField = None,
+    block_size: opt.BlockSize = None,
+    max_documents: opt.MaxDocuments = None,
+    learning_rate: opt.LearningRate = None,
+    max_steps: opt.MaxSteps = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    gradient_accumulation_steps: opt.Accumulation = None,
+    bf16: opt.BFloat16 = None,
+    save_steps: opt.SaveSteps = None,
+    logging_steps: opt.LoggingSteps = None,
+    assignments: opt.Assignments = None,
+    overwrite: opt.Overwrite = False,
+) -> None:
+    """Adapt an existing model: its own decision layer, or a new one given by --code.
+
+    A run that was stopped goes on from its last complete checkpoint when the same command is given again.
+    """
+    from codehead.cli.training import run_training
+    from codehead.errors import ConfigurationError
+    from codehead.training.config import RunConfig
+
+    run = RunConfig.from_yaml(config, opt.overrides(context.params))
+    if run.is_pretraining:
+        raise ConfigurationError(
+            f"model is an architecture ({run.model!r}); give finetune a hub id or a local folder, "
+            "or use codehead pretrain"
+        )
+    run_training(run, overwrite)

@@ -1,0 +1,69 @@
+"""The `codehead` command: its commands, and how their errors are told."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from codehead.cli import experiment
+from codehead.cli.attach import attach
+from codehead.cli.code import code
+from codehead.cli.demo import demo
+from codehead.cli.evaluate import evaluate
+from codehead.cli.finetune import finetune
+from codehead.cli.generate import generate
+from codehead.cli.params import params
+from codehead.cli.pretrain import pretrain
+from codehead.errors import CodeheadError
+
+FULL_DISK = ("no space left on device", "storagefull", "pytorchstreamwriter failed writing")
+
+app = typer.Typer(
+    name="codehead",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, params, code, attach, pretrain, finetune, evaluate, generate):
+    app.command()(command)
+app.add_typer(experiment.app, name="experiment")
+
+
+@app.callback(invoke_without_command=True)
+def show_version(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
+    """Error-correcting output codes as the decision layer of language models."""
+    if version:
+        from importlib import metadata
+
+        typer.echo(f"codehead {metadata.version('codehead')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. What a user can cause is told in one message, with exit status 2."""
+    try:
+        app()
+    except CodeheadError as error:
+        _fail(str(error))
+    except (OSError, RuntimeError) as error:
+        if not is_full_disk(error):
+            raise
+        _fail(
+            f"the disk is full ({error}). Free some space and run the same command again: a run goes on from its "
+            "last complete checkpoint"
+        )
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a write failed for want of space; torch and safetensors say so only in their messages."""
+    text = str(error).lower()
+    return getattr(error, "errno", None) == errno.ENOSPC or any(phrase in text for phrase in FULL_DISK)
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True).print(f"Error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)

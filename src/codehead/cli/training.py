@@ -1,0 +1,33 @@
+"""What `pretrain` and `finetune` share: run, and tell how to go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from codehead.training.config import RunConfig
+
+
+def run_training(config: RunConfig, overwrite: bool) -> None:
+    """Train; on Ctrl-C say what was saved and leave with status 130."""
+    from codehead.training.run import train
+
+    console = Console(stderr=True, highlight=False)
+    try:
+        path = train(config, overwrite=overwrite)
+    except KeyboardInterrupt:
+        console.print(f"\nInterrupted. {_what_was_saved(config)}", style="yellow", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    console.print(f"Saved to {path}. Measure it: codehead evaluate {path} --data FILE", markup=False, soft_wrap=True)
+
+
+def _what_was_saved(config: RunConfig) -> str:
+    from codehead.training.folder import RunFolder
+
+    checkpoint = RunFolder(config).last_checkpoint()
+    if checkpoint is None:
+        return "No checkpoint was saved yet: the same command starts again from the beginning."
+    return f"Saved: {checkpoint}. The same command (without --overwrite) goes on from there."
