@@ -21,12 +21,8 @@ BAR_WIDTH = 40
 
 
 def code(
-    design: Annotated[
-        str, typer.Argument(help="Name of the coding design, e.g. minrandom.", show_default=False)
-    ],
-    classes: Annotated[
-        int, typer.Option("--classes", help="Number of classes (tokens), V.", show_default=False)
-    ],
+    design: Annotated[str, typer.Argument(help="Name of the coding design, e.g. minrandom.", show_default=False)],
+    classes: Annotated[int, typer.Option("--classes", help="Number of classes (tokens), V.", show_default=False)],
     bits: Annotated[
         int | None, typer.Option("--bits", help="Codeword length n.", show_default="the design's own")
     ] = None,
@@ -35,9 +31,7 @@ def code(
         list[str] | None,
         typer.Option("--param", metavar="KEY=VALUE", help="An option of the design; may be repeated."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Safetensors file to write.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Safetensors file to write.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
@@ -46,9 +40,7 @@ def code(
     from codehead.errors import ConfigurationError
 
     if out is not None and out.exists() and not force:
-        raise ConfigurationError(
-            f"--out {out} exists already; choose another file, or pass --force to overwrite it"
-        )
+        raise ConfigurationError(f"--out {out} exists already; choose another file, or pass --force to overwrite it")
     codebook = build(design, classes, bits=bits, seed=seed, **_params(param or []))
     measured = quality(codebook)
     if out is not None:
@@ -120,9 +112,7 @@ def _measures(codebook: Codebook, measured: Quality) -> Table:
     table.add_column("", style="dim")
     table.add_row("row distance, least", f"{at_most}{measured.row_distance_min:g}", pairs)
     table.add_row("row distance, mean", f"{measured.row_distance_mean:.2f}", pairs)
-    table.add_row(
-        "correctable bits", f"{at_most}{measured.correctable_bits}", "⌊(least row distance − 1) / 2⌋"
-    )
+    table.add_row("correctable bits", f"{at_most}{measured.correctable_bits}", "⌊(least row distance − 1) / 2⌋")
     table.add_row("column distance, least", column, column_pairs)
     table.add_row(
         "share of +1, mean",

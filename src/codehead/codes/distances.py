@@ -1,6 +1,6 @@
 """Distances between packed rows, all pairs or a sample of them.
 
-The distance of Allwein, Schapire and Singer (2000), "Reducing Multiclass to Binary", section 4:
+The distance of Allwein, Schapire and Singer (2000), "Reducing Multiclass to Binary":
 ½ Σ_j (1 − u_j v_j). It is the Hamming distance where no symbol is 0; a place where either symbol is
 0 counts ½. Inside this module distances are doubled, to stay integers.
 """

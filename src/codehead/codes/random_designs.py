@@ -1,7 +1,7 @@
 """Designs with random columns: dense_random, sparse_random and minrandom.
 
 Several candidates are drawn and the one with the widest row separation is kept (Allwein, Schapire,
-Singer 2000, "Reducing Multiclass to Binary", section 6). Rows are distinct. Columns that are
+Singer 2000, "Reducing Multiclass to Binary"). Rows are distinct. Columns that are
 constant, duplicate or complementary are drawn again, if at least twice as many different columns
 exist as are asked for; with fewer (only a handful of classes) they are taken as they fall.
 """
