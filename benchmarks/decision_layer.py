@@ -1,0 +1,165 @@
+"""Time and memory of decision layers alone, each as a ratio to the Softmax layer of the same model.
+
+    python benchmarks/decision_layer.py --hidden-size 2048 --vocab-size 50272 --out results/decision-layer-cpu.json
+
+Inference: hidden states → first-choice token, at several batch sizes. Training: loss and gradients of a batch of
+tokens, with the peak of extra device memory on a GPU. Layers take turns within every repeat; medians are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codehead import codes, heads
+from codehead.evaluation.result import Result
+from codehead.layer import DecisionLayer
+from codehead.training.provenance import provenance, utc_now
+
+SEED = 0
+
+
+def layers(hidden_size: int, num_classes: int, device: torch.device) -> dict[str, DecisionLayer]:
+    """The layers to compare; bfloat16 weights on a GPU, float32 on a CPU."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    made = {
+        "softmax": ("one_vs_all", None, "linear", {}, "codeword"),
+        "minimal": ("minimal", None, "linear", {}, "bitwise"),
+        "minrandom-50": ("minrandom", 50, "linear", {}, "bitwise"),
+        "minrandom-100": ("minrandom", 100, "linear", {}, "bitwise"),
+        "minrandom-50-codeword": ("minrandom", 50, "linear", {}, "codeword"),
+        "mtl-minrandom-50-128": ("minrandom", 50, "mtl", {"width": 128}, "bitwise"),
+    }
+    torch.manual_seed(SEED)
+    return {
+        name: DecisionLayer(
+            codebook := codes.build(design, num_classes, bits=bits, seed=SEED, **_fast(design)),
+            heads.build(head, hidden_size, codebook.length, **options),
+            loss,
+        ).to(device, dtype)
+        for name, (design, bits, head, options, loss) in made.items()
+    }
+
+
+def _fast(design: str) -> dict[str, int]:
+    """One candidate is enough: the time of a layer does not depend on the quality of its code."""
+    return {"candidates": 1} if design == "minrandom" else {}
+
+
+def first_choice(layer: DecisionLayer, hidden: torch.Tensor) -> Callable[[], Any]:
+    """Hidden states → the id of the most probable token."""
+
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        return layer(hidden).argmax(-1)
+
+    return run
+
+
+def training_step(layer: DecisionLayer, hidden: torch.Tensor, labels: torch.Tensor) -> Callable[[], Any]:
+    """Loss and gradients of the head and the hidden states."""
+
+    def run() -> None:
+        hidden.grad = None
+        layer.zero_grad(set_to_none=True)
+        layer.loss(hidden, labels).backward()
+
+    return run
+
+
+def seconds(run: Callable[[], Any], device: torch.device, at_least: float = 0.02) -> float:
+    """Seconds per call, over as many calls as fill `at_least` seconds."""
+    calls, elapsed = 1, 0.0
+    while True:
+        _synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        _synchronize(device)
+        elapsed = time.perf_counter() - start
+        if elapsed >= at_least:
+            return elapsed / calls
+        calls *= 2
+
+
+def interleaved(runs: dict[str, Callable[[], Any]], device: torch.device, repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds of every run, and its median ratio to the Softmax of the same repeat."""
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(seconds(run, device))
+    return {
+        name: {
+            "seconds": statistics.median(values),
+            "ratio_to_softmax": statistics.median(t / s for t, s in zip(values, times["softmax"], strict=True)),
+        }
+        for name, values in times.items()
+    }
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
+    """Device memory that a run needs beyond what is allocated before it; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    run()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one (hidden size, vocabulary) pair."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compared = layers(options.hidden_size, options.vocab_size, device)
+    dtype = next(compared["softmax"].parameters()).dtype
+    metrics: dict[str, Any] = {"dtype": str(dtype), "inference": {}, "training": {}}
+    for batch in options.batch_sizes:
+        hidden = torch.randn(batch, options.hidden_size, device=device, dtype=dtype)
+        runs = {name: first_choice(layer, hidden) for name, layer in compared.items()}
+        metrics["inference"][str(batch)] = interleaved(runs, device, options.repeats)
+    hidden = torch.randn(options.tokens, options.hidden_size, device=device, dtype=dtype, requires_grad=True)
+    labels = torch.randint(options.vocab_size, (options.tokens,), device=device)
+    runs = {name: training_step(layer, hidden, labels) for name, layer in compared.items()}
+    metrics["training"] = interleaved(runs, device, options.repeats)
+    for name, run in runs.items():
+        metrics["training"][name]["peak_bytes"] = peak_bytes(run, device)
+    return metrics
+
+
+def main() -> None:
+    """Parse the command line, measure, write the result file and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hidden-size", type=int, default=2048)
+    parser.add_argument("--vocab-size", type=int, default=50272)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--tokens", type=int, default=512, help="tokens of a training step")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    started, start = utc_now(), time.monotonic()
+    metrics = measure(options)
+    config = {key: value for key, value in vars(options).items() if key != "out"}
+    record = {**provenance(seed=SEED), "started_at": started, "wall_seconds": round(time.monotonic() - start, 1)}
+    Result("decision-layer", config, metrics, record).write(options.out)
+    for kind, figures in [*metrics["inference"].items(), ("training", metrics["training"])]:
+        print(kind, {name: round(entry["ratio_to_softmax"], 3) for name, entry in figures.items()})
+
+
+if __name__ == "__main__":
+    main()
