@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
@@ -25,6 +25,7 @@ MATRICES = hnp.arrays(np.int8, st.tuples(st.integers(2, 12), st.integers(1, 40))
 SMALL = np.array([[1, -1, 0], [-1, 1, 1], [1, 1, -1]])
 
 
+@settings(deadline=None)
 @given(MATRICES)
 def test_packing_loses_nothing(matrix: np.ndarray) -> None:
     codebook = PackedCodebook.from_array(matrix, allow_duplicates=True)

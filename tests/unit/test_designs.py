@@ -84,6 +84,7 @@ def test_default_lengths(num_classes: int) -> None:
         ("dense_random", 10, 30, "faba60b634432cf6"),
         ("dense_random", 300, 9, "afd8d65ec32d9664"),
         ("sparse_random", 100, None, "b44b63c465bd0d2d"),
+        ("dense_random", 1100, 40, "8292e7e5a3c31d9f"),  # candidates judged on a sample of pairs
         ("minrandom", 1000, 50, "26dfca51b57c8943"),
     ],
 )
