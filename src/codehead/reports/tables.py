@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ABSENT = "–"
+LABEL_WIDTH = 18  # "MinRandom MTL-ECOC", which is broken before its numbers in a narrow terminal
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and the text of a row under it; a terminal of 80 columns has no room for the `is_wide` ones."""
+    """A heading and the text of a row under it; `is_wide` ones are for reports, not for a terminal."""
 
     heading: str
     text: Callable[[Row], str]
     is_text: bool = False
     is_wide: bool = False
+    brief: Callable[[Row], str] | None = None  # the text for a terminal, if it is another
 
 
 def columns(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None = None) -> list[Column]:
@@ -30,8 +32,8 @@ def columns(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None =
         Column("Head", lambda row: row.label, is_text=True),
         Column("Params", lambda row: f"{row.parameters:,}"),
         Column("of Softmax", lambda row: percent(row.parameter_share)),
-        Column("Loss/node", _node_loss),
-        Column("Top-1", lambda row: percent(row.values.get("top1"))),
+        Column("Loss/node", _node_loss, brief=lambda row: _node_loss(row).split(" ±")[0]),
+        Column("Top-1", lambda row: percent(row.values.get("top1")), brief=lambda row: mean(row, "top1")),
         Column("of Softmax", lambda row: percent(row.values.get("share"))),
         Column("Top-5", lambda row: percent(row.values.get("top5")), is_wide=True),
         Column("Perplexity", lambda row: number(row.values.get("perplexity"), 1), is_wide=True),
@@ -60,11 +62,19 @@ def rich_table(rows: Sequence[Row], title: str = "", extra: Mapping[str, Mapping
     from rich.table import Table
 
     shown = [column for column in columns(rows, extra) if not column.is_wide]
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.title_justify, table.title_style = "left", "bold"
     for column in shown:
-        table.add_column(column.heading, justify="left" if column.is_text else "right", no_wrap=column.is_text)
+        justify = "left" if column.is_text else "right"
+        table.add_column(
+            column.heading,
+            justify=justify,
+            no_wrap=not column.is_text,
+            min_width=LABEL_WIDTH if column.is_text else None,
+        )
     for row in rows:
-        table.add_row(*(column.text(row) for column in shown), style="bold" if row.is_reference else None)
+        texts = ((column.brief or column.text)(row) for column in shown)
+        table.add_row(*texts, style="bold" if row.is_reference else None)
     return table
 
 
@@ -76,6 +86,12 @@ def percent(value: Estimate | float | None) -> str:
         return f"{100 * value:.1f}%" if value >= 0.1 else f"{100 * value:.2f}%"
     interval = "" if value.half_width is None else f" ± {100 * value.half_width:.1f}"
     return f"{100 * value.mean:.1f}{interval}%"
+
+
+def mean(row: Row, name: str) -> str:
+    """The mean of a rate without its interval."""
+    value = row.values.get(name)
+    return ABSENT if value is None else f"{100 * value.mean:.1f}%"
 
 
 def number(value: Estimate | None, digits: int) -> str:

@@ -1,0 +1,238 @@
+"""The paper's Protocol 1 in miniature, on text that every Python installation carries.
+
+A small OPT is pretrained with its Softmax head on the documentation strings of the standard library, then
+fine-tuned to answer questions about them with five decision layers, each from the same checkpoint, over the
+same batches, with the same number of steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from codehead.errors import CodeheadError
+from codehead.evaluation.result import Result
+from codehead.evaluation.timing import generation_speed
+from codehead.protocols.experiment import Cell, Experiment, expand
+from codehead.protocols.pydocs import SPLITS, read_corpus
+from codehead.protocols.runner import RESULTS, failure_path, quiet, run_experiment
+from codehead.training.config import RunConfig
+from codehead.training.folder import RECORD, read_record
+from codehead.training.model import load_model
+from codehead.training.provenance import provenance, utc_now
+from codehead.training.run import train
+from codehead.training.tokenizer import load_tokenizer
+
+FOLDER = "DEMO"  # the variable that stands for the output folder, so that results hold no local path
+CELLS: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "minimal": {"decision": {"code": "minimal"}},
+    "minrandom": {"decision": {"code": "minrandom", "bits": 48}},
+    "minimal-mtl": {"decision": {"code": "minimal", "head": "mtl", "width": "half"}},
+    "minrandom-mtl": {"decision": {"code": "minrandom", "bits": 48, "head": "mtl", "width": "half"}},
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the demo may spend. The defaults take about five minutes on two cores."""
+
+    vocabulary: int = 4096  # tokens
+    hidden: int = 128
+    layers: int = 2
+    pretraining_steps: int = 300  # of 16 blocks of 128 tokens
+    finetuning_steps: int = 160  # of 32 questions with their answers
+    questions: int | None = None  # of the test split to evaluate on; None: all
+    timed_prompts: int = 6
+    new_tokens: int = 24  # per timed prompt
+    repeats: int = 3  # of the timing, the heads taking turns
+
+    @property
+    def units(self) -> int:
+        """The work in units of about one optimizer step, for a display of the time left."""
+        return self.pretraining_steps + len(CELLS) * (self.finetuning_steps + CELL_UNITS) + TIMING_UNITS
+
+
+CELL_UNITS = 20  # evaluating one head, in optimizer steps
+TIMING_UNITS = 60
+Progress = Callable[[str, int], None]
+"""Called with (what is going on, units of work just done)."""
+
+
+def run_demo(
+    out: str | Path, *, seed: int = 0, budget: Budget | None = None, progress: Progress = lambda stage, units: None
+) -> Path:
+    """Run whatever is not done yet in `out`; returns the folder of result files.
+
+    The same seed gives the same numbers on the same machine, times excepted. Raises ConfigurationError if
+    `out` holds another demo, DataError if this Python has no sources of its standard library.
+    """
+    quiet()
+    out, budget = Path(out), budget or Budget()
+    progress("reading the documentation strings of this Python", 0)
+    write_corpus(out / "corpus", budget)
+    variables = {FOLDER: str(out)}
+    _pretrain(RunConfig.from_dict(expand(pretraining(budget, seed), variables)), budget, progress)
+    _finetune(experiment(budget, seed), out, variables, budget, progress)
+    progress("timing generation", 0)
+    time_generation(out, budget, seed)
+    progress("done", TIMING_UNITS)
+    return out / RESULTS
+
+
+def write_corpus(folder: Path, budget: Budget) -> None:
+    """The text and the questions of every split as JSONL files, unless they are there."""
+    if (folder / f"questions-{SPLITS[-1]}.jsonl").is_file():
+        return
+    corpus = read_corpus()
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        pairs = corpus.pairs[split][: budget.questions if split != "train" else None]
+        _write_lines(folder / f"text-{split}.jsonl", [{"text": text} for text in corpus.texts[split]])
+        _write_lines(folder / f"questions-{split}.jsonl", [_record(pair) for pair in pairs])
+
+
+def pretraining(budget: Budget, seed: int) -> dict[str, Any]:
+    """The configuration of the pretraining run."""
+    return {
+        "model": {
+            "model_type": "opt",
+            "hidden_size": budget.hidden,
+            "word_embed_proj_dim": budget.hidden,
+            "ffn_dim": 4 * budget.hidden,
+            "num_hidden_layers": budget.layers,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 256,
+            "dropout": 0.0,
+            "tie_word_embeddings": False,
+        },
+        "tokenizer": {"train": "bpe", "vocab_size": budget.vocabulary},
+        "data": {"train": f"${{{FOLDER}}}/corpus/text-train.jsonl", "block_size": 128},
+        "training": {**_training(budget.pretraining_steps, learning_rate=3e-3), "per_device_train_batch_size": 16},
+        "output_dir": f"${{{FOLDER}}}/pretrained",
+        "seed": seed,
+    }
+
+
+def experiment(budget: Budget, seed: int) -> Experiment:
+    """The fine-tuning of every head from the pretrained checkpoint.
+
+    The learning rate was chosen on the validation split among 1e-3, 3e-3 and 8e-3, for each kind of head.
+    """
+    base = {
+        "model": f"${{{FOLDER}}}/pretrained",
+        "adapt": "full",
+        "data": {split: f"${{{FOLDER}}}/corpus/questions-{split}.jsonl" for split in SPLITS} | {"block_size": 128},
+        "training": {**_training(budget.finetuning_steps, learning_rate=3e-3), "per_device_train_batch_size": 32},
+    }
+    return Experiment("codehead-demo", base, CELLS, reference="softmax", seeds=(seed,))
+
+
+def time_generation(out: Path, budget: Budget, seed: int) -> Result:
+    """Seconds that every head takes to answer the same questions, and one answer of each; written once."""
+    path = out / "generation.json"
+    if path.is_file():
+        return Result.read(path)
+    models = {name: load_model(str(out / "runs" / name / f"seed-{seed}")) for name in CELLS}
+    tokenizer = load_tokenizer(str(out / "pretrained"))
+    questions = [json.loads(line) for line in _lines(out / "corpus" / "questions-test.jsonl")]
+    prompts = [tokenizer(question["prompt"], return_tensors="pt").input_ids for question in questions]
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for prompt in prompts[: budget.timed_prompts]:
+        speeds = generation_speed(models, prompt, new_tokens=budget.new_tokens, repeats=budget.repeats)
+        for name, speed in speeds.items():
+            seconds[name].append(budget.new_tokens / median(speed.repeats))
+    metrics = {
+        "seconds": {name: sum(values) for name, values in seconds.items()},
+        "question": questions[0]["prompt"],
+        "expected": questions[0]["completion"].strip(),
+        "answers": {name: _answer(model, tokenizer, prompts[0]) for name, model in models.items()},
+    }
+    config = {"prompts": budget.timed_prompts, "new_tokens": budget.new_tokens, "repeats": budget.repeats}
+    result = Result("codehead-demo/generation", config, metrics, {**provenance(seed=seed), "started_at": utc_now()})
+    result.write(path)
+    return result
+
+
+def _pretrain(config: RunConfig, budget: Budget, progress: Progress) -> None:
+    folder = Path(config.output_dir)
+    if (folder / RECORD).exists() and read_record(folder)["status"] == "finished":
+        progress("pretraining", budget.pretraining_steps)
+        return
+    progress("training a tokenizer", 0)
+    train(config, callbacks=[_Steps("pretraining with Softmax", progress)], progress=False)
+
+
+def _finetune(heads: Experiment, out: Path, variables: dict[str, str], budget: Budget, progress: Progress) -> None:
+    def report(cell: Cell, status: str) -> None:
+        progress(f"{cell.head} {status}", CELL_UNITS + (budget.finetuning_steps if status == "reused" else 0))
+
+    outcome = run_experiment(
+        heads,
+        out,
+        variables=variables,
+        report=report,
+        callbacks=lambda cell: [_Steps(f"fine-tuning {cell.head}", progress)],
+    )
+    if outcome.failed:
+        cell = next(cell for cell in heads.plan() if cell.key == outcome.failed[0])
+        raise CodeheadError(f"{cell.head} could not be fine-tuned; the traceback is in {failure_path(out, cell)}")
+
+
+class _Steps(TrainerCallback):
+    """Reports every optimizer step; those of a resumed run at once."""
+
+    def __init__(self, stage: str, progress: Progress) -> None:
+        self.stage, self.progress = stage, progress
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress(self.stage, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.progress(self.stage, 1)
+
+
+def _training(steps: int, *, learning_rate: float) -> dict[str, Any]:
+    return {
+        "max_steps": steps,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(1, steps // 15),
+        "weight_decay": 0.01,
+        "logging_steps": 5,
+        "save_steps": 50,
+        "save_total_limit": 1,
+        "dataloader_pin_memory": False,
+    }
+
+
+@torch.no_grad()
+def _answer(model: Any, tokenizer: Any, prompt: torch.Tensor) -> str:
+    """The greedy answer to a prompt `(1, length)`, on one line."""
+    ids = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=40, pad_token_id=0
+    )
+    return " ".join(tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True).split())
+
+
+def _record(pair: dict[str, str]) -> dict[str, str]:
+    """A question in a short form: an instruction template of 40 words would cost half of the budget."""
+    return {"prompt": f"Question: {pair['instruction']}\nAnswer:", "completion": " " + pair["output"]}
+
+
+def _write_lines(path: Path, records: list[dict[str, str]]) -> None:
+    lines = (json.dumps(record) + "\n" for record in records)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,216 @@
+"""Experiment files: what they may say, which cells they mean, what a restart runs again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codehead.errors import ConfigurationError, DataError
+from codehead.evaluation.result import Result
+from codehead.heads import count_parameters
+from codehead.protocols import runner
+from codehead.protocols.experiment import Experiment, expand, half_width, merged, run_config
+from codehead.protocols.preparation import prepare, split_of
+from codehead.protocols.runner import failure_path, result_path, run_experiment
+
+ROOT = Path(__file__).parents[2]
+FILE = """
+name: tiny
+reference: softmax
+base:
+  model: {model_type: gpt2, n_embd: 16, n_layer: 1, n_head: 2}
+  tokenizer: {train: bpe, vocab_size: 300}
+  data: {train: "${FOLDER}/text.jsonl", block_size: 8}
+  training: {max_steps: 1, learning_rate: 3e-4}
+split: {validation: 0.2, test: 0.2}
+budgets:
+  small: {}
+  large: {training: {max_steps: 2}}
+cells:
+  softmax: {}
+  mtl: {decision: {code: minrandom, bits: 20, head: mtl, width: half}, training: {learning_rate: 1e-3}}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"story number {i} of a long row of stories"}) + "\n" for i in range(50))
+    )
+    file = tmp_path / "tiny.yaml"
+    file.write_text(FILE)
+    return file
+
+
+@pytest.fixture
+def experiment(path: Path) -> Experiment:
+    return Experiment.from_yaml(path)
+
+
+def variables(path: Path) -> dict[str, str]:
+    return {"FOLDER": str(path.parent)}
+
+
+def test_plan_runs_every_head_of_a_seed_before_the_next_seed(experiment: Experiment) -> None:
+    assert [cell.key for cell in experiment.plan()] == [
+        f"{budget}/{head}/seed-{seed}"
+        for seed in (0, 1)
+        for budget in ("small", "large")
+        for head in ("softmax", "mtl")
+    ]
+
+
+def test_budget_and_cell_are_laid_over_the_base(experiment: Experiment) -> None:
+    (cell,) = experiment.plan(["large/mtl/seed-1"])
+    assert cell.config["training"] == {"max_steps": 2, "learning_rate": 1e-3}
+    assert (cell.config["seed"], cell.config["decision"]["seed"]) == (1, 1)
+    assert experiment.base["training"] == {"max_steps": 1, "learning_rate": 3e-4}
+
+
+def test_only_that_selects_nothing_names_the_cells(experiment: Experiment) -> None:
+    with pytest.raises(ConfigurationError, match=r"selects no cell; the cells are small/softmax/seed-0"):
+        experiment.plan(["sofmax"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seeds:", "sedes:", "unknown key 'sedes'; did you mean 'seeds'"),
+        ("reference: softmax", "reference: softmx", "reference is 'softmx'"),
+        ("code: minrandom", "code: minrandm", "unknown design 'minrandm'; did you mean 'minrandom'"),
+        ("head: mtl", "head: mlt", "unknown head 'mlt'"),
+        ("test: 0.2", "test: 0.7", "below 0.5"),
+        ("seeds: [0, 1]", "seeds: [zero]", "seeds is"),
+        ("  softmax: {}", "  soft/max: {}\n  softmax: {}", "'soft/max' cannot name a file"),
+        ("name: tiny", "description: none", "missing name"),
+    ],
+)
+def test_mistakes_are_named(path: Path, old: str, new: str, message: str) -> None:
+    path.write_text(FILE.replace(old, new))
+    with pytest.raises(ConfigurationError, match=message):
+        Experiment.from_yaml(path)
+
+
+def test_variables_are_expanded_and_a_missing_one_is_named() -> None:
+    assert expand({"a": ["${X}/b", 3]}, {"X": "here"}) == {"a": ["here/b", 3]}
+    with pytest.raises(ConfigurationError, match=r"needs \$\{CODEHEAD_DATA\}, which is not set.*--data-dir"):
+        expand("${CODEHEAD_DATA}/stories.jsonl", {})
+
+
+def test_merged_leaves_its_arguments_alone() -> None:
+    base: dict[str, Any] = {"a": {"b": 1, "c": 2}}
+    result = merged(base, {"a": {"b": 5}})
+    result["a"]["c"] = 9
+    assert (result, base) == ({"a": {"b": 5, "c": 9}}, {"a": {"b": 1, "c": 2}})
+
+
+@pytest.mark.parametrize(("hidden", "classes", "bits"), [(128, 8192, 50), (128, 8192, 13), (128, 4096, 48)])
+def test_half_width_is_the_nearest(hidden: int, classes: int, bits: int) -> None:
+    half = classes * hidden / 2
+    width = half_width(hidden, classes, bits)
+    distances = [abs(count_parameters("mtl", hidden, bits, width=d) - half) for d in (width - 1, width, width + 1)]
+    assert min(distances) == distances[1]
+    assert distances[1] < 0.01 * half
+
+
+def test_a_width_of_half_becomes_a_number(experiment: Experiment, path: Path) -> None:
+    (cell,) = experiment.plan(["small/mtl/seed-0"])
+    config = run_config(cell, variables(path), path.parent / "run", width=7)
+    assert config.decision is not None
+    assert config.decision["width"] == 7
+    assert config.data.train == str(path.parent / "text.jsonl")
+
+
+def test_documents_are_split_by_content_into_disjoint_files(experiment: Experiment, path: Path) -> None:
+    shared = prepare(experiment, path.parent / "out", variables(path))
+    texts = {split: set(Path(file).read_text().splitlines()) for split, file in shared["data"].items()}
+    assert sum(map(len, texts.values())) == len(set.union(*texts.values())) == 50
+    assert all(texts.values())
+    shares = {"validation": 0.2, "test": 0.2}
+    assert all(split_of(json.loads(line)["text"], shares) == split for split in texts for line in texts[split])
+
+
+def test_preparation_is_done_once_and_not_mixed_with_other_data(experiment: Experiment, path: Path) -> None:
+    folder = path.parent / "out"
+    shared = prepare(experiment, folder, variables(path))
+    tokenizer = Path(shared["tokenizer"]) / "tokenizer.json"
+    before = tokenizer.stat().st_mtime_ns
+    prepare(experiment, folder, variables(path))
+    assert tokenizer.stat().st_mtime_ns == before
+    with (path.parent / "text.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(ConfigurationError, match="prepared from other data"):
+        prepare(experiment, folder, variables(path))
+
+
+def test_a_split_without_documents_is_refused(experiment: Experiment, path: Path) -> None:
+    (path.parent / "text.jsonl").write_text('{"text": "alone"}\n')
+    with pytest.raises(DataError, match="is left without a document"):
+        prepare(experiment, path.parent / "out", variables(path))
+
+
+class Recorder:
+    """Takes the place of training: notes which cells are run, fails where it is told to."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        self.ran: list[str] = []
+
+    def __call__(self, experiment: Experiment, cell: Any, *_: Any) -> Result:
+        self.ran.append(cell.key)
+        if self.failing and self.failing in cell.key:
+            raise RuntimeError("out of luck")
+        config = runner.result_config(experiment, cell)
+        return Result(cell.key, config, {"test": {"top1": 0.5}}, {})
+
+
+def run(
+    experiment: Experiment, path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder, **options: Any
+) -> runner.Outcome:
+    monkeypatch.setattr(runner, "run_cell", recorder)
+    environment: Mapping[str, str] = variables(path)
+    return run_experiment(experiment, path.parent / "out", variables=environment, **options)
+
+
+def test_a_failing_cell_keeps_its_traceback_and_stops_no_other(
+    experiment: Experiment, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = run(experiment, path, monkeypatch, Recorder(failing="small/mtl/seed-0"))
+    assert outcome.failed == ["small/mtl/seed-0"]
+    assert len(outcome.finished) == 7
+    (failed,) = experiment.plan(["small/mtl/seed-0"])
+    assert "RuntimeError: out of luck" in failure_path(path.parent / "out", failed).read_text()
+    assert not result_path(path.parent / "out", failed).exists()
+
+
+def test_a_restart_runs_only_what_is_missing(
+    experiment: Experiment, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(experiment, path, monkeypatch, Recorder(failing="small/mtl/seed-0"))
+    again = Recorder()
+    outcome = run(experiment, path, monkeypatch, again)
+    assert again.ran == outcome.finished == ["small/mtl/seed-0"]
+    assert len(outcome.reused) == 7
+    (retried,) = experiment.plan(["small/mtl/seed-0"])
+    assert not failure_path(path.parent / "out", retried).exists()
+
+
+def test_results_of_another_configuration_are_not_reused(
+    experiment: Experiment, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(experiment, path, monkeypatch, Recorder(), only=["small/softmax"])
+    path.write_text(FILE.replace("learning_rate: 3e-4", "learning_rate: 3e-5"))
+    with pytest.raises(ConfigurationError, match="measured with another configuration of 'small/softmax/seed-0'"):
+        run(Experiment.from_yaml(path), path, monkeypatch, Recorder())
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
+def test_committed_experiments_are_valid(file: Path, tmp_path: Path) -> None:
+    experiment = Experiment.from_yaml(file)
+    for cell in experiment.plan():
+        run_config(cell, {"CODEHEAD_DATA": str(tmp_path)}, tmp_path / cell.key)

@@ -1,0 +1,150 @@
+"""Reports say what the result files say: means, intervals and shares over seeds."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from codehead.errors import CheckpointError, DataError
+from codehead.evaluation.result import Result
+from codehead.reports.render import render
+from codehead.reports.summary import (
+    Estimate,
+    budget_size,
+    final_loss,
+    label_of,
+    read_results,
+    summarise,
+    t_quantile,
+)
+from codehead.reports.tables import markdown_table, rich_table
+
+MTL = {"design": "minrandom", "bits": 50, "head": "mtl", "width": 81, "loss": "bitwise", "decoder": "likelihood"}
+LINEAR = {**MTL, "design": "minimal", "bits": 13, "head": "linear", "width": 0}
+HARDWARE = {"cpu": "a processor", "cores": 2, "threads": 2, "gpu": None}
+PROVENANCE = {"hardware": HARDWARE, "packages": {"torch": "2", "transformers": "5"}, "git": None, "codehead": "0"}
+
+
+def result(
+    head: str, seed: int, top1: float, decision: dict[str, Any] | None, parameters: int, budget: str = ""
+) -> Result:
+    test = {"top1": top1, "top5": 2 * top1, "perplexity": 10.0, "bits_per_byte": 1.5}
+    test |= {"node_loss": None, "bit_accuracy": None} if decision is None else {"node_loss": 0.3, "bit_accuracy": 0.9}
+    return Result(
+        f"made-up/{head}/{seed}",
+        {"experiment": "made-up", "head": head, "budget": budget, "seed": seed, "reference": "softmax"},
+        {
+            "test": test,
+            "size": {"head_parameters": parameters},
+            "decision": decision,
+            "train_seconds": 12.0,
+            "history": [{"step": step, "loss": 1.0 / step} for step in range(1, 21)],
+        },
+        PROVENANCE,
+    )
+
+
+def made_up(budget: str = "") -> list[Result]:
+    """Two seeds; the MTL head reaches 80% and 90% of the Softmax of the same seed."""
+    return [
+        result("softmax", 0, 0.50, None, 1000, budget),
+        result("softmax", 1, 0.40, None, 1000, budget),
+        result("mtl", 0, 0.40, MTL, 500, budget),
+        result("mtl", 1, 0.36, MTL, 500, budget),
+        result("minimal", 0, 0.10, LINEAR, 20, budget),
+        result("minimal", 1, 0.10, LINEAR, 20, budget),
+    ]
+
+
+def write(results: list[Result], folder: Path) -> Path:
+    for number, one in enumerate(results):
+        one.write(folder / f"{number}.json")
+    return folder
+
+
+def test_shares_are_taken_per_seed() -> None:
+    rows = {row.label: row for row in summarise(made_up())}
+    share = rows["MinRandom MTL-ECOC (50, 81)"].values["share"]
+    assert share.mean == pytest.approx(0.85)
+    assert share.half_width == pytest.approx(12.706 * 0.0707107 / 2**0.5, rel=1e-4)
+    assert rows["MinRandom MTL-ECOC (50, 81)"].parameter_share == 0.5
+    assert rows["Softmax"].values["share"].mean == 1
+
+
+def test_the_reference_comes_first_then_the_small_heads() -> None:
+    assert [row.parameters for row in summarise(made_up())] == [1000, 20, 500]
+
+
+def test_a_missing_reference_leaves_the_share_out() -> None:
+    (row,) = summarise(made_up()[2:4])
+    assert row.parameter_share is None
+    assert "share" not in row.values
+
+
+@pytest.mark.parametrize(("degrees", "quantile"), [(1, 12.706), (2, 4.303), (30, 2.042), (60, 2.000), (1000, 1.962)])
+def test_t_quantiles(degrees: int, quantile: float) -> None:
+    assert t_quantile(degrees) == pytest.approx(quantile, abs=1.5e-3)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert Estimate.of([0.25]) == Estimate(0.25, None, 1)
+
+
+def test_final_loss_is_the_mean_of_the_last_tenth() -> None:
+    assert final_loss([{"loss": float(i)} for i in range(20)]) == 18.5
+    assert final_loss([]) is None
+
+
+def test_budgets_sort_by_size() -> None:
+    assert sorted(["40M", "2.4M", "1B", "500k", "long"], key=budget_size) == ["500k", "2.4M", "40M", "1B", "long"]
+
+
+def test_the_label_names_another_loss() -> None:
+    decision = {**LINEAR, "loss": "codeword"}
+    assert label_of(result("x", 0, 0.1, decision, 1)) == "Minimal ECOC (13, 0) + codeword loss"
+
+
+def test_markdown_shows_values_and_leaves_empty_columns_out() -> None:
+    table = markdown_table(summarise(made_up()), {"Time": {"Softmax": "1.00 s"}})
+    header, _, softmax, minimal, mtl = table.splitlines()
+    assert softmax.startswith("| Softmax | 1,000 | 100.0% | – | 45.0 ± 63.5% |")
+    assert mtl.startswith("| MinRandom MTL-ECOC (50, 81) | 500 | 50.0% | 0.0513 ± 0.0000 | 38.0")
+    assert "2.00%" in minimal
+    assert softmax.endswith("| 1.00 s |")
+    assert "Bits/byte" in header
+    assert "Time" not in markdown_table(summarise(made_up()))
+
+
+def test_the_terminal_table_fits_eighty_columns() -> None:
+    from rich.console import Console
+
+    console = Console(width=80, file=StringIO())
+    console.print(rich_table(summarise(made_up()), "Heads", {"Time": {"Softmax": "1.00 s"}}))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "85.0 ± 63.5%" in text
+
+
+def test_render_writes_report_and_readable_pictures(tmp_path: Path) -> None:
+    results = [*made_up("2.4M"), *made_up("10M")]
+    report = render(write(results, tmp_path / "results"))
+    text = report.read_text()
+    assert text.index("## 2.4M tokens") < text.index("## 10M tokens")
+    for picture in ("tradeoff.png", "curves-2.4M.png", "curves-10M.png"):
+        assert f"({picture})" in text
+        with Image.open(report.parent / picture) as image:
+            assert min(image.size) >= 600
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_a_report_is_not_made_from_nothing_or_from_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no result files"):
+        read_results(tmp_path)
+    path = write(made_up()[:1], tmp_path) / "0.json"
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(CheckpointError, match="checksum"):
+        render(tmp_path)
