@@ -40,6 +40,18 @@ OPT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "max_position_embeddings": 64,
+    "dropout": 0.0,
+    **SPECIAL,
+}
+GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": HIDDEN,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 64,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
     **SPECIAL,
 }
 
@@ -48,15 +60,11 @@ CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "opt_350m": lambda **kw: OPTConfig(**OPT, word_embed_proj_dim=8, do_layer_norm_before=False, **kw),
     "qwen2": lambda **kw: Qwen2Config(**MODERN, **kw),
     "llama": lambda **kw: LlamaConfig(**MODERN, **kw),
-    "gpt2": lambda **kw: GPT2Config(
-        vocab_size=VOCAB, n_embd=HIDDEN, n_layer=2, n_head=2, n_positions=64, **SPECIAL, **kw
-    ),
+    "gpt2": lambda **kw: GPT2Config(**GPT2, **kw),
     "gemma2": lambda **kw: Gemma2Config(**GEMMA, **kw),
     "gemma3": lambda **kw: Gemma3TextConfig(**GEMMA, **kw),
     "gpt_neox": lambda **kw: GPTNeoXConfig(**{k: v for k, v in MODERN.items() if k != "num_key_value_heads"}, **kw),
-    "mixtral": lambda **kw: MixtralConfig(
-        **MODERN, num_local_experts=2, num_experts_per_tok=1, output_router_logits=True, **kw
-    ),
+    "mixtral": lambda **kw: MixtralConfig(**MODERN, num_local_experts=2, num_experts_per_tok=1, **kw),
 }
 
 

@@ -155,7 +155,7 @@ def test_tuples_and_positional_arguments(coded):
 
 def test_mixture_of_experts_adds_its_router_loss(coded):
     model, ids = coded("mixtral"), tokens()
-    outputs = model(input_ids=ids, labels=ids)
+    outputs = model(input_ids=ids, labels=ids, output_router_logits=True)
     own = model.decision.loss(model.bit_logits(input_ids=ids)[:, :-1], ids[:, 1:])
     assert outputs.aux_loss > 0
     torch.testing.assert_close(outputs.loss, own + model.config.router_aux_loss_coef * outputs.aux_loss)

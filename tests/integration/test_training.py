@@ -169,6 +169,38 @@ def test_adaptation_moves_only_what_it_should(pretrained, instructions, tmp_path
     assert moved == expected[adapt]
 
 
+@pytest.mark.parametrize("adapt", ["lora", "full"])
+def test_neither_training_nor_its_evaluation_is_as_wide_as_the_vocabulary(
+    pretrained, stories, tmp_path, monkeypatch, adapt
+):
+    def refuse(self, bit_logits):
+        raise AssertionError("logits over V tokens were formed")
+
+    monkeypatch.setattr("codehead.layer.Decision.logits", refuse)
+    data = {"train": stories, "validation_fraction": 0.2, "block_size": 32}
+    config = finetuning(pretrained["coded"], stories, tmp_path / "run", data=data, adapt=adapt)
+    assert any("eval_loss" in entry for entry in log(train(config, progress=False)))
+
+
+def test_options_of_the_trainer_pass_through(stories, tmp_path):
+    training = {
+        "max_steps": 4,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+        "bf16": True,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "load_best_model_at_end": True,
+        "learning_rate": 0.01,
+        "gradient_checkpointing": True,
+    }
+    folder = train(pretraining(stories, tmp_path / "run", training=training), progress=False)
+    evaluated = [entry["eval_loss"] for entry in log(folder) if "eval_loss" in entry]
+    assert len(evaluated) == 3
+    assert evaluated[-1] == pytest.approx(min(evaluated), rel=1e-4)
+
+
 def test_attention_projections_of_another_architecture():
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,0 +1,312 @@
+"""Checkpoints: what is saved comes back bit for bit, or not at all with an error that says why."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import CONFIGS, VOCAB, make, tokens
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import codehead
+from codehead.errors import CheckpointError, ConfigurationError
+
+ARCHITECTURES = pytest.mark.parametrize("name", CONFIGS)
+LAYERS = {
+    "linear": {"bits": 24},
+    "mtl": {"bits": 24, "head": "mtl", "width": 3, "head_params": {"bias": True}},
+    "ternary": {"code": "sparse_random", "bits": 44},
+    "one_vs_all": {"code": "one_vs_all", "bits": None, "loss": "codeword"},
+}
+SOURCE = Path(codehead.__file__).parents[1]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=tokens()).logits
+
+
+def entry(folder):
+    return json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
+def edit(folder, **fields):
+    """Change fields of the decision layer in config.json; None removes one."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"].update(fields)
+    config["quantization_config"] = {k: v for k, v in config["quantization_config"].items() if v is not ...}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@ARCHITECTURES
+def test_a_saved_model_comes_back_bit_for_bit(name, tied, layer, coded, tmp_path):
+    model = coded(name, tied, **LAYERS[layer])
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    assert type(loaded) is type(model)
+    assert loaded.config.to_dict()["quantization_config"] == model.config.quantization_config
+    assert loaded.config.architectures == [type(make(name)).__name__]
+    assert loaded.config.model_type == make(name).config.model_type
+    assert not getattr(loaded, "is_quantized", False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_precision_survives_and_a_loaded_model_can_be_saved_again(dtype, layer, coded, tmp_path):
+    model = coded("opt_350m", **LAYERS[layer]).to(dtype)
+    model.save_pretrained(tmp_path / "first")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
+    assert loaded.dtype == dtype
+    loaded.save_pretrained(tmp_path / "second")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "second")
+    assert torch.equal(logits(again), logits(model))
+    assert entry(tmp_path / "first") == entry(tmp_path / "second")
+
+
+def test_a_model_can_be_cast_after_loading(coded, tmp_path):
+    model = coded("opt_350m")
+    model.save_pretrained(tmp_path)
+    expected = logits(model.half())
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path).half()), expected)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float16)), expected)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}])
+def test_sharded_checkpoints_and_device_maps(device_map, coded, tmp_path):
+    model = coded(tied=False)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_the_class_and_the_configuration_of_a_coded_model_can_load(coded, tmp_path):
+    model = coded()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path)), logits(model))
+    config = AutoConfig.from_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
+    assert torch.equal(logits(loaded), logits(model))
+    state = load_file(tmp_path / "model.safetensors")
+    loaded = type(make("llama")).from_pretrained(None, config=config, state_dict=state)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_a_tied_model_can_be_detached_after_loading(coded, tmp_path):
+    coded("gemma2", tied=True).save_pretrained(tmp_path)
+    loaded = codehead.detach(AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert torch.equal(logits(loaded), logits(make("gemma2", tied=True)))
+    coded("gemma2", tied=False).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"codehead\.fold"):
+        codehead.detach(loaded)
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "gemma2"])
+def test_a_folded_model_is_a_stock_checkpoint(name, coded, tmp_path):
+    model = coded(name)
+    expected = logits(model).softmax(-1)
+    codehead.fold(model).save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is type(make(name))
+    torch.testing.assert_close(logits(loaded).softmax(-1), expected, rtol=1e-4, atol=1e-6)
+
+
+def run_without_codehead(script, folder):
+    """Run a script where `import codehead` fails; a finished process."""
+    blocked = f"import sys; sys.modules['codehead'] = None; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+    return subprocess.run(
+        [sys.executable, "-c", blocked + script, str(folder)], capture_output=True, text=True, check=False
+    )
+
+
+LOAD = "from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained(sys.argv[1])"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["linear", "mtl", "ternary"])
+def test_without_codehead_loading_fails_readably(layer, coded, tmp_path):
+    coded("llama", **LAYERS[layer]).save_pretrained(tmp_path)
+    process = run_without_codehead(LOAD, tmp_path)
+    assert process.returncode != 0
+    assert "codehead" in process.stderr
+    assert "lm_head.weight" in process.stderr
+
+
+@pytest.mark.slow
+def test_without_codehead_one_vs_all_loads_as_the_stock_model(coded, tmp_path):
+    model = coded("llama", code="one_vs_all", bits=None)
+    model.save_pretrained(tmp_path)
+    script = LOAD.replace("AutoModelForCausalLM.from_pretrained", "model = AutoModelForCausalLM.from_pretrained") + (
+        "; import torch; from architectures import tokens; "
+        "torch.save(model(input_ids=tokens()).logits.detach(), sys.argv[1] + '/logits.pt')"
+    )
+    assert run_without_codehead(script, tmp_path).returncode == 0
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["import codehead, transformers", "import transformers.quantizers.auto, codehead"])
+def test_either_order_of_imports_registers_the_loader(order, coded, tmp_path):
+    coded().save_pretrained(tmp_path)
+    script = f"{order}; import sys; {LOAD}"
+    process = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(SOURCE), "PATH": ""},
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def test_importing_codehead_is_light():
+    script = "import codehead, sys; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(SOURCE)}
+    )
+    assert process.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("place", [0.001, 0.5, 0.999])
+def test_a_flipped_byte_is_found(place, coded, tmp_path):
+    coded().save_pretrained(tmp_path)
+    flip(tmp_path / "model.safetensors", place)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors differs from its sha256"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize("size", [0, 5, 0.5, 0.999])
+def test_a_cut_file_is_found_with_and_without_checksums(size, manifest, coded, tmp_path):
+    coded().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: int(size if size >= 1 else size * path.stat().st_size)])
+    if not manifest:
+        (tmp_path / "codehead.json").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors .* copy it again"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_damaged_shard_is_named(coded, tmp_path):
+    coded().save_pretrained(tmp_path, max_shard_size="10KB")
+    victim = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    flip(victim, 0.9)
+    with pytest.raises(CheckpointError, match=victim.name):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_flipped_bit_of_the_codebook_is_found_without_checksums_too(coded, tmp_path):
+    coded().save_pretrained(tmp_path)
+    (tmp_path / "codehead.json").unlink()
+    state = load_file(tmp_path / "model.safetensors")
+    state["decision.table.sign_plane"][3, 1] ^= 4
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"quantization_config\.checksum"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("tensor", ["lm_head.weight", "decision.table.sign_plane"])
+def test_a_missing_tensor_is_named(tensor, coded, tmp_path):
+    coded().save_pretrained(tmp_path)
+    (tmp_path / "codehead.json").unlink()
+    state = load_file(tmp_path / "model.safetensors")
+    del state[tensor]
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{tensor}.*missing"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+EDITS = {
+    "checksum": ({"checksum": "0" * 64}, r"quantization_config\.checksum"),
+    "bits": ({"bits": 32}, "lm_head.weight.* bits"),
+    "bits of another plane": ({"bits": 23}, "lm_head.weight.* bits"),
+    "num_classes": ({"num_classes": VOCAB + 8}, r"num_classes.*128.*120"),
+    "ternary": ({"ternary": True}, "support_plane"),
+    "head": ({"head": "liner"}, "liner.*did you mean 'linear'"),
+    "head_options": ({"head_options": {"bias": True}}, "lm_head.bias.*head_options"),
+    "loss": ({"loss": "bitwis"}, "bitwis.*did you mean 'bitwise'"),
+    "decoder": ({"decoder": "x"}, "decoder"),
+    "missing": ({"seed": ...}, r"quantization_config\.seed is missing"),
+    "unknown": ({"sead": 1}, r"quantization_config\.sead .* is not a field.*did you mean 'seed'"),
+    "type": ({"bits": "24"}, r"quantization_config\.bits.*type int.*'24'"),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_an_edited_configuration_is_refused_by_field(case, coded, tmp_path):
+    fields, message = EDITS[case]
+    coded().save_pretrained(tmp_path)
+    edit(tmp_path, **fields)
+    with pytest.raises(CheckpointError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_saving_over_a_sharded_checkpoint_leaves_no_old_shards(coded, tmp_path):
+    coded().save_pretrained(tmp_path, max_shard_size="10KB")
+    model = coded(seed=5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "codehead.json",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+
+
+def test_weights_left_over_from_another_model_are_refused(coded, tmp_path):
+    make("llama").save_pretrained(tmp_path)
+    coded().save_pretrained(tmp_path, max_shard_size="10KB")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not among the files"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_crash_while_saving_leaves_the_old_checkpoint(coded, tmp_path, monkeypatch):
+    model = coded()
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def crash(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", crash)
+    with pytest.raises(OSError, match="no space left"):
+        coded(seed=1).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_variants_lie_beside_each_other(coded, tmp_path):
+    model, other = coded(), coded(seed=1)
+    model.save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path, variant="other")
+    edit(tmp_path, checksum=model.config.quantization_config["checksum"])
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+    flip(tmp_path / "model.other.safetensors", 0.5)
+    with pytest.raises(CheckpointError, match=r"model\.other\.safetensors differs"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, variant="other")
+
+
+def test_an_unreadable_manifest_is_named(coded, tmp_path):
+    coded().save_pretrained(tmp_path)
+    (tmp_path / "codehead.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"codehead\.json is not a readable list"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from codehead.cli import main as cli
+from codehead.cli.options import KEYS
+from codehead.errors import CheckpointError
+from codehead.evaluation.result import Result
+from codehead.models import is_coded
+from codehead.training.config import RunConfig
+from codehead.training.model import load_model
+from codehead.training.tokenizer import train_bpe
+
+TEXT = "The cat sat on the mat.\n\nThe dog ran to the park.\n\n" * 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text(TEXT)
+    tokenizer = train_bpe([TEXT], 270)
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=272, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def codehead(monkeypatch, capsys):
+    """Run the command in this process; gives its exit status, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["codehead", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "100")
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as leave:
+            status = leave.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_the_command_line_is_light():
+    heavy = "torch transformers datasets peft matplotlib accelerate".split()  # noqa: SIM905
+    script = f"import sys, codehead.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_help_names_every_command(codehead):
+    status, out, _ = codehead("--help")
+    assert status == 0
+    for name in ("params", "attach", "pretrain", "finetune", "evaluate", "generate", "code", "demo"):
+        assert name in out
+
+
+# --- params
+
+
+def test_params_of_the_paper(codehead):
+    status, out, _ = codehead("params", "--hidden-size", 2048, "--vocab-size", 50272)
+    assert status == 0
+    for number in ("102,957,056", "32,768", "102,400", "16,785,408", "52,454,400"):
+        assert number in out
+    assert "(16, 512)" in out
+
+
+def test_params_of_a_model_and_of_its_config_file(codehead, place):
+    _, from_folder, _ = codehead("params", place / "model", "--json")
+    _, from_file, _ = codehead("params", place / "model" / "config.json", "--json")
+    values = json.loads(from_folder)
+    assert values == json.loads(from_file)
+    assert (values["hidden_size"], values["vocab_size"], values["tied"]) == (16, 272, True)
+    assert values["configurations"][0]["head_parameters"] == 16 * 272
+    assert "embedding, which stays" in " ".join(codehead("params", place / "model")[1].split())
+
+
+def test_params_want_one_source(codehead, place):
+    assert codehead("params")[0] == 2
+    status, _, err = codehead("params", place / "model", "--hidden-size", 3)
+    assert status == 2
+    assert "either a model, or both" in err
+
+
+# --- attach, evaluate, generate
+
+
+@pytest.fixture(scope="module")
+def coded(place):
+    from codehead.cli.attach import attach
+
+    attach(str(place / "model"), place / "coded", bits=20)
+    return place / "coded"
+
+
+def test_attach_saves_a_coded_checkpoint(coded):
+    model = load_model(str(coded))
+    assert is_coded(model)
+    assert model.decision.table.length == 20
+
+
+def test_attach_does_not_write_over_files(codehead, place, coded):
+    status, _, err = codehead("attach", place / "model", "--out", coded)
+    assert status == 2
+    assert "is not empty" in err
+
+
+def test_evaluate_prints_and_writes(codehead, place, coded, tmp_path):
+    file = tmp_path / "result.json"
+    arguments = ("--data", place / "text.txt", "--block-size", 16, "--repeats", 1, "--new-tokens", 2)
+    status, out, err = codehead("evaluate", coded, *arguments, "--out", file)
+    assert status == 0, err
+    assert "bits per byte" in out
+    result = Result.read(file)
+    assert result.metrics["generation"]["new_tokens"] == 2
+    assert result.metrics["size"]["head_parameters"] == 16 * 20
+    assert result.config["decision"]["design"] == "minrandom"
+    assert result.provenance["data"] == [
+        {"name": "text.txt", "bytes": len(TEXT), "sha256": result.provenance["data"][0]["sha256"]}
+    ]
+    assert str(place) not in file.read_text()
+    file.write_text(file.read_text().replace('"top1": 0', '"top1": 1'))
+    with pytest.raises(CheckpointError, match="edited by hand"):
+        Result.read(file)
+
+
+def test_evaluate_a_stock_model_as_json(codehead, place):
+    arguments = ("--data", place / "text.txt", "--block-size", 16, "--repeats", 0, "--json")
+    status, out, _ = codehead("evaluate", place / "model", *arguments)
+    metrics = json.loads(out)["metrics"]
+    assert status == 0
+    assert metrics["node_loss"] is None
+    assert "generation" not in metrics
+    assert metrics["perplexity"] == pytest.approx(272, rel=0.1)
+
+
+@pytest.mark.parametrize("options", [(), ("--num-beams", 2), ("--temperature", 0.7, "--top-k", 5, "--seed", 1)])
+def test_generate_continues_the_prompt(codehead, coded, options):
+    status, out, _ = codehead("generate", coded, "--prompt", "The cat", "--max-new-tokens", 5, *options)
+    assert status == 0
+    assert out.startswith("The cat")
+    assert out.endswith("\n")
+    assert out == codehead("generate", coded, "--prompt", "The cat", "--max-new-tokens", 5, *options)[1]
+
+
+def test_generate_needs_a_prompt(codehead, coded):
+    status, _, err = codehead("generate", coded, "--prompt", "")
+    assert status == 2
+    assert "--prompt is empty" in err
+
+
+# --- pretrain, finetune
+
+
+def test_pretrain_from_flags_alone(codehead, place, tmp_path):
+    status, _, err = codehead(
+        "pretrain",
+        *("--model", "{model_type: gpt2, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}"),
+        *("--tokenizer", "{train: bpe, vocab_size: 270}", "--train", place / "text.txt", "--block-size", 16),
+        *("--code", "minimal", "--max-steps", 2, "--batch-size", 2, "--set", "training.warmup_steps=1"),
+        *("--out", tmp_path / "run"),
+    )
+    assert status == 0, err
+    assert load_model(str(tmp_path / "run")).decision.table.length == 9
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["training"] == {"max_steps": 2, "per_device_train_batch_size": 2, "warmup_steps": 1}
+
+
+def test_finetune_with_a_file_and_flags_over_it(codehead, place, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"model: {place / 'model'}\ndata: {{train: {place / 'text.txt'}, block_size: 16}}\n"
+        f"decision: {{code: minrandom, bits: 20}}\noutput_dir: {tmp_path / 'run'}\ntraining: {{max_steps: 9}}\n"
+    )
+    status, _, err = codehead("finetune", "-c", file, "--max-steps", 1, "--bits", 24, "--adapt", "head")
+    assert status == 0, err
+    assert load_model(str(tmp_path / "run")).decision.table.length == 24
+    status, _, err = codehead("finetune", "-c", file, "--max-steps", 1, "--bits", 24, "--adapt", "head")
+    assert status == 2
+    assert "finished" in err
+
+
+def test_each_training_command_refuses_the_other_kind(codehead, place, tmp_path):
+    common = ("--train", place / "text.txt", "--out", tmp_path / "run")
+    status, _, err = codehead("pretrain", "--model", place / "model", *common)
+    assert (status, "use codehead finetune" in err) == (2, True)
+    architecture = ("--model", "{model_type: gpt2}", "--tokenizer", place / "model")
+    status, _, err = codehead("finetune", *architecture, *common)
+    assert (status, "codehead pretrain" in err) == (2, True)
+
+
+def test_every_flag_sets_a_key_that_exists():
+    values = RunConfig.from_dict({"model": "m", "data": {"train": "t"}, "output_dir": "o"}).to_dict()
+    for key in set(KEYS.values()):
+        block, _, name = key.partition(".")
+        assert block in values
+        if block in ("data", "lora"):
+            assert name in values[block]
+
+
+# --- how errors are told
+
+
+def test_errors_are_one_message_without_traceback(codehead, place):
+    status, out, err = codehead("evaluate", place / "model", "--data", place / "none.txt")
+    assert (status, out) == (2, "")
+    assert err.strip() == f"Error: data file '{place / 'none.txt'}' does not exist"
+
+
+def test_ctrl_c_tells_how_to_go_on(codehead, place, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-7"
+    arguments = ("finetune", "--model", place / "model", "--train", place / "text.txt", "--out", tmp_path / "run")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codehead.training.run.train", interrupted)
+    status, _, err = codehead(*arguments)
+    assert status == 130
+    assert "No checkpoint was saved yet" in err
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    status, _, err = codehead(*arguments)
+    assert status == 130
+    assert f"Saved: {checkpoint}. The same command" in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
+)
+def test_a_full_disk_is_told(codehead, place, tmp_path, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("codehead.training.run.train", full)
+    status, _, err = codehead("finetune", "--model", "m", "--train", "t.txt", "--out", tmp_path / "run")
+    assert status == 2
+    assert "the disk is full" in err
+
+
+def test_other_errors_keep_their_traceback(codehead, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("codehead.training.run.train", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        codehead("finetune", "--model", "m", "--train", "t.txt", "--out", tmp_path / "run")
