@@ -87,10 +87,8 @@ class Description:
         known = [f.name for f in dataclasses.fields(cls)]
         for key in entry:
             if key not in known:
-                raise CheckpointError(
-                    f"quantization_config.{key} in config.json is not a field of "
-                    f"codehead{did_you_mean(key, known)}; was the checkpoint written by a newer codehead?"
-                )
+                hint = did_you_mean(key, known) or "; was the checkpoint written by a newer codehead?"
+                raise CheckpointError(f"quantization_config.{key} in config.json is not a field of codehead{hint}")
         for key in known:
             if key not in entry:
                 raise CheckpointError(

@@ -14,8 +14,8 @@ from typing import Any
 
 from codehead.errors import CheckpointError
 
-WEIGHTS = "model*.safetensors"
-"""The files that are checked; adapters saved beside them are not ours."""
+WEIGHTS = "model*.safetensors*"
+"""The weights and their index; adapters saved beside them are not ours."""
 CHUNK = 2**22
 """Bytes read at a time."""
 
