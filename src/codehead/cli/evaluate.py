@@ -54,7 +54,7 @@ def evaluate(
     if out is not None:
         result.write(out)
     if as_json:
-        typer.echo(json.dumps({"name": result.name, **result.metrics}, indent=2))
+        typer.echo(json.dumps(result.as_dict(), indent=2))
     else:
         _show(result, out)
 

@@ -48,13 +48,15 @@ def params(
 
 
 def _show(shape: ModelShape, rows: list[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Decision layers for H = {shape.hidden_size:,}, V = {shape.num_classes:,}")
+    title = f"Decision layers for H = {shape.hidden_size:,}, V = {shape.num_classes:,}"
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # 80 columns hold it
     table.add_column("configuration (n, d)", no_wrap=True)
-    for name in ("parameters", "of Softmax", "bytes resident", "bytes read per token"):
-        table.add_column(name, justify="right")
+    for name in ("parameters", "share of\nSoftmax", "bytes\nresident", "bytes read\nper token"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["configuration"],

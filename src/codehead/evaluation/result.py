@@ -32,7 +32,11 @@ class Result:
 
     def write(self, path: str | Path) -> Path:
         """Write the file in one step, so that a killed process leaves the old file or the new one."""
-        return write_json(Path(path), {**asdict(self), "checksum": self.checksum})
+        return write_json(Path(path), self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the file holds: every field and the checksum."""
+        return {**asdict(self), "checksum": self.checksum}
 
     @classmethod
     def read(cls, path: str | Path) -> Result:

@@ -89,7 +89,9 @@ def _trainer(
     callbacks: Sequence[TrainerCallback],
     progress: bool,
 ) -> Trainer:
-    from transformers import PrinterCallback, Trainer
+    from transformers import PrinterCallback
+
+    from codehead.training.trainer import NarrowTrainer
 
     datasets = [
         None if part is None else tokenize(part, tokenizer, config.data.block_size)
@@ -98,7 +100,7 @@ def _trainer(
     for examples in datasets:
         if examples is not None:
             check_labels(examples, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    trainer = Trainer(
+    trainer = NarrowTrainer(
         model=model,
         args=training_arguments(config, folder.checkpoints),
         train_dataset=datasets[0],
