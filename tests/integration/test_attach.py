@@ -361,6 +361,14 @@ def test_copies_are_independent_models(how, tied, coded):
     assert torch.equal(twin(input_ids=ids).logits, make("gemma2", tied)(input_ids=ids).logits)
 
 
+def test_replicas_of_data_parallel_are_coded(coded):
+    model = coded()
+    replica = model._replicate_for_data_parallel()
+    for name, module in model._modules.items():
+        replica._modules[name] = module
+    assert torch.equal(replica(input_ids=tokens()).logits, model(input_ids=tokens()).logits)
+
+
 def test_the_class_of_a_coded_model_builds_stock_models(coded):
     model = coded()
     fresh = type(model)(model.config)

@@ -88,6 +88,16 @@ def test_sharded_checkpoints_and_device_maps(device_map, coded, tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
+@pytest.mark.parametrize("offloaded", ["model.layers", "lm_head"])
+def test_weights_offloaded_to_disk(offloaded, coded, tmp_path):
+    model = coded(tied=False)
+    model.save_pretrained(tmp_path)
+    parts = ["model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"]
+    device_map = {part: "disk" if part == offloaded else "cpu" for part in parts}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
+    assert torch.equal(logits(loaded), logits(model))
+
+
 def test_the_class_and_the_configuration_of_a_coded_model_can_load(coded, tmp_path):
     model = coded()
     model.save_pretrained(tmp_path)
@@ -175,6 +185,11 @@ def test_importing_codehead_is_light():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(SOURCE)}
     )
     assert process.stdout.strip() == "[]"
+
+
+def test_the_version_is_that_of_the_package():
+    project = (SOURCE.parent / "pyproject.toml").read_text()
+    assert f'\nversion = "{codehead.__version__}"\n' in project
 
 
 @pytest.mark.parametrize("place", [0.001, 0.5, 0.999])

@@ -28,6 +28,8 @@ class CodedCausalLM:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """`type(model)(config)` and `type(model).from_pretrained` start without a decision layer."""
+        if not args and not kwargs:  # an empty shell, as copies and the replicas of DataParallel start
+            return object.__new__(cls)
         return cls._stock_class(*args, **kwargs)  # type: ignore[attr-defined]
 
     def bit_logits(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -104,7 +106,8 @@ class CodedCausalLM:
 
 
 def _rebuild(base: type) -> Any:
-    return object.__new__(coded_class(base))
+    coded = coded_class(base)
+    return coded.__new__(coded)
 
 
 @functools.cache

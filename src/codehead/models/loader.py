@@ -77,7 +77,9 @@ class CodeheadLoader(HfQuantizer):
         """Check the codebook, then leave: the model can be trained, cast and saved like any other."""
         description = self.quantization_config.description
         _check_codebook(model.decision.table, description)
-        model.decision.to(model.get_output_embeddings().weight.device)
+        head = model.get_output_embeddings().weight
+        if not head.is_meta:  # offloaded: its outputs come to where the decision layer is
+            model.decision.to(head.device)
         model.config.quantization_config = description.to_dict()
         del model.hf_quantizer, model.quantization_method, model.config._is_quantized
         model.is_quantized = False
