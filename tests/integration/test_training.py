@@ -188,12 +188,12 @@ def test_options_of_the_trainer_pass_through(stories, tmp_path):
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 2,
         "bf16": True,
+        "use_cpu": True,
         "eval_strategy": "steps",
         "eval_steps": 2,
         "save_steps": 2,
         "load_best_model_at_end": True,
         "learning_rate": 0.01,
-        "gradient_checkpointing": True,
     }
     folder = train(pretraining(stories, tmp_path / "run", training=training), progress=False)
     evaluated = [entry["eval_loss"] for entry in log(folder) if "eval_loss" in entry]

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from codehead.errors import ConfigurationError
 from codehead.training.config import DECISION_KEYS, RunConfig, parse_assignment
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 YAML = """
 model: {model_type: gpt2, n_embd: 32}
 tokenizer: {train: bpe, vocab_size: 300}
@@ -132,3 +135,8 @@ def test_decision_keys_are_those_of_attach():
     from codehead import attach
 
     assert set(DECISION_KEYS) == set(inspect.signature(attach).parameters) - {"model"}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_examples_are_valid(path):
+    assert RunConfig.from_yaml(path).training

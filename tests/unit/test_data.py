@@ -100,6 +100,15 @@ def test_instruction_records_use_the_template(tmp_path, record, context):
     assert row["prompt"].endswith("### Response:\n")
 
 
+def test_instruction_fields_go_before_text_unless_a_field_is_named(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": "Add.", "output": "3", "text": "Add. 3"}])
+    assert read_rows(path).column_names == ["prompt", "response"]
+    assert read_rows(path, text_field="text")[0] == {"text": "Add. 3"}
+    plain = write_jsonl(tmp_path / "b.jsonl", [{"text": "a"}])
+    with pytest.raises(DataError, match="has the fields 'text'; expected 'body' "):
+        read_rows(plain, text_field="body")
+
+
 def test_prompt_and_completion_are_taken_as_they_are(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "1+2=", "completion": "3"}])
     assert read_rows(path)[0] == {"prompt": "1+2=", "response": "3"}

@@ -24,7 +24,7 @@ def evaluate(
         str | None, typer.Option("--decoder", help="hamming, manhattan, euclidean or likelihood.")
     ] = None,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1)] = None,
-    text_field: Annotated[str, typer.Option("--text-field", help="Field of the text.")] = "text",
+    text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
     subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a hub data set.")] = None,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Per timed generation.")] = 32,
     repeats: Annotated[int, typer.Option("--repeats", min=0, help="Timed generations; 0 for none.")] = 5,

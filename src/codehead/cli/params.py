@@ -53,7 +53,7 @@ def _show(shape: ModelShape, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     title = f"Decision layers for H = {shape.hidden_size:,}, V = {shape.num_classes:,}"
-    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # 80 columns hold it
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
     table.add_column("configuration (n, d)", no_wrap=True)
     for name in ("parameters", "share of\nSoftmax", "bytes\nresident", "bytes read\nper token"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -30,7 +30,7 @@ def evaluate_checkpoint(
     block_size: int = 256,
     batch_size: int = 8,
     decoder: str | None = None,
-    text_field: str = "text",
+    text_field: str | None = None,
     split: str = "test",
     subset: str | None = None,
     max_documents: int | None = None,

@@ -62,7 +62,7 @@ def load_examples(
     block_size: int = 256,
     split: str = "test",
     subset: str | None = None,
-    text_field: str = "text",
+    text_field: str | None = None,
     max_documents: int | None = None,
 ) -> Dataset:
     """One source, tokenised: what `evaluation.evaluate` takes."""

@@ -29,7 +29,7 @@ def read_rows(
     *,
     split: str = "train",
     subset: str | None = None,
-    text_field: str = "text",
+    text_field: str | None = None,
     limit: int | None = None,
 ) -> Dataset:
     """The first `limit` rows of `source` as a `datasets.Dataset` of `text`, or of `prompt` and `response`.
@@ -56,31 +56,40 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
     return template.format(instruction=instruction, input=context)
 
 
-def to_row(record: Mapping[str, Any], text_field: str, place: str) -> Row:
-    """One record in the shape of its kind; `place` ("record 3 of 'a.json'") names it in errors."""
-    if text_field in record:
+def to_row(record: Mapping[str, Any], text_field: str | None, place: str) -> Row:
+    """One record in the shape of its kind; `place` ("record 3 of 'a.json'") names it in errors.
+
+    A field of the name `text_field` comes first, then instruction fields, then a field called `text`.
+    """
+    if text_field is not None and text_field in record:
         return {"text": _string(record, text_field, place)}
-    if "instruction" in record:
-        context = next((key for key in ("input", "context") if key in record), None)
-        response = next((key for key in ("output", "response") if key in record), None)
+    for prompt, response in (_instruction(record, place), _completion(record, place)):
         if response is not None:
-            prompt = alpaca_prompt(
-                _string(record, "instruction", place), _string(record, context, place) if context else ""
-            )
-            return {"prompt": prompt, "response": _string(record, response, place)}
-    if "prompt" in record and "completion" in record:
-        return {
-            "prompt": _string(record, "prompt", place),
-            "response": _string(record, "completion", place),
-        }
+            return {"prompt": prompt, "response": response}
+    if text_field is None and "text" in record:
+        return {"text": _string(record, "text", place)}
     raise DataError(
-        f"{place} has the fields {', '.join(map(repr, record)) or '(none)'}; expected {text_field!r} "
-        "(set data.text_field for another name), instruction/input/output, instruction/context/response "
-        "or prompt/completion"
+        f"{place} has the fields {', '.join(map(repr, record)) or '(none)'}; expected {text_field or 'text'!r} "
+        "(data.text_field names it), instruction/input/output, instruction/context/response or prompt/completion"
     )
 
 
-def _normalised(places: Iterable[tuple[str, Any]], text_field: str) -> Iterator[Row]:
+def _instruction(record: Mapping[str, Any], place: str) -> tuple[str, str | None]:
+    """Prompt and response of an Alpaca or Dolly record; no response if it is neither."""
+    response = next((key for key in ("output", "response") if key in record), None)
+    if "instruction" not in record or response is None:
+        return "", None
+    context = next((_string(record, key, place) for key in ("input", "context") if key in record), "")
+    return alpaca_prompt(_string(record, "instruction", place), context), _string(record, response, place)
+
+
+def _completion(record: Mapping[str, Any], place: str) -> tuple[str, str | None]:
+    if "prompt" not in record or "completion" not in record:
+        return "", None
+    return _string(record, "prompt", place), _string(record, "completion", place)
+
+
+def _normalised(places: Iterable[tuple[str, Any]], text_field: str | None) -> Iterator[Row]:
     for place, record in places:
         if not isinstance(record, Mapping):
             raise DataError(f"{place} is {type(record).__name__}; expected an object with named fields")

@@ -9,7 +9,7 @@ from transformers import Trainer
 from codehead.models import is_coded
 
 
-class NarrowTrainer(Trainer):  # type: ignore[misc]
+class NarrowTrainer(Trainer):
     """Asks a coded model for its evaluation loss alone: no `(batch, length, V)` logits are formed."""
 
     def prediction_step(
