@@ -18,7 +18,7 @@ from codehead.protocols.experiment import HALF, Cell, Experiment, expand, half_w
 from codehead.protocols.preparation import point_to
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
-from codehead.training.folder import RECORD, read_record
+from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
 from codehead.training.model import load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer
@@ -40,9 +40,7 @@ def run_cell(
     `shared` is what `prepare` returned. A finished run in the folder is not trained again.
     """
     config = cell_config(cell, folder, shared, variables)
-    if not (folder / RECORD).exists() or read_record(folder)["status"] != "finished":
-        train(config, callbacks=callbacks, progress=False)
-    record = read_record(folder)
+    record = train_once(config, callbacks)
     model = load_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
     metrics = {
         "test": _evaluate(model, folder, config, config.data.test, "test", experiment.batch_size),
@@ -54,6 +52,26 @@ def run_cell(
         "history": [entry for entry in record["log_history"] if "loss" in entry],
     }
     return Result(f"{experiment.name}/{cell.key}", result_config(experiment, cell), metrics, record["provenance"])
+
+
+def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    """Train, or go on with an unfinished run, or do nothing if it is finished; returns its `run.json`.
+
+    Raises ConfigurationError if the folder holds a run of another configuration.
+    """
+    folder = RunFolder(config)
+    if (folder.path / RECORD).exists():
+        record = read_record(folder.path)
+        difference = first_difference(record["config"], folder.config)
+        if difference:
+            raise ConfigurationError(
+                f"{str(folder.path)!r} holds a run of another configuration: {difference}; "
+                "remove it or choose another --out"
+            )
+        if record["status"] == "finished":
+            return record
+    train(config, callbacks=callbacks, progress=False)
+    return read_record(folder.path)
 
 
 def cell_config(cell: Cell, folder: Path, shared: Mapping[str, Any], variables: Mapping[str, str]) -> RunConfig:

@@ -20,14 +20,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from codehead.errors import CodeheadError
 from codehead.evaluation.result import Result
 from codehead.evaluation.timing import generation_speed
+from codehead.protocols.cells import train_once
 from codehead.protocols.experiment import Cell, Experiment, expand
 from codehead.protocols.pydocs import SPLITS, read_corpus
 from codehead.protocols.runner import RESULTS, failure_path, quiet, run_experiment
 from codehead.training.config import RunConfig
-from codehead.training.folder import RECORD, read_record
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer
 
 FOLDER = "DEMO"  # the variable that stands for the output folder, so that results hold no local path
@@ -162,12 +161,10 @@ def time_generation(out: Path, budget: Budget, seed: int) -> Result:
 
 
 def _pretrain(config: RunConfig, budget: Budget, progress: Progress) -> None:
-    folder = Path(config.output_dir)
-    if (folder / RECORD).exists() and read_record(folder)["status"] == "finished":
-        progress("pretraining", budget.pretraining_steps)
-        return
     progress("training a tokenizer", 0)
-    train(config, callbacks=[_Steps("pretraining with Softmax", progress)], progress=False)
+    steps = _Steps("pretraining with Softmax", progress)
+    train_once(config, [steps])
+    progress("pretrained", budget.pretraining_steps - steps.done)
 
 
 def _finetune(heads: Experiment, out: Path, variables: dict[str, str], budget: Budget, progress: Progress) -> None:
@@ -190,15 +187,19 @@ class _Steps(TrainerCallback):
     """Reports every optimizer step; those of a resumed run at once."""
 
     def __init__(self, stage: str, progress: Progress) -> None:
-        self.stage, self.progress = stage, progress
+        self.stage, self.progress, self.done = stage, progress, 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.progress(self.stage, state.global_step)
+        self._advance(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.progress(self.stage, 1)
+        self._advance(1)
+
+    def _advance(self, steps: int) -> None:
+        self.done += steps
+        self.progress(self.stage, steps)
 
 
 def _training(steps: int, *, learning_rate: float) -> dict[str, Any]:
