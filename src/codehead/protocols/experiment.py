@@ -127,8 +127,10 @@ def merged(base: Mapping[str, Any], part: Mapping[str, Any] | None) -> dict[str,
     result = copy.deepcopy(dict(base))
     for key, value in (part or {}).items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, Mapping)
-        result[key] = merged(old, value) if both else copy.deepcopy(value)
+        if isinstance(old, dict) and isinstance(value, Mapping):
+            result[key] = merged(old, value)
+        else:
+            result[key] = copy.deepcopy(value)
     return result
 
 

@@ -110,7 +110,7 @@ def budget_size(budget: str) -> tuple[float, str]:
 
 def _row(group: list[Result], references: list[Result]) -> Row:
     first = group[0]
-    values: dict[str, list[float]] = {name: [] for name in (*TEST_METRICS, "share", "train_loss", "seconds")}
+    values: dict[str, list[Any]] = {name: [] for name in (*TEST_METRICS, "share", "train_loss", "seconds")}
     top1 = {result.config["seed"]: result.metrics["test"]["top1"] for result in references}
     for result in group:
         for name in TEST_METRICS:

@@ -65,10 +65,9 @@ def rich_table(rows: Sequence[Row], title: str = "", extra: Mapping[str, Mapping
     table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.title_justify, table.title_style = "left", "bold"
     for column in shown:
-        justify = "left" if column.is_text else "right"
         table.add_column(
             column.heading,
-            justify=justify,
+            justify="left" if column.is_text else "right",
             no_wrap=not column.is_text,
             min_width=LABEL_WIDTH if column.is_text else None,
         )
