@@ -245,6 +245,8 @@ def test_attach_twice_and_detach_of_a_stock_model_are_refused(coded):
         codehead.detach(model)
     with pytest.raises(ConfigurationError, match="no decision layer"):
         codehead.fold(model)
+    with pytest.raises(ConfigurationError, match=r"unwrap the model from PEFT or torch\.compile"):
+        codehead.detach(torch.compile(coded(), backend="eager"))
 
 
 def test_attach_refuses_what_is_no_causal_language_model():
@@ -252,6 +254,8 @@ def test_attach_refuses_what_is_no_causal_language_model():
         codehead.attach(torch.nn.Linear(2, 2))
     with pytest.raises(ConfigurationError, match="no output embedding"):
         codehead.attach(make("llama").model)
+    with pytest.raises(ConfigurationError, match="before wrapping it"):
+        codehead.attach(torch.compile(make("llama"), backend="eager"))
 
 
 def test_attach_refuses_a_quantised_model():

@@ -125,7 +125,8 @@ def describe(model: Any, action: str) -> Description:
     """The description of a model that is coded and can be acted on."""
     if not is_coded(model):
         raise ConfigurationError(
-            f"cannot {action}: this {type(model).__name__} has no decision layer; attach one first"
+            f"cannot {action}: this {type(model).__name__} has no decision layer; attach one first, or "
+            "unwrap the model from PEFT or torch.compile"
         )
     guards.refuse_patched_forward(model, action)
     return Description.from_dict(model.config.quantization_config)
@@ -133,9 +134,11 @@ def describe(model: Any, action: str) -> Description:
 
 def _check(model: Any) -> nn.Linear:
     """The output embedding of a model that a decision layer can be attached to."""
+    from transformers import PreTrainedModel  # at module level it would be a circle: see registration.py
+
     if is_coded(model):
         raise ConfigurationError("this model has a decision layer already; codehead.detach(model) it first")
-    if not hasattr(model, "get_output_embeddings") or not hasattr(model, "all_tied_weights_keys"):
+    if not isinstance(model, PreTrainedModel):
         raise ConfigurationError(
             f"cannot attach to a {type(model).__name__}: it is not a model of transformers. Attach to the "
             "model itself before wrapping it (PEFT, torch.compile); for models of your own there is "
