@@ -55,16 +55,26 @@ def report(
 
     from codehead.protocols.runner import RESULTS
     from codehead.reports.render import render
-    from codehead.reports.summary import read_results, summarise
+    from codehead.reports.summary import budget_title, read_results, summarise
     from codehead.reports.tables import rich_table
 
     folder = out / RESULTS if (out / RESULTS).is_dir() else out
     rows = summarise(read_results(folder))
     console = Console()
     for budget in dict.fromkeys(row.budget for row in rows):
-        title = f"{budget} tokens" if budget else ""
-        console.print(rich_table([row for row in rows if row.budget == budget], title))
+        console.print(rich_table([row for row in rows if row.budget == budget], budget_title(budget)))
     console.print(f"Report: {render(folder, to or out / 'report')}", soft_wrap=True)
+
+
+@app.command()
+def embed(
+    documents: Annotated[list[Path], typer.Argument(help="Markdown files with marked tables.")],
+) -> None:
+    """Rewrite the tables that documents mark with `<!-- results: FOLDER [BUDGET] -->` from the result files."""
+    from codehead.reports.embed import embed
+
+    for document in documents:
+        typer.echo(f"{document}: {'rewritten' if embed(document) else 'up to date'}")
 
 
 def _list(experiment: Experiment, only: list[str], variables: dict[str, str]) -> None:

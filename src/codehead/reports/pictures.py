@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from codehead.evaluation.result import Result
-from codehead.reports.summary import Row, budget_size, family_of, label_of
+from codehead.reports.labels import place_labels
+from codehead.reports.summary import Row, budget_size, budget_title, family_of, label_of
 
 # Okabe and Ito's colours, told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
@@ -39,7 +40,6 @@ STYLE = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-LABEL_GAP = 11.0  # points between two labels above each other
 
 
 def draw_tradeoff(rows: Sequence[Row], path: Path) -> Path:
@@ -50,18 +50,21 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> Path:
         figure, axes = plt.subplots(
             1,
             len(budgets),
-            figsize=(max(7.2, 4.6 * len(budgets)), 4.4),
+            figsize=(max(7.2, 5.2 * len(budgets)), 4.6),
             sharey=True,
             squeeze=False,
             layout="constrained",
         )
         for axis, budget in zip(axes[0], budgets, strict=True):
             _draw_panel(axis, [row for row in rows if row.budget == budget])
-            axis.set_title(f"{budget} tokens" if budget else "Accuracy against head parameters")
+            axis.set_title(budget_title(budget) or "Accuracy against head parameters")
             axis.set_xlabel("parameters of the head")
         axes[0][0].set_ylabel("top-1 next-token accuracy")
-        handles, names = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+        handles = [_legend_entry(plt, family) for family in FAMILIES if any(row.family == family for row in rows)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        axes[0][0].set_ylim(bottom=0, top=1.12 * max(row.values["top1"].mean for row in rows))
+        for axis, budget in zip(axes[0], budgets, strict=True):
+            _label_panel(axis, [row for row in rows if row.budget == budget])
         return _save(figure, path)
 
 
@@ -96,8 +99,16 @@ def draw_curves(results: Iterable[Result], path: Path) -> Path:
         return _save(figure, path)
 
 
+def _legend_entry(plt: Any, family: str) -> Any:
+    name, colour, marker = FAMILIES[family]
+    line = (0, (4, 3)) if family == "softmax" else "none"
+    return plt.Line2D(
+        [], [], color=colour, marker=marker, linestyle=line, markersize=7, markeredgecolor="white", label=name
+    )
+
+
 def _draw_panel(axis: Any, rows: Sequence[Row]) -> None:
-    for family, (name, colour, marker) in FAMILIES.items():
+    for family, (_, colour, marker) in FAMILIES.items():
         chosen = [row for row in rows if row.family == family]
         if not chosen:
             continue
@@ -105,36 +116,24 @@ def _draw_panel(axis: Any, rows: Sequence[Row]) -> None:
         bars = [row.values["top1"].half_width or 0.0 for row in chosen]
         axis.errorbar(
             [row.parameters for row in chosen], means, yerr=bars,
-            fmt=marker, color=colour, label=name,
+            fmt=marker, color=colour,
             markersize=7, markeredgecolor="white", capsize=3, elinewidth=1.2,
         )  # fmt: skip
     for row in rows:
         if row.is_reference:
             axis.axhline(row.values["top1"].mean, color="#222222", linestyle=(0, (4, 3)), linewidth=1)
     axis.set_xscale("log")
-    axis.margins(x=0.16)
-    axis.set_ylim(bottom=0, top=1.12 * max(row.values["top1"].mean for row in rows))
+    axis.margins(x=0.18)
     axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-    _draw_labels(axis, rows)
 
 
-def _draw_labels(axis: Any, rows: Sequence[Row]) -> None:
-    """A short label beside every point; labels of neighbours are pushed apart."""
-    axis.figure.canvas.draw()
-    placed: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda row: row.values["top1"].mean):
-        x, y = axis.transData.transform((row.parameters, row.values["top1"].mean)) * 72 / axis.figure.dpi
-        target = y
-        for other_x, other_y in placed:
-            if abs(other_x - x) < 90 and target - other_y < LABEL_GAP:
-                target = other_y + LABEL_GAP
-        placed.append((x, target))
-        is_right = row.parameters > 1e5
-        axis.annotate(
-            _short(row), (row.parameters, row.values["top1"].mean),
-            xytext=(-9 if is_right else 9, target - y), textcoords="offset points",
-            ha="right" if is_right else "left", va="center", fontsize=8.5, color=FAMILIES[row.family][1],
-        )  # fmt: skip
+def _label_panel(axis: Any, rows: Sequence[Row]) -> None:
+    points = [
+        (row.parameters, row.values["top1"].mean, _short(row), FAMILIES[row.family][1])
+        for row in rows
+        if not row.is_reference
+    ]
+    place_labels(axis, points, avoid_y=[row.values["top1"].mean for row in rows if row.is_reference])
 
 
 def _draw_curve(axis: Any, label: str, group: Sequence[Result], colour: str) -> None:
@@ -152,7 +151,7 @@ def _is_bitwise(result: Result) -> bool:
 
 
 def _short(row: Row) -> str:
-    """`MinRandom (50, 0)`: the family is told by the colour."""
+    """`Minimal (13, 0)`: the kind of head is told by the colour."""
     return row.label.replace(" MTL-ECOC", "").replace(" ECOC", "").split(" + ")[0]
 
 

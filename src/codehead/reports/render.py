@@ -7,7 +7,7 @@ from pathlib import Path
 
 from codehead.evaluation.result import Result
 from codehead.reports.pictures import draw_curves, draw_tradeoff
-from codehead.reports.summary import Row, budget_size, read_results, summarise
+from codehead.reports.summary import Row, budget_size, budget_title, read_results, summarise
 from codehead.reports.tables import markdown_table
 
 REPORT = "report.md"
@@ -47,7 +47,7 @@ def _section(
 ) -> list[str]:
     picture = f"curves-{budget}.png" if budget else "curves.png"
     draw_curves([result for result in results if result.config["budget"] == budget], folder / picture)
-    title = [f"## {budget} tokens\n"] if budget else []
+    title = [f"## {budget_title(budget)}\n"] if budget else []
     table = markdown_table([row for row in rows if row.budget == budget], extra)
     return [*title, table, f"![Training curves]({picture})\n"]
 

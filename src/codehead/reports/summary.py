@@ -108,6 +108,11 @@ def budget_size(budget: str) -> tuple[float, str]:
         return math.inf, budget
 
 
+def budget_title(budget: str) -> str:
+    """`10M` is a number of tokens; other names stand for themselves."""
+    return f"{budget} tokens" if math.isfinite(budget_size(budget)[0]) else budget
+
+
 def _row(group: list[Result], references: list[Result]) -> Row:
     first = group[0]
     values: dict[str, list[Any]] = {name: [] for name in (*TEST_METRICS, "share", "train_loss", "seconds")}
