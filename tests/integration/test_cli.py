@@ -241,7 +241,7 @@ def test_ctrl_c_tells_how_to_go_on(codehead, place, tmp_path, monkeypatch):
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0: file write failed"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 136320 vs 136208"),
     ],
 )
 def test_a_full_disk_is_told(codehead, place, tmp_path, monkeypatch, error):

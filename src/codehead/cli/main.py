@@ -20,7 +20,7 @@ from codehead.cli.params import params
 from codehead.cli.pretrain import pretrain
 from codehead.errors import CodeheadError
 
-FULL_DISK = ("no space left on device", "storagefull", "pytorchstreamwriter failed writing")
+FULL_DISK = ("no space left on device", "storagefull", "enforce fail at inline_container")
 
 app = typer.Typer(
     name="codehead",
@@ -49,7 +49,7 @@ def main() -> None:
         app()
     except CodeheadError as error:
         _fail(str(error))
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         if not is_full_disk(error):
             raise
         _fail(
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a write failed for want of space; torch and safetensors say so only in their messages."""
+    """Whether a write failed for want of space; safetensors says so in words, torch by its writer's position."""
     text = str(error).lower()
     return getattr(error, "errno", None) == errno.ENOSPC or any(phrase in text for phrase in FULL_DISK)
 

@@ -23,6 +23,7 @@ class RunFolder:
     def __init__(self, config: RunConfig) -> None:
         self.path = Path(config.output_dir).expanduser()
         self.checkpoints = self.path / CHECKPOINTS
+        self.is_main = os.environ.get("RANK", "0") == "0"  # of several processes, one writes
         self.config: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
 
     def check(self, data: list[dict[str, Any]]) -> None:
@@ -53,6 +54,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove a run's own files, never those that somebody else put beside them."""
+        if not self.is_main:
+            return
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         for pattern in (RECORD, "codehead.json", "*.safetensors", "*.safetensors.index.json"):
             for file in self.path.glob(pattern):
@@ -65,11 +68,13 @@ class RunFolder:
     def drop_incomplete(self) -> None:
         """Remove checkpoints that a killed process left half-written."""
         for checkpoint in _numbered(self.checkpoints):
-            if not _is_complete(checkpoint):
+            if self.is_main and not _is_complete(checkpoint):
                 shutil.rmtree(checkpoint)
 
     def write(self, status: str, values: Mapping[str, Any]) -> None:
         """Write `run.json` in one step."""
+        if not self.is_main:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         record = {"status": status, "config": self.config, **values}
         temporary = self.path / f".{RECORD}.tmp"
