@@ -10,9 +10,7 @@ from codehead.evaluation.result import Result
 
 @pytest.fixture
 def result():
-    return Result(
-        name="x", config={"bits": 50}, metrics={"top1": 0.25, "naïve": None}, provenance={"seed": 0}
-    )
+    return Result(name="x", config={"bits": 50}, metrics={"top1": 0.25, "naïve": None}, provenance={"seed": 0})
 
 
 def test_written_and_read(result, tmp_path):
@@ -62,7 +60,5 @@ def test_a_failed_write_leaves_the_old_file(result, tmp_path):
 
 
 def test_key_order_does_not_change_the_checksum(result):
-    turned = Result(
-        name="x", config={"bits": 50}, metrics={"naïve": None, "top1": 0.25}, provenance={"seed": 0}
-    )
+    turned = Result(name="x", config={"bits": 50}, metrics={"naïve": None, "top1": 0.25}, provenance={"seed": 0})
     assert turned.checksum == result.checksum
