@@ -16,7 +16,7 @@ FUSED_LOSSES = {
     "use_liger_kernel=False",
     "trl": "TRL's fused LM head multiplies the hidden states by lm_head.weight as if it were a Softmax "
     "head, and its trainers have no option to switch it off. Train with transformers.Trainer or "
-    "`codehead train` instead: both use the loss of the decision layer, which needs no fused head "
+    "`codehead finetune` instead: both use the loss of the decision layer, which needs no fused head "
     "because it is never as wide as the vocabulary",
 }
 
