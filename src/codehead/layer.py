@@ -39,7 +39,7 @@ class Decision(nn.Module):
     def logits(self, bit_logits: Tensor) -> Tensor:
         """`(…, n)` → `(…, V)` in float32, whose softmax is the codeword posterior.
 
-        With the one_vs_all code these are the bit logits themselves, untouched.
+        With the one_vs_all code these are the bit logits themselves, untouched and in their own dtype.
         """
         return bit_logits if self.table.is_implicit else token_scores(bit_logits, self.table)
 

@@ -50,9 +50,11 @@ def bitwise(bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items:
         DataError: a label is not a class of the code.
     """
     bit_logits, labels = _flatten(bit_logits, labels, table)
-    codewords = table.lookup(labels.clamp(min=0)) * (labels != IGNORE).unsqueeze(-1)
+    counts = labels != IGNORE
+    codewords = table.lookup(labels.masked_fill(~counts, 0)) * counts.unsqueeze(-1)
     seen = codewords.abs()
-    nats = seen * F.softplus(-codewords * bit_logits.float())
+    # What is not seen is cut off before the softplus: 0 · inf would be NaN.
+    nats = seen * F.softplus(-torch.where(seen > 0, codewords * bit_logits.float(), 0.0))
     per_token = nats.sum(-1) / seen.sum(-1).clamp(min=1)
     items = _items(labels, num_items)
     per_node = nats.detach().sum(0) / seen.sum(0).clamp(min=1)
@@ -63,8 +65,9 @@ def bitwise(bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items:
 def codeword(bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items: Tensor | int | None = None) -> Loss:
     """Cross entropy of the codeword posterior: softmax over V of the likelihood scores.
 
-    With the one_vs_all code this is the stock Softmax loss, bit for bit. Otherwise tokens are scored in chunks that
-    are computed again for the gradient, so no `(tokens, V)` tensor is kept. Arguments as for `bitwise`.
+    With the one_vs_all code this is the stock Softmax loss, bit for bit (also NaN without a single label). Otherwise
+    more than CHUNK_SCORES scores are made in chunks that are computed again for the gradient, so that no `(tokens, V)`
+    tensor is kept. Arguments as for `bitwise`.
     """
     bit_logits, labels = _flatten(bit_logits, labels, table)
     if table.is_implicit:

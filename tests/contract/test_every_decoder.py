@@ -121,11 +121,17 @@ def test_reference_and_matmul_choose_the_same_tokens(decoder, table):
         assert (fast.ids == truth.ids).float().mean() > 0.95
 
 
-def test_nan_is_refused(decoder, table):
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_nan_and_infinity_are_refused(decoder, table, value):
     z = torch.zeros(2, table.length)
-    z[1, 0] = float("nan")
-    with pytest.raises(ConfigurationError, match="NaN"):
+    z[1, 0] = float(value)
+    with pytest.raises(ConfigurationError, match="NaN or infinity"):
         decode(z, table, decoder=decoder)
+
+
+def test_scores_on_the_meta_device_have_their_shape(decoder):
+    table = CodewordTable(build("sparse_random", 23, bits=19, seed=2)).to("meta")
+    assert token_scores(torch.zeros(2, 19, device="meta"), table, decoder).shape == (2, 23)
 
 
 def test_bad_arguments_are_named(decoder, table):

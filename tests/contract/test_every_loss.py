@@ -80,6 +80,27 @@ def test_low_precision_bit_logits_give_a_float32_loss(loss, table):
     torch.testing.assert_close(value, loss(z.bfloat16().float(), labels, table).value)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_what_is_ignored_cannot_poison_the_loss(loss, table, value):
+    z, labels = example(table)
+    expected = loss(z[1:], labels[1:], table).value
+    labels[0] = -100
+    z[0] = float(value)
+    z.requires_grad_()
+    actual = loss(z, labels, table).value
+    actual.backward()
+    torch.testing.assert_close(actual, expected)
+    assert torch.isfinite(z.grad[1:]).all()
+
+
+def test_a_negative_label_does_not_pass_for_class_zero_where_labels_are_not_checked(loss, table, monkeypatch):
+    monkeypatch.setattr("codehead.losses._check_labels", lambda *_: None)  # as on a GPU or in a compiled graph
+    z, labels = example(table)
+    labels[5] = -1
+    with pytest.raises((IndexError, RuntimeError)):
+        loss(z, labels, table)
+
+
 def test_nan_bit_logits_give_a_nan_loss(loss, table):
     z, labels = example(table)
     z[4] = float("nan")

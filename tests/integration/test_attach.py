@@ -7,6 +7,7 @@ import io
 import pickle
 import types
 
+import numpy as np
 import pytest
 import torch
 from architectures import CONFIGS, HIDDEN, VOCAB, make, tokens
@@ -407,11 +408,47 @@ def test_unwrapping_mixed_precision_keeps_the_decision_layer(coded):
     assert unwrapped(input_ids=ids).logits.shape[-1] == VOCAB
 
 
-def test_a_training_forward_without_labels_warns_once(coded):
+def test_a_training_forward_without_labels_is_refused_unless_logits_are_wanted(coded):
     model = coded().train()
-    with pytest.warns(UserWarning, match="label_smoothing_factor"):
+    with pytest.raises(ConfigurationError, match="label_smoothing_factor=0"):
         model(input_ids=tokens())
-    model(input_ids=tokens())  # warnings are errors here
+    assert model(input_ids=tokens(), output_token_logits=True).logits.requires_grad
     coded(loss="codeword").train()(input_ids=tokens())
     with torch.no_grad():
-        coded().train()(input_ids=tokens())
+        model(input_ids=tokens())
+
+
+def test_models_that_share_a_configuration_stay_what_they_are():
+    first = make("gemma2")
+    second = type(first)(first.config)
+    before = second(input_ids=tokens()).logits
+    codehead.attach(first, bits=24)
+    assert first.config is not second.config
+    assert first.model.config is not second.model.config
+    assert second.config.final_logit_softcapping is not None
+    assert not hasattr(second.config, "quantization_config")
+    assert torch.equal(second(input_ids=tokens()).logits, before)
+
+
+def test_a_coded_configuration_without_a_decision_layer_is_refused(coded):
+    model = coded()
+    bare = model._stock_class(model.config)
+    with pytest.raises(ConfigurationError, match="Load the checkpoint with from_pretrained"):
+        codehead.attach(bare, bits=24)
+
+
+def test_options_that_no_checkpoint_can_hold_change_nothing():
+    model = make("gemma2")
+    with pytest.raises(ConfigurationError, match="cannot be written to config"):
+        codehead.attach(model, bits=24, head_params={"bias": np.bool_(True)})
+    assert model.config.final_logit_softcapping is not None
+    assert not codehead.is_coded(model)
+
+
+def test_nan_hidden_states_are_told_instead_of_token_zero(coded):
+    model = coded()
+    with torch.no_grad():
+        next(model.model.parameters()).fill_(float("nan"))
+    with pytest.raises(ConfigurationError, match="NaN or infinity"):
+        model.generate(tokens(), max_new_tokens=3, do_sample=False)
+    assert torch.isnan(model(input_ids=tokens(), labels=tokens()).loss)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import CONFIGS, VOCAB, make, tokens
+from architectures import CONFIGS, HIDDEN, VOCAB, make, tokens
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -325,3 +325,41 @@ def test_an_unreadable_manifest_is_named(coded, tmp_path):
     (tmp_path / "codehead.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"codehead\.json is not a readable list"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_what_was_replaced_after_attach_is_saved_as_it_is(coded, tmp_path):
+    model, other = coded(seed=0), coded(seed=1)
+    model.load_state_dict(other.state_dict())
+    model.decision.loss_name = "codeword"
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(input_ids=tokens()).logits, other(input_ids=tokens()).logits)
+    assert again.decision.loss_name == "codeword"
+    assert again.config.quantization_config["design"] == "custom"
+
+
+def test_a_head_is_not_taken_for_present_because_another_weight_has_its_shape(tmp_path):
+    model = codehead.attach(make("llama"), bits=HIDDEN)  # (n, hidden) is the shape of the attention's weights
+    model.save_pretrained(tmp_path)
+    (tmp_path / "codehead.json").unlink()
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight .*missing"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_soft_cap_edited_back_in_is_refused(tmp_path):
+    codehead.attach(make("gemma2"), bits=24).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["final_logit_softcapping"] = 30.0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="final_logit_softcapping"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_what_a_killed_save_left_is_cleared_by_the_next(coded, tmp_path):
+    (tmp_path / ".saving-killed").mkdir()
+    (tmp_path / ".saving-killed" / "model.safetensors").write_bytes(b"half")
+    coded().save_pretrained(tmp_path)
+    assert not list(tmp_path.glob(".saving-*"))

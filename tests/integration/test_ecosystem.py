@@ -123,12 +123,12 @@ def test_gradient_accumulation_changes_nothing(name, layer, coded, tmp_path):
         torch.testing.assert_close(split[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_label_smoothing_warns_that_it_is_another_loss(coded, tmp_path):
+def test_label_smoothing_is_refused_where_it_is_another_loss(coded, tmp_path):
     run = trainer(coded(), tmp_path, arguments={"label_smoothing_factor": 0.1, "max_steps": 1})
-    with pytest.warns(UserWarning, match="label_smoothing_factor"):
+    with pytest.raises(ConfigurationError, match="label_smoothing_factor=0"):
         run.train()
     smooth = trainer(coded(loss="codeword"), tmp_path, arguments={"label_smoothing_factor": 0.1, "max_steps": 1})
-    smooth.train()  # of the posterior anyway, so no warning; warnings are errors here
+    smooth.train()  # of the posterior anyway
 
 
 def test_liger_in_the_trainer_is_refused(coded, tmp_path, monkeypatch):

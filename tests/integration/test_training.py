@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from codehead.errors import ConfigurationError, DataError
+from codehead.errors import CodeheadError, ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.models import is_coded
 from codehead.training.config import RunConfig
@@ -363,3 +363,10 @@ def test_lora_targets_that_match_nothing(pretrained, stories, tmp_path):
     config = finetuning(pretrained["coded"], stories, tmp_path / "run", lora={"target_modules": ["q_proj"]})
     with pytest.raises(ConfigurationError, match=r"\['q_proj'\] matches no module of GPT2LMHeadModel"):
         train(config, progress=False)
+
+
+def test_a_diverged_run_stops_and_says_so(stories, tmp_path):
+    training = {"max_steps": 6, "logging_steps": 1, "learning_rate": 1e38, "max_grad_norm": 0.0}
+    with pytest.raises(CodeheadError, match=r"training loss is (nan|inf) at step \d.*learning_rate"):
+        train(pretraining(stories, tmp_path / "run", training=training), progress=False)
+    assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -136,6 +136,8 @@ class PackedCodebook(Codebook):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.design == "one_vs_all":
+            raise CodebookError("one_vs_all is never written out; use codehead.codes.build('one_vs_all', num_classes)")
         for name in ("sign_plane", "support_plane"):
             plane = getattr(self, name)
             if plane is not None:

@@ -102,7 +102,7 @@ def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
         fields = json.loads(metadata["codebook"])
         written = fields.pop("header_checksum")
         found = _header_checksum(fields)
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: the metadata field 'codebook' is damaged ({error!r})") from error
     if written != found:
         raise CheckpointError(f"{path}: header_checksum is {written}, but the header has {found}; it was changed")

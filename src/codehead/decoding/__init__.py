@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from codehead.decoding.topk import top_k
 from codehead.errors import ConfigurationError
 from codehead.registry import Registry
 
-__all__ = ["DECODERS", "IMPLEMENTATIONS", "Decoded", "decode", "token_scores"]
+__all__ = ["DECODERS", "IMPLEMENTATIONS", "Decoded", "decode", "refuse_non_finite", "token_scores"]
 
 Implementation = Callable[[Tensor, CodewordTable, str], "tuple[Tensor, Tensor | None]"]
 """(bit logits `(…, n)`, table, decoder) → scores `(…, V)`, and a constant `(…, 1)` to add to them."""
@@ -51,8 +52,21 @@ def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str) -
             f"bit logits have {bit_logits.shape[-1]} columns but the code has length {table.length}; "
             "the head and the codebook must be built for the same number of bits"
         )
-    with torch.autocast(bit_logits.device.type, enabled=False):
+    with _no_autocast(bit_logits.device.type):
         return IMPLEMENTATIONS.get(impl)(bit_logits, table, decoder)
+
+
+def refuse_non_finite(bit_logits: Tensor) -> None:
+    """Raise a ConfigurationError if a bit logit is NaN or infinite: no token is nearest then."""
+    if not torch.isfinite(bit_logits).all():
+        raise ConfigurationError(
+            "the bit logits contain NaN or infinity, so no token is nearest; check the hidden states (a diverged "
+            "model, or float16 overflow: load in bfloat16 or float32)"
+        )
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[None]:
+    return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()
 
 
 def decode(
@@ -69,14 +83,10 @@ def decode(
     `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed.
 
     Raises:
-        ConfigurationError: as `token_scores`; NaN bit logits; k or `ties` out of range.
+        ConfigurationError: as `token_scores`; bit logits that are NaN or infinite; k or `ties` out of range.
     """
     scores, constant = _scores(bit_logits, table, decoder, impl)
-    if torch.isnan(bit_logits).any():
-        raise ConfigurationError(
-            "the bit logits contain NaN, so no token is nearest; check the hidden states (a diverged model, or "
-            "float16 overflow: load in bfloat16 or float32)"
-        )
+    refuse_non_finite(bit_logits)
     ids = top_k(scores, k, ties)
     best = scores.gather(-1, ids)
     return Decoded(ids, best if constant is None else best + constant)

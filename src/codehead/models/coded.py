@@ -13,7 +13,8 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.nn import functional as F
 
 from codehead.losses import IGNORE
-from codehead.models import guards, manifest
+from codehead.models import guards, manifest, stock
+from codehead.models.description import Description
 
 
 class CodedCausalLM:
@@ -46,8 +47,10 @@ class CodedCausalLM:
         bit_logits, loss = outputs.logits, None
         if labels is not None:
             loss = self._loss(outputs, labels, num_items)
-        elif self.training and is_grad_enabled():  # type: ignore[attr-defined]
-            self._warn_of_posterior_loss()
+        elif not self.training:  # type: ignore[attr-defined]
+            guards.refuse_nan(bit_logits)
+        elif is_grad_enabled() and wanted is None and self.decision.loss_name == "bitwise":  # type: ignore[attr-defined]
+            guards.refuse_posterior_loss()
         if wanted is None:
             wanted = labels is None or not self.training  # type: ignore[attr-defined]
         logits = self.decision.logits(bit_logits) if wanted else None  # type: ignore[attr-defined]
@@ -58,13 +61,8 @@ class CodedCausalLM:
         loss = self.decision.loss(outputs.logits, labels, num_items)  # type: ignore[attr-defined]
         router = getattr(outputs, "aux_loss", None)
         if isinstance(router, Tensor):
-            loss = loss + self.config.get_text_config().router_aux_loss_coef * router  # type: ignore[attr-defined]
+            loss = loss + stock.router_coefficient(self) * router.to(loss.device)
         return loss
-
-    def _warn_of_posterior_loss(self) -> None:
-        if self.decision.loss_name == "bitwise" and not self._kept.warned:  # type: ignore[attr-defined]
-            self._kept.warned = True  # type: ignore[attr-defined]
-            guards.warn_of_posterior_loss()
 
     def resize_token_embeddings(
         self,
@@ -88,6 +86,7 @@ class CodedCausalLM:
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`."""
         save = super().save_pretrained  # type: ignore[misc]
+        self.config.quantization_config = Description.current(self).to_dict()  # type: ignore[attr-defined]
         is_main = args[0] if args else kwargs.get("is_main_process", True)
         if is_main and not kwargs.get("push_to_hub") and not kwargs.get("distributed_checkpoint"):
             with manifest.staged(save_directory, kwargs.get("variant")) as folder:

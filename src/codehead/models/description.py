@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from codehead import __version__
 from codehead.codes.codebook import Codebook
-from codehead.errors import CheckpointError
+from codehead.errors import CheckpointError, ConfigurationError
 from codehead.registry import did_you_mean
 
 METHOD = "codehead"
@@ -53,6 +54,12 @@ class Description:
                     f"quantization_config.{entry.name} in config.json must be of type {entry.type}, got "
                     f"{value!r}; restore config.json from the original checkpoint"
                 )
+        for name in ("bias", "tie_word_embeddings"):
+            if not isinstance(self.stock.get(name), bool):
+                raise CheckpointError(
+                    f"quantization_config.stock.{name} in config.json must be true or false, got "
+                    f"{self.stock.get(name)!r}; restore config.json from the original checkpoint"
+                )
 
     @classmethod
     def of(
@@ -64,7 +71,16 @@ class Description:
         decoder: str,
         stock: dict[str, Any],
     ) -> Description:
-        """The description of a decision layer that is about to be attached."""
+        """The description of a decision layer that is about to be attached.
+
+        Raises ConfigurationError for options that a checkpoint could not hold.
+        """
+        try:
+            json.dumps(head_options)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"head_params={head_options!r} cannot be written to config.json ({error}); give plain values"
+            ) from None
         return cls(
             design=codebook.design,
             bits=codebook.length,
@@ -79,6 +95,19 @@ class Description:
             decoder=decoder,
             stock=stock,
         )
+
+    @classmethod
+    def current(cls, model: Any) -> Description:
+        """The description of a coded model as it is now: loss, decoder or codebook may have been replaced since."""
+        old = cls.from_dict(model.config.quantization_config)
+        table = model.decision.table
+        changed: dict[str, Any] = {"loss": model.decision.loss_name, "decoder": model.decision.decoder_name}
+        if table.sign_plane is not None and not table.sign_plane.is_meta:  # meta: offloaded, so not replaced
+            checksum = table.to_codebook(old.design, old.seed, old.params).checksum
+            if checksum != old.checksum:
+                kept = {name: value for name, value in old.params.items() if name == "allow_duplicates"}
+                changed |= {"design": "custom", "seed": None, "params": kept, "checksum": checksum}
+        return dataclasses.replace(old, **changed)
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Description:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from codehead.decoding import refuse_non_finite
 from codehead.errors import ConfigurationError
 
 FUSED_LOSSES = {
@@ -54,13 +55,21 @@ def refuse_resize(num_tokens: int, num_classes: int) -> None:
         )
 
 
-def warn_of_posterior_loss() -> None:
-    """Tell that a loss computed from `.logits` is not the bitwise loss the model was set up for."""
-    warnings.warn(
-        "training forward without labels: a loss computed from .logits (as label_smoothing_factor > 0 or "
-        "compute_loss_func make the Trainer do) is one of the codeword posterior and builds (tokens, "
-        "vocabulary) tensors; it is not the bitwise loss. Pass labels to the model, set "
-        "label_smoothing_factor=0, or attach with loss='codeword'",
-        UserWarning,
-        stacklevel=2,
+def refuse_posterior_loss() -> None:
+    """Raise a ConfigurationError where a loss is about to be computed from `.logits` instead of from the bits."""
+    raise ConfigurationError(
+        "a training forward without labels: a loss computed from .logits (as label_smoothing_factor > 0 or "
+        "compute_loss_func make the Trainer do) is one of the codeword posterior and builds (tokens, vocabulary) "
+        "tensors; it is not the bitwise loss this model has. Pass labels to the model and set "
+        "label_smoothing_factor=0, or attach with loss='codeword'. To look at logits while training, use "
+        "torch.no_grad(), model.eval() or output_token_logits=True"
     )
+
+
+def refuse_nan(bit_logits: Tensor) -> None:
+    """Raise a ConfigurationError if the last position, from which text goes on, is not a number.
+
+    Greedy generation would repeat token 0. Earlier positions may be padding.
+    """
+    if not bit_logits.is_meta and not torch.compiler.is_compiling():
+        refuse_non_finite(bit_logits[..., -1:, :])

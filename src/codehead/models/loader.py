@@ -24,6 +24,9 @@ from codehead.layer import Decision
 from codehead.models import manifest, stock, surgery
 from codehead.models.description import METHOD, Description
 
+OLD_NAMES = {"lm_head": "embed_out"}
+"""Modules that some architectures (GPT-NeoX) call by an older name in their checkpoints."""
+
 
 @register_quantization_config(METHOD)
 class CodeheadConfig(QuantizationConfigMixin):
@@ -67,6 +70,7 @@ class CodeheadLoader(HfQuantizer):
         except CodeheadError as error:
             raise CheckpointError(f"quantization_config in config.json: {error}") from error
         _expect_vocabulary(description, old.weight.shape[0])
+        _expect_no_soft_cap(model, description)
         surgery.install(model, head.to(old.weight.dtype), decision)
         if checkpoint_files:
             files = [file for file in checkpoint_files if file.endswith(".safetensors")]
@@ -105,6 +109,15 @@ def _expect_vocabulary(description: Description, rows: int) -> None:
         )
 
 
+def _expect_no_soft_cap(model: Any, description: Description) -> None:
+    cap = getattr(model.config.get_text_config(), stock.SOFT_CAP, None)
+    if cap is not None and not description.is_implicit:
+        raise CheckpointError(
+            f"{stock.SOFT_CAP} in config.json is {cap}, which would distort bit logits; attach had set it to null: "
+            "restore config.json from the original checkpoint"
+        )
+
+
 def _check_tensors(model: Any, files: Sequence[str]) -> None:
     """The files are readable and hold the decision layer, in the shapes that the configuration says."""
     found: dict[str, list[int]] = {}
@@ -133,11 +146,12 @@ def _shapes(file: str) -> dict[str, list[int]]:
 
 
 def _holds(found: dict[str, list[int]], name: str, shape: list[int]) -> bool:
-    """Whether a tensor is there; under any prefix, since some architectures rename their head on saving."""
+    """Whether a tensor is there; under any prefix or old name, since some architectures rename on saving."""
     if name in found:
         return found[name] == shape
-    leaf = name.rpartition(".")[2]
-    return any(other.endswith(f".{leaf}") and found[other] == shape for other in found)
+    module, leaf = name.split(".")[-2:]
+    known = {f"{alias}.{leaf}" for alias in (module, OLD_NAMES.get(module, module))}
+    return any(".".join(other.split(".")[-2:]) in known and found[other] == shape for other in found)
 
 
 def _check_codebook(table: CodewordTable, description: Description) -> None:

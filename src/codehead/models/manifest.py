@@ -32,6 +32,8 @@ def staged(folder: str | os.PathLike[str], variant: str | None = None) -> Iterat
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
+    for left in target.glob(".saving-*"):  # by a process that was killed: two cannot save into one folder at once
+        shutil.rmtree(left, ignore_errors=True)
     stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
     try:
         yield stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,6 @@ class Kept:
     head: nn.Module | None
     """The stock head, which `detach` puts back."""
     loss_type: str | None
-    warned: bool = False
-    """Whether the warning of a loss without labels was given."""
 
 
 def head_path(model: nn.Module) -> str:
@@ -59,16 +58,42 @@ def refuse_fixed_soft_cap(model: Any) -> None:
         )
 
 
-def alter(model: Any, *, capped: bool) -> dict[str, Any]:
-    """Untie the head and, unless it is to stay `capped`, switch soft-capping off; the values from before."""
-    stock = {"tie_word_embeddings": bool(model.config.tie_word_embeddings)}
+def before(model: Any, old: nn.Linear, *, capped: bool) -> dict[str, Any]:
+    """What `alter` is about to change: tying, the old head's bias and, unless it stays `capped`, the soft cap."""
+    values = {"bias": old.bias is not None, "tie_word_embeddings": bool(model.config.tie_word_embeddings)}
+    cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
+    return values if capped or cap is None else {**values, SOFT_CAP: cap}
+
+
+def alter(model: Any, stock: dict[str, Any]) -> None:
+    """Untie the head and switch soft-capping off where `stock` records it, in a configuration of the model's own."""
+    _own_config(model)
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    if SOFT_CAP in stock:
+        setattr(model.config.get_text_config(), SOFT_CAP, None)
+
+
+def _own_config(model: nn.Module) -> None:
+    """Copy the configuration, which other models may share, for the model and the modules that hold parts of it."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(model.config, copies)
+    for module in model.modules():
+        config = vars(module).get("config")
+        if id(config) in copies:
+            module.config = copies[id(config)]
+
+
+def router_coefficient(model: Any) -> float:
+    """The weight of the load balancing loss of a mixture of experts, where its class keeps it."""
     config = model.config.get_text_config()
-    if not capped and getattr(config, SOFT_CAP, None) is not None:
-        stock[SOFT_CAP] = getattr(config, SOFT_CAP)
-        setattr(config, SOFT_CAP, None)
-    return stock
+    for holder, name in ((model, "router_aux_loss_coef"), (config, "router_aux_loss_coef"), (config, "aux_loss_coef")):
+        if getattr(holder, name, None) is not None:
+            return float(getattr(holder, name))
+    raise ConfigurationError(
+        f"{type(model).__name__} reports a load balancing loss but no weight for it; set "
+        "model.config.router_aux_loss_coef (0 leaves it out)"
+    )
 
 
 def restore(model: Any, stock: dict[str, Any]) -> None:

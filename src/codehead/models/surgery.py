@@ -71,8 +71,9 @@ def attach(
     new = _seeded_head(head, hidden_size, codebook.length, options, seed).to(old.weight)
     decision = Decision(codebook, loss, decoder).to(old.weight.device)
 
-    changed = {"bias": old.bias is not None, **stock.alter(target, capped=decision.table.is_implicit)}
+    changed = stock.before(target, old, capped=decision.table.is_implicit)
     description = Description.of(codebook, head, options, loss, decoder, changed)
+    stock.alter(target, changed)
     target.config.quantization_config = description.to_dict()
     install(target, new, decision, old if keep_head else None)
     return model
@@ -150,6 +151,13 @@ def _check(model: Any) -> nn.Linear:
             f"cannot attach to a model quantised with {getattr(method, 'value', method)}: transformers has "
             "one slot for a quantizer in config.json, and coded checkpoints are loaded through it. Load "
             "the model unquantised"
+        )
+    entry = getattr(model.config, "quantization_config", None)
+    if isinstance(entry, dict) and entry.get("quant_method") == METHOD:
+        raise ConfigurationError(
+            "the configuration of this model is that of a coded one, but it has no decision layer: it was built from "
+            "the config.json of a coded checkpoint. Load the checkpoint with from_pretrained, or build the model from "
+            "a stock configuration"
         )
     guards.refuse_patched_forward(model, "attach")
     return model.get_submodule(stock.head_path(model))

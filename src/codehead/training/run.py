@@ -24,7 +24,13 @@ from codehead.training.tokenizer import load_tokenizer, train_bpe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-DEFAULTS = {"report_to": "none", "logging_steps": 10, "save_total_limit": 2, "disable_tqdm": True}
+DEFAULTS = {
+    "report_to": "none",
+    "logging_steps": 10,
+    "save_total_limit": 2,
+    "disable_tqdm": True,
+    "logging_nan_inf_filter": False,
+}
 
 
 def train(
@@ -91,6 +97,7 @@ def _trainer(
 ) -> Trainer:
     from transformers import PrinterCallback
 
+    from codehead.training.divergence import StopAtDivergence
     from codehead.training.trainer import NarrowTrainer
 
     datasets = [
@@ -107,7 +114,7 @@ def _trainer(
         eval_dataset=datasets[1],
         processing_class=tokenizer,
         data_collator=Collator(tokenizer.pad_token_id),
-        callbacks=[*callbacks, *([RichProgress(folder.path.name)] if progress else [])],
+        callbacks=[StopAtDivergence(), *callbacks, *([RichProgress(folder.path.name)] if progress else [])],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
