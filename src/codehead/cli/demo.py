@@ -60,16 +60,18 @@ def _progress(console: Console, budget: Budget) -> Iterator[Callable[[str, int],
 
 
 def _lines(console: Console, total: int) -> Callable[[str, int], None]:
-    started = last = time.monotonic()
+    started = last = 0.0  # the clock starts with the first work that is counted
     done, shown = 0, ""
 
     def progress(stage: str, units: int) -> None:
-        nonlocal done, shown, last
+        nonlocal done, shown, started, last
         done += units
         now = time.monotonic()
+        started = started or (now if units else 0.0)
         if stage == shown and now - last < LINE_SECONDS:
             return
-        left = f", about {(now - started) / done * (total - done):.0f} s left" if done else ""
+        seconds = (now - started) / done * (total - done) if done else 0.0
+        left = f", about {seconds:.0f} s left" if seconds else ""
         console.print(f"{100 * done / total:3.0f}%  {stage}{left}", markup=False, highlight=False)
         shown, last = stage, now
 

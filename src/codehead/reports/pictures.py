@@ -124,7 +124,7 @@ def _draw_panel(axis: Any, rows: Sequence[Row]) -> None:
             axis.axhline(row.values["top1"].mean, color="#222222", linestyle=(0, (4, 3)), linewidth=1)
     axis.set_xscale("log")
     axis.margins(x=0.18)
-    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g}%")
 
 
 def _label_panel(axis: Any, rows: Sequence[Row]) -> None:

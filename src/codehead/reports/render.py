@@ -55,8 +55,9 @@ def _section(
 def _heading(results: Sequence[Result]) -> str:
     config = results[0].config
     seeds = sorted({result.config["seed"] for result in results})
+    named = ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds))
     return (
-        f"# {config['experiment']}\n\n{len(results)} runs; seeds {', '.join(map(str, seeds))}; "
+        f"# {config['experiment']}\n\n{len(results)} runs; {named}; "
         f"shares are of the cell `{config['reference']}` with the same seed and budget.\n"
     )
 

@@ -29,7 +29,7 @@ class Column:
 def columns(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None = None) -> list[Column]:
     """The columns that at least one row fills. `extra` adds columns: heading → label of a row → text."""
     usual = [
-        Column("Head", lambda row: row.label, is_text=True),
+        Column("Head", lambda row: row.label, is_text=True, brief=lambda row: row.label.replace(", ", ",")),
         Column("Params", lambda row: f"{row.parameters:,}"),
         Column("of Softmax", lambda row: percent(row.parameter_share)),
         Column("Loss/node", _node_loss, brief=lambda row: _node_loss(row).split(" ±")[0]),
