@@ -229,12 +229,26 @@ class StopAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("changes", [{}, {"adapt": "lora", "lora": {"dropout": 0.3}}], ids=["full", "lora"])
+BY_LENGTH = {
+    "max_steps": 6,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 16,  # more than one epoch
+    "train_sampling_strategy": "group_by_length",
+}
+INTERRUPTED = {
+    "full": {},
+    "lora": {"adapt": "lora", "lora": {"dropout": 0.3}},
+    "by length": {"training": BY_LENGTH},
+}
+
+
+@pytest.mark.parametrize("changes", INTERRUPTED.values(), ids=INTERRUPTED)
 def test_an_interrupted_run_goes_on_with_the_same_losses(pretrained, stories, tmp_path, changes):
-    if changes:
+    if "adapt" in changes:
         config = finetuning(pretrained["coded"], stories, tmp_path / "whole", **changes)
     else:
-        config = pretraining(stories, tmp_path / "whole")
+        config = pretraining(stories, tmp_path / "whole", **changes)
     whole = train(config, progress=False)
     stopped = replace(config, output_dir=str(tmp_path / "stopped"))
     with pytest.raises(KeyboardInterrupt):
@@ -297,11 +311,44 @@ def test_another_configuration_is_refused_by_its_first_difference(pretrained, st
 
 
 def test_a_folder_of_something_else_is_refused_and_its_files_stay(stories, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigurationError, match="is not empty and no run"):
-        train(pretraining(stories, tmp_path), progress=False)
-    train(pretraining(stories, tmp_path), progress=False, overwrite=True)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    mine = [tmp_path / "notes.txt", tmp_path / "code.safetensors", tmp_path / "checkpoints" / "keep.txt"]
+    mine[2].parent.mkdir()
+    for file in mine:
+        file.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigurationError, match="is not empty and holds no run"):
+            train(pretraining(stories, tmp_path), progress=False, overwrite=overwrite)
+    assert all(file.read_text() == "mine" for file in mine)
+
+
+def test_overwriting_a_run_leaves_what_is_not_its_own(stories, tmp_path):
+    train(pretraining(stories, tmp_path / "run"), progress=False)
+    mine = [tmp_path / "run" / "code.safetensors", tmp_path / "run" / "checkpoints" / "keep.txt"]
+    for file in mine:
+        file.write_text("mine")
+    train(pretraining(stories, tmp_path / "run"), progress=False, overwrite=True)
+    assert all(file.read_text() == "mine" for file in mine)
+
+
+def test_a_mistake_found_early_does_not_stand_in_the_way_of_its_correction(stories, tmp_path):
+    config = pretraining(stories, tmp_path / "run")
+    short = replace(config.data, block_size=160, max_documents=1, validation_fraction=0.0)
+    with pytest.raises(DataError, match=r"lower data\.block_size"):
+        train(replace(config, data=short), progress=False)
+    train(config, progress=False)
+
+
+def test_wall_time_adds_up_over_processes(stories, tmp_path):
+    config = pretraining(stories, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, callbacks=[StopAt(3)])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["provenance"]["wall_seconds"] = 1000.0
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    train(config, progress=False)
+    finished = json.loads((tmp_path / "run" / "run.json").read_text())["provenance"]
+    assert finished["wall_seconds"] > 1000
+    assert finished["started_at"] == record["provenance"]["started_at"]
 
 
 def test_changed_data_are_noticed(stories, tmp_path):

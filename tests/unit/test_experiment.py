@@ -214,3 +214,27 @@ def test_committed_experiments_are_valid(file: Path, tmp_path: Path) -> None:
     experiment = Experiment.from_yaml(file)
     for cell in experiment.plan():
         run_config(cell, {"CODEHEAD_DATA": str(tmp_path)}, tmp_path / cell.key)
+
+
+@pytest.mark.parametrize("part", ["tokenizer: gpt2", "data: {train: other.jsonl}", "data: {text_field: story}"])
+def test_what_all_cells_share_cannot_be_set_for_one(path: Path, part: str) -> None:
+    path.write_text(FILE.replace("softmax: {}", f"softmax: {{{part}}}"))
+    with pytest.raises(ConfigurationError, match=r"softmax sets .*which all cells share"):
+        Experiment.from_yaml(path)
+
+
+def test_a_cell_runs_to_a_result_with_documents_under_another_field(path: Path, tmp_path: Path) -> None:
+    """The real thing, once: prepare, train, evaluate, write."""
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"story": f"story number {i} of a long row of stories"}) + "\n" for i in range(50))
+    )
+    path.write_text(FILE.replace("block_size: 8", "block_size: 8, text_field: story"))
+    experiment = Experiment.from_yaml(path)
+    outcome = run_experiment(experiment, tmp_path / "out", only=["small/mtl/seed-0"], variables=variables(path))
+    assert outcome.finished == ["small/mtl/seed-0"]
+    (cell,) = experiment.plan(["small/mtl/seed-0"])
+    result = Result.read(result_path(tmp_path / "out", cell))
+    width = result.metrics["decision"]["width"]
+    assert abs(20 * (16 * width + width) - 300 * 16 / 2) <= 20 * 17 / 2
+    assert {entry["name"] for entry in result.provenance["data"]} == {"train.jsonl", "validation.jsonl", "test.jsonl"}
+    assert 0 <= result.metrics["test"]["top1"] <= result.metrics["test"]["top5"] <= 1

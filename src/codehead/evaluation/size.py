@@ -109,9 +109,14 @@ def model_shape(name: str) -> ModelShape:
     from transformers import AutoConfig
 
     try:
-        config: Any = AutoConfig.from_pretrained(name).get_text_config()
+        return config_shape(AutoConfig.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {name!r} has no configuration that could be read: {error}") from error
+
+
+def config_shape(config: Any) -> ModelShape:
+    """The shape that a configuration of transformers describes; tying is that of the stock model."""
+    config = config.get_text_config()
     entry = getattr(config, "quantization_config", None) or {}
     stock = entry.get("stock", {}) if isinstance(entry, dict) else {}
     hidden = getattr(config, "word_embed_proj_dim", config.hidden_size)  # OPT-350m projects before its head

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from codehead.errors import ConfigurationError
-from codehead.evaluation.metrics import Evaluation, evaluate
+from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.result import Result
-from codehead.evaluation.size import model_size
+from codehead.evaluation.size import config_shape, model_shape, model_size
 from codehead.models import is_coded
 from codehead.protocols.experiment import HALF, Cell, Experiment, expand, half_width, run_config
 from codehead.protocols.preparation import point_to
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
 from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
-from codehead.training.model import load_model
+from codehead.training.model import default_device, load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer
 
@@ -41,7 +38,7 @@ def run_cell(
     """
     config = cell_config(cell, folder, shared, variables)
     record = train_once(config, callbacks)
-    model = load_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(str(folder)).to(default_device())
     metrics = {
         "test": _evaluate(model, folder, config, config.data.test, "test", experiment.batch_size),
         "validation": _evaluate(model, folder, config, config.data.validation, "validation", experiment.batch_size),
@@ -130,22 +127,20 @@ def _evaluate(
         subset=config.data.subset,
         text_field=config.data.text_field,
     )
-    evaluation: Evaluation = evaluate(model, tokenizer, examples, batch_size=batch_size)
-    return asdict(evaluation)
+    return evaluate(model, tokenizer, examples, batch_size=batch_size).as_dict()
 
 
 def _shape(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Hidden size and number of tokens of the model that a run will have."""
+    """Hidden size before the head and number of tokens of the model that a run will have."""
     from transformers import AutoConfig
 
     model = config["model"]
     if isinstance(model, str):
-        architecture = AutoConfig.from_pretrained(model).get_text_config()
-        return architecture.hidden_size, architecture.vocab_size
+        shape = model_shape(model)
+        return shape.hidden_size, shape.num_classes
     options = {key: value for key, value in model.items() if key != "model_type"}
-    architecture = AutoConfig.for_model(model["model_type"], **options)
     vocabulary = options.get("vocab_size") or len(load_tokenizer(config["tokenizer"]))
-    return architecture.hidden_size, vocabulary
+    return config_shape(AutoConfig.for_model(model["model_type"], **options)).hidden_size, vocabulary
 
 
 def _bits(decision: Mapping[str, Any], cell: Cell, variables: Mapping[str, str]) -> int:

@@ -23,10 +23,11 @@ from codehead.evaluation.timing import generation_speed
 from codehead.protocols.cells import train_once
 from codehead.protocols.experiment import Cell, Experiment, expand
 from codehead.protocols.pydocs import SPLITS, read_corpus
-from codehead.protocols.runner import RESULTS, failure_path, quiet, run_experiment
+from codehead.protocols.runner import RESULTS, failure_path, run_experiment
 from codehead.training.config import RunConfig
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
+from codehead.training.quiet import library_bars_hidden
 from codehead.training.tokenizer import load_tokenizer
 
 FOLDER = "DEMO"  # the variable that stands for the output folder, so that results hold no local path
@@ -65,6 +66,7 @@ Progress = Callable[[str, int], None]
 """Called with (what is going on, units of work just done)."""
 
 
+@library_bars_hidden()
 def run_demo(
     out: str | Path, *, seed: int = 0, budget: Budget | None = None, progress: Progress = lambda stage, units: None
 ) -> Path:
@@ -73,7 +75,6 @@ def run_demo(
     The same seed gives the same numbers on the same machine, times excepted. Raises ConfigurationError if
     `out` holds another demo, DataError if this Python has no sources of its standard library.
     """
-    quiet()
     out, budget = Path(out), budget or Budget()
     progress("reading the documentation strings of this Python", 0)
     write_corpus(out / "corpus", budget)

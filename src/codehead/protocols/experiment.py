@@ -61,6 +61,7 @@ class Experiment:
         object.__setattr__(self, "seeds", tuple(self.seeds))
         self._check_names()
         self._check_split()
+        self._check_shared()
         for cell in self.plan():
             check_decision(cell.config.get("decision"), f"cells.{cell.head}")
 
@@ -112,6 +113,19 @@ class Experiment:
                 raise ConfigurationError(
                     f"{name!r} cannot name a file; use letters, digits, '.', '_' and '-' (a number in quotes)"
                 )
+
+    def _check_shared(self) -> None:
+        """What all cells share cannot be set for one of them."""
+        shared = ["data.train", "data.validation", "data.test", "data.text_field"] if self.split is not None else []
+        shared += ["tokenizer"] if isinstance(self.base.get("tokenizer"), Mapping) else []
+        for name, part in [*self.budgets.items(), *self.cells.items()]:
+            for key in shared:
+                block, _, leaf = key.rpartition(".")
+                if leaf in ((part or {}).get(block) or {} if block else (part or {})):
+                    raise ConfigurationError(
+                        f"{name} sets {key}, which all cells share; set it under base, "
+                        "or write an experiment of its own"
+                    )
 
     def _check_split(self) -> None:
         if self.split is None:

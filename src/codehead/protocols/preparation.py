@@ -39,7 +39,8 @@ def prepare(experiment: Experiment, folder: Path, variables: Mapping[str, str]) 
 
 def point_to(cell: Cell, shared: Mapping[str, Any]) -> Cell:
     """The cell with its data and tokenizer taken from the prepared folder."""
-    config = merged(cell.config, {"data": shared.get("data", {})})
+    data = shared.get("data")  # its files hold the field `text`, whatever the source's was called
+    config = merged(cell.config, {"data": {**data, "text_field": None}} if data else {})
     return Cell(
         cell.head,
         cell.budget,
@@ -65,7 +66,7 @@ def _write(experiment: Experiment, base: Mapping[str, Any], shared: Mapping[str,
     rows = read_rows(
         data["train"],
         subset=data.get("subset"),
-        text_field=data.get("text_field", "text"),
+        text_field=data.get("text_field"),
         limit=data.get("max_documents"),
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from codehead.evaluation.result import Result, canonical_json
 from codehead.protocols.cells import cell_config, result_config, run_cell
 from codehead.protocols.experiment import Cell, Experiment
 from codehead.protocols.preparation import prepare
+from codehead.training.quiet import library_bars_hidden
 
 RESULTS = "results"
 Report = Callable[[Cell, str], None]
@@ -132,9 +133,9 @@ def _start(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+@library_bars_hidden()
 def _run(job: Job, callbacks: list[Any] | None = None) -> str:
     """Run one cell and write its result; returns the traceback of a failure, which is also kept in a file."""
-    quiet()
     failure = failure_path(job.out, job.cell)
     folder = job.out / "runs" / job.cell.key
     try:
@@ -146,12 +147,3 @@ def _run(job: Job, callbacks: list[Any] | None = None) -> str:
         return failure.read_text(encoding="utf-8")
     failure.unlink(missing_ok=True)
     return ""
-
-
-def quiet() -> None:
-    """Switch off the progress bars of libraries for files of a few megabytes."""
-    import datasets
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()

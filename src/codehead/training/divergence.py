@@ -21,10 +21,13 @@ class StopAtDivergence(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise CodeheadError(
-                f"the training loss is {loss} at step {state.global_step}: the run has diverged, or the model holds "
-                "NaN. Lower training.learning_rate, train in bf16 or float32 rather than fp16, and start again with "
-                "--overwrite"
-            )
+        refuse_divergence((logs or {}).get("loss", 0.0), state.global_step)
+
+
+def refuse_divergence(loss: float, step: int) -> None:
+    """Raise CodeheadError if a training loss is NaN or infinite."""
+    if not math.isfinite(loss):
+        raise CodeheadError(
+            f"the training loss is {loss} at step {step}: the run has diverged, or the model holds NaN. Lower "
+            "training.learning_rate, train in bf16 or float32 rather than fp16, and start the run again"
+        )

@@ -14,6 +14,7 @@ from codehead.training.config import RunConfig
 
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
+OWN_FILES = (RECORD, "codehead.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 MISSING = object()
 
 
@@ -35,8 +36,7 @@ class RunFolder:
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         where = f"output_dir {str(self.path)!r}"
-        if not (self.path / RECORD).exists():
-            raise ConfigurationError(f"{where} is not empty and no run; choose another or use --overwrite")
+        self.check_foreign()
         record = read_record(self.path)
         difference = first_difference(record["config"], self.config)
         if difference:
@@ -52,14 +52,30 @@ class RunFolder:
         if record["status"] == "finished":
             raise ConfigurationError(f"{where} holds this run, finished; use --overwrite to repeat it")
 
+    def check_foreign(self) -> None:
+        """Raise ConfigurationError if the folder holds files but no run: they are somebody else's."""
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / RECORD).exists():
+            raise ConfigurationError(
+                f"output_dir {str(self.path)!r} is not empty and holds no run; choose another output_dir"
+            )
+
     def clear(self) -> None:
         """Remove a run's own files, never those that somebody else put beside them."""
+        self.check_foreign()
         if not self.is_main:
             return
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for pattern in (RECORD, "codehead.json", "*.safetensors", "*.safetensors.index.json"):
+        for checkpoint in _numbered(self.checkpoints):
+            shutil.rmtree(checkpoint)
+        for pattern in OWN_FILES:
             for file in self.path.glob(pattern):
                 file.unlink()
+
+    def spent(self) -> dict[str, Any]:
+        """`started_at` and `wall_seconds` of the processes whose last checkpoint a run goes on from; {} if none."""
+        if self.last_checkpoint() is None:
+            return {}
+        earlier = read_record(self.path)["provenance"]
+        return {key: earlier[key] for key in ("started_at", "wall_seconds") if key in earlier}
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; None to start from the beginning."""

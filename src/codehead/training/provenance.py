@@ -47,13 +47,13 @@ def file_record(source: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that this package runs from, and whether it was changed; None if installed."""
+    """Commit of the checkout that this package runs from, and whether its code was changed; None if installed."""
     folder = Path(__file__).resolve().parents[3]
     if not (folder / ".git").exists():
         return None
     try:
         commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(folder, "status", "--porcelain", "--", "src", "constraints.txt")
         return {"commit": commit, "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -9,20 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from codehead.errors import ConfigurationError
 from codehead.training.adapt import adapt, merge
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, check_labels, load_rows, tokenize
+from codehead.training.divergence import StopAtDivergence, refuse_divergence
 from codehead.training.folder import RunFolder
 from codehead.training.model import build_model
 from codehead.training.progress import RichProgress
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
 from codehead.training.tokenizer import load_tokenizer, train_bpe
+from codehead.training.trainer import NarrowTrainer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PreTrainedTokenizerBase, Trainer
 
 DEFAULTS = {
     "report_to": "none",
@@ -51,33 +61,47 @@ def train(
 
 
 def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback], progress: bool) -> Path:
-    from transformers import set_seed
-
     folder = RunFolder(config)
-    sources = [source for source in (config.data.train, config.data.validation) if source]
-    record = {"provenance": {**provenance(seed=config.seed, sources=sources), "started_at": utc_now()}}
-    if not overwrite:
-        folder.check(record["provenance"]["data"])
+    sources = (config.data.train, config.data.validation, config.data.test)
+    origin = {**provenance(seed=config.seed, sources=sources), "started_at": utc_now()}
+    if overwrite:
+        folder.check_foreign()
+    else:
+        folder.check(origin["data"])
     rows = load_rows(config.data, config.seed)
     tokenizer = _tokenizer(config, rows)
     set_seed(config.seed)
     model = adapt(build_model(config, tokenizer), config)
+    trainer = _trainer(config, folder, model, tokenizer, rows, callbacks, progress)
+    # Only now is anything written: whatever can be wrong with the configuration has been found.
     if overwrite:
         folder.clear()
-    folder.write("running", record)
-    started = time.monotonic()
-    trainer = _trainer(config, folder, model, tokenizer, rows, callbacks, progress)
+    clock = _Clock(folder, origin)
+    trainer.add_callback(clock)
     _train(trainer, folder, has_validation=rows.validation is not None)
     _save(trainer, tokenizer, folder.path)
-    record["provenance"]["wall_seconds"] = round(time.monotonic() - started, 3)
-    folder.write("finished", {**record, "log_history": trainer.state.log_history})
+    folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history})
     return folder.path
+
+
+class _Clock(TrainerCallback):
+    """Keeps the wall time in `run.json` at every checkpoint, so that it adds up over processes."""
+
+    def __init__(self, folder: RunFolder, origin: dict[str, Any]) -> None:
+        self.folder, self.origin = folder, {**origin, **folder.spent()}
+        self.started = time.monotonic() - self.origin.get("wall_seconds", 0.0)
+        folder.write("running", self.record())
+
+    def record(self) -> dict[str, Any]:
+        """The provenance with the seconds until now."""
+        return {"provenance": {**self.origin, "wall_seconds": round(time.monotonic() - self.started, 3)}}
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.folder.write("running", self.record())
 
 
 def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
     """The literal TrainingArguments of the run; ConfigurationError for values that transformers refuses."""
-    from transformers import TrainingArguments
-
     pin_memory = torch.accelerator.is_available()  # without one, torch warns of it
     values: dict[str, Any] = {"dataloader_pin_memory": pin_memory, **DEFAULTS, **config.training}
     try:
@@ -95,10 +119,6 @@ def _trainer(
     callbacks: Sequence[TrainerCallback],
     progress: bool,
 ) -> Trainer:
-    from transformers import PrinterCallback
-
-    from codehead.training.divergence import StopAtDivergence
-    from codehead.training.trainer import NarrowTrainer
 
     datasets = [
         None if part is None else tokenize(part, tokenizer, config.data.block_size)
@@ -124,11 +144,12 @@ def _train(trainer: Trainer, folder: RunFolder, *, has_validation: bool) -> None
     folder.drop_incomplete()
     checkpoint = folder.last_checkpoint()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, RichProgress):
                 callback.close()
+    refuse_divergence(outcome.training_loss, outcome.global_step)
     if has_validation:
         trainer.evaluate()
 

@@ -1,10 +1,13 @@
-"""The Trainer of transformers, with an evaluation that stays as narrow as the training."""
+"""The Trainer of transformers: evaluation as narrow as the training, every data order fixed by the seed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from codehead.models import is_coded
 
@@ -20,3 +23,27 @@ class NarrowTrainer(Trainer):
         if prediction_loss_only and is_coded(plain):
             inputs = {**inputs, "output_token_logits": False}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        return _SeededLengths(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+class _SeededLengths(LengthGroupedSampler):
+    """Batches of like lengths in an order that depends on seed and epoch alone.
+
+    The sampler of transformers draws from the global random state, so that a resumed run gets another order.
+    """
+
+    def __init__(self, plain: LengthGroupedSampler, seed: int) -> None:
+        self.batch_size, self.lengths = plain.batch_size, plain.lengths
+        self.seed, self.epoch = seed, 0
+        self.generator: Any = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(super().__iter__())
