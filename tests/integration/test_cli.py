@@ -17,7 +17,7 @@ from codehead.evaluation.result import Result
 from codehead.models import is_coded
 from codehead.training.config import RunConfig
 from codehead.training.model import load_model
-from codehead.training.tokenizer import train_bpe
+from codehead.training.tokenizer import load_tokenizer, train_bpe
 
 TEXT = "The cat sat on the mat.\n\nThe dog ran to the park.\n\n" * 12
 
@@ -31,6 +31,11 @@ def place(tmp_path_factory):
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=272, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+    config.n_positions = 32
+    GPT2LMHeadModel(config).save_pretrained(folder / "short")
+    tokenizer.save_pretrained(folder / "short")
+    tokenizer.add_tokens([f"<{number}>" for number in range(279 - len(tokenizer))])
+    tokenizer.save_pretrained(folder / "large")
     return folder
 
 
@@ -146,13 +151,65 @@ def test_evaluate_a_stock_model_as_json(codehead, place):
     assert metrics["perplexity"] == pytest.approx(272, rel=0.1)
 
 
-@pytest.mark.parametrize("options", [(), ("--num-beams", 2), ("--temperature", 0.7, "--top-k", 5, "--seed", 1)])
-def test_generate_continues_the_prompt(codehead, coded, options):
-    status, out, _ = codehead("generate", coded, "--prompt", "The cat", "--max-new-tokens", 5, *options)
-    assert status == 0
+def test_evaluate_takes_what_the_model_has_positions_for(codehead, place):
+    arguments = ("--data", place / "text.txt", "--repeats", 1, "--json")
+    status, out, err = codehead("evaluate", place / "short", *arguments)
+    assert status == 0, err
+    assert json.loads(out)["config"]["block_size"] == 32
+    assert json.loads(out)["metrics"]["generation"]["new_tokens"] == 24
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate", "--block-size", 65), "--block-size is 65, but the model takes at most 64 tokens"),
+        (("evaluate", "--new-tokens", 57), "a prompt of 8 with --new-tokens 57 is 65, but the model takes at most 64"),
+        (("evaluate", "--tokenizer", "large"), "the tokenizer has 279 entries but the model only 272"),
+        (("generate", "--max-new-tokens", 63), "--max-new-tokens 63 is 69, but the model takes at most 64 tokens"),
+        (("generate", "--tokenizer", "large"), "the tokenizer has 279 entries but the model only 272"),
+    ],
+)
+def test_what_a_model_has_no_room_for_is_told(codehead, place, arguments, message):
+    command, option, value = arguments
+    value = place / value if value == "large" else value
+    rest = ("--data", place / "text.txt") if command == "evaluate" else ("--prompt", "The cat sat")
+    status, out, err = codehead(command, place / "model", *rest, option, value)
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"), [("nonsense", "unknown decoder 'nonsense'"), ("hamming", "leave the decoder away")]
+)
+def test_a_stock_model_has_no_decoder(codehead, place, decoder, message):
+    status, _, err = codehead("evaluate", place / "model", "--data", place / "text.txt", "--decoder", decoder)
+    assert (status, message in err) == (2, True)
+
+
+def continuation(codehead, model, *options):
+    status, out, err = codehead("generate", model, "--prompt", "The cat", "--max-new-tokens", 12, *options)
+    assert status == 0, err
     assert out.startswith("The cat")
     assert out.endswith("\n")
-    assert out == codehead("generate", coded, "--prompt", "The cat", "--max-new-tokens", 5, *options)[1]
+    return out
+
+
+def test_generate_samples_by_its_seed(codehead, coded):
+    greedy = continuation(codehead, coded)
+    assert continuation(codehead, coded, "--temperature", 0) == greedy
+    texts = [continuation(codehead, coded, "--temperature", 2.0, "--seed", seed) for seed in (0, 1, 0)]
+    assert texts[0] == texts[2]
+    assert len({greedy, *texts}) == 3
+    assert continuation(codehead, coded, "--temperature", 2.0, "--top-k", 1) == greedy
+
+
+def test_generate_with_beams(codehead, coded):
+    model, tokenizer = load_model(str(coded)).eval(), load_tokenizer(str(coded))
+    inputs = tokenizer("The cat", return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=12, num_beams=8, do_sample=False, pad_token_id=0)
+    found = continuation(codehead, coded, "--num-beams", 8)
+    assert found == tokenizer.decode(ids[0], skip_special_tokens=True) + "\n"
+    assert found != continuation(codehead, coded)
 
 
 def test_generate_needs_a_prompt(codehead, coded):

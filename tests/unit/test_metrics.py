@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import codehead
-from codehead.errors import DataError
+from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation import metrics
 from codehead.evaluation.metrics import evaluate
 from codehead.losses import bitwise
@@ -154,6 +155,30 @@ def test_labels_out_of_range(decision):
         evaluate(make_model(**decision), None, rows)
 
 
+def test_labels_are_checked_before_the_embedding_meets_them():
+    rows = [{"input_ids": [1, V], "labels": [1, V]}]
+    with pytest.raises(DataError, match=f"label {V}, but the model has {V} tokens"):
+        evaluate(make_model(), None, rows)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"), [("haming", "unknown decoder 'haming'"), ("likelihood", "Softmax head")]
+)
+def test_a_softmax_has_no_decoder(examples, decoder, message):
+    with pytest.raises(ConfigurationError, match=message):
+        evaluate(make_model(), None, examples, decoder=decoder)
+
+
+def test_the_decoder_reported_is_the_one_that_ranked(examples):
+    model = make_model(code="one_vs_all", decoder="hamming").eval()
+    ids = torch.tensor([examples[0]["input_ids"]])
+    likeliest = [-100, *model(ids).logits[0, :-1].argmax(-1).tolist()]
+    rows = [{"input_ids": ids[0].tolist(), "labels": likeliest}]
+    own, likelihood = evaluate(model, None, rows), evaluate(model, None, rows, decoder="likelihood")
+    assert (own.decoder, likelihood.decoder) == ("hamming", "likelihood")
+    assert own.top1 < 1 == likelihood.top1
+
+
 @pytest.mark.parametrize("rows", [[], [{"input_ids": [1, 2], "labels": [1, -100]}]])
 def test_nothing_to_score(rows):
     with pytest.raises(DataError, match="no labelled token"):
@@ -171,3 +196,9 @@ def test_a_diverged_model_gives_none_not_nan(examples):
     with torch.no_grad():
         model.transformer.ln_f.weight.fill_(float("nan"))
     assert evaluate(model, None, examples).as_dict()["perplexity"] is None
+
+
+def test_lists_hold_none_not_nan_either(examples):
+    result = evaluate(make_model(code="minrandom", bits=11), None, examples)
+    diverged = dataclasses.replace(result, node_losses=[math.inf, 0.5, math.nan])
+    assert diverged.as_dict()["node_losses"] == [None, 0.5, None]

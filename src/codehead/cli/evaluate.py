@@ -19,14 +19,22 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="If not the model's own.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")] = 8,
-    block_size: Annotated[int, typer.Option("--block-size", min=2, help="Tokens per example.")] = 256,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            "--block-size", min=2, help="Tokens per example.", show_default="256, or all that the model takes"
+        ),
+    ] = None,
     decoder: Annotated[
         str | None, typer.Option("--decoder", help="hamming, manhattan, euclidean or likelihood.")
     ] = None,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1)] = None,
     text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
     subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a hub data set.")] = None,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Per timed generation.")] = 32,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option("--new-tokens", min=1, help="Per timed generation.", show_default="32, or what the model takes"),
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=0, help="Timed generations; 0 for none.")] = 5,
 ) -> None:
     """Measure next-token accuracy, likelihood, bits, speed and size on a text."""

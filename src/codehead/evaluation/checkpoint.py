@@ -14,12 +14,15 @@ from codehead.evaluation.result import Result
 from codehead.evaluation.size import model_size
 from codehead.evaluation.timing import generation_speed
 from codehead.models import is_coded
-from codehead.training.data import load_examples
-from codehead.training.model import default_device, load_model
+from codehead.training.data import check_labels, check_vocabulary, tokenize
+from codehead.training.model import check_length, default_device, load_model, max_length
 from codehead.training.provenance import file_record, provenance, utc_now
+from codehead.training.sources import read_rows
 from codehead.training.tokenizer import load_tokenizer
 
+BLOCK_SIZE = 256
 PROMPT_TOKENS = 8
+NEW_TOKENS = 32
 
 
 def evaluate_checkpoint(
@@ -27,30 +30,39 @@ def evaluate_checkpoint(
     source: str,
     *,
     tokenizer_name: str | None = None,
-    block_size: int = 256,
+    block_size: int | None = None,
     batch_size: int = 8,
     decoder: str | None = None,
     text_field: str | None = None,
     split: str = "test",
     subset: str | None = None,
     max_documents: int | None = None,
-    new_tokens: int = 32,
+    new_tokens: int | None = None,
     repeats: int = 5,
     dtype: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Accuracy, likelihood, node losses, speed and sizes of a hub id or local folder on `source`.
 
-    `repeats=0` leaves the speed out. Computes on the accelerator if there is one. Paths are recorded by
-    their last part only.
+    `block_size` is 256 and `new_tokens` 32 unless given, or what the positions of the model allow; `repeats=0`
+    leaves the speed out. Computes on the accelerator if there is one. Paths are recorded by their last part only.
     """
     started, start = utc_now(), time.monotonic()
     tokenizer = load_tokenizer(tokenizer_name or model_name)
-    options = {"block_size": block_size, "text_field": text_field, "max_documents": max_documents}
-    examples = load_examples(source, tokenizer, split=split, subset=subset, **options)  # type: ignore[arg-type]
+    rows = read_rows(source, split=split, subset=subset, text_field=text_field, limit=max_documents)
+    model = load_model(model_name, dtype=dtype).to(default_device())
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    check_vocabulary(tokenizer, num_embeddings)
+    limit = max_length(model) or BLOCK_SIZE
+    block_size = block_size or min(BLOCK_SIZE, limit)
+    new_tokens = new_tokens or min(NEW_TOKENS, limit - PROMPT_TOKENS)
+    check_length(model, block_size, "--block-size")
+    if repeats:
+        check_length(model, PROMPT_TOKENS + new_tokens, f"a prompt of {PROMPT_TOKENS} with --new-tokens {new_tokens}")
+    examples = tokenize(rows, tokenizer, block_size)
     if not len(examples):
         raise DataError(f"{source!r} gives no example to evaluate")
-    model = load_model(model_name, dtype=dtype).to(default_device())
+    check_labels(examples, num_embeddings)
     scores = evaluate(model, tokenizer, examples, batch_size=batch_size, decoder=decoder, progress=progress)
     metrics = {**scores.as_dict(), "size": model_size(model).as_dict()}
     if repeats:
@@ -64,7 +76,9 @@ def evaluate_checkpoint(
         "split": split,
         "subset": subset,
         "dtype": str(model.dtype).removeprefix("torch."),
-        **options,
+        "block_size": block_size,
+        "text_field": text_field,
+        "max_documents": max_documents,
     }
     record = {**provenance(sources=[source]), "started_at": started}
     record["wall_seconds"] = round(time.monotonic() - start, 3)

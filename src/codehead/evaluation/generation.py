@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from codehead.errors import ConfigurationError
-from codehead.training.model import default_device, load_model
+from codehead.training.data import check_vocabulary
+from codehead.training.model import check_length, default_device, load_model
 from codehead.training.tokenizer import load_tokenizer
 
 
@@ -34,9 +35,12 @@ def generate_text(
     tokenizer = load_tokenizer(tokenizer_name or model_name)
     device = default_device()
     model = load_model(model_name, dtype="auto").eval().to(device)
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     encoded = tokenizer(prompt, return_tensors="pt").to(device)
-    if not encoded.input_ids.shape[1]:
+    length = encoded.input_ids.shape[1]
+    if not length:
         raise ConfigurationError("--prompt is empty, and this tokenizer starts no text by itself; give some text")
+    check_length(model, length + max_new_tokens, f"the prompt ({length} tokens) with --max-new-tokens {max_new_tokens}")
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = {name: value for name, value in sampling.items() if value is not None}
     if temperature == 0:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codehead.decoding import decode
-from codehead.errors import DataError
+from codehead.decoding import DECODERS, decode
+from codehead.errors import ConfigurationError, DataError
 from codehead.models import is_coded
 from codehead.training.data import Collator
 from codehead.training.tokenization import IGNORED
@@ -54,8 +54,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """The metrics as plain JSON values; what a diverged model makes infinite or undefined is None."""
-        values = asdict(self)
-        return {key: None if _is_undefined(value) else value for key, value in values.items()}
+        return {key: _defined(value) for key, value in asdict(self).items()}
 
 
 @torch.no_grad()
@@ -73,11 +72,13 @@ def evaluate(
     Examples have `input_ids`, `labels` (not shifted) and optionally `num_bytes`, each `(length,)`, as
     `training.data.load_examples` gives them; `batch_size` of them go through the model at a time. A stock
     model counts as the one_vs_all code with the codeword loss. Of the tokenizer only the pad token is
-    used. `decoder` ranks the tokens for top-1 and top-5; None is the model's own. `progress` is called with
-    (examples done, examples in all) after every batch.
+    used. `decoder` ranks the tokens for top-1 and top-5; None is the model's own, for a stock model its logits.
+    `progress` is called with (examples done, examples in all) after every batch.
 
-    Raises DataError if there is no labelled token, or a label is not below V.
+    Raises DataError if there is no labelled token, or a label is not below V; ConfigurationError for an unknown
+    decoder, or one for a stock model.
     """
+    decoder = _ranking(model, decoder)
     was_training = model.training
     model.eval()
     totals = _Totals()
@@ -88,7 +89,7 @@ def evaluate(
                 progress(done, len(dataset))
     finally:
         model.train(was_training)
-    return totals.finish(decoder or _own_decoder(model))
+    return totals.finish(decoder)
 
 
 @dataclass
@@ -154,21 +155,20 @@ def _batches(
         yield stop, {name: values.to(device) for name, values in batch.items()}
 
 
-def _add_batch(totals: _Totals, model: Any, batch: dict[str, Tensor], decoder: str | None) -> None:
+def _add_batch(totals: _Totals, model: Any, batch: dict[str, Tensor], decoder: str) -> None:
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     labels = batch["labels"][:, 1:]
     scored = labels != IGNORED
     labels = labels[scored]
-    coded = is_coded(model)
-    outputs = model.bit_logits(**inputs) if coded else model(**inputs, use_cache=False).logits
-    outputs = outputs[:, :-1][scored]  # (tokens, n), or (tokens, V) of a stock model
-    decision: Decision | None = model.decision if coded else None
-    num_classes = decision.table.num_classes if decision is not None else outputs.shape[-1]
+    decision: Decision | None = model.decision if is_coded(model) else None
+    num_classes = len(model.get_output_embeddings().weight) if decision is None else decision.table.num_classes
     if labels.numel() and int(labels.max()) >= num_classes:
         raise DataError(
             f"the data hold the label {int(labels.max())}, but the model has {num_classes} tokens; "
             "tokenise with the model's own tokenizer"
         )
+    outputs = model(**inputs, use_cache=False).logits if decision is None else model.bit_logits(**inputs)
+    outputs = outputs[:, :-1][scored]  # (tokens, n), or (tokens, V) of a stock model
     rows = max(1, SCORE_BYTES // (4 * num_classes))
     for bits, wanted in zip(outputs.split(rows), labels.split(rows), strict=True):
         _add_tokens(totals, decision, bits, wanted, decoder)
@@ -178,9 +178,7 @@ def _add_batch(totals: _Totals, model: Any, batch: dict[str, Tensor], decoder: s
         totals.num_bytes += int(batch["num_bytes"][:, 1:][scored].sum())
 
 
-def _add_tokens(
-    totals: _Totals, decision: Decision | None, outputs: Tensor, labels: Tensor, decoder: str | None
-) -> None:
+def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, labels: Tensor, decoder: str) -> None:
     """Add outputs `(tokens, n)` for labels `(tokens,)`."""
     scores = (decision.logits(outputs) if decision is not None else outputs).float()
     totals.tokens += len(labels)
@@ -202,17 +200,29 @@ def has_nodes(decision: Decision) -> bool:
     return not (decision.table.is_implicit and decision.loss_name == "codeword")
 
 
-def _best(decision: Decision | None, outputs: Tensor, scores: Tensor, decoder: str | None) -> Tensor:
-    """The first five tokens `(tokens, 5)`; for a Softmax, every decoder ranks by its logits."""
+def _best(decision: Decision | None, outputs: Tensor, scores: Tensor, decoder: str) -> Tensor:
+    """The first five tokens `(tokens, 5)`; with one_vs_all, the likelihood ranks them as the logits do."""
     k = min(TOP, scores.shape[-1])
-    if decision is None or (decision.table.is_implicit and decoder is None):
+    if decision is None or (decision.table.is_implicit and decoder == "likelihood"):
         return scores.topk(k, dim=-1).indices
-    return decode(outputs, decision.table, decoder=decoder or decision.decoder_name, k=k).ids
+    return decode(outputs, decision.table, decoder=decoder, k=k).ids
 
 
-def _is_undefined(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _defined(value: Any) -> Any:
+    """The value, or None in place of every number that JSON does not have."""
+    if isinstance(value, list):
+        return [_defined(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _own_decoder(model: Any) -> str:
-    return str(model.decision.decoder_name) if is_coded(model) else "likelihood"
+def _ranking(model: Any, decoder: str | None) -> str:
+    """The decoder to rank tokens by: the one asked for, else the model's own."""
+    if decoder is None:
+        return str(model.decision.decoder_name) if is_coded(model) else "likelihood"
+    DECODERS.get(decoder)
+    if not is_coded(model):
+        raise ConfigurationError(
+            f"decoder is {decoder!r}, but this model has a Softmax head, whose logits are the scores of the tokens: "
+            "there is nothing to decode; leave the decoder away"
+        )
+    return decoder

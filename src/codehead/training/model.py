@@ -25,7 +25,7 @@ def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Mod
     else:
         model = load_model(config.model, dtype=config.dtype)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    _check_length(model, config.data.block_size)
+    check_length(model, config.data.block_size, "data.block_size")
     if config.decision is not None:
         model = attach(model, **config.decision)
     if is_coded(model):
@@ -96,12 +96,17 @@ def _check_architecture(model_type: str, options: dict[str, Any]) -> None:
             raise ConfigurationError(f"unknown key 'model.{key}'{hint}")
 
 
-def _check_length(model: nn.Module, block_size: int) -> None:
+def max_length(model: nn.Module) -> int | None:
+    """The most tokens that the model has positions for; None if it sets no limit."""
     limit = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(limit, int) and limit < block_size:
-        raise ConfigurationError(
-            f"data.block_size is {block_size}, but the model takes at most {limit} tokens; lower it"
-        )
+    return limit if isinstance(limit, int) else None
+
+
+def check_length(model: nn.Module, length: int, name: str) -> None:
+    """Raise ConfigurationError if the model has no positions for the `length` tokens that the option `name` asks for."""
+    limit = max_length(model)
+    if limit is not None and limit < length:
+        raise ConfigurationError(f"{name} is {length}, but the model takes at most {limit} tokens; lower it")
 
 
 def untie(model: nn.Module) -> None:
