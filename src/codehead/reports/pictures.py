@@ -60,7 +60,7 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> Path:
             axis.set_title(budget_title(budget) or "Accuracy against head parameters")
             axis.set_xlabel("parameters of the head")
         axes[0][0].set_ylabel("top-1 next-token accuracy")
-        handles = [_legend_entry(plt, family) for family in FAMILIES if any(row.family == family for row in rows)]
+        handles = [_legend_entry(plt, family) for family in _families(rows)]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         axes[0][0].set_ylim(bottom=0, top=1.12 * max(row.values["top1"].mean for row in rows))
         for axis, budget in zip(axes[0], budgets, strict=True):
@@ -99,8 +99,19 @@ def draw_curves(results: Iterable[Result], path: Path) -> Path:
         return _save(figure, path)
 
 
+def _families(rows: Sequence[Row]) -> list[str]:
+    """The families of the rows, known ones first in their order; heads registered elsewhere follow."""
+    present = {row.family for row in rows}
+    return [family for family in FAMILIES if family in present] + sorted(present - set(FAMILIES))
+
+
+def _look(family: str) -> tuple[str, str, str]:
+    """Name, colour and marker of a family."""
+    return FAMILIES.get(family, (f"{family} head", "#7F7F7F", "v"))
+
+
 def _legend_entry(plt: Any, family: str) -> Any:
-    name, colour, marker = FAMILIES[family]
+    name, colour, marker = _look(family)
     line = (0, (4, 3)) if family == "softmax" else "none"
     return plt.Line2D(
         [], [], color=colour, marker=marker, linestyle=line, markersize=7, markeredgecolor="white", label=name
@@ -108,10 +119,9 @@ def _legend_entry(plt: Any, family: str) -> Any:
 
 
 def _draw_panel(axis: Any, rows: Sequence[Row]) -> None:
-    for family, (_, colour, marker) in FAMILIES.items():
+    for family in _families(rows):
+        _, colour, marker = _look(family)
         chosen = [row for row in rows if row.family == family]
-        if not chosen:
-            continue
         means = [row.values["top1"].mean for row in chosen]
         bars = [row.values["top1"].half_width or 0.0 for row in chosen]
         axis.errorbar(
@@ -129,7 +139,7 @@ def _draw_panel(axis: Any, rows: Sequence[Row]) -> None:
 
 def _label_panel(axis: Any, rows: Sequence[Row]) -> None:
     points = [
-        (row.parameters, row.values["top1"].mean, _short(row), FAMILIES[row.family][1])
+        (row.parameters, row.values["top1"].mean, _short(row), _look(row.family)[1])
         for row in rows
         if not row.is_reference
     ]
@@ -147,7 +157,7 @@ def _draw_curve(axis: Any, label: str, group: Sequence[Result], colour: str) -> 
 
 
 def _is_bitwise(result: Result) -> bool:
-    return family_of(result) in ("linear", "mtl")
+    return family_of(result) not in ("softmax", "codeword")
 
 
 def _short(row: Row) -> str:

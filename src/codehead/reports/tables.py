@@ -108,5 +108,5 @@ def seconds(value: Estimate | None) -> str:
 
 def _node_loss(row: Row) -> str:
     """Final mean training loss per node; a loss over V tokens is none."""
-    is_bitwise = row.family in ("linear", "mtl")
+    is_bitwise = row.family not in ("softmax", "codeword")
     return number(row.values.get("train_loss"), 4) if is_bitwise else ABSENT
