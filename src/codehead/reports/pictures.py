@@ -62,7 +62,8 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> Path:
         axes[0][0].set_ylabel("top-1 next-token accuracy")
         handles = [_legend_entry(plt, family) for family in _families(rows)]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        axes[0][0].set_ylim(bottom=0, top=1.12 * max(row.values["top1"].mean for row in rows))
+        best = max(row.values["top1"].mean for row in rows)
+        axes[0][0].set_ylim(bottom=0, top=1.12 * best or 0.01)
         for axis, budget in zip(axes[0], budgets, strict=True):
             _label_panel(axis, [row for row in rows if row.budget == budget])
         return _save(figure, path)
