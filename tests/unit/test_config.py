@@ -81,11 +81,26 @@ def test_finetuning_defaults_to_lora():
         ({"seed": -1}, "seed is -1"),
         ({"dtype": "floot32"}, r"unknown dtype 'floot32'; did you mean 'float32'\?"),
         ({"output_dir": ""}, "output_dir is ''"),
+        ({"training.max_steps": "abc"}, "training.max_steps is 'abc'; give a whole number"),
+        ({"training.max_steps": 2.5}, r"training.max_steps is 2\.5; give a whole number"),
+        ({"training.learning_rate": "abc"}, "training.learning_rate is 'abc'; give a number"),
+        ({"training.bf16": 1}, "training.bf16 is 1; give true or false"),
+        ({"lora.alpha": "abc"}, "lora.alpha is 'abc'; give a number"),
+        ({"lora.dropout": "abc"}, "lora.dropout is 'abc'; give a number"),
+        ({"data.validation": 5}, "data.validation is 5; give text or null"),
+        ({"training.eval_strategy": "steps"}, "eval_strategy is 'steps', which needs validation data"),
     ],
 )
 def test_mistakes_are_named(yaml_file, override, message):
     with pytest.raises(ConfigurationError, match=message):
         RunConfig.from_yaml(yaml_file, override)
+
+
+def test_evaluation_needs_validation_data_of_either_kind(yaml_file):
+    overrides = {"training.eval_strategy": "steps", "training.warmup_steps": 3, "training.save_total_limit": None}
+    for key, value in (("validation", "b.txt"), ("validation_fraction", 0.1)):
+        assert RunConfig.from_yaml(yaml_file, {**overrides, f"data.{key}": value}).training["eval_strategy"] == "steps"
+    RunConfig.from_yaml(yaml_file, {"training.eval_strategy": "no"})
 
 
 def test_missing_keys_are_named():
@@ -108,6 +123,11 @@ def test_missing_and_broken_files(tmp_path):
     broken.write_text("- a")
     with pytest.raises(ConfigurationError, match="must hold `key: value` lines"):
         RunConfig.from_yaml(broken)
+    with pytest.raises(ConfigurationError, match=r"cannot be read: .*name a YAML file"):
+        RunConfig.from_yaml(tmp_path)
+    broken.write_bytes(b"a: \xff")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        RunConfig.from_yaml(broken)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +147,11 @@ def test_assignments(text, expected):
 def test_an_assignment_needs_an_equals_sign():
     with pytest.raises(ConfigurationError, match="key=value"):
         parse_assignment("training.bf16")
+
+
+def test_an_assignment_of_broken_yaml_names_the_key():
+    with pytest.raises(ConfigurationError, match=r"^a is '\[1', which is not valid YAML \(expected ',' or '\]'"):
+        parse_assignment("a=[1")
 
 
 def test_decision_keys_are_those_of_attach():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
@@ -23,6 +23,7 @@ SOFTMAX_ONLY = {
     "label_smoothing_factor": "smoothing is defined on V logits, which a coded head never forms in training",
     "use_liger_kernel": "its fused loss reads the head as V rows, and would train the wrong objective",
 }
+PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 Block = TypeVar("Block")
 
 
@@ -108,6 +109,7 @@ class RunConfig:
             _check_keys(self.decision, DECISION_KEYS, "decision")
             refuse_softmax_only(self.training)
         self._check_training()
+        self._check_validation()
 
     @property
     def is_pretraining(self) -> bool:
@@ -177,6 +179,15 @@ class RunConfig:
         from transformers import TrainingArguments  # heavy: only a run with a training block needs it
 
         _check_keys(self.training, [f.name for f in fields(TrainingArguments) if f.init], "training")
+        _check_types(TrainingArguments, self.training, "training")
+
+    def _check_validation(self) -> None:
+        strategy = self.training.get("eval_strategy") or "no"
+        if strategy != "no" and not (self.data.validation or self.data.validation_fraction):
+            raise ConfigurationError(
+                f"training.eval_strategy is {strategy!r}, which needs validation data: give data.validation or "
+                "data.validation_fraction, or remove the key"
+            )
 
 
 def refuse_softmax_only(training: Mapping[str, Any]) -> None:
@@ -193,7 +204,13 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise ConfigurationError(f"--set {text!r} is not of the form key=value, as in training.max_steps=100")
-    return key.strip(), yaml.load(value, Loader=_Loader)
+    try:
+        return key.strip(), yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", error)
+        raise ConfigurationError(
+            f"{key.strip()} is {value!r}, which is not valid YAML ({reason}); close every bracket and quote"
+        ) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -202,6 +219,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigurationError(f"configuration file {str(path)!r} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"configuration file {str(path)!r} cannot be read: {error}; name a YAML file"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
@@ -234,6 +255,7 @@ def _block(kind: type[Block], values: Any, name: str) -> Block:
         raise ConfigurationError(f"{name} is {values!r}; it must be a block of `key: value` lines")
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     _check_keys(values, known, name)
+    _check_types(kind, values, name)
     try:
         return kind(**values)
     except TypeError as error:
@@ -250,6 +272,21 @@ def _check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
             full = f"{name}.{key}" if name else str(key)
             hint = did_you_mean(str(key), known) or f"; known: {', '.join(sorted(known))}"
             raise ConfigurationError(f"unknown key {full!r}{hint}")
+
+
+def _check_types(kind: type, values: Mapping[str, Any], name: str) -> None:
+    """Whether the values of the fields of a dataclass `kind` that hold plain numbers or text are of their types."""
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        allowed = set(get_args(hints[key])) or {hints[key]}
+        if allowed <= set(PLAIN) and not _is_one_of(value, allowed):
+            full = f"{name}.{key}" if name else key
+            wanted = " or ".join(word for plain, word in PLAIN.items() if plain in allowed)
+            raise ConfigurationError(f"{full} is {value!r}; give {wanted}")
+
+
+def _is_one_of(value: Any, types: set[type]) -> bool:
+    return type(value) in types or (type(value) is int and float in types)
 
 
 def _require(value: Any, name: str, *, minimum: int) -> None:

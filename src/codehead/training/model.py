@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from codehead.errors import CodeheadError, ConfigurationError
+from codehead.decoding import DECODERS
+from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
+from codehead.losses import LOSSES
 from codehead.models import attach, is_coded
 from codehead.registry import did_you_mean
 from codehead.training.config import RunConfig, refuse_softmax_only
@@ -27,9 +32,27 @@ def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Mod
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_length(model, config.data.block_size, "data.block_size")
     if config.decision is not None:
-        model = attach(model, **config.decision)
+        model = _reread(model, config.decision) if is_coded(model) else attach(model, **config.decision)
     if is_coded(model):
         refuse_softmax_only(config.training)
+    return model
+
+
+def _reread(model: Any, decision: Mapping[str, Any]) -> Any:
+    """A coded model with another loss or decoder: all that can change while its code and head stay."""
+    fixed = sorted(set(decision) - {"loss", "decoder"})
+    if fixed:
+        raise ConfigurationError(
+            f"decision.{fixed[0]} is {decision[fixed[0]]!r}, but this checkpoint is coded already: leave --code, "
+            "--bits, --head, --width away; only --loss and --decoder can change"
+        )
+    loss, decoder = decision.get("loss"), decision.get("decoder")
+    if loss is not None:
+        LOSSES.get(loss)
+        model.decision.loss_name = loss
+    if decoder is not None:
+        DECODERS.get(decoder)
+        model.decision.decoder_name = decoder
     return model
 
 
@@ -48,9 +71,24 @@ def load_model(name: str, *, dtype: str = "float32") -> Any:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except CodeheadError:
         raise
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {name!r} could not be loaded: {error}") from error
     return _with_causal_loss(model)
+
+
+def _damaged(name: str) -> str:
+    """The first weight file of a local model that cannot be opened; for a hub id its name."""
+    for file in sorted(Path(name).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError:
+            return str(file)
+    return f"a weight file of {name!r}"
 
 
 def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> nn.Module:
@@ -103,7 +141,7 @@ def max_length(model: nn.Module) -> int | None:
 
 
 def check_length(model: nn.Module, length: int, name: str) -> None:
-    """Raise ConfigurationError if the model has no positions for the `length` tokens that the option `name` asks for."""
+    """Raise ConfigurationError if the model has no positions for the `length` tokens that option `name` asks for."""
     limit = max_length(model)
     if limit is not None and limit < length:
         raise ConfigurationError(f"{name} is {length}, but the model takes at most {limit} tokens; lower it")
