@@ -1,21 +1,29 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
+import inspect
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from rich.console import Console
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerState, TrainingArguments
 
 from codehead.cli import main as cli
+from codehead.cli.finetune import finetune
 from codehead.cli.options import KEYS
+from codehead.cli.pretrain import pretrain
 from codehead.errors import CheckpointError
 from codehead.evaluation.result import Result
 from codehead.models import is_coded
-from codehead.training.config import RunConfig
+from codehead.training import progress
+from codehead.training.config import DECISION_KEYS, RunConfig
 from codehead.training.model import load_model
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 
@@ -116,6 +124,15 @@ def test_attach_saves_a_coded_checkpoint(coded):
     assert model.decision.table.length == 20
 
 
+def test_attach_passes_options_of_code_and_head(codehead, place, tmp_path):
+    options = ("--bits", 20, "--param", "candidates=2", "--head-param", "bias=true")
+    status, _, err = codehead("attach", place / "model", "--out", tmp_path / "out", *options)
+    assert status == 0, err
+    model = load_model(str(tmp_path / "out"))
+    assert model.get_output_embeddings().bias is not None
+    assert model.config.quantization_config["params"]["candidates"] == 2
+
+
 def test_attach_does_not_write_over_files(codehead, place, coded):
     status, _, err = codehead("attach", place / "model", "--out", coded)
     assert status == 2
@@ -128,6 +145,7 @@ def test_evaluate_prints_and_writes(codehead, place, coded, tmp_path):
     status, out, err = codehead("evaluate", coded, *arguments, "--out", file)
     assert status == 0, err
     assert "bits per byte" in out
+    assert "%  evaluating, 0:00:00 elapsed" in err
     result = Result.read(file)
     assert result.metrics["generation"]["new_tokens"] == 2
     assert result.metrics["size"]["head_parameters"] == 16 * 20
@@ -139,6 +157,9 @@ def test_evaluate_prints_and_writes(codehead, place, coded, tmp_path):
     file.write_text(file.read_text().replace('"top1": 0', '"top1": 1'))
     with pytest.raises(CheckpointError, match="edited by hand"):
         Result.read(file)
+    assert codehead("evaluate", coded, *arguments, "--out", file)[0] == 2
+    assert codehead("evaluate", coded, *arguments, "--out", file, "--overwrite")[0] == 0
+    assert Result.read(file).metrics["top1"] == result.metrics["top1"]
 
 
 def test_evaluate_a_stock_model_as_json(codehead, place):
@@ -249,6 +270,27 @@ def test_finetune_with_a_file_and_flags_over_it(codehead, place, tmp_path):
     assert "finished" in err
 
 
+def test_finetune_a_coded_model_with_another_loss_and_decoder(codehead, place, coded, tmp_path):
+    out = tmp_path / "run"
+    run = ("--train", place / "text.txt", "--out", out, "--block-size", 16, "--max-steps", 1, "--adapt", "head")
+    status, _, err = codehead("finetune", "--model", coded, *run, "--loss", "codeword", "--decoder", "hamming")
+    assert status == 0, err
+    decision, before = load_model(str(out)).decision, load_model(str(coded)).decision
+    assert (decision.loss_name, decision.decoder_name) == ("codeword", "hamming")
+    assert torch.equal(decision.table.sign_plane, before.table.sign_plane)
+
+
+def test_finetune_passes_options_of_code_and_head(codehead, place, tmp_path):
+    out = tmp_path / "run"
+    run = ("--train", place / "text.txt", "--out", out, "--block-size", 16, "--max-steps", 1, "--adapt", "head")
+    options = ("--set", "decision.head_params={bias: true}", "--set", "decision.code_params.candidates=2")
+    status, _, err = codehead("finetune", "--model", place / "model", *run, "--bits", 20, *options)
+    assert status == 0, err
+    model = load_model(str(out))
+    assert model.get_output_embeddings().bias is not None
+    assert model.config.quantization_config["params"]["candidates"] == 2
+
+
 def test_each_training_command_refuses_the_other_kind(codehead, place, tmp_path):
     common = ("--train", place / "text.txt", "--out", tmp_path / "run")
     status, _, err = codehead("pretrain", "--model", place / "model", *common)
@@ -265,6 +307,14 @@ def test_every_flag_sets_a_key_that_exists():
         assert block in values
         if block in ("data", "lora"):
             assert name in values[block]
+    assert {key.partition(".")[2] for key in KEYS.values() if key.startswith("decision.")} <= set(DECISION_KEYS)
+    training = {key.partition(".")[2] for key in KEYS.values() if key.startswith("training.")}
+    assert training <= {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+@pytest.mark.parametrize("command", [pretrain, finetune])
+def test_every_flag_sets_a_key(command):
+    assert set(inspect.signature(command).parameters) - set(KEYS) == {"context", "config", "assignments", "overwrite"}
 
 
 # --- how errors are told
@@ -274,6 +324,59 @@ def test_errors_are_one_message_without_traceback(codehead, place):
     status, out, err = codehead("evaluate", place / "model", "--data", place / "none.txt")
     assert (status, out) == (2, "")
     assert err.strip() == f"Error: data file '{place / 'none.txt'}' does not exist"
+
+
+@pytest.fixture
+def places(place, coded, tmp_path):
+    """What the mistakes below need: a file, a folder, a model that is cut off; and the models of this module."""
+    (tmp_path / "file").write_text("not a folder")
+    shutil.copytree(place / "model", tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return {"here": tmp_path, "model": place / "model", "coded": coded, "text": place / "text.txt"}
+
+
+TRAIN = "--train {text} --out {here}/run"
+MISTAKES = {
+    f"finetune --model {{model}} {TRAIN} --set a=[1": "a is '[1', which is not valid YAML",
+    f"pretrain --model {{{{model_type:gpt2 {TRAIN}": "model is '{model_type:gpt2', which is not valid YAML",
+    "finetune --config {here}": "cannot be read",
+    "attach {model} --out {here}/file": "is a file; name another folder",
+    "finetune --model {model} --train {text} --out {here}/file": "is a file; name another folder",
+    "finetune --model {model} --train {text} --out {here}/file/run": "is a file; name another folder",
+    "demo --out {here}/file": "is a file; name another folder",
+    "experiment run x.yaml --out {here}/file": "is a file; name another folder",
+    "evaluate none --data none --out {here}": "is a folder; name a file in it",
+    "evaluate none --data none --out {here}/file": "exists already; choose another file or use --overwrite",
+    "code gray --classes 4 --out {here}": "is a folder; name a file in it",
+    f"finetune --model {{model}} {TRAIN} --set training.eval_strategy=steps": "give data.validation or",
+    f"finetune --model {{model}} {TRAIN} --set training.max_steps=abc": "training.max_steps is 'abc'; give a whole",
+    f"finetune --model {{model}} {TRAIN} --set lora.alpha=abc": "lora.alpha is 'abc'; give a number",
+    f"finetune --model {{coded}} {TRAIN} --block-size 16 --bits 9": "leave --code, --bits, --head, --width away",
+    f"finetune --model {{coded}} {TRAIN} --block-size 16 --loss bitwize": "unknown loss 'bitwize'; did you mean",
+    "evaluate {here}/cut --data {text}": "cut/model.safetensors is not a complete safetensors file",
+    "attach {model} --out {here}/coded --head-param bias": "--head-param 'bias' is not KEY=VALUE",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_are_told_in_one_message(codehead, places, line):
+    status, out, err = codehead(*(word.format(**places) for word in line.split()))
+    assert (status, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert MISTAKES[line] in err
+
+
+def test_ctrl_c_in_any_command_is_told(codehead, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codehead.evaluation.checkpoint.evaluate_checkpoint", interrupted)
+    status, out, err = codehead("evaluate", "m", "--data", "d")
+    assert (status, out, err.strip()) == (130, "", "Interrupted.")
+    monkeypatch.setattr("codehead.protocols.experiment.Experiment.from_yaml", interrupted)
+    status, _, err = codehead("experiment", "run", "x.yaml", "--out", tmp_path)
+    assert (status, err.strip()) == (130, "Interrupted; give the same command again to go on.")
 
 
 def test_ctrl_c_tells_how_to_go_on(codehead, place, tmp_path, monkeypatch):
@@ -292,6 +395,44 @@ def test_ctrl_c_tells_how_to_go_on(codehead, place, tmp_path, monkeypatch):
     status, _, err = codehead(*arguments)
     assert status == 130
     assert f"Saved: {checkpoint}. The same command" in err
+
+
+# --- progress without a terminal
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves: `clock[0]` are its seconds."""
+    seconds = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds[0])
+    return seconds
+
+
+def test_lines_come_every_ten_seconds_with_the_time_left(clock):
+    out = io.StringIO()
+    with progress.shown(Console(file=out)) as show:
+        for done in range(0, 100, 2):
+            clock[0] = done / 2  # two units of work a second
+            show("early" if done < 60 else "late", done, 100)
+    lines = out.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["0%", "20%", "40%", "60%", "80%"]
+    assert lines[0] == "  0%  early, 0:00:00 elapsed"
+    assert lines[3] == " 60%  late, 0:00:30 elapsed, about 0:00:20 left"
+
+
+def test_training_lines_count_from_where_the_run_goes_on(clock):
+    out = io.StringIO()
+    told = progress.RichProgress("run", Console(file=out))
+    state = TrainerState(global_step=50, max_steps=100, is_world_process_zero=True)
+    told.on_train_begin(None, state, None)
+    for step in range(51, 101):
+        clock[0], state.global_step = float(step - 50), step
+        told.on_step_end(None, state, None)
+        told.on_log(None, state, None, logs={"loss": step / 10})
+    lines = out.getvalue().splitlines()
+    assert [line.split()[3] for line in lines] == ["50/100", "60/100", "70/100", "80/100", "90/100", "100/100"]
+    assert lines[1] == " 60%  run: step 60/100 loss 5.9000, 0:00:10 elapsed, about 0:00:40 left"
+    assert "loss 10.0000" in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,9 @@ def test_a_file_is_written_once(tmp_path: Path) -> None:
     assert load(path).checksum == build("gray", 10).checksum
     again = run(*arguments[:2], "20", *arguments[3:])
     assert isinstance(again.exception, ConfigurationError)
-    assert "pass --force to overwrite" in str(again.exception)
+    assert "use --overwrite" in str(again.exception)
     assert load(path).num_classes == 10
-    assert run(*arguments[:2], "20", *arguments[3:], "--force").exit_code == 0
+    assert run(*arguments[:2], "20", *arguments[3:], "--overwrite").exit_code == 0
     assert load(path).num_classes == 20
 
 

@@ -7,14 +7,22 @@ from typing import Annotated
 
 import typer
 
+from codehead.cli import options as opt
+from codehead.cli.output import check_empty_folder
+
 
 def attach(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a causal language model.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the coded checkpoint.")],
     code: Annotated[str, typer.Option("--code", help="Design, or a saved codebook.")] = "minrandom",
+    param: opt.Params = None,
     bits: Annotated[int | None, typer.Option("--bits", help="Codeword length n.")] = None,
     head: Annotated[str, typer.Option("--head", help="linear or mtl.")] = "linear",
     width: Annotated[int | None, typer.Option("--width", help="Private width d of an mtl head.")] = None,
+    head_param: Annotated[
+        list[str] | None,
+        typer.Option("--head-param", metavar="KEY=VALUE", help="An option of the head, e.g. bias=true; repeatable."),
+    ] = None,
     loss: Annotated[str, typer.Option("--loss", help="bitwise or codeword.")] = "bitwise",
     decoder: Annotated[
         str, typer.Option("--decoder", help="hamming, manhattan, euclidean or likelihood.")
@@ -25,18 +33,20 @@ def attach(
     """Replace the Softmax head of a model by a code and save it; the new head still has to be trained."""
     from rich.console import Console
 
-    from codehead.errors import ConfigurationError
     from codehead.evaluation.size import model_size
     from codehead.models import attach as attach_to
     from codehead.training.model import load_model
     from codehead.training.quiet import library_bars_hidden
     from codehead.training.tokenizer import load_tokenizer
 
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise ConfigurationError(f"--out {str(out)!r} is not empty; choose another folder or use --overwrite")
+    options = {
+        "code_params": opt.key_values("--param", param),
+        "head_params": opt.key_values("--head-param", head_param),
+    }
+    check_empty_folder(out, overwrite)
     coded = load_model(model, dtype="auto")
     before = model_size(coded).head_parameters
-    attach_to(coded, code, bits, head, width, loss, decoder, seed, keep_head=False)
+    attach_to(coded, code, bits, head, width, loss, decoder, seed, **options, keep_head=False)
     tokenizer = load_tokenizer(model)
     with library_bars_hidden():
         coded.save_pretrained(out)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codehead.cli import options as opt
+from codehead.cli.output import check_file
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -27,21 +30,16 @@ def code(
         int | None, typer.Option("--bits", help="Codeword length n.", show_default="the design's own")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random columns.")] = 0,
-    param: Annotated[
-        list[str] | None,
-        typer.Option("--param", metavar="KEY=VALUE", help="An option of the design; may be repeated."),
-    ] = None,
+    param: opt.Params = None,
     out: Annotated[Path | None, typer.Option("--out", help="Safetensors file to write.", show_default=False)] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Build a codebook and show how good it is: row and column separation, balance, size."""
     from codehead.codes import build, quality
-    from codehead.errors import ConfigurationError
 
-    if out is not None and out.exists() and not force:
-        raise ConfigurationError(f"--out {out} exists already; choose another file, or pass --force to overwrite it")
-    codebook = build(design, classes, bits=bits, seed=seed, **_params(param or []))
+    check_file(out, overwrite)
+    codebook = build(design, classes, bits=bits, seed=seed, **opt.key_values("--param", param))
     measured = quality(codebook)
     if out is not None:
         codebook.save(out)
@@ -49,22 +47,6 @@ def code(
         typer.echo(json.dumps({**_identity(codebook), "quality": measured.as_dict()}, indent=2))
     else:
         _show(codebook, measured, out)
-
-
-def _params(pairs: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE` strings as keyword arguments; a value that is not JSON is a string."""
-    from codehead.errors import ConfigurationError
-
-    params = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise ConfigurationError(f"--param {pair!r} is not KEY=VALUE, e.g. --param candidates=32")
-        try:
-            params[key] = json.loads(value)
-        except ValueError:
-            params[key] = value
-    return params
 
 
 def _identity(codebook: Codebook) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codehead.cli.output import check_file
+
 if TYPE_CHECKING:
     from codehead.evaluation.result import Result
 
@@ -16,6 +18,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Local folder or hub id, coded or not.")],
     data: Annotated[str, typer.Option("--data", help="Hub id or local file (.txt .jsonl .json .parquet).")],
     out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="If not the model's own.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")] = 8,
@@ -39,12 +42,12 @@ def evaluate(
 ) -> None:
     """Measure next-token accuracy, likelihood, bits, speed and size on a text."""
     from rich.console import Console
-    from rich.progress import Progress
 
     from codehead.evaluation.checkpoint import evaluate_checkpoint
+    from codehead.training.progress import shown
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("evaluating", total=None)
+    check_file(out, overwrite)
+    with shown(Console(stderr=True)) as show:
         result = evaluate_checkpoint(
             model,
             data,
@@ -57,7 +60,7 @@ def evaluate(
             subset=subset,
             new_tokens=new_tokens,
             repeats=repeats,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: show("evaluating", done, total),
         )
     if out is not None:
         result.write(out)

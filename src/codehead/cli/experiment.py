@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codehead.cli.output import check_folder
+
 if TYPE_CHECKING:
     from codehead.protocols.experiment import Cell, Experiment
 
@@ -37,6 +39,7 @@ def run(
     """
     from codehead.protocols.experiment import Experiment
 
+    check_folder(out)
     experiment = Experiment.from_yaml(file)
     variables = {**os.environ, **({"CODEHEAD_DATA": str(data_dir)} if data_dir else {})}
     if dry_run:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from codehead.cli import experiment
 from codehead.cli.attach import attach
@@ -22,8 +23,26 @@ from codehead.errors import CodeheadError
 
 FULL_DISK = ("no space left on device", "storagefull", "enforce fail at inline_container")
 
+RESUMED = ("demo", "experiment")
+"""Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""
+
+
+class Commands(TyperGroup):
+    """The commands; one that is stopped by Ctrl-C says so, with exit status 130."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the command that was given."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            remedy = "; give the same command again to go on" if ctx.invoked_subcommand in RESUMED else ""
+            Console(stderr=True).print(f"\nInterrupted{remedy}.", style="yellow")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="codehead",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,11 @@ from typing import Annotated, Any
 import typer
 
 DECISION, DATA, TRAINING = "Decision layer", "Data", "Training"
+
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="KEY=VALUE", help="An option of the design; may be repeated."),
+]
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file of the run; every key below overrides it.")
@@ -73,6 +79,24 @@ KEYS = {
     "batch_size": "training.per_device_train_batch_size",
     "gradient_accumulation_steps": "training.gradient_accumulation_steps",
 }
+
+
+def key_values(flag: str, pairs: list[str] | None) -> dict[str, Any]:
+    """`KEY=VALUE` strings of a flag as keyword arguments; a value that is not JSON is a string."""
+    from codehead.errors import ConfigurationError
+
+    values = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ConfigurationError(
+                f"{flag} {pair!r} is not KEY=VALUE; write the name of the option, =, and its value"
+            )
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
+    return values
 
 
 def overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
+
+from codehead.cli.output import check_folder
 
 if TYPE_CHECKING:
     from codehead.training.config import RunConfig
@@ -15,6 +18,7 @@ def run_training(config: RunConfig, overwrite: bool) -> None:
     """Train; on Ctrl-C say what was saved and leave with status 130."""
     from codehead.training.run import train
 
+    check_folder(Path(config.output_dir).expanduser())
     console = Console(stderr=True, highlight=False)
     try:
         path = train(config, overwrite=overwrite)

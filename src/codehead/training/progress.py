@@ -1,25 +1,87 @@
-"""A progress bar of rich for any Trainer: steps, loss, time left."""
+"""What a long computation shows: a bar of rich on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+LINE_SECONDS = 10
+
+
+class Lines:
+    """Progress where there is no terminal: a line for every new stage, then one every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.begun = False
+        self.started = self.last = 0.0
+        self.first = 0  # work that was done at the start
+        self.stage = ""
+
+    def begin(self, done: int) -> None:
+        """Start the clock, with `done` units of work behind; the first line does so too."""
+        self.begun, self.first, self.started = True, done, time.monotonic()
+
+    def show(self, stage: str, done: int, total: int, detail: str = "", *, always: bool = False) -> None:
+        """Tell that `done` of `total` units of work are done, unless the last line is too young."""
+        if not self.begun:
+            self.begin(done)
+        now = time.monotonic()
+        if stage == self.stage and now - self.last < LINE_SECONDS and not always:
+            return
+        self.stage, self.last = stage, now
+        elapsed = now - self.started
+        left = elapsed / (done - self.first) * (total - done) if done > self.first else None
+        times = f"{_clock(elapsed)} elapsed" + ("" if left is None else f", about {_clock(left)} left")
+        self.console.print(
+            f"{100 * done / max(total, 1):3.0f}%  {stage}{detail}, {times}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+@contextmanager
+def shown(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to call with (stage, work done, work in all): it moves a bar, or prints lines without a terminal."""
+    if not console.is_terminal:
+        yield Lines(console).show
+        return
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, speed_estimate_period=120) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
 
 
 class RichProgress(TrainerCallback):
-    """Shows a bar on a terminal, and one line per log entry elsewhere. Pass it through `callbacks=`."""
+    """Shows steps, loss and time left of any Trainer. Pass it through `callbacks=`."""
 
     def __init__(self, label: str = "training", console: Console | None = None) -> None:
         self.label = label
         self.console = console or Console(stderr=True)
         self.bar: Progress | None = None
         self.task: Any = None
+        self.lines: Lines | None = None
+        self.loss = "loss –"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not (state.is_world_process_zero and self.console.is_terminal):
+        if not state.is_world_process_zero:
+            return
+        self.lines = Lines(self.console)
+        self.lines.begin(state.global_step)
+        if not self.console.is_terminal:
+            self._line(state)
             return
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -30,21 +92,23 @@ class RichProgress(TrainerCallback):
             console=self.console,
         )
         self.bar.start()
-        self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, loss="loss –")
+        self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, loss=self.loss)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step)
+        elif state.global_step < state.max_steps:  # the last step has its line when its loss is logged
+            self._line(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         text = " ".join(f"{key} {logs[key]:.4f}" for key in ("loss", "eval_loss") if key in (logs or {}))
         if not text:
             return
+        self.loss = text
         if self.bar is not None:
             self.bar.update(self.task, loss=text)
-        elif state.is_world_process_zero:
-            step = f"step {state.global_step}/{state.max_steps}"
-            self.console.print(f"{self.label}: {step} {text}", highlight=False)
+        elif state.global_step == state.max_steps:
+            self._line(state, always=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
@@ -54,3 +118,8 @@ class RichProgress(TrainerCallback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+    def _line(self, state: Any, *, always: bool = False) -> None:
+        if self.lines is not None:
+            detail = f": step {state.global_step}/{state.max_steps} {self.loss}"
+            self.lines.show(self.label, state.global_step, state.max_steps, detail, always=always)
