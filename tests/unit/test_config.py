@@ -88,6 +88,9 @@ def test_finetuning_defaults_to_lora():
         ({"lora.alpha": "abc"}, "lora.alpha is 'abc'; give a number"),
         ({"lora.dropout": "abc"}, "lora.dropout is 'abc'; give a number"),
         ({"data.validation": 5}, "data.validation is 5; give text or null"),
+        ({"lora.target_modules": 5}, "lora.target_modules is 5; give auto, or names"),
+        ({"tokenizer": 5}, "tokenizer is 5; give a hub id"),
+        ({"decision.head_params": 3}, "decision.head_params is 3; it must be a block"),
         ({"training.eval_strategy": "steps"}, "eval_strategy is 'steps', which needs validation data"),
     ],
 )
@@ -123,7 +126,7 @@ def test_missing_and_broken_files(tmp_path):
     broken.write_text("- a")
     with pytest.raises(ConfigurationError, match="must hold `key: value` lines"):
         RunConfig.from_yaml(broken)
-    with pytest.raises(ConfigurationError, match=r"cannot be read: .*name a YAML file"):
+    with pytest.raises(ConfigurationError, match=r"cannot be read \(.*name another"):
         RunConfig.from_yaml(tmp_path)
     broken.write_bytes(b"a: \xff")
     with pytest.raises(ConfigurationError, match="cannot be read"):

@@ -72,6 +72,10 @@ class LoraConfig:
         _require(self.r, "lora.r", minimum=1)
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"lora.dropout is {self.dropout!r}; give a number from 0 to below 1")
+        if not isinstance(self.target_modules, str | list):
+            raise ConfigurationError(
+                f"lora.target_modules is {self.target_modules!r}; give auto, or names such as [q_proj, v_proj]"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ class RunConfig:
         self._check_adaptation()
         if self.decision is not None:
             _check_keys(self.decision, DECISION_KEYS, "decision")
+            for key in ("code_params", "head_params"):
+                _check_mapping(self.decision.get(key) or {}, f"decision.{key}")
             refuse_softmax_only(self.training)
         self._check_training()
         self._check_validation()
@@ -155,10 +161,11 @@ class RunConfig:
             if self.tokenizer.get("train") != "bpe":
                 raise ConfigurationError(f"tokenizer.train is {self.tokenizer.get('train')!r}; the only kind is 'bpe'")
             _require(self.tokenizer.get("vocab_size"), "tokenizer.vocab_size", minimum=257)
-        elif self.tokenizer is None and self.is_pretraining:
+        elif not isinstance(self.tokenizer, str) and (self.tokenizer is not None or self.is_pretraining):
+            what = "missing" if self.tokenizer is None else repr(self.tokenizer)
             raise ConfigurationError(
-                "tokenizer is missing; a new model has none of its own: give a hub id, a local folder "
-                "or {train: bpe, vocab_size: 8192}"
+                f"tokenizer is {what}; give a hub id, a local folder or {{train: bpe, vocab_size: 8192}} "
+                "(only an existing model brings its own)"
             )
 
     def _check_adaptation(self) -> None:
@@ -220,9 +227,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigurationError(f"configuration file {str(path)!r} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(
-            f"configuration file {str(path)!r} cannot be read: {error}; name a YAML file"
-        ) from None
+        raise ConfigurationError(f"configuration file {str(path)!r} cannot be read ({error}); name another") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
@@ -249,10 +254,7 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _block(kind: type[Block], values: Any, name: str) -> Block:
-    if values is None:
-        values = {}
-    if not isinstance(values, Mapping):
-        raise ConfigurationError(f"{name} is {values!r}; it must be a block of `key: value` lines")
+    values = {} if values is None else values
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     _check_keys(values, known, name)
     _check_types(kind, values, name)
@@ -264,9 +266,13 @@ def _block(kind: type[Block], values: Any, name: str) -> Block:
         raise ConfigurationError(f"missing: {', '.join(where + key for key in missing)}") from None
 
 
-def _check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
+def _check_mapping(values: Any, name: str) -> None:
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"{name} is {values!r}; it must be a block of `key: value` lines")
+
+
+def _check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
+    _check_mapping(values, name)
     for key in values:
         if key not in known:
             full = f"{name}.{key}" if name else str(key)
