@@ -51,7 +51,7 @@ class Row:
     parameters: int  # of the head
     parameter_share: float | None  # of the reference head's
     values: dict[str, Estimate]
-    """TEST_METRICS on the test split, `share` of the reference's top-1, `train_loss`, `seconds` of training."""
+    """TEST_METRICS on the test split, `share` of the reference's top-1, `train_loss`."""
     is_reference: bool
 
 
@@ -115,14 +115,13 @@ def budget_title(budget: str) -> str:
 
 def _row(group: list[Result], references: list[Result]) -> Row:
     first = group[0]
-    values: dict[str, list[Any]] = {name: [] for name in (*TEST_METRICS, "share", "train_loss", "seconds")}
+    values: dict[str, list[Any]] = {name: [] for name in (*TEST_METRICS, "share", "train_loss")}
     top1 = {result.config["seed"]: result.metrics["test"]["top1"] for result in references}
     for result in group:
         for name in TEST_METRICS:
             values[name].append(result.metrics["test"][name])
         values["share"].append(_ratio(result.metrics["test"]["top1"], top1.get(result.config["seed"])))
         values["train_loss"].append(final_loss(result.metrics["history"]))
-        values["seconds"].append(result.metrics["train_seconds"])
     parameters = first.metrics["size"]["head_parameters"]
     whole = references[0].metrics["size"]["head_parameters"] if references else None
     return Row(

@@ -38,7 +38,6 @@ def columns(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None =
         Column("Top-5", lambda row: percent(row.values.get("top5")), is_wide=True),
         Column("Perplexity", lambda row: number(row.values.get("perplexity"), 1), is_wide=True),
         Column("Bits/byte", lambda row: number(row.values.get("bits_per_byte"), 3), is_wide=True),
-        Column("Training", lambda row: seconds(row.values.get("seconds")), is_wide=True),
     ]
     for heading, texts in (extra or {}).items():
         usual.append(Column(heading, lambda row, texts=texts: texts.get(row.label, ABSENT)))  # type: ignore[misc]
@@ -99,11 +98,6 @@ def number(value: Estimate | None, digits: int) -> str:
         return ABSENT
     interval = "" if value.half_width is None else f" ± {value.half_width:,.{digits}f}"
     return f"{value.mean:,.{digits}f}{interval}"
-
-
-def seconds(value: Estimate | None) -> str:
-    """Seconds without an interval: times are comparable on one machine only."""
-    return ABSENT if value is None else f"{value.mean:.0f} s"
 
 
 def _node_loss(row: Row) -> str:

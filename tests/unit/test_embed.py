@@ -1,0 +1,45 @@
+"""Tables in documents come from result files, and the committed ones are up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from codehead.errors import DataError
+from codehead.reports.embed import BLOCK, embed, rendered
+from codehead.reports.summary import read_results, summarise
+from codehead.reports.tables import markdown_table
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKED = [path for path in DOCUMENTS if BLOCK.search(path.read_text(encoding="utf-8"))]
+RESULTS = ROOT / "results" / "tinystories-8192"
+
+
+def test_some_document_shows_results():
+    assert ROOT / "README.md" in MARKED
+
+
+@pytest.mark.parametrize("document", MARKED, ids=lambda path: path.name)
+def test_committed_tables_are_those_of_the_committed_results(document):
+    text = document.read_text(encoding="utf-8")
+    assert rendered(text, document.parent) == text
+
+
+def test_a_typed_number_is_replaced(tmp_path):
+    document = tmp_path / "page.md"
+    budget = summarise(read_results(RESULTS))[0].budget
+    document.write_text(f"Before.\n<!-- results: {RESULTS} {budget} -->\n| 99% |\n<!-- end of results -->\nAfter.\n")
+    assert embed(document)
+    text = document.read_text(encoding="utf-8")
+    assert "99%" not in text
+    assert markdown_table([row for row in summarise(read_results(RESULTS)) if row.budget == budget]) in text
+    assert text.startswith("Before.\n")
+    assert text.endswith("After.\n")
+    assert not embed(document)
+
+
+def test_a_budget_without_results_is_named():
+    with pytest.raises(DataError, match="has the budget '7M'"):
+        rendered(f"<!-- results: {RESULTS} 7M -->\n<!-- end of results -->", ROOT)
