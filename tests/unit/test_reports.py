@@ -156,3 +156,9 @@ def test_a_head_registered_elsewhere_is_drawn_and_listed_like_the_others(tmp_pat
     assert (path.parent / "tradeoff.png").is_file()
     (row,) = [line for line in path.read_text(encoding="utf-8").splitlines() if "| 300 |" in line]
     assert "0.05" in row  # its loss per node
+
+
+def test_the_number_of_seeds_is_shown_where_it_differs() -> None:
+    even, uneven = summarise(made_up()), summarise(made_up()[:-1])
+    assert "Seeds" not in markdown_table(even)
+    assert "| Minimal ECOC (13, 0) | 1 | 20 |" in markdown_table(uneven)
