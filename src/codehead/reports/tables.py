@@ -28,8 +28,10 @@ class Column:
 
 def columns(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None = None) -> list[Column]:
     """The columns that at least one row fills. `extra` adds columns: heading → label of a row → text."""
+    differ = len({row.seeds for row in rows}) > 1
     usual = [
         Column("Head", lambda row: row.label, is_text=True, brief=lambda row: row.label.replace(", ", ",")),
+        Column("Seeds", lambda row: str(row.seeds) if differ else ABSENT, is_wide=True),
         Column("Params", lambda row: f"{row.parameters:,}"),
         Column("of Softmax", lambda row: percent(row.parameter_share)),
         Column("Loss/node", _node_loss, brief=lambda row: _node_loss(row).split(" ±")[0]),
