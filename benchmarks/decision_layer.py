@@ -142,6 +142,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return metrics
 
 
+def table(result: Result) -> str:
+    """The ratios of a result as Markdown; written beside the result file, never by hand."""
+    kinds = {f"{batch} tokens, first choice": figures for batch, figures in result.metrics["inference"].items()}
+    kinds[f"{result.config['tokens']} tokens, training step"] = result.metrics["training"]
+    hardware, config = result.provenance["hardware"], result.config
+    lines = [
+        f"Time of the decision layer alone as a share of the Softmax layer's, H = {config['hidden_size']:,}, "
+        f"V = {config['vocab_size']:,}, {result.metrics['dtype']}, {hardware['gpu'] or hardware['cpu']}, "
+        f"{hardware['threads']} threads; medians of {config['repeats']} interleaved repeats.\n",
+        "| layer | " + " | ".join(kinds) + " |",
+        "| --- |" + " ---: |" * len(kinds),
+    ]
+    for name in result.metrics["training"]:
+        ratios = (figures[name]["ratio_to_softmax"] for figures in kinds.values())
+        lines.append(f"| {name} | " + " | ".join(f"{100 * ratio:.1f}%" for ratio in ratios) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Parse the command line, measure, write the result file and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -156,9 +174,10 @@ def main() -> None:
     metrics = measure(options)
     config = {key: value for key, value in vars(options).items() if key != "out"}
     record = {**provenance(seed=SEED), "started_at": started, "wall_seconds": round(time.monotonic() - start, 1)}
-    Result("decision-layer", config, metrics, record).write(options.out)
-    for kind, figures in [*metrics["inference"].items(), ("training", metrics["training"])]:
-        print(kind, {name: round(entry["ratio_to_softmax"], 3) for name, entry in figures.items()})
+    result = Result("decision-layer", config, metrics, record)
+    result.write(options.out)
+    options.out.with_suffix(".md").write_text(table(result), encoding="utf-8")
+    print(table(result))
 
 
 if __name__ == "__main__":
