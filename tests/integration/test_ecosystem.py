@@ -8,13 +8,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from architectures import VOCAB, tokens
+from architectures import CONFIGS, VOCAB, tokens
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import codehead
 from codehead.errors import ConfigurationError
+from codehead.models.stock import head_path
+from codehead.training.model import attention_projections, is_transposed
 
 # transformers renamed its switches; PEFT and the Trainer still use the old names.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning")
@@ -146,12 +148,20 @@ def test_liger_in_the_trainer_is_refused(coded, tmp_path, monkeypatch):
         run.train()
 
 
-@LAYER
-def test_lora_trains_saves_reloads_and_merges(layer, coded, tmp_path):
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("name", "layer"), [*(("llama", layer) for layer in LAYERS), *((name, "linear") for name in CONFIGS)]
+)
+def test_lora_trains_saves_reloads_and_merges(name, layer, tied, coded, tmp_path):
     def base():
-        return coded("llama", tied=False, **LAYERS[layer])
+        return coded(name, tied=tied, **LAYERS[layer])
 
-    model = get_peft_model(base(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"]))
+    plain = base()
+    targets = attention_projections(plain)
+    settings = LoraConfig(
+        r=2, target_modules=targets, modules_to_save=[head_path(plain)], fan_in_fan_out=is_transposed(plain, targets)
+    )
+    model = get_peft_model(plain, settings)
     before = model.get_output_embeddings().weight.detach().clone()
     trainer(model, tmp_path / "run").train()
     assert not torch.equal(model.get_output_embeddings().weight, before)
