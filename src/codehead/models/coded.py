@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, is_grad_enabled, nn
 from torch.nn import functional as F
 
+from codehead.layer import Decision
 from codehead.losses import IGNORE
 from codehead.models import guards, manifest, stock
 from codehead.models.description import Description
@@ -25,19 +26,26 @@ class CodedCausalLM:
     the codeword posterior.
     """
 
+    # What the stock class brings; declared, not defined.
+    _stock_class: Any
+    config: Any
+    decision: Decision
+    training: bool
+    get_input_embeddings: Callable[[], nn.Module]
+
     accepts_loss_kwargs = True  # Trainer: divide by num_items_in_batch in the model, not by accumulation steps
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """`type(model)(config)` and `type(model).from_pretrained` start without a decision layer."""
         if not args and not kwargs:  # an empty shell, as copies and the replicas of DataParallel start
             return object.__new__(cls)
-        return cls._stock_class(*args, **kwargs)  # type: ignore[attr-defined]
+        return cls._stock_class(*args, **kwargs)
 
     def bit_logits(self, *args: Any, **kwargs: Any) -> Tensor:
         """Bit logits `(batch, length, n)` of the inputs that `forward` takes; labels are ignored."""
         for name in ("labels", "shift_labels", "num_items_in_batch", "output_token_logits"):
             kwargs.pop(name, None)
-        return self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True}).logits  # type: ignore[attr-defined]
+        return self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True}).logits
 
     def _decide(self, outputs: Any, labels: Tensor | None, num_items: Tensor | int | None, wanted: bool | None) -> Any:
         """Outputs with the loss and the token logits in place of the bit logits `(batch, length, n)`.
@@ -47,18 +55,18 @@ class CodedCausalLM:
         bit_logits, loss = outputs.logits, None
         if labels is not None:
             loss = self._loss(outputs, labels, num_items)
-        elif not self.training:  # type: ignore[attr-defined]
+        elif not self.training:
             guards.refuse_nan(bit_logits)
-        elif is_grad_enabled() and wanted is None and self.decision.loss_name == "bitwise":  # type: ignore[attr-defined]
+        elif is_grad_enabled() and wanted is None and self.decision.loss_name == "bitwise":
             guards.refuse_posterior_loss()
         if wanted is None:
-            wanted = labels is None or not self.training  # type: ignore[attr-defined]
-        logits = self.decision.logits(bit_logits) if wanted else None  # type: ignore[attr-defined]
+            wanted = labels is None or not self.training
+        logits = self.decision.logits(bit_logits) if wanted else None
         return type(outputs)(**{**outputs, "loss": loss, "logits": logits})
 
     def _loss(self, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         """The loss of the decision layer, plus the load balancing loss that mixtures of experts report."""
-        loss = self.decision.loss(outputs.logits, labels, num_items)  # type: ignore[attr-defined]
+        loss = self.decision.loss(outputs.logits, labels, num_items)
         router = getattr(outputs, "aux_loss", None)
         if isinstance(router, Tensor):
             loss = loss + stock.router_coefficient(self) * router.to(loss.device)
@@ -71,22 +79,22 @@ class CodedCausalLM:
         mean_resizing: bool = True,
     ) -> nn.Module:
         """The input embedding, if the number of tokens stays the same; a ConfigurationError otherwise."""
-        num_classes = self.decision.table.num_classes  # type: ignore[attr-defined]
+        num_classes = self.decision.table.num_classes
         size = num_classes if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             size = math.ceil(size / pad_to_multiple_of) * pad_to_multiple_of
         guards.refuse_resize(size, num_classes)
-        return self.get_input_embeddings()  # type: ignore[attr-defined]
+        return self.get_input_embeddings()
 
     def _get_resized_lm_head(self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **_: Any) -> nn.Module:
-        num_classes = self.decision.table.num_classes  # type: ignore[attr-defined]
+        num_classes = self.decision.table.num_classes
         guards.refuse_resize(num_classes if new_num_tokens is None else new_num_tokens, num_classes)
         return old_lm_head
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`."""
         save = super().save_pretrained  # type: ignore[misc]
-        self.config.quantization_config = Description.current(self).to_dict()  # type: ignore[attr-defined]
+        self.config.quantization_config = Description.current(self).to_dict()
         is_main = args[0] if args else kwargs.get("is_main_process", True)
         if is_main and not kwargs.get("push_to_hub") and not kwargs.get("distributed_checkpoint"):
             with manifest.staged(save_directory, kwargs.get("variant")) as folder:
@@ -101,7 +109,7 @@ class CodedCausalLM:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle by the stock class, which can be imported by name."""
-        return _rebuild, (self._stock_class,), self.__dict__  # type: ignore[attr-defined]
+        return _rebuild, (self._stock_class,), self.__dict__
 
 
 def _rebuild(base: type) -> Any:
