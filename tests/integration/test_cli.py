@@ -345,7 +345,7 @@ MISTAKES = {
     "finetune --model {model} --train {text} --out {here}/file": "is a file; name another folder",
     "finetune --model {model} --train {text} --out {here}/file/run": "is a file; name another folder",
     "demo --out {here}/file": "is a file; name another folder",
-    "experiment run x.yaml --out {here}/file": "is a file; name another folder",
+    "protocol run x.yaml --out {here}/file": "is a file; name another folder",
     "evaluate none --data none --out {here}": "is a folder; name a file in it",
     "evaluate none --data none --out {here}/file": "exists already; choose another file or use --overwrite",
     "code gray --classes 4 --out {here}": "is a folder; name a file in it",
@@ -374,8 +374,8 @@ def test_ctrl_c_in_any_command_is_told(codehead, tmp_path, monkeypatch):
     monkeypatch.setattr("codehead.evaluation.checkpoint.evaluate_checkpoint", interrupted)
     status, out, err = codehead("evaluate", "m", "--data", "d")
     assert (status, out, err.strip()) == (130, "", "Interrupted.")
-    monkeypatch.setattr("codehead.protocols.experiment.Experiment.from_yaml", interrupted)
-    status, _, err = codehead("experiment", "run", "x.yaml", "--out", tmp_path)
+    monkeypatch.setattr("codehead.protocols.protocol.Protocol.from_yaml", interrupted)
+    status, _, err = codehead("protocol", "run", "x.yaml", "--out", tmp_path)
     assert (status, err.strip()) == (130, "Interrupted; give the same command again to go on.")
 
 

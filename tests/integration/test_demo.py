@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def metrics(out: Path) -> dict[str, dict[str, Any]]:
     """Everything measured that is not a time, by head."""
     results = [Result.read(path) for path in sorted((out / "results").glob("*.json"))]
-    return {result.config["head"]: {**result.metrics, "train_seconds": None, "history": None} for result in results}
+    return {result.config["cell"]: {**result.metrics, "train_seconds": None, "history": None} for result in results}
 
 
 def test_every_head_is_measured_on_the_same_tokens(finished: Path) -> None:

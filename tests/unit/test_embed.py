@@ -29,17 +29,17 @@ def test_committed_tables_are_those_of_the_committed_results(document):
 
 def test_a_typed_number_is_replaced(tmp_path):
     document = tmp_path / "page.md"
-    budget = summarise(read_results(RESULTS))[0].budget
-    document.write_text(f"Before.\n<!-- results: {RESULTS} {budget} -->\n| 99% |\n<!-- end of results -->\nAfter.\n")
+    setting = summarise(read_results(RESULTS))[0].setting
+    document.write_text(f"Before.\n<!-- results: {RESULTS} {setting} -->\n| 99% |\n<!-- end of results -->\nAfter.\n")
     assert embed(document)
     text = document.read_text(encoding="utf-8")
     assert "99%" not in text
-    assert markdown_table([row for row in summarise(read_results(RESULTS)) if row.budget == budget]) in text
+    assert markdown_table([row for row in summarise(read_results(RESULTS)) if row.setting == setting]) in text
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")
     assert not embed(document)
 
 
-def test_a_budget_without_results_is_named():
-    with pytest.raises(DataError, match="has the budget '7M'"):
+def test_a_setting_without_results_is_named():
+    with pytest.raises(DataError, match="has the setting '7M'"):
         rendered(f"<!-- results: {RESULTS} 7M -->\n<!-- end of results -->", ROOT)

@@ -14,10 +14,10 @@ from codehead.evaluation.result import Result
 from codehead.reports.render import render
 from codehead.reports.summary import (
     Estimate,
-    budget_size,
     final_loss,
     label_of,
     read_results,
+    setting_size,
     summarise,
     t_quantile,
 )
@@ -30,13 +30,13 @@ PROVENANCE = {"hardware": HARDWARE, "packages": {"torch": "2", "transformers": "
 
 
 def result(
-    head: str, seed: int, top1: float, decision: dict[str, Any] | None, parameters: int, budget: str = ""
+    head: str, seed: int, top1: float, decision: dict[str, Any] | None, parameters: int, setting: str = ""
 ) -> Result:
     test = {"top1": top1, "top5": 2 * top1, "perplexity": 10.0, "bits_per_byte": 1.5}
     test |= {"node_loss": None, "bit_accuracy": None} if decision is None else {"node_loss": 0.3, "bit_accuracy": 0.9}
     return Result(
         f"made-up/{head}/{seed}",
-        {"experiment": "made-up", "head": head, "budget": budget, "seed": seed, "reference": "softmax"},
+        {"protocol": "made-up", "cell": head, "setting": setting, "seed": seed, "reference": "softmax"},
         {
             "test": test,
             "size": {"head_parameters": parameters},
@@ -48,15 +48,15 @@ def result(
     )
 
 
-def made_up(budget: str = "") -> list[Result]:
+def made_up(setting: str = "") -> list[Result]:
     """Two seeds; the MTL head reaches 80% and 90% of the Softmax of the same seed."""
     return [
-        result("softmax", 0, 0.50, None, 1000, budget),
-        result("softmax", 1, 0.40, None, 1000, budget),
-        result("mtl", 0, 0.40, MTL, 500, budget),
-        result("mtl", 1, 0.36, MTL, 500, budget),
-        result("minimal", 0, 0.10, LINEAR, 20, budget),
-        result("minimal", 1, 0.10, LINEAR, 20, budget),
+        result("softmax", 0, 0.50, None, 1000, setting),
+        result("softmax", 1, 0.40, None, 1000, setting),
+        result("mtl", 0, 0.40, MTL, 500, setting),
+        result("mtl", 1, 0.36, MTL, 500, setting),
+        result("minimal", 0, 0.10, LINEAR, 20, setting),
+        result("minimal", 1, 0.10, LINEAR, 20, setting),
     ]
 
 
@@ -99,8 +99,8 @@ def test_final_loss_is_the_mean_of_the_last_tenth() -> None:
     assert final_loss([]) is None
 
 
-def test_budgets_sort_by_size() -> None:
-    assert sorted(["40M", "2.4M", "1B", "500k", "long"], key=budget_size) == ["500k", "2.4M", "40M", "1B", "long"]
+def test_settings_sort_by_size() -> None:
+    assert sorted(["40M", "2.4M", "1B", "500k", "long"], key=setting_size) == ["500k", "2.4M", "40M", "1B", "long"]
 
 
 def test_the_label_names_another_loss() -> None:

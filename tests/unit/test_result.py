@@ -27,7 +27,7 @@ def test_written_and_read(result, tmp_path):
         (lambda values: values.pop("checksum"), "does not match its checksum"),
         (lambda values: values.pop("config"), "missing or unknown fields: config"),
         (lambda values: values.update(more=1), "missing or unknown fields: more"),
-        (lambda values: values.update(schema_version=2), "schema_version 2"),
+        (lambda values: values.update(schema_version=3), "schema_version 3"),
     ],
 )
 def test_edited_files_are_refused(result, tmp_path, edit, message):

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from codehead.cli import experiment
+from codehead.cli import protocol
 from codehead.cli.attach import attach
 from codehead.cli.code import code
 from codehead.cli.demo import demo
@@ -23,7 +23,7 @@ from codehead.errors import CodeheadError
 
 FULL_DISK = ("no space left on device", "storagefull", "enforce fail at inline_container")
 
-RESUMED = ("demo", "experiment")
+RESUMED = ("demo", "protocol")
 """Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""
 
 
@@ -49,7 +49,7 @@ app = typer.Typer(
 )
 for command in (demo, params, code, attach, pretrain, finetune, evaluate, generate):
     app.command()(command)
-app.add_typer(experiment.app, name="experiment")
+app.add_typer(protocol.app, name="protocol")
 
 
 @app.callback(invoke_without_command=True)

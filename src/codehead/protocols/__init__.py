@@ -1,1 +1,1 @@
-"""Protocols: an experiment is a committed file, a run is resumable, a report is rendered from results."""
+"""Protocols: a protocol is a committed file, a run is resumable, a report is rendered from results."""

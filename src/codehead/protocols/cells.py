@@ -1,4 +1,4 @@
-"""One cell of an experiment: train, evaluate, measure the size → one result."""
+"""One cell of a protocol: train, evaluate, measure the size → one result."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.result import Result
 from codehead.evaluation.size import config_shape, model_shape, model_size
 from codehead.models import is_coded
-from codehead.protocols.experiment import HALF, Cell, Experiment, expand, half_width, run_config
 from codehead.protocols.preparation import point_to
+from codehead.protocols.protocol import HALF, Cell, Protocol, expand, half_width, run_config
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
 from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def run_cell(
-    experiment: Experiment,
+    protocol: Protocol,
     cell: Cell,
     folder: Path,
     shared: Mapping[str, Any],
@@ -40,15 +40,15 @@ def run_cell(
     record = train_once(config, callbacks)
     model = load_model(str(folder)).to(default_device())
     metrics = {
-        "test": _evaluate(model, folder, config, config.data.test, "test", experiment.batch_size),
-        "validation": _evaluate(model, folder, config, config.data.validation, "validation", experiment.batch_size),
+        "test": _evaluate(model, folder, config, config.data.test, "test", protocol.batch_size),
+        "validation": _evaluate(model, folder, config, config.data.validation, "validation", protocol.batch_size),
         "size": model_size(model).as_dict(),
         "decision": describe(model),
         "model_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_seconds": record["provenance"]["wall_seconds"],
         "history": [entry for entry in record["log_history"] if "loss" in entry],
     }
-    return Result(f"{experiment.name}/{cell.key}", result_config(experiment, cell), metrics, record["provenance"])
+    return Result(f"{protocol.name}/{cell.key}", result_config(protocol, cell), metrics, record["provenance"])
 
 
 def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
@@ -81,20 +81,20 @@ def cell_config(cell: Cell, folder: Path, shared: Mapping[str, Any], variables: 
     config = run_config(cell, variables, folder, width)
     if config.data.test is None or config.data.validation is None:
         raise ConfigurationError(
-            "an experiment needs a validation and a test source; give base.data.validation and base.data.test, or split"
+            "a protocol needs a validation and a test source; give base.data.validation and base.data.test, or split"
         )
     return config
 
 
-def result_config(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+def result_config(protocol: Protocol, cell: Cell) -> dict[str, Any]:
     """What the result says of its cell; free of local paths, because variables are not expanded."""
     return {
-        "experiment": experiment.name,
-        "head": cell.head,
-        "budget": cell.budget,
+        "protocol": protocol.name,
+        "cell": cell.name,
+        "setting": cell.setting,
         "seed": cell.seed,
-        "reference": experiment.reference,
-        "split": experiment.split,
+        "reference": protocol.reference,
+        "split": protocol.split,
         "run": cell.config,
     }
 

@@ -21,9 +21,9 @@ from codehead.errors import CodeheadError
 from codehead.evaluation.result import Result
 from codehead.evaluation.timing import generation_speed
 from codehead.protocols.cells import train_once
-from codehead.protocols.experiment import Cell, Experiment, expand
+from codehead.protocols.protocol import Cell, Protocol, expand
 from codehead.protocols.pydocs import SPLITS, read_corpus
-from codehead.protocols.runner import RESULTS, failure_path, run_experiment
+from codehead.protocols.runner import RESULTS, failure_path, run_protocol
 from codehead.training.config import RunConfig
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
@@ -80,7 +80,7 @@ def run_demo(
     write_corpus(out / "corpus", budget)
     variables = {FOLDER: str(out)}
     _pretrain(RunConfig.from_dict(expand(pretraining(budget, seed), variables)), budget, progress)
-    _finetune(experiment(budget, seed), out, variables, budget, progress)
+    _finetune(protocol(budget, seed), out, variables, budget, progress)
     progress("timing generation", 0)
     time_generation(out, budget, seed)
     progress("done", TIMING_UNITS)
@@ -122,7 +122,7 @@ def pretraining(budget: Budget, seed: int) -> dict[str, Any]:
     }
 
 
-def experiment(budget: Budget, seed: int) -> Experiment:
+def protocol(budget: Budget, seed: int) -> Protocol:
     """The fine-tuning of every head from the pretrained checkpoint.
 
     Learning rates come from the accuracy on the validation split with one seed: between 1e-3 and 3e-3, Softmax did
@@ -135,7 +135,7 @@ def experiment(budget: Budget, seed: int) -> Experiment:
         "data": {split: f"${{{FOLDER}}}/corpus/questions-{split}.jsonl" for split in SPLITS} | {"block_size": 64},
         "training": {**_training(budget.finetuning_steps, learning_rate=1e-3), "per_device_train_batch_size": 16},
     }
-    return Experiment("codehead-demo", base, CELLS, reference="softmax", seeds=(seed,))
+    return Protocol("codehead-demo", base, CELLS, reference="softmax", seeds=(seed,))
 
 
 def time_generation(out: Path, budget: Budget, seed: int) -> Result:
@@ -171,20 +171,20 @@ def _pretrain(config: RunConfig, budget: Budget, progress: Progress) -> None:
     progress("pretrained", budget.pretraining_steps - steps.done)
 
 
-def _finetune(heads: Experiment, out: Path, variables: dict[str, str], budget: Budget, progress: Progress) -> None:
+def _finetune(heads: Protocol, out: Path, variables: dict[str, str], budget: Budget, progress: Progress) -> None:
     def report(cell: Cell, status: str) -> None:
-        progress(f"{cell.head} {status}", CELL_UNITS + (budget.finetuning_steps if status == "reused" else 0))
+        progress(f"{cell.name} {status}", CELL_UNITS + (budget.finetuning_steps if status == "reused" else 0))
 
-    outcome = run_experiment(
+    outcome = run_protocol(
         heads,
         out,
         variables=variables,
         report=report,
-        callbacks=lambda cell: [_Steps(f"fine-tuning {cell.head}", progress)],
+        callbacks=lambda cell: [_Steps(f"fine-tuning {cell.name}", progress)],
     )
     if outcome.failed:
         cell = next(cell for cell in heads.plan() if cell.key == outcome.failed[0])
-        raise CodeheadError(f"{cell.head} could not be fine-tuned; the traceback is in {failure_path(out, cell)}")
+        raise CodeheadError(f"{cell.name} could not be fine-tuned; the traceback is in {failure_path(out, cell)}")
 
 
 class _Steps(TrainerCallback):

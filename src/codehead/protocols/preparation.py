@@ -1,4 +1,4 @@
-"""What all cells of an experiment share: the split of the documents and the tokenizer, made once."""
+"""What all cells of a protocol share: the split of the documents and the tokenizer, made once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.result import write_json
-from codehead.protocols.experiment import Cell, Experiment, expand, merged
+from codehead.protocols.protocol import Cell, Protocol, expand, merged
 from codehead.training.provenance import file_record
 from codehead.training.sources import read_rows
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 
 
-def prepare(experiment: Experiment, folder: Path, variables: Mapping[str, str]) -> dict[str, Any]:
+def prepare(protocol: Protocol, folder: Path, variables: Mapping[str, str]) -> dict[str, Any]:
     """Write the split documents and the tokenizer into `folder`, unless they are there already.
 
     Returns the partial RunConfig that points a cell to them. Raises ConfigurationError if the folder was
     prepared from other data, DataError if a split is left empty.
     """
-    base = expand(experiment.base, variables)
+    base = expand(protocol.base, variables)
     shared: dict[str, Any] = {}
-    if experiment.split is not None:
+    if protocol.split is not None:
         shared["data"] = {split: str(folder / f"{split}.jsonl") for split in SPLITS}
     if isinstance(base.get("tokenizer"), dict):
         shared["tokenizer"] = str(folder / "tokenizer")
-    if shared and not _is_ready(folder, _fingerprint(experiment, base)):
-        _write(experiment, base, shared, folder)
+    if shared and not _is_ready(folder, _fingerprint(protocol, base)):
+        _write(protocol, base, shared, folder)
     return shared
 
 
@@ -42,8 +42,8 @@ def point_to(cell: Cell, shared: Mapping[str, Any]) -> Cell:
     data = shared.get("data")  # its files hold the field `text`, whatever the source's was called
     config = merged(cell.config, {"data": {**data, "text_field": None}} if data else {})
     return Cell(
-        cell.head,
-        cell.budget,
+        cell.name,
+        cell.setting,
         cell.seed,
         {**config, "tokenizer": shared.get("tokenizer", config.get("tokenizer"))},
     )
@@ -57,7 +57,7 @@ def split_of(text: str, shares: Mapping[str, float]) -> str:
     return "validation" if place < shares["test"] + shares["validation"] else "train"
 
 
-def _write(experiment: Experiment, base: Mapping[str, Any], shared: Mapping[str, Any], folder: Path) -> None:
+def _write(protocol: Protocol, base: Mapping[str, Any], shared: Mapping[str, Any], folder: Path) -> None:
     from codehead.training.tokenizer import train_bpe
 
     data = base.get("data") or {}
@@ -70,12 +70,12 @@ def _write(experiment: Experiment, base: Mapping[str, Any], shared: Mapping[str,
         limit=data.get("max_documents"),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    if experiment.split is not None:
-        rows = _write_splits(rows, experiment.split, folder)
+    if protocol.split is not None:
+        rows = _write_splits(rows, protocol.split, folder)
     if "tokenizer" in shared:
         texts = (text for column in rows.column_names for text in rows[column])
         train_bpe(texts, base["tokenizer"]["vocab_size"]).save_pretrained(shared["tokenizer"])
-    write_json(folder / "prepared.json", _fingerprint(experiment, base))
+    write_json(folder / "prepared.json", _fingerprint(protocol, base))
 
 
 def _write_splits(rows: Dataset, shares: Mapping[str, float], folder: Path) -> Dataset:
@@ -96,10 +96,10 @@ def _record(row: Mapping[str, str]) -> dict[str, str]:
     return {"text": row["text"]} if "text" in row else {"prompt": row["prompt"], "completion": row["response"]}
 
 
-def _fingerprint(experiment: Experiment, base: Mapping[str, Any]) -> dict[str, Any]:
+def _fingerprint(protocol: Protocol, base: Mapping[str, Any]) -> dict[str, Any]:
     data = {key: value for key, value in (base.get("data") or {}).items() if key != "train"}
     source = file_record((base.get("data") or {}).get("train") or "")
-    return {"source": source, "data": data, "split": experiment.split, "tokenizer": base.get("tokenizer")}
+    return {"source": source, "data": data, "split": protocol.split, "tokenizer": base.get("tokenizer")}
 
 
 def _is_ready(folder: Path, fingerprint: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Runs the cells of an experiment: resumable, in parallel, and one failure stops nothing but itself."""
+"""Runs the cells of a protocol: resumable, in parallel, and one failure stops nothing but itself."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.evaluation.result import Result, canonical_json
 from codehead.protocols.cells import cell_config, result_config, run_cell
-from codehead.protocols.experiment import Cell, Experiment
 from codehead.protocols.preparation import prepare
+from codehead.protocols.protocol import Cell, Protocol
 from codehead.training.quiet import library_bars_hidden
 
 RESULTS = "results"
@@ -36,15 +36,15 @@ class Outcome:
 class Job:
     """Everything that a process needs to run one cell."""
 
-    experiment: Experiment
+    protocol: Protocol
     cell: Cell
     out: Path
     shared: dict[str, Any]
     variables: dict[str, str]
 
 
-def run_experiment(
-    experiment: Experiment,
+def run_protocol(
+    protocol: Protocol,
     out: str | Path,
     *,
     only: Iterable[str] = (),
@@ -67,9 +67,9 @@ def run_experiment(
     """
     out = Path(out)
     variables = dict(os.environ if variables is None else variables)
-    cells = experiment.plan(only)
-    shared = prepare(experiment, out / "prepared", variables)
-    todo = [Job(experiment, cell, out, shared, variables) for cell in cells if not is_finished(experiment, cell, out)]
+    cells = protocol.plan(only)
+    shared = prepare(protocol, out / "prepared", variables)
+    todo = [Job(protocol, cell, out, shared, variables) for cell in cells if not is_finished(protocol, cell, out)]
     for job in todo:
         cell_config(job.cell, out, shared, variables)
     outcome = Outcome()
@@ -94,12 +94,12 @@ def failure_path(out: Path, cell: Cell) -> Path:
     return out / "failures" / f"{cell.key.replace('/', '--')}.txt"
 
 
-def is_finished(experiment: Experiment, cell: Cell, out: Path) -> bool:
+def is_finished(protocol: Protocol, cell: Cell, out: Path) -> bool:
     """Whether the cell has a result; ConfigurationError if it is one of another configuration."""
     path = result_path(out, cell)
     if not path.is_file():
         return False
-    if canonical_json(Result.read(path).config) != canonical_json(result_config(experiment, cell)):
+    if canonical_json(Result.read(path).config) != canonical_json(result_config(protocol, cell)):
         raise ConfigurationError(
             f"{str(path)!r} was measured with another configuration of {cell.key!r}; remove it or choose another --out"
         )
@@ -139,7 +139,7 @@ def _run(job: Job, callbacks: list[Any] | None = None) -> str:
     failure = failure_path(job.out, job.cell)
     folder = job.out / "runs" / job.cell.key
     try:
-        result = run_cell(job.experiment, job.cell, folder, job.shared, job.variables, callbacks or ())
+        result = run_cell(job.protocol, job.cell, folder, job.shared, job.variables, callbacks or ())
         result.write(result_path(job.out, job.cell))
     except Exception:  # whatever it is belongs to this cell alone
         failure.parent.mkdir(parents=True, exist_ok=True)

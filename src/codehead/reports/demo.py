@@ -45,14 +45,14 @@ def _times(out: Path) -> dict[str, dict[str, str]]:
 def _by_label(out: Path, metric: str) -> dict[str, str]:
     """A metric of `generation.json` under the labels of the table."""
     values = Result.read(out / "generation.json").metrics[metric]
-    return {label_of(result): values[result.config["head"]] for result in _ordered(out)}
+    return {label_of(result): values[result.config["cell"]] for result in _ordered(out)}
 
 
 def _ordered(out: Path) -> list[Result]:
     return sorted(
         read_results(out / "results"),
         key=lambda result: (
-            result.config["head"] != result.config["reference"],
+            result.config["cell"] != result.config["reference"],
             result.metrics["size"]["head_parameters"],
         ),
     )

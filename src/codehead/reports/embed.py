@@ -1,6 +1,6 @@
 """Keeps the tables of documents equal to the result files they come from.
 
-A document marks the place with a folder of results, relative to the document, and optionally a budget:
+A document marks the place with a folder of results, relative to the document, and optionally a setting:
 
     <!-- results: ../results/tinystories-8192 1.2M -->
     …the table, rewritten on every run…
@@ -17,7 +17,7 @@ from codehead.reports.summary import read_results, summarise
 from codehead.reports.tables import markdown_table
 
 BLOCK = re.compile(
-    r"(?P<open><!-- results: (?P<folder>\S+)(?: (?P<budget>\S+))? -->\n).*?(?P<close><!-- end of results -->)",
+    r"(?P<open><!-- results: (?P<folder>\S+)(?: (?P<setting>\S+))? -->\n).*?(?P<close><!-- end of results -->)",
     re.DOTALL,
 )
 
@@ -26,7 +26,7 @@ def embed(document: str | Path) -> bool:
     """Rewrite every marked table of a Markdown file; returns whether the file changed.
 
     Raises:
-        DataError: a marked folder holds no results, or none of the marked budget.
+        DataError: a marked folder holds no results, or none of the marked setting.
         CheckpointError: a result file is damaged.
     """
     document = Path(document)
@@ -40,12 +40,12 @@ def embed(document: str | Path) -> bool:
 def rendered(text: str, folder: Path) -> str:
     """`text` with every marked table made from its results, found relative to `folder`."""
     return BLOCK.sub(
-        lambda block: f"{block['open']}{_table(folder / block['folder'], block['budget'])}{block['close']}", text
+        lambda block: f"{block['open']}{_table(folder / block['folder'], block['setting'])}{block['close']}", text
     )
 
 
-def _table(results: Path, budget: str | None) -> str:
-    rows = [row for row in summarise(read_results(results)) if budget in (None, row.budget)]
+def _table(results: Path, setting: str | None) -> str:
+    rows = [row for row in summarise(read_results(results)) if setting in (None, row.setting)]
     if not rows:
-        raise DataError(f"no result in {str(results)!r} has the budget {budget!r}; check the mark in the document")
+        raise DataError(f"no result in {str(results)!r} has the setting {setting!r}; check the mark in the document")
     return "\n" + markdown_table(rows) + "\n"

@@ -1,4 +1,4 @@
-"""Pictures of an experiment: accuracy against head parameters, and training curves."""
+"""Pictures of a protocol: accuracy against head parameters, and training curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from codehead.evaluation.result import Result
 from codehead.reports.labels import place_labels
-from codehead.reports.summary import Row, budget_size, budget_title, family_of, label_of
+from codehead.reports.summary import Row, family_of, label_of, setting_size, setting_title
 
 # Okabe and Ito's colours, told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
@@ -43,29 +43,29 @@ STYLE = {
 
 
 def draw_tradeoff(rows: Sequence[Row], path: Path) -> Path:
-    """Top-1 accuracy against head parameters, one panel per budget, error bars over seeds."""
+    """Top-1 accuracy against head parameters, one panel per setting, error bars over seeds."""
     plt = _pyplot()
-    budgets = sorted({row.budget for row in rows}, key=budget_size)
+    settings = sorted({row.setting for row in rows}, key=setting_size)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1,
-            len(budgets),
-            figsize=(max(7.2, 5.2 * len(budgets)), 4.6),
+            len(settings),
+            figsize=(max(7.2, 5.2 * len(settings)), 4.6),
             sharey=True,
             squeeze=False,
             layout="constrained",
         )
-        for axis, budget in zip(axes[0], budgets, strict=True):
-            _draw_panel(axis, [row for row in rows if row.budget == budget])
-            axis.set_title(budget_title(budget) or "Accuracy against head parameters")
+        for axis, setting in zip(axes[0], settings, strict=True):
+            _draw_panel(axis, [row for row in rows if row.setting == setting])
+            axis.set_title(setting_title(setting) or "Accuracy against head parameters")
             axis.set_xlabel("parameters of the head")
         axes[0][0].set_ylabel("top-1 next-token accuracy")
         handles = [_legend_entry(plt, family) for family in _families(rows)]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         best = max(row.values["top1"].mean for row in rows)
         axes[0][0].set_ylim(bottom=0, top=1.12 * best or 0.01)
-        for axis, budget in zip(axes[0], budgets, strict=True):
-            _label_panel(axis, [row for row in rows if row.budget == budget])
+        for axis, setting in zip(axes[0], settings, strict=True):
+            _label_panel(axis, [row for row in rows if row.setting == setting])
         return _save(figure, path)
 
 

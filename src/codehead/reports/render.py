@@ -7,7 +7,7 @@ from pathlib import Path
 
 from codehead.evaluation.result import Result
 from codehead.reports.pictures import draw_curves, draw_tradeoff
-from codehead.reports.summary import Row, budget_size, budget_title, read_results, summarise
+from codehead.reports.summary import Row, read_results, setting_size, setting_title, summarise
 from codehead.reports.tables import markdown_table
 
 REPORT = "report.md"
@@ -30,8 +30,8 @@ def render(
     rows = summarise(results)
     draw_tradeoff(rows, folder / "tradeoff.png")
     parts = [_heading(results), "![Accuracy against head parameters](tradeoff.png)\n"]
-    for budget in sorted({row.budget for row in rows}, key=budget_size):
-        parts += _section(budget, rows, results, folder, extra)
+    for setting in sorted({row.setting for row in rows}, key=setting_size):
+        parts += _section(setting, rows, results, folder, extra)
     parts += [part for part in (_reading(rows), closing, _provenance(results)) if part]
     path = folder / REPORT
     path.write_text("\n".join(parts), encoding="utf-8")
@@ -39,16 +39,16 @@ def render(
 
 
 def _section(
-    budget: str,
+    setting: str,
     rows: Sequence[Row],
     results: Sequence[Result],
     folder: Path,
     extra: Mapping[str, Mapping[str, str]] | None,
 ) -> list[str]:
-    picture = f"curves-{budget}.png" if budget else "curves.png"
-    draw_curves([result for result in results if result.config["budget"] == budget], folder / picture)
-    title = [f"## {budget_title(budget)}\n"] if budget else []
-    table = markdown_table([row for row in rows if row.budget == budget], extra)
+    picture = f"curves-{setting}.png" if setting else "curves.png"
+    draw_curves([result for result in results if result.config["setting"] == setting], folder / picture)
+    title = [f"## {setting_title(setting)}\n"] if setting else []
+    table = markdown_table([row for row in rows if row.setting == setting], extra)
     return [*title, table, f"![Training curves]({picture})\n"]
 
 
@@ -57,8 +57,8 @@ def _heading(results: Sequence[Result]) -> str:
     seeds = sorted({result.config["seed"] for result in results})
     named = ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds))
     return (
-        f"# {config['experiment']}\n\n{len(results)} runs; {named}; "
-        f"shares are of the cell `{config['reference']}` with the same seed and budget.\n"
+        f"# {config['protocol']}\n\n{len(results)} runs; {named}; "
+        f"shares are of the cell `{config['reference']}` with the same seed and setting.\n"
     )
 
 

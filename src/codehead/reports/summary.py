@@ -1,4 +1,4 @@
-"""Results of single runs → one row per head and budget, with means and intervals over seeds."""
+"""Results of single runs → one row per head and setting, with means and intervals over seeds."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One head at one budget. A metric that its results do not have is missing from `values`."""
+    """One head at one setting. A metric that its results do not have is missing from `values`."""
 
     label: str
     family: str  # softmax, linear, mtl or codeword: what shares a colour in pictures
-    budget: str
+    setting: str
     seeds: int
     parameters: int  # of the head
     parameter_share: float | None  # of the reference head's
@@ -56,22 +56,22 @@ class Row:
 
 
 def read_results(folder: str | Path) -> list[Result]:
-    """Every result file of an experiment's `results` folder; DataError if there is none."""
+    """Every result file of a protocol's `results` folder; DataError if there is none."""
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
-        raise DataError(f"no result files in {str(folder)!r}; run the experiment first")
+        raise DataError(f"no result files in {str(folder)!r}; run the protocol first")
     return [Result.read(path) for path in paths]
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
-    """Rows in order of budget and of head parameters, the reference first."""
+    """Rows in order of setting and of head parameters, the reference first."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.config["budget"], result.config["head"]), []).append(result)
+        groups.setdefault((result.config["setting"], result.config["cell"]), []).append(result)
     rows = [
-        _row(group, groups.get((budget, group[0].config["reference"]), [])) for (budget, _), group in groups.items()
+        _row(group, groups.get((setting, group[0].config["reference"]), [])) for (setting, _), group in groups.items()
     ]
-    return sorted(rows, key=lambda row: (budget_size(row.budget), not row.is_reference, row.parameters, row.label))
+    return sorted(rows, key=lambda row: (setting_size(row.setting), not row.is_reference, row.parameters, row.label))
 
 
 def label_of(result: Result) -> str:
@@ -99,18 +99,18 @@ def t_quantile(degrees: int) -> float:
     return T_975[degrees - 1] if degrees <= len(T_975) else z + (z**3 + z) / (4 * degrees)
 
 
-def budget_size(budget: str) -> tuple[float, str]:
+def setting_size(setting: str) -> tuple[float, str]:
     """Sorts `2.4M` before `10M`, and names without a number last."""
-    number, unit = budget.rstrip("kMB"), budget[-1:]
+    number, unit = setting.rstrip("kMB"), setting[-1:]
     try:
-        return float(number) * {"k": 1e3, "M": 1e6, "B": 1e9}.get(unit, 1.0), budget
+        return float(number) * {"k": 1e3, "M": 1e6, "B": 1e9}.get(unit, 1.0), setting
     except ValueError:
-        return math.inf, budget
+        return math.inf, setting
 
 
-def budget_title(budget: str) -> str:
+def setting_title(setting: str) -> str:
     """`10M` is a number of tokens; other names stand for themselves."""
-    return f"{budget} tokens" if math.isfinite(budget_size(budget)[0]) else budget
+    return f"{setting} tokens" if math.isfinite(setting_size(setting)[0]) else setting
 
 
 def _row(group: list[Result], references: list[Result]) -> Row:
@@ -127,12 +127,12 @@ def _row(group: list[Result], references: list[Result]) -> Row:
     return Row(
         label=label_of(first),
         family=family_of(first),
-        budget=first.config["budget"],
+        setting=first.config["setting"],
         seeds=len(group),
         parameters=parameters,
         parameter_share=_ratio(parameters, whole),
         values={name: Estimate.of(column) for name, column in values.items() if None not in column},
-        is_reference=first.config["head"] == first.config["reference"],
+        is_reference=first.config["cell"] == first.config["reference"],
     )
 
 

@@ -1,4 +1,4 @@
-"""Experiment files: what they may say, which cells they mean, what a restart runs again."""
+"""Protocol files: what they may say, which cells they mean, what a restart runs again."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
+from codehead import protocols
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.result import Result
 from codehead.heads import count_parameters
 from codehead.protocols import runner
-from codehead.protocols.experiment import Experiment, expand, half_width, merged, run_config
 from codehead.protocols.preparation import prepare, split_of
-from codehead.protocols.runner import failure_path, result_path, run_experiment
+from codehead.protocols.protocol import Protocol, expand, half_width, merged, run_config
+from codehead.protocols.runner import failure_path, result_path, run_protocol
 
-ROOT = Path(__file__).parents[2]
+CATALOGUE = Path(protocols.__file__).parent / "catalogue"
 FILE = """
 name: tiny
 reference: softmax
@@ -27,7 +28,7 @@ base:
   data: {train: "${FOLDER}/text.jsonl", block_size: 8}
   training: {max_steps: 1, learning_rate: 3e-4}
 split: {validation: 0.2, test: 0.2}
-budgets:
+settings:
   small: {}
   large: {training: {max_steps: 2}}
 cells:
@@ -48,33 +49,33 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def experiment(path: Path) -> Experiment:
-    return Experiment.from_yaml(path)
+def protocol(path: Path) -> Protocol:
+    return Protocol.from_yaml(path)
 
 
 def variables(path: Path) -> dict[str, str]:
     return {"FOLDER": str(path.parent)}
 
 
-def test_plan_runs_every_head_of_a_seed_before_the_next_seed(experiment: Experiment) -> None:
-    assert [cell.key for cell in experiment.plan()] == [
-        f"{budget}/{head}/seed-{seed}"
+def test_plan_runs_every_head_of_a_seed_before_the_next_seed(protocol: Protocol) -> None:
+    assert [cell.key for cell in protocol.plan()] == [
+        f"{setting}/{head}/seed-{seed}"
         for seed in (0, 1)
-        for budget in ("small", "large")
+        for setting in ("small", "large")
         for head in ("softmax", "mtl")
     ]
 
 
-def test_budget_and_cell_are_laid_over_the_base(experiment: Experiment) -> None:
-    (cell,) = experiment.plan(["large/mtl/seed-1"])
+def test_setting_and_cell_are_laid_over_the_base(protocol: Protocol) -> None:
+    (cell,) = protocol.plan(["large/mtl/seed-1"])
     assert cell.config["training"] == {"max_steps": 2, "learning_rate": 1e-3}
     assert (cell.config["seed"], cell.config["decision"]["seed"]) == (1, 1)
-    assert experiment.base["training"] == {"max_steps": 1, "learning_rate": 3e-4}
+    assert protocol.base["training"] == {"max_steps": 1, "learning_rate": 3e-4}
 
 
-def test_only_that_selects_nothing_names_the_cells(experiment: Experiment) -> None:
+def test_only_that_selects_nothing_names_the_cells(protocol: Protocol) -> None:
     with pytest.raises(ConfigurationError, match=r"selects no cell; the cells are small/softmax/seed-0"):
-        experiment.plan(["sofmax"])
+        protocol.plan(["sofmax"])
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_only_that_selects_nothing_names_the_cells(experiment: Experiment) -> No
 def test_mistakes_are_named(path: Path, old: str, new: str, message: str) -> None:
     path.write_text(FILE.replace(old, new))
     with pytest.raises(ConfigurationError, match=message):
-        Experiment.from_yaml(path)
+        Protocol.from_yaml(path)
 
 
 def test_variables_are_expanded_and_a_missing_one_is_named() -> None:
@@ -118,16 +119,16 @@ def test_half_width_is_the_nearest(hidden: int, classes: int, bits: int) -> None
     assert distances[1] < 0.01 * half
 
 
-def test_a_width_of_half_becomes_a_number(experiment: Experiment, path: Path) -> None:
-    (cell,) = experiment.plan(["small/mtl/seed-0"])
+def test_a_width_of_half_becomes_a_number(protocol: Protocol, path: Path) -> None:
+    (cell,) = protocol.plan(["small/mtl/seed-0"])
     config = run_config(cell, variables(path), path.parent / "run", width=7)
     assert config.decision is not None
     assert config.decision["width"] == 7
     assert config.data.train == str(path.parent / "text.jsonl")
 
 
-def test_documents_are_split_by_content_into_disjoint_files(experiment: Experiment, path: Path) -> None:
-    shared = prepare(experiment, path.parent / "out", variables(path))
+def test_documents_are_split_by_content_into_disjoint_files(protocol: Protocol, path: Path) -> None:
+    shared = prepare(protocol, path.parent / "out", variables(path))
     texts = {split: set(Path(file).read_text().splitlines()) for split, file in shared["data"].items()}
     assert sum(map(len, texts.values())) == len(set.union(*texts.values())) == 50
     assert all(texts.values())
@@ -135,23 +136,23 @@ def test_documents_are_split_by_content_into_disjoint_files(experiment: Experime
     assert all(split_of(json.loads(line)["text"], shares) == split for split in texts for line in texts[split])
 
 
-def test_preparation_is_done_once_and_not_mixed_with_other_data(experiment: Experiment, path: Path) -> None:
+def test_preparation_is_done_once_and_not_mixed_with_other_data(protocol: Protocol, path: Path) -> None:
     folder = path.parent / "out"
-    shared = prepare(experiment, folder, variables(path))
+    shared = prepare(protocol, folder, variables(path))
     tokenizer = Path(shared["tokenizer"]) / "tokenizer.json"
     before = tokenizer.stat().st_mtime_ns
-    prepare(experiment, folder, variables(path))
+    prepare(protocol, folder, variables(path))
     assert tokenizer.stat().st_mtime_ns == before
     with (path.parent / "text.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
     with pytest.raises(ConfigurationError, match="prepared from other data"):
-        prepare(experiment, folder, variables(path))
+        prepare(protocol, folder, variables(path))
 
 
-def test_a_split_without_documents_is_refused(experiment: Experiment, path: Path) -> None:
+def test_a_split_without_documents_is_refused(protocol: Protocol, path: Path) -> None:
     (path.parent / "text.jsonl").write_text('{"text": "alone"}\n')
     with pytest.raises(DataError, match="is left without a document"):
-        prepare(experiment, path.parent / "out", variables(path))
+        prepare(protocol, path.parent / "out", variables(path))
 
 
 class Recorder:
@@ -161,58 +162,56 @@ class Recorder:
         self.failing = failing
         self.ran: list[str] = []
 
-    def __call__(self, experiment: Experiment, cell: Any, *_: Any) -> Result:
+    def __call__(self, protocol: Protocol, cell: Any, *_: Any) -> Result:
         self.ran.append(cell.key)
         if self.failing and self.failing in cell.key:
             raise RuntimeError("out of luck")
-        config = runner.result_config(experiment, cell)
+        config = runner.result_config(protocol, cell)
         return Result(cell.key, config, {"test": {"top1": 0.5}}, {})
 
 
 def run(
-    experiment: Experiment, path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder, **options: Any
+    protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder, **options: Any
 ) -> runner.Outcome:
     monkeypatch.setattr(runner, "run_cell", recorder)
     environment: Mapping[str, str] = variables(path)
-    return run_experiment(experiment, path.parent / "out", variables=environment, **options)
+    return run_protocol(protocol, path.parent / "out", variables=environment, **options)
 
 
 def test_a_failing_cell_keeps_its_traceback_and_stops_no_other(
-    experiment: Experiment, path: Path, monkeypatch: pytest.MonkeyPatch
+    protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = run(experiment, path, monkeypatch, Recorder(failing="small/mtl/seed-0"))
+    outcome = run(protocol, path, monkeypatch, Recorder(failing="small/mtl/seed-0"))
     assert outcome.failed == ["small/mtl/seed-0"]
     assert len(outcome.finished) == 7
-    (failed,) = experiment.plan(["small/mtl/seed-0"])
+    (failed,) = protocol.plan(["small/mtl/seed-0"])
     assert "RuntimeError: out of luck" in failure_path(path.parent / "out", failed).read_text()
     assert not result_path(path.parent / "out", failed).exists()
 
 
-def test_a_restart_runs_only_what_is_missing(
-    experiment: Experiment, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(experiment, path, monkeypatch, Recorder(failing="small/mtl/seed-0"))
+def test_a_restart_runs_only_what_is_missing(protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(protocol, path, monkeypatch, Recorder(failing="small/mtl/seed-0"))
     again = Recorder()
-    outcome = run(experiment, path, monkeypatch, again)
+    outcome = run(protocol, path, monkeypatch, again)
     assert again.ran == outcome.finished == ["small/mtl/seed-0"]
     assert len(outcome.reused) == 7
-    (retried,) = experiment.plan(["small/mtl/seed-0"])
+    (retried,) = protocol.plan(["small/mtl/seed-0"])
     assert not failure_path(path.parent / "out", retried).exists()
 
 
 def test_results_of_another_configuration_are_not_reused(
-    experiment: Experiment, path: Path, monkeypatch: pytest.MonkeyPatch
+    protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(experiment, path, monkeypatch, Recorder(), only=["small/softmax"])
+    run(protocol, path, monkeypatch, Recorder(), only=["small/softmax"])
     path.write_text(FILE.replace("learning_rate: 3e-4", "learning_rate: 3e-5"))
     with pytest.raises(ConfigurationError, match="measured with another configuration of 'small/softmax/seed-0'"):
-        run(Experiment.from_yaml(path), path, monkeypatch, Recorder())
+        run(Protocol.from_yaml(path), path, monkeypatch, Recorder())
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
-def test_committed_experiments_are_valid(file: Path, tmp_path: Path) -> None:
-    experiment = Experiment.from_yaml(file)
-    for cell in experiment.plan():
+@pytest.mark.parametrize("file", sorted(CATALOGUE.glob("*.yaml")), ids=lambda file: file.stem)
+def test_committed_protocols_are_valid(file: Path, tmp_path: Path) -> None:
+    protocol = Protocol.from_yaml(file)
+    for cell in protocol.plan():
         run_config(cell, {"CODEHEAD_DATA": str(tmp_path)}, tmp_path / cell.key)
 
 
@@ -220,7 +219,7 @@ def test_committed_experiments_are_valid(file: Path, tmp_path: Path) -> None:
 def test_what_all_cells_share_cannot_be_set_for_one(path: Path, part: str) -> None:
     path.write_text(FILE.replace("softmax: {}", f"softmax: {{{part}}}"))
     with pytest.raises(ConfigurationError, match=r"softmax sets .*which all cells share"):
-        Experiment.from_yaml(path)
+        Protocol.from_yaml(path)
 
 
 def test_a_cell_runs_to_a_result_with_documents_under_another_field(path: Path, tmp_path: Path) -> None:
@@ -229,10 +228,10 @@ def test_a_cell_runs_to_a_result_with_documents_under_another_field(path: Path, 
         "".join(json.dumps({"story": f"story number {i} of a long row of stories"}) + "\n" for i in range(50))
     )
     path.write_text(FILE.replace("block_size: 8", "block_size: 8, text_field: story"))
-    experiment = Experiment.from_yaml(path)
-    outcome = run_experiment(experiment, tmp_path / "out", only=["small/mtl/seed-0"], variables=variables(path))
+    protocol = Protocol.from_yaml(path)
+    outcome = run_protocol(protocol, tmp_path / "out", only=["small/mtl/seed-0"], variables=variables(path))
     assert outcome.finished == ["small/mtl/seed-0"]
-    (cell,) = experiment.plan(["small/mtl/seed-0"])
+    (cell,) = protocol.plan(["small/mtl/seed-0"])
     result = Result.read(result_path(tmp_path / "out", cell))
     width = result.metrics["decision"]["width"]
     assert abs(20 * (16 * width + width) - 300 * 16 / 2) <= 20 * 17 / 2

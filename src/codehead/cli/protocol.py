@@ -1,4 +1,4 @@
-"""`codehead experiment`: run the cells of an experiment file, report what was measured."""
+"""`codehead protocol`: run the cells of a protocol file, report what was measured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import typer
 from codehead.cli.output import check_folder
 
 if TYPE_CHECKING:
-    from codehead.protocols.experiment import Cell, Experiment
+    from codehead.protocols.protocol import Cell, Protocol
 
-app = typer.Typer(help="Run an experiment file and report its results.", no_args_is_help=True)
+app = typer.Typer(help="Run a protocol file and report its results.", no_args_is_help=True)
 
 DataDir = Annotated[
     Path | None,
@@ -23,7 +23,7 @@ DataDir = Annotated[
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="The experiment's YAML file.")],
+    file: Annotated[Path, typer.Argument(help="The protocol's YAML file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of runs and results; the same folder goes on.")],
     data_dir: DataDir = None,
     only: Annotated[
@@ -37,20 +37,20 @@ def run(
     A cell that fails keeps its traceback in OUT/failures and stops no other.
     Run the command again to retry it.
     """
-    from codehead.protocols.experiment import Experiment
+    from codehead.protocols.protocol import Protocol
 
     check_folder(out)
-    experiment = Experiment.from_yaml(file)
+    protocol = Protocol.from_yaml(file)
     variables = {**os.environ, **({"CODEHEAD_DATA": str(data_dir)} if data_dir else {})}
     if dry_run:
-        _list(experiment, only or [], variables)
+        _list(protocol, only or [], variables)
     else:
-        _run(experiment, out, only or [], jobs, variables)
+        _run(protocol, out, only or [], jobs, variables)
 
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Argument(help="Folder that `experiment run --out` wrote.")],
+    out: Annotated[Path, typer.Argument(help="Folder that `protocol run --out` wrote.")],
     to: Annotated[Path | None, typer.Option("--to", help="Folder for report.md and its pictures.")] = None,
 ) -> None:
     """Print the table and write report.md with pictures, from the result files alone."""
@@ -58,14 +58,14 @@ def report(
 
     from codehead.protocols.runner import RESULTS
     from codehead.reports.render import render
-    from codehead.reports.summary import budget_title, read_results, summarise
+    from codehead.reports.summary import read_results, setting_title, summarise
     from codehead.reports.tables import rich_table
 
     folder = out / RESULTS if (out / RESULTS).is_dir() else out
     rows = summarise(read_results(folder))
     console = Console()
-    for budget in dict.fromkeys(row.budget for row in rows):
-        console.print(rich_table([row for row in rows if row.budget == budget], budget_title(budget)))
+    for setting in dict.fromkeys(row.setting for row in rows):
+        console.print(rich_table([row for row in rows if row.setting == setting], setting_title(setting)))
     console.print(f"Report: {render(folder, to or out / 'report')}", soft_wrap=True)
 
 
@@ -80,21 +80,21 @@ def embed(
         typer.echo(f"{document}: {'rewritten' if embed(document) else 'up to date'}")
 
 
-def _list(experiment: Experiment, only: list[str], variables: dict[str, str]) -> None:
-    from codehead.protocols.experiment import run_config
+def _list(protocol: Protocol, only: list[str], variables: dict[str, str]) -> None:
+    from codehead.protocols.protocol import run_config
 
-    for cell in experiment.plan(only):
+    for cell in protocol.plan(only):
         run_config(cell, variables, Path(cell.key))
         typer.echo(cell.key)
 
 
-def _run(experiment: Experiment, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:
+def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:
     from rich.console import Console
 
-    from codehead.protocols.runner import failure_path, run_experiment
+    from codehead.protocols.runner import failure_path, run_protocol
 
     console = Console(stderr=True)
-    total = len(experiment.plan(only))
+    total = len(protocol.plan(only))
     done = 0
 
     def tell(cell: Cell, status: str) -> None:
@@ -103,9 +103,7 @@ def _run(experiment: Experiment, out: Path, only: list[str], jobs: int, variable
         where = f": {failure_path(out, cell)}" if status == "failed" else ""
         console.print(f"[{done}/{total}] {cell.key} {status}{where}", markup=False, highlight=False, soft_wrap=True)
 
-    outcome = run_experiment(
-        experiment, out, only=only, jobs=jobs, variables=variables, report=tell, callbacks=_progress
-    )
+    outcome = run_protocol(protocol, out, only=only, jobs=jobs, variables=variables, report=tell, callbacks=_progress)
     if outcome.failed:
         raise typer.Exit(1)
 

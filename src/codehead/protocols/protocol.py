@@ -1,4 +1,4 @@
-"""An experiment is a committed YAML file: a shared configuration × heads × budgets × seeds."""
+"""A protocol is a committed YAML file: a shared configuration × heads × settings × seeds."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PARTS = {"code": DESIGNS, "head": HEADS, "loss": LOSSES, "decoder": DECODERS}
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of an experiment: one head, one budget, one seed."""
+    """One run of a protocol: one head, one setting, one seed."""
 
-    head: str
-    budget: str  # empty if the experiment has none
+    name: str
+    setting: str  # empty if the protocol has none
     seed: int
     config: dict[str, Any]
     """Fields of RunConfig without output_dir; variables are not expanded, `decision.width` may be "half"."""
@@ -36,14 +36,14 @@ class Cell:
     @property
     def key(self) -> str:
         """The name of the cell, which is also its path: `10M/minimal/seed-0`."""
-        return "/".join(part for part in (self.budget, self.head, f"seed-{self.seed}") if part)
+        return "/".join(part for part in (self.setting, self.name, f"seed-{self.seed}") if part)
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """What a YAML file of an experiment says. Raises ConfigurationError for anything that cannot run.
+class Protocol:
+    """What a YAML file of a protocol says. Raises ConfigurationError for anything that cannot run.
 
-    `base`, every budget and every cell are partial RunConfigs, laid over each other in this order.
+    `base`, every setting and every cell are partial RunConfigs, laid over each other in this order.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Experiment:
     cells: dict[str, dict[str, Any]]
     reference: str  # the cell that shares are taken of, normally the Softmax
     seeds: tuple[int, ...] = (0,)
-    budgets: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
+    settings: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     split: dict[str, float] | None = None
     """Shares of the documents of `base.data.train` held out as `validation` and `test`."""
     batch_size: int = 32  # examples per forward pass when evaluating
@@ -63,10 +63,10 @@ class Experiment:
         self._check_split()
         self._check_shared()
         for cell in self.plan():
-            check_decision(cell.config.get("decision"), f"cells.{cell.head}")
+            check_decision(cell.config.get("decision"), f"cells.{cell.name}")
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> Experiment:
+    def from_yaml(cls, path: str | Path) -> Protocol:
         """Read and validate a file."""
         values = read_yaml(Path(path))
         known = [f.name for f in fields(cls)]
@@ -93,13 +93,13 @@ class Experiment:
 
     def _cells(self) -> Iterator[Cell]:
         for seed in self.seeds:
-            for budget, budget_part in self.budgets.items():
+            for setting, setting_part in self.settings.items():
                 for head, cell_part in self.cells.items():
-                    config = merged(merged(self.base, budget_part), cell_part)
+                    config = merged(merged(self.base, setting_part), cell_part)
                     config["seed"] = seed
                     if config.get("decision"):
                         config["decision"].setdefault("seed", seed)
-                    yield Cell(head, budget, seed, config)
+                    yield Cell(head, setting, seed, config)
 
     def _check_names(self) -> None:
         if self.reference not in self.cells:
@@ -108,7 +108,7 @@ class Experiment:
             )
         if not self.seeds or not all(type(seed) is int and seed >= 0 for seed in self.seeds):
             raise ConfigurationError(f"seeds is {list(self.seeds)!r}; give at least one whole number from 0 up")
-        for name in [self.name, *self.cells, *(budget for budget in self.budgets if budget != "")]:
+        for name in [self.name, *self.cells, *(setting for setting in self.settings if setting != "")]:
             if not isinstance(name, str) or not NAME.match(name):
                 raise ConfigurationError(
                     f"{name!r} cannot name a file; use letters, digits, '.', '_' and '-' (a number in quotes)"
@@ -118,13 +118,12 @@ class Experiment:
         """What all cells share cannot be set for one of them."""
         shared = ["data.train", "data.validation", "data.test", "data.text_field"] if self.split is not None else []
         shared += ["tokenizer"] if isinstance(self.base.get("tokenizer"), Mapping) else []
-        for name, part in [*self.budgets.items(), *self.cells.items()]:
+        for name, part in [*self.settings.items(), *self.cells.items()]:
             for key in shared:
                 block, _, leaf = key.rpartition(".")
                 if leaf in ((part or {}).get(block) or {} if block else (part or {})):
                     raise ConfigurationError(
-                        f"{name} sets {key}, which all cells share; set it under base, "
-                        "or write an experiment of its own"
+                        f"{name} sets {key}, which all cells share; set it under base, or write a protocol of its own"
                     )
 
     def _check_split(self) -> None:
@@ -185,5 +184,5 @@ def check_decision(decision: Mapping[str, Any] | None, place: str) -> None:
 def _variable(name: str, variables: Mapping[str, str]) -> str:
     if name not in variables:
         hint = " or give --data-dir" if name == "CODEHEAD_DATA" else ""
-        raise ConfigurationError(f"the experiment needs ${{{name}}}, which is not set; export {name}=…{hint}")
+        raise ConfigurationError(f"the protocol needs ${{{name}}}, which is not set; export {name}=…{hint}")
     return variables[name]
