@@ -66,11 +66,13 @@ def test_every_head_is_measured_on_the_same_tokens(finished: Path) -> None:
         assert abs(measured[name]["size"]["head_parameters"] / (16 * 320 / 2) - 1) < 0.2
 
 
-def test_every_head_starts_from_the_pretrained_checkpoint(finished: Path) -> None:
-    for name in CELLS:
-        record = json.loads((finished / "runs" / name / "seed-0" / "run.json").read_text())
-        assert record["config"]["model"] == str(finished / "pretrained")
-        assert record["config"]["seed"] == 0
+def test_every_head_starts_from_the_same_pretrained_checkpoint(finished: Path) -> None:
+    records = [json.loads(path.read_text()) for path in (finished / "store").glob("*/run.json")]
+    (backbone,) = [record for record in records if isinstance(record["config"]["model"], dict)]
+    heads = [record for record in records if record is not backbone]
+    assert {record["config"]["model"] for record in heads} == {backbone["config"]["output_dir"]}
+    assert len(heads) == len(CELLS)
+    assert all(record["config"]["seed"] == 0 for record in heads)
 
 
 def test_the_report_has_table_pictures_and_answers(finished: Path) -> None:

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from codehead import protocols
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.result import Result
 from codehead.heads import count_parameters
 from codehead.protocols import runner
-from codehead.protocols.preparation import prepare, split_of
-from codehead.protocols.protocol import Protocol, expand, half_width, merged, run_config
+from codehead.protocols.catalogue import find, names
+from codehead.protocols.cells import cell_config
+from codehead.protocols.preparation import Context, locate, prepare, split_of
+from codehead.protocols.protocol import Protocol, expand, half_width, merged
 from codehead.protocols.runner import failure_path, result_path, run_protocol
+from codehead.protocols.store import Store
 
-CATALOGUE = Path(protocols.__file__).parent / "catalogue"
 FILE = """
 name: tiny
 reference: softmax
@@ -55,6 +56,10 @@ def protocol(path: Path) -> Protocol:
 
 def variables(path: Path) -> dict[str, str]:
     return {"FOLDER": str(path.parent)}
+
+
+def context(protocol: Protocol, path: Path) -> Context:
+    return locate(protocol, Store(path.parent / "store"), variables(path))
 
 
 def test_plan_runs_every_head_of_a_seed_before_the_next_seed(protocol: Protocol) -> None:
@@ -121,38 +126,50 @@ def test_half_width_is_the_nearest(hidden: int, classes: int, bits: int) -> None
 
 def test_a_width_of_half_becomes_a_number(protocol: Protocol, path: Path) -> None:
     (cell,) = protocol.plan(["small/mtl/seed-0"])
-    config = run_config(cell, variables(path), path.parent / "run", width=7)
+    config = cell_config(protocol, cell, context(protocol, path))
     assert config.decision is not None
-    assert config.decision["width"] == 7
-    assert config.data.train == str(path.parent / "text.jsonl")
+    assert config.decision["width"] == half_width(16, 300, 20)
 
 
 def test_documents_are_split_by_content_into_disjoint_files(protocol: Protocol, path: Path) -> None:
-    shared = prepare(protocol, path.parent / "out", variables(path))
-    texts = {split: set(Path(file).read_text().splitlines()) for split, file in shared["data"].items()}
+    files = prepare(protocol, Store(path.parent / "store"), variables(path)).data
+    texts = {split: set(Path(file).read_text().splitlines()) for split, file in files.items()}
     assert sum(map(len, texts.values())) == len(set.union(*texts.values())) == 50
     assert all(texts.values())
     shares = {"validation": 0.2, "test": 0.2}
     assert all(split_of(json.loads(line)["text"], shares) == split for split in texts for line in texts[split])
 
 
-def test_preparation_is_done_once_and_not_mixed_with_other_data(protocol: Protocol, path: Path) -> None:
-    folder = path.parent / "out"
-    shared = prepare(protocol, folder, variables(path))
-    tokenizer = Path(shared["tokenizer"]) / "tokenizer.json"
-    before = tokenizer.stat().st_mtime_ns
-    prepare(protocol, folder, variables(path))
-    assert tokenizer.stat().st_mtime_ns == before
+def test_preparation_is_done_once_and_again_for_other_data(protocol: Protocol, path: Path) -> None:
+    store = Store(path.parent / "store")
+    before = prepare(protocol, store, variables(path))
+    written = {file: file.stat().st_mtime_ns for file in store.root.rglob("*.json*")}
+    assert prepare(protocol, store, variables(path)) == before
+    assert {file: file.stat().st_mtime_ns for file in store.root.rglob("*.json*")} == written
     with (path.parent / "text.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
-    with pytest.raises(ConfigurationError, match="prepared from other data"):
-        prepare(protocol, folder, variables(path))
+    assert prepare(protocol, store, variables(path)).folder != before.folder
+
+
+def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
+    protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(path.parent / "store")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("codehead.protocols.preparation._write_tokenizers", killed)
+        prepare(protocol, store, variables(path))
+    assert not list(store.root.iterdir())
+    assert Path(prepare(protocol, store, variables(path)).data["train"]).is_file()
 
 
 def test_a_split_without_documents_is_refused(protocol: Protocol, path: Path) -> None:
     (path.parent / "text.jsonl").write_text('{"text": "alone"}\n')
     with pytest.raises(DataError, match="is left without a document"):
-        prepare(protocol, path.parent / "out", variables(path))
+        prepare(protocol, Store(path.parent / "store"), variables(path))
 
 
 class Recorder:
@@ -185,7 +202,7 @@ def test_a_failing_cell_keeps_its_traceback_and_stops_no_other(
     assert outcome.failed == ["small/mtl/seed-0"]
     assert len(outcome.finished) == 7
     (failed,) = protocol.plan(["small/mtl/seed-0"])
-    assert "RuntimeError: out of luck" in failure_path(path.parent / "out", failed).read_text()
+    assert "RuntimeError: out of luck" in failure_path(path.parent / "out", failed.key).read_text()
     assert not result_path(path.parent / "out", failed).exists()
 
 
@@ -196,7 +213,7 @@ def test_a_restart_runs_only_what_is_missing(protocol: Protocol, path: Path, mon
     assert again.ran == outcome.finished == ["small/mtl/seed-0"]
     assert len(outcome.reused) == 7
     (retried,) = protocol.plan(["small/mtl/seed-0"])
-    assert not failure_path(path.parent / "out", retried).exists()
+    assert not failure_path(path.parent / "out", retried.key).exists()
 
 
 def test_results_of_another_configuration_are_not_reused(
@@ -208,14 +225,16 @@ def test_results_of_another_configuration_are_not_reused(
         run(Protocol.from_yaml(path), path, monkeypatch, Recorder())
 
 
-@pytest.mark.parametrize("file", sorted(CATALOGUE.glob("*.yaml")), ids=lambda file: file.stem)
-def test_committed_protocols_are_valid(file: Path, tmp_path: Path) -> None:
-    protocol = Protocol.from_yaml(file)
+@pytest.mark.parametrize("name", names())
+def test_protocols_of_the_catalogue_are_valid(name: str, tmp_path: Path) -> None:
+    protocol = find(name)
+    assert protocol.name == name
+    place = locate(protocol, Store(tmp_path), {"CODEHEAD_DATA": str(tmp_path)})
     for cell in protocol.plan():
-        run_config(cell, {"CODEHEAD_DATA": str(tmp_path)}, tmp_path / cell.key)
+        cell_config(protocol, cell, place)
 
 
-@pytest.mark.parametrize("part", ["tokenizer: gpt2", "data: {train: other.jsonl}", "data: {text_field: story}"])
+@pytest.mark.parametrize("part", ["data: {train: other.jsonl}", "data: {text_field: story}"])
 def test_what_all_cells_share_cannot_be_set_for_one(path: Path, part: str) -> None:
     path.write_text(FILE.replace("softmax: {}", f"softmax: {{{part}}}"))
     with pytest.raises(ConfigurationError, match=r"softmax sets .*which all cells share"):

@@ -1,4 +1,4 @@
-"""`codehead protocol`: run the cells of a protocol file, report what was measured."""
+"""`codehead protocol`: run the cells of a protocol, report what was measured."""
 
 from __future__ import annotations
 
@@ -11,49 +11,74 @@ import typer
 from codehead.cli.output import check_folder
 
 if TYPE_CHECKING:
-    from codehead.protocols.protocol import Cell, Protocol
+    from rich.table import Table
 
-app = typer.Typer(help="Run a protocol file and report its results.", no_args_is_help=True)
+    from codehead.protocols.protocol import Protocol
 
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="What ${CODEHEAD_DATA} stands for in the file.", show_default=False),
-]
+app = typer.Typer(help="Repeat the paper's protocols, or run one of your own.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A name of `codehead protocol list`, or a YAML file.")]
+
+
+@app.command(name="list")
+def list_protocols() -> None:
+    """Show the protocols that come with codehead."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from codehead.protocols.catalogue import find, names
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Protocol", no_wrap=True, style="bold")
+    table.add_column("Runs", justify="right")
+    table.add_column("What it does")
+    for name in names():
+        protocol = find(name)
+        table.add_row(name, str(len(protocol.plan())), protocol.description.split(". ")[0].strip().rstrip("."))
+    Console(highlight=False).print(table)
 
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="The protocol's YAML file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of runs and results; the same folder goes on.")],
-    data_dir: DataDir = None,
+    protocol: Name,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of OUT/NAME and of OUT/store, what protocols share.")
+    ] = Path("runs"),
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", help="What ${CODEHEAD_DATA} stands for in the file.", show_default=False),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Only cells whose name contains this; may be repeated.")
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells that run at the same time.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, list the cells, run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate, show the plan with its cost, run nothing.")
+    ] = False,
 ) -> None:
-    """Run every cell that has no result yet.
+    """Run every cell that has no result yet, into OUT/NAME/results.
 
-    A cell that fails keeps its traceback in OUT/failures and stops no other.
-    Run the command again to retry it.
+    A cell that fails keeps its traceback in OUT/NAME/failures and stops no other.
+    Run the command again to go on, or to retry it.
     """
-    from codehead.protocols.protocol import Protocol
+    from codehead.protocols.catalogue import find
 
     check_folder(out)
-    protocol = Protocol.from_yaml(file)
-    variables = {**os.environ, **({"CODEHEAD_DATA": str(data_dir)} if data_dir else {})}
+    chosen = find(protocol)
+    variables = {**os.environ, **({"CODEHEAD_DATA": str(data_dir.resolve())} if data_dir else {})}
     if dry_run:
-        _list(protocol, only or [], variables)
+        _show_plan(chosen, out, only or [], jobs, variables)
     else:
-        _run(protocol, out, only or [], jobs, variables)
+        _run(chosen, out, only or [], jobs, variables)
 
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Argument(help="Folder that `protocol run --out` wrote.")],
-    to: Annotated[Path | None, typer.Option("--to", help="Folder for report.md and its pictures.")] = None,
+    folder: Annotated[Path, typer.Argument(help="OUT/NAME of `protocol run`, or a folder of result files.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for the page, report.md and pictures.")] = None,
 ) -> None:
-    """Print the table and write report.md with pictures, from the result files alone."""
+    """Print the table and write a page, a Markdown file and pictures, from the result files alone."""
     from rich.console import Console
 
     from codehead.protocols.runner import RESULTS
@@ -61,31 +86,61 @@ def report(
     from codehead.reports.summary import read_results, setting_title, summarise
     from codehead.reports.tables import rich_table
 
-    folder = out / RESULTS if (out / RESULTS).is_dir() else out
-    rows = summarise(read_results(folder))
+    results = folder / RESULTS if (folder / RESULTS).is_dir() else folder
+    check_folder(to or folder / "report")
+    rows = summarise(read_results(results))
     console = Console()
     for setting in dict.fromkeys(row.setting for row in rows):
         console.print(rich_table([row for row in rows if row.setting == setting], setting_title(setting)))
-    console.print(f"Report: {render(folder, to or out / 'report')}", soft_wrap=True)
+    console.print(f"Report: {render(results, to or folder / 'report')}", soft_wrap=True)
 
 
 @app.command()
 def embed(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with marked tables.")],
 ) -> None:
-    """Rewrite the tables that documents mark with `<!-- results: FOLDER [BUDGET] -->` from the result files."""
+    """Rewrite the tables that documents mark with `<!-- results: FOLDER [SETTING] -->` from the result files."""
     from codehead.reports.embed import embed
 
     for document in documents:
         typer.echo(f"{document}: {'rewritten' if embed(document) else 'up to date'}")
 
 
-def _list(protocol: Protocol, only: list[str], variables: dict[str, str]) -> None:
-    from codehead.protocols.protocol import run_config
+def _show_plan(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:
+    from rich.console import Console
 
-    for cell in protocol.plan(only):
-        run_config(cell, variables, Path(cell.key))
-        typer.echo(cell.key)
+    from codehead.protocols.estimate import machine_speed
+    from codehead.protocols.plan import plan_steps
+    from codehead.protocols.store import Store
+
+    steps = plan_steps(protocol, out / protocol.name, Store(out / "store"), only, variables)
+    speed = machine_speed()
+    console = Console(highlight=False)
+    console.print(_plan_table(steps, speed))
+    left = [step.seconds(speed) for step in steps if not step.is_done]
+    known = sum(seconds for seconds in left if seconds is not None)
+    unknown = f", and {left.count(None)} runs of unknown length" if None in left else ""
+    console.print(
+        f"{len(left)} of {len(steps)} runs are left: about {_duration(known)} of training{unknown}"
+        f"{f', with --jobs {jobs} up to {jobs} times faster' if jobs > 1 else ''}; evaluation comes on top."
+    )
+
+
+def _plan_table(steps: Any, speed: float) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Run", no_wrap=True)
+    for heading in ("Steps", "Time, about", "Memory, about"):
+        table.add_column(heading, justify="right")
+    for step in steps:
+        seconds = step.seconds(speed)
+        time = "done" if step.is_done else "?" if seconds is None else _duration(seconds)
+        memory = "?" if step.cost is None else f"{step.cost.memory / 2**30:.1f} GiB"
+        count = step.cost.steps if step.cost else None
+        table.add_row(step.key, "?" if count is None else f"{count:,}", time, memory)
+    return table
 
 
 def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:
@@ -94,21 +149,39 @@ def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: d
     from codehead.protocols.runner import failure_path, run_protocol
 
     console = Console(stderr=True)
+    folder = out / protocol.name
     total = len(protocol.plan(only))
     done = 0
 
-    def tell(cell: Cell, status: str) -> None:
+    def tell(key: str, status: str) -> None:
         nonlocal done
-        done += 1
-        where = f": {failure_path(out, cell)}" if status == "failed" else ""
-        console.print(f"[{done}/{total}] {cell.key} {status}{where}", markup=False, highlight=False, soft_wrap=True)
+        is_cell = " " not in key and key != "timing"
+        done += is_cell
+        count = f"[{done}/{total}] " if is_cell else ""
+        where = f": {failure_path(folder, key)}" if status == "failed" else ""
+        console.print(f"{count}{key} {status}{where}", markup=False, highlight=False, soft_wrap=True)
 
-    outcome = run_protocol(protocol, out, only=only, jobs=jobs, variables=variables, report=tell, callbacks=_progress)
+    outcome = run_protocol(
+        protocol,
+        folder,
+        store=out / "store",
+        only=only,
+        jobs=jobs,
+        variables=variables,
+        report=tell,
+        callbacks=_progress,
+    )
     if outcome.failed:
         raise typer.Exit(1)
+    console.print(f"Report it: codehead protocol report {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _progress(cell: Cell) -> list[Any]:
+def _progress(key: str) -> list[Any]:
     from codehead.training.progress import RichProgress
 
-    return [RichProgress(cell.key)]
+    return [RichProgress(key)]
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"

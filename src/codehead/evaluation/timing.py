@@ -16,7 +16,7 @@ from codehead.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Speed:
-    """Generation speed of one model at batch size 1, prompt included."""
+    """Generation speed of one model, prompts included."""
 
     new_tokens: int
     tokens_per_second: float
@@ -30,35 +30,44 @@ class Speed:
 
 
 def generation_speed(
-    models: Mapping[str, nn.Module], prompt: Tensor, *, new_tokens: int = 32, repeats: int = 5
+    models: Mapping[str, nn.Module],
+    prompt: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    new_tokens: int = 32,
+    repeats: int = 5,
 ) -> dict[str, Speed]:
-    """Generate exactly `new_tokens` after `prompt` (1, length) `repeats` times with every model.
+    """Generate exactly `new_tokens` after every row of `prompt` (batch, length) `repeats` times with every model.
+
+    Rows of different length are padded on the left, with 0 in `attention_mask` (batch, length) there.
 
     The models take turns (first repeat of all, second of all, …), so a machine that slows down slows all of
     them. One untimed round comes first.
     """
     if new_tokens < 1 or repeats < 1:
         raise ConfigurationError(f"new_tokens={new_tokens} and repeats={repeats} must be at least 1")
+    mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
     rates: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(repeats + 1):
         for name, model in models.items():
-            seconds = _generate(model, prompt, new_tokens)
+            seconds = _generate(model, prompt, mask, new_tokens)
             if turn:
-                rates[name].append(new_tokens / seconds)
+                rates[name].append(len(prompt) * new_tokens / seconds)
     return {name: Speed(new_tokens, median(values), values) for name, values in rates.items()}
 
 
 @torch.no_grad()
-def _generate(model: nn.Module, prompt: Tensor, new_tokens: int) -> float:
+def _generate(model: nn.Module, prompt: Tensor, mask: Tensor, new_tokens: int) -> float:
     """Seconds of one generation; an end-of-text token does not end it."""
     generator: Any = model
     was_training = model.training
     model.eval()
-    prompt = prompt.to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    prompt, mask = prompt.to(device), mask.to(device)
     options = {"do_sample": False, "min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     _synchronise(prompt)
     start = time.perf_counter()
-    generator.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **options)
+    generator.generate(prompt, attention_mask=mask, pad_token_id=0, **options)
     _synchronise(prompt)
     seconds = time.perf_counter() - start
     model.train(was_training)

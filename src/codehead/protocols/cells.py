@@ -3,99 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codehead.errors import ConfigurationError
+from codehead.evaluation.answers import generate_answers
+from codehead.evaluation.bertscore import bert_score, find_encoder
 from codehead.evaluation.metrics import evaluate
-from codehead.evaluation.result import Result
-from codehead.evaluation.size import config_shape, model_shape, model_size
+from codehead.evaluation.result import Result, canonical_json
+from codehead.evaluation.size import config_shape, model_size
 from codehead.models import is_coded
-from codehead.protocols.preparation import point_to
-from codehead.protocols.protocol import HALF, Cell, Protocol, expand, half_width, run_config
+from codehead.protocols.architecture import cell_architecture
+from codehead.protocols.backbones import backbone_config, train_once
+from codehead.protocols.preparation import Context
+from codehead.protocols.protocol import HALF, AnswersConfig, Cell, Protocol, expand, half_width, merged
+from codehead.protocols.store import folder_record
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
-from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
 from codehead.training.model import default_device, load_model
-from codehead.training.run import train
+from codehead.training.sources import read_rows
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 
-def run_cell(
-    protocol: Protocol,
-    cell: Cell,
-    folder: Path,
-    shared: Mapping[str, Any],
-    variables: Mapping[str, str],
-    callbacks: Sequence[TrainerCallback] = (),
-) -> Result:
-    """Train the cell in `folder` (going on where a killed run stopped) and measure it on the test split.
+def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequence[TrainerCallback] = ()) -> Result:
+    """Train the cell (going on where a killed run stopped) and measure it on the test split.
 
-    `shared` is what `prepare` returned. A finished run in the folder is not trained again.
+    A finished run of the same configuration over the same data is not trained again.
     """
-    config = cell_config(cell, folder, shared, variables)
+    config = cell_config(protocol, cell, context)
     record = train_once(config, callbacks)
-    model = load_model(str(folder)).to(default_device())
+    model = load_model(config.output_dir).to(default_device())
     metrics = {
-        "test": _evaluate(model, folder, config, config.data.test, "test", protocol.batch_size),
-        "validation": _evaluate(model, folder, config, config.data.validation, "validation", protocol.batch_size),
+        "test": _evaluate(model, config, config.data.test, "test", protocol.batch_size),
+        "validation": _evaluate(model, config, config.data.validation, "validation", protocol.batch_size),
         "size": model_size(model).as_dict(),
         "decision": describe(model),
         "model_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_seconds": record["provenance"]["wall_seconds"],
         "history": [entry for entry in record["log_history"] if "loss" in entry],
     }
-    return Result(f"{protocol.name}/{cell.key}", result_config(protocol, cell), metrics, record["provenance"])
+    if protocol.answers is not None:
+        metrics["answers"] = _answers(model, config, protocol.answers)
+    provenance = dict(record["provenance"])
+    if cell.backbone is not None:
+        provenance["backbone"] = folder_record(Path(str(config.model)))
+    return Result(f"{protocol.name}/{cell.key}", result_config(protocol, cell), metrics, provenance)
 
 
-def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """Train, or go on with an unfinished run, or do nothing if it is finished; returns its `run.json`.
-
-    Raises ConfigurationError if the folder holds a run of another configuration.
-    """
-    folder = RunFolder(config)
-    if (folder.path / RECORD).exists():
-        record = read_record(folder.path)
-        difference = first_difference(record["config"], folder.config)
-        if difference:
-            raise ConfigurationError(
-                f"{str(folder.path)!r} holds a run of another configuration: {difference}; "
-                "remove it or choose another --out"
-            )
-        if record["status"] == "finished":
-            return record
-    train(config, callbacks=callbacks, progress=False)
-    return read_record(folder.path)
-
-
-def cell_config(cell: Cell, folder: Path, shared: Mapping[str, Any], variables: Mapping[str, str]) -> RunConfig:
-    """The configuration of the cell's run; a width of "half" becomes a number here."""
-    cell = point_to(cell, shared)
-    decision = cell.config.get("decision") or {}
-    width = None
+def cell_config(protocol: Protocol, cell: Cell, context: Context) -> RunConfig:
+    """The configuration of the cell's run, in its folder of the store; a width of "half" becomes a number here."""
+    values = _values(protocol, cell, context)
+    decision = values.get("decision") or {}
     if decision.get("width") == HALF:
-        width = half_width(*_shape(expand(cell.config, variables)), _bits(decision, cell, variables))
-    config = run_config(cell, variables, folder, width)
-    if config.data.test is None or config.data.validation is None:
+        shape = config_shape(cell_architecture(protocol, cell, context))
+        decision["width"] = half_width(shape.hidden_size, shape.num_classes, _bits(decision, shape.num_classes))
+    if cell.backbone is not None:
+        values["model"] = backbone_config(protocol, cell.backbone, context).output_dir
+    data = values.get("data") or {}
+    if not data.get("test") or not data.get("validation"):
         raise ConfigurationError(
             "a protocol needs a validation and a test source; give base.data.validation and base.data.test, or split"
         )
-    return config
+    return context.store.placed(values)
 
 
 def result_config(protocol: Protocol, cell: Cell) -> dict[str, Any]:
     """What the result says of its cell; free of local paths, because variables are not expanded."""
     return {
         "protocol": protocol.name,
+        "description": protocol.description,
+        "paper": protocol.paper,
         "cell": cell.name,
         "setting": cell.setting,
         "seed": cell.seed,
         "reference": protocol.reference,
         "split": protocol.split,
         "run": cell.config,
+        "backbone": protocol.backbones[cell.backbone] if cell.backbone is not None else None,
+        "answers": asdict(protocol.answers) if protocol.answers is not None else None,
     }
 
 
@@ -114,11 +103,20 @@ def describe(model: Any) -> dict[str, Any] | None:
     }
 
 
-def _evaluate(
-    model: Any, folder: Path, config: RunConfig, source: str | None, split: str, batch_size: int
-) -> dict[str, Any]:
+def _values(protocol: Protocol, cell: Cell, context: Context) -> dict[str, Any]:
+    """The cell's fields with variables expanded, prepared data and tokenizer in their places."""
+    values = expand(cell.config, context.variables)
+    if context.data:  # its files hold the field `text`, whatever the source's was called
+        values = merged(values, {"data": {**context.data, "text_field": None, "max_documents": None}})
+    spec = cell.config.get("tokenizer")
+    if isinstance(spec, dict):
+        values["tokenizer"] = context.tokenizers[canonical_json(spec)]
+    return values
+
+
+def _evaluate(model: Any, config: RunConfig, source: str | None, split: str, batch_size: int) -> dict[str, Any]:
     assert source is not None  # cell_config asks for it
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(config.output_dir)
     examples = load_examples(
         source,
         tokenizer,
@@ -130,23 +128,27 @@ def _evaluate(
     return evaluate(model, tokenizer, examples, batch_size=batch_size).as_dict()
 
 
-def _shape(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Hidden size before the head and number of tokens of the model that a run will have."""
-    from transformers import AutoConfig
+def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str, Any]:
+    """Answers to the first prompts of the test split, and their BERTScore."""
+    assert config.data.test is not None
+    tokenizer = load_tokenizer(config.output_dir)
+    rows = read_rows(config.data.test, split="test", subset=config.data.subset, limit=options.prompts)
+    answers = generate_answers(model, tokenizer, rows, max_new_tokens=options.new_tokens, batch_size=options.batch_size)
+    encoder = find_encoder(options.encoder, options.encoder_layers)
+    scores = bert_score(answers.answers, answers.references, encoder)
+    return {
+        "prompts": len(answers.answers),
+        "new_tokens": options.new_tokens,
+        "batch_size": options.batch_size,
+        "mean_new_tokens": sum(answers.new_tokens) / len(answers.new_tokens),
+        "bertscore": scores.as_dict(),
+        "samples": answers.samples(options.samples),
+    }
 
-    model = config["model"]
-    if isinstance(model, str):
-        shape = model_shape(model)
-        return shape.hidden_size, shape.num_classes
-    options = {key: value for key, value in model.items() if key != "model_type"}
-    vocabulary = options.get("vocab_size") or len(load_tokenizer(config["tokenizer"]))
-    return config_shape(AutoConfig.for_model(model["model_type"], **options)).hidden_size, vocabulary
 
-
-def _bits(decision: Mapping[str, Any], cell: Cell, variables: Mapping[str, str]) -> int:
+def _bits(decision: Mapping[str, Any], num_classes: int) -> int:
     from codehead.codes import build
 
     if decision.get("bits") is not None:
         return int(decision["bits"])
-    _, num_classes = _shape(expand(cell.config, variables))
     return build(decision.get("code", "minrandom"), num_classes, **(decision.get("code_params") or {})).length

@@ -20,17 +20,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from codehead.errors import CodeheadError
 from codehead.evaluation.result import Result
 from codehead.evaluation.timing import generation_speed
-from codehead.protocols.cells import train_once
-from codehead.protocols.protocol import Cell, Protocol, expand
+from codehead.protocols.cells import cell_config
+from codehead.protocols.preparation import Context, prepare
+from codehead.protocols.protocol import Protocol
 from codehead.protocols.pydocs import SPLITS, read_corpus
 from codehead.protocols.runner import RESULTS, failure_path, run_protocol
-from codehead.training.config import RunConfig
+from codehead.protocols.store import Store
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden
 from codehead.training.tokenizer import load_tokenizer
 
 FOLDER = "DEMO"  # the variable that stands for the output folder, so that results hold no local path
+BACKBONE = "pretrained"
 CELLS: dict[str, dict[str, Any]] = {
     "softmax": {"training": {"learning_rate": 3e-3}},
     "minimal": {"decision": {"code": "minimal"}},
@@ -79,10 +81,10 @@ def run_demo(
     progress("reading the documentation strings of this Python", 0)
     write_corpus(out / "corpus", budget)
     variables = {FOLDER: str(out)}
-    _pretrain(RunConfig.from_dict(expand(pretraining(budget, seed), variables)), budget, progress)
-    _finetune(protocol(budget, seed), out, variables, budget, progress)
+    heads = protocol(budget, seed)
+    _train(heads, out, variables, budget, progress)
     progress("timing generation", 0)
-    time_generation(out, budget, seed)
+    time_generation(heads, out, prepare(heads, Store(out / "store"), variables), budget)
     progress("done", TIMING_UNITS)
     return out / RESULTS
 
@@ -100,7 +102,7 @@ def write_corpus(folder: Path, budget: Budget) -> None:
 
 
 def pretraining(budget: Budget, seed: int) -> dict[str, Any]:
-    """The configuration of the pretraining run."""
+    """The run that trains the backbone with Softmax."""
     return {
         "model": {
             "model_type": "opt",
@@ -117,7 +119,6 @@ def pretraining(budget: Budget, seed: int) -> dict[str, Any]:
         "tokenizer": {"train": "bpe", "vocab_size": budget.vocabulary},
         "data": {"train": f"${{{FOLDER}}}/corpus/text-train.jsonl", "block_size": 128},
         "training": {**_training(budget.pretraining_steps, learning_rate=3e-3), "per_device_train_batch_size": 8},
-        "output_dir": f"${{{FOLDER}}}/pretrained",
         "seed": seed,
     }
 
@@ -130,21 +131,23 @@ def protocol(budget: Budget, seed: int) -> Protocol:
     tuned comparison.
     """
     base = {
-        "model": f"${{{FOLDER}}}/pretrained",
+        "model": {"backbone": BACKBONE},
         "adapt": "full",
         "data": {split: f"${{{FOLDER}}}/corpus/questions-{split}.jsonl" for split in SPLITS} | {"block_size": 64},
         "training": {**_training(budget.finetuning_steps, learning_rate=1e-3), "per_device_train_batch_size": 16},
     }
-    return Protocol("codehead-demo", base, CELLS, reference="softmax", seeds=(seed,))
+    backbones = {BACKBONE: pretraining(budget, seed)}
+    return Protocol("codehead-demo", base, CELLS, reference="softmax", seeds=(seed,), backbones=backbones, paper=1)
 
 
-def time_generation(out: Path, budget: Budget, seed: int) -> Result:
+def time_generation(heads: Protocol, out: Path, context: Context, budget: Budget) -> Result:
     """Seconds that every head takes to answer the same questions, and one answer of each; written once."""
     path = out / "generation.json"
     if path.is_file():
         return Result.read(path)
-    models = {name: load_model(str(out / "runs" / name / f"seed-{seed}")) for name in CELLS}
-    tokenizer = load_tokenizer(str(out / "pretrained"))
+    folders = {cell.name: cell_config(heads, cell, context).output_dir for cell in heads.plan()}
+    models = {name: load_model(folder) for name, folder in folders.items()}
+    tokenizer = load_tokenizer(folders[heads.reference])
     questions = [json.loads(line) for line in _lines(out / "corpus" / "questions-test.jsonl")]
     prompts = [tokenizer(question["prompt"], return_tensors="pt").input_ids for question in questions]
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -159,32 +162,29 @@ def time_generation(out: Path, budget: Budget, seed: int) -> Result:
         "answers": {name: _answer(model, tokenizer, prompts[0]) for name, model in models.items()},
     }
     config = {"prompts": budget.timed_prompts, "new_tokens": budget.new_tokens, "repeats": budget.repeats}
-    result = Result("codehead-demo/generation", config, metrics, {**provenance(seed=seed), "started_at": utc_now()})
+    result = Result(
+        "codehead-demo/generation", config, metrics, {**provenance(seed=heads.seeds[0]), "started_at": utc_now()}
+    )
     result.write(path)
     return result
 
 
-def _pretrain(config: RunConfig, budget: Budget, progress: Progress) -> None:
+def _train(heads: Protocol, out: Path, variables: dict[str, str], budget: Budget, progress: Progress) -> None:
     progress("training a tokenizer", 0)
-    steps = _Steps("pretraining with Softmax", progress)
-    train_once(config, [steps])
-    progress("pretrained", budget.pretraining_steps - steps.done)
+    backbone = _Steps("pretraining with Softmax", progress)
 
+    def report(key: str, status: str) -> None:
+        backbone.complete(budget.pretraining_steps)
+        if not key.startswith("backbone"):
+            progress(f"{key} {status}", CELL_UNITS + (budget.finetuning_steps if status == "reused" else 0))
 
-def _finetune(heads: Protocol, out: Path, variables: dict[str, str], budget: Budget, progress: Progress) -> None:
-    def report(cell: Cell, status: str) -> None:
-        progress(f"{cell.name} {status}", CELL_UNITS + (budget.finetuning_steps if status == "reused" else 0))
+    def callbacks(key: str) -> list[TrainerCallback]:
+        return [backbone if key.startswith("backbone") else _Steps(f"fine-tuning {key}", progress)]
 
-    outcome = run_protocol(
-        heads,
-        out,
-        variables=variables,
-        report=report,
-        callbacks=lambda cell: [_Steps(f"fine-tuning {cell.name}", progress)],
-    )
+    outcome = run_protocol(heads, out, variables=variables, report=report, callbacks=callbacks)
     if outcome.failed:
-        cell = next(cell for cell in heads.plan() if cell.key == outcome.failed[0])
-        raise CodeheadError(f"{cell.name} could not be fine-tuned; the traceback is in {failure_path(out, cell)}")
+        key = outcome.failed[0]
+        raise CodeheadError(f"{key} could not be trained; the traceback is in {failure_path(out, key)}")
 
 
 class _Steps(TrainerCallback):
@@ -200,6 +200,10 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._advance(1)
+
+    def complete(self, steps: int) -> None:
+        """Count what is left of `steps`: all of them, if the run was found finished."""
+        self._advance(steps - self.done)
 
     def _advance(self, steps: int) -> None:
         self.done += steps

@@ -1,16 +1,20 @@
-"""What all cells of a protocol share: the split of the documents and the tokenizer, made once."""
+"""What all cells of a protocol share: the split of the documents and the tokenizers, made once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.evaluation.result import write_json
-from codehead.protocols.protocol import Cell, Protocol, expand, merged
+from codehead.evaluation.result import canonical_json
+from codehead.protocols.protocol import Protocol, expand
+from codehead.protocols.store import Store
 from codehead.training.provenance import file_record
 from codehead.training.sources import read_rows
 
@@ -20,33 +24,44 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 
 
-def prepare(protocol: Protocol, folder: Path, variables: Mapping[str, str]) -> dict[str, Any]:
-    """Write the split documents and the tokenizer into `folder`, unless they are there already.
+@dataclass(frozen=True)
+class Context:
+    """What the cells of a protocol find on this machine."""
 
-    Returns the partial RunConfig that points a cell to them. Raises ConfigurationError if the folder was
-    prepared from other data, DataError if a split is left empty.
+    store: Store
+    variables: dict[str, str]
+    """What `${NAME}` stands for."""
+    folder: Path | None
+    """Folder of what was prepared; None if there is nothing to prepare."""
+    data: dict[str, str]
+    """The file of each split; empty if the protocol names its own."""
+    tokenizers: dict[str, str]
+    """The folder of every tokenizer that is trained on the training split, by its canonical description."""
+
+
+def prepare(protocol: Protocol, store: Store, variables: Mapping[str, str]) -> Context:
+    """Write the split documents and the trained tokenizers into the store, unless they are there already.
+
+    Raises DataError if the source cannot be read or a split is left empty.
     """
-    base = expand(protocol.base, variables)
-    shared: dict[str, Any] = {}
-    if protocol.split is not None:
-        shared["data"] = {split: str(folder / f"{split}.jsonl") for split in SPLITS}
-    if isinstance(base.get("tokenizer"), dict):
-        shared["tokenizer"] = str(folder / "tokenizer")
-    if shared and not _is_ready(folder, _fingerprint(protocol, base)):
-        _write(protocol, base, shared, folder)
-    return shared
+    context = locate(protocol, store, variables)
+    if context.folder is not None and not context.folder.is_dir():
+        _write_in_one_step(protocol, context.folder, expand(protocol.base["data"], variables))
+    return context
 
 
-def point_to(cell: Cell, shared: Mapping[str, Any]) -> Cell:
-    """The cell with its data and tokenizer taken from the prepared folder."""
-    data = shared.get("data")  # its files hold the field `text`, whatever the source's was called
-    config = merged(cell.config, {"data": {**data, "text_field": None}} if data else {})
-    return Cell(
-        cell.name,
-        cell.setting,
-        cell.seed,
-        {**config, "tokenizer": shared.get("tokenizer", config.get("tokenizer"))},
-    )
+def locate(protocol: Protocol, store: Store, variables: Mapping[str, str]) -> Context:
+    """Where `prepare` writes, without writing."""
+    specs = _tokenizer_specs(protocol)
+    if protocol.split is None and not specs:
+        return Context(store, dict(variables), None, {}, {})
+    data = expand(protocol.base.get("data") or {}, variables)
+    if not data.get("train"):
+        raise ConfigurationError("base.data.train is missing; name the source of the training text")
+    folder = store.data_folder(_fingerprint(protocol, data))
+    files = {split: str(folder / f"{split}.jsonl") for split in SPLITS} if protocol.split is not None else {}
+    tokenizers = {canonical_json(spec): str(folder / _tokenizer_name(spec)) for spec in specs}
+    return Context(store, dict(variables), folder, files, tokenizers)
 
 
 def split_of(text: str, shares: Mapping[str, float]) -> str:
@@ -57,25 +72,23 @@ def split_of(text: str, shares: Mapping[str, float]) -> str:
     return "validation" if place < shares["test"] + shares["validation"] else "train"
 
 
-def _write(protocol: Protocol, base: Mapping[str, Any], shared: Mapping[str, Any], folder: Path) -> None:
-    from codehead.training.tokenizer import train_bpe
-
-    data = base.get("data") or {}
-    if not data.get("train"):
-        raise ConfigurationError("base.data.train is missing; name the source of the training text")
-    rows = read_rows(
-        data["train"],
-        subset=data.get("subset"),
-        text_field=data.get("text_field"),
-        limit=data.get("max_documents"),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    if protocol.split is not None:
-        rows = _write_splits(rows, protocol.split, folder)
-    if "tokenizer" in shared:
-        texts = (text for column in rows.column_names for text in rows[column])
-        train_bpe(texts, base["tokenizer"]["vocab_size"]).save_pretrained(shared["tokenizer"])
-    write_json(folder / "prepared.json", _fingerprint(protocol, base))
+def _write_in_one_step(protocol: Protocol, folder: Path, data: Mapping[str, Any]) -> None:
+    """Fill a temporary folder and give it its name at the end: a folder with that name is complete."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {
+        "subset": data.get("subset"),
+        "text_field": data.get("text_field"),
+        "limit": data.get("max_documents"),
+    }
+    try:
+        rows = read_rows(data["train"], **options)
+        if protocol.split is not None:
+            rows = _write_splits(rows, protocol.split, temporary)
+        _write_tokenizers(rows, _tokenizer_specs(protocol), temporary)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_splits(rows: Dataset, shares: Mapping[str, float], folder: Path) -> Dataset:
@@ -91,23 +104,35 @@ def _write_splits(rows: Dataset, shares: Mapping[str, float], folder: Path) -> D
     return rows.select([i for i, name in enumerate(splits) if name == "train"])
 
 
+def _write_tokenizers(rows: Dataset, specs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    from codehead.training.tokenizer import train_bpe
+
+    for spec in specs:
+        texts = (text for column in rows.column_names for text in rows[column])
+        train_bpe(texts, spec["vocab_size"]).save_pretrained(folder / _tokenizer_name(spec))
+
+
+def _tokenizer_specs(protocol: Protocol) -> list[Mapping[str, Any]]:
+    """Every different tokenizer that the cells want trained."""
+    specs = [cell.config["tokenizer"] for cell in protocol.plan() if isinstance(cell.config.get("tokenizer"), dict)]
+    return list({canonical_json(spec): spec for spec in specs}.values())
+
+
+def _tokenizer_name(spec: Mapping[str, Any]) -> str:
+    return f"tokenizer-{spec.get('vocab_size')}"
+
+
 def _record(row: Mapping[str, str]) -> dict[str, str]:
     """A row in a form that `read_rows` reads back to the same row."""
     return {"text": row["text"]} if "text" in row else {"prompt": row["prompt"], "completion": row["response"]}
 
 
-def _fingerprint(protocol: Protocol, base: Mapping[str, Any]) -> dict[str, Any]:
-    data = {key: value for key, value in (base.get("data") or {}).items() if key != "train"}
-    source = file_record((base.get("data") or {}).get("train") or "")
-    return {"source": source, "data": data, "split": protocol.split, "tokenizer": base.get("tokenizer")}
-
-
-def _is_ready(folder: Path, fingerprint: dict[str, Any]) -> bool:
-    path = folder / "prepared.json"
-    if not path.is_file():
-        return False
-    if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(fingerprint)):
-        raise ConfigurationError(
-            f"{str(folder)!r} was prepared from other data or settings; choose another --out or remove the folder"
-        )
-    return True
+def _fingerprint(protocol: Protocol, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the prepared files depend on."""
+    sources = [data["train"]] if isinstance(data["train"], str) else data["train"]
+    return {
+        "sources": [file_record(source) for source in sources],
+        "options": {key: data.get(key) for key in ("subset", "text_field", "max_documents")},
+        "split": protocol.split,
+        "tokenizers": _tokenizer_specs(protocol),
+    }

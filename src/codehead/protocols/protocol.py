@@ -1,4 +1,4 @@
-"""A protocol is a committed YAML file: a shared configuration × heads × settings × seeds."""
+"""A protocol is a committed YAML file: a shared configuration × settings × cells × seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from codehead.errors import ConfigurationError
 from codehead.heads import HEADS
 from codehead.losses import LOSSES
 from codehead.registry import did_you_mean
-from codehead.training.config import RunConfig, read_yaml
+from codehead.training.config import read_block, read_yaml
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -24,26 +24,63 @@ PARTS = {"code": DESIGNS, "head": HEADS, "loss": LOSSES, "decoder": DECODERS}
 
 
 @dataclass(frozen=True)
+class AnswersConfig:
+    """Answers generated to the first prompts of the test split, scored by BERTScore."""
+
+    prompts: int = 128
+    new_tokens: int = 64  # at most, per answer
+    batch_size: int = 32
+    encoder: str = "roberta-large"  # hub id, local folder or `minilm`, see evaluation.bertscore
+    encoder_layers: int | None = None  # None: the published layer of the encoder
+    samples: int = 4  # answers kept as text
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "answers", ("prompts", "new_tokens", "batch_size"))
+
+
+@dataclass(frozen=True)
+class TimingConfig:
+    """Time of generating exactly `new_tokens` after each prompt, all cells of the first seed in turns."""
+
+    prompts: int = 32
+    prompt_tokens: int = 32  # of a text, where the test split holds no prompts
+    new_tokens: int = 32
+    batch_size: int = 16
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "timing", ("prompts", "prompt_tokens", "new_tokens", "batch_size", "repeats"))
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One run of a protocol: one head, one setting, one seed."""
+    """One run of a protocol: one decision layer, one setting, one seed."""
 
     name: str
     setting: str  # empty if the protocol has none
     seed: int
     config: dict[str, Any]
-    """Fields of RunConfig without output_dir; variables are not expanded, `decision.width` may be "half"."""
+    """Fields of RunConfig without output_dir; variables are not expanded, `decision.width` may be "half" and
+    `model` the name of a backbone."""
 
     @property
     def key(self) -> str:
         """The name of the cell, which is also its path: `10M/minimal/seed-0`."""
         return "/".join(part for part in (self.setting, self.name, f"seed-{self.seed}") if part)
 
+    @property
+    def backbone(self) -> str | None:
+        """Name of the backbone that the cell starts from; None for a model of its own."""
+        model = self.config.get("model")
+        return model["backbone"] if isinstance(model, dict) and "backbone" in model else None
+
 
 @dataclass(frozen=True)
 class Protocol:
     """What a YAML file of a protocol says. Raises ConfigurationError for anything that cannot run.
 
-    `base`, every setting and every cell are partial RunConfigs, laid over each other in this order.
+    `base`, every setting and every cell are partial RunConfigs, laid over each other in this order. A model
+    `{backbone: NAME}` is the one that `backbones` describes: it is trained once, before the cells.
     """
 
     name: str
@@ -52,9 +89,13 @@ class Protocol:
     reference: str  # the cell that shares are taken of, normally the Softmax
     seeds: tuple[int, ...] = (0,)
     settings: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
+    backbones: dict[str, dict[str, Any]] = field(default_factory=dict)
     split: dict[str, float] | None = None
     """Shares of the documents of `base.data.train` held out as `validation` and `test`."""
     batch_size: int = 32  # examples per forward pass when evaluating
+    answers: AnswersConfig | None = None
+    timing: TimingConfig | None = None
+    paper: int | None = None  # number of the paper's protocol that this one repeats
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -64,6 +105,7 @@ class Protocol:
         self._check_shared()
         for cell in self.plan():
             check_decision(cell.config.get("decision"), f"cells.{cell.name}")
+            self._check_backbone(cell)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Protocol:
@@ -77,10 +119,13 @@ class Protocol:
         missing = [key for key in ("name", "base", "cells", "reference") if not values.get(key)]
         if missing:
             raise ConfigurationError(f"{str(path)!r}: missing {', '.join(missing)}")
+        for key, kind in (("answers", AnswersConfig), ("timing", TimingConfig)):
+            if key in values:
+                values[key] = read_block(kind, values[key], key)
         return cls(**values)
 
     def plan(self, only: Iterable[str] = ()) -> list[Cell]:
-        """The cells in running order: every head of one seed before the next seed.
+        """The cells in running order: every cell of one seed before the next seed.
 
         `only` keeps the cells whose key contains one of the given strings.
         """
@@ -94,36 +139,35 @@ class Protocol:
     def _cells(self) -> Iterator[Cell]:
         for seed in self.seeds:
             for setting, setting_part in self.settings.items():
-                for head, cell_part in self.cells.items():
+                for name, cell_part in self.cells.items():
                     config = merged(merged(self.base, setting_part), cell_part)
                     config["seed"] = seed
                     if config.get("decision"):
                         config["decision"].setdefault("seed", seed)
-                    yield Cell(head, setting, seed, config)
+                    yield Cell(name, setting, seed, config)
 
     def _check_names(self) -> None:
         if self.reference not in self.cells:
-            raise ConfigurationError(
-                f"reference is {self.reference!r}, which is no cell; choose one of {', '.join(self.cells)}"
-            )
+            hint = did_you_mean(str(self.reference), self.cells) or f"; choose one of {', '.join(self.cells)}"
+            raise ConfigurationError(f"reference is {self.reference!r}, which is no cell{hint}")
         if not self.seeds or not all(type(seed) is int and seed >= 0 for seed in self.seeds):
             raise ConfigurationError(f"seeds is {list(self.seeds)!r}; give at least one whole number from 0 up")
-        for name in [self.name, *self.cells, *(setting for setting in self.settings if setting != "")]:
+        named = (self.name, *self.cells, *self.backbones, *(setting for setting in self.settings if setting != ""))
+        for name in named:
             if not isinstance(name, str) or not NAME.match(name):
                 raise ConfigurationError(
                     f"{name!r} cannot name a file; use letters, digits, '.', '_' and '-' (a number in quotes)"
                 )
 
     def _check_shared(self) -> None:
-        """What all cells share cannot be set for one of them."""
-        shared = ["data.train", "data.validation", "data.test", "data.text_field"] if self.split is not None else []
-        shared += ["tokenizer"] if isinstance(self.base.get("tokenizer"), Mapping) else []
+        """The split documents are those of all cells, so none can have others."""
+        shared = ("train", "validation", "test", "text_field") if self.split is not None else ()
         for name, part in [*self.settings.items(), *self.cells.items()]:
             for key in shared:
-                block, _, leaf = key.rpartition(".")
-                if leaf in ((part or {}).get(block) or {} if block else (part or {})):
+                if key in ((part or {}).get("data") or {}):
                     raise ConfigurationError(
-                        f"{name} sets {key}, which all cells share; set it under base, or write a protocol of its own"
+                        f"{name} sets data.{key}, which all cells share; set it under base, "
+                        "or write a protocol of its own"
                     )
 
     def _check_split(self) -> None:
@@ -133,6 +177,14 @@ class Protocol:
             raise ConfigurationError(
                 f"split is {self.split!r}; give validation and test as shares of the documents below 0.5"
             )
+
+    def _check_backbone(self, cell: Cell) -> None:
+        name = cell.backbone
+        if name is not None and name not in self.backbones:
+            hint = (
+                did_you_mean(str(name), self.backbones) or f"; described are: {', '.join(self.backbones) or '(none)'}"
+            )
+            raise ConfigurationError(f"cell {cell.key!r} starts from the backbone {name!r}, which is unknown{hint}")
 
 
 def merged(base: Mapping[str, Any], part: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -156,15 +208,6 @@ def expand(value: Any, variables: Mapping[str, str]) -> Any:
     return VARIABLE.sub(lambda match: _variable(match[1], variables), value) if isinstance(value, str) else value
 
 
-def run_config(cell: Cell, variables: Mapping[str, str], output_dir: Path, width: int | None = None) -> RunConfig:
-    """The validated configuration of a cell; `width` takes the place of a width of "half"."""
-    values = expand(cell.config, variables)
-    decision = values.get("decision")
-    if width is not None and decision and decision.get("width") == HALF:
-        decision["width"] = width
-    return RunConfig.from_dict({**values, "output_dir": str(output_dir)})
-
-
 def half_width(hidden_size: int, num_classes: int, num_bits: int) -> int:
     """The d whose MTL head n·(H·d + d) is as near as can be to half of the Softmax head's V·H parameters."""
     return max(1, round(num_classes * hidden_size / 2 / (num_bits * (hidden_size + 1))))
@@ -186,3 +229,9 @@ def _variable(name: str, variables: Mapping[str, str]) -> str:
         hint = " or give --data-dir" if name == "CODEHEAD_DATA" else ""
         raise ConfigurationError(f"the protocol needs ${{{name}}}, which is not set; export {name}=…{hint}")
     return variables[name]
+
+
+def _require_positive(block: Any, name: str, keys: Iterable[str]) -> None:
+    for key in keys:
+        if getattr(block, key) < 1:
+            raise ConfigurationError(f"{name}.{key} is {getattr(block, key)!r}; give a whole number of at least 1")

@@ -24,6 +24,7 @@ SOFTMAX_ONLY = {
     "use_liger_kernel": "its fused loss reads the head as V rows, and would train the wrong objective",
 }
 PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which YAML allows more than once
 Block = TypeVar("Block")
 
 
@@ -31,7 +32,7 @@ Block = TypeVar("Block")
 class DataConfig:
     """Where the text comes from. A source is a hub id (`name` or `name:split`) or a local file."""
 
-    train: str
+    train: str | list[str]  # several sources are read one after the other
     validation: str | None = None
     test: str | None = None
     validation_fraction: float = 0.0  # of the training documents; only without `validation`
@@ -42,8 +43,8 @@ class DataConfig:
     max_validation_documents: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.train, str) or not self.train:
-            raise ConfigurationError(f"data.train is {self.train!r}; give a hub id or a local file")
+        if not self.train_sources or not all(isinstance(source, str) and source for source in self.train_sources):
+            raise ConfigurationError(f"data.train is {self.train!r}; give a hub id or a local file, or a list of them")
         _require(self.block_size, "data.block_size", minimum=2)
         for name in ("max_documents", "max_validation_documents"):
             if getattr(self, name) is not None:
@@ -57,6 +58,11 @@ class DataConfig:
                 "data.validation and data.validation_fraction are both set; validation data come either "
                 "from their own source or from a part of the training documents: remove one of the two"
             )
+
+    @property
+    def train_sources(self) -> list[str]:
+        """The sources of the training text."""
+        return [self.train] if isinstance(self.train, str) else list(self.train or [])
 
 
 @dataclass(frozen=True)
@@ -130,10 +136,10 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Build and validate; raises ConfigurationError for unknown or missing keys."""
         blocks = dict(values)
-        blocks["data"] = _block(DataConfig, blocks.get("data"), "data")
-        blocks["lora"] = _block(LoraConfig, blocks.get("lora"), "lora")
+        blocks["data"] = read_block(DataConfig, blocks.get("data"), "data")
+        blocks["lora"] = read_block(LoraConfig, blocks.get("lora"), "lora")
         blocks["training"] = blocks.get("training") or {}
-        return _block(cls, blocks, "")
+        return read_block(cls, blocks, "")
 
     @classmethod
     def from_yaml(cls, path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -236,7 +242,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `3e-4` as a number: YAML 1.1 (PyYAML) wants `3.0e-4`, YAML 1.2 does not."""
+    """SafeLoader that reads `3e-4` as a number, as YAML 1.2 does, and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE_TAG:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice; rename or remove one", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -253,7 +270,8 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _block(kind: type[Block], values: Any, name: str) -> Block:
+def read_block(kind: type[Block], values: Any, name: str) -> Block:
+    """A dataclass from the values of the block `name`; ConfigurationError for keys or types that it does not have."""
     values = {} if values is None else values
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     _check_keys(values, known, name)

@@ -32,7 +32,7 @@ class Rows:
 def load_rows(data: DataConfig, seed: int) -> Rows:
     """Read the training and validation rows; a `validation_fraction` is split off by whole documents."""
     common: dict[str, Any] = {"subset": data.subset, "text_field": data.text_field}
-    train = read_rows(data.train, split="train", limit=data.max_documents, **common)
+    train = read_rows(data.train_sources, split="train", limit=data.max_documents, **common)
     if data.validation:
         limit = data.max_validation_documents
         return Rows(train, read_rows(data.validation, split="validation", limit=limit, **common))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,14 @@ Row = dict[str, str]
 
 
 def read_rows(
-    source: str,
+    source: str | Sequence[str],
     *,
     split: str = "train",
     subset: str | None = None,
     text_field: str | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    """The first `limit` rows of `source` as a `datasets.Dataset` of `text`, or of `prompt` and `response`.
+    """The first `limit` rows of one or several sources as a `datasets.Dataset` of `text`, or of `prompt` and `response`.
 
     A local file ends in .txt (documents separated by blank lines), .jsonl, .json (a list of records) or
     .parquet. A hub id may name its split after a colon: `roneneldan/TinyStories:train[:1%]`. Empty texts
@@ -40,7 +40,8 @@ def read_rows(
     """
     from datasets import Dataset
 
-    places = _local(Path(source)) if _is_local(source) else _hub(source, split, subset)
+    sources = [source] if isinstance(source, str) else source
+    places = chain.from_iterable(_records(name, split, subset) for name in sources)
     rows = [row for row in islice(_normalised(places, text_field), limit) if any(row.values())]
     if not rows:
         raise DataError(f"{source!r} holds no text; give a source with at least one document")
@@ -107,6 +108,10 @@ def _string(record: Mapping[str, Any], key: str, place: str) -> str:
     except UnicodeEncodeError:
         raise DataError(f"field {key!r} of {place} holds half of a surrogate pair: not valid text") from None
     return value
+
+
+def _records(source: str, split: str, subset: str | None) -> Iterator[tuple[str, Any]]:
+    return _local(Path(source)) if _is_local(source) else _hub(source, split, subset)
 
 
 def _is_local(source: str) -> bool:

@@ -1,0 +1,49 @@
+"""The models that cells start from, where a protocol brings its own: trained with Softmax, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codehead.errors import ConfigurationError
+from codehead.protocols.preparation import Context
+from codehead.protocols.protocol import Protocol, expand
+from codehead.training.config import RunConfig
+from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
+from codehead.training.run import train
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+
+def backbone_config(protocol: Protocol, name: str, context: Context) -> RunConfig:
+    """The run that trains the backbone `name`, in its folder of the store."""
+    values = expand(protocol.backbones[name], context.variables)
+    if not isinstance(values.get("data"), dict) or not values["data"].get("train"):
+        raise ConfigurationError(f"backbones.{name}.data.train is missing; name the source of the training text")
+    return context.store.placed(values)
+
+
+def train_backbone(
+    protocol: Protocol, name: str, context: Context, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
+    """Train the backbone, or go on, or find it trained; returns its `run.json`."""
+    return train_once(backbone_config(protocol, name, context), callbacks)
+
+
+def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    """Train, or go on with an unfinished run, or do nothing if it is finished; returns its `run.json`.
+
+    The folder is named by the content of the configuration, so a run in it that seems to differ was begun with
+    its files in another place: it starts again.
+    """
+    folder = RunFolder(config)
+    moved = False
+    if (folder.path / RECORD).exists():
+        record = read_record(folder.path)
+        if record["status"] == "finished":
+            return record
+        moved = first_difference(record["config"], folder.config) is not None
+    train(config, overwrite=moved, callbacks=callbacks, progress=False)
+    return read_record(Path(config.output_dir))

@@ -1,0 +1,67 @@
+"""The runs of a protocol in their order, what each will cost, and which of them are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from codehead.errors import ConfigurationError
+from codehead.protocols.architecture import cell_architecture
+from codehead.protocols.backbones import backbone_config
+from codehead.protocols.cells import cell_config
+from codehead.protocols.estimate import Cost, run_cost
+from codehead.protocols.preparation import Context, locate
+from codehead.protocols.protocol import Cell, Protocol
+from codehead.protocols.runner import is_finished
+from codehead.protocols.store import Store
+from codehead.training.config import RunConfig
+from codehead.training.folder import RECORD, read_record
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training run that a protocol needs."""
+
+    key: str
+    cost: Cost | None  # None: the model's configuration cannot be read from here
+    is_done: bool
+
+    def seconds(self, speed: float) -> float | None:
+        """About how long it takes on a machine of this speed; 0 if it is done, None if that cannot be told."""
+        if self.is_done:
+            return 0.0
+        return None if self.cost is None else self.cost.seconds(speed)
+
+
+def plan_steps(
+    protocol: Protocol, out: Path, store: Store, only: Iterable[str], variables: Mapping[str, str]
+) -> list[Step]:
+    """Validate every cell and list the runs: each backbone before the first cell that starts from it.
+
+    Nothing is written. Raises ConfigurationError for a cell that cannot run.
+    """
+    context = locate(protocol, store, variables)
+    steps: list[Step] = []
+    seen: set[str | None] = {None}
+    for cell in protocol.plan(only):
+        if cell.backbone not in seen:
+            seen.add(cell.backbone)
+            run = backbone_config(protocol, str(cell.backbone), context)
+            steps.append(Step(f"backbone {cell.backbone}", _cost(run, protocol, cell, context), _is_trained(run)))
+        run = cell_config(protocol, cell, context)
+        is_done = is_finished(protocol, cell, out)
+        steps.append(Step(cell.key, _cost(run, protocol, cell, context), is_done))
+    return steps
+
+
+def _cost(run: RunConfig, protocol: Protocol, cell: Cell, context: Context) -> Cost | None:
+    try:
+        return run_cost(run, cell_architecture(protocol, cell, context))
+    except ConfigurationError:  # a hub that cannot be reached: the plan goes on without its cost
+        return None
+
+
+def _is_trained(run: RunConfig) -> bool:
+    folder = Path(run.output_dir)
+    return (folder / RECORD).is_file() and read_record(folder)["status"] == "finished"
