@@ -131,7 +131,7 @@ def test_the_terminal_table_fits_eighty_columns() -> None:
 
 def test_render_writes_report_and_readable_pictures(tmp_path: Path) -> None:
     results = [*made_up("2.4M"), *made_up("10M")]
-    report = render(write(results, tmp_path / "results"))
+    report = render(write(results, tmp_path / "results")).markdown
     text = report.read_text()
     assert text.index("## 2.4M tokens") < text.index("## 10M tokens")
     for picture in ("tradeoff.png", "curves-2.4M.png", "curves-10M.png"):
@@ -147,12 +147,14 @@ def test_a_report_is_not_made_from_nothing_or_from_damaged_files(tmp_path: Path)
     path = write(made_up()[:1], tmp_path) / "0.json"
     path.write_text(path.read_text().replace("0.5", "0.6"))
     with pytest.raises(CheckpointError, match="checksum"):
+        read_results(tmp_path)
+    with pytest.raises(DataError, match=r"all are damaged: 0\.json"):
         render(tmp_path)
 
 
 def test_a_head_registered_elsewhere_is_drawn_and_listed_like_the_others(tmp_path: Path) -> None:
     tower = result("tower", 0, 0.3, {**MTL, "head": "tower"}, 300)
-    path = render(write([*made_up(), tower], tmp_path / "results"))
+    path = render(write([*made_up(), tower], tmp_path / "results")).markdown
     assert (path.parent / "tradeoff.png").is_file()
     (row,) = [line for line in path.read_text(encoding="utf-8").splitlines() if "| 300 |" in line]
     assert "0.05" in row  # its loss per node

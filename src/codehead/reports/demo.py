@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codehead.evaluation.result import Result
-from codehead.reports.render import render
+from codehead.reports.markdown import write_markdown
+from codehead.reports.report import compose
 from codehead.reports.summary import label_of, read_results, summarise
 from codehead.reports.tables import rich_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+PICTURES = ("tradeoff", "curves")  # the demo trains for seconds: more pictures would tell no more
+
 
 def render_demo(out: str | Path) -> Path:
     """Write `report.md` and its pictures into `out`, from the result files there."""
     out = Path(out)
-    return render(out / "results", out, extra=_times(out), closing=_closing(out))
+    report = compose(out / "results", _times(out))
+    few = tuple(picture for picture in report.pictures if picture.name in PICTURES)
+    return write_markdown(replace(report, pictures=few), out, _closing(out))
 
 
 def tables(out: str | Path) -> list[Table]:

@@ -1,103 +1,119 @@
-"""Pictures of a protocol: accuracy against head parameters, and training curves."""
+"""Pictures of a protocol: accuracy against the size of the head, and training curves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codehead.evaluation.result import Result
+from codehead.reports.drawing import (
+    DASHES,
+    INK,
+    LABEL,
+    PALETTE,
+    PAPER,
+    SOFTMAX_DASH,
+    Key,
+    Panel,
+    Picture,
+    save_png,
+)
 from codehead.reports.labels import place_labels
-from codehead.reports.summary import Row, family_of, label_of, setting_size, setting_title
+from codehead.reports.summary import Row, by_setting, family_of, label_of, setting_size, setting_title
 
-# Okabe and Ito's colours, told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/).
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 FAMILIES = {
-    "softmax": ("Softmax", "#222222", "D"),
+    "softmax": ("Softmax", INK, "D"),
     "linear": ("ECOC head (n, 0)", "#0072B2", "o"),
     "mtl": ("MTL-ECOC head (n, d)", "#D55E00", "s"),
     "codeword": ("codeword loss", "#009E73", "^"),
 }
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#333333",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
+METRICS = {"top1": "top-1 next-token accuracy", "f1": "BERTScore F1"}
+SIZES: dict[str, tuple[str, Callable[[Row], int]]] = {
+    "parameters": ("parameters of the head", lambda row: row.parameters),
+    "bytes": ("bytes resident: weights and codebook", lambda row: row.bytes_resident or 0),
 }
 
 
 def draw_tradeoff(rows: Sequence[Row], path: Path) -> Path:
     """Top-1 accuracy against head parameters, one panel per setting, error bars over seeds."""
-    plt = _pyplot()
-    settings = sorted({row.setting for row in rows}, key=setting_size)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1,
-            len(settings),
-            figsize=(max(7.2, 5.2 * len(settings)), 4.6),
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        for axis, setting in zip(axes[0], settings, strict=True):
-            _draw_panel(axis, [row for row in rows if row.setting == setting])
-            axis.set_title(setting_title(setting) or "Accuracy against head parameters")
-            axis.set_xlabel("parameters of the head")
-        axes[0][0].set_ylabel("top-1 next-token accuracy")
-        handles = [_legend_entry(plt, family) for family in _families(rows)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        best = max(row.values["top1"].mean for row in rows)
-        axes[0][0].set_ylim(bottom=0, top=1.12 * best or 0.01)
-        for axis, setting in zip(axes[0], settings, strict=True):
-            _label_panel(axis, [row for row in rows if row.setting == setting])
-        return _save(figure, path)
+    return save_png(tradeoff(rows), path)
 
 
 def draw_curves(results: Iterable[Result], path: Path) -> Path:
-    """Training loss against steps: mean per node for bitwise losses, per token for losses over tokens."""
-    plt = _pyplot()
-    groups: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda result: result.metrics["size"]["head_parameters"]):
-        groups.setdefault(label_of(result), []).append(result)
+    """Training loss of one setting against steps: per node for bitwise losses, per token for losses over tokens."""
+    return save_png(curves(list(results)), path)
+
+
+def tradeoff(rows: Sequence[Row], metric: str = "top1", size: str = "parameters") -> Picture:
+    """A metric against a size of the head on a log axis; rows that lack one of them are left out."""
+    unit, size_of = SIZES[size]
+    shown = [row for row in rows if metric in row.values and size_of(row)]
+    top = 1.12 * max(row.values[metric].mean + (row.values[metric].half_width or 0.0) for row in shown) or 0.01
     panels = [
-        (
-            "Mean training loss per node",
-            "nats per node and token",
-            [g for g in groups.items() if _is_bitwise(g[1][0])],
-        ),
-        (
-            "Training loss over tokens",
-            "nats per token",
-            [g for g in groups.items() if not _is_bitwise(g[1][0])],
-        ),
-    ]
-    panels = [panel for panel in panels if panel[2]]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(max(7.2, 5.0 * len(panels)), 4.2), squeeze=False, layout="constrained"
+        Panel(
+            setting_title(setting),
+            f"{METRICS[metric]} of {len(group)} heads against {unit}{_of(setting)}, with a line at Softmax; "
+            "the values are in the table",
+            partial(_draw_tradeoff, rows=group, metric=metric, size=size, top=top),
         )
-        for axis, (title, unit, lines) in zip(axes[0], panels, strict=True):
-            for (label, group), colour in zip(lines, PALETTE * len(lines), strict=False):
-                _draw_curve(axis, label, group, "#222222" if label == "Softmax" else colour)
-            axis.set(title=title, ylabel=unit, xlabel="optimizer steps")
-            axis.legend(fontsize=9)
-        return _save(figure, path)
+        for setting, group in by_setting(shown).items()
+    ]
+    name = "-".join(["tradeoff", *([] if metric == "top1" else [metric]), *([] if size == "parameters" else [size])])
+    title = f"{METRICS[metric][0].upper()}{METRICS[metric][1:]} against {unit.split(':')[0]}"
+    note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
+    return Picture(name, title, note, tuple(panels), tuple(_key(family) for family in _families(shown)))
+
+
+def curves(results: Sequence[Result]) -> Picture:
+    """The training loss of every head of one setting."""
+    setting = results[0].config["setting"]
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: (result.metrics["decision"] is not None, _parameters(result))):
+        groups.setdefault(label_of(result), []).append(result)
+    looks = _curve_looks(list(groups))
+    kinds = {
+        "Mean training loss per node": ("nats per node and token", [g for g in groups.values() if _is_bitwise(g[0])]),
+        "Training loss over tokens": ("nats per token", [g for g in groups.values() if not _is_bitwise(g[0])]),
+    }
+    panels = [
+        Panel(
+            title,
+            f"{title} of {len(lines)} heads during training{_of(setting)}",
+            partial(_draw_curves, lines=lines, looks=looks, unit=unit),
+        )
+        for title, (unit, lines) in kinds.items()
+        if lines
+    ]
+    note = "Lines are means over seeds, bands reach from the lowest to the highest seed."
+    title = f"Training loss{_of(setting)}"
+    return Picture(f"curves-{setting}" if setting else "curves", title, note, tuple(panels), tuple(looks.values()))
+
+
+def all_curves(results: Iterable[Result]) -> list[Picture]:
+    """The curves of every setting."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.config["setting"], []).append(result)
+    return [curves(groups[setting]) for setting in sorted(groups, key=setting_size)]
+
+
+def look(family: str) -> tuple[str, str, str]:
+    """Name, colour and marker of a family."""
+    return FAMILIES.get(family, (f"{family} head", "#7F7F7F", "v"))
+
+
+def short(row: Row) -> str:
+    """`Minimal (13, 0)`: the kind of head is told by the colour."""
+    return row.label.replace(" MTL-ECOC", "").replace(" ECOC", "").split(" + ")[0]
+
+
+def as_percent(value: float, _: Any = None) -> str:
+    """The label of a tick."""
+    return f"{round(100 * value, 1):g}%"
 
 
 def _families(rows: Sequence[Row]) -> list[str]:
@@ -106,77 +122,71 @@ def _families(rows: Sequence[Row]) -> list[str]:
     return [family for family in FAMILIES if family in present] + sorted(present - set(FAMILIES))
 
 
-def _look(family: str) -> tuple[str, str, str]:
-    """Name, colour and marker of a family."""
-    return FAMILIES.get(family, (f"{family} head", "#7F7F7F", "v"))
+def _key(family: str) -> Key:
+    name, colour, marker = look(family)
+    return Key(name, colour, marker, SOFTMAX_DASH if family == "softmax" else "")
 
 
-def _legend_entry(plt: Any, family: str) -> Any:
-    name, colour, marker = _look(family)
-    line = (0, (4, 3)) if family == "softmax" else "none"
-    return plt.Line2D(
-        [], [], color=colour, marker=marker, linestyle=line, markersize=7, markeredgecolor="white", label=name
-    )
-
-
-def _draw_panel(axis: Any, rows: Sequence[Row]) -> None:
+def _draw_tradeoff(axis: Any, rows: Sequence[Row], metric: str, size: str, top: float) -> None:
+    unit, size_of = SIZES[size]
     for family in _families(rows):
-        _, colour, marker = _look(family)
+        _, colour, marker = look(family)
         chosen = [row for row in rows if row.family == family]
-        means = [row.values["top1"].mean for row in chosen]
-        bars = [row.values["top1"].half_width or 0.0 for row in chosen]
         axis.errorbar(
-            [row.parameters for row in chosen], means, yerr=bars,
-            fmt=marker, color=colour,
-            markersize=7, markeredgecolor="white", capsize=3, elinewidth=1.2,
+            [size_of(row) for row in chosen],
+            [row.values[metric].mean for row in chosen],
+            yerr=[row.values[metric].half_width or 0.0 for row in chosen],
+            fmt=marker, color=colour, markersize=7, markeredgecolor=PAPER, capsize=3, elinewidth=1.2,
         )  # fmt: skip
-    for row in rows:
-        if row.is_reference:
-            axis.axhline(row.values["top1"].mean, color="#222222", linestyle=(0, (4, 3)), linewidth=1)
-    axis.set_xscale("log")
+    references = [row.values[metric].mean for row in rows if row.is_reference]
+    for mean in references:
+        axis.axhline(mean, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
+    axis.set(xscale="log", xlabel=unit, ylabel=METRICS[metric], ylim=(0, top))
     axis.margins(x=0.18)
-    axis.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g}%")
+    if metric == "top1":
+        axis.yaxis.set_major_formatter(as_percent)
+    points = [(size_of(row), row.values[metric].mean, short(row), LABEL) for row in rows if not row.is_reference]
+    place_labels(axis, points, avoid_y=references)
 
 
-def _label_panel(axis: Any, rows: Sequence[Row]) -> None:
-    points = [
-        (row.parameters, row.values["top1"].mean, _short(row), _look(row.family)[1])
-        for row in rows
-        if not row.is_reference
-    ]
-    place_labels(axis, points, avoid_y=[row.values["top1"].mean for row in rows if row.is_reference])
+def _curve_looks(labels: Sequence[str]) -> dict[str, Key]:
+    """One colour and dash per label, Softmax in ink."""
+    coloured = [label for label in labels if label != "Softmax"]
+    looks = {"Softmax": Key("Softmax", INK, line="-")} if "Softmax" in labels else {}
+    for number, label in enumerate(coloured):
+        turn = number // len(PALETTE)
+        looks[label] = Key(label, PALETTE[number % len(PALETTE)], line=DASHES[turn % len(DASHES)])
+    return looks
 
 
-def _draw_curve(axis: Any, label: str, group: Sequence[Result], colour: str) -> None:
+def _draw_curves(axis: Any, lines: Sequence[Sequence[Result]], looks: dict[str, Key], unit: str) -> None:
+    for group in lines:
+        _draw_curve(axis, group, looks[label_of(group[0])])
+    axis.set(ylabel=unit, xlabel="optimizer steps")
+
+
+def _draw_curve(axis: Any, group: Sequence[Result], key: Key) -> None:
     """The mean over seeds, and the range between them as a band."""
-    curves = [{entry["step"]: entry["loss"] for entry in result.metrics["history"]} for result in group]
-    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-    losses = np.array([[curve[step] for step in steps] for curve in curves])  # (seeds, logged steps)
-    axis.plot(steps, losses.mean(0), color=colour, linewidth=1.6, label=label)
+    runs = [{entry["step"]: entry["loss"] for entry in result.metrics["history"]} for result in group]
+    steps = _logged(group)
+    losses = np.array([[run[step] for step in steps] for run in runs])  # (seeds, logged steps)
+    axis.plot(steps, losses.mean(0), color=key.colour, linestyle=key.line, linewidth=1.6)
     if len(losses) > 1:
-        axis.fill_between(steps, losses.min(0), losses.max(0), color=colour, alpha=0.18, linewidth=0)
+        axis.fill_between(steps, losses.min(0), losses.max(0), color=key.colour, alpha=0.18, linewidth=0)
+
+
+def _logged(group: Sequence[Result]) -> list[int]:
+    """The steps that all seeds logged."""
+    return sorted(set.intersection(*({entry["step"] for entry in result.metrics["history"]} for result in group)))
 
 
 def _is_bitwise(result: Result) -> bool:
     return family_of(result) not in ("softmax", "codeword")
 
 
-def _short(row: Row) -> str:
-    """`Minimal (13, 0)`: the kind of head is told by the colour."""
-    return row.label.replace(" MTL-ECOC", "").replace(" ECOC", "").split(" + ")[0]
+def _parameters(result: Result) -> int:
+    return int(result.metrics["size"]["head_parameters"])
 
 
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
-    _pyplot().close(figure)
-    return path
+def _of(setting: str) -> str:
+    return f", {setting_title(setting)}" if setting else ""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from codehead.errors import DataError
 from codehead.evaluation.result import Result
+from codehead.reports.evidence import Evidence, check_one_protocol
 
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, its expansion in 1/df.
 T_975 = (
@@ -20,6 +21,15 @@ T_975 = (
 )  # fmt: skip
 FINAL_SHARE = 0.1  # of the logged steps: what "final training loss" is averaged over
 TEST_METRICS = ("top1", "top5", "perplexity", "bits_per_byte", "node_loss", "bit_accuracy")
+ANSWER_METRICS = ("precision", "recall", "f1")  # BERTScore
+SHARES = {
+    "share": "top1",
+    "top5_share": "top5",
+    "perplexity_ratio": "perplexity",
+    "bits_per_byte_ratio": "bits_per_byte",
+    "f1_share": "f1",
+}  # each a metric divided by that of the reference with the same seed and setting
+TIMED = ("answer_seconds", "evaluate_seconds", "tokens_per_second")
 DESIGN_NAMES = {"minrandom": "MinRandom", "one_vs_all": "One-vs-All", "one_vs_one": "One-vs-One"}
 
 
@@ -41,37 +51,69 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Interleaved repeats of one measurement: seconds, or tokens per second."""
+
+    repeats: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle repeat, which one slow moment of the machine does not move."""
+        return median(self.repeats)
+
+
+@dataclass(frozen=True)
 class Row:
     """One head at one setting. A metric that its results do not have is missing from `values`."""
 
     label: str
+    cell: str
     family: str  # softmax, linear, mtl or codeword: what shares a colour in pictures
     setting: str
     seeds: int
     parameters: int  # of the head
     parameter_share: float | None  # of the reference head's
     values: dict[str, Estimate]
-    """TEST_METRICS on the test split, `share` of the reference's top-1, `train_loss`."""
+    """TEST_METRICS on the test split, ANSWER_METRICS, SHARES of the reference's, `train_loss`."""
     is_reference: bool
+    decision: Mapping[str, Any] | None = None  # design, bits, head, width, loss, decoder; None for Softmax
+    bytes_resident: int | None = None  # weights and codebook
+    bit_accuracies: tuple[float, ...] = ()  # of every bit, mean over seeds
+    times: dict[str, Times] = field(default_factory=dict)  # TIMED, all of one seed
 
 
 def read_results(folder: str | Path) -> list[Result]:
-    """Every result file of a protocol's `results` folder; DataError if there is none."""
+    """Every result file of a protocol's `results` folder.
+
+    Raises DataError if there is none or if they are of several protocols, CheckpointError for a damaged one.
+    """
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise DataError(f"no result files in {str(folder)!r}; run the protocol first")
-    return [Result.read(path) for path in paths]
+    results = {path.name: Result.read(path) for path in paths}
+    check_one_protocol(results)
+    return list(results.values())
 
 
-def summarise(results: Iterable[Result]) -> list[Row]:
-    """Rows in order of setting and of head parameters, the reference first."""
+def summarise(results: Iterable[Result] | Evidence) -> list[Row]:
+    """Rows in order of setting and of head parameters, the reference first; with times if there is evidence of them."""
+    evidence = results if isinstance(results, Evidence) else Evidence(dict(enumerate(results)))
     groups: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
+    for result in evidence.results.values():
         groups.setdefault((result.config["setting"], result.config["cell"]), []).append(result)
-    rows = [
-        _row(group, groups.get((setting, group[0].config["reference"]), [])) for (setting, _), group in groups.items()
-    ]
+    rows = []
+    for (setting, cell), group in groups.items():
+        references = groups.get((setting, group[0].config["reference"]), [])
+        rows.append(_row(group, references, evidence.timing(setting).get(cell, {})))
     return sorted(rows, key=lambda row: (setting_size(row.setting), not row.is_reference, row.parameters, row.label))
+
+
+def by_setting(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of every setting, in their order."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.setting, []).append(row)
+    return groups
 
 
 def label_of(result: Result) -> str:
@@ -113,27 +155,49 @@ def setting_title(setting: str) -> str:
     return f"{setting} tokens" if math.isfinite(setting_size(setting)[0]) else setting
 
 
-def _row(group: list[Result], references: list[Result]) -> Row:
+def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]) -> Row:
     first = group[0]
-    values: dict[str, list[Any]] = {name: [] for name in (*TEST_METRICS, "share", "train_loss")}
-    top1 = {result.config["seed"]: result.metrics["test"]["top1"] for result in references}
+    whole = {result.config["seed"]: _measured(result) for result in references}
+    columns: dict[str, list[Any]] = {}
     for result in group:
-        for name in TEST_METRICS:
-            values[name].append(result.metrics["test"][name])
-        values["share"].append(_ratio(result.metrics["test"]["top1"], top1.get(result.config["seed"])))
-        values["train_loss"].append(final_loss(result.metrics["history"]))
-    parameters = first.metrics["size"]["head_parameters"]
-    whole = references[0].metrics["size"]["head_parameters"] if references else None
+        measured = _measured(result)
+        reference = whole.get(result.config["seed"], {})
+        measured |= {share: _ratio(measured[name], reference.get(name)) for share, name in SHARES.items()}
+        for name, value in measured.items():
+            columns.setdefault(name, []).append(value)
+    size = first.metrics["size"]
     return Row(
         label=label_of(first),
+        cell=first.config["cell"],
         family=family_of(first),
         setting=first.config["setting"],
         seeds=len(group),
-        parameters=parameters,
-        parameter_share=_ratio(parameters, whole),
-        values={name: Estimate.of(column) for name, column in values.items() if None not in column},
+        parameters=size["head_parameters"],
+        parameter_share=_ratio(
+            size["head_parameters"], references[0].metrics["size"]["head_parameters"] if references else None
+        ),
+        values={name: Estimate.of(column) for name, column in columns.items() if None not in column},
         is_reference=first.config["cell"] == first.config["reference"],
+        decision=first.metrics["decision"],
+        bytes_resident=size.get("bytes_resident"),
+        bit_accuracies=_mean_bits([result.metrics["test"].get("bit_accuracies") for result in group]),
+        times={name: Times(tuple(timed[f"{name}_repeats"])) for name in TIMED if timed.get(f"{name}_repeats")},
     )
+
+
+def _measured(result: Result) -> dict[str, Any]:
+    """Everything measured of one run, by name; None for what it does not have."""
+    bertscore = (result.metrics.get("answers") or {}).get("bertscore") or {}
+    return {
+        **{name: result.metrics["test"].get(name) for name in TEST_METRICS},
+        **{name: bertscore.get(name) for name in ANSWER_METRICS},
+        "train_loss": final_loss(result.metrics["history"]),
+    }
+
+
+def _mean_bits(accuracies: Sequence[Sequence[float] | None]) -> tuple[float, ...]:
+    measured = [column for column in accuracies if column]
+    return tuple(fmean(bit) for bit in zip(*measured, strict=True)) if measured else ()
 
 
 def final_loss(history: Sequence[dict[str, Any]]) -> float | None:
@@ -142,5 +206,5 @@ def final_loss(history: Sequence[dict[str, Any]]) -> float | None:
     return fmean(losses[-max(1, round(len(losses) * FINAL_SHARE)) :]) if losses else None
 
 
-def _ratio(value: float, whole: float | None) -> Any:
-    return value / whole if whole else None
+def _ratio(value: float | None, whole: float | None) -> Any:
+    return value / whole if whole and value is not None else None

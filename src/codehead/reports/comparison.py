@@ -1,0 +1,157 @@
+"""The paper's table of a protocol beside ours: which of our heads stands for which of the paper's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from codehead.reports.paper import BACKBONE, ENCODER, TABLES, PaperRow, PaperTable
+from codehead.reports.summary import Row, by_setting, setting_title
+from codehead.reports.tables import ABSENT, Heading, Table, node_loss, number, percent, timed
+
+FAMILY_OF = {"OPT-1.3B": "opt", "Qwen2-1.5B": "qwen", "TinyLlama-1.1B": "llama"}  # part of the name of our setting
+Pair = tuple[PaperRow, Row | None]
+
+
+def compare(number: int, rows: Sequence[Row]) -> list[Table]:
+    """Our rows in the shape of table `number` of the paper: one table per setting, of protocol 4 one over all."""
+    paper = TABLES[number]
+    if number == 4:
+        return [_scores(paper, [(row, _of_backbone(row, rows)) for row in paper.rows], "")]
+    tables = []
+    for setting, ours in by_setting(rows).items():
+        pairs = [(row, matching(row, paper, ours)) for row in paper.rows]
+        tables.append((_sizes if number == 1 else _scores)(paper, pairs, setting))
+    return tables
+
+
+def matching(wanted: PaperRow, paper: PaperTable, ours: Sequence[Row]) -> Row | None:
+    """Our head for a row of the paper: same design, head and n (Minimal has one n); widths by their order."""
+    if wanted.design is None:
+        return next((row for row in ours if row.decision is None), None)
+    alike = [row for row in ours if _is_alike(wanted, row)]
+    if wanted.head != "mtl":
+        return alike[0] if alike else None
+    theirs = sorted({row.width for row in paper.rows if (row.design, row.head) == (wanted.design, wanted.head)})
+    widths = sorted({row.decision["width"] for row in alike if row.decision})
+    if not widths:
+        return None
+    place = theirs.index(wanted.width)
+    if len(theirs) == 1:
+        place = len(widths) // 2
+    chosen = widths[place] if place < len(widths) else None
+    return next((row for row in alike if row.decision and row.decision["width"] == chosen), None)
+
+
+def _is_alike(wanted: PaperRow, row: Row) -> bool:
+    decision = row.decision
+    if decision is None or decision["loss"] != "bitwise":
+        return False
+    same_length = wanted.design == "minimal" or decision["bits"] == wanted.bits
+    return (decision["design"], decision["head"]) == (wanted.design, wanted.head) and same_length
+
+
+def _of_backbone(wanted: PaperRow, rows: Sequence[Row]) -> Row | None:
+    """Our MinRandom MTL head on a backbone of the same family: with the same n, or the only one there is."""
+    heads = [
+        row
+        for row in rows
+        if FAMILY_OF[wanted.backbone] in row.setting.lower()
+        and row.decision
+        and (row.decision["design"], row.decision["head"], row.decision["loss"]) == ("minrandom", "mtl", "bitwise")
+    ]
+    same = [row for row in heads if row.decision and row.decision["bits"] == wanted.bits]
+    return same[0] if same else heads[0] if len(heads) == 1 else None
+
+
+def _sizes(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> Table:
+    """Protocol 1: parameters and time, each also as a share of Softmax."""
+    softmax = paper.rows[0]
+    reference = next((row for _, row in pairs if row and row.is_reference), None)
+    theirs = ("Parameters", "of Softmax", "Time", "of Softmax")
+    ours = ("Configuration", *theirs)
+    lines = []
+    for wanted, row in pairs:
+        assert wanted.parameters and wanted.seconds and softmax.parameters and softmax.seconds
+        minutes, seconds = divmod(wanted.seconds, 60)
+        lines.append(
+            (
+                wanted.label,
+                f"{wanted.parameters:,}",
+                _share(wanted.parameters / softmax.parameters),
+                f"{minutes}:{seconds:02}",
+                percent(wanted.seconds / softmax.seconds),
+                *_our_size(row, reference),
+            )
+        )
+    return Table(_caption(paper, pairs, setting), _headings(theirs, ours), tuple(lines), frozenset({0}))
+
+
+def _our_size(row: Row | None, reference: Row | None) -> tuple[str, ...]:
+    if row is None:
+        return (ABSENT,) * 5
+    time, whole = row.times.get("answer_seconds"), reference and reference.times.get("answer_seconds")
+    ratio = percent(time.median / whole.median) if time and whole else ABSENT
+    share = ABSENT if row.parameter_share is None else _share(row.parameter_share)
+    return row.label, f"{row.parameters:,}", share, timed(row, "answer_seconds", " s"), ratio
+
+
+def _scores(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> Table:
+    """Protocols 2 to 4: loss per node and BERTScore; without answers, our top-1 stands beside."""
+    metric = "f1" if any(row and "f1" in row.values for _, row in pairs) else "top1"
+    theirs = ("Loss/node", "P", "R", "F1", "of highest")
+    ours = ("Configuration", "Loss/node", *(("P", "R", "F1") if metric == "f1" else ("Top-1",)), "of highest")
+    if metric == "f1":
+        ours = (*ours, "of Softmax")
+    their_best = max(wanted.f1 or 0.0 for wanted, _ in pairs)
+    our_best = max((row.values[metric].mean for _, row in pairs if row and metric in row.values), default=0.0)
+    lines = []
+    for wanted, row in pairs:
+        theirs_on, ours_on = (
+            (f"{wanted.backbone}: ", f"{row.setting}: " if row else "") if paper.number == 4 else ("", "")
+        )
+        scores = (wanted.loss, wanted.precision, wanted.recall, wanted.f1)
+        printed = tuple(ABSENT if score is None else f"{score:.4f}" for score in scores)
+        mine = (ours_on + row.label, *_our_scores(row, metric, our_best)) if row else (ABSENT,) * len(ours)
+        lines.append((theirs_on + wanted.label, *printed, percent((wanted.f1 or 0.0) / their_best), *mine))
+    return Table(_caption(paper, pairs, setting), _headings(theirs, ours), tuple(lines))
+
+
+def _our_scores(row: Row, metric: str, best: float) -> tuple[str, ...]:
+    share = percent(row.values[metric].mean / best) if metric in row.values and best else ABSENT
+    if metric == "top1":
+        return node_loss(row), percent(row.values.get("top1")), share
+    scores = tuple(number(row.values.get(score), 4) for score in ("precision", "recall", "f1"))
+    return node_loss(row), *scores, share, percent(row.values.get("f1_share"))
+
+
+def _headings(theirs: Sequence[str], ours: Sequence[str]) -> tuple[Heading, ...]:
+    return (
+        Heading("Configuration", "The paper", is_text=True),
+        *(Heading(text, "The paper") for text in theirs),
+        *(Heading(text, "Ours", is_text=text == "Configuration") for text in ours),
+    )
+
+
+def _caption(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> str:
+    """What stands beside what, and what may be compared."""
+    where = f", {setting_title(setting)}" if setting else ""
+    text = f"Protocol {paper.number} of the paper ({paper.title}) beside ours{where}. "
+    if paper.number == 1:
+        text += (
+            f"The paper measured {BACKBONE} with V = 50,272 on its own machine; parameters and times differ in scale, "
+            "so compare the columns “of Softmax”."
+        )
+    else:
+        backbone = "" if paper.number == 4 else f"on {BACKBONE} "
+        text += (
+            f"The paper's BERTScore {backbone}is by {ENCODER}; ours has other backbones and another encoder, so "
+            "compare ratios (“of highest”) and order, not values."
+        )
+    if paper.number != 4 and any(wanted.head == "mtl" and wanted.width and row for wanted, row in pairs):
+        text += " Hidden widths are matched by their order, codeword lengths by n, Minimal with Minimal."
+    return text
+
+
+def _share(value: float) -> str:
+    """A share of parameters, with digits for very small heads."""
+    return percent(value) if value >= 0.001 else f"{100 * value:.3f}%"

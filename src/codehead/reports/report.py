@@ -1,0 +1,99 @@
+"""What a report says, before it becomes a page or Markdown: every part made from the result files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from codehead.evaluation.result import Result
+from codehead.reports.analyses import analyses
+from codehead.reports.answers import Sample, samples
+from codehead.reports.comparison import compare
+from codehead.reports.drawing import Picture
+from codehead.reports.evidence import Damaged, read_evidence
+from codehead.reports.findings import findings
+from codehead.reports.origin import files, origin
+from codehead.reports.paper import SOURCE, SOURCE_ADDRESS, TABLES
+from codehead.reports.pictures import all_curves, tradeoff
+from codehead.reports.summary import Row, by_setting, setting_title, summarise
+from codehead.reports.tables import Table, table_of
+
+TERMS = {
+    "(n, d)": "codeword length n in bits and private hidden width d of every bit; d = 0 is a single linear map",
+    "ECOC head": "one linear map from the hidden state to n bit logits",
+    "MTL-ECOC head": "a private hidden layer of width d before each of the n bits",
+    "Minimal": "the token's index in binary, ⌈log₂ V⌉ bits",
+    "MinRandom": "the minimal bits, then random ones",
+    "codeword loss": "cross entropy over the codewords of all tokens instead of one binary problem per bit",
+    "Loss/node": "binary cross entropy of training, mean over bits and over the last tenth of the logged steps",
+    "Top-1, top-5": "share of the test tokens that are the first, or among the first five, of the head's ranking",
+    "Perplexity, bits/byte": "of the posterior over tokens on the test split; bits per byte compare across tokenizers",
+    "P, R, F1": "BERTScore of generated answers against reference answers, mean over prompts",
+    "of Softmax, × Softmax": "divided by the Softmax head of the same seed and setting, then averaged over seeds",
+    "Bytes": "resident in memory: the head's weights and its codebook",
+    "±": "half width of the 95% t-interval over seeds",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The parts in the order of reading."""
+
+    title: str
+    subtitle: str
+    description: str
+    findings: tuple[str, ...]
+    terms: Mapping[str, str]
+    damaged: tuple[Damaged, ...]
+    source: str  # of the comparison; empty without one
+    source_address: str
+    comparisons: tuple[Table, ...]
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...]
+    samples: tuple[Sample, ...]
+    origin: tuple[tuple[str, list[str]], ...]
+    files: tuple[tuple[str, str], ...]  # name, beginning of the checksum
+
+
+def compose(folder: str | Path, extra: Mapping[str, Mapping[str, str]] | None = None) -> Report:
+    """Everything that the result files of a folder have to say; raises DataError as `read_evidence` does."""
+    evidence = read_evidence(folder)
+    results, rows = list(evidence.results.values()), summarise(evidence)
+    config = results[0].config
+    number = config.get("paper")
+    return Report(
+        title=config["protocol"],
+        subtitle=f"Protocol {number} of the paper: {TABLES[number].title}" if number else "Heads compared",
+        description=(config.get("description") or "").strip(),
+        findings=tuple(findings(rows)),
+        terms=TERMS,
+        damaged=evidence.damaged,
+        source=SOURCE if number else "",
+        source_address=SOURCE_ADDRESS,
+        comparisons=tuple(compare(number, rows)) if number else (),
+        tables=tuple(_tables(rows, extra)),
+        pictures=tuple(_pictures(rows, results)),
+        samples=tuple(samples(results, rows)),
+        origin=tuple(origin(evidence)),
+        files=tuple(files(evidence)),
+    )
+
+
+def _tables(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None) -> list[Table]:
+    return [
+        table_of(group, setting_title(setting) or "All heads", extra) for setting, group in by_setting(rows).items()
+    ]
+
+
+def _pictures(rows: Sequence[Row], results: Sequence[Result]) -> list[Picture]:
+    """Top-1 against parameters and the curves always, the rest where there is something to show."""
+    scored = any("f1" in row.values for row in rows)
+    sized = any(row.bytes_resident for row in rows)
+    wanted = [(metric, size) for metric in ("top1", "f1") for size in ("parameters", "bytes")]
+    tradeoffs = [
+        tradeoff(rows, metric, size)
+        for metric, size in wanted
+        if (metric == "top1" or scored) and (size == "parameters" or sized)
+    ]
+    return [*tradeoffs, *all_curves(results), *analyses(rows)]
