@@ -94,6 +94,10 @@ def test_only_that_selects_nothing_names_the_cells(protocol: Protocol) -> None:
         ("seeds: [0, 1]", "seeds: [zero]", "seeds is"),
         ("  softmax: {}", "  soft/max: {}\n  softmax: {}", "'soft/max' cannot name a file"),
         ("name: tiny", "description: none", "missing name"),
+        ("seeds: [0, 1]", "timing: {promts: 3}", "unknown key 'timing.promts'; did you mean 'prompts'"),
+        ("seeds: [0, 1]", "answers: {prompts: 0}", "answers.prompts is 0"),
+        ("  softmax: {}", "  softmax: {}\n  softmax: {}", "the key 'softmax' is given twice"),
+        ("softmax: {}", "softmax: {model: {backbone: opt}}", "starts from the backbone 'opt', which is unknown"),
     ],
 )
 def test_mistakes_are_named(path: Path, old: str, new: str, message: str) -> None:
@@ -159,9 +163,10 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("codehead.protocols.preparation._write_tokenizers", killed)
-        prepare(protocol, store, variables(path))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(protocol, store, variables(path))
     assert not list(store.root.iterdir())
     assert Path(prepare(protocol, store, variables(path)).data["train"]).is_file()
 

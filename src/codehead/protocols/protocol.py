@@ -120,7 +120,7 @@ class Protocol:
         if missing:
             raise ConfigurationError(f"{str(path)!r}: missing {', '.join(missing)}")
         for key, kind in (("answers", AnswersConfig), ("timing", TimingConfig)):
-            if key in values:
+            if values.get(key) is not None:
                 values[key] = read_block(kind, values[key], key)
         return cls(**values)
 

@@ -1,0 +1,254 @@
+"""Protocols from end to end, on backbones of a few thousand parameters and an encoder made on the spot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tokenizers.processors import TemplateProcessing
+
+from codehead.errors import CodeheadError, ConfigurationError
+from codehead.evaluation.result import Result
+from codehead.protocols.preparation import prepare
+from codehead.protocols.protocol import Protocol
+from codehead.protocols.runner import failure_path, run_protocol
+from codehead.protocols.store import Store
+from codehead.training.tokenizer import train_bpe
+
+ARCHITECTURE = {
+    "model_type": "opt",
+    "hidden_size": 16,
+    "word_embed_proj_dim": 16,
+    "ffn_dim": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+}
+TEXTS = [f"a story about the number {i}, which is a long one" for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text, records and an encoder with random weights."""
+    from transformers import BertConfig, BertModel
+
+    here = tmp_path_factory.mktemp("protocol")
+    (here / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    records = [{"prompt": f"Which number is {i}?", "completion": f" It is {i}, a number."} for i in range(60)]
+    (here / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    tokenizer = train_bpe(TEXTS, 300)
+    tokenizer.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
+    around = [("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)]
+    bracketed = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
+    tokenizer.backend_tokenizer.post_processor = bracketed
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=0, **shape)).save_pretrained(here / "encoder")
+    tokenizer.save_pretrained(here / "encoder")
+    return here
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    values = {
+        "name": "tiny",
+        "reference": "softmax",
+        "seeds": [0, 1],
+        "split": {"validation": 0.2, "test": 0.2},
+        "batch_size": 4,
+        "backbones": {
+            "opt": {
+                "model": ARCHITECTURE,
+                "tokenizer": {"train": "bpe", "vocab_size": 300},
+                "data": {"train": "${FOLDER}/text.jsonl", "block_size": 16},
+                "training": {"max_steps": 2, "use_cpu": True},
+            }
+        },
+        "base": {
+            "model": {"backbone": "opt"},
+            "data": {"train": "${FOLDER}/records.jsonl", "block_size": 64},
+            "training": {"max_steps": 2, "logging_steps": 1, "use_cpu": True},
+        },
+        "cells": {
+            "softmax": {},
+            "mtl": {"decision": {"code": "minrandom", "bits": 12, "head": "mtl", "width": "half"}},
+        },
+        "answers": {"prompts": 3, "new_tokens": 4, "encoder": "${FOLDER}/encoder", "encoder_layers": 1, "samples": 2},
+        "timing": {"prompts": 3, "new_tokens": 2, "batch_size": 2, "repeats": 2},
+    }
+    return {**values, **changes}
+
+
+def protocol(folder: Path, tmp_path: Path, **changes: Any) -> Protocol:
+    values = described(**changes)
+    values["answers"] = values["answers"] and {**values["answers"], "encoder": str(folder / "encoder")}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return Protocol.from_yaml(path)
+
+
+def variables(folder: Path) -> dict[str, str]:
+    return {"FOLDER": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out")
+    outcome = run_protocol(protocol(folder, out), out, variables=variables(folder))
+    assert not outcome.failed, (out / "failures").rglob("*")
+    return out
+
+
+def results(out: Path) -> dict[str, Result]:
+    found = [Result.read(path) for path in sorted((out / "results").glob("*.json"))]
+    return {result.name: result for result in found}
+
+
+def test_every_cell_has_scored_answers_and_the_same_prompts(finished: Path) -> None:
+    found = results(finished)
+    assert list(found) == [f"tiny/{cell}/seed-{seed}" for cell in ("mtl", "softmax") for seed in (0, 1)]
+    answers = [result.metrics["answers"] for result in found.values()]
+    assert all(-1 <= one["bertscore"][key] <= 1 for one in answers for key in ("precision", "recall", "f1"))
+    assert len({one["bertscore"]["encoder"]["sha256"] for one in answers}) == 1
+    assert len({json.dumps([sample["prompt"] for sample in one["samples"]]) for one in answers}) == 1
+    assert all(len(one["samples"]) == 2 and one["prompts"] == 3 for one in answers)
+
+
+def test_every_cell_starts_from_one_backbone(finished: Path) -> None:
+    weights = {
+        file["sha256"]
+        for result in results(finished).values()
+        for file in result.provenance["backbone"]
+        if file["name"] == "model.safetensors"
+    }
+    assert len(weights) == 1
+    records = [json.loads(path.read_text()) for path in (finished / "store").glob("*/run.json")]
+    assert sum(isinstance(record["config"]["model"], dict) for record in records) == 1
+    assert len(records) == 1 + 4
+
+
+def test_the_times_are_those_of_all_cells_of_one_seed(finished: Path) -> None:
+    timing = Result.read(finished / "results" / "timing" / "all.json")
+    assert sorted(timing.metrics["cells"]) == ["mtl", "softmax"]
+    for cell in timing.metrics["cells"].values():
+        assert len(cell["answer_repeats"]) == len(cell["tokens_per_second_repeats"]) == 2
+        assert min(cell["answer_repeats"]) > 0
+    assert timing.config["seed"] == 0
+
+
+def test_a_second_start_trains_and_times_nothing(finished: Path, folder: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    outcome = run_protocol(protocol(folder, tmp_path), finished, variables=variables(folder))
+    assert len(outcome.reused) == 4
+    assert not outcome.finished
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_protocols_that_share_a_store_share_runs(finished: Path, folder: Path, tmp_path: Path) -> None:
+    trained = {path: path.stat().st_mtime_ns for path in (finished / "store").glob("*/run.json")}
+    cells = {"softmax": {}, "linear": {"decision": {"code": "minimal"}}}
+    other = protocol(folder, tmp_path, name="other", cells=cells, seeds=[0], timing=None)
+    run_protocol(other, tmp_path / "other", store=finished / "store", variables=variables(folder))
+    now = {path: path.stat().st_mtime_ns for path in (finished / "store").glob("*/run.json")}
+    assert trained.items() <= now.items()
+    assert len(now) == len(trained) + 1
+    assert (
+        results(tmp_path / "other")["other/softmax/seed-0"].metrics["test"]
+        == (results(finished)["tiny/softmax/seed-0"].metrics["test"])
+    )
+    for path in set(now) - set(trained):
+        path.unlink()  # leaves the store as the other tests know it
+
+
+def test_a_backbone_that_fails_takes_only_its_own_cells_with_it(folder: Path, tmp_path: Path) -> None:
+    broken = {**described()["backbones"]["opt"], "data": {"train": "${FOLDER}/text.jsonl", "block_size": 4096}}
+    two = protocol(
+        folder,
+        tmp_path,
+        backbones={**described()["backbones"], "broken": broken},
+        settings={"sound": {}, "broken": {"model": {"backbone": "broken"}}},
+        seeds=[0],
+        answers=None,
+        timing=None,
+    )
+    outcome = run_protocol(two, tmp_path / "out", variables=variables(folder))
+    assert outcome.finished == ["sound/softmax/seed-0", "sound/mtl/seed-0"]
+    assert outcome.failed == ["backbone broken", "broken/softmax/seed-0", "broken/mtl/seed-0"]
+    assert "block_size" in failure_path(tmp_path / "out", "backbone broken").read_text()
+
+
+def test_an_encoder_without_weights_is_told_before_anything_is_trained(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "encoder").mkdir()
+    answers = {**described()["answers"], "encoder": str(tmp_path / "encoder")}
+    values = {**described(), "answers": answers}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(CodeheadError, match="encoder"):
+        run_protocol(Protocol.from_yaml(tmp_path / "tiny.yaml"), tmp_path / "out", variables=variables(folder))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_data_file_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CodeheadError, match=r"records\.jsonl' does not exist"):
+        run_protocol(protocol(folder, tmp_path), tmp_path / "out", variables={"FOLDER": str(tmp_path)})
+
+
+def test_two_processes_give_the_results_of_one(finished: Path, folder: Path, tmp_path: Path) -> None:
+    alone = protocol(folder, tmp_path, seeds=[0], timing=None)
+    run_protocol(alone, tmp_path / "out", jobs=2, variables=variables(folder))
+    for name, result in results(tmp_path / "out").items():
+        assert result.metrics["test"]["tokens"] == results(finished)[name].metrics["test"]["tokens"]
+
+
+def command(*words: Any) -> list[str]:
+    return [sys.executable, "-m", "codehead", "protocol", *map(str, words)]
+
+
+def test_the_plan_tells_time_and_memory_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    protocol(folder, tmp_path)
+    environment = {**os.environ, **variables(folder)}
+    done = subprocess.run(
+        command("run", tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--dry-run"),
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "backbone opt" in done.stdout
+    assert "5 of 5 runs are left" in done.stdout
+    assert "GiB" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_of_a_cell_goes_on_without_loss(folder: Path, tmp_path: Path) -> None:
+    training = {"max_steps": 60, "logging_steps": 1, "save_steps": 5, "use_cpu": True}
+    base = {**described()["base"], "training": training}
+    one = protocol(folder, tmp_path, base=base, seeds=[0], cells={"softmax": {}}, answers=None, timing=None)
+    context = prepare(one, Store(tmp_path / "runs" / "store"), variables(folder))
+    environment = {**os.environ, **variables(folder), "HF_HUB_OFFLINE": "1"}
+    words = command("run", tmp_path / "tiny.yaml", "--out", tmp_path / "runs")
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    pattern = "softmax-seed-0-*/checkpoints/checkpoint-1[05]/trainer_state.json"
+    while not list(context.store.root.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "runs" / "tiny" / "results").exists(), "it finished before it could be killed"
+    assert subprocess.run(words, env=environment, check=False, stderr=subprocess.DEVNULL).returncode == 0
+    run_protocol(one, tmp_path / "whole", variables=variables(folder))
+    (resumed,) = results(tmp_path / "runs" / "tiny").values()
+    (whole,) = results(tmp_path / "whole").values()
+    assert resumed.metrics["test"] == whole.metrics["test"]
+    losses = [[entry["loss"] for entry in result.metrics["history"]] for result in (resumed, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_a_result_of_another_configuration_is_refused(finished: Path, folder: Path, tmp_path: Path) -> None:
+    other = protocol(folder, tmp_path, answers={**described()["answers"], "prompts": 2})
+    with pytest.raises(ConfigurationError, match="measured with another configuration"):
+        run_protocol(other, finished, variables=variables(folder))
