@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from codehead.reports.drawing import INK, PALETTE, PAPER, SOFTMAX_DASH, Key, Panel, Picture
-from codehead.reports.pictures import METRICS, as_percent, look, short
+from codehead.reports.pictures import METRICS, TITLES, as_percent, look, short
 from codehead.reports.summary import TIMED, Row, by_setting, setting_title
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PAPER_DESIGNS = ("minimal", "minrandom")  # MinRandom without random bits is Minimal, so they make one curve
-TIME_UNITS = dict(zip(TIMED, ("seconds to answer", "seconds to evaluate", "tokens generated per second"), strict=True))
+TIME_TITLES = dict(zip(TIMED, ("Answering", "Evaluation", "Speed of generation"), strict=True))
+TIME_UNITS = dict(zip(TIMED, ("seconds for all answers", "seconds for all tokens", "tokens per second"), strict=True))
 
 
 def analyses(rows: Sequence[Row]) -> list[Picture]:
@@ -59,7 +60,7 @@ def _along(
 ) -> Picture | None:
     """Metrics along a property of the head, everything else being equal; None without two points of a series."""
     series = {setting: _series(group, axis_key, series_of) for setting, group in by_setting(rows).items()}
-    names = sorted({one for found in series.values() for one in found})
+    names = list(dict.fromkeys(one for found in series.values() for one in found))
     keys = {
         one: Key(one, PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)], "-")
         for number, one in enumerate(names)
@@ -77,7 +78,7 @@ def _along(
                     reference=reference.values[metric].mean if reference else None,
                 )  # fmt: skip
                 told = ", ".join(measured)
-                head = ", ".join(part for part in (setting_title(setting), metric_name) if part)
+                head = ", ".join(part for part in (setting_title(setting), TITLES[metric]) if part)
                 panels.append(
                     Panel(head, f"{metric_name} against {unit} for {told}; the values are in the table", draw)
                 )
@@ -214,7 +215,7 @@ def _times(rows: Sequence[Row]) -> Picture | None:
             timed = [row for row in group if name in row.times]
             if timed:
                 alt = f"{unit}: " + "; ".join(f"{row.label} {row.times[name].median:.3g}" for row in timed)
-                title = ", ".join(part for part in (setting_title(setting), unit) if part)
+                title = ", ".join(part for part in (setting_title(setting), TIME_TITLES[name]) if part)
                 height = 1.1 + 0.34 * len(timed)
                 panels.append(Panel(title, alt, partial(_draw_times, rows=timed, name=name, unit=unit), (5.2, height)))
     if not panels:

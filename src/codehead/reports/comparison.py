@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from codehead.reports.paper import BACKBONE, ENCODER, TABLES, PaperRow, PaperTable
 from codehead.reports.summary import Row, by_setting, setting_title
-from codehead.reports.tables import ABSENT, Heading, Table, node_loss, number, percent, timed
+from codehead.reports.tables import ABSENT, Heading, Table, node_loss, percent, timed
 
 FAMILY_OF = {"OPT-1.3B": "opt", "Qwen2-1.5B": "qwen", "TinyLlama-1.1B": "llama"}  # part of the name of our setting
 Pair = tuple[PaperRow, Row | None]
@@ -111,17 +111,28 @@ def _scores(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> Table:
         )
         scores = (wanted.loss, wanted.precision, wanted.recall, wanted.f1)
         printed = tuple(ABSENT if score is None else f"{score:.4f}" for score in scores)
-        mine = (ours_on + row.label, *_our_scores(row, metric, our_best)) if row else (ABSENT,) * len(ours)
-        lines.append((theirs_on + wanted.label, *printed, percent((wanted.f1 or 0.0) / their_best), *mine))
+        mine = (ours_on + _short(row.label), *_our_scores(row, metric, our_best)) if row else (ABSENT,) * len(ours)
+        lines.append((theirs_on + _short(wanted.label), *printed, percent((wanted.f1 or 0.0) / their_best), *mine))
     return Table(_caption(paper, pairs, setting), _headings(theirs, ours), tuple(lines))
 
 
 def _our_scores(row: Row, metric: str, best: float) -> tuple[str, ...]:
+    """Means alone, as in the paper; their intervals are in the full table."""
     share = percent(row.values[metric].mean / best) if metric in row.values and best else ABSENT
+    loss = node_loss(row).split(" ±")[0]
     if metric == "top1":
-        return node_loss(row), percent(row.values.get("top1")), share
-    scores = tuple(number(row.values.get(score), 4) for score in ("precision", "recall", "f1"))
-    return node_loss(row), *scores, share, percent(row.values.get("f1_share"))
+        return loss, _mean(row, "top1", percent), share
+    scores = tuple(_mean(row, score, "{:.4f}".format) for score in ("precision", "recall", "f1"))
+    return loss, *scores, share, _mean(row, "f1_share", percent)
+
+
+def _short(label: str) -> str:
+    """Without the kind of head, which is the same in the whole table."""
+    return label.replace(" MTL-ECOC", "")
+
+
+def _mean(row: Row, name: str, told: Callable[[float], str]) -> str:
+    return told(row.values[name].mean) if name in row.values else ABSENT
 
 
 def _headings(theirs: Sequence[str], ours: Sequence[str]) -> tuple[Heading, ...]:
@@ -145,7 +156,8 @@ def _caption(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> str:
         backbone = "" if paper.number == 4 else f"on {BACKBONE} "
         text += (
             f"The paper's BERTScore {backbone}is by {ENCODER}; ours has other backbones and another encoder, so "
-            "compare ratios (“of highest”) and order, not values."
+            "compare ratios (“of highest”) and order, not values. Ours are means over seeds; their intervals are "
+            "in the tables below. All heads are MTL-ECOC."
         )
     if paper.number != 4 and any(wanted.head == "mtl" and wanted.width and row for wanted, row in pairs):
         text += " Hidden widths are matched by their order, codeword lengths by n, Minimal with Minimal."

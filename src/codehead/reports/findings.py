@@ -18,49 +18,49 @@ def findings(rows: Sequence[Row]) -> list[str]:
 
 
 def _of_setting(setting: str, rows: Sequence[Row]) -> str:
-    sentences = [sentence for metric in METRICS for sentence in _of_metric(metric, rows)]
-    if not sentences:
-        return ""
-    beginning = f"{setting_title(setting)}: " if setting else ""
-    return beginning + " ".join(sentences)
-
-
-def _of_metric(metric: str, rows: Sequence[Row]) -> list[str]:
-    """The best head of every budget of parameters; a budget that changes nothing is not told."""
-    sentences: list[str] = []
-    told = None
+    """What the best heads within growing budgets of parameters reach; a budget that changes nothing is not told."""
+    sentences = []
+    told: dict[str, Row] = {}
     for budget in BUDGETS:
-        within = [
-            row
-            for row in rows
-            if not row.is_reference and metric in row.values and (row.parameter_share or 1.0) <= budget
-        ]
-        best = max(within, key=lambda row: row.values[metric].mean, default=None)
-        if best is None or best is told:
-            continue
-        told = best
-        sentences.append(
-            f"Of the {len(within)} heads with at most {budget:.0%} of the Softmax head's parameters, {best.label} has "
-            f"the highest {METRICS[metric]}: {percent(best.values[metric])} of Softmax with "
-            f"{percent(best.parameter_share)} of its parameters{_rival(best, within, metric)}."
-            if len(within) > 1
-            else f"The one head with at most {budget:.0%} of the Softmax head's parameters, {best.label}, reaches "
-            f"{percent(best.values[metric])} of the Softmax's {METRICS[metric]} with "
-            f"{percent(best.parameter_share)} of its parameters."
-        )
-    return sentences
+        within = [row for row in rows if not row.is_reference and (row.parameter_share or 1.0) <= budget]
+        best = {metric: _best(metric, within) for metric in METRICS if _best(metric, within)}
+        new = {metric: row for metric, row in best.items() if row and told.get(metric) is not row}
+        told |= new
+        for row in dict.fromkeys(row.cell for row in new.values()):
+            metrics = [metric for metric, one in new.items() if one.cell == row]
+            sentences.append(_sentence(budget, metrics, new[metrics[0]], within))
+    beginning = f"{setting_title(setting)}: " if setting else ""
+    return beginning + " ".join(sentences) if sentences else ""
 
 
-def _rival(best: Row, rows: Sequence[Row], metric: str) -> str:
-    """Says so if the interval of another head of the budget overlaps that of the best."""
-    others = [row for row in rows if row is not best and _overlap(row.values[metric], best.values[metric])]
-    if not others:
-        return ""
-    return (
-        f" (the interval of {others[0].label} overlaps)"
-        if len(others) == 1
-        else (f" (the intervals of {len(others)} others overlap)")
+def _best(metric: str, rows: Sequence[Row]) -> Row | None:
+    return max((row for row in rows if metric in row.values), key=lambda row: row.values[metric].mean, default=None)
+
+
+def _sentence(budget: float, metrics: Sequence[str], best: Row, within: Sequence[Row]) -> str:
+    """`Of the 3 heads with at most 15% of Softmax’s parameters, … keeps most: 82.1 ± 8.7% of its BERTScore F1.`"""
+    reached = " and ".join(
+        f"{percent(best.values[metric])} of {'its' if number else 'Softmax’s'} {METRICS[metric]}"
+        for number, metric in enumerate(metrics)
     )
+    size = percent(best.parameter_share)
+    if len(within) == 1:
+        return f"With {size} of Softmax’s parameters, {best.label} reaches {reached}."
+    rivals = {
+        row.label: None
+        for metric in metrics
+        for row in within
+        if row is not best and metric in row.values and _overlap(row.values[metric], best.values[metric])
+    }
+    doubt = f"; the interval of {_listed(list(rivals))} overlaps" if rivals else ""
+    return (
+        f"Of the {len(within)} heads with at most {budget:.0%} of Softmax’s parameters, {best.label} ({size}) keeps "
+        f"most: {reached}{doubt}."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} others"
 
 
 def _overlap(one: Estimate, other: Estimate) -> bool:

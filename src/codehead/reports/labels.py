@@ -10,6 +10,9 @@ SIZE = 8.5  # points
 WIDTH_OF_LETTER = 0.56 * SIZE  # of DejaVu Sans, on average
 GAP = 9.0  # points from a marker's centre to its label
 MARKER = 5.0  # half the width of a marker, in points
+FAR = 20.0  # a label this far above or below needs a line to its point
+LEADER = "#888888"
+CAP = 3.0  # half the width of an error bar's cap, in points
 PLACES = (
     ("left", GAP, 0.0),
     ("right", -GAP, 0.0),
@@ -19,6 +22,10 @@ PLACES = (
     ("left", GAP, -9.0),
     ("right", -GAP, 9.0),
     ("right", -GAP, -9.0),
+    ("center", 0.0, 24.0),
+    ("center", 0.0, -24.0),
+    ("center", 0.0, 36.0),
+    ("center", 0.0, -36.0),
 )  # alignment and offset in points, the first that fits
 
 
@@ -38,10 +45,15 @@ class Box:
         return max(0.0, width) * max(0.0, height)
 
 
-def place_labels(axis: Any, points: Sequence[tuple[float, float, str, str]], avoid_y: Sequence[float] = ()) -> None:
+def place_labels(
+    axis: Any,
+    points: Sequence[tuple[float, float, str, str]],
+    bars: Sequence[float] = (),
+    avoid_y: Sequence[float] = (),
+) -> None:
     """Write a label at every point (x, y, text, colour), clear of the others, of the edges and of lines at `avoid_y`.
 
-    The axis must have its final limits and scale.
+    `bars` are the half lengths of the points' error bars. The axis must have its final limits and scale.
     """
     axis.figure.canvas.draw()
     to_points = 72 / axis.figure.dpi
@@ -49,6 +61,9 @@ def place_labels(axis: Any, points: Sequence[tuple[float, float, str, str]], avo
     frame = axis.get_window_extent()
     left, right = frame.x0 * to_points, frame.x1 * to_points
     taken = [Box(x - MARKER, y - MARKER, x + MARKER, y + MARKER) for x, y in places]
+    for (x, y, *_), bar in zip(points, bars, strict=False):
+        (px, low), (_, high) = (axis.transData.transform((x, end)) * to_points for end in (y - bar, y + bar))
+        taken.append(Box(px - CAP, low, px + CAP, high))
     for y in avoid_y:
         height = axis.transData.transform((axis.get_xlim()[0], y))[1] * to_points
         taken.append(Box(left, height - 1, right, height + 1))
@@ -58,9 +73,10 @@ def place_labels(axis: Any, points: Sequence[tuple[float, float, str, str]], avo
         best = min(range(len(PLACES)), key=lambda i: sum(boxes[i].overlap(other) for other in taken))
         alignment, dx, dy = PLACES[best]
         taken.append(boxes[best])
+        leader = {"arrowstyle": "-", "color": LEADER, "linewidth": 0.7, "shrinkB": MARKER} if abs(dy) >= FAR else None
         axis.annotate(
             text, (x, y), xytext=(dx, dy), textcoords="offset points",
-            ha=alignment, va="center", fontsize=SIZE, color=colour,
+            ha=alignment, va="center", fontsize=SIZE, color=colour, arrowprops=leader if text else None,
         )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ FAMILIES = {
     "codeword": ("codeword loss", "#009E73", "^"),
 }
 METRICS = {"top1": "top-1 next-token accuracy", "f1": "BERTScore F1"}
+TITLES = {"top1": "Top-1 accuracy", "f1": "BERTScore F1"}
 SIZES: dict[str, tuple[str, Callable[[Row], int]]] = {
     "parameters": ("parameters of the head", lambda row: row.parameters),
     "bytes": ("bytes resident: weights and codebook", lambda row: row.bytes_resident or 0),
@@ -63,7 +64,7 @@ def tradeoff(rows: Sequence[Row], metric: str = "top1", size: str = "parameters"
         for setting, group in by_setting(shown).items()
     ]
     name = "-".join(["tradeoff", *([] if metric == "top1" else [metric]), *([] if size == "parameters" else [size])])
-    title = f"{METRICS[metric][0].upper()}{METRICS[metric][1:]} against {unit.split(':')[0]}"
+    title = f"{TITLES[metric]} against {'head parameters' if size == 'parameters' else 'bytes resident'}"
     note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
     return Picture(name, title, note, tuple(panels), tuple(_key(family) for family in _families(shown)))
 
@@ -111,6 +112,24 @@ def short(row: Row) -> str:
     return row.label.replace(" MTL-ECOC", "").replace(" ECOC", "").split(" + ")[0]
 
 
+def name_sizes(axis: Any) -> None:
+    """Ticks of a log axis as `20k` and `1M`; within two decades also between the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if high > 500 * low else (1.0, 3.0)))
+    axis.xaxis.set_major_formatter(_compact)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _compact(value: float, _: Any = None) -> str:
+    """`300`, `20k`, `1M`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
 def as_percent(value: float, _: Any = None) -> str:
     """The label of a tick."""
     return f"{round(100 * value, 1):g}%"
@@ -142,11 +161,12 @@ def _draw_tradeoff(axis: Any, rows: Sequence[Row], metric: str, size: str, top: 
     for mean in references:
         axis.axhline(mean, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
     axis.set(xscale="log", xlabel=unit, ylabel=METRICS[metric], ylim=(0, top))
-    axis.margins(x=0.18)
+    axis.margins(x=0.2)
+    name_sizes(axis)
     if metric == "top1":
         axis.yaxis.set_major_formatter(as_percent)
-    points = [(size_of(row), row.values[metric].mean, short(row), LABEL) for row in rows if not row.is_reference]
-    place_labels(axis, points, avoid_y=references)
+    points = [(size_of(row), row.values[metric].mean, "" if row.is_reference else short(row), LABEL) for row in rows]
+    place_labels(axis, points, [row.values[metric].half_width or 0.0 for row in rows], avoid_y=references)
 
 
 def _curve_looks(labels: Sequence[str]) -> dict[str, Key]:

@@ -29,7 +29,11 @@ SHARES = {
     "bits_per_byte_ratio": "bits_per_byte",
     "f1_share": "f1",
 }  # each a metric divided by that of the reference with the same seed and setting
-TIMED = ("answer_seconds", "evaluate_seconds", "tokens_per_second")
+TIMED = {
+    "answer_seconds": "answer_repeats",
+    "evaluate_seconds": "evaluate_repeats",
+    "tokens_per_second": "tokens_per_second_repeats",
+}  # what is timed, and the key of its repeats
 DESIGN_NAMES = {"minrandom": "MinRandom", "one_vs_all": "One-vs-All", "one_vs_one": "One-vs-One"}
 
 
@@ -181,7 +185,7 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         decision=first.metrics["decision"],
         bytes_resident=size.get("bytes_resident"),
         bit_accuracies=_mean_bits([result.metrics["test"].get("bit_accuracies") for result in group]),
-        times={name: Times(tuple(timed[f"{name}_repeats"])) for name in TIMED if timed.get(f"{name}_repeats")},
+        times={name: Times(tuple(timed[repeats])) for name, repeats in TIMED.items() if timed.get(repeats)},
     )
 
 
