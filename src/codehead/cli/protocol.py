@@ -78,21 +78,29 @@ def report(
     folder: Annotated[Path, typer.Argument(help="OUT/NAME of `protocol run`, or a folder of result files.")],
     to: Annotated[Path | None, typer.Option("--to", help="Folder for the page, report.md and pictures.")] = None,
 ) -> None:
-    """Print the table and write a page, a Markdown file and pictures, from the result files alone."""
+    """Print the table and write report.html, report.md and pictures, from the result files alone.
+
+    Files that do not match their checksum are named and left out; the exit status is then 1.
+    """
     from rich.console import Console
 
     from codehead.protocols.runner import RESULTS
+    from codehead.reports.evidence import read_evidence
     from codehead.reports.render import render
-    from codehead.reports.summary import read_results, setting_title, summarise
+    from codehead.reports.summary import by_setting, setting_title, summarise
     from codehead.reports.tables import rich_table
 
-    results = folder / RESULTS if (folder / RESULTS).is_dir() else folder
     check_folder(to or folder / "report")
-    rows = summarise(read_results(results))
+    results = folder / RESULTS if (folder / RESULTS).is_dir() else folder
     console = Console()
-    for setting in dict.fromkeys(row.setting for row in rows):
-        console.print(rich_table([row for row in rows if row.setting == setting], setting_title(setting)))
-    console.print(f"Report: {render(results, to or folder / 'report')}", soft_wrap=True)
+    for setting, rows in by_setting(summarise(read_evidence(results))).items():
+        console.print(rich_table(rows, setting_title(setting)))
+    rendered = render(results, to or folder / "report")
+    console.print(f"Page: {rendered.page}\nMarkdown: {rendered.markdown}", markup=False, soft_wrap=True)
+    for damaged in rendered.damaged:
+        console.print(f"Left out: {damaged.name}: {damaged.reason}", style="bold red", markup=False, soft_wrap=True)
+    if rendered.damaged:
+        raise typer.Exit(1)
 
 
 @app.command()
