@@ -56,6 +56,12 @@ def tokenize_records(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_si
     return examples
 
 
+def prompt_ids(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of every prompt as `tokenize_records` makes them: what a model must see to be asked for a response."""
+    _require_offsets(tokenizer)
+    return [ids for ids, _ in _prompts(prompts, tokenizer)]
+
+
 def _map(rows: Dataset, tokenise: Callable[[dict[str, list[str]]], Columns]) -> Dataset:
     """`rows.map` by batches, with every column a list of int32."""
     from datasets import Features, Sequence, Value
@@ -79,10 +85,8 @@ def _documents(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Columns:
 def _records(prompts: list[str], responses: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> Columns:
     eos = _eos(tokenizer)
     examples: Columns = {"input_ids": [], "labels": [], "num_bytes": []}
-    encoded = zip(_encode(tokenizer, prompts, special=True), _encode(tokenizer, responses, special=False), strict=True)
+    encoded = zip(_prompts(prompts, tokenizer), _encode(tokenizer, responses, special=False), strict=True)
     for (prompt, prompt_bytes), (response, response_bytes) in encoded:
-        if len(prompt) > 1 and prompt[-1] == eos:  # some tokenizers end every text themselves
-            prompt, prompt_bytes = prompt[:-1], prompt_bytes[:-1]
         if len(prompt) >= block_size:
             continue
         labels = [IGNORED] * len(prompt) + response + [eos]
@@ -90,6 +94,16 @@ def _records(prompts: list[str], responses: list[str], tokenizer: PreTrainedToke
         examples["labels"].append(labels[:block_size])
         examples["num_bytes"].append((prompt_bytes + response_bytes + [0])[:block_size])
     return examples
+
+
+def _prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
+    """Ids and byte counts of every prompt, special tokens included, but not the eos that ends a text."""
+    eos = _eos(tokenizer)
+    encoded = _encode(tokenizer, prompts, special=True)
+    ended = [len(ids) > 1 and ids[-1] == eos for ids, _ in encoded]  # some tokenizers end every text themselves
+    return [
+        (ids[:-1], counts[:-1]) if end else (ids, counts) for (ids, counts), end in zip(encoded, ended, strict=True)
+    ]
 
 
 def _encode(

