@@ -1,22 +1,33 @@
-"""`codehead evaluate`: measure a checkpoint on a text."""
+"""`codehead evaluate`: measure a checkpoint on a text, or on tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from codehead.cli.output import check_file
+from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from codehead.evaluation.result import Result
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Local folder or hub id, coded or not.")],
-    data: Annotated[str, typer.Option("--data", help="Hub id or local file (.txt .jsonl .json .parquet).")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="A text: hub id or local file (.txt .jsonl .json .parquet).")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks", help="Tasks of lm-evaluation-harness, comma separated: its names and groups, or .yaml files."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -38,49 +49,113 @@ def evaluate(
         int | None,
         typer.Option("--new-tokens", min=1, help="Per timed generation.", show_default="32, or what the model takes"),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=0, help="Timed generations; 0 for none.")] = 5,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=0, help="Timed generations; 0 for none.", show_default="5")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", min=0, help="Examples before a question.", show_default="the task's")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents per task, for a quick look.")] = None,
 ) -> None:
-    """Measure next-token accuracy, likelihood, bits, speed and size on a text."""
-    from rich.console import Console
-
-    from codehead.evaluation.checkpoint import evaluate_checkpoint
-    from codehead.training.progress import shown
-
+    """Measure next-token accuracy, likelihood, bits, speed and size on a text (--data), or metrics of --tasks."""
+    of_data = {
+        "block_size": block_size,
+        "decoder": decoder,
+        "max_documents": max_documents,
+        "text_field": text_field,
+        "subset": subset,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+    }
+    of_tasks = {"num_fewshot": num_fewshot, "limit": limit}
+    _check_kind(data, tasks, of_data, of_tasks)
     check_file(out, overwrite)
-    with shown(Console(stderr=True)) as show:
-        result = evaluate_checkpoint(
-            model,
-            data,
-            tokenizer_name=tokenizer,
-            batch_size=batch_size,
-            block_size=block_size,
-            decoder=decoder,
-            max_documents=max_documents,
-            text_field=text_field,
-            subset=subset,
-            new_tokens=new_tokens,
-            repeats=repeats,
-            progress=lambda done, total: show("evaluating", done, total),
-        )
+    if data is None:
+        names = [name.strip() for entry in tasks or () for name in entry.split(",") if name.strip()]
+        result = _on_tasks(model, names, tokenizer_name=tokenizer, batch_size=batch_size, **of_tasks)
+    else:
+        given = {name: value for name, value in of_data.items() if value is not None}
+        result = _on_data(model, data, tokenizer_name=tokenizer, batch_size=batch_size, **given)
     if out is not None:
         result.write(out)
     if as_json:
         typer.echo(json.dumps(result.as_dict(), indent=2))
     else:
-        _show(result, out)
+        _show(_task_table(result) if data is None else _data_table(result), out)
 
 
-def _show(result: Result, out: Path | None) -> None:
+def _check_kind(data: str | None, tasks: list[str] | None, of_data: dict[str, Any], of_tasks: dict[str, Any]) -> None:
+    """Raise ConfigurationError unless one of --data and --tasks is given, with its own options only."""
+    if (data is None) == (not tasks):
+        raise ConfigurationError(
+            "give either --data (a text) or --tasks (names of lm-evaluation-harness, or .yaml files), not "
+            + ("neither" if data is None else "both")
+        )
+    foreign, right, wrong = (of_data, "--data", "--tasks") if tasks else (of_tasks, "--tasks", "--data")
+    for name, value in foreign.items():
+        if value is not None:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigurationError(f"{flag} is {value!r}, but it belongs to {right}; with {wrong}, leave it away")
+
+
+def _on_data(model: str, data: str, **options: Any) -> Result:
     from rich.console import Console
+
+    from codehead.evaluation.checkpoint import evaluate_checkpoint
+    from codehead.training.progress import shown
+
+    with shown(Console(stderr=True)) as show:
+        return evaluate_checkpoint(model, data, **options, progress=lambda done, total: show("evaluating", done, total))
+
+
+def _on_tasks(model: str, tasks: list[str], **options: Any) -> Result:
+    from rich.console import Console
+
+    from codehead.evaluation.harness import run_tasks
+    from codehead.training.progress import shown
+
+    with shown(Console(stderr=True)) as show:
+        return run_tasks(model, tasks, **options, progress=show)
+
+
+def _show(table: Table, out: Path | None) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(table)
+    if out is not None:
+        console.print(f"Written to {out}", markup=False, soft_wrap=True)
+
+
+def _task_table(result: Result) -> Table:
+    """A line for every metric of every task, then of the groups that have a value of their own."""
+    from rich.table import Table
+
+    table = Table(title=f"{result.name} on {', '.join(result.config['tasks'])}")
+    table.add_column("task")
+    table.add_column("metric")
+    for name in ("value", "n"):
+        table.add_column(name, justify="right")
+    for kind in ("tasks", "groups"):
+        for task, record in result.metrics[kind].items():
+            for metric, found in record["metrics"].items():
+                table.add_row(task, metric, _with_error(found), f"{record['samples']:,}")
+    return table
+
+
+def _with_error(found: dict[str, float | None]) -> str:
+    """Value ± standard error; a dash for a value that is not finite."""
+    error = _number(found["stderr"])
+    return (_number(found["value"]) or "–") + (f" ± {error}" if error else "")
+
+
+def _data_table(result: Result) -> Table:
     from rich.table import Table
 
     table = Table(title=f"{result.name} on {result.config['data']}", show_header=False)
     for name, value in _lines(result):
         table.add_row(name, value)
-    console = Console(highlight=False)
-    console.print(table)
-    if out is not None:
-        console.print(f"Written to {out}", markup=False, soft_wrap=True)
+    return table
 
 
 def _lines(result: Result) -> list[tuple[str, str]]:
