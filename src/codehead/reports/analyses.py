@@ -197,6 +197,7 @@ def _draw_bits(axis: Any, rows: Sequence[Row], minimal: int | None) -> None:
     _mark_random_bits(axis, rows, minimal)
     bar = axis.figure.colorbar(mesh, ax=axis, format=as_percent, fraction=0.025, pad=0.015)
     bar.outline.set_visible(False)
+    bar.solids.set(rasterized=False, edgecolor="face")
 
 
 def _mark_random_bits(axis: Any, rows: Sequence[Row], minimal: int | None) -> None:
@@ -217,7 +218,7 @@ def _times(rows: Sequence[Row]) -> Picture | None:
                 alt = f"{unit}: " + "; ".join(f"{row.label} {row.times[name].median:.3g}" for row in timed)
                 title = ", ".join(part for part in (setting_title(setting), TIME_TITLES[name]) if part)
                 height = 1.1 + 0.34 * len(timed)
-                panels.append(Panel(title, alt, partial(_draw_times, rows=timed, name=name, unit=unit), (5.2, height)))
+                panels.append(Panel(title, alt, partial(_draw_times, rows=timed, name=name, unit=unit), (4.8, height)))
     if not panels:
         return None
     note = "Medians of interleaved repeats of one seed on one machine; whiskers reach from the lowest to the highest."

@@ -59,7 +59,8 @@ def instruction_of(prompt: str) -> tuple[str, str]:
 
 def shown(text: str, limit: int = ANSWER_LENGTH) -> str:
     """The text without invisible characters, which could turn the reading direction or break a file, and shortened."""
-    text = "".join("�" if _is_invisible(letter) else letter for letter in text.strip())
+    lines = text.strip().replace("\r\n", "\n")
+    text = "".join("�" if _is_invisible(letter) else letter for letter in lines)
     return text if len(text) <= limit else text[:limit].rstrip() + " …"
 
 
@@ -82,5 +83,5 @@ def _of_group(setting: str, group: Sequence[Result]) -> list[Sample]:
 
 
 def _is_invisible(letter: str) -> bool:
-    """Control, format (bidirectional marks) and surrogate characters, but not the end of a line or a tab."""
-    return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn") and letter not in "\n\t"
+    """Control, format (bidirectional marks) and surrogate characters, but not what ends lines and joins emoji."""
+    return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn") and letter not in "\n\t\u200d"

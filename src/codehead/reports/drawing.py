@@ -57,7 +57,7 @@ class Panel:
     title: str
     alt: str
     draw: Callable[[Any], None]
-    size: tuple[float, float] = (5.2, 3.9)  # inches
+    size: tuple[float, float] = (4.8, 3.6)  # inches
 
 
 @dataclass(frozen=True)

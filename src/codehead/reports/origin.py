@@ -42,8 +42,9 @@ def _seeds(results: Iterable[Result]) -> str:
 
 def _machine(result: Result) -> str:
     hardware = result.provenance["hardware"]
-    cores = f"{hardware['cores']} cores, {hardware['threads']} threads used"
-    return f"{hardware['gpu']} with {hardware['cpu']}" if hardware["gpu"] else f"{hardware['cpu']}, {cores}"
+    if hardware["gpu"]:
+        return f"{hardware['gpu']} with {hardware['cpu']}"
+    return f"{hardware['cpu']}, cores: {hardware['cores']}, threads per run: {hardware['threads']}"
 
 
 def _versions(result: Result) -> str:

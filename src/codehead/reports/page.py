@@ -46,5 +46,5 @@ def _figure(picture: Picture) -> dict[str, Any]:
     return {
         "picture": picture,
         "panels": panels,
-        "legend": [(Markup(sign), name) for sign, name in legend(picture.keys)],
+        "legend": [(Markup(sign), name) for sign, name in legend(picture.keys, picture.name)],
     }

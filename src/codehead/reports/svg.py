@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from html import escape
 from io import StringIO
 
@@ -21,6 +22,7 @@ THEME = {
 COLOUR = re.compile("|".join(THEME), re.IGNORECASE)
 NOT_FOR_PAGES = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>", re.DOTALL)
 IDENTIFIER = re.compile(r'(\bid="|href="#|url\(#)')
+METADATA = {"Date": None, "Creator": None}  # neither the day nor the version is the report's
 SALT = "codehead"  # makes the names that matplotlib gives to shapes the same every time
 
 
@@ -31,13 +33,19 @@ def inline_svg(panel: Panel, prefix: str) -> str:
         figure, axis = plt.subplots(figsize=panel.size, layout="constrained")
         draw_panel(axis, panel, titled=False)
         text = StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", transparent=True, metadata=METADATA)
         plt.close(figure)
     return _for_page(text.getvalue(), panel.alt, prefix)
 
 
-def swatch(key: Key) -> str:
-    """The sign of a legend entry as a small `<svg>` element."""
+def legend(keys: Sequence[Key], prefix: str) -> list[tuple[str, str]]:
+    """A small `<svg>` element and the name of every entry."""
+    return [(_for_page(_swatch(key), "", f"{prefix}-key-{number}"), key.name) for number, key in enumerate(keys)]
+
+
+@cache
+def _swatch(key: Key) -> str:
+    """Line and marker of a legend entry, as matplotlib writes them."""
     plt = pyplot()
     with plt.rc_context({**STYLE, "svg.hashsalt": SALT}):
         figure = plt.figure(figsize=(0.36, 0.18))
@@ -47,14 +55,9 @@ def swatch(key: Key) -> str:
         axis.plot([0.1, 1.9], [0, 0], color=key.colour, linestyle=key.line or "none", linewidth=1.8)
         axis.plot([1], [0], color=key.colour, marker=key.marker, markersize=7.5, markeredgecolor=PAPER)
         text = StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", transparent=True, metadata=METADATA)
         plt.close(figure)
-    return _for_page(text.getvalue(), "", f"key-{_name(key)}")
-
-
-def legend(keys: Sequence[Key]) -> list[tuple[str, str]]:
-    """Swatch and name of every entry."""
-    return [(swatch(key), key.name) for key in keys]
+    return text.getvalue()
 
 
 def _for_page(svg: str, alt: str, prefix: str) -> str:
@@ -67,7 +70,3 @@ def _for_page(svg: str, alt: str, prefix: str) -> str:
     body = IDENTIFIER.sub(lambda match: f"{match[0]}{prefix}-", body.replace("xlink:href", "href"))
     body = COLOUR.sub(lambda match: f"var(--{THEME[match[0].upper()]})", body)
     return f"<svg {box[0]} {described}>{body.rstrip()}"
-
-
-def _name(key: Key) -> str:
-    return re.sub(r"\W+", "-", f"{key.name}-{key.colour}-{key.marker}").strip("-")

@@ -1,0 +1,355 @@
+"""The page and the Markdown say what whole result files say, name the damaged ones, and stand alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from codehead.errors import DataError
+from codehead.evaluation.result import Result
+from codehead.reports import drawing, page
+from codehead.reports.analyses import analyses, minimal_bits
+from codehead.reports.answers import instruction_of, shown
+from codehead.reports.comparison import compare
+from codehead.reports.evidence import read_evidence
+from codehead.reports.findings import findings
+from codehead.reports.markdown import plain, write_markdown
+from codehead.reports.paper import TABLES
+from codehead.reports.render import render
+from codehead.reports.report import Report, compose
+from codehead.reports.summary import by_setting, summarise
+from codehead.reports.tables import Table, markdown, markdown_table
+from made_up_results import CELLS, HOSTILE, PROMPTS, head, made_up, timing, write_protocol
+
+REAL = Path(__file__).resolve().parents[2] / "results" / "tinystories-8192"
+
+
+class Outline(HTMLParser):
+    """What a reader's browser makes of the page: open elements, ids, texts of headings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[tuple[str, str]] = []
+        self.headings: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = {name: value or "" for name, value in attributes}
+        self.ids += [values["id"]] if "id" in values else []
+        self.addresses += [(tag, values[name]) for name in ("src", "href", "srcset", "action") if name in values]
+        self.headings += [""] if tag in ("h1", "h2") else []
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] in ("h1", "h2") and not self.headings[-1]:
+            self.headings[-1] = data.strip()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the paper's protocol 1 in small."""
+    return write_protocol(tmp_path_factory.mktemp("one") / "results", 1)
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> Report:
+    return compose(folder)
+
+
+@pytest.fixture(scope="module")
+def html(report: Report) -> str:
+    return page.page(report)
+
+
+@pytest.fixture(scope="module")
+def text(report: Report, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Markdown, with one of its pictures."""
+    path = write_markdown(replace(report, pictures=report.pictures[:1]), tmp_path_factory.mktemp("markdown"))
+    return path.read_text(encoding="utf-8")
+
+
+def rows_of(paper: int, tmp_path: Path) -> list:
+    return summarise(read_evidence(write_protocol(tmp_path / "results", paper)))
+
+
+def cells_of(table: Table) -> list[dict[str, str]]:
+    return [{f"{h.group}: {h.text}": text for h, text in zip(table.headings, row, strict=True)} for row in table.rows]
+
+
+def test_the_parts_come_in_the_order_of_reading(html: str) -> None:
+    outline = Outline(html)
+    assert outline.headings == [
+        "made-up-1", "Summary", "Beside the paper", "Tables", "Pictures", "Answers", "Where the numbers come from",
+    ]  # fmt: skip
+
+
+def test_the_page_needs_nothing_but_itself(html: str) -> None:
+    outline = Outline(html)
+    outside = [(tag, address) for tag, address in outline.addresses if not address.startswith("#")]
+    assert outside == [("a", "https://openreview.net/forum?id=NNkDZsBu82")]
+    assert not {"script", "link", "img", "iframe", "object"} & set(outline.tags)
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert len(outline.ids) == len(set(outline.ids))
+
+
+def test_what_a_model_wrote_is_text_and_not_markup(html: str, text: str) -> None:
+    assert "&lt;script&gt;document.body" in html
+    assert "colours &amp; say why" in html
+    for written in (html, text):
+        assert not re.search(r"(?<!\\)<script>", written)
+        assert not set("\x00\x07\u202e") & set(written)
+        assert "Below is an instruction" not in written
+    assert r"\<script\>" in text
+
+
+def test_the_same_results_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    twice = []
+    for number in range(2):
+        report = compose(folder)
+        few = replace(report, pictures=(report.pictures[0], *report.pictures[-2:]))
+        (tmp_path / str(number)).mkdir()
+        written = [page.write_page(few, tmp_path / str(number)), write_markdown(few, tmp_path / str(number))]
+        twice.append([path.read_bytes() for path in [*written, *sorted(written[0].parent.glob("*.png"))]])
+    assert len(twice[0]) == 5
+    assert twice[0] == twice[1]
+
+
+def test_a_hand_edited_file_is_named_and_not_averaged(tmp_path: Path) -> None:
+    results = write_protocol(tmp_path / "results", 1)
+    path = results / "minimal--seed-1.json"
+    values = json.loads(path.read_text())
+    values["metrics"]["test"]["top1"] = 0.99
+    path.write_text(json.dumps(values))
+    (results / "timing" / "all.json").write_text("{")
+    report = compose(results)
+    assert [file.name for file in report.damaged] == ["minimal--seed-1.json", "timing/all.json"]
+    (row,) = [row for row in summarise(read_evidence(results)) if row.cell == "minimal"]
+    assert row.seeds == 2 and row.values["top1"].mean < 0.3 and not row.times
+    few = replace(report, pictures=())
+    for text in (page.page(few), *(markdown(table) for table in few.tables)):
+        assert "0.99" not in text
+    assert re.search(r"<code>minimal--seed-1.json</code> does not match its checksum", page.page(few))
+    assert "minimal--seed-1.json" not in str(few.files)
+
+
+def test_the_notice_stands_in_the_markdown_too(tmp_path: Path) -> None:
+    made_up(0, "1.2M", "softmax", 0).write(tmp_path / "results" / "good.json")
+    (tmp_path / "results" / "bad.json").write_text("not JSON")
+    result = render(tmp_path / "results")
+    assert [file.name for file in result.damaged] == ["bad.json"]
+    assert "> - `bad.json` is not valid JSON" in result.markdown.read_text(encoding="utf-8")
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    made_up(0, "1.2M", "softmax", 0).write(tmp_path / "good.json")
+    Result("other", {}, {"layers": 3}, {}).write(tmp_path / "other.json")
+    (damaged,) = read_evidence(tmp_path).damaged
+    assert (damaged.name, damaged.reason) == ("other.json", "is not a result of a protocol")
+
+
+def test_two_protocols_in_one_folder_are_refused(tmp_path: Path) -> None:
+    made_up(1, "", "softmax", 0).write(tmp_path / "a.json")
+    made_up(2, "", "softmax", 0).write(tmp_path / "b.json")
+    with pytest.raises(DataError, match=r"'made-up-1' \(a\.json\) and 'made-up-2' \(b\.json\)"):
+        render(tmp_path)
+
+
+def test_one_run_is_not_counted_twice(tmp_path: Path) -> None:
+    made_up(1, "", "softmax", 0).write(tmp_path / "a.json")
+    made_up(1, "", "softmax", 0).write(tmp_path / "copy.json")
+    with pytest.raises(DataError, match=r"'a\.json' and 'copy\.json' hold the same"):
+        render(tmp_path)
+
+
+def test_protocol_1_stands_beside_the_paper(tmp_path: Path) -> None:
+    (table,) = compare(1, rows_of(1, tmp_path))
+    lines = cells_of(table)
+    assert [line["The paper: Configuration"] for line in lines] == [row.label for row in TABLES[1].rows]
+    assert [line["Ours: Configuration"] for line in lines] == [
+        "Softmax", "Minimal ECOC (13, 0)", "MinRandom ECOC (50, 0)", "Minimal MTL-ECOC (13, 80)",
+        "MinRandom MTL-ECOC (50, 80)",
+    ]  # fmt: skip
+    assert lines[1]["The paper: Time"] == "1:05"
+    assert lines[4]["The paper: of Softmax"] == "63.6%"
+    assert lines[4]["Ours: Parameters"] == "644,000"
+    assert lines[4]["Ours: of Softmax"] == "139.2%"  # of the times: 1.42 s against 1.02 s
+    assert "of Softmax" in table.caption
+
+
+def test_hidden_widths_are_matched_by_their_order(tmp_path: Path) -> None:
+    (table,) = compare(2, rows_of(2, tmp_path))
+    lines = cells_of(table)
+    matched = {line["The paper: Configuration"]: line["Ours: Configuration"] for line in lines}
+    assert matched["Minimal (16, 1024)"] == "Minimal (13, 160)"
+    assert matched["MinRandom (50, 512)"] == "MinRandom (50, 80)"
+    assert matched["MinRandom (50, 128)"] == "MinRandom (50, 20)"
+    assert {line["The paper: of highest"] for line in lines} >= {"100.0%", "98.9%"}
+    assert "not values" in table.caption and "roberta-large" in table.caption
+
+
+def test_codeword_lengths_are_matched_by_n(tmp_path: Path) -> None:
+    rows = [row for row in rows_of(3, tmp_path) if row.cell != "n-75"]
+    (table,) = compare(3, rows)
+    assert [line["Ours: Configuration"] for line in cells_of(table)] == [
+        "Minimal (13, 80)", "MinRandom (25, 80)", "MinRandom (50, 80)", "–", "MinRandom (100, 80)",
+    ]  # fmt: skip
+
+
+def test_backbones_are_matched_by_family_and_n(tmp_path: Path) -> None:
+    (table,) = compare(4, rows_of(4, tmp_path))
+    matched = {line["The paper: Configuration"]: line["Ours: Configuration"] for line in cells_of(table)}
+    assert matched == {
+        "OPT-1.3B: MinRandom (50, 512)": "opt: MinRandom (50, 80)",
+        "Qwen2-1.5B: MinRandom (75, 512)": "–",  # two heads, none with 75 bits
+        "TinyLlama-1.1B: MinRandom (100, 512)": "llama: MinRandom (100, 80)",
+    }
+
+
+def test_shares_of_every_metric_are_taken_per_seed(tmp_path: Path) -> None:
+    rows = rows_of(1, tmp_path)
+    row = next(row for row in rows if row.cell == "minrandom-50-mtl")
+
+    def f1(cell: str, seed: int) -> float:
+        return float(made_up(1, "", cell, seed).metrics["answers"]["bertscore"]["f1"])
+
+    expected = sum(f1("minrandom-50-mtl", seed) / f1("softmax", seed) for seed in range(3)) / 3
+    assert row.values["f1_share"].mean == pytest.approx(expected)
+    assert row.values["perplexity_ratio"].mean > 1
+    assert row.times["answer_seconds"].median == pytest.approx(1.42)
+
+
+def test_the_full_table_tells_everything_and_that_of_documents_stays_narrow(tmp_path: Path) -> None:
+    results = write_protocol(tmp_path / "results", 1)
+    full = markdown(compose(results).tables[0]).splitlines()[0]
+    narrow = markdown_table(summarise(read_evidence(results))).splitlines()[0]
+    for heading in ("Bytes", "× Softmax", "Answers", "Tokens/s", "Evaluation"):
+        assert f" {heading} |" in full and f" {heading} |" not in narrow
+    assert "| P | R | F1 | of Softmax |" in narrow
+
+
+def test_findings_are_numbers_of_the_rows(tmp_path: Path) -> None:
+    rows = rows_of(1, tmp_path)
+    text = " ".join(findings(rows))
+    best = next(row for row in rows if row.cell == "minrandom-50")
+    share = best.values["share"]
+    assert best.label in text
+    assert f"{100 * share.mean:.1f} ± {100 * share.half_width:.1f}% of Softmax’s top-1 accuracy" in text
+    single = [replace(row, seeds=1) for row in rows]
+    assert "one seed" in findings(single)[-1]
+
+
+@pytest.mark.parametrize(
+    ("paper", "names"),
+    [
+        (0, {"bits"}),
+        (1, {"length", "bits", "times"}),
+        (2, {"length", "width", "bits", "times"}),
+        (3, {"length", "bits", "times"}),
+        (4, {"length", "bits", "times"}),
+    ],
+)
+def test_pictures_are_drawn_where_there_is_something_to_see(paper: int, names: set[str], tmp_path: Path) -> None:
+    pictures = {picture.name: picture for picture in analyses(rows_of(paper, tmp_path))}
+    assert set(pictures) == names
+    if paper == 2:
+        assert [key.name for key in pictures["width"].keys] == ["Softmax", "Minimal, n = 13", "MinRandom, n = 50"]
+    assert all(panel.alt for picture in pictures.values() for panel in picture.panels)
+
+
+def test_heads_of_different_width_make_no_curve_of_lengths(tmp_path: Path) -> None:
+    rows = rows_of(1, tmp_path)
+    decisions = [dict(row.decision or {}) for row in rows]
+    for decision in decisions:
+        decision["width"] = decision.get("bits", 0) if decision.get("head") == "mtl" else 0
+    wider = [
+        replace(row, decision=decision if row.decision else None) for row, decision in zip(rows, decisions, strict=True)
+    ]
+    (length,) = [picture for picture in analyses(wider) if picture.name == "length"]
+    assert [key.name for key in length.keys] == ["Softmax", "ECOC head"]
+
+
+def test_minimal_bits_are_told_by_a_minimal_code_or_by_sizes(tmp_path: Path) -> None:
+    rows = by_setting(rows_of(4, tmp_path))["opt"]
+    assert not any(row.decision and row.decision["design"] == "minimal" for row in rows)
+    assert minimal_bits(rows) == 13
+    assert minimal_bits([replace(rows[1], decision=head("minimal", 16))]) == 16
+
+
+def test_every_panel_becomes_a_described_drawing_in_the_colours_of_the_theme(html: str) -> None:
+    drawings = re.findall(r'<svg viewBox="[^"]+" role="img" aria-label="([^"]+)"', html)
+    assert len(drawings) >= 10
+    assert all(len(alt) > 20 for alt in drawings)
+    bodies = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+    assert "var(--ink)" in bodies and "var(--series-1)" in bodies
+    for colour in (drawing.INK, drawing.GRID, drawing.PALETTE[0]):
+        assert colour.lower() not in bodies.lower()
+
+
+def test_tables_are_readable_aloud(html: str) -> None:
+    outline = Outline(html)
+    assert outline.tags.count("caption") == outline.tags.count("table") == 2
+    body = re.search(r"<tbody>.*?</tbody>", html, re.DOTALL)
+    assert body and body[0].count('<th scope="row"') == body[0].count("<tr")
+
+
+def test_prompts_are_shortened_sensibly() -> None:
+    assert instruction_of(PROMPTS[1]) == ("Shorten the text.", "The cat sat on the mat for a very long time.")
+    question, context = instruction_of("x" * 1000 + " What then?")
+    assert question.startswith("…") and question.endswith("What then?") and len(question) < 420 and not context
+    assert shown("a\r\nb") == "a\nb"
+    assert len(shown(HOSTILE * 9)) < 710
+    assert plain("# a\n| *b*") == r"\# a \| \*b\*"
+
+
+def test_markdown_holds_the_same_parts_in_the_same_order(text: str) -> None:
+    order = [
+        "# made-up-1",
+        "**Top-1",
+        "## Beside the paper",
+        "## All heads",
+        "(tradeoff.png)",
+        "## Answers",
+        "## Where",
+    ]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_the_origin_names_machine_encoder_and_files(html: str) -> None:
+    for fact in (
+        "A processor",
+        "not comparable",
+        "commit 0123456789",
+        "minilm, 6 layers",
+        "50 min 15 s",
+        "alpaca.json",
+    ):
+        assert fact in html
+    assert html.count("--seed-") == 3 * len(CELLS[1])
+    assert "timing/all.json" in html
+
+
+def test_results_without_timing_or_answers_make_a_report_too(tmp_path: Path) -> None:
+    for result in (made_up(1, "", "softmax", 0), made_up(1, "", "minimal", 0)):
+        metrics = {key: value for key, value in result.metrics.items() if key != "answers"}
+        replace(result, metrics=metrics).write(tmp_path / f"{result.config['cell']}.json")
+    report = compose(tmp_path)
+    assert not report.samples
+    assert "F1" not in {heading.text for heading in report.tables[0].headings}
+    assert timing(1, "").metrics["cells"].keys() == CELLS[1].keys()
+
+
+def test_the_committed_results_make_a_report() -> None:
+    report = compose(REAL)
+    assert report.damaged == ()
+    assert [table.caption for table in report.tables] == ["1.2M tokens", "2.4M tokens"]
+    assert {"tradeoff", "tradeoff-bytes", "curves-1.2M", "bits"} <= {picture.name for picture in report.pictures}
+    assert "Rows of one seed have none" in report.findings[-1]
