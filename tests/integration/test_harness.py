@@ -19,8 +19,9 @@ import codehead
 from codehead.cli import main as cli
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.evaluation import harness
-from codehead.evaluation.harness import find_names, harness_model, load_tasks, run_tasks
+from codehead.evaluation.harness import harness_model, run_tasks
 from codehead.evaluation.result import Result
+from codehead.evaluation.tasks import find_names, load_tasks
 from codehead.training.tokenizer import train_bpe
 
 pytest.importorskip("lm_eval")

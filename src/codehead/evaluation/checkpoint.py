@@ -70,7 +70,7 @@ def evaluate_checkpoint(
         speed = generation_speed({"model": model}, prompt, new_tokens=new_tokens, repeats=repeats)
         metrics["generation"] = speed["model"].as_dict()
     config = {
-        "model": _public_name(model_name),
+        "model": public_name(model_name),
         "decision": dict(model.config.quantization_config) if is_coded(model) else None,
         "batch_size": batch_size,
         "split": split,
@@ -82,10 +82,10 @@ def evaluate_checkpoint(
     }
     record = {**provenance(sources=[source]), "started_at": started}
     record["wall_seconds"] = round(time.monotonic() - start, 3)
-    return Result(_public_name(model_name), {**config, "data": file_record(source)["name"]}, metrics, record)
+    return Result(public_name(model_name), {**config, "data": file_record(source)["name"]}, metrics, record)
 
 
-def _public_name(model_name: str) -> str:
+def public_name(model_name: str) -> str:
     """A hub id as it is; of a local folder the last part."""
     path = Path(model_name).expanduser()
     return path.resolve().name if path.exists() else model_name

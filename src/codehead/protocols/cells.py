@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from codehead.errors import ConfigurationError
 from codehead.evaluation.answers import generate_answers
-from codehead.evaluation.bertscore import bert_score, find_encoder
+from codehead.evaluation.bertscore import bert_score
+from codehead.evaluation.encoder import find_encoder
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.result import Result, canonical_json
 from codehead.evaluation.size import config_shape, model_size

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codehead.errors import CodeheadError, ConfigurationError
-from codehead.evaluation.bertscore import find_encoder
+from codehead.evaluation.encoder import find_encoder
 from codehead.evaluation.result import Result, canonical_json
 from codehead.protocols.backbones import train_backbone
 from codehead.protocols.cells import cell_config, result_config, run_cell
