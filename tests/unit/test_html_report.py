@@ -6,9 +6,11 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from codehead.errors import DataError
 from codehead.evaluation.result import Result
@@ -23,7 +25,7 @@ from codehead.reports.paper import TABLES
 from codehead.reports.render import render
 from codehead.reports.report import Report, compose
 from codehead.reports.summary import by_setting, summarise
-from codehead.reports.tables import Table, markdown, markdown_table
+from codehead.reports.tables import Table, markdown, markdown_table, rich_table
 from made_up_results import CELLS, HOSTILE, PROMPTS, head, made_up, timing, write_protocol
 
 REAL = Path(__file__).resolve().parents[2] / "results" / "tinystories-8192"
@@ -185,14 +187,14 @@ def test_protocol_1_stands_beside_the_paper(tmp_path: Path) -> None:
 
 
 def test_hidden_widths_are_matched_by_their_order(tmp_path: Path) -> None:
-    (table,) = compare(2, rows_of(2, tmp_path))
+    (table,) = compare(2, rows_of(2, tmp_path), "minilm")
     lines = cells_of(table)
     matched = {line["The paper: Configuration"]: line["Ours: Configuration"] for line in lines}
     assert matched["Minimal (16, 1024)"] == "Minimal (13, 160)"
     assert matched["MinRandom (50, 512)"] == "MinRandom (50, 80)"
     assert matched["MinRandom (50, 128)"] == "MinRandom (50, 20)"
     assert {line["The paper: of highest"] for line in lines} >= {"100.0%", "98.9%"}
-    assert "not values" in table.caption and "roberta-large" in table.caption
+    assert "not values" in table.caption and "roberta-large; ours is by minilm" in table.caption
 
 
 def test_codeword_lengths_are_matched_by_n(tmp_path: Path) -> None:
@@ -235,13 +237,20 @@ def test_the_full_table_tells_everything_and_that_of_documents_stays_narrow(tmp_
     assert "| P | R | F1 | of Softmax |" in narrow
 
 
+def test_the_terminal_has_room_for_answers(tmp_path: Path) -> None:
+    console = Console(width=80, file=StringIO())
+    console.print(rich_table(rows_of(1, tmp_path), "Heads"))
+    text = console.file.getvalue()
+    assert "F1" in text and "…" not in text
+
+
 def test_findings_are_numbers_of_the_rows(tmp_path: Path) -> None:
     rows = rows_of(1, tmp_path)
     text = " ".join(findings(rows))
     best = next(row for row in rows if row.cell == "minrandom-50")
     share = best.values["share"]
     assert best.label in text
-    assert f"{100 * share.mean:.1f} ± {100 * share.half_width:.1f}% of Softmax’s top-1 accuracy" in text
+    assert f"{100 * share.mean:.1f}\u00a0±\u00a0{100 * share.half_width:.1f}% of Softmax’s top-1 accuracy" in text
     single = [replace(row, seeds=1) for row in rows]
     assert "one seed" in findings(single)[-1]
 

@@ -12,15 +12,18 @@ FAMILY_OF = {"OPT-1.3B": "opt", "Qwen2-1.5B": "qwen", "TinyLlama-1.1B": "llama"}
 Pair = tuple[PaperRow, Row | None]
 
 
-def compare(number: int, rows: Sequence[Row]) -> list[Table]:
-    """Our rows in the shape of table `number` of the paper: one table per setting, of protocol 4 one over all."""
+def compare(number: int, rows: Sequence[Row], encoder: str = "another encoder") -> list[Table]:
+    """Our rows in the shape of table `number` of the paper: one table per setting, of protocol 4 one over all.
+
+    `encoder` names that of our BERTScore.
+    """
     paper = TABLES[number]
     if number == 4:
-        return [_scores(paper, [(row, _of_backbone(row, rows)) for row in paper.rows], "")]
+        return [_scores(paper, [(row, _of_backbone(row, rows)) for row in paper.rows], "", encoder)]
     tables = []
     for setting, ours in by_setting(rows).items():
         pairs = [(row, matching(row, paper, ours)) for row in paper.rows]
-        tables.append((_sizes if number == 1 else _scores)(paper, pairs, setting))
+        tables.append(_sizes(paper, pairs, setting) if number == 1 else _scores(paper, pairs, setting, encoder))
     return tables
 
 
@@ -83,7 +86,8 @@ def _sizes(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> Table:
                 *_our_size(row, reference),
             )
         )
-    return Table(_caption(paper, pairs, setting), _headings(theirs, ours), tuple(lines), frozenset({0}))
+    caption = _caption(paper, pairs, setting, _about_sizes())
+    return Table(caption, _headings(theirs, ours), tuple(lines), frozenset({0}))
 
 
 def _our_size(row: Row | None, reference: Row | None) -> tuple[str, ...]:
@@ -95,7 +99,7 @@ def _our_size(row: Row | None, reference: Row | None) -> tuple[str, ...]:
     return row.label, f"{row.parameters:,}", share, timed(row, "answer_seconds", " s"), ratio
 
 
-def _scores(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> Table:
+def _scores(paper: PaperTable, pairs: Sequence[Pair], setting: str, encoder: str) -> Table:
     """Protocols 2 to 4: loss per node and BERTScore; without answers, our top-1 stands beside."""
     metric = "f1" if any(row and "f1" in row.values for _, row in pairs) else "top1"
     theirs = ("Loss/node", "P", "R", "F1", "of highest")
@@ -113,7 +117,8 @@ def _scores(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> Table:
         printed = tuple(ABSENT if score is None else f"{score:.4f}" for score in scores)
         mine = (ours_on + _short(row.label), *_our_scores(row, metric, our_best)) if row else (ABSENT,) * len(ours)
         lines.append((theirs_on + _short(wanted.label), *printed, percent((wanted.f1 or 0.0) / their_best), *mine))
-    return Table(_caption(paper, pairs, setting), _headings(theirs, ours), tuple(lines))
+    caption = _caption(paper, pairs, setting, _about_scores(paper, metric, encoder))
+    return Table(caption, _headings(theirs, ours), tuple(lines))
 
 
 def _our_scores(row: Row, metric: str, best: float) -> tuple[str, ...]:
@@ -143,25 +148,31 @@ def _headings(theirs: Sequence[str], ours: Sequence[str]) -> tuple[Heading, ...]
     )
 
 
-def _caption(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> str:
+def _about_sizes() -> str:
+    return (
+        f"The paper measured {BACKBONE} with V = 50,272 on its own machine; parameters and times differ in scale, "
+        "so compare the columns “of Softmax”."
+    )
+
+
+def _about_scores(paper: PaperTable, metric: str, encoder: str) -> str:
+    theirs = f"The paper's BERTScore{'' if paper.number == 4 else f' on {BACKBONE}'} is by {ENCODER}"
+    ours = f"ours is by {encoder}, on other backbones" if metric == "f1" else "ours have top-1 accuracy instead"
+    return (
+        f"{theirs}; {ours}: compare ratios (“of highest”) and order, not values. Ours are means over seeds; "
+        "their intervals are in the tables below. All heads are MTL-ECOC."
+    )
+
+
+def _caption(paper: PaperTable, pairs: Sequence[Pair], setting: str, about: str) -> str:
     """What stands beside what, and what may be compared."""
     where = f", {setting_title(setting)}" if setting else ""
-    text = f"Protocol {paper.number} of the paper ({paper.title}) beside ours{where}. "
-    if paper.number == 1:
-        text += (
-            f"The paper measured {BACKBONE} with V = 50,272 on its own machine; parameters and times differ in scale, "
-            "so compare the columns “of Softmax”."
-        )
-    else:
-        backbone = "" if paper.number == 4 else f"on {BACKBONE} "
-        text += (
-            f"The paper's BERTScore {backbone}is by {ENCODER}; ours has other backbones and another encoder, so "
-            "compare ratios (“of highest”) and order, not values. Ours are means over seeds; their intervals are "
-            "in the tables below. All heads are MTL-ECOC."
-        )
-    if paper.number != 4 and any(wanted.head == "mtl" and wanted.width and row for wanted, row in pairs):
-        text += " Hidden widths are matched by their order, codeword lengths by n, Minimal with Minimal."
-    return text
+    matched = any(wanted.head == "mtl" and wanted.design and row for wanted, row in pairs)
+    how = " Hidden widths are matched by their order, codeword lengths by n, Minimal with Minimal."
+    return (
+        f"Protocol {paper.number} of the paper ({paper.title}) beside ours{where}. {about}"
+        f"{how if matched and paper.number != 4 else ''}"
+    )
 
 
 def _share(value: float) -> str:

@@ -14,7 +14,8 @@ METRICS = {"share": "top-1 accuracy", "f1_share": "BERTScore F1"}
 def findings(rows: Sequence[Row]) -> list[str]:
     """One paragraph per setting, and one on what the intervals allow to say."""
     paragraphs = [_of_setting(setting, group) for setting, group in by_setting(rows).items()]
-    return [paragraph for paragraph in (*paragraphs, _certainty(rows)) if paragraph]
+    whole = [paragraph for paragraph in (*paragraphs, _certainty(rows)) if paragraph]
+    return [paragraph.replace(" ± ", "\u00a0±\u00a0") for paragraph in whole]  # no line ends inside a number
 
 
 def _of_setting(setting: str, rows: Sequence[Row]) -> str:

@@ -92,8 +92,18 @@ def _file(file: Mapping[str, Any]) -> str:
     return f"{file['name']}: {file['bytes']:,} bytes, sha256 {file['sha256'][:DIGITS]}…"
 
 
+def encoders(results: Iterable[Result]) -> list[str]:
+    """Names of the BERTScore encoders as one text, if there are any."""
+    names = {encoder["name"] for encoder in map(_encoder_of, results) if encoder}
+    return [" and ".join(sorted(names))] if names else []
+
+
+def _encoder_of(result: Result) -> Mapping[str, Any] | None:
+    return ((result.metrics.get("answers") or {}).get("bertscore") or {}).get("encoder")
+
+
 def _encoder(result: Result) -> str:
-    encoder = ((result.metrics.get("answers") or {}).get("bertscore") or {}).get("encoder")
+    encoder = _encoder_of(result)
     if not encoder:
         return ""
     label = "comparable" if encoder.get("comparable") else "not comparable"

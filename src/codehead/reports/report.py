@@ -13,7 +13,7 @@ from codehead.reports.comparison import compare
 from codehead.reports.drawing import Picture
 from codehead.reports.evidence import Damaged, read_evidence
 from codehead.reports.findings import findings
-from codehead.reports.origin import files, origin
+from codehead.reports.origin import encoders, files, origin
 from codehead.reports.paper import SOURCE, SOURCE_ADDRESS, TABLES
 from codehead.reports.pictures import all_curves, tradeoff
 from codehead.reports.summary import Row, by_setting, setting_title, summarise
@@ -71,7 +71,7 @@ def compose(folder: str | Path, extra: Mapping[str, Mapping[str, str]] | None = 
         damaged=evidence.damaged,
         source=SOURCE if number else "",
         source_address=SOURCE_ADDRESS,
-        comparisons=tuple(compare(number, rows)) if number else (),
+        comparisons=tuple(compare(number, rows, *encoders(results))) if number else (),
         tables=tuple(_tables(rows, extra)),
         pictures=tuple(_pictures(rows, results)),
         samples=tuple(samples(results, rows)),

@@ -67,7 +67,7 @@ def columns(
 
     `extra` adds columns: heading → label of a row → text.
     """
-    usual = _usual(differ=len({row.seeds for row in rows}) > 1)
+    usual = _usual(len({row.seeds for row in rows}) > 1, any("f1" in row.values for row in rows))
     for heading, texts in (extra or {}).items():
         usual.append(Column(heading, lambda row, texts=texts: texts.get(row.label, ABSENT), "Time"))  # type: ignore[misc]
     return [column for column in usual if column.room <= room and any(column.text(row) != ABSENT for row in rows)]
@@ -156,8 +156,11 @@ def timed(row: Row, name: str, unit: str = "") -> str:
     return ABSENT if times is None else f"{_three_digits(times.median)}{unit}"
 
 
-def _usual(differ: bool) -> list[Column]:
-    """Every column that a table may have; `differ`: the rows have different numbers of seeds."""
+def _usual(differ: bool, scored: bool) -> list[Column]:
+    """Every column that a table may have; `differ`: rows have other numbers of seeds, `scored`: there is F1.
+
+    A terminal has room for the loss or for F1.
+    """
     loss_brief = lambda row: node_loss(row).split(" ±")[0]  # noqa: E731
     return [
         Column("Head", lambda row: row.label, is_text=True, brief=lambda row: row.label.replace(", ", ",")),
@@ -165,7 +168,7 @@ def _usual(differ: bool) -> list[Column]:
         Column("Params", lambda row: f"{row.parameters:,}", "Size of the head"),
         Column("of Softmax", lambda row: percent(row.parameter_share), "Size of the head"),
         Column("Bytes", _bytes, "Size of the head", REPORT),
-        Column("Loss/node", node_loss, "Training", brief=loss_brief),
+        Column("Loss/node", node_loss, "Training", DOCUMENT if scored else TERMINAL, brief=loss_brief),
         Column("Top-1", _percent("top1"), "Next token, test split", brief=_percent_mean("top1")),
         Column("of Softmax", _percent("share"), "Next token, test split"),
         Column("Top-5", _percent("top5"), "Next token, test split", DOCUMENT),
