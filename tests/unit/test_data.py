@@ -278,3 +278,12 @@ def test_real_stories(data_dir, name):
     counted = sum(sum(row) for row in examples["num_bytes"])
     assert 0 <= total - counted <= 20  # at most the one token that fills no block
     assert tokenizer.eos_token_id in [i for row in examples["input_ids"] for i in row]
+
+
+def test_records_read_as_text_may_stand_beside_texts(tmp_path):
+    (tmp_path / "records.jsonl").write_text('{"prompt": "How many? ", "completion": "Two."}\n')
+    (tmp_path / "text.txt").write_text("A text.\n\nAnother.")
+    sources = [str(tmp_path / "records.jsonl"), str(tmp_path / "text.txt")]
+    assert read_rows(sources, as_text=True)["text"] == ["How many? Two.", "A text.", "Another."]
+    with pytest.raises(DataError, match=r"mixes plain texts and instruction records.*data\.as_text"):
+        read_rows(sources)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codehead.errors import ConfigurationError
-from codehead.evaluation.answers import generate_answers
-from codehead.evaluation.bertscore import bert_score
+from codehead.evaluation.answers import score_answers
 from codehead.evaluation.encoder import find_encoder
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.result import Result, canonical_json
@@ -108,7 +107,7 @@ def _values(protocol: Protocol, cell: Cell, context: Context) -> dict[str, Any]:
     """The cell's fields with variables expanded, prepared data and tokenizer in their places."""
     values = expand(cell.config, context.variables)
     if context.data:  # its files hold the field `text`, whatever the source's was called
-        values = merged(values, {"data": {**context.data, "text_field": None, "max_documents": None}})
+        values = merged(values, {"data": {**context.data, "text_field": None, "as_text": False, "max_documents": None}})
     spec = cell.config.get("tokenizer")
     if isinstance(spec, dict):
         values["tokenizer"] = context.tokenizers[canonical_json(spec)]
@@ -125,6 +124,7 @@ def _evaluate(model: Any, config: RunConfig, source: str | None, split: str, bat
         split=split,
         subset=config.data.subset,
         text_field=config.data.text_field,
+        as_text=config.data.as_text,
     )
     return evaluate(model, tokenizer, examples, batch_size=batch_size).as_dict()
 
@@ -134,17 +134,16 @@ def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str,
     assert config.data.test is not None
     tokenizer = load_tokenizer(config.output_dir)
     rows = read_rows(config.data.test, split="test", subset=config.data.subset, limit=options.prompts)
-    answers = generate_answers(model, tokenizer, rows, max_new_tokens=options.new_tokens, batch_size=options.batch_size)
     encoder = find_encoder(options.encoder, options.encoder_layers)
-    scores = bert_score(answers.answers, answers.references, encoder)
-    return {
-        "prompts": len(answers.answers),
-        "new_tokens": options.new_tokens,
-        "batch_size": options.batch_size,
-        "mean_new_tokens": sum(answers.new_tokens) / len(answers.new_tokens),
-        "bertscore": scores.as_dict(),
-        "samples": answers.samples(options.samples),
-    }
+    return score_answers(
+        model,
+        tokenizer,
+        rows,
+        encoder,
+        max_new_tokens=options.new_tokens,
+        batch_size=options.batch_size,
+        samples=options.samples,
+    )
 
 
 def _bits(decision: Mapping[str, Any], num_classes: int) -> int:

@@ -21,6 +21,7 @@ from codehead.training.sources import read_rows
 if TYPE_CHECKING:
     from datasets import Dataset
 
+READING = ("subset", "text_field", "as_text")  # how a source is read
 SPLITS = ("train", "validation", "test")
 
 
@@ -76,13 +77,9 @@ def _write_in_one_step(protocol: Protocol, folder: Path, data: Mapping[str, Any]
     """Fill a temporary folder and give it its name at the end: a folder with that name is complete."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {
-        "subset": data.get("subset"),
-        "text_field": data.get("text_field"),
-        "limit": data.get("max_documents"),
-    }
+    options: dict[str, Any] = {key: data[key] for key in READING if key in data}
     try:
-        rows = read_rows(data["train"], **options)
+        rows = read_rows(data["train"], limit=data.get("max_documents"), **options)
         if protocol.split is not None:
             rows = _write_splits(rows, protocol.split, temporary)
         _write_tokenizers(rows, _tokenizer_specs(protocol), temporary)
@@ -132,7 +129,7 @@ def _fingerprint(protocol: Protocol, data: Mapping[str, Any]) -> dict[str, Any]:
     sources = [data["train"]] if isinstance(data["train"], str) else data["train"]
     return {
         "sources": [file_record(source) for source in sources],
-        "options": {key: data.get(key) for key in ("subset", "text_field", "max_documents")},
+        "options": {key: data.get(key) for key in (*READING, "max_documents")},
         "split": protocol.split,
         "tokenizers": _tokenizer_specs(protocol),
     }

@@ -38,6 +38,7 @@ class DataConfig:
     validation_fraction: float = 0.0  # of the training documents; only without `validation`
     subset: str | None = None  # configuration name of a hub dataset
     text_field: str | None = None  # None: the fields of instruction records if there are any, else `text`
+    as_text: bool = False  # read instruction records as plain text, prompt and response in a row
     block_size: int = 256  # tokens per example, in blocks of text and as the limit of a record
     max_documents: int | None = None  # of the training source
     max_validation_documents: int | None = None

@@ -31,7 +31,7 @@ class Rows:
 
 def load_rows(data: DataConfig, seed: int) -> Rows:
     """Read the training and validation rows; a `validation_fraction` is split off by whole documents."""
-    common: dict[str, Any] = {"subset": data.subset, "text_field": data.text_field}
+    common: dict[str, Any] = {"subset": data.subset, "text_field": data.text_field, "as_text": data.as_text}
     train = read_rows(data.train_sources, split="train", limit=data.max_documents, **common)
     if data.validation:
         limit = data.max_validation_documents
@@ -63,10 +63,11 @@ def load_examples(
     split: str = "test",
     subset: str | None = None,
     text_field: str | None = None,
+    as_text: bool = False,
     max_documents: int | None = None,
 ) -> Dataset:
     """One source, tokenised: what `evaluation.evaluate` takes."""
-    rows = read_rows(source, split=split, subset=subset, text_field=text_field, limit=max_documents)
+    rows = read_rows(source, split=split, subset=subset, text_field=text_field, as_text=as_text, limit=max_documents)
     return tokenize(rows, tokenizer, block_size)
 
 

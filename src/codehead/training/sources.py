@@ -30,24 +30,29 @@ def read_rows(
     split: str = "train",
     subset: str | None = None,
     text_field: str | None = None,
+    as_text: bool = False,
     limit: int | None = None,
 ) -> Dataset:
     """The first `limit` rows of one or several sources as a `datasets.Dataset` of `text`, or of `prompt` and `response`.
 
     A local file ends in .txt (documents separated by blank lines), .jsonl, .json (a list of records) or
     .parquet. A hub id may name its split after a colon: `roneneldan/TinyStories:train[:1%]`. Empty texts
-    are left out. Raises DataError for missing, empty or malformed data.
+    are left out; with `as_text`, records become texts. Raises DataError for missing, empty or malformed data.
     """
     from datasets import Dataset
 
     sources = [source] if isinstance(source, str) else source
     places = chain.from_iterable(_records(name, split, subset) for name in sources)
     rows = [row for row in islice(_normalised(places, text_field), limit) if any(row.values())]
+    if as_text:
+        rows = [{"text": "".join(row.values())} for row in rows]
     if not rows:
         raise DataError(f"{source!r} holds no text; give a source with at least one document")
     kinds = {tuple(row) for row in rows}
     if len(kinds) > 1:
-        raise DataError(f"{source!r} mixes plain texts and instruction records; split it into two sources")
+        raise DataError(
+            f"{source!r} mixes plain texts and instruction records; split it into two sources, or read records as text (data.as_text)"
+        )
     return Dataset.from_list(rows)
 
 
