@@ -33,7 +33,7 @@ def read_rows(
     as_text: bool = False,
     limit: int | None = None,
 ) -> Dataset:
-    """The first `limit` rows of one or several sources as a `datasets.Dataset` of `text`, or of `prompt` and `response`.
+    """The first `limit` rows of one source or several: a `Dataset` of `text`, or of `prompt` and `response`.
 
     A local file ends in .txt (documents separated by blank lines), .jsonl, .json (a list of records) or
     .parquet. A hub id may name its split after a colon: `roneneldan/TinyStories:train[:1%]`. Empty texts
