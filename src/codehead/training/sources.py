@@ -51,7 +51,8 @@ def read_rows(
     kinds = {tuple(row) for row in rows}
     if len(kinds) > 1:
         raise DataError(
-            f"{source!r} mixes plain texts and instruction records; split it into two sources, or read records as text (data.as_text)"
+            f"{source!r} mixes plain texts and instruction records; split it into two sources, "
+            "or read records as text (data.as_text)"
         )
     return Dataset.from_list(rows)
 
