@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from codehead.errors import CodeheadError
+from codehead.errors import CodeheadError, ConfigurationError
 from codehead.evaluation.result import Result
 from codehead.evaluation.timing import generation_speed
 from codehead.protocols.cells import cell_config
 from codehead.protocols.preparation import Context, prepare
 from codehead.protocols.protocol import Protocol
 from codehead.protocols.pydocs import SPLITS, read_corpus
-from codehead.protocols.runner import RESULTS, failure_path, run_protocol
+from codehead.protocols.runner import RESULTS, failure_path, result_path, run_protocol
 from codehead.protocols.store import Store
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
@@ -79,6 +79,7 @@ def run_demo(
     """
     out, budget = Path(out), budget or Budget()
     progress("reading the documentation strings of this Python", 0)
+    _refuse_another(protocol(budget, seed), out)
     write_corpus(out / "corpus", budget)
     variables = {FOLDER: str(out)}
     heads = protocol(budget, seed)
@@ -167,6 +168,12 @@ def time_generation(heads: Protocol, out: Path, context: Context, budget: Budget
     )
     result.write(path)
     return result
+
+
+def _refuse_another(heads: Protocol, out: Path) -> None:
+    own = {result_path(out, cell).name for cell in heads.plan()}
+    if any(path.name not in own for path in (out / RESULTS).glob("*.json")):
+        raise ConfigurationError(f"{str(out)!r} holds a demo with another seed; choose another --out")
 
 
 def _train(heads: Protocol, out: Path, variables: dict[str, str], budget: Budget, progress: Progress) -> None:
