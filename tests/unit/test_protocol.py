@@ -261,3 +261,33 @@ def test_a_cell_runs_to_a_result_with_documents_under_another_field(path: Path, 
     assert abs(20 * (16 * width + width) - 300 * 16 / 2) <= 20 * 17 / 2
     assert {entry["name"] for entry in result.provenance["data"]} == {"train.jsonl", "validation.jsonl", "test.jsonl"}
     assert 0 <= result.metrics["test"]["top1"] <= result.metrics["test"]["top5"] <= 1
+
+
+def test_an_unknown_protocol_names_the_closest() -> None:
+    with pytest.raises(ConfigurationError, match=r"unknown protocol 'smal-1'; did you mean 'small-1'"):
+        find("smal-1")
+    with pytest.raises(ConfigurationError, match=r"'absent\.yaml' does not exist"):
+        find("absent.yaml")
+
+
+def test_the_small_protocols_start_from_one_backbone() -> None:
+    small = [find(f"small-{number}") for number in (1, 2, 3, 4)]
+    assert all(protocol.backbones["opt"] == small[0].backbones["opt"] for protocol in small)
+    assert all(protocol.base["training"] == small[0].base["training"] for protocol in small)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_the_published_protocols_have_the_configurations_of_the_paper(number: int) -> None:
+    """Codeword lengths and widths of the paper's tables; those of small-* stand in the same order."""
+    decisions = {
+        1: {(None, None), (50, None), (None, 512), (50, 512)},
+        2: {(None, 1024), (None, 512), (None, 128), (50, 1024), (50, 512), (50, 128)},
+        3: {(None, 512), (25, 512), (50, 512), (75, 512), (100, 512)},
+        4: {(50, 512), (75, 512), (100, 512)},
+    }
+    protocol = find(f"paper-{number}")
+    found = [cell.config["decision"] for cell in protocol.plan() if cell.config.get("decision")]
+    assert {(decision.get("bits"), decision.get("width")) for decision in found} == decisions[number]
+    assert protocol.paper == number
+    assert protocol.base["adapt"] == "lora"
+    assert protocol.answers is not None and protocol.answers.encoder == "roberta-large"
