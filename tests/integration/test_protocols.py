@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from tokenizers.processors import TemplateProcessing
 
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.evaluation.result import Result
+from codehead.protocols.catalogue import names
 from codehead.protocols.preparation import prepare
 from codehead.protocols.protocol import Protocol
 from codehead.protocols.runner import failure_path, run_protocol
@@ -221,6 +224,25 @@ def test_the_plan_tells_time_and_memory_and_writes_nothing(folder: Path, tmp_pat
     assert "5 of 5 runs are left" in done.stdout
     assert "GiB" in done.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_the_report_names_an_edited_result_and_leaves_it_out(finished: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "tiny"
+    shutil.copytree(finished / "results", copied / "results")
+    edited = copied / "results" / "mtl--seed-1.json"
+    edited.write_text(edited.read_text().replace('"top1": 0', '"top1": 1', 1))
+    done = subprocess.run(command("report", copied), capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Left out: mtl--seed-1.json" in done.stdout
+    assert "does not match its checksum" in done.stdout
+    page = (copied / "report" / "report.html").read_text()
+    assert "mtl--seed-1.json" in page
+    assert "http" not in re.sub(r'<a href="http[^"]*"|xmlns="[^"]*"', "", page)
+
+
+def test_the_list_shows_every_protocol_of_the_catalogue() -> None:
+    done = subprocess.run(command("list"), capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines() if line[1:6].strip()][2:] == names()
 
 
 @pytest.mark.slow
