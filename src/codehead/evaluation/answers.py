@@ -1,16 +1,19 @@
-"""Greedy answers of a causal language model to the prompts of instruction records."""
+"""Greedy answers of a causal language model to the prompts of instruction records, and their BERTScore."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from codehead.errors import ConfigurationError, DataError
+from codehead.evaluation.bertscore import bert_score
+from codehead.evaluation.encoder import Encoder
 from codehead.training.data import check_vocabulary
 from codehead.training.model import max_length
 from codehead.training.tokenization import prompt_ids
@@ -60,10 +63,8 @@ def generate_answers(
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ConfigurationError(f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must be at least 1")
-    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    prompts = _prompts(rows, tokenizer)
-    kept = _fitting(prompts, max_length(model), max_new_tokens)
-    order = sorted(kept, key=lambda row: len(prompts[row]))  # prompts of like length need little padding
+    prompts = fitting_prompts(model, tokenizer, rows, max_new_tokens)
+    order = sorted(prompts, key=lambda row: len(prompts[row]))  # prompts of like length need little padding
     generated: dict[int, list[int]] = {}
     with _greedy(model, tokenizer, max_new_tokens) as ends:
         for start in range(0, len(order), batch_size):
@@ -73,12 +74,61 @@ def generate_answers(
             if progress is not None:
                 progress(len(generated), len(order))
     return Answers(
-        prompts=[rows[row]["prompt"] for row in kept],
-        references=[rows[row]["response"] for row in kept],
-        answers=[str(tokenizer.decode(generated[row], skip_special_tokens=True)).strip() for row in kept],
-        new_tokens=[len(generated[row]) for row in kept],
-        skipped=len(prompts) - len(kept),
+        prompts=[rows[row]["prompt"] for row in prompts],
+        references=[rows[row]["response"] for row in prompts],
+        answers=[str(tokenizer.decode(generated[row], skip_special_tokens=True)).strip() for row in prompts],
+        new_tokens=[len(generated[row]) for row in prompts],
+        skipped=len(rows) - len(prompts),
     )
+
+
+def score_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    encoder: Encoder,
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+    samples: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """What a result holds of the answers to `rows`: how they were made, their BERTScore, the first as text.
+
+    Plain JSON values; arguments and errors are those of `generate_answers`.
+    """
+    found = generate_answers(
+        model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
+    return {
+        "prompts": len(found.answers),
+        "skipped": found.skipped,
+        "new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "mean_new_tokens": fmean(found.new_tokens),
+        "bertscore": bert_score(found.answers, found.references, encoder).as_dict(),
+        "samples": found.samples(samples),
+    }
+
+
+def fitting_prompts(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_new_tokens: int
+) -> dict[int, list[int]]:
+    """Token ids by the number of the row, for the rows whose prompt and answer the model has positions for.
+
+    Raises the errors that `generate_answers` has for its rows and its tokenizer.
+    """
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    prompts = _prompts(rows, tokenizer)
+    limit = max_length(model)
+    kept = {row: ids for row, ids in enumerate(prompts) if limit is None or len(ids) + max_new_tokens <= limit}
+    if not kept:
+        shortest = min(map(len, prompts), default=0)
+        raise DataError(
+            f"no prompt (the shortest has {shortest} tokens) fits the {limit} positions of the model together with "
+            f"{max_new_tokens} new tokens; lower max_new_tokens (--answer-tokens)"
+        )
+    return kept
 
 
 def _prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -94,18 +144,6 @@ def _prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[int
             "leave the row out"
         )
     return prompts
-
-
-def _fitting(prompts: list[list[int]], limit: int | None, max_new_tokens: int) -> list[int]:
-    """The rows whose prompt and answer the model has positions for."""
-    kept = [row for row, ids in enumerate(prompts) if limit is None or len(ids) + max_new_tokens <= limit]
-    if not kept:
-        shortest = min(map(len, prompts), default=0)
-        raise DataError(
-            f"no prompt (the shortest has {shortest} tokens) fits the {limit} positions of the model together with "
-            f"max_new_tokens={max_new_tokens}; lower it"
-        )
-    return kept
 
 
 @contextmanager
