@@ -221,6 +221,12 @@ def test_a_restart_runs_only_what_is_missing(protocol: Protocol, path: Path, mon
     assert not failure_path(path.parent / "out", retried.key).exists()
 
 
+def test_two_names_for_one_run_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(FILE.replace("  softmax: {}", "  softmax: {}\n  again: {}"))
+    with pytest.raises(ConfigurationError, match="'small/softmax/seed-0' and 'small/again/seed-0' are the same run"):
+        run(Protocol.from_yaml(path), path, monkeypatch, Recorder())
+
+
 def test_results_of_another_configuration_are_not_reused(
     protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[str, typer.Argument(help="Local folder or hub id, coded or not.")],
     data: Annotated[
-        str | None, typer.Option("--data", help="A text: hub id or local file (.txt .jsonl .json .parquet).")
+        str | None, typer.Option("--data", help="Text or records: hub id or local file (.txt .jsonl .json .parquet).")
     ] = None,
     tasks: Annotated[
         list[str] | None,
@@ -52,12 +52,27 @@ def evaluate(
     repeats: Annotated[
         int | None, typer.Option("--repeats", min=0, help="Timed generations; 0 for none.", show_default="5")
     ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", help="Answer instruction records too; BERTScore by this hub id, local folder or minilm."
+        ),
+    ] = None,
+    encoder_layers: Annotated[
+        int | None, typer.Option("--encoder-layers", min=1, help="Its layer.", show_default="as published")
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option("--prompts", min=1, help="Records to answer, the first ones.", show_default="128")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option("--answer-tokens", min=1, help="Per answer, at most.", show_default="64")
+    ] = None,
     num_fewshot: Annotated[
         int | None, typer.Option("--num-fewshot", min=0, help="Examples before a question.", show_default="the task's")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents per task, for a quick look.")] = None,
 ) -> None:
-    """Measure next-token accuracy, likelihood, bits, speed and size on a text (--data), or metrics of --tasks."""
+    """Measure next-token accuracy, likelihood, speed, size and answers on --data, or the metrics of --tasks."""
     of_data = {
         "block_size": block_size,
         "decoder": decoder,
@@ -66,6 +81,10 @@ def evaluate(
         "subset": subset,
         "new_tokens": new_tokens,
         "repeats": repeats,
+        "encoder": encoder,
+        "encoder_layers": encoder_layers,
+        "prompts": prompts,
+        "answer_tokens": answer_tokens,
     }
     of_tasks = {"num_fewshot": num_fewshot, "limit": limit}
     _check_kind(data, tasks, of_data, of_tasks)
@@ -92,10 +111,16 @@ def _check_kind(data: str | None, tasks: list[str] | None, of_data: dict[str, An
             + ("neither" if data is None else "both")
         )
     foreign, right, wrong = (of_data, "--data", "--tasks") if tasks else (of_tasks, "--tasks", "--data")
-    for name, value in foreign.items():
+    _refuse(foreign, f"it belongs to {right}; with {wrong}, leave it away")
+    if of_data["encoder"] is None:
+        of_encoder = {name: of_data[name] for name in ("encoder_layers", "prompts", "answer_tokens")}
+        _refuse(of_encoder, "it belongs to --encoder; name one, or leave it away")
+
+
+def _refuse(options: dict[str, Any], reason: str) -> None:
+    for name, value in options.items():
         if value is not None:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigurationError(f"{flag} is {value!r}, but it belongs to {right}; with {wrong}, leave it away")
+            raise ConfigurationError(f"--{name.replace('_', '-')} is {value!r}, but {reason}")
 
 
 def _on_data(model: str, data: str, **options: Any) -> Result:
@@ -105,7 +130,7 @@ def _on_data(model: str, data: str, **options: Any) -> Result:
     from codehead.training.progress import shown
 
     with shown(Console(stderr=True)) as show:
-        return evaluate_checkpoint(model, data, **options, progress=lambda done, total: show("evaluating", done, total))
+        return evaluate_checkpoint(model, data, **options, progress=show)
 
 
 def _on_tasks(model: str, tasks: list[str], **options: Any) -> Result:
@@ -170,12 +195,30 @@ def _lines(result: Result) -> list[tuple[str, str]]:
         ("bits per byte", _number(values["bits_per_byte"])),
         ("mean loss per node", _number(values["node_loss"])),
         ("bit accuracy", _number(values["bit_accuracy"])),
+        *_answer_lines(values.get("answers")),
         ("tokens per second", _number(speed["tokens_per_second"] if speed else None)),
         ("head parameters", f"{size['head_parameters']:,}"),
         ("bytes resident", f"{size['bytes_resident']:,}"),
         ("bytes read per token", f"{size['bytes_read_per_token']:,}"),
     ]
     return [line for line in lines if line[1]]
+
+
+def _answer_lines(answers: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """How many answers there are, and their BERTScore; nothing without an encoder."""
+    if answers is None:
+        return []
+    scores = answers["bertscore"]
+    return [
+        (
+            "answers",
+            f"{answers['prompts']:,} scored by {scores['encoder']['name']}, layer {scores['encoder']['layers']}",
+        ),
+        ("records too long to answer", f"{answers['skipped']:,}" if answers["skipped"] else ""),
+        ("BERTScore precision", _number(scores["precision"])),
+        ("BERTScore recall", _number(scores["recall"])),
+        ("BERTScore F1", _number(scores["f1"])),
+    ]
 
 
 def _number(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,10 +145,10 @@ def _plan_table(steps: Any, speed: float) -> Table:
         table.add_column(heading, justify="right")
     for step in steps:
         seconds = step.seconds(speed)
-        time = "done" if step.is_done else "?" if seconds is None else _duration(seconds)
+        length = "done" if step.is_done else "?" if seconds is None else _duration(seconds)
         memory = "?" if step.cost is None else f"{step.cost.memory / 2**30:.1f} GiB"
         count = step.cost.steps if step.cost else None
-        table.add_row(step.key, "?" if count is None else f"{count:,}", time, memory)
+        table.add_row(step.key, "?" if count is None else f"{count:,}", length, memory)
     return table
 
 
@@ -158,16 +159,13 @@ def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: d
 
     console = Console(stderr=True)
     folder = out / protocol.name
-    total = len(protocol.plan(only))
-    done = 0
+    left = _Left(len(protocol.plan(only)))
 
     def tell(key: str, status: str) -> None:
-        nonlocal done
         is_cell = " " not in key and key != "timing"
-        done += is_cell
-        count = f"[{done}/{total}] " if is_cell else ""
+        count = left.count(status) if is_cell else ""
         where = f": {failure_path(folder, key)}" if status == "failed" else ""
-        console.print(f"{count}{key} {status}{where}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{key} {status}{where}{count}", markup=False, highlight=False, soft_wrap=True)
 
     outcome = run_protocol(
         protocol,
@@ -182,6 +180,24 @@ def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: d
     if outcome.failed:
         raise typer.Exit(1)
     console.print(f"Report it: codehead protocol report {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Left:
+    """Counts cells and tells how long the others will take, by those that were run so far."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.run = total, 0, 0
+        self.started = time.monotonic()
+
+    def count(self, status: str) -> str:
+        """` (3 of 18, about 12 min left)`."""
+        self.done += 1
+        self.run += status != "reused"
+        left = self.total - self.done
+        if not self.run or not left:
+            return f" ({self.done} of {self.total})"
+        seconds = (time.monotonic() - self.started) / self.run * left
+        return f" ({self.done} of {self.total}, about {_duration(seconds)} left)"
 
 
 def _progress(key: str) -> list[Any]:

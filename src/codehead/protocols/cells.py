@@ -22,6 +22,7 @@ from codehead.protocols.store import folder_record
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
 from codehead.training.model import default_device, load_model
+from codehead.training.provenance import git_state, hardware, utc_now
 from codehead.training.sources import read_rows
 from codehead.training.tokenizer import load_tokenizer
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequence[TrainerCallback] = ()) -> Result:
     """Train the cell (going on where a killed run stopped) and measure it on the test split.
 
-    A finished run of the same configuration over the same data is not trained again.
+    A finished run of the same configuration over the same data is not trained again. The provenance is that of the
+    training; `measured` in it tells of the evaluation.
     """
     config = cell_config(protocol, cell, context)
     record = train_once(config, callbacks)
@@ -48,7 +50,7 @@ def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequen
     }
     if protocol.answers is not None:
         metrics["answers"] = _answers(model, config, protocol.answers)
-    provenance = dict(record["provenance"])
+    provenance = {**record["provenance"], "measured": {"git": git_state(), "hardware": hardware(), "at": utc_now()}}
     if cell.backbone is not None:
         provenance["backbone"] = folder_record(Path(str(config.model)))
     return Result(f"{protocol.name}/{cell.key}", result_config(protocol, cell), metrics, provenance)

@@ -85,8 +85,7 @@ def run_protocol(
     finished = [cell for cell in cells if is_finished(protocol, cell, out)]
     context = prepare(protocol, Store(store or out / "store"), os.environ if variables is None else variables)
     todo = [Job(protocol, cell, out, context) for cell in cells if cell not in finished]
-    for job in todo:
-        cell_config(protocol, job.cell, context)
+    _check(todo)
     outcome = Outcome(reused=[cell.key for cell in finished])
     for key in outcome.reused:
         report(key, "reused")
@@ -127,6 +126,16 @@ def _essential(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _file_name(key: str) -> str:
     return key.replace("/", "--").replace(" ", "-")
+
+
+def _check(todo: list[Job]) -> None:
+    """Validate the configuration of every cell; two that are the same run would write into one folder."""
+    folders: dict[str, str] = {}
+    for job in todo:
+        folder = cell_config(job.protocol, job.cell, job.context).output_dir
+        if folder in folders:
+            raise ConfigurationError(f"{folders[folder]!r} and {job.cell.key!r} are the same run; remove one of them")
+        folders[folder] = job.cell.key
 
 
 def _with_backbones(todo: list[Job], outcome: Outcome, report: Report, callbacks: Callbacks) -> list[Job]:
