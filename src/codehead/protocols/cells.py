@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,18 +12,18 @@ from codehead.errors import ConfigurationError
 from codehead.evaluation.answers import score_answers
 from codehead.evaluation.encoder import find_encoder
 from codehead.evaluation.metrics import evaluate
-from codehead.evaluation.result import Result, canonical_json
+from codehead.evaluation.result import Result, canonical_json, write_json
 from codehead.evaluation.size import config_shape, model_size
 from codehead.models import is_coded
 from codehead.protocols.architecture import cell_architecture
 from codehead.protocols.backbones import backbone_config, train_once
 from codehead.protocols.preparation import Context
 from codehead.protocols.protocol import HALF, AnswersConfig, Cell, Protocol, expand, half_width, merged
-from codehead.protocols.store import folder_record
+from codehead.protocols.store import digest, folder_record
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
 from codehead.training.model import default_device, load_model
-from codehead.training.provenance import git_state, hardware, utc_now
+from codehead.training.provenance import file_record, git_state, hardware, utc_now
 from codehead.training.sources import read_rows
 from codehead.training.tokenizer import load_tokenizer
 
@@ -33,24 +34,17 @@ if TYPE_CHECKING:
 def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequence[TrainerCallback] = ()) -> Result:
     """Train the cell (going on where a killed run stopped) and measure it on the test split.
 
-    A finished run of the same configuration over the same data is not trained again. The provenance is that of the
-    training; `measured` in it tells of the evaluation.
+    A finished run of the same configuration over the same data is not trained again, nor measured the same way twice.
+    The provenance is that of the training.
     """
     config = cell_config(protocol, cell, context)
     record = train_once(config, callbacks)
-    model = load_model(config.output_dir).to(default_device())
-    metrics = {
-        "test": _evaluate(model, config, config.data.test, "test", protocol.batch_size),
-        "validation": _evaluate(model, config, config.data.validation, "validation", protocol.batch_size),
-        "size": model_size(model).as_dict(),
-        "decision": describe(model),
-        "model_parameters": sum(parameter.numel() for parameter in model.parameters()),
+    metrics = _measured_once(protocol, config)
+    metrics |= {
         "train_seconds": record["provenance"]["wall_seconds"],
         "history": [entry for entry in record["log_history"] if "loss" in entry],
     }
-    if protocol.answers is not None:
-        metrics["answers"] = _answers(model, config, protocol.answers)
-    provenance = {**record["provenance"], "measured": {"git": git_state(), "hardware": hardware(), "at": utc_now()}}
+    provenance = {**record["provenance"], "measured": metrics.pop("measured")}
     if cell.backbone is not None:
         provenance["backbone"] = folder_record(Path(str(config.model)))
     return Result(f"{protocol.name}/{cell.key}", result_config(protocol, cell), metrics, provenance)
@@ -103,6 +97,34 @@ def describe(model: Any) -> dict[str, Any] | None:
         "loss": decision.loss_name,
         "decoder": decision.decoder_name,
     }
+
+
+def _measured_once(protocol: Protocol, config: RunConfig) -> dict[str, Any]:
+    """The measurements of a trained run; they lie beside it, so that protocols that share the run share them."""
+    asked = {
+        "test": file_record(str(config.data.test)),
+        "validation": file_record(str(config.data.validation)),
+        "batch_size": protocol.batch_size,
+        "answers": asdict(protocol.answers) if protocol.answers is not None else None,
+    }
+    path = Path(config.output_dir) / f"measured-{digest(asked)}.json"
+    if not path.is_file():
+        write_json(path, _measure(protocol, config))
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _measure(protocol: Protocol, config: RunConfig) -> dict[str, Any]:
+    model = load_model(config.output_dir).to(default_device())
+    metrics = {
+        "test": _evaluate(model, config, config.data.test, "test", protocol.batch_size),
+        "validation": _evaluate(model, config, config.data.validation, "validation", protocol.batch_size),
+        "size": model_size(model).as_dict(),
+        "decision": describe(model),
+        "model_parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    if protocol.answers is not None:
+        metrics["answers"] = _answers(model, config, protocol.answers)
+    return {**metrics, "measured": {"git": git_state(), "hardware": hardware(), "at": utc_now()}}
 
 
 def _values(protocol: Protocol, cell: Cell, context: Context) -> dict[str, Any]:

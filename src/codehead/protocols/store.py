@@ -23,7 +23,7 @@ class Store:
 
     def data_folder(self, fingerprint: Mapping[str, Any]) -> Path:
         """The folder of documents and tokenizers that `fingerprint` describes."""
-        return self.root / f"data-{_digest(fingerprint)}"
+        return self.root / f"data-{digest(fingerprint)}"
 
     def placed(self, values: Mapping[str, Any]) -> RunConfig:
         """The run of these values (fields of RunConfig without output_dir), validated and in its folder."""
@@ -46,7 +46,7 @@ class Store:
             "model": self._identify(values["model"]),
             "tokenizer": self._identify(values.get("tokenizer")),
         }
-        return self.root / f"{_slug(values)}-{_digest(identity)}"
+        return self.root / f"{_slug(values)}-{digest(identity)}"
 
     def _identify(self, value: Any) -> Any:
         """A folder of this store by its name, another by the checksums of its files, anything else as it is."""
@@ -71,5 +71,6 @@ def _slug(values: Mapping[str, Any]) -> str:
     return "-".join([*words, "seed", str(values.get("seed", 0))])
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def digest(values: Mapping[str, Any]) -> str:
+    """The beginning of the checksum of some JSON values."""
     return hashlib.sha256(canonical_json(values).encode("utf-8")).hexdigest()[:DIGITS]
