@@ -13,18 +13,23 @@ import sys
 import pytest
 import torch
 from rich.console import Console
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerState, TrainingArguments
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, TrainerState, TrainingArguments
 
 from codehead.cli import main as cli
 from codehead.cli.finetune import finetune
 from codehead.cli.options import KEYS
 from codehead.cli.pretrain import pretrain
 from codehead.errors import CheckpointError
+from codehead.evaluation.answers import generate_answers
+from codehead.evaluation.bertscore import bert_score
+from codehead.evaluation.encoder import find_encoder
 from codehead.evaluation.result import Result
 from codehead.models import is_coded
 from codehead.training import progress
 from codehead.training.config import DECISION_KEYS, RunConfig
 from codehead.training.model import load_model
+from codehead.training.sources import read_rows
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 
 TEXT = "The cat sat on the mat.\n\nThe dog ran to the park.\n\n" * 12
@@ -205,6 +210,94 @@ def test_what_a_model_has_no_room_for_is_told(codehead, place, arguments, messag
 def test_a_stock_model_has_no_decoder(codehead, place, decoder, message):
     status, _, err = codehead("evaluate", place / "model", "--data", place / "text.txt", "--decoder", decoder)
     assert (status, message in err) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def records(place):
+    """Instruction records, the last too long for the model, and beside them an encoder with random weights."""
+    prompts = ["The cat sat", "Where did the dog run?", "The dog", "Tell me of the mat", "The cat " * 30]
+    lines = [json.dumps({"prompt": prompt, "completion": " on the mat."}) + "\n" for prompt in prompts]
+    (place / "records.jsonl").write_text("".join(lines))
+    tokenizer = train_bpe([TEXT], 270)
+    tokenizer.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
+    around = [("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)]
+    bracketed = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
+    tokenizer.backend_tokenizer.post_processor = bracketed
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=0, **shape)).save_pretrained(place / "encoder")
+    tokenizer.save_pretrained(place / "encoder")
+    return place / "records.jsonl"
+
+
+def test_evaluate_scores_answers(codehead, place, coded, records, tmp_path):
+    encoder = ("--encoder", place / "encoder", "--encoder-layers", 1, "--answer-tokens", 4)
+    arguments = ("--data", records, "--repeats", 0, "--batch-size", 2, *encoder)
+    file = tmp_path / "result.json"
+    status, out, err = codehead("evaluate", coded, *arguments, "--prompts", 3, "--out", file)
+    assert status == 0, err
+    assert "%  answering, " in err
+    rows = read_rows(str(records), limit=3)
+    found = generate_answers(load_model(str(coded)), load_tokenizer(str(coded)), rows, max_new_tokens=4, batch_size=2)
+    scores = bert_score(found.answers, found.references, find_encoder(str(place / "encoder"), 1)).as_dict()
+    assert Result.read(file).metrics["answers"] == {
+        "prompts": 3,
+        "skipped": 0,
+        "new_tokens": 4,
+        "batch_size": 2,
+        "mean_new_tokens": sum(found.new_tokens) / 3,
+        "bertscore": scores,
+        "samples": found.samples(4),
+    }
+    assert str(place) not in file.read_text()
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "│ answers │ 3 scored by encoder, layer 1 │" in lines
+    for name, value in (("precision", scores["precision"]), ("recall", scores["recall"]), ("F1", scores["f1"])):
+        assert f"│ BERTScore {name} │ {value:.4f} │" in lines
+    status, out, err = codehead("evaluate", coded, *arguments)
+    assert status == 0, err
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "│ answers │ 4 scored by encoder, layer 1 │" in lines
+    assert "│ records too long to answer │ 1 │" in lines
+
+
+def test_evaluate_without_an_encoder_answers_nothing(codehead, place, records):
+    status, out, err = codehead("evaluate", place / "model", "--data", records, "--repeats", 0, "--json")
+    assert status == 0, err
+    assert "answers" not in json.loads(out)["metrics"]
+
+
+ENCODER = "--encoder {encoder} --encoder-layers 1"
+NO_ANSWERS = {
+    f"{{model}} --data {{text}} {ENCODER}": "holds plain text, which asks for no answer; leave --encoder away",
+    "none --data none --encoder {here}": "has no config.json in its folder",
+    "none --data none --encoder {encoder}": "layers is not given",
+    "none --data none --encoder {encoder} --encoder-layers 3": "layers is 3, but encoder 'encoder' has 2",
+    "none --data none --encoder-layers 1": "--encoder-layers is 1, but it belongs to --encoder; name one, or leave",
+    "none --data none --prompts 3": "--prompts is 3, but it belongs to --encoder",
+    "none --data none --answer-tokens 3": "--answer-tokens is 3, but it belongs to --encoder",
+    "none --tasks none --encoder {encoder}": "', but it belongs to --data; with --tasks, leave it away",
+    "none --tasks none --prompts 3": "--prompts is 3, but it belongs to --data",
+}
+
+
+@pytest.mark.parametrize("line", NO_ANSWERS)
+def test_what_cannot_be_answered_or_scored_is_told_first(codehead, place, records, tmp_path, line):
+    places = {"model": place / "model", "text": place / "text.txt", "encoder": place / "encoder", "here": tmp_path}
+    status, out, err = codehead("evaluate", *(word.format(**places) for word in line.split()))
+    assert (status, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert NO_ANSWERS[line] in err
+
+
+def test_answers_without_room_are_told_before_anything_is_measured(codehead, place, records, monkeypatch):
+    def measured(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("codehead.evaluation.checkpoint.evaluate", measured)
+    encoder = ("--encoder", place / "encoder", "--encoder-layers", 1, "--answer-tokens", 64)
+    status, _, err = codehead("evaluate", place / "model", "--data", records, *encoder)
+    assert status == 2
+    assert "64 new tokens; lower max_new_tokens (--answer-tokens)" in err
 
 
 def continuation(codehead, model, *options):

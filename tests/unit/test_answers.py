@@ -142,7 +142,9 @@ def test_rows_that_do_not_fit_are_left_out_and_counted(tokenizer, rows):
     assert (found.prompts, found.skipped) == ([PROMPTS[i] for i in kept], len(PROMPTS) - len(kept))
     assert found.references == [RESPONSES[i] for i in kept]
     assert len(found.answers) == len(found.new_tokens) == len(kept)
-    with pytest.raises(DataError, match=rf"no prompt .* fits the 64 positions .*max_new_tokens={POSITIONS}; lower it"):
+    with pytest.raises(
+        DataError, match=rf"no prompt .* the 64 positions .* {POSITIONS} new tokens; lower max_new_tokens"
+    ):
         generate_answers(model, tokenizer, rows, max_new_tokens=POSITIONS)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from codehead.errors import DataError
+from codehead.evaluation.answers import fitting_prompts, score_answers
+from codehead.evaluation.encoder import Encoder, find_encoder
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.result import Result
 from codehead.evaluation.size import model_size
@@ -19,6 +23,9 @@ from codehead.training.model import check_length, default_device, load_model, ma
 from codehead.training.provenance import file_record, provenance, utc_now
 from codehead.training.sources import read_rows
 from codehead.training.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 BLOCK_SIZE = 256
 PROMPT_TOKENS = 8
@@ -40,16 +47,27 @@ def evaluate_checkpoint(
     new_tokens: int | None = None,
     repeats: int = 5,
     dtype: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    encoder: str | None = None,
+    encoder_layers: int | None = None,
+    prompts: int = 128,
+    answer_tokens: int = 64,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Result:
     """Accuracy, likelihood, node losses, speed and sizes of a hub id or local folder on `source`.
 
     `block_size` is 256 and `new_tokens` 32 unless given, or what the positions of the model allow; `repeats=0`
-    leaves the speed out. Computes on the accelerator if there is one. Paths are recorded by their last part only.
+    leaves the speed out. With an `encoder` (see `find_encoder`), the first `prompts` records are answered with at
+    most `answer_tokens` each, and scored by BERTScore. Computes on the accelerator if there is one. `progress` is
+    called with (stage, work done, work in all). Paths are recorded by their last part only.
     """
     started, start = utc_now(), time.monotonic()
+    report = progress or (lambda stage, done, total: None)
+    judge = None if encoder is None else find_encoder(encoder, encoder_layers)
     tokenizer = load_tokenizer(tokenizer_name or model_name)
     rows = read_rows(source, split=split, subset=subset, text_field=text_field, limit=max_documents)
+    asked = rows.select(range(min(prompts, len(rows))))
+    if judge is not None:
+        _check_records(asked, judge, source)
     model = load_model(model_name, dtype=dtype).to(default_device())
     num_embeddings = model.get_input_embeddings().num_embeddings
     check_vocabulary(tokenizer, num_embeddings)
@@ -63,12 +81,26 @@ def evaluate_checkpoint(
     if not len(examples):
         raise DataError(f"{source!r} gives no example to evaluate")
     check_labels(examples, num_embeddings)
-    scores = evaluate(model, tokenizer, examples, batch_size=batch_size, decoder=decoder, progress=progress)
+    if judge is not None:
+        fitting_prompts(model, tokenizer, asked, answer_tokens)  # a model without room is told before it is measured
+    scores = evaluate(
+        model, tokenizer, examples, batch_size=batch_size, decoder=decoder, progress=partial(report, "evaluating")
+    )
     metrics = {**scores.as_dict(), "size": model_size(model).as_dict()}
     if repeats:
         prompt = torch.tensor([examples[0]["input_ids"][:PROMPT_TOKENS]])
         speed = generation_speed({"model": model}, prompt, new_tokens=new_tokens, repeats=repeats)
         metrics["generation"] = speed["model"].as_dict()
+    if judge is not None:
+        metrics["answers"] = score_answers(
+            model,
+            tokenizer,
+            asked,
+            judge,
+            max_new_tokens=answer_tokens,
+            batch_size=batch_size,
+            progress=partial(report, "answering"),
+        )
     config = {
         "model": public_name(model_name),
         "decision": dict(model.config.quantization_config) if is_coded(model) else None,
@@ -83,6 +115,16 @@ def evaluate_checkpoint(
     record = {**provenance(sources=[source]), "started_at": started}
     record["wall_seconds"] = round(time.monotonic() - start, 3)
     return Result(public_name(model_name), {**config, "data": file_record(source)["name"]}, metrics, record)
+
+
+def _check_records(rows: Dataset, encoder: Encoder, source: str) -> None:
+    """Raise DataError for plain text, which asks for no answer."""
+    if "prompt" not in rows.column_names:
+        raise DataError(
+            f"--encoder is {encoder.name!r}, but {source!r} holds plain text, which asks for no answer; leave "
+            "--encoder away, or give instruction records (instruction/input/output, instruction/context/response or "
+            "prompt/completion)"
+        )
 
 
 def public_name(model_name: str) -> str:
