@@ -17,6 +17,8 @@ NAMES = DESIGNS.names()
 
 def parameters(design: str, num_classes: int) -> dict[str, Any]:
     """What a design cannot do without."""
+    if "prototypes" in DESIGNS.get(design).params():
+        return {"prototypes": np.random.default_rng(num_classes).standard_normal((num_classes, 16))}
     if design != "custom":
         return {}
     symbols = np.ones((num_classes, num_classes + 3), dtype=int)
@@ -82,6 +84,26 @@ def test_same_seed_same_bytes(case: tuple[str, int, Codebook], tmp_path: Any) ->
     codebook.save(tmp_path / "one.safetensors")
     again.save(tmp_path / "two.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+def test_prototypes_matter_and_are_recorded(case: tuple[str, int, Codebook]) -> None:
+    design, num_classes, codebook = case
+    if "prototypes" not in DESIGNS.get(design).params():
+        pytest.skip("this design does not look at the classes")
+    vectors = np.random.default_rng(1).standard_normal((num_classes, 16))
+    other = build(design, num_classes, seed=3, prototypes=vectors)
+    assert other.params["prototypes"]["shape"] == [num_classes, 16]
+    assert other.params["prototypes"]["sha256"] != codebook.params["prototypes"]["sha256"]
+    assert num_classes < 7 or other.checksum != codebook.checksum
+
+
+@pytest.mark.parametrize("design", NAMES)
+def test_prototypes_in_single_precision_are_the_same(design: str) -> None:
+    if "prototypes" not in DESIGNS.get(design).params():
+        pytest.skip("this design does not look at the classes")
+    vectors = np.random.default_rng(1).standard_normal((64, 16)).astype(np.float32)
+    one, two = (build(design, 64, prototypes=values) for values in (vectors, vectors.astype(np.float64)))
+    assert (one.checksum, one.params) == (two.checksum, two.params)
 
 
 def test_seed_matters_where_it_is_recorded() -> None:

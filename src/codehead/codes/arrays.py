@@ -18,3 +18,6 @@ Words: TypeAlias = npt.NDArray[np.uint64]
 
 Integers: TypeAlias = npt.NDArray[np.signedinteger[Any]]
 """Class ids, column numbers, counts."""
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+"""Prototypes and what is computed from them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from codehead.codes.arrays import Bytes, Integers, Words
+from codehead.codes.arrays import Bytes, Floats, Integers, Words
 from codehead.codes.packing import padding_mask, row_bytes
 
 
@@ -13,10 +13,11 @@ class RandomBits:
 
     Only the raw output of PCG64 is used: NumPy keeps that stream fixed (NEP 19), while the methods
     of its Generator may change. The words are read as little-endian bytes, whatever the machine.
+    Streams of one seed with different numbers are independent.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._source = np.random.PCG64(seed)
+    def __init__(self, seed: int, stream: int = 0) -> None:
+        self._source = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream,)) if stream else seed)
 
     def words(self, count: int) -> Words:
         """The next `count` 64-bit words (count,)."""
@@ -32,6 +33,13 @@ class RandomBits:
         """Integers (count,) in 0 … limit − 1, for `limit` up to 2**32 (Lemire's multiply and shift)."""
         high = self.words(count) >> np.uint64(32)
         return ((high * np.uint64(limit)) >> np.uint64(32)).astype(np.int64)
+
+    def normal(self, rows: int, columns: int) -> Floats:
+        """Independent standard normal numbers (rows, columns), the same up to the last digits of log and cos."""
+        size = rows * columns
+        first, second = (self.words(2 * size).reshape(2, size) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        values = np.sqrt(-2.0 * np.log1p(-first)) * np.cos(2.0 * np.pi * second)  # Box, Muller (1958)
+        return values.reshape(rows, columns)
 
     def permutation(self, count: int) -> Integers:
         """The numbers 0 … count − 1 in random order (count,)."""

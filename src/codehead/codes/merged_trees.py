@@ -1,0 +1,98 @@
+"""Trees over the classes whose columns of equal depth are merged: codes of ⌈log2 V⌉ bits a tree.
+
+DECOC (Pujol, Radeva, Vitrià 2006) gives every node of a tree a column, −1 and +1 for its two sides and 0
+for the classes outside: V − 1 columns. Nodes of one depth have no class in common, so that their columns
+fit into one. The nodes are halved, so that the tree has the least depth.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from codehead.codes.arrays import Bytes, Floats
+from codehead.codes.bisection import bisect
+from codehead.codes.checks import column_faults
+from codehead.codes.codebook import Codebook, PackedCodebook
+from codehead.codes.design import fixed_length, free_length, minimal_length, register
+from codehead.codes.packing import pack_bits
+from codehead.codes.prototypes import Prototypes
+from codehead.codes.random_bits import RandomBits
+from codehead.codes.random_designs import enough_binary_columns
+from codehead.errors import CodebookError
+
+PRINCIPAL_STEPS = 16
+"""Steps of power iteration towards the principal direction of a node."""
+
+RANDOM_STEPS = 1
+"""Steps from a random direction: it turns towards those in which the node is wide, and stays random."""
+
+START_SEED = 0
+"""The seed of the starts of power iteration in merged_decoc."""
+
+FOREST_TREES = 3
+"""The default number of trees in merged_forest, the number of Forest-ECOC."""
+
+MAX_REDRAWS = 200
+"""How often a tree that repeats a column is drawn again before the code counts as impossible."""
+
+
+@register("merged_decoc", good_columns=lambda num_classes, length: True)
+def merged_decoc(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None) -> Codebook:
+    """The path of a class through one tree: every node is split at the median of its principal direction."""
+    remedy = "for a longer code choose merged_forest, or append parity bits (parity=)"
+    length = fixed_length("merged_decoc", num_classes, bits, minimal_length(num_classes), remedy)
+    vectors = Prototypes.of("merged_decoc", prototypes, num_classes)
+    return _codebook("merged_decoc", vectors, _principal_tree(vectors, vectors.mean(), length), None)
+
+
+@register("merged_forest", good_columns=enough_binary_columns)
+def merged_forest(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None) -> Codebook:
+    """The tree of merged_decoc, then trees along random directions, until there are `bits` columns.
+
+    By default three trees. The last one is cut off where the bits end. A tree with a column that is
+    there already is drawn again.
+    """
+    depth = minimal_length(num_classes)
+    length = free_length("merged_forest", num_classes, bits, FOREST_TREES * depth)
+    vectors = Prototypes.of("merged_forest", prototypes, num_classes)
+    mean, source = vectors.mean(), RandomBits(seed)
+    columns = _principal_tree(vectors, mean, depth)
+    while columns.shape[1] < length:
+        columns = _with_new_tree(vectors, mean, columns, min(depth, length - columns.shape[1]), source)
+    return _codebook("merged_forest", vectors, columns, seed)
+
+
+def _principal_tree(vectors: Prototypes, mean: Floats, depth: int) -> np.ndarray:
+    """The paths of all classes (V, depth), truth values."""
+    starts = RandomBits(START_SEED).normal(depth, len(mean))
+    return bisect(vectors, mean, starts, PRINCIPAL_STEPS)[0]
+
+
+def _with_new_tree(
+    vectors: Prototypes, mean: Floats, columns: np.ndarray, depth: int, source: RandomBits
+) -> np.ndarray:
+    """`columns` (V, n) and those of a random tree that repeats none of them: (V, n + depth)."""
+    num_classes, length = len(columns), columns.shape[1] + depth
+    for _ in range(MAX_REDRAWS):
+        upper, _ = bisect(vectors, mean, source.normal(depth, len(mean)), RANDOM_STEPS)
+        wider = np.concatenate([columns, upper], axis=1)
+        if not enough_binary_columns(num_classes, length):
+            return wider
+        if not len(column_faults(pack_bits(wider), None, length).columns):
+            return wider
+    message = f"no tree without a repeated column was found after {columns.shape[1]} bits: these {num_classes} "
+    raise CodebookError(f"{message}prototypes of {len(mean)} dimensions yield too few splits; ask for fewer bits")
+
+
+def _codebook(design: str, vectors: Prototypes, columns: np.ndarray, seed: int | None) -> Codebook:
+    plane: Bytes = pack_bits(columns)
+    return PackedCodebook(
+        num_classes=len(plane),
+        length=columns.shape[1],
+        design=design,
+        seed=seed,
+        params={"prototypes": vectors.origin()},
+        sign_plane=plane,
+    )
