@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
 
 def backbone_config(protocol: Protocol, name: str, context: Context) -> RunConfig:
-    """The run that trains the backbone `name`, in its folder of the store."""
+    """The run that trains the backbone `name`, in its folder of the store.
+
+    Without `data.train` of its own, on the training split of the protocol, read as text.
+    """
     values = expand(protocol.backbones[name], context.variables)
-    if not isinstance(values.get("data"), dict) or not values["data"].get("train"):
-        raise ConfigurationError(f"backbones.{name}.data.train is missing; name the source of the training text")
+    data = values.setdefault("data", {})
+    if not data.get("train"):
+        if not context.data:
+            raise ConfigurationError(f"backbones.{name}.data.train is missing; name its source, or give a split")
+        data.update(train=context.data["train"], as_text=True)
     return context.store.placed(values)
 
 
