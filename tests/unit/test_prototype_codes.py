@@ -248,7 +248,7 @@ def slow_tree(rows: np.ndarray, levels: int, starts: np.ndarray, steps: int) -> 
             return
         node = rows[members] - rows[members].mean(axis=0)
         direction = starts[level]
-        for _ in range(steps if len(members) > 2 else 1):
+        for _ in range(steps if len(members) > 2 else min(steps, 1)):
             direction = node.T @ (node @ direction)
             direction = direction / np.linalg.norm(direction)
         ordered = [members[place] for place in np.argsort(node @ direction, kind="stable")]
@@ -262,7 +262,7 @@ def slow_tree(rows: np.ndarray, levels: int, starts: np.ndarray, steps: int) -> 
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(2, 70), st.integers(1, 9), st.integers(0, 5), st.sampled_from([1, 16]))
+@given(st.integers(2, 70), st.integers(1, 9), st.integers(0, 5), st.sampled_from([0, 1, 16]))
 def test_bisection_against_its_definition(num_classes: int, dimensions: int, seed: int, steps: int) -> None:
     rows = np.random.default_rng(seed).standard_normal((num_classes, dimensions))
     levels = (num_classes - 1).bit_length()
@@ -328,3 +328,22 @@ def test_forest_that_would_repeat_itself() -> None:
 def test_one_tree_has_one_length() -> None:
     with pytest.raises(ConfigurationError, match=r"bits=8 is not possible: merged_decoc has exactly 4 .*merged_forest"):
         build("merged_decoc", 10, bits=8, prototypes=np.eye(10))
+
+
+def test_more_steps_split_nodes_where_they_are_wider() -> None:
+    """The variance that the first two bits explain grows with the steps."""
+    rows = clusters(300, 12)
+
+    def explained(steps: int) -> float:
+        symbols = build("merged_decoc", 300, prototypes=rows, steps=steps).to_array()[:, :2]
+        _, node = np.unique(symbols, axis=0, return_inverse=True)
+        means = np.array([rows[node.ravel() == number].mean(axis=0) for number in range(4)])
+        return float(np.square(means[node.ravel()] - rows.mean(axis=0)).sum())
+
+    assert explained(16) > explained(0)
+
+
+@pytest.mark.parametrize("design", ["merged_decoc", "merged_forest"])
+def test_impossible_steps(design: str) -> None:
+    with pytest.raises(ConfigurationError, match="steps=-1 is not possible"):
+        build(design, 10, prototypes=np.eye(10), steps=-1)

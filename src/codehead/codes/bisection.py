@@ -12,7 +12,7 @@ def bisect(vectors: Prototypes, mean: Floats, starts: Floats, steps: int) -> tup
     """Split the classes in two at every level of `starts` (levels, d), along a direction of each node.
 
     That direction is what `steps` of power iteration with the node's covariance make of the level's
-    start, so that nodes alike in shape are split along like directions, with the same side up. A node of
+    start, so that all nodes of a level turn the side up that lies further along its start. A node of
     size s becomes ⌈s/2⌉ classes below its median and ⌊s/2⌋ above, so that sizes of one level differ by at
     most 1. A node of a single class has nothing to split: such classes take turns in going up.
 
@@ -36,7 +36,7 @@ def bisect(vectors: Prototypes, mean: Floats, starts: Floats, steps: int) -> tup
                 ids = order[places]
                 members = vectors.rows(ids)
                 members -= mean  # in place: the root holds all of them
-                positions = _positions(members, start, steps if size > 2 else 1)
+                positions = _positions(members, start, steps if size > 2 else min(steps, 1))
                 ids = np.take_along_axis(ids, np.argsort(positions, axis=1, kind="stable"), axis=1)
                 order[places] = ids
                 upper[ids[:, (size + 1) // 2 :], level] = True

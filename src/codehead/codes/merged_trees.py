@@ -15,21 +15,16 @@ from codehead.codes.arrays import Bytes, Floats
 from codehead.codes.bisection import bisect
 from codehead.codes.checks import column_faults
 from codehead.codes.codebook import Codebook, PackedCodebook
-from codehead.codes.design import fixed_length, free_length, minimal_length, register
+from codehead.codes.design import fixed_length, free_length, minimal_length, register, whole_number
 from codehead.codes.packing import pack_bits
+from codehead.codes.principal import principal_directions
 from codehead.codes.prototypes import Prototypes
 from codehead.codes.random_bits import RandomBits
 from codehead.codes.random_designs import enough_binary_columns
 from codehead.errors import CodebookError
 
-PRINCIPAL_STEPS = 16
-"""Steps of power iteration towards the principal direction of a node."""
-
-RANDOM_STEPS = 1
-"""Steps from a random direction: it turns towards those in which the node is wide, and stays random."""
-
-START_SEED = 0
-"""The seed of the starts of power iteration in merged_decoc."""
+STEPS = 1
+"""Default steps of power iteration from a level's direction towards the principal direction of a node."""
 
 FOREST_TREES = 3
 """The default number of trees in merged_forest, the number of Forest-ECOC."""
@@ -39,44 +34,58 @@ MAX_REDRAWS = 200
 
 
 @register("merged_decoc", good_columns=lambda num_classes, length: True)
-def merged_decoc(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None) -> Codebook:
-    """The path of a class through one tree: every node is split at the median of its principal direction."""
+def merged_decoc(
+    num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, steps: int = STEPS
+) -> Codebook:
+    """The path of a class through one tree: every node is split at the median of a direction.
+
+    Level l begins with the l-th principal direction of all classes; `steps` of power iteration turn it
+    towards the principal direction of each node. At 0 a level has one direction, which a linear head
+    learns best; many steps split every node where it is widest.
+    """
     remedy = "for a longer code choose merged_forest, or append parity bits (parity=)"
     length = fixed_length("merged_decoc", num_classes, bits, minimal_length(num_classes), remedy)
+    steps = whole_number("steps", steps, 0)
     vectors = Prototypes.of("merged_decoc", prototypes, num_classes)
-    return _codebook("merged_decoc", vectors, _principal_tree(vectors, vectors.mean(), length), None)
+    columns = _principal_tree(vectors, vectors.mean(), length, steps)
+    return _codebook("merged_decoc", vectors, columns, None, steps)
 
 
 @register("merged_forest", good_columns=enough_binary_columns)
-def merged_forest(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None) -> Codebook:
-    """The tree of merged_decoc, then trees along random directions, until there are `bits` columns.
+def merged_forest(
+    num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, steps: int = STEPS
+) -> Codebook:
+    """The tree of merged_decoc, then trees whose levels begin with random directions, up to `bits` columns.
 
     By default three trees. The last one is cut off where the bits end. A tree with a column that is
     there already is drawn again.
     """
     depth = minimal_length(num_classes)
     length = free_length("merged_forest", num_classes, bits, FOREST_TREES * depth)
+    steps = whole_number("steps", steps, 0)
     vectors = Prototypes.of("merged_forest", prototypes, num_classes)
     mean, source = vectors.mean(), RandomBits(seed)
-    columns = _principal_tree(vectors, mean, depth)
+    columns = _principal_tree(vectors, mean, depth, steps)
     while columns.shape[1] < length:
-        columns = _with_new_tree(vectors, mean, columns, min(depth, length - columns.shape[1]), source)
-    return _codebook("merged_forest", vectors, columns, seed)
+        levels = min(depth, length - columns.shape[1])
+        columns = _with_new_tree(vectors, mean, columns, levels, steps, source)
+    return _codebook("merged_forest", vectors, columns, seed, steps)
 
 
-def _principal_tree(vectors: Prototypes, mean: Floats, depth: int) -> np.ndarray:
-    """The paths of all classes (V, depth), truth values."""
-    starts = RandomBits(START_SEED).normal(depth, len(mean))
-    return bisect(vectors, mean, starts, PRINCIPAL_STEPS)[0]
+def _principal_tree(vectors: Prototypes, mean: Floats, levels: int, steps: int) -> np.ndarray:
+    """The paths of all classes (V, levels), truth values."""
+    directions = principal_directions(vectors, mean).T
+    starts = directions[np.arange(levels) % len(directions)]
+    return bisect(vectors, mean, starts, steps)[0]
 
 
 def _with_new_tree(
-    vectors: Prototypes, mean: Floats, columns: np.ndarray, depth: int, source: RandomBits
+    vectors: Prototypes, mean: Floats, columns: np.ndarray, levels: int, steps: int, source: RandomBits
 ) -> np.ndarray:
-    """`columns` (V, n) and those of a random tree that repeats none of them: (V, n + depth)."""
-    num_classes, length = len(columns), columns.shape[1] + depth
+    """`columns` (V, n) and those of a random tree that repeats none of them: (V, n + levels)."""
+    num_classes, length = len(columns), columns.shape[1] + levels
     for _ in range(MAX_REDRAWS):
-        upper, _ = bisect(vectors, mean, source.normal(depth, len(mean)), RANDOM_STEPS)
+        upper, _ = bisect(vectors, mean, source.normal(levels, len(mean)), steps)
         wider = np.concatenate([columns, upper], axis=1)
         if not enough_binary_columns(num_classes, length):
             return wider
@@ -86,13 +95,13 @@ def _with_new_tree(
     raise CodebookError(f"{message}prototypes of {len(mean)} dimensions yield too few splits; ask for fewer bits")
 
 
-def _codebook(design: str, vectors: Prototypes, columns: np.ndarray, seed: int | None) -> Codebook:
+def _codebook(design: str, vectors: Prototypes, columns: np.ndarray, seed: int | None, steps: int) -> Codebook:
     plane: Bytes = pack_bits(columns)
     return PackedCodebook(
         num_classes=len(plane),
         length=columns.shape[1],
         design=design,
         seed=seed,
-        params={"prototypes": vectors.origin()},
+        params={"prototypes": vectors.origin(), "steps": steps},
         sign_plane=plane,
     )
