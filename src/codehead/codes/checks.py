@@ -52,6 +52,18 @@ class ColumnFaults(NamedTuple):
         return "; ".join(parts)
 
 
+def enough_binary_columns(num_classes: int, length: int) -> bool:
+    """Twice `length` columns exist: V classes have 2^(V−1) − 1 splits in two parts."""
+    columns: int = 2 ** (num_classes - 1) - 1
+    return 2 * length <= columns
+
+
+def enough_ternary_columns(num_classes: int, length: int) -> bool:
+    """Twice `length` columns exist: up to the sign, (3^V − 2^(V+1) + 1) / 2 have both a +1 and a −1."""
+    columns: int = (3**num_classes - 2 ** (num_classes + 1) + 1) // 2
+    return 2 * length <= columns
+
+
 def repeats(keys: Bytes) -> Repeats:
     """Which of the rows of `keys` (items, bytes) equal an earlier row."""
     keys_as_words = words(keys)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from codehead.codes.codebook import Codebook, PackedCodebook
+from codehead.codes.parity import with_parity
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.registry import Registry, did_you_mean
 
@@ -50,25 +51,40 @@ def register(
     return add
 
 
-def build(design: str, num_classes: int, *, bits: int | None = None, seed: int = 0, **params: Any) -> Codebook:
+def build(
+    design: str,
+    num_classes: int,
+    *,
+    bits: int | None = None,
+    seed: int = 0,
+    parity: int = 0,
+    parity_kind: str = "random",
+    **params: Any,
+) -> Codebook:
     """The codebook of a named design for `num_classes` classes.
 
     `bits` is the codeword length n, by default the design's own; `params` are the design's options.
-    The same arguments give the same bytes on every platform. ConfigurationError if an argument is
-    unknown or impossible, CodebookError if the matrix that results is not a valid code.
+    `parity` check bits of `parity_kind` "random" or "bch" are appended to the design's: n + parity
+    columns in all (`codehead.codes.parity`). The same arguments give the same bytes on every platform;
+    where a design computes with prototypes, as far as floating-point arithmetic does. ConfigurationError
+    if an argument is unknown or impossible, CodebookError if the matrix that results is not a valid code.
     """
     chosen = DESIGNS.get(design)
     for name in params:
         if name not in chosen.params():
-            hint = did_you_mean(name, chosen.params())
+            hint = did_you_mean(name, [*chosen.params(), "parity", "parity_kind"])
             known = ", ".join(chosen.params()) or "none"
             raise ConfigurationError(f"design {design!r} has no parameter {name!r}{hint} (its own: {known})")
     num_classes = whole_number("num_classes", num_classes, 2)
     bits = None if bits is None else whole_number("bits", bits, 1)
+    parity = whole_number("parity", parity, 0)
     codebook = chosen.make(num_classes, bits, whole_number("seed", seed, 0), **params)
     if isinstance(codebook, PackedCodebook) and chosen.good_columns(num_classes, codebook.length):
         codebook.check_columns()
-    return codebook
+    if not parity:
+        return codebook
+    check_size(design, num_classes, codebook.length + parity)
+    return with_parity(codebook, parity, parity_kind, seed, chosen.good_columns(num_classes, codebook.length))
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

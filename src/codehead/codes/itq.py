@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from codehead.codes.arrays import Bytes, Floats, Integers
-from codehead.codes.checks import column_faults
+from codehead.codes.checks import column_faults, enough_binary_columns
 from codehead.codes.codebook import Codebook, PackedCodebook
 from codehead.codes.design import free_length, register
 from codehead.codes.distinct import make_distinct
@@ -18,7 +18,6 @@ from codehead.codes.packing import pack_bits
 from codehead.codes.principal import principal_directions, random_rotation
 from codehead.codes.prototypes import Prototypes
 from codehead.codes.random_bits import RandomBits
-from codehead.codes.random_designs import enough_binary_columns
 from codehead.errors import CodebookError
 
 ITQ_LENGTH = 64

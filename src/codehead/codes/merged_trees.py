@@ -13,14 +13,13 @@ import numpy as np
 
 from codehead.codes.arrays import Bytes, Floats
 from codehead.codes.bisection import bisect
-from codehead.codes.checks import column_faults
+from codehead.codes.checks import column_faults, enough_binary_columns
 from codehead.codes.codebook import Codebook, PackedCodebook
 from codehead.codes.design import fixed_length, free_length, minimal_length, register, whole_number
 from codehead.codes.packing import pack_bits
 from codehead.codes.principal import principal_directions
 from codehead.codes.prototypes import Prototypes
 from codehead.codes.random_bits import RandomBits
-from codehead.codes.random_designs import enough_binary_columns
 from codehead.errors import CodebookError
 
 STEPS = 1

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from codehead.codes.arrays import Bytes
-from codehead.codes.checks import column_faults, repeated_rows
+from codehead.codes.checks import column_faults, enough_binary_columns, enough_ternary_columns, repeated_rows
 from codehead.codes.codebook import Codebook, PackedCodebook
 from codehead.codes.design import free_length, minimal_length, register, whole_number
 from codehead.codes.distances import PackedRows, all_pairs, sampled_pairs
@@ -37,18 +37,6 @@ JUDGED_PAIRS = 2**19
 
 JUDGE_SEED = 0
 """The seed of that sample: every candidate is judged on the same pairs."""
-
-
-def enough_binary_columns(num_classes: int, length: int) -> bool:
-    """Twice `length` columns exist: V classes have 2^(V−1) − 1 splits in two parts."""
-    columns: int = 2 ** (num_classes - 1) - 1
-    return 2 * length <= columns
-
-
-def enough_ternary_columns(num_classes: int, length: int) -> bool:
-    """Twice `length` columns exist: up to the sign, (3^V − 2^(V+1) + 1) / 2 have both a +1 and a −1."""
-    columns: int = (3**num_classes - 2 ** (num_classes + 1) + 1) // 2
-    return 2 * length <= columns
 
 
 @register("dense_random", good_columns=enough_binary_columns)
