@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -49,7 +50,10 @@ def attach(
         loss: "bitwise" (never V wide) or "codeword" (normalised over the codewords).
         decoder: how `model.decision.decode` ranks tokens.
         seed: of the codebook and of the head's initial weights; the global random state is not touched.
-        code_params: further options of the design.
+        code_params: further options of the design, and `parity`, `parity_kind`. A design that looks at the
+            classes (itq, merged_decoc, …) takes `prototypes`, by default the rows of the model's own
+            Softmax head. They mean something only if that head was trained: for a model that starts
+            from scratch give vectors from elsewhere, or choose another design.
         head_params: further options of the head.
         keep_head: keep the old head in memory, for `detach`; a tied model can always be detached.
 
@@ -64,7 +68,7 @@ def attach(
     target: Any = model
     old = _check(target)
     num_classes, hidden_size = old.weight.shape
-    codebook = _codebook(code, num_classes, bits, seed, code_params or {})
+    codebook = _codebook(code, old.weight, bits, seed, code_params or {})
     if codebook.design != "one_vs_all":
         stock.refuse_fixed_soft_cap(target)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
@@ -164,10 +168,17 @@ def _check(model: Any) -> nn.Linear:
 
 
 def _codebook(
-    code: str | Path | Codebook, num_classes: int, bits: int | None, seed: int, params: dict[str, Any]
+    code: str | Path | Codebook, weight: torch.Tensor, bits: int | None, seed: int, params: dict[str, Any]
 ) -> Codebook:
-    """The codebook meant by `code`, with one codeword per row of the output embedding."""
+    """The codebook meant by `code`, with one codeword per row of the output embedding's `weight` (V, H).
+
+    A design that looks at the classes sees these rows if `params` have nothing else for it to look at.
+    """
+    num_classes = len(weight)
     if isinstance(code, str) and not code.endswith(".safetensors"):
+        wanted = "prototypes" in codes.DESIGNS.get(code).params()
+        if wanted and not {"prototypes", "samples"} & params.keys():
+            params = {**params, "prototypes": _rows(weight, code)}
         return codes.build(code, num_classes, bits=bits, seed=seed, **params)
     codebook = code if isinstance(code, Codebook) else codes.load(code)
     if params or (bits is not None and bits != codebook.length):
@@ -182,6 +193,17 @@ def _codebook(
             "tokens)"
         )
     return codebook
+
+
+def _rows(weight: torch.Tensor, code: str) -> np.ndarray:
+    """The rows of an output embedding as an array (V, H)."""
+    if weight.is_meta:
+        raise ConfigurationError(
+            f"code={code!r} looks at the rows of the model's Softmax head, which is on the meta device; give "
+            "code_params={'prototypes': ...}, or load the weights first"
+        )
+    rows: np.ndarray = weight.detach().float().cpu().numpy()
+    return rows
 
 
 def _seeded_head(name: str, hidden_size: int, num_bits: int, options: dict[str, Any], seed: int) -> nn.Module:

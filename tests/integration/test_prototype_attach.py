@@ -1,0 +1,84 @@
+"""Codes that look at the classes, in a model: where their prototypes come from, and that checkpoints hold."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from architectures import VOCAB, make, tokens
+from transformers import AutoModelForCausalLM
+
+import codehead
+from codehead import codes
+from codehead.errors import ConfigurationError
+
+DESIGNS = [name for name in codes.DESIGNS.names() if "prototypes" in codes.DESIGNS.get(name).params()]
+
+
+def head_rows(model):
+    return model.get_output_embeddings().weight.detach().float().numpy().copy()
+
+
+@pytest.mark.parametrize("code", DESIGNS)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_rows_of_the_head_are_the_prototypes(code, tied):
+    model = make("llama", tied)
+    expected = codes.build(code, VOCAB, prototypes=head_rows(model))
+    codehead.attach(model, code)
+    assert model.decision.table.to_codebook().checksum == expected.checksum
+    assert model.config.quantization_config["params"]["prototypes"] == expected.params["prototypes"]
+
+
+def test_half_precision_rows():
+    model = make("llama").to(torch.bfloat16)
+    expected = codes.build("itq", VOCAB, bits=24, prototypes=head_rows(model))
+    codehead.attach(model, "itq", bits=24)
+    assert model.config.quantization_config["checksum"] == expected.checksum
+
+
+def test_given_prototypes_come_first(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((VOCAB, 9)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    expected = codes.build("itq", VOCAB, bits=16, seed=3, prototypes=rows)
+    for source in (rows, str(tmp_path / "rows.npy")):
+        model = codehead.attach(make("llama"), "itq", bits=16, seed=3, code_params={"prototypes": source})
+        assert model.config.quantization_config["checksum"] == expected.checksum
+
+
+@pytest.mark.parametrize("params", [{}, {"parity": 12}, {"parity": 12, "parity_kind": "bch"}], ids=str)
+def test_a_checkpoint_reloads_without_its_prototypes(params, tmp_path):
+    model = codehead.attach(make("llama"), "itq", bits=20, code_params=params)
+    model.save_pretrained(tmp_path)
+    entry = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert entry["bits"] == 20 + params.get("parity", 0)
+    assert entry["params"]["prototypes"]["shape"] == [VOCAB, 16]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=tokens()).logits, model(input_ids=tokens()).logits)
+
+
+def test_like_rows_of_the_head_get_like_codewords():
+    model = make("llama", tied=False)
+    with torch.no_grad():
+        rows = model.get_output_embeddings().weight
+        rows[VOCAB // 2 :] = rows[: VOCAB // 2] + 0.01
+    symbols = codehead.attach(model, "itq", bits=32).decision.table.signs().numpy()
+    apart = (symbols[: VOCAB // 2] != symbols[VOCAB // 2 :]).sum(axis=1)
+    assert apart.mean() < 4  # of 32, where 16 is chance
+
+
+def test_a_head_without_weights_is_told():
+    with torch.device("meta"):
+        model = make("llama", tied=False)
+    with pytest.raises(ConfigurationError, match="on the meta device; give code_params="):
+        codehead.attach(model, "itq", bits=24)
+
+
+def test_a_head_of_equal_rows_is_told():
+    model = make("llama", tied=False)
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    with pytest.raises(ConfigurationError, match="all rows of prototypes are equal"):
+        codehead.attach(model, "itq", bits=24)
+    assert not codehead.is_coded(model)
