@@ -36,7 +36,7 @@ class Prototypes:
         ConfigurationError if there are none, or if they do not fit `num_classes`.
         """
         if source is None:
-            message = f"design {design!r} looks at the classes: give it prototypes=, an array "
+            message = f"{design!r} looks at the classes: give it prototypes=, an array "
             raise ConfigurationError(
                 f"{message}({num_classes}, d) with a vector per class (token embeddings, the rows of a trained "
                 "head, class means), or a .npy or .safetensors file of one"

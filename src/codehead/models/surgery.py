@@ -67,7 +67,7 @@ def attach(
     """
     target: Any = model
     old = _check(target)
-    num_classes, hidden_size = old.weight.shape
+    hidden_size = old.weight.shape[1]
     codebook = _codebook(code, old.weight, bits, seed, code_params or {})
     if codebook.design != "one_vs_all":
         stock.refuse_fixed_soft_cap(target)

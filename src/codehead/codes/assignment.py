@@ -1,0 +1,221 @@
+"""Which class gets which codeword of a finished code: the same rows in another order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from codehead.codes.arrays import Floats, Integers
+from codehead.codes.codebook import Codebook, PackedCodebook
+from codehead.codes.design import whole_number
+from codehead.codes.distances import PackedRows, all_pairs, doubled_distances
+from codehead.codes.neighbours import leaf_order, near_pairs
+from codehead.codes.prototypes import Prototypes
+from codehead.codes.random_bits import RandomBits
+from codehead.errors import CodebookError, ConfigurationError
+from codehead.registry import did_you_mean
+
+METHODS = ("identity", "random", "frequency", "similar_near", "similar_far")
+
+FREQUENT = 1024
+"""So many of the most frequent classes are kept apart: in text they are nearly always the answer."""
+
+SWEEPS = 30
+"""Default rounds of swaps."""
+
+
+def assign(
+    codebook: Codebook,
+    method: str,
+    prototypes: Any = None,
+    counts: Any = None,
+    seed: int = 0,
+    *,
+    sweeps: int = SWEEPS,
+) -> PackedCodebook:
+    """The codebook with its codewords dealt out anew.
+
+    * "identity": as they are; "random": in random order, from `seed`.
+    * "frequency": the 1,024 most frequent classes by `counts` (V,) get codewords far apart, each the one
+      farthest from those before it (farthest-first traversal, Gonzalez 1985); of the rest, the more
+      frequent ones get those farther from these. Objective: the least distance among the 1,024.
+    * "similar_near", "similar_far": classes whose `prototypes` (an array (V, d) or a file) are near get
+      codewords that are near, so that a wrong bit leads to a like class, or far, so that like classes are
+      not confused. Local search: up to `sweeps` rounds of swaps, each near-linear in V, none of which makes
+      the objective worse: the mean codeword distance over a graph of near prototypes.
+
+    `params["assignment"]` of the result has the method, and the objective `before` and `after`.
+
+    Raises:
+        ConfigurationError: an unknown method, or one without what it looks at.
+        CodebookError: the code is implicit: its rows are not written down.
+
+    """
+    if method not in METHODS:
+        raise ConfigurationError(
+            f"unknown method {method!r}{did_you_mean(method, METHODS)}. Known: {', '.join(METHODS)}"
+        )
+    if not isinstance(codebook, PackedCodebook):
+        raise CodebookError(f"the rows of {codebook.design} are never written down, so they have no other order")
+    seed, sweeps = whole_number("seed", seed, 0), whole_number("sweeps", sweeps, 0)
+    rows = PackedRows.from_planes(codebook.sign_plane, codebook.support_plane, codebook.length)
+    source = RandomBits(seed)
+    if method == "identity":
+        return _in_order(codebook, np.arange(codebook.num_classes), {"method": method})
+    if method == "random":
+        return _in_order(codebook, source.permutation(codebook.num_classes), {"method": method, "seed": seed})
+    if method == "frequency":
+        return _by_frequency(codebook, rows, _counts(counts, codebook.num_classes))
+    vectors = Prototypes.of(method, prototypes, codebook.num_classes)
+    return _by_likeness(codebook, rows, vectors, method, source, seed, sweeps)
+
+
+def _in_order(codebook: PackedCodebook, held: Integers, record: dict[str, Any]) -> PackedCodebook:
+    """Class v gets the codeword that class `held[v]` had."""
+    support = codebook.support_plane
+    return PackedCodebook(
+        num_classes=codebook.num_classes,
+        length=codebook.length,
+        design=codebook.design,
+        seed=codebook.seed,
+        params={**codebook.params, "assignment": record},
+        sign_plane=codebook.sign_plane[held],
+        support_plane=None if support is None else support[held],
+    )
+
+
+# By frequency
+
+
+def _counts(counts: Any, num_classes: int) -> Floats:
+    if counts is None:
+        raise ConfigurationError(
+            f"method 'frequency' needs counts=, {num_classes} numbers: how often each class occurs"
+        )
+    values = np.asarray(counts)
+    if values.shape != (num_classes,) or values.dtype.kind not in "fiu" or not np.all(np.isfinite(values)):
+        message = f"counts is {values.dtype} {values.shape}; give {num_classes} finite numbers, one per class"
+        raise ConfigurationError(message)
+    return values.astype(np.float64)
+
+
+def _by_frequency(codebook: PackedCodebook, rows: PackedRows, counts: Floats) -> PackedCodebook:
+    classes = np.argsort(-counts, kind="stable")
+    frequent = classes[:FREQUENT]
+    chosen, nearest = _farthest_first(rows, frequent[0], len(frequent))
+    nearest[chosen] = -1
+    others = np.argsort(-nearest, kind="stable")[: len(classes) - len(chosen)]
+    held = np.empty_like(classes)
+    held[classes] = np.concatenate([chosen, others])
+    before, after = _least_distance(rows, frequent), _least_distance(rows, chosen)
+    if after < before:
+        held, after = np.arange(len(classes)), before
+    return _in_order(codebook, held, {"method": "frequency", "before": before, "after": after})
+
+
+def _farthest_first(rows: PackedRows, first: int, count: int) -> tuple[Integers, Integers]:
+    """`count` rows, each the farthest from those before it, and every row's doubled distance to them (V,)."""
+    chosen = [int(first)]
+    nearest = np.full(rows.num_rows, 2 * rows.length + 1, dtype=np.int64)
+    while True:
+        last = rows.take(np.array(chosen[-1:]))
+        nearest = np.minimum(nearest, doubled_distances(last.spread(), rows)[0])
+        if len(chosen) == count:
+            return np.array(chosen), nearest
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+
+
+def _least_distance(rows: PackedRows, ids: Integers) -> float:
+    return float(np.flatnonzero(all_pairs(rows.take(ids)))[0]) / 2
+
+
+# By likeness
+
+
+def _by_likeness(
+    codebook: PackedCodebook,
+    rows: PackedRows,
+    vectors: Prototypes,
+    method: str,
+    source: RandomBits,
+    seed: int,
+    sweeps: int,
+) -> PackedCodebook:
+    pairs = near_pairs(vectors)
+    held = np.arange(codebook.num_classes)
+    before = _mean_distance(rows, held, pairs)
+    order = None
+    if method == "similar_near":
+        order = leaf_order(Prototypes(codebook.to_array()), RandomBits(0))
+        matched = np.empty_like(held)
+        matched[leaf_order(vectors, RandomBits(0))] = order
+        held = matched if _mean_distance(rows, matched, pairs) < before else held
+    for _ in range(sweeps):
+        partners = _any_partners(held, source) if order is None else _close_partners(held, order, pairs, source)
+        held = _swapped(rows, held, pairs, partners, +1 if method == "similar_near" else -1)
+    after = _mean_distance(rows, held, pairs)
+    record = {"method": method, "seed": seed, "sweeps": sweeps, "before": before, "after": after}
+    return _in_order(codebook, held, {**record, "prototypes": vectors.origin()})
+
+
+def _mean_distance(rows: PackedRows, held: Integers, pairs: Integers) -> float:
+    """The mean codeword distance over the pairs (edges, 2) of classes."""
+    return float(_apart(rows, held[pairs[:, 0]], held[pairs[:, 1]]).mean()) / 2
+
+
+def _apart(rows: PackedRows, left: Integers, right: Integers) -> Integers:
+    return doubled_distances(rows.take(left), rows.take(right))
+
+
+def _any_partners(held: Integers, source: RandomBits) -> Integers:
+    """A random partner for every class (V,); with an odd number one is its own."""
+    order = source.permutation(len(held))
+    half = len(held) // 2
+    partners = np.arange(len(held))
+    partners[order[:half]], partners[order[half : 2 * half]] = order[half : 2 * half], order[:half]
+    return partners
+
+
+def _close_partners(held: Integers, order: Integers, pairs: Integers, source: RandomBits) -> Integers:
+    """Partners (V,) that hold a codeword close to that of a neighbour, in the `order` of like codewords."""
+    num_classes = len(held)
+    place = np.empty_like(order)
+    place[order] = np.arange(num_classes)
+    owner = np.empty_like(held)
+    owner[held] = np.arange(num_classes)
+    edges = pairs[source.below(len(pairs), num_classes)]
+    turned = source.below(2, num_classes)
+    mover, neighbour = edges[np.arange(num_classes), turned], edges[np.arange(num_classes), 1 - turned]
+    spread = 1 + source.below(8, num_classes)
+    offset = np.where(source.below(2, num_classes) == 0, spread, -spread)
+    other = owner[order[np.clip(place[held[neighbour]] + offset, 0, num_classes - 1)]]
+    claims = np.full(num_classes, num_classes)
+    for end in (mover, other):
+        np.minimum.at(claims, end, np.arange(num_classes))
+    won = (claims[mover] == np.arange(num_classes)) & (claims[other] == np.arange(num_classes))
+    partners = np.arange(num_classes)
+    partners[mover[won]], partners[other[won]] = other[won], mover[won]
+    return partners
+
+
+def _swapped(rows: PackedRows, held: Integers, pairs: Integers, partners: Integers, sign: int) -> Integers:
+    """`held` after those swaps with partners that make `sign` times the sum of distances smaller.
+
+    A gain is reckoned as if nothing else moved. Of two swaps whose classes are joined by an edge only the
+    better is made, so that every gain is what was reckoned.
+    """
+    start, end = np.concatenate([pairs, pairs[:, ::-1]]).T
+    outside = partners[start] != end  # an edge between partners is as long afterwards
+    start, end = start[outside], end[outside]
+    change = _apart(rows, held[partners[start]], held[end]) - _apart(rows, held[start], held[end])
+    total = np.bincount(start, change, minlength=len(held))
+    swap = np.minimum(np.arange(len(held)), partners)  # a swap is known by its lower class
+    gain = -sign * (total + total[partners])
+    wanted = gain > 0
+    rivals = wanted[start] & wanted[end] & (swap[start] != swap[end])
+    left, right = swap[start[rivals]], swap[end[rivals]]
+    worse = np.where((gain[left] < gain[right]) | ((gain[left] == gain[right]) & (left > right)), left, right)
+    wanted[worse] = False
+    return np.where(wanted[swap], held[partners], held)
