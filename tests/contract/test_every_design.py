@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codehead.codes import DESIGNS, Codebook, PackedCodebook, build, load
+from codehead.codes import DESIGNS, Codebook, PackedCodebook, assign, build, load
 from codehead.errors import CodebookError, ConfigurationError
 
 CLASSES = [2, 3, 7, 10, 64, 257]
@@ -172,3 +172,27 @@ def test_unknown_parameters(design: str) -> None:
 def test_too_few_bits(design: str) -> None:
     with pytest.raises(ConfigurationError, match="bits=3"):
         make(design, 10, bits=3)
+
+
+@pytest.mark.parametrize("design", NAMES)
+def test_check_bits_follow_the_bits_of_the_design(design: str) -> None:
+    plain = example(design, 64)
+    if plain.is_ternary or not isinstance(plain, PackedCodebook):
+        with pytest.raises(CodebookError, match="parity=9 is not possible"):
+            make(design, 64, seed=3, parity=9)
+        return
+    codebook = make(design, 64, seed=3, parity=9)
+    assert np.array_equal(codebook.to_array()[:, : plain.length], plain.to_array())
+    assert codebook.length == plain.length + 9
+    assert isinstance(codebook, PackedCodebook)
+    assert codebook.check_columns() is codebook
+
+
+@pytest.mark.parametrize("design", NAMES)
+def test_codewords_can_be_dealt_out_anew(design: str) -> None:
+    codebook = example(design, 64)
+    if not isinstance(codebook, PackedCodebook):
+        pytest.skip("this code is implicit")
+    dealt = assign(codebook, "random", seed=1)
+    assert sorted(map(bytes, dealt.to_array())) == sorted(map(bytes, codebook.to_array()))
+    assert dealt.params.items() > codebook.params.items()

@@ -82,3 +82,11 @@ def test_a_head_of_equal_rows_is_told():
     with pytest.raises(ConfigurationError, match="all rows of prototypes are equal"):
         codehead.attach(model, "itq", bits=24)
     assert not codehead.is_coded(model)
+
+
+def test_samples_take_the_place_of_the_rows():
+    samples = np.random.default_rng(0).standard_normal((2 * VOCAB, 5))
+    labels = np.arange(2 * VOCAB) % VOCAB
+    model = codehead.attach(make("llama"), "decoc", code_params={"samples": samples, "labels": labels})
+    expected = codes.build("decoc", VOCAB, samples=samples, labels=labels)
+    assert model.config.quantization_config["checksum"] == expected.checksum

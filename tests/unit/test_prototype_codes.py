@@ -347,3 +347,13 @@ def test_more_steps_split_nodes_where_they_are_wider() -> None:
 def test_impossible_steps(design: str) -> None:
     with pytest.raises(ConfigurationError, match="steps=-1 is not possible"):
         build(design, 10, prototypes=np.eye(10), steps=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("design", "bits"), [("itq", 64), ("itq", 18), ("merged_decoc", None), ("merged_forest", 40)])
+def test_a_vocabulary_of_today(design: str, bits: int | None) -> None:
+    """151,936 classes, a thousand of them with one vector; 18 bits leave few codewords to spare."""
+    rows = np.random.default_rng(0).standard_normal((151_936, 16)).astype(np.float32)
+    rows[-1000:] = rows[0]
+    codebook = build(design, len(rows), bits=bits, prototypes=rows)  # equal rows would be an error
+    assert codebook.length == (bits or 18)

@@ -54,7 +54,7 @@ class Likeness:
         """The quadratic mutual information of data and side, Σ_c ∫ (p(c, x) − P(c) p(x))² dx.
 
         For one side: `within`, the kernel summed over its pairs; `across`, over pairs of it and all;
-        `size`, its samples. The three terms are V_in + V_all − 2 V_btw of Torkkola's equation 14 ff.
+        `size`, its samples. The three terms are Torkkola's V_in + V_all − 2 V_btw.
         """
         total, samples = self.kernel.sum(), self.sizes.sum()
         share = size / samples
