@@ -171,8 +171,10 @@ def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str,
 
 
 def _bits(decision: Mapping[str, Any], num_classes: int) -> int:
+    """Codeword length of a decision layer that is not built yet, check bits included."""
     from codehead.codes import build
 
+    params = decision.get("code_params") or {}
     if decision.get("bits") is not None:
-        return int(decision["bits"])
-    return build(decision.get("code", "minrandom"), num_classes, **(decision.get("code_params") or {})).length
+        return int(decision["bits"]) + int(params.get("parity", 0))
+    return build(decision.get("code", "minrandom"), num_classes, **params).length
