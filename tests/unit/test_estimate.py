@@ -52,6 +52,13 @@ def test_a_bitwise_head_costs_nothing_per_token_of_the_vocabulary() -> None:
     assert wide.memory > cost.memory
 
 
+def test_a_code_without_a_length_has_the_bits_that_tell_all_tokens_apart() -> None:
+    narrow, wide = (run_cost(run({"code": "minimal", "loss": loss}), llama()) for loss in ("bitwise", "codeword"))
+    assert wide.operations_per_step - narrow.operations_per_step == 6 * 10 * V * 4 * 8
+    checked = run_cost(run({"code": "minimal", "code_params": {"parity": 3}}), llama())
+    assert checked.operations_per_step - narrow.operations_per_step == 6 * 3 * H * 4 * 8
+
+
 def test_an_mtl_head_counts_its_private_layers() -> None:
     cost = run_cost(run({"code": "minimal", "head": "mtl", "width": 7}), llama())
     assert cost.operations_per_step == (4 * BODY + 6 * 10 * (H * 7 + 7)) * 4 * 8

@@ -45,13 +45,14 @@ def run_cost(run: RunConfig, architecture: Any) -> Cost:
     architecture = architecture.get_text_config()
     hidden, layers, vocabulary = architecture.hidden_size, architecture.num_hidden_layers, architecture.vocab_size
     everything, body, softmax = _parameters(architecture)
-    head = softmax if run.decision is None else _head_parameters(run.decision, softmax // vocabulary, vocabulary)
+    bits = 0 if run.decision is None else _bits(run.decision, vocabulary)
+    head = softmax if run.decision is None else _head_parameters(run.decision, softmax // vocabulary, bits)
     is_wide = run.decision is None or run.decision.get("loss") == "codeword"
     frozen = run.adapt in ("lora", "head")
     trained = head if frozen else everything - softmax + head
     batch = int(run.training.get("per_device_train_batch_size", 8)) * run.data.block_size  # tokens
     kept = ACTIVATIONS * layers * hidden + (2 * vocabulary if is_wide else 0)  # numbers per token
-    per_token = (4 if frozen else 6) * body + 6 * head + (6 * vocabulary * _bits(run) if is_wide else 0)
+    per_token = (4 if frozen else 6) * body + 6 * head + (6 * vocabulary * bits if is_wide else 0)
     steps = int(run.training.get("max_steps", 0))
     return Cost(
         steps=steps if steps > 0 else None,
@@ -84,12 +85,12 @@ def _parameters(architecture: Any) -> tuple[int, int, int]:
     return everything, everything - embeddings - head.numel(), head.numel()
 
 
-def _head_parameters(decision: Mapping[str, Any], hidden: int, vocabulary: int) -> int:
-    bits = decision.get("bits") or (vocabulary - 1).bit_length()
+def _head_parameters(decision: Mapping[str, Any], hidden: int, bits: int) -> int:
     options = {"width": decision["width"]} if decision.get("width") else {}
     return count_parameters(decision.get("head", "linear"), hidden, bits, **options)
 
 
-def _bits(run: RunConfig) -> int:
-    """Columns that a loss over all tokens multiplies with the code; none for Softmax."""
-    return int((run.decision or {}).get("bits") or 0)
+def _bits(decision: Mapping[str, Any], vocabulary: int) -> int:
+    """Codeword length, check bits included; ⌈log2 V⌉ of a design that has a length of its own."""
+    bits = decision.get("bits") or (vocabulary - 1).bit_length()
+    return int(bits) + int((decision.get("code_params") or {}).get("parity", 0))
