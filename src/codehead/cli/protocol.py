@@ -163,7 +163,7 @@ def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: d
 
     def tell(key: str, status: str) -> None:
         is_cell = " " not in key and key != "timing"
-        count = left.count(status) if is_cell else ""
+        count = left.count(status) if is_cell else left.restart()
         where = f": {failure_path(folder, key)}" if status == "failed" else ""
         console.print(f"{key} {status}{where}{count}", markup=False, highlight=False, soft_wrap=True)
 
@@ -187,7 +187,12 @@ class _Left:
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.run = total, 0, 0
+        self.restart()
+
+    def restart(self) -> str:
+        """Nothing to tell of what is no cell, such as a backbone; its time does not count."""
         self.started = time.monotonic()
+        return ""
 
     def count(self, status: str) -> str:
         """` (3 of 18, about 12 min left)`."""
