@@ -8,6 +8,7 @@ same batches, with the same number of steps.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +80,10 @@ def run_demo(
     """
     out, budget = Path(out), budget or Budget()
     progress("reading the documentation strings of this Python", 0)
-    _refuse_another(protocol(budget, seed), out)
+    heads = protocol(budget, seed)
+    _refuse_another(heads, out)
     write_corpus(out / "corpus", budget)
     variables = {FOLDER: str(out)}
-    heads = protocol(budget, seed)
     _train(heads, out, variables, budget, progress)
     progress("timing generation", 0)
     time_generation(heads, out, prepare(heads, Store(out / "store"), variables), budget)
@@ -247,7 +248,9 @@ def _record(pair: dict[str, str]) -> dict[str, str]:
 
 def _write_lines(path: Path, records: list[dict[str, str]]) -> None:
     lines = (json.dumps(record) + "\n" for record in records)
-    path.write_text("".join(lines), encoding="utf-8")
+    temporary = path.with_suffix(".tmp")  # the last file, once it is there, says that all are complete
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _lines(path: Path) -> list[str]:
