@@ -50,7 +50,7 @@ def plan_steps(
             run = backbone_config(protocol, str(cell.backbone), context)
             steps.append(Step(f"backbone {cell.backbone}", _cost(run, protocol, cell, context), _is_trained(run)))
         run = cell_config(protocol, cell, context)
-        is_done = is_finished(protocol, cell, out)
+        is_done = is_finished(protocol, cell, out) or _is_trained(run)  # a protocol of the same store may have run it
         steps.append(Step(cell.key, _cost(run, protocol, cell, context), is_done))
     return steps
 
