@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codehead.errors import DataError
 from codehead.evaluation.result import Result, canonical_json
 from codehead.evaluation.timing import Speed, generation_speed
 from codehead.protocols.cells import cell_config
@@ -95,17 +96,28 @@ def _speeds(models: Mapping[str, Any], ids: Tensor, mask: Tensor, options: Timin
 
 
 def _prompts(run: RunConfig, options: TimingConfig, longest: float) -> list[list[int]]:
-    """Token ids of the first prompts of the test split that fit; of a text, the beginnings of its blocks."""
+    """Token ids of the first prompts of the test split that have at most `longest`; DataError if there are none."""
+    fitting = (ids for ids in _candidates(run, options) if len(ids) <= longest)
+    found = list(islice(fitting, options.prompts))
+    if not found:
+        raise DataError(
+            f"no prompt fits the model together with {options.new_tokens} new tokens; lower timing.new_tokens "
+            "or timing.prompt_tokens"
+        )
+    return found
+
+
+def _candidates(run: RunConfig, options: TimingConfig) -> Iterator[list[int]]:
+    """Token ids of every prompt of the test split; of a text, the beginnings of its blocks."""
     assert run.data.test is not None
     tokenizer = load_tokenizer(run.output_dir)
     rows = read_rows(run.data.test, split="test", subset=run.data.subset, text_field=run.data.text_field)
     if "prompt" in rows.column_names:
-        fitting = (ids for ids in prompt_ids(list(rows["prompt"]), tokenizer) if len(ids) <= longest)
-        return list(islice(fitting, options.prompts))
+        return iter(prompt_ids(list(rows["prompt"]), tokenizer))
     examples = load_examples(
         run.data.test, tokenizer, block_size=run.data.block_size, subset=run.data.subset, text_field=run.data.text_field
     )
-    return [examples[i]["input_ids"][: options.prompt_tokens] for i in range(min(options.prompts, len(examples)))]
+    return (example["input_ids"][: options.prompt_tokens] for example in examples)
 
 
 def _padded(prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
