@@ -15,10 +15,12 @@ from codehead.errors import ConfigurationError
 from codehead.heads import HEADS
 from codehead.losses import LOSSES
 from codehead.registry import did_you_mean
-from codehead.training.config import read_block, read_yaml
+from codehead.training.config import read_block, read_yaml, require_block
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+PAPER_PROTOCOLS = (1, 2, 3, 4)
+PREPARED = ("train", "subset", "text_field", "as_text", "max_documents")  # keys of `data` that a split is made from
 HALF = "half"  # a width that gives the MTL head half of the Softmax parameters
 PARTS = {"code": DESIGNS, "head": HEADS, "loss": LOSSES, "decoder": DECODERS}
 
@@ -35,7 +37,7 @@ class AnswersConfig:
     samples: int = 4  # answers kept as text
 
     def __post_init__(self) -> None:
-        _require_positive(self, "answers", ("prompts", "new_tokens", "batch_size"))
+        _require_positive(self, "answers.", ("prompts", "new_tokens", "batch_size"))
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class TimingConfig:
     repeats: int = 5
 
     def __post_init__(self) -> None:
-        _require_positive(self, "timing", ("prompts", "prompt_tokens", "new_tokens", "batch_size", "repeats"))
+        _require_positive(self, "timing.", ("prompts", "prompt_tokens", "new_tokens", "batch_size", "repeats"))
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Protocol:
     description: str = ""
 
     def __post_init__(self) -> None:
+        self._check_shapes()
         object.__setattr__(self, "seeds", tuple(self.seeds))
         self._check_names()
         self._check_split()
@@ -122,7 +125,7 @@ class Protocol:
         for key, kind in (("answers", AnswersConfig), ("timing", TimingConfig)):
             if values.get(key) is not None:
                 values[key] = read_block(kind, values[key], key)
-        return cls(**values)
+        return read_block(cls, values, "")
 
     def plan(self, only: Iterable[str] = ()) -> list[Cell]:
         """The cells in running order: every cell of one seed before the next seed.
@@ -146,6 +149,23 @@ class Protocol:
                         config["decision"].setdefault("seed", seed)
                     yield Cell(name, setting, seed, config)
 
+    def _check_shapes(self) -> None:
+        """A YAML file can hold anything in the place of a block or a list."""
+        require_block(self.base, "base")
+        require_block(self.base.get("data") or {}, "base.data")
+        for name in ("settings", "cells", "backbones"):
+            require_block(getattr(self, name), name)
+            for key, part in getattr(self, name).items():
+                require_block(part or {}, f"{name}.{key}")
+                require_block((part or {}).get("data") or {}, f"{name}.{key}.data")
+        if not isinstance(self.seeds, list | tuple):
+            raise ConfigurationError(f"seeds is {self.seeds!r}; give a list, such as [0, 1, 2]")
+        if not self.settings:
+            raise ConfigurationError("settings is empty; name at least one, or remove the key")
+        if self.paper not in (None, *PAPER_PROTOCOLS):
+            raise ConfigurationError(f"paper is {self.paper!r}; the paper's protocols are 1 to {PAPER_PROTOCOLS[-1]}")
+        _require_positive(self, "", ("batch_size",))
+
     def _check_names(self) -> None:
         if self.reference not in self.cells:
             hint = did_you_mean(str(self.reference), self.cells) or f"; choose one of {', '.join(self.cells)}"
@@ -160,8 +180,8 @@ class Protocol:
                 )
 
     def _check_shared(self) -> None:
-        """The split documents are those of all cells, so none can have others."""
-        shared = ("train", "validation", "test", "text_field") if self.split is not None else ()
+        """The split documents are those of all cells, so none can have others or read them in another way."""
+        shared = (*PREPARED, "validation", "test") if self.split is not None else ()
         for name, part in [*self.settings.items(), *self.cells.items()]:
             for key in shared:
                 if key in ((part or {}).get("data") or {}):
@@ -173,10 +193,16 @@ class Protocol:
     def _check_split(self) -> None:
         if self.split is None:
             return
-        if set(self.split) != {"validation", "test"} or not all(0 < share < 0.5 for share in self.split.values()):
+        shares = self.split if isinstance(self.split, Mapping) else {}
+        if set(shares) != {"validation", "test"} or not all(_is_share(share) for share in shares.values()):
             raise ConfigurationError(
                 f"split is {self.split!r}; give validation and test as shares of the documents below 0.5"
             )
+        for key in shares:
+            if (self.base.get("data") or {}).get(key):
+                raise ConfigurationError(
+                    f"base.data.{key} is set, but split takes it from base.data.train; remove one of the two"
+                )
 
     def _check_backbone(self, cell: Cell) -> None:
         name = cell.backbone
@@ -231,7 +257,11 @@ def _variable(name: str, variables: Mapping[str, str]) -> str:
     return variables[name]
 
 
-def _require_positive(block: Any, name: str, keys: Iterable[str]) -> None:
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < 0.5
+
+
+def _require_positive(block: Any, prefix: str, keys: Iterable[str]) -> None:
     for key in keys:
         if getattr(block, key) < 1:
-            raise ConfigurationError(f"{name}.{key} is {getattr(block, key)!r}; give a whole number of at least 1")
+            raise ConfigurationError(f"{prefix}{key} is {getattr(block, key)!r}; give a whole number of at least 1")

@@ -65,6 +65,11 @@ class DataConfig:
         """The sources of the training text."""
         return [self.train] if isinstance(self.train, str) else list(self.train or [])
 
+    @property
+    def sources(self) -> list[str]:
+        """The sources of all splits: training, validation, test."""
+        return [*self.train_sources, *(source for source in (self.validation, self.test) if source)]
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -119,7 +124,7 @@ class RunConfig:
         if self.decision is not None:
             _check_keys(self.decision, DECISION_KEYS, "decision")
             for key in ("code_params", "head_params"):
-                _check_mapping(self.decision.get(key) or {}, f"decision.{key}")
+                require_block(self.decision.get(key) or {}, f"decision.{key}")
             refuse_softmax_only(self.training)
         self._check_training()
         self._check_validation()
@@ -285,13 +290,14 @@ def read_block(kind: type[Block], values: Any, name: str) -> Block:
         raise ConfigurationError(f"missing: {', '.join(where + key for key in missing)}") from None
 
 
-def _check_mapping(values: Any, name: str) -> None:
+def require_block(values: Any, name: str) -> None:
+    """Raise ConfigurationError unless the value of `name` is a mapping."""
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"{name} is {values!r}; it must be a block of `key: value` lines")
 
 
 def _check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
-    _check_mapping(values, name)
+    require_block(values, name)
     for key in values:
         if key not in known:
             full = f"{name}.{key}" if name else str(key)
