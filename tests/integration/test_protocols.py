@@ -20,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.evaluation.result import Result
 from codehead.protocols.catalogue import names
+from codehead.protocols.plan import plan_steps
 from codehead.protocols.preparation import prepare
 from codehead.protocols.protocol import Protocol
 from codehead.protocols.runner import failure_path, run_protocol
@@ -169,6 +170,19 @@ def test_protocols_that_share_a_store_share_runs(finished: Path, folder: Path, t
         path.unlink()  # leaves the store as the other tests know it
 
 
+def test_runs_that_another_protocol_trained_are_done(finished: Path, folder: Path, tmp_path: Path) -> None:
+    other = protocol(folder, tmp_path, name="other")
+    steps = plan_steps(other, tmp_path / "other", Store(finished / "store"), (), variables(folder))
+    assert [step.is_done for step in steps] == [True] * 5
+
+
+def test_new_tokens_that_leave_no_room_for_a_prompt_are_told(finished: Path, folder: Path, tmp_path: Path) -> None:
+    long = protocol(folder, tmp_path, name="long", seeds=[0], timing={"new_tokens": 128})
+    outcome = run_protocol(long, tmp_path / "long", store=finished / "store", variables=variables(folder))
+    assert outcome.failed == ["timing"]
+    assert "lower timing.new_tokens" in failure_path(tmp_path / "long", "timing").read_text()
+
+
 def test_a_backbone_that_fails_takes_only_its_own_cells_with_it(folder: Path, tmp_path: Path) -> None:
     broken = {**described()["backbones"]["opt"], "data": {"train": "${FOLDER}/text.jsonl", "block_size": 4096}}
     two = protocol(
@@ -184,6 +198,7 @@ def test_a_backbone_that_fails_takes_only_its_own_cells_with_it(folder: Path, tm
     assert outcome.finished == ["sound/softmax/seed-0", "sound/mtl/seed-0"]
     assert outcome.failed == ["backbone broken", "broken/softmax/seed-0", "broken/mtl/seed-0"]
     assert "block_size" in failure_path(tmp_path / "out", "backbone broken").read_text()
+    assert "starts from the backbone 'broken'" in failure_path(tmp_path / "out", "broken/mtl/seed-0").read_text()
 
 
 def test_an_encoder_without_weights_is_told_before_anything_is_trained(folder: Path, tmp_path: Path) -> None:
@@ -204,8 +219,46 @@ def test_a_missing_data_file_is_named(folder: Path, tmp_path: Path) -> None:
 def test_two_processes_give_the_results_of_one(finished: Path, folder: Path, tmp_path: Path) -> None:
     alone = protocol(folder, tmp_path, seeds=[0], timing=None)
     run_protocol(alone, tmp_path / "out", jobs=2, variables=variables(folder))
-    for name, result in results(tmp_path / "out").items():
-        assert result.metrics["test"]["tokens"] == results(finished)[name].metrics["test"]["tokens"]
+    together, apart = results(tmp_path / "out"), results(finished)
+    assert sorted(together) == ["tiny/mtl/seed-0", "tiny/softmax/seed-0"]
+    for name, result in together.items():
+        perplexity = apart[name].metrics["test"]["perplexity"]
+        assert result.metrics["test"]["perplexity"] == pytest.approx(perplexity, rel=1e-4)
+
+
+IDLE = """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from time import sleep
+import os
+from codehead.protocols.runner import _start
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start, initargs=(1,))
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(sleep, 600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the process in /proc")
+def test_a_killed_command_takes_its_processes_with_it(tmp_path: Path) -> None:
+    (tmp_path / "idle.py").write_text(IDLE)
+    with subprocess.Popen([sys.executable, tmp_path / "idle.py"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = parent.stdout.readline().strip()
+        assert is_running(child)
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(child)
+
+
+def is_running(process: str) -> bool:
+    try:
+        return bool(Path("/proc", process, "cmdline").read_bytes())  # empty once it has ended
+    except OSError:
+        return False
 
 
 def command(*words: Any) -> list[str]:

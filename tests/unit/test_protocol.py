@@ -12,13 +12,15 @@ import pytest
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.result import Result
 from codehead.heads import count_parameters
-from codehead.protocols import runner
+from codehead.protocols import backbones, cells, runner
 from codehead.protocols.catalogue import find, names
 from codehead.protocols.cells import cell_config
 from codehead.protocols.preparation import Context, locate, prepare, split_of
 from codehead.protocols.protocol import Protocol, expand, half_width, merged
 from codehead.protocols.runner import failure_path, result_path, run_protocol
 from codehead.protocols.store import Store
+from codehead.training.folder import RunFolder
+from codehead.training.provenance import file_records
 
 FILE = """
 name: tiny
@@ -97,6 +99,16 @@ def test_only_that_selects_nothing_names_the_cells(protocol: Protocol) -> None:
         ("seeds: [0, 1]", "timing: {promts: 3}", "unknown key 'timing.promts'; did you mean 'prompts'"),
         ("seeds: [0, 1]", "answers: {prompts: 0}", "answers.prompts is 0"),
         ("  softmax: {}", "  softmax: {}\n  softmax: {}", "the key 'softmax' is given twice"),
+        ("seeds: [0, 1]", "seeds: 3", "seeds is 3; give a list"),
+        ("split: {validation: 0.2, test: 0.2}", "split: 0.1", "split is 0.1"),
+        ("test: 0.2", "test: much", "below 0.5"),
+        ("  softmax: {}", "  softmax: minimal", "cells.softmax is 'minimal'; it must be a block"),
+        ("  small: {}", "  small: {data: text.jsonl}", "settings.small.data is 'text.jsonl'; it must be a block"),
+        ("seeds: [0, 1]", "backbones: [opt]", "backbones is .*; it must be a block"),
+        ("seeds: [0, 1]", "paper: 9", "paper is 9; the paper's protocols are 1 to 4"),
+        ("seeds: [0, 1]", "batch_size: 0", "batch_size is 0"),
+        ("seeds: [0, 1]", "batch_size: many", "batch_size is 'many'; give a whole number"),
+        ("block_size: 8", "test: a.jsonl", "base.data.test is set, but split takes it"),
         ("softmax: {}", "softmax: {model: {backbone: opt}}", "starts from the backbone 'opt', which is unknown"),
     ],
 )
@@ -184,12 +196,13 @@ class Recorder:
         self.failing = failing
         self.ran: list[str] = []
 
-    def __call__(self, protocol: Protocol, cell: Any, *_: Any) -> Result:
+    def __call__(self, protocol: Protocol, cell: Any, context: Context, *_: Any) -> Result:
         self.ran.append(cell.key)
         if self.failing and self.failing in cell.key:
             raise RuntimeError("out of luck")
         config = runner.result_config(protocol, cell)
-        return Result(cell.key, config, {"test": {"top1": 0.5}}, {})
+        data = file_records(cell_config(protocol, cell, context).data.sources)
+        return Result(cell.key, config, {"test": {"top1": 0.5}}, {"data": data})
 
 
 def run(
@@ -236,6 +249,50 @@ def test_results_of_another_configuration_are_not_reused(
         run(Protocol.from_yaml(path), path, monkeypatch, Recorder())
 
 
+def test_results_of_other_data_are_not_reused(protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(protocol, path, monkeypatch, Recorder(), only=["small/softmax"])
+    with (path.parent / "text.jsonl").open("a") as file:
+        file.write("".join(f'{{"text": "{number} more"}}\n' for number in range(20)))
+    with pytest.raises(ConfigurationError, match=r"small--softmax--seed-0.json' was measured on other data"):
+        run(protocol, path, monkeypatch, Recorder())
+
+
+def test_a_missing_test_file_is_told_before_anything_is_trained(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = "split: {validation: 0.2, test: 0.2}\n"
+    sources = 'validation: "${FOLDER}/text.jsonl", test: "${FOLDER}/absent.jsonl", block_size: 8'
+    path.write_text(FILE.replace(split, "").replace("block_size: 8", sources))
+    recorder = Recorder()
+    with pytest.raises(DataError, match=r"absent\.jsonl' does not exist"):
+        run(Protocol.from_yaml(path), path, monkeypatch, recorder)
+    assert not recorder.ran
+
+
+def test_the_data_of_a_shared_run_are_those_of_the_protocol(
+    protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [{"name": "the test data of another protocol"}]
+    record = {"provenance": {"wall_seconds": 1.0, "data": data}, "log_history": []}
+    monkeypatch.setattr(cells, "train_once", lambda *_: record)
+    monkeypatch.setattr(cells, "_measured_once", lambda *_: {"measured": {}})
+    place = prepare(protocol, Store(path.parent / "store"), variables(path))
+    result = cells.run_cell(protocol, protocol.plan()[0], place)
+    assert [file["name"] for file in result.provenance["data"]] == ["train.jsonl", "validation.jsonl", "test.jsonl"]
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_an_unfinished_run_goes_on_unless_its_data_are_others(
+    protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch, is_same: bool
+) -> None:
+    place = prepare(protocol, Store(path.parent / "store"), variables(path))
+    config = cell_config(protocol, protocol.plan()[0], place)
+    data = file_records(config.data.sources) if is_same else []
+    RunFolder(config).write("running", {"provenance": {"data": data}})
+    started: list[bool] = []
+    monkeypatch.setattr(backbones, "train", lambda _, *, overwrite, **options: started.append(overwrite))
+    backbones.train_once(config)
+    assert started == [not is_same]
+
+
 @pytest.mark.parametrize("name", names())
 def test_protocols_of_the_catalogue_are_valid(name: str, tmp_path: Path) -> None:
     protocol = find(name)
@@ -245,7 +302,9 @@ def test_protocols_of_the_catalogue_are_valid(name: str, tmp_path: Path) -> None
         cell_config(protocol, cell, place)
 
 
-@pytest.mark.parametrize("part", ["data: {train: other.jsonl}", "data: {text_field: story}"])
+@pytest.mark.parametrize(
+    "part", ["data: {train: other.jsonl}", "data: {text_field: story}", "data: {max_documents: 5}"]
+)
 def test_what_all_cells_share_cannot_be_set_for_one(path: Path, part: str) -> None:
     path.write_text(FILE.replace("softmax: {}", f"softmax: {{{part}}}"))
     with pytest.raises(ConfigurationError, match=r"softmax sets .*which all cells share"):

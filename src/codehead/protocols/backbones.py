@@ -11,6 +11,7 @@ from codehead.protocols.preparation import Context
 from codehead.protocols.protocol import Protocol, expand
 from codehead.training.config import RunConfig
 from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
+from codehead.training.provenance import file_records
 from codehead.training.run import train
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def train_backbone(
 def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Train, or go on with an unfinished run, or do nothing if it is finished; returns its `run.json`.
 
-    The folder is named by the content of the configuration, so a run in it that seems to differ was begun with
-    its files in another place: it starts again.
+    The folder is named by the content of what training reads, so a run in it that seems to differ was begun with
+    its files in another place, or beside other test data: it starts again.
     """
     folder = RunFolder(config)
     moved = False
@@ -50,6 +51,7 @@ def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> 
         record = read_record(folder.path)
         if record["status"] == "finished":
             return record
-        moved = first_difference(record["config"], folder.config) is not None
+        is_other = record["provenance"]["data"] != file_records(config.data.sources)
+        moved = is_other or first_difference(record["config"], folder.config) is not None
     train(config, overwrite=moved, callbacks=callbacks, progress=False)
     return read_record(Path(config.output_dir))

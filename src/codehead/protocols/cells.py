@@ -23,7 +23,7 @@ from codehead.protocols.store import digest, folder_record
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
 from codehead.training.model import default_device, load_model
-from codehead.training.provenance import file_record, git_state, hardware, utc_now
+from codehead.training.provenance import file_record, file_records, git_state, hardware, utc_now
 from codehead.training.sources import read_rows
 from codehead.training.tokenizer import load_tokenizer
 
@@ -35,7 +35,7 @@ def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequen
     """Train the cell (going on where a killed run stopped) and measure it on the test split.
 
     A finished run of the same configuration over the same data is not trained again, nor measured the same way twice.
-    The provenance is that of the training.
+    The provenance is that of the training, with the data of this protocol.
     """
     config = cell_config(protocol, cell, context)
     record = train_once(config, callbacks)
@@ -44,7 +44,8 @@ def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequen
         "train_seconds": record["provenance"]["wall_seconds"],
         "history": [entry for entry in record["log_history"] if "loss" in entry],
     }
-    provenance = {**record["provenance"], "measured": metrics.pop("measured")}
+    data = file_records(config.data.sources)  # a run that protocols share may have been trained beside other test data
+    provenance = {**record["provenance"], "data": data, "measured": metrics.pop("measured")}
     if cell.backbone is not None:
         provenance["backbone"] = folder_record(Path(str(config.model)))
     return Result(f"{protocol.name}/{cell.key}", result_config(protocol, cell), metrics, provenance)

@@ -9,8 +9,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from codehead.errors import CodeheadError, ConfigurationError
@@ -22,7 +23,9 @@ from codehead.protocols.preparation import Context, prepare
 from codehead.protocols.protocol import Cell, Protocol
 from codehead.protocols.store import Store
 from codehead.protocols.timing import time_cells
+from codehead.training.provenance import file_records
 from codehead.training.quiet import library_bars_hidden
+from codehead.training.sources import check_source
 
 RESULTS = "results"
 TOLD_APART = ("description",)  # what a result says of its protocol without depending on it
@@ -75,7 +78,8 @@ def run_protocol(
         callbacks: gives the Trainer callbacks for a key; for cells only without further processes.
 
     Raises:
-        ConfigurationError: a cell's configuration is invalid, or `out` holds a result of another one.
+        ConfigurationError: a cell's configuration is invalid, or `out` holds a result of another one or of other data.
+        DataError: a source does not exist.
         CheckpointError: `out` holds a damaged result.
     """
     out = Path(out)
@@ -84,6 +88,8 @@ def run_protocol(
         find_encoder(protocol.answers.encoder, protocol.answers.encoder_layers)
     finished = [cell for cell in cells if is_finished(protocol, cell, out)]
     context = prepare(protocol, Store(store or out / "store"), os.environ if variables is None else variables)
+    for cell in finished:
+        _check_data(protocol, cell, out, context)
     todo = [Job(protocol, cell, out, context) for cell in cells if cell not in finished]
     _check(todo)
     outcome = Outcome(reused=[cell.key for cell in finished])
@@ -128,14 +134,26 @@ def _file_name(key: str) -> str:
     return key.replace("/", "--").replace(" ", "-")
 
 
+def _check_data(protocol: Protocol, cell: Cell, out: Path, context: Context) -> None:
+    """Refuse a result over other data, which its configuration, free of local paths, does not tell apart."""
+    path = result_path(out, cell)
+    if Result.read(path).provenance["data"] != file_records(cell_config(protocol, cell, context).data.sources):
+        raise ConfigurationError(
+            f"{str(path)!r} was measured on other data: a file has changed since; remove it or choose another --out"
+        )
+
+
 def _check(todo: list[Job]) -> None:
-    """Validate the configuration of every cell; two that are the same run would write into one folder."""
+    """Validate configuration and sources of every cell; two that are the same run would write into one folder."""
     folders: dict[str, str] = {}
     for job in todo:
-        folder = cell_config(job.protocol, job.cell, job.context).output_dir
+        config = cell_config(job.protocol, job.cell, job.context)
+        folder = config.output_dir
         if folder in folders:
             raise ConfigurationError(f"{folders[folder]!r} and {job.cell.key!r} are the same run; remove one of them")
         folders[folder] = job.cell.key
+        for source in config.data.sources:
+            check_source(source)
 
 
 def _with_backbones(todo: list[Job], outcome: Outcome, report: Report, callbacks: Callbacks) -> list[Job]:
@@ -145,6 +163,7 @@ def _with_backbones(todo: list[Job], outcome: Outcome, report: Report, callbacks
     outcome.failed += [f"backbone {name}" for name in sorted(missing)]
     for job in todo:
         if job.cell.backbone in missing:
+            _guarded(job.out, job.cell.key, partial(_refuse_without, job.cell.backbone))
             outcome.failed.append(job.cell.key)
             report(job.cell.key, "failed")
     return [job for job in todo if job.cell.backbone not in missing]
@@ -156,6 +175,10 @@ def _backbone_fails(job: Job, report: Report, callbacks: Callbacks) -> bool:
     failure = _guarded(job.out, key, lambda: train_backbone(job.protocol, name, job.context, callbacks(key)))
     report(key, "failed" if failure else "finished")
     return bool(failure)
+
+
+def _refuse_without(backbone: str | None) -> None:
+    raise CodeheadError(f"it starts from the backbone {backbone!r}, which could not be trained; see its own traceback")
 
 
 def _time(protocol: Protocol, context: Context, out: Path, outcome: Outcome, report: Report) -> None:
@@ -195,6 +218,15 @@ def _start(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Otherwise a process whose parent was killed would go on, beside the one that the next command starts."""
+    parent = parent_process()
+    assert parent is not None  # this is the process of a pool
+    parent.join()
+    os._exit(1)
 
 
 def _run(job: Job, callbacks: list[Any] | None = None) -> str:

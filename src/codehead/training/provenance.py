@@ -23,7 +23,7 @@ def provenance(*, seed: int | None = None, sources: Iterable[str | None] = ()) -
         "python": platform.python_version(),
         "git": git_state(),
         "hardware": hardware(),
-        "data": [file_record(source) for source in sources if source],
+        "data": file_records(source for source in sources if source),
         "seed": seed,
     }
 
@@ -31,6 +31,11 @@ def provenance(*, seed: int | None = None, sources: Iterable[str | None] = ()) -
 def utc_now() -> str:
     """The time as `2025-01-31T12:00:00+00:00`."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def file_records(sources: Iterable[str]) -> list[dict[str, Any]]:
+    """The record of every source, in their order."""
+    return [file_record(source) for source in sources]
 
 
 def file_record(source: str) -> dict[str, Any]:

@@ -62,8 +62,7 @@ def train(
 
 def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback], progress: bool) -> Path:
     folder = RunFolder(config)
-    sources = (*config.data.train_sources, config.data.validation, config.data.test)
-    origin = {**provenance(seed=config.seed, sources=sources), "started_at": utc_now()}
+    origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
     if overwrite:
         folder.check_foreign()
     else:

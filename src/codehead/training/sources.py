@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ PROMPT_WITH_INPUT = (
 )
 PROMPT_WITHOUT_INPUT = f"{_TASK}. {_REQUEST}### Response:\n"
 Row = dict[str, str]
+Reader = Callable[[Path], Iterator[tuple[str, Any]]]
 
 
 def read_rows(
@@ -55,6 +56,12 @@ def read_rows(
             "or read records as text (data.as_text)"
         )
     return Dataset.from_list(rows)
+
+
+def check_source(source: str) -> None:
+    """Raise DataError for a local file that does not exist, or of a kind that cannot be read."""
+    if _is_local(source):
+        _reader(Path(source).expanduser())
 
 
 def alpaca_prompt(instruction: str, context: str = "") -> str:
@@ -128,6 +135,10 @@ def _is_local(source: str) -> bool:
 
 def _local(path: Path) -> Iterator[tuple[str, Any]]:
     path = path.expanduser()
+    return _reader(path)(path)
+
+
+def _reader(path: Path) -> Reader:
     if not path.exists():
         raise DataError(f"data file {str(path)!r} does not exist")
     if path.is_dir():
@@ -135,7 +146,7 @@ def _local(path: Path) -> Iterator[tuple[str, Any]]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"data file {str(path)!r} has the unknown suffix {path.suffix!r}; known: {', '.join(_READERS)}")
-    return reader(path)
+    return reader
 
 
 def _read_text(path: Path) -> str:
