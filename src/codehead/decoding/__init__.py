@@ -1,4 +1,7 @@
-"""Decoding: bit logits → token ids and scores. `decode` is the one door; `impl` chooses how it is computed."""
+"""Decoding: bit logits → token ids and scores. `decode` is the one door; `impl` chooses how it is computed.
+
+Importing this registers every decoder: the bilinear ones in `decoders`, the others in a file each.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,43 @@ import torch
 from torch import Tensor
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import matmul, reference
+from codehead.decoding import (  # noqa: F401  (registers)
+    agreement,
+    exponential,
+    hit_rates,
+    inverse_hamming,
+    matmul,
+    probabilistic,
+    reference,
+)
 from codehead.decoding.decoders import DECODERS
+from codehead.decoding.fitted import FittedDecoder, require_fitted
+from codehead.decoding.forms import ByCodeword, Form, Scored, Weights
+from codehead.decoding.reference import REFERENCES
+from codehead.decoding.terms import Terms
 from codehead.decoding.topk import top_k
-from codehead.errors import ConfigurationError
+from codehead.errors import ConfigurationError, DataError
 from codehead.registry import Registry
 
-__all__ = ["DECODERS", "IMPLEMENTATIONS", "Decoded", "decode", "refuse_non_finite", "token_scores"]
+__all__ = [
+    "DECODERS",
+    "IMPLEMENTATIONS",
+    "REFERENCES",
+    "ByCodeword",
+    "Decoded",
+    "FittedDecoder",
+    "Form",
+    "Scored",
+    "Terms",
+    "Weights",
+    "decode",
+    "fit",
+    "refuse_non_finite",
+    "token_scores",
+]
 
-Implementation = Callable[[Tensor, CodewordTable, str], "tuple[Tensor, Tensor | None]"]
-"""(bit logits `(…, n)`, table, decoder) → scores `(…, V)`, and a constant `(…, 1)` to add to them."""
+Implementation = Callable[[Tensor, CodewordTable, str, "Weights | None"], Scored]
+"""(bit logits `(…, n)`, table, decoder, its weights) → scores of all tokens."""
 
 IMPLEMENTATIONS: Registry[Implementation] = Registry("decoding implementation")
 IMPLEMENTATIONS.register("matmul")(matmul.scores)
@@ -32,28 +62,71 @@ class Decoded(NamedTuple):
     ids: Tensor
     """`(…, k)`, int64."""
     scores: Tensor
-    """`(…, k)`: negated distances, or codeword log-posteriors up to a constant of the position."""
+    """`(…, k)`: negated distances or losses, or log-probabilities (likelihood: up to a constant of the position)."""
 
 
-def token_scores(bit_logits: Tensor, table: CodewordTable, decoder: str = "likelihood", impl: str = "matmul") -> Tensor:
+def token_scores(
+    bit_logits: Tensor,
+    table: CodewordTable,
+    decoder: str = "likelihood",
+    impl: str = "matmul",
+    weights: Weights | None = None,
+) -> Tensor:
     """Scores `(…, V)` of every token for bit logits `(…, n)`; larger is better. Never under autocast.
 
+    `weights` are those of a decoder that is fitted to predictions, as `fit` returns them; others need none.
+
     Raises:
-        ConfigurationError: unknown decoder or implementation, or bit logits of another length than the code.
+        ConfigurationError: unknown decoder or implementation, bit logits of another length than the code, a decoder
+            that is not fitted, or one that cannot serve a code of this size.
     """
-    scores, constant = _scores(bit_logits, table, decoder, impl)
-    return scores if constant is None else scores + constant
+    scored = _scores(bit_logits, table, decoder, impl, weights)
+    return scored.finished(scored.values)
 
 
-def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str) -> tuple[Tensor, Tensor | None]:
-    DECODERS.get(decoder)
+def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str, weights: Weights | None) -> Scored:
+    part = DECODERS.get(decoder)
     if bit_logits.shape[-1] != table.length:
         raise ConfigurationError(
             f"bit logits have {bit_logits.shape[-1]} columns but the code has length {table.length}; "
             "the head and the codebook must be built for the same number of bits"
         )
+    if isinstance(part, FittedDecoder):
+        require_fitted(decoder, part, table, weights)
+    else:
+        weights = None
     with _no_autocast(bit_logits.device.type):
-        return IMPLEMENTATIONS.get(impl)(bit_logits, table, decoder)
+        return IMPLEMENTATIONS.get(impl)(bit_logits, table, decoder, weights)
+
+
+@torch.no_grad()
+def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> dict[str, Tensor]:
+    """The weights of a decoder, fitted to bit logits `(tokens, n)` whose labels `(tokens,)` are known.
+
+    The tokens should not be those that the head was trained on: what it gets wrong is what there is to learn.
+
+    Raises:
+        ConfigurationError: the decoder has nothing to fit, its weights would be too large for the code, or the bit
+            logits are not finite or do not fit the labels or the code.
+        DataError: there are no tokens, or a label is not a class of the code.
+    """
+    part = DECODERS.get(decoder)
+    if not isinstance(part, FittedDecoder):
+        fitted = [name for name in DECODERS.names() if isinstance(DECODERS.get(name), FittedDecoder)]
+        raise ConfigurationError(f"decoder {decoder!r} has nothing to fit; those that have: {', '.join(fitted)}")
+    if labels.ndim != 1 or bit_logits.shape != (len(labels), table.length):
+        raise ConfigurationError(
+            f"bit logits of shape {tuple(bit_logits.shape)} and labels of shape {tuple(labels.shape)} cannot be fitted "
+            f"to: they must be (tokens, {table.length}) and (tokens,)"
+        )
+    if not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= table.num_classes:
+        found = f"{int(labels.min())} … {int(labels.max())}" if len(labels) else "none"
+        raise DataError(f"labels to fit a decoder to must be in 0 … {table.num_classes - 1}, found {found}")
+    refuse_non_finite(bit_logits)
+    part.shapes(table)  # refuses a code that is too large before anything is computed
+    wide = bit_logits if bit_logits.dtype == torch.float64 else bit_logits.float()
+    with _no_autocast(bit_logits.device.type):
+        return part.fit(wide, labels.to(bit_logits.device), table)
 
 
 def refuse_non_finite(bit_logits: Tensor) -> None:
@@ -77,16 +150,17 @@ def decode(
     k: int = 1,
     ties: str | int = "lowest",
     impl: str = "matmul",
+    weights: Weights | None = None,
 ) -> Decoded:
     """The `k` nearest tokens of every position for bit logits `(…, n)`.
 
-    `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed.
+    `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed. `weights` as for
+    `token_scores`.
 
     Raises:
         ConfigurationError: as `token_scores`; bit logits that are NaN or infinite; k or `ties` out of range.
     """
-    scores, constant = _scores(bit_logits, table, decoder, impl)
+    scored = _scores(bit_logits, table, decoder, impl, weights)
     refuse_non_finite(bit_logits)
-    ids = top_k(scores, k, ties)
-    best = scores.gather(-1, ids)
-    return Decoded(ids, best if constant is None else best + constant)
+    ids = top_k(scored.values, k, ties)
+    return Decoded(ids, scored.finished(scored.values.gather(-1, ids)))

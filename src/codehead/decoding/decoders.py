@@ -1,37 +1,24 @@
-"""Decoders as bilinear forms: every distance here is an inner product with the codeword and with its support.
+"""The registry of decoders, and those that are one bilinear form of the bit logits.
 
-With x the prediction vector and c a codeword over {−1, 0, +1}, each token score can be written
-
-    score(c) = signed · c + support · |c| + constant
-
-where the three terms depend on the bit logits alone. One matrix product therefore scores all tokens, whatever the
-decoder. Larger scores are better; a distance is returned negated.
+A decoder is a function from bit logits `(…, n)` to a form that scores codewords; larger scores are better, and a
+distance is returned negated. With bit logits z and soft bits x = tanh(z/2) = 2σ(z) − 1 in the ±1 scale of the codeword.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codehead.decoding.fitted import FittedDecoder
+from codehead.decoding.forms import Form
+from codehead.decoding.terms import Terms
 from codehead.registry import Registry
 
-
-class Terms(NamedTuple):
-    """The bilinear form of one decoder for given bit logits `(…, n)`."""
-
-    signed: Tensor
-    """`(…, n)`: weights of the codeword's symbols."""
-    support: Tensor | None
-    """`(…, n)`: weights of the codeword's non-zero positions; None if they do not count."""
-    constant: Tensor | None
-    """`(…, 1)`: added to every score; None if scores mean something only up to a constant of the bit logits."""
-
-
-DECODERS: Registry[Callable[[Tensor], Terms]] = Registry("decoder")
+Decoder = Callable[[Tensor], Form] | FittedDecoder
+DECODERS: Registry[Decoder] = Registry("decoder")
 
 
 @DECODERS.register("hamming")
@@ -43,7 +30,7 @@ def hamming(bit_logits: Tensor) -> Terms:
 
 @DECODERS.register("manhattan")
 def manhattan(bit_logits: Tensor) -> Terms:
-    """−Σ|x − c| with soft bits x = tanh(z/2) = 2σ(z) − 1."""
+    """−Σ|x − c| with soft bits x = tanh(z/2)."""
     x = torch.tanh(bit_logits / 2)
     return Terms(x, x.abs() - 1, -x.abs().sum(-1, keepdim=True))
 
@@ -55,8 +42,21 @@ def euclidean(bit_logits: Tensor) -> Terms:
     return Terms(2 * x, torch.full_like(x, -1.0), -x.square().sum(-1, keepdim=True))
 
 
+@DECODERS.register("attenuated_euclidean")
+def attenuated_euclidean(bit_logits: Tensor) -> Terms:
+    """−Σ|c|(x − c)²: the squared distance over the non-zero positions (Escalera, Pujol, Radeva 2010, AED)."""
+    x = torch.tanh(bit_logits / 2)
+    return Terms(2 * x, -(x.square() + 1), torch.zeros_like(x[..., :1]))
+
+
 @DECODERS.register("likelihood")
 def likelihood(bit_logits: Tensor) -> Terms:
     """log Π σ(c·z) over the codeword's non-zero positions, up to a constant: its softmax is the codeword posterior."""
     half = bit_logits / 2
     return Terms(half, half - F.softplus(bit_logits), None)
+
+
+@DECODERS.register("loss_linear")
+def loss_linear(bit_logits: Tensor) -> Terms:
+    """−Σ L(c·z) with L(θ) = −θ (Allwein, Schapire, Singer 2000): the sum of the margins."""
+    return Terms(bit_logits, None, torch.zeros_like(bit_logits[..., :1]))

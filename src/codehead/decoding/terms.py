@@ -1,0 +1,52 @@
+"""Bilinear forms: scores that are inner products with the codeword and with its support.
+
+With x the prediction vector and c a codeword over {−1, 0, +1}, many token scores can be written
+
+    score(c) = signed · c + support · |c| + constant
+
+where the three terms depend on the bit logits alone. One matrix product with the coding matrix therefore scores all
+tokens (two if the code is ternary): O(n·V) operations a position, O(V) if the code is one-vs-all.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from codehead.codes.table import CodewordTable
+from codehead.decoding.forms import Scored
+
+
+class Terms(NamedTuple):
+    """The bilinear form of one decoder for given bit logits `(…, n)`."""
+
+    signed: Tensor
+    """`(…, n)`: weights of the codeword's symbols."""
+    support: Tensor | None
+    """`(…, n)`: weights of the codeword's non-zero positions; None if they do not count."""
+    constant: Tensor | None
+    """`(…, 1)`: added to every score; None if scores mean something only up to a constant of the bit logits."""
+
+    def scores(self, table: CodewordTable) -> Scored:
+        """The scores; the constant stays apart from them."""
+        values = self._varying(table)
+        if self.constant is None:
+            return Scored(values)
+        shared = self._shared(table, self.constant)
+        return Scored(values, lambda some: some + shared)
+
+    def _varying(self, table: CodewordTable) -> Tensor:
+        if table.is_implicit:  # row v is −1 everywhere but at v: signed · c_v = 2 signed_v − Σ signed
+            return 2 * self.signed
+        result = self.signed @ table.signs().to(self.signed.dtype).T
+        if self.support is not None and table.is_ternary:
+            result = result + self.support @ table.support().to(self.support.dtype).T
+        return result
+
+    def _shared(self, table: CodewordTable, constant: Tensor) -> Tensor:
+        """In a binary code every position is in the support, so its weights add the same to every token."""
+        result = constant
+        if self.support is not None and not table.is_ternary:
+            result = result + self.support.sum(-1, keepdim=True)
+        return result - self.signed.sum(-1, keepdim=True) if table.is_implicit else result
