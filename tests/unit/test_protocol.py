@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from codehead.cli.protocol import _Left
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.result import Result
 from codehead.heads import count_parameters
@@ -356,3 +357,13 @@ def test_the_published_protocols_have_the_configurations_of_the_paper(number: in
     assert protocol.paper == number
     assert protocol.base["adapt"] == "lora"
     assert protocol.answers is not None and protocol.answers.encoder == "roberta-large"
+
+
+def test_the_time_left_is_told_by_cells_alone() -> None:
+    left = _Left(3)
+    left.started -= 3600  # a backbone was trained
+    assert left.restart() == ""
+    left.started -= 60
+    assert left.count("finished") == " (1 of 3, about 2 min left)"
+    assert left.count("finished") == " (2 of 3, about 30 s left)"
+    assert left.count("failed") == " (3 of 3)"
