@@ -7,15 +7,20 @@ from torch import Tensor, nn
 
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
-from codehead.decoding import DECODERS, Decoded, decode, token_scores
+from codehead.decoding import DECODERS, Decoded, FittedDecoder, decode, fit, token_scores
+from codehead.decoding.fitted import empty_weights
 from codehead.errors import ConfigurationError
-from codehead.losses import LOSSES
+from codehead.losses import IGNORE, LOSSES
+
+WEIGHT = "decoder_"
+"""Before the names of a decoder's weights in a state dict."""
 
 
 class Decision(nn.Module):
     """What bit logits mean: their loss, the probability of every token, the nearest tokens.
 
-    Holds the coding matrix and the choice of loss and decoder, no parameters.
+    Holds the coding matrix and the choice of loss and decoder, no parameters. A decoder that is fitted to predictions
+    adds its weights as buffers, which are saved in a checkpoint; they are zeros until `fit_decoder`.
     """
 
     node_loss: Tensor | None
@@ -24,11 +29,49 @@ class Decision(nn.Module):
     def __init__(self, codebook: Codebook | CodewordTable, loss: str = "bitwise", decoder: str = "likelihood") -> None:
         super().__init__()
         LOSSES.get(loss)
-        DECODERS.get(decoder)
         self.table = codebook if isinstance(codebook, CodewordTable) else CodewordTable(codebook)
         self.loss_name = loss
+        self._weight_names: tuple[str, ...] = ()
         self.decoder_name = decoder
         self.node_loss = None
+
+    @property
+    def decoder_name(self) -> str:
+        """The decoder that ranks tokens; another may be set, which forgets weights that it does not share."""
+        return self._decoder_name
+
+    @decoder_name.setter
+    def decoder_name(self, name: str) -> None:
+        decoder = DECODERS.get(name)
+        shapes = decoder.shapes(self.table) if isinstance(decoder, FittedDecoder) else {}
+        if tuple(shapes) != self._weight_names:
+            for old in self._weight_names:
+                delattr(self, WEIGHT + old)
+            for new, values in empty_weights(shapes, self.table).items():
+                self.register_buffer(WEIGHT + new, values)
+            self._weight_names = tuple(shapes)
+        self._decoder_name = name
+
+    @property
+    def decoder_weights(self) -> dict[str, Tensor] | None:
+        """What `fit_decoder` has learnt, zeros before it; None if the decoder has no weights."""
+        return {name: getattr(self, WEIGHT + name) for name in self._weight_names} or None
+
+    def fit_decoder(self, bit_logits: Tensor, labels: Tensor) -> None:
+        """Fit the decoder's weights to bit logits `(…, n)` for labels `(…)` aligned with them; −100 is ignored.
+
+        The bit logits should come from a validation split. Raises a ConfigurationError if the decoder has nothing to
+        fit or the shapes do not match, and a DataError if there is no label or one is not a class.
+        """
+        if bit_logits.shape[:-1] != labels.shape:
+            raise ConfigurationError(
+                f"labels of shape {tuple(labels.shape)} do not fit bit logits of shape {tuple(bit_logits.shape)}; "
+                "every position needs one label"
+            )
+        known = labels != IGNORE
+        weights = fit(self.decoder_name, bit_logits[known.to(bit_logits.device)], labels[known], self.table)
+        for name, values in weights.items():
+            setattr(self, WEIGHT + name, values)
 
     def loss(self, bit_logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Scalar loss of bit logits `(…, n)` for labels `(…)` aligned with them; −100 is ignored."""
@@ -45,7 +88,7 @@ class Decision(nn.Module):
 
     def decode(self, bit_logits: Tensor, k: int = 1, ties: str | int = "lowest") -> Decoded:
         """The `k` nearest tokens of every position under the chosen decoder."""
-        return decode(bit_logits, self.table, decoder=self.decoder_name, k=k, ties=ties)
+        return decode(bit_logits, self.table, decoder=self.decoder_name, k=k, ties=ties, weights=self.decoder_weights)
 
     def extra_repr(self) -> str:
         return f"loss={self.loss_name!r}, decoder={self.decoder_name!r}"

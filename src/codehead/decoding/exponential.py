@@ -42,9 +42,10 @@ class LogExponentialLoss(NamedTuple):
 
     def _losses(self, plus: Tensor, minus: Tensor, rows: slice, codewords: Tensor) -> Tensor:
         """Σ_j w_j e^(−c_j z_j) `(…, rows)`, from e^(−z), which a +1 costs, and e^z, which a −1 costs."""
-        weights = torch.ones_like(codewords) if self.weights is None else self.weights(rows, codewords)
-        zeros = (weights * (codewords == 0)).sum(-1)
-        return plus @ (weights * (codewords > 0)).T + minus @ (weights * (codewords < 0)).T + zeros
+        weights = None if self.weights is None else self.weights(rows, codewords)
+        signed = codewords if weights is None else weights * codewords
+        zeros = (codewords == 0).to(codewords) if weights is None else weights * (codewords == 0)
+        return plus @ signed.clamp(min=0).T - minus @ signed.clamp(max=0).T + zeros.sum(-1)
 
 
 def _sum_of_others(values: Tensor) -> Tensor:

@@ -77,9 +77,9 @@ class ExponentialLossWeighted(LossWeighted):
 def row_weights(hits: Tensor, rows: slice, codewords: Tensor) -> Tensor:
     """W `(rows, n)` of some rows of the hits `(V, n)`, whose codewords are `(rows, n)`."""
     support = codewords.abs()
-    support = torch.where(support.any(-1, keepdim=True), support, 1.0)
+    support = torch.where(support.sum(-1, keepdim=True) > 0, support, 1.0)
     counts = hits[rows].to(codewords.dtype)
-    counts = torch.where(counts.any(-1, keepdim=True), counts, support)
+    counts = torch.where(counts.sum(-1, keepdim=True) > 0, counts, support)
     return counts / counts.sum(-1, keepdim=True)
 
 
