@@ -70,6 +70,12 @@ def test_beta_bounds_hold_a_third_of_the_density():
             assert below(bound, alpha, size - alpha) == pytest.approx(expected, abs=1e-12), (size, alpha)
 
 
+def test_a_bit_logit_of_zero_is_half_an_agreement_for_beta_bounds():
+    """√(t(1 − t)) is a semicircle, whose areas are known."""
+    u = 1 - 2 * float(bounds_of_size(1)[1])
+    assert (u * math.sqrt(1 - u**2) + math.asin(u)) / math.pi == pytest.approx(1 / 3, abs=1e-9)
+
+
 def test_beta_bounds_of_a_long_code_are_those_of_the_normal_distribution():
     size, alpha = 8_000, 6_000
     bound = float(bounds_of_size(size)[2 * alpha])

@@ -85,10 +85,12 @@ def test_the_kinds_differ_on_a_binary_code():
         ("likelihood", "loss_linear", [1.0, 1.0, 1.0], [[1, 1, 1], [1, 0, 0]]),
         # A zero is far from a bit that is sure, if it is measured at all.
         ("euclidean", "attenuated_euclidean", [3.0, 2.0, 2.0], [[1, 1, 1], [1, 0, 0]]),
+        ("manhattan", "attenuated_euclidean", [3.0, 2.0, 2.0], [[1, 1, 1], [1, 0, 0]]),
         # A wrong bit costs more than a zero: by 1 if distances are added, by up to 3 if their squares are.
         ("manhattan", "euclidean", [3.0, 4.0, 4.0, -3.0], [[1, 1, 1, 1], [1, 0, 0, 0]]),
         # Two of two against five of six: the fewer zeros, the more a Hamming distance favours a codeword.
         ("hamming", "laplacian", [1.0] * 6, [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, -1]]),
+        ("hamming", "beta_density", [1.0] * 6, [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, -1]]),
         # One of one is less than eight of nine to Laplace, but its density is bounded by 0.82 and theirs by 0.79.
         ("laplacian", "beta_density", [1.0] * 9, [[1, 0, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, -1]]),
     ],
@@ -96,6 +98,13 @@ def test_the_kinds_differ_on_a_binary_code():
 def test_on_ternary_codes_they_part(first, second, z, rows):
     table = table_of(rows)
     assert best_of(z, table, first) != best_of(z, table, second)
+
+
+def test_on_any_code_hamming_is_the_sum_of_the_margins_of_hard_bits():
+    table = table_of(np.random.default_rng(0).integers(-1, 2, size=(30, 9)))
+    z = torch.randn(20, 9)
+    hamming = decode(z, table, decoder="hamming", k=30).ids
+    assert torch.equal(hamming, decode(z.sign(), table, decoder="loss_linear", k=30).ids)
 
 
 def test_beta_density_ties_only_where_at_most_two_bits_agree():

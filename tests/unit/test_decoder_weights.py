@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 import codehead
 from codehead.codes import build
+from codehead.decoding import DECODERS, Terms
 from codehead.errors import CheckpointError, ConfigurationError, DataError
 from codehead.layer import Decision
 
@@ -127,6 +128,18 @@ def test_a_decoder_chosen_after_loading_is_saved_with_its_weights(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded.decision.decode(z, k=5).ids, model.decision.decode(z, k=5).ids)
+
+
+def test_a_checkpoint_names_a_decoder_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(DECODERS._parts, "own", lambda bit_logits: Terms(bit_logits**3, None, None))
+    model = codehead.attach(tiny_model(), bits=12, decoder="own")
+    model.save_pretrained(tmp_path)
+    z = torch.randn(4, 12)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded.decision.decode(z).ids, model.decision.decode(z).ids)
+    monkeypatch.delitem(DECODERS._parts, "own")
+    with pytest.raises(CheckpointError, match="unknown decoder 'own'"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 def test_a_checkpoint_without_a_decoders_weights_is_refused(tmp_path):
