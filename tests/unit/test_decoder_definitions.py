@@ -95,6 +95,16 @@ def test_inverse_hamming_weights_explain_the_bits():
     torch.testing.assert_close(q @ signs, z.sign())
 
 
+def test_inverse_hamming_serves_training_after_inference():
+    table = CodewordTable(build("minrandom", 40, bits=9, seed=2))
+    z = torch.randn(5, 9)
+    with torch.inference_mode():
+        expected = token_scores(z, table, "inverse_hamming")
+    z = z.clone().requires_grad_()
+    token_scores(z, table, "inverse_hamming").sum().backward()
+    assert torch.equal(token_scores(z, table, "inverse_hamming"), expected) and not z.grad.any()
+
+
 def test_inverse_hamming_follows_a_code_that_is_replaced():
     first, second = (CodewordTable(build("minrandom", 40, bits=9, seed=seed)) for seed in (1, 2))
     z = torch.randn(5, 9)

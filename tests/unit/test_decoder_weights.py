@@ -80,6 +80,14 @@ def test_state_dicts_copies_and_half_precision_keep_the_weights(decision):
         assert torch.equal(same.decode(z, k=3).scores, expected.scores)
 
 
+def test_weights_fitted_in_inference_mode_can_be_loaded_into(decision):
+    z, labels = predictions(decision)
+    with torch.inference_mode():
+        decision.fit_decoder(z.clone(), labels)
+    decision.load_state_dict(copy.deepcopy(decision.state_dict()))
+    assert decision.decode(z.requires_grad_()).scores.requires_grad
+
+
 def test_another_decoder_forgets_weights_that_it_does_not_share(decision):
     z, labels = predictions(decision)
     decision.fit_decoder(z, labels)

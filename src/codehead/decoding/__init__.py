@@ -99,7 +99,6 @@ def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str, w
         return IMPLEMENTATIONS.get(impl)(bit_logits, table, decoder, weights)
 
 
-@torch.no_grad()
 def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> dict[str, Tensor]:
     """The weights of a decoder, fitted to bit logits `(tokens, n)` whose labels `(tokens,)` are known.
 
@@ -125,7 +124,8 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
     refuse_non_finite(bit_logits)
     part.shapes(table)  # refuses a code that is too large before anything is computed
     wide = bit_logits if bit_logits.dtype == torch.float64 else bit_logits.float()
-    with _no_autocast(bit_logits.device.type):
+    # The weights become buffers, which can be loaded into: so not in inference mode, whatever the caller's is.
+    with torch.inference_mode(False), torch.no_grad(), _no_autocast(bit_logits.device.type):
         return part.fit(wide, labels.to(bit_logits.device), table)
 
 

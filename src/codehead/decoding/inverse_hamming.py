@@ -30,7 +30,7 @@ from codehead.decoding.terms import Terms
 from codehead.errors import ConfigurationError
 
 LARGEST = 4096
-"""The largest matrix that is inverted, in rows: 128 MiB of float64, and about a minute."""
+"""The largest matrix that is inverted, in rows: 128 MiB of float64."""
 TOLERANCE = 1e-11
 """Eigenvalues below this share of the largest are zeros."""
 
@@ -79,7 +79,7 @@ def _inverse(table: CodewordTable) -> Tensor:
         )
     signs = table.signs()
     if signs not in _inverses:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # it may serve in training later
             _inverses[signs] = _of_distances(signs) if _is_small(table) else _of_gram(signs)
     found: Tensor = _inverses[signs]
     return found

@@ -43,12 +43,13 @@ class Probabilistic(FittedDecoder):
     """See the module."""
 
     def shapes(self, table: CodewordTable) -> dict[str, tuple[int, ...]]:
-        return {SIGMOIDS: (2, table.length), SEEN: (table.length,)}
+        return {SIGMOIDS: (2, table.length), SEEN: (1,)}
 
     def fit(self, bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> dict[str, Tensor]:
         codewords = table.lookup(labels)
         sigmoids = fit_sigmoids(bit_logits.double(), codewords.double())
-        return {SIGMOIDS: sigmoids.float().view(torch.int32), SEEN: codewords.abs().sum(0).int()}
+        seen = torch.full((1,), len(labels), dtype=torch.int32, device=labels.device)
+        return {SIGMOIDS: sigmoids.float().view(torch.int32), SEEN: seen}
 
     def __call__(self, bit_logits: Tensor, weights: Weights) -> Form:
         slope, offset = weights[SIGMOIDS].view(torch.float32).to(bit_logits.dtype)
