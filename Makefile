@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow check format clean
+.PHONY: help setup demo test test-slow test-page check format clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: $(VENV)/.installed-dev  ## The quick tests
 
 test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 	$(PYTEST) -m slow
+
+test-page: $(VENV)/.installed-dev  ## The page of a report in a real browser (needs Chromium)
+	$(PYTEST) -m slow tests/integration/test_report_page.py
 
 check: $(VENV)/.installed-dev  ## What the automatic run does: lint, types, layers, tests
 	$(BIN)/ruff check .

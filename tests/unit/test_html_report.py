@@ -337,7 +337,7 @@ def test_the_origin_names_machine_encoder_and_files(html: str) -> None:
         "A processor",
         "not comparable",
         "commit 0123456789",
-        "minilm, 6 layers",
+        "minilm, layer 6",
         "50 min 15 s",
         "alpaca.json",
     ):

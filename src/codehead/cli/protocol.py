@@ -123,7 +123,7 @@ def _show_plan(protocol: Protocol, out: Path, only: list[str], jobs: int, variab
     from codehead.protocols.store import Store
 
     steps = plan_steps(protocol, out / protocol.name, Store(out / "store"), only, variables)
-    speed = machine_speed()
+    speed = machine_speed(protocol.base.get("training") or {})
     console = Console(highlight=False)
     console.print(_plan_table(steps, speed))
     left = [step.seconds(speed) for step in steps if not step.is_done]

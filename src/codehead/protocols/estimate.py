@@ -61,9 +61,9 @@ def run_cost(run: RunConfig, architecture: Any) -> Cost:
     )
 
 
-def machine_speed(size: int = 1024, repeats: int = 8) -> float:
-    """Operations per second of a float32 matrix product on the default device, measured in about a second."""
-    a = torch.ones(size, size, device=default_device())
+def machine_speed(training: Mapping[str, Any], size: int = 1024, repeats: int = 8) -> float:
+    """Operations per second of a float32 matrix product where `training` will run, measured in about a second."""
+    a = torch.ones(size, size, device="cpu" if training.get("use_cpu") else default_device())
     (a @ a).sum().item()
     start = time.perf_counter()
     for _ in range(repeats):

@@ -108,7 +108,7 @@ def _encoder(result: Result) -> str:
         return ""
     label = "comparable" if encoder.get("comparable") else "not comparable"
     checksum = f", sha256 {encoder['sha256'][:DIGITS]}…" if encoder.get("sha256") else ""
-    return f"{encoder['name']}, {encoder['layers']} layers{checksum}; {label} with published BERTScores"
+    return f"{encoder['name']}, layer {encoder['layers']}{checksum}; {label} with published BERTScores"
 
 
 def _timing(timing: Result, setting: str) -> str:
@@ -117,7 +117,7 @@ def _timing(timing: Result, setting: str) -> str:
         f"{metrics[name]} {text}"
         for name, text in (
             ("prompts", "prompts"),
-            ("new_tokens", "new tokens at most"),
+            ("new_tokens", "new tokens each"),
             ("batch_size", "at a time"),
             ("repeats", "interleaved repeats"),
         )
