@@ -31,7 +31,7 @@ TERMS = {
     "Perplexity, bits/byte": "of the posterior over tokens on the test split; bits per byte compare across tokenizers",
     "P, R, F1": "BERTScore of generated answers against reference answers, mean over prompts",
     "of Softmax, × Softmax": "divided by the Softmax head of the same seed and setting, then averaged over seeds",
-    "Bytes": "resident in memory: the weights of the head, its packed codebook, and the float32 code matrix that decoding unpacks",
+    "Bytes": "resident in memory: weights, packed codebook, and the float32 matrix that decoding unpacks from it",
     "±": "half width of the 95% t-interval over seeds",
 }
 
