@@ -16,7 +16,7 @@ from torch import Tensor
 
 THIRD = 1 / 3
 NODES = 32
-"""Of the Gauss–Legendre rule; between bound and mode the density is smooth."""
+"""Of the Gauss–Legendre rule."""
 STEPS = 60
 """Of Newton's method at most; about six are needed."""
 ENOUGH = 1e-10
@@ -63,10 +63,10 @@ def _bounds(alpha: Tensor, beta: Tensor) -> Tensor:
 
 
 def _mass(mode: Tensor, distance: Tensor, alpha: Tensor, beta: Tensor, log_norm: Tensor) -> Tensor:
-    """∫ψ from `mode − distance` to `mode`."""
-    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(NODES))
-    points = mode - distance * (1 - nodes.unsqueeze(-1)) / 2
-    return distance / 2 * (weights.unsqueeze(-1) * _density(points, alpha, beta, log_norm)).sum(0)
+    """∫ψ from `mode − distance` to `mode`, over u with t = mode − distance·(1 − u²): t^½ is smooth in u also at 0."""
+    nodes, weights = (torch.from_numpy(part).unsqueeze(-1) for part in np.polynomial.legendre.leggauss(NODES))
+    u = (1 + nodes) / 2
+    return distance * (weights * u * _density(mode - distance * (1 - u.square()), alpha, beta, log_norm)).sum(0)
 
 
 def _density(t: Tensor, alpha: Tensor, beta: Tensor, log_norm: Tensor) -> Tensor:
