@@ -25,7 +25,7 @@ def attach(
     ] = None,
     loss: Annotated[str, typer.Option("--loss", help="bitwise or codeword.")] = "bitwise",
     decoder: Annotated[
-        str, typer.Option("--decoder", help="hamming, manhattan, euclidean or likelihood.")
+        str, typer.Option("--decoder", help="likelihood, hamming, … (docs/decoders.md).")
     ] = "likelihood",
     seed: Annotated[int, typer.Option("--seed", help="Of the codebook and of the head's weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,

@@ -39,9 +39,7 @@ def evaluate(
             "--block-size", min=2, help="Tokens per example.", show_default="256, or all that the model takes"
         ),
     ] = None,
-    decoder: Annotated[
-        str | None, typer.Option("--decoder", help="hamming, manhattan, euclidean or likelihood.")
-    ] = None,
+    decoder: Annotated[str | None, typer.Option("--decoder", help="likelihood, hamming, … (docs/decoders.md).")] = None,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1)] = None,
     text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
     subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a hub data set.")] = None,

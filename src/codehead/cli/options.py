@@ -37,7 +37,7 @@ Width = Annotated[int | None, typer.Option("--width", help="Private width d of m
 Loss = Annotated[str | None, typer.Option("--loss", help="bitwise or codeword.", rich_help_panel=DECISION)]
 Decoder = Annotated[
     str | None,
-    typer.Option("--decoder", help="hamming, manhattan, euclidean or likelihood.", rich_help_panel=DECISION),
+    typer.Option("--decoder", help="likelihood, hamming, … (docs/decoders.md).", rich_help_panel=DECISION),
 ]
 
 Train = Annotated[str | None, typer.Option("--train", help="Hub id or local file.", rich_help_panel=DATA)]

@@ -205,7 +205,8 @@ def _best(decision: Decision | None, outputs: Tensor, scores: Tensor, decoder: s
     k = min(TOP, scores.shape[-1])
     if decision is None or (decision.table.is_implicit and decoder == "likelihood"):
         return scores.topk(k, dim=-1).indices
-    return decode(outputs, decision.table, decoder=decoder, k=k).ids
+    weights = decision.decoder_weights if decoder == decision.decoder_name else None
+    return decode(outputs, decision.table, decoder=decoder, k=k, weights=weights).ids
 
 
 def _defined(value: Any) -> Any:
