@@ -35,7 +35,7 @@ METRICS = {"top1": "top-1 next-token accuracy", "f1": "BERTScore F1"}
 TITLES = {"top1": "Top-1 accuracy", "f1": "BERTScore F1"}
 SIZES: dict[str, tuple[str, Callable[[Row], int]]] = {
     "parameters": ("parameters of the head", lambda row: row.parameters),
-    "bytes": ("bytes resident: weights, codebook and what decoding unpacks", lambda row: row.bytes_resident or 0),
+    "bytes": ("bytes resident, unpacked code included", lambda row: row.bytes_resident or 0),
 }
 
 
