@@ -216,6 +216,7 @@ def test_a_missing_data_file_is_named(folder: Path, tmp_path: Path) -> None:
         run_protocol(protocol(folder, tmp_path), tmp_path / "out", variables={"FOLDER": str(tmp_path)})
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(finished: Path, folder: Path, tmp_path: Path) -> None:
     alone = protocol(folder, tmp_path, seeds=[0], timing=None)
     run_protocol(alone, tmp_path / "out", jobs=2, variables=variables(folder))

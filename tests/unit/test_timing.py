@@ -19,7 +19,8 @@ def test_models_take_turns_and_the_first_round_does_not_count(monkeypatch):
     calls = []
     seconds = iter([9.0, 9.0, 1.0, 2.0, 0.5, 4.0, 2.0, 1.0])
 
-    def generate(model, prompt, new_tokens):
+    def generate(model, prompt, mask, new_tokens):
+        assert mask.tolist() == [[1, 1]]
         calls.append(model)
         return next(seconds)
 
@@ -29,6 +30,15 @@ def test_models_take_turns_and_the_first_round_does_not_count(monkeypatch):
     assert speeds["a"].repeats == [4.0, 8.0, 2.0]
     assert speeds["a"].tokens_per_second == 4.0
     assert speeds["b"].tokens_per_second == 2.0
+
+
+def test_a_batch_counts_the_tokens_of_all_its_rows(monkeypatch):
+    masks = []
+    monkeypatch.setattr(timing, "_generate", lambda model, prompt, mask, new_tokens: masks.append(mask) or 2.0)
+    mask = torch.tensor([[0, 1], [1, 1], [1, 1]])
+    speeds = generation_speed({"a": "A"}, torch.ones(3, 2), attention_mask=mask, new_tokens=4, repeats=1)
+    assert speeds["a"].tokens_per_second == 3 * 4 / 2.0
+    assert all(seen is mask for seen in masks)
 
 
 def test_every_generation_has_the_same_length(model, monkeypatch):
