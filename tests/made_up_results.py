@@ -99,8 +99,6 @@ def timing(paper: int, setting: str) -> Result:
         cells[cell] = {
             "answer_seconds": repeats[2],
             "answer_repeats": repeats,
-            "evaluate_seconds": 2 * repeats[2],
-            "evaluate_repeats": [2 * value for value in repeats],
             "tokens_per_second": 500 / repeats[2],
             "tokens_per_second_repeats": [500 / value for value in repeats],
         }

@@ -15,8 +15,8 @@ from codehead.reports.summary import TIMED, Row, by_setting, setting_title
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PAPER_DESIGNS = ("minimal", "minrandom")  # MinRandom without random bits is Minimal, so they make one curve
-TIME_TITLES = dict(zip(TIMED, ("Answering", "Evaluation", "Speed of generation"), strict=True))
-TIME_UNITS = dict(zip(TIMED, ("seconds for all answers", "seconds for all tokens", "tokens per second"), strict=True))
+TIME_TITLES = dict(zip(TIMED, ("Answering", "Speed of generation"), strict=True))
+TIME_UNITS = dict(zip(TIMED, ("seconds for all answers", "tokens per second"), strict=True))
 
 
 def analyses(rows: Sequence[Row]) -> list[Picture]:

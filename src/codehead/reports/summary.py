@@ -31,7 +31,6 @@ SHARES = {
 }  # each a metric divided by that of the reference with the same seed and setting
 TIMED = {
     "answer_seconds": "answer_repeats",
-    "evaluate_seconds": "evaluate_repeats",
     "tokens_per_second": "tokens_per_second_repeats",
 }  # what is timed, and the key of its repeats
 DESIGN_NAMES = {"minrandom": "MinRandom", "one_vs_all": "One-vs-All", "one_vs_one": "One-vs-One"}

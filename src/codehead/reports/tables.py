@@ -182,7 +182,6 @@ def _usual(differ: bool, scored: bool) -> list[Column]:
         Column("F1", _number("f1", 4), "Answers, BERTScore", brief=_number_mean("f1", 3)),
         Column("of Softmax", _percent("f1_share"), "Answers, BERTScore", DOCUMENT),
         Column("Answers", lambda row: timed(row, "answer_seconds", " s"), "Time", REPORT),
-        Column("Evaluation", lambda row: timed(row, "evaluate_seconds", " s"), "Time", REPORT),
         Column("Tokens/s", lambda row: timed(row, "tokens_per_second"), "Time", REPORT),
     ]
 
