@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ class Loss(NamedTuple):
     """`(n,)`: mean binary cross entropy of every dichotomizer over the labels it looks at, detached."""
 
 
+TokenScores = Callable[[Tensor], Tensor]
 LossFunction = Callable[[Tensor, Tensor, CodewordTable, "Tensor | int | None"], Loss]
 LOSSES: Registry[LossFunction] = Registry("loss")
 
@@ -61,28 +63,37 @@ def bitwise(bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items:
     return Loss(per_token.sum() / items, per_node)
 
 
-@LOSSES.register("codeword")
-def codeword(bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items: Tensor | int | None = None) -> Loss:
+def codeword(
+    bit_logits: Tensor,
+    labels: Tensor,
+    table: CodewordTable,
+    num_items: Tensor | int | None = None,
+    scores: TokenScores | None = None,
+) -> Loss:
     """Cross entropy of the codeword posterior: softmax over V of the likelihood scores.
 
     With the one_vs_all code this is the stock Softmax loss, bit for bit (also NaN without a single label). Otherwise
     more than CHUNK_SCORES scores are made in chunks that are computed again for the gradient, so that no `(tokens, V)`
-    tensor is kept. Arguments as for `bitwise`.
+    tensor is kept. Arguments as for `bitwise`; `scores` makes the scores `(tokens, V)`, by default those of the code.
     """
     bit_logits, labels = _flatten(bit_logits, labels, table)
     if table.is_implicit:
         return Loss(_stock_cross_entropy(bit_logits, labels, num_items), None)
+    score = scores or partial(token_scores, table=table)
     rows = max(1, CHUNK_SCORES // table.num_classes)
     chunks = list(zip(bit_logits.split(rows), labels.split(rows), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
-        nats = [_nats(z, y, table) for z, y in chunks]
+        nats = [_nats(z, y, score) for z, y in chunks]
     else:
-        nats = [checkpoint(_nats, z, y, table, use_reentrant=False, preserve_rng_state=False) for z, y in chunks]
+        nats = [checkpoint(_nats, z, y, score, use_reentrant=False, preserve_rng_state=False) for z, y in chunks]
     return Loss(torch.stack(nats).sum() / _items(labels, num_items), None)
 
 
-def _nats(bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> Tensor:
-    return F.cross_entropy(token_scores(bit_logits, table), labels, ignore_index=IGNORE, reduction="sum")
+LOSSES.register("codeword")(codeword)
+
+
+def _nats(bit_logits: Tensor, labels: Tensor, score: TokenScores) -> Tensor:
+    return F.cross_entropy(score(bit_logits), labels, ignore_index=IGNORE, reduction="sum")
 
 
 def _stock_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:

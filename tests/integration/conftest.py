@@ -22,6 +22,18 @@ def coded() -> Callable[..., PreTrainedModel]:
         with torch.no_grad():
             for parameter in model.get_output_embeddings().parameters():
                 parameter.mul_(5)
+            for parameter in _starting_at_zero(model):
+                torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
         return model
 
     return build
+
+
+def _starting_at_zero(model: Any) -> list[torch.nn.Parameter]:
+    """What a shortlist and a bias per token consist of; as zeros they would show nothing."""
+    if model.decision.corrections is None:
+        return []
+    return [
+        *model.decision.corrections.parameters(),
+        *getattr(model.get_output_embeddings(), "rows", torch.nn.Module()).parameters(),
+    ]

@@ -22,6 +22,7 @@ LAYERS = {
     "mtl": {"bits": 24, "head": "mtl", "width": 3, "head_params": {"bias": True}},
     "ternary": {"code": "sparse_random", "bits": 44},
     "one_vs_all": {"code": "one_vs_all", "bits": None, "loss": "codeword"},
+    "corrected": {"bits": 24, "loss": "codeword", "shortlist": [7, 2, 100], "token_bias": True},
 }
 SOURCE = Path(codehead.__file__).parents[1]
 
@@ -236,6 +237,17 @@ def test_a_flipped_bit_of_the_codebook_is_found_without_checksums_too(coded, tmp
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("ids", [[7, 7, 100], [7, 2, VOCAB], [-1, 2, 3]])
+def test_a_damaged_shortlist_is_found_without_checksums_too(ids, coded, tmp_path):
+    coded(**LAYERS["corrected"]).save_pretrained(tmp_path)
+    (tmp_path / "codehead.json").unlink()
+    state = load_file(tmp_path / "model.safetensors")
+    state["decision.corrections.shortlist"] = torch.tensor(ids, dtype=torch.int32)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"shortlist in the weights .* original checkpoint"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("tensor", ["lm_head.weight", "decision.table.sign_plane"])
 def test_a_missing_tensor_is_named(tensor, coded, tmp_path):
     coded().save_pretrained(tmp_path)
@@ -259,6 +271,8 @@ EDITS = {
     "decoder": ({"decoder": "x"}, "decoder"),
     "missing": ({"seed": ...}, r"quantization_config\.seed is missing"),
     "unknown": ({"sead": 1}, r"quantization_config\.sead .* is not a field.*did you mean 'seed'"),
+    "shortlist": ({"shortlist": 3, "loss": "codeword"}, "lm_head.bits.weight.*missing.*shortlist"),
+    "token_bias": ({"token_bias": True, "loss": "codeword"}, "decision.corrections.*missing"),
     "type": ({"bits": "24"}, r"quantization_config\.bits.*type int.*'24'"),
 }
 

@@ -131,9 +131,16 @@ def test_a_run_leaves_a_loadable_checkpoint_and_its_record(pretrained):
     assert losses(folder)[-1] < losses(folder)[0]
 
 
-@pytest.mark.parametrize(("loss", "measured"), [("bitwise", "node_loss"), ("codeword", "nats")])
+CORRECTED = {**CODED, "loss": "codeword", "shortlist": 20, "token_bias": True}
+
+
+@pytest.mark.parametrize(
+    ("decision", "measured"),
+    [(CODED, "node_loss"), ({**CODED, "loss": "codeword"}, "nats"), (CORRECTED, "nats")],
+    ids=["bitwise", "codeword", "corrected"],
+)
 @pytest.mark.parametrize("adapt", ["lora", "full"])
-def test_the_saved_model_is_the_trained_one(pretrained, stories, tmp_path, loss, measured, adapt):
+def test_the_saved_model_is_the_trained_one(pretrained, stories, tmp_path, decision, measured, adapt):
     """The last eval_loss of the run is what the saved, merged, reloaded model gives in our own metrics."""
     data = {"train": stories, "validation_fraction": 0.2, "block_size": 32}
     config = finetuning(
@@ -141,7 +148,7 @@ def test_the_saved_model_is_the_trained_one(pretrained, stories, tmp_path, loss,
         stories,
         tmp_path / "run",
         data=data,
-        decision={**CODED, "loss": loss},
+        decision=decision,
         adapt=adapt,
     )
     folder = train(config, progress=False)
@@ -167,6 +174,22 @@ def test_adaptation_moves_only_what_it_should(pretrained, instructions, tmp_path
         "full": {name for name in before if name != "lm_head.weight"},
     }
     assert moved == expected[adapt]
+
+
+@pytest.mark.parametrize("adapt", ["lora", "head", "full"])
+def test_a_shortlist_is_counted_on_the_training_labels_and_trained(pretrained, instructions, tmp_path, adapt):
+    config = finetuning(pretrained["softmax"], instructions, tmp_path / "run", decision=CORRECTED, adapt=adapt)
+    folder = train(config, progress=False)
+    model = load_model(str(folder))
+    examples = tokenize(load_rows(config.data, config.seed).train, load_tokenizer(str(folder)), config.data.block_size)
+    counts = torch.tensor([label for example in examples for label in example["labels"] if label >= 0]).bincount(
+        minlength=270
+    )
+    assert model.decision.corrections.shortlist.tolist() == counts.argsort(descending=True, stable=True)[:20].tolist()
+    assert (model.get_output_embeddings().rows.weight != 0).any()
+    start = ((counts + 1.0) / (counts + 1.0).sum()).log()
+    assert not torch.allclose(model.decision.corrections.token_bias, start)
+    torch.testing.assert_close(model.decision.corrections.token_bias, start, rtol=0, atol=1.0)  # it began there
 
 
 @pytest.mark.parametrize("adapt", ["lora", "full"])
@@ -239,6 +262,7 @@ BY_LENGTH = {
 INTERRUPTED = {
     "full": {},
     "lora": {"adapt": "lora", "lora": {"dropout": 0.3}},
+    "lora, corrected": {"adapt": "lora", "decision": CORRECTED},
     "by length": {"training": BY_LENGTH},
 }
 
@@ -246,7 +270,9 @@ INTERRUPTED = {
 @pytest.mark.parametrize("changes", INTERRUPTED.values(), ids=INTERRUPTED)
 def test_an_interrupted_run_goes_on_with_the_same_losses(pretrained, stories, tmp_path, changes):
     if "adapt" in changes:
-        config = finetuning(pretrained["coded"], stories, tmp_path / "whole", **changes)
+        config = finetuning(
+            pretrained["softmax" if "decision" in changes else "coded"], stories, tmp_path / "whole", **changes
+        )
     else:
         config = pretraining(stories, tmp_path / "whole", **changes)
     whole = train(config, progress=False)

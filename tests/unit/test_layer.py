@@ -71,7 +71,7 @@ def test_node_losses_of_the_last_batch_are_kept():
 
 
 def test_a_head_of_another_length_is_refused():
-    with pytest.raises(ConfigurationError, match="the head gives 11 bit logits but the code has length 12"):
+    with pytest.raises(ConfigurationError, match="the head gives 11 outputs but the decision layer reads 12"):
         DecisionLayer(build("minrandom", 20, bits=12), heads.build("linear", 16, 11))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,10 @@ def attach(
     decoder: Annotated[
         str, typer.Option("--decoder", help="likelihood, hamming, … (docs/decoders.md).")
     ] = "likelihood",
+    token_bias: Annotated[bool, typer.Option("--token-bias", help="Give every token a bias.")] = False,
+    start: Annotated[
+        str, typer.Option("--start", help="random, or old_head: weights near those of the Softmax head.")
+    ] = "random",
     seed: Annotated[int, typer.Option("--seed", help="Of the codebook and of the head's weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
@@ -39,7 +43,9 @@ def attach(
     from codehead.training.quiet import library_bars_hidden
     from codehead.training.tokenizer import load_tokenizer
 
-    options = {
+    options: dict[str, Any] = {
+        "token_bias": token_bias,
+        "start": start,
         "code_params": opt.key_values("--param", param),
         "head_params": opt.key_values("--head-param", head_param),
     }

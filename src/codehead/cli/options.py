@@ -39,6 +39,17 @@ Decoder = Annotated[
     str | None,
     typer.Option("--decoder", help="likelihood, hamming, … (docs/decoders.md).", rich_help_panel=DECISION),
 ]
+Shortlist = Annotated[
+    int | None,
+    typer.Option("--shortlist", help="Dense rows for so many frequent tokens.", rich_help_panel=DECISION),
+]
+TokenBias = Annotated[
+    bool | None,
+    typer.Option("--token-bias/--no-token-bias", help="A bias for every token.", rich_help_panel=DECISION),
+]
+Start = Annotated[
+    str | None, typer.Option("--start", help="random, or old_head: near the Softmax head.", rich_help_panel=DECISION)
+]
 
 Train = Annotated[str | None, typer.Option("--train", help="Hub id or local file.", rich_help_panel=DATA)]
 Validation = Annotated[str | None, typer.Option("--validation", help="Hub id or file.", rich_help_panel=DATA)]
@@ -63,6 +74,7 @@ BFloat16 = Annotated[bool | None, typer.Option("--bf16/--no-bf16", rich_help_pan
 SaveSteps = Annotated[int | None, typer.Option("--save-steps", rich_help_panel=TRAINING)]
 LoggingSteps = Annotated[int | None, typer.Option("--logging-steps", rich_help_panel=TRAINING)]
 
+DECISION_OPTIONS = ("code", "bits", "head", "width", "loss", "decoder", "shortlist", "token_bias", "start")
 KEYS = {
     "model": "model",
     "tokenizer": "tokenizer",
@@ -71,7 +83,7 @@ KEYS = {
     "adapt": "adapt",
     "dtype": "dtype",
     "lora_r": "lora.r",
-    **{name: f"decision.{name}" for name in ("code", "bits", "head", "width", "loss", "decoder")},
+    **{name: f"decision.{name}" for name in DECISION_OPTIONS},
     **{name: f"data.{name}" for name in ("train", "validation", "validation_fraction", "text_field")},
     **{name: f"data.{name}" for name in ("block_size", "max_documents")},
     **{name: f"training.{name}" for name in ("learning_rate", "max_steps", "save_steps", "logging_steps", "bf16")},

@@ -24,6 +24,8 @@ def pretrain(
     width: opt.Width = None,
     loss: opt.Loss = None,
     decoder: opt.Decoder = None,
+    shortlist: opt.Shortlist = None,
+    token_bias: opt.TokenBias = None,
     train: opt.Train = None,
     validation: opt.Validation = None,
     validation_fraction: opt.ValidationFraction = None,

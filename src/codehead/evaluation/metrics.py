@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.decoding import DECODERS, decode
+from codehead.decoding.topk import top_k
 from codehead.errors import ConfigurationError, DataError
+from codehead.layer import CORRECTED_DECODER
 from codehead.models import is_coded
 from codehead.training.data import Collator
 from codehead.training.tokenization import IGNORED
@@ -167,11 +169,11 @@ def _add_batch(totals: _Totals, model: Any, batch: dict[str, Tensor], decoder: s
             f"the data hold the label {int(labels.max())}, but the model has {num_classes} tokens; "
             "tokenise with the model's own tokenizer"
         )
-    outputs = model(**inputs, use_cache=False).logits if decision is None else model.bit_logits(**inputs)
-    outputs = outputs[:, :-1][scored]  # (tokens, n), or (tokens, V) of a stock model
+    outputs = model(**inputs, use_cache=False).logits if decision is None else model.head_outputs(**inputs)
+    outputs = outputs[:, :-1][scored]  # (tokens, n + K), or (tokens, V) of a stock model
     rows = max(1, SCORE_BYTES // (4 * num_classes))
-    for bits, wanted in zip(outputs.split(rows), labels.split(rows), strict=True):
-        _add_tokens(totals, decision, bits, wanted, decoder)
+    for some, wanted in zip(outputs.split(rows), labels.split(rows), strict=True):
+        _add_tokens(totals, decision, some, wanted, decoder)
     if "num_bytes" not in batch:
         totals.num_bytes = None
     elif totals.num_bytes is not None:
@@ -179,7 +181,7 @@ def _add_batch(totals: _Totals, model: Any, batch: dict[str, Tensor], decoder: s
 
 
 def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, labels: Tensor, decoder: str) -> None:
-    """Add outputs `(tokens, n)` for labels `(tokens,)`."""
+    """Add outputs `(tokens, n + K)` for labels `(tokens,)`."""
     scores = (decision.logits(outputs) if decision is not None else outputs).float()
     totals.tokens += len(labels)
     totals.nats += float(F.cross_entropy(scores, labels, reduction="none").double().sum())
@@ -188,10 +190,10 @@ def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, lab
     totals.first += int(hits[:, 0].sum())
     totals.top += int(hits.sum())
     if decision is not None and has_nodes(decision):
-        codewords = decision.table.lookup(labels)
+        codewords, bit_logits = decision.table.lookup(labels), decision.bit_logits(outputs).float()
         seen = codewords.abs()
-        nats = F.softplus(-codewords * outputs.float()) * seen
-        right = (codewords * outputs.float() > 0).double()
+        nats = F.softplus(-codewords * bit_logits) * seen
+        right = (codewords * bit_logits > 0).double()
         totals.add_nodes(nats.double().sum(0), right.sum(0), seen.double().sum(0))
 
 
@@ -205,6 +207,8 @@ def _best(decision: Decision | None, outputs: Tensor, scores: Tensor, decoder: s
     k = min(TOP, scores.shape[-1])
     if decision is None or (decision.table.is_implicit and decoder == "likelihood"):
         return scores.topk(k, dim=-1).indices
+    if decision.corrections is not None:
+        return top_k(scores, k)
     weights = decision.decoder_weights if decoder == decision.decoder_name else None
     return decode(outputs, decision.table, decoder=decoder, k=k, weights=weights).ids
 
@@ -221,6 +225,11 @@ def _ranking(model: Any, decoder: str | None) -> str:
     if decoder is None:
         return str(model.decision.decoder_name) if is_coded(model) else "likelihood"
     DECODERS.get(decoder)
+    if is_coded(model) and model.decision.corrections is not None and decoder != CORRECTED_DECODER:
+        raise ConfigurationError(
+            f"decoder is {decoder!r}, but this model has a shortlist or a bias per token, which are added to the "
+            f"scores of {CORRECTED_DECODER!r}; leave the decoder away"
+        )
     if not is_coded(model):
         raise ConfigurationError(
             f"decoder is {decoder!r}, but this model has a Softmax head, whose logits are the scores of the tokens: "

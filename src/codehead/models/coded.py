@@ -41,27 +41,35 @@ class CodedCausalLM:
             return object.__new__(cls)
         return cls._stock_class(*args, **kwargs)
 
-    def bit_logits(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Bit logits `(batch, length, n)` of the inputs that `forward` takes; labels are ignored."""
+    def head_outputs(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the head gives for the inputs that `forward` takes: `(batch, length, n)`, a shortlist's K after them.
+
+        Labels are ignored.
+        """
         for name in ("labels", "shift_labels", "num_items_in_batch", "output_token_logits"):
             kwargs.pop(name, None)
-        return self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True}).logits
+        outputs: Tensor = self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True}).logits
+        return outputs
+
+    def bit_logits(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Bit logits `(batch, length, n)` of the inputs that `forward` takes; labels are ignored."""
+        return self.decision.bit_logits(self.head_outputs(*args, **kwargs))
 
     def _decide(self, outputs: Any, labels: Tensor | None, num_items: Tensor | int | None, wanted: bool | None) -> Any:
-        """Outputs with the loss and the token logits in place of the bit logits `(batch, length, n)`.
+        """Outputs with the loss and the token logits in place of the head's outputs `(batch, length, n + K)`.
 
-        `labels` are aligned with the bit logits. In training the token logits stay None unless `wanted`.
+        `labels` are aligned with them. In training the token logits stay None unless `wanted`.
         """
-        bit_logits, loss = outputs.logits, None
+        own, loss = outputs.logits, None
         if labels is not None:
             loss = self._loss(outputs, labels, num_items)
         elif not self.training:
-            guards.refuse_nan(bit_logits)
+            guards.refuse_nan(own)
         elif is_grad_enabled() and wanted is None and self.decision.loss_name == "bitwise":
             guards.refuse_posterior_loss()
         if wanted is None:
             wanted = labels is None or not self.training
-        logits = self.decision.logits(bit_logits) if wanted else None
+        logits = self.decision.logits(own) if wanted else None
         return type(outputs)(**{**outputs, "loss": loss, "logits": logits})
 
     def _loss(self, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:

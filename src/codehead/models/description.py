@@ -10,6 +10,7 @@ from typing import Any
 from codehead import __version__
 from codehead.codes.codebook import Codebook
 from codehead.errors import CheckpointError, ConfigurationError
+from codehead.layer import Decision
 from codehead.registry import did_you_mean
 
 METHOD = "codehead"
@@ -40,6 +41,10 @@ class Description:
     head_options: dict[str, Any]
     loss: str
     decoder: str
+    shortlist: int
+    """K, the tokens that have a dense row beside the code; their ids are in the weights."""
+    token_bias: bool
+    """Whether every token has a bias."""
     stock: dict[str, Any]
     """What was changed in the stock configuration, with the values from before."""
     version: str = __version__
@@ -67,8 +72,7 @@ class Description:
         codebook: Codebook,
         head: str,
         head_options: dict[str, Any],
-        loss: str,
-        decoder: str,
+        decision: Decision,
         stock: dict[str, Any],
     ) -> Description:
         """The description of a decision layer that is about to be attached.
@@ -91,8 +95,10 @@ class Description:
             checksum=codebook.checksum,
             head=head,
             head_options=head_options,
-            loss=loss,
-            decoder=decoder,
+            loss=decision.loss_name,
+            decoder=decision.decoder_name,
+            shortlist=decision.num_outputs - codebook.length,
+            token_bias=decision.corrections is not None and decision.corrections.token_bias is not None,
             stock=stock,
         )
 

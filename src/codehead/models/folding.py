@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codehead.errors import ConfigurationError
+from codehead.heads.shortlist import ShortlistHead
+from codehead.layer import Decision
 from codehead.models.surgery import Model, describe, uninstall
 
 
@@ -15,8 +17,9 @@ def fold(model: Model) -> Model:
     """Replace the decision layer by the Softmax head with the same posterior, in place.
 
     The token scores of a binary code are `½ C z` and a linear head gives `z = P h + b`, so the weight is
-    `½ C P`, `(V, hidden)`, and the bias `½ C b`. The result is a stock model that every tool reads, without
-    the saving in size. A ConfigurationError says why if the head is not linear or the code is ternary.
+    `½ C P`, `(V, hidden)`, and the bias `½ C b`; what a shortlist and a bias per token add is added to them.
+    The result is a stock model that every tool reads, without the saving in size. A ConfigurationError says why
+    if the head is not linear or the code is ternary.
     """
     description = describe(model, "fold")
     if description.head != "linear":
@@ -35,13 +38,23 @@ def fold(model: Model) -> Model:
 
 @torch.no_grad()
 def _dense_head(model: Any) -> nn.Linear:
-    head, table = model.get_output_embeddings(), model.decision.table
-    rows = [head.weight.float()] + ([] if head.bias is None else [head.bias.float().unsqueeze(1)])
-    weight = torch.cat(rows, dim=1)  # (n, hidden) or (n, hidden + 1)
-    dense = weight if table.is_implicit else 0.5 * (table.signs() @ weight)
-    hidden = head.weight.shape[1]
-    folded = nn.Linear(hidden, table.num_classes, bias=head.bias is not None, device="meta")
-    folded.weight = nn.Parameter(dense[:, :hidden].to(head.weight.dtype).contiguous())
-    if head.bias is not None:
-        folded.bias = nn.Parameter(dense[:, hidden].to(head.weight.dtype).contiguous())
+    head, decision = model.get_output_embeddings(), model.decision
+    linear: Any = head.bits if isinstance(head, ShortlistHead) else head
+    weight: Tensor = _spread(linear.weight, decision)
+    bias: Tensor | None = None if linear.bias is None else _spread(linear.bias, decision)
+    corrections = decision.corrections
+    if isinstance(head, ShortlistHead):
+        weight = weight.index_add(0, corrections.shortlist, head.rows.weight.float())
+    if corrections is not None and corrections.token_bias is not None:
+        bias = corrections.token_bias.float() + (0.0 if bias is None else bias)
+    folded = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
+    folded.weight = nn.Parameter(weight.to(linear.weight.dtype).contiguous())
+    if bias is not None:
+        folded.bias = nn.Parameter(bias.to(linear.weight.dtype).contiguous())
     return folded
+
+
+def _spread(values: Tensor, decision: Decision) -> Tensor:
+    """From one row per bit `(n, …)` to one per token `(V, …)`, in float32: ½ C · values."""
+    wide = values.float()
+    return wide if decision.table.is_implicit else 0.5 * (decision.table.signs() @ wide)

@@ -17,8 +17,8 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from codehead import heads
 from codehead.codes.table import CodewordTable
+from codehead.decoding.corrections import Corrections, choose_shortlist
 from codehead.errors import CheckpointError, CodeheadError
 from codehead.layer import Decision
 from codehead.models import manifest, stock, surgery
@@ -71,6 +71,8 @@ class CodeheadLoader(HfQuantizer):
             raise CheckpointError(f"quantization_config in config.json: {error}") from error
         _expect_vocabulary(description, old.weight.shape[0])
         _expect_no_soft_cap(model, description)
+        if decision.corrections is not None:
+            decision.corrections.to(old.weight.dtype)
         surgery.install(model, head.to(old.weight.dtype), decision)
         if checkpoint_files:
             files = [file for file in checkpoint_files if file.endswith(".safetensors")]
@@ -81,6 +83,7 @@ class CodeheadLoader(HfQuantizer):
         """Check the codebook, then leave: the model can be trained, cast and saved like any other."""
         description = self.quantization_config.description
         _check_codebook(model.decision.table, description)
+        _check_shortlist(model.decision.corrections)
         head = model.get_output_embeddings().weight
         if not head.is_meta:  # offloaded: its outputs come to where the decision layer is
             model.decision.to(head.device)
@@ -93,11 +96,20 @@ class CodeheadLoader(HfQuantizer):
 def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, Decision]:
     """Head and decision of the right shapes on the meta device, to be filled from a checkpoint."""
     with torch.device("meta"):
-        head = heads.build(description.head, hidden_size, description.bits, **description.head_options)
+        head = surgery.build_head(
+            description.head, hidden_size, description.bits, description.shortlist, description.head_options
+        )
         table = CodewordTable.empty(
             description.num_classes, description.bits, description.ternary, description.is_implicit
         )
-        return head, Decision(table, description.loss, description.decoder)
+        return head, Decision(table, description.loss, description.decoder, _empty_corrections(description))
+
+
+def _empty_corrections(description: Description) -> Corrections | None:
+    if not description.shortlist and not description.token_bias:
+        return None
+    shortlist = torch.empty(description.shortlist, dtype=torch.int32)
+    return Corrections(description.num_classes, shortlist, description.token_bias)
 
 
 def _expect_vocabulary(description: Description, rows: int) -> None:
@@ -129,7 +141,7 @@ def _check_tensors(model: Any, files: Sequence[str]) -> None:
         if name.startswith(prefixes) and not _holds(found, name, expected):
             raise CheckpointError(
                 f"tensor {name} of the checkpoint has shape {found.get(name, 'none: it is missing')}, but "
-                "bits, num_classes and head_options of quantization_config in config.json make it "
+                "bits, num_classes, shortlist and head_options of quantization_config in config.json make it "
                 f"{expected}; restore config.json and the weights from the original checkpoint"
             )
 
@@ -166,3 +178,15 @@ def _check_codebook(table: CodewordTable, description: Description) -> None:
             f"the weights has {checksum}: one of them was changed, and tokens would be decoded wrongly; "
             "restore both from the original checkpoint"
         )
+
+
+def _check_shortlist(corrections: Corrections | None) -> None:
+    """The ids of the shortlist are tokens, each listed once."""
+    if corrections is None or corrections.shortlist.is_meta:
+        return
+    try:
+        choose_shortlist(corrections.shortlist.tolist(), None, corrections.num_classes)
+    except CodeheadError as error:
+        raise CheckpointError(
+            f"the shortlist in the weights is damaged ({error}); restore the weights from the original checkpoint"
+        ) from error

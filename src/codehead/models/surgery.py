@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,11 +12,14 @@ from torch import nn
 
 from codehead import codes, heads
 from codehead.codes.codebook import Codebook
+from codehead.decoding.corrections import Corrections, choose_shortlist, read_counts
 from codehead.errors import CodebookError, ConfigurationError
+from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
 from codehead.models import guards, stock
 from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import METHOD, Description
+from codehead.models.initial import initialise
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -35,6 +39,10 @@ def attach(
     decoder: str = "likelihood",
     seed: int = 0,
     *,
+    shortlist: int | Sequence[int] = 0,
+    token_bias: bool = False,
+    start: str = "random",
+    token_counts: Any = None,
     code_params: dict[str, Any] | None = None,
     head_params: dict[str, Any] | None = None,
     keep_head: bool = True,
@@ -50,6 +58,13 @@ def attach(
         loss: "bitwise" (never V wide) or "codeword" (normalised over the codewords).
         decoder: how `model.decision.decode` ranks tokens.
         seed: of the codebook and of the head's initial weights; the global random state is not touched.
+        shortlist: K tokens that get a dense row of their own beside the code, added to their scores: the most
+            frequent by `token_counts`, or a list of ids. Needs the loss "codeword".
+        token_bias: give every token a bias. Needs the loss "codeword".
+        start: "random", or "old_head": the weights with which a linear head comes closest to the Softmax head
+            that it replaces (least squares).
+        token_counts: how often each of the V tokens occurs in text like yours, `(V,)`: chooses the shortlist,
+            weights the tokens for start="old_head", and from start="random" begins the bias at their log frequency.
         code_params: further options of the design, and `parity`, `parity_kind`. A design that looks at the
             classes (itq, merged_decoc, …) takes `prototypes`, by default the rows of the model's own
             Softmax head. They mean something only if that head was trained: for a model that starts
@@ -72,11 +87,16 @@ def attach(
     if codebook.design != "one_vs_all":
         stock.refuse_fixed_soft_cap(target)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
-    new = _seeded_head(head, hidden_size, codebook.length, options, seed).to(old.weight)
-    decision = Decision(codebook, loss, decoder).to(old.weight.device)
+    counts = None if token_counts is None else read_counts(token_counts, codebook.num_classes)
+    corrections = _corrections(shortlist, token_bias, counts, codebook.num_classes)
+    corrections = None if corrections is None else corrections.to(old.weight)
+    decision = Decision(codebook, loss, decoder, corrections).to(old.weight.device)
+    new = _seeded_head(head, hidden_size, codebook.length, decision.num_outputs - codebook.length, options, seed)
+    new = new.to(old.weight)
+    initialise(start, old, new, decision, counts)
 
     changed = stock.before(target, old, capped=decision.table.is_implicit)
-    description = Description.of(codebook, head, options, loss, decoder, changed)
+    description = Description.of(codebook, head, options, decision, changed)
     stock.alter(target, changed)
     target.config.quantization_config = description.to_dict()
     install(target, new, decision, old if keep_head else None)
@@ -206,8 +226,21 @@ def _rows(weight: torch.Tensor, code: str) -> np.ndarray:
     return rows
 
 
-def _seeded_head(name: str, hidden_size: int, num_bits: int, options: dict[str, Any], seed: int) -> nn.Module:
+def _corrections(shortlist: Any, token_bias: bool, counts: Any, num_classes: int) -> Corrections | None:
+    ids = choose_shortlist(shortlist, counts, num_classes)
+    return Corrections(num_classes, ids, bool(token_bias)) if len(ids) or token_bias else None
+
+
+def build_head(name: str, hidden_size: int, num_bits: int, shortlist: int, options: dict[str, Any]) -> nn.Module:
+    """The head called `name`, with rows for a shortlist of so many tokens if there is one."""
+    head = heads.build(name, hidden_size, num_bits, **options)
+    return ShortlistHead(head, hidden_size, shortlist) if shortlist else head
+
+
+def _seeded_head(
+    name: str, hidden_size: int, num_bits: int, shortlist: int, options: dict[str, Any], seed: int
+) -> nn.Module:
     """A head with its own initial weights, made on the CPU so that a seed means the same on every device."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        return heads.build(name, hidden_size, num_bits, **options)
+        return build_head(name, hidden_size, num_bits, shortlist, options)

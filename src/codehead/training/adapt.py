@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from codehead.errors import ConfigurationError
+from codehead.models import is_coded
 from codehead.models.stock import head_path
 from codehead.training.config import LoraConfig, RunConfig
 from codehead.training.model import attention_projections, is_transposed, untie
@@ -19,7 +20,8 @@ def adapt(model: nn.Module, config: RunConfig) -> nn.Module:
     untie(model)
     if config.adapt == "head":
         model.requires_grad_(False)
-        model.get_output_embeddings().requires_grad_(True)  # type: ignore[operator]
+        for path in _decision_paths(model):
+            model.get_submodule(path).requires_grad_(True)
         return model
     return _with_lora(model, config.lora)
 
@@ -48,11 +50,17 @@ def _with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=names,
-        modules_to_save=[head_path(model)],
+        modules_to_save=_decision_paths(model),
         fan_in_fan_out=is_transposed(model, found),
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, settings)
+
+
+def _decision_paths(model: Any) -> list[str]:
+    """The modules that hold the parameters of the decision layer."""
+    corrected = is_coded(model) and model.decision.corrections is not None
+    return [head_path(model), *(["decision.corrections"] if corrected else [])]
 
 
 def _is_one_of(path: str, names: list[str]) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from codehead.errors import ConfigurationError, DataError
 from codehead.training.config import DataConfig
 from codehead.training.sources import read_rows
@@ -92,6 +94,13 @@ def check_labels(examples: Dataset, vocab_size: int) -> None:
                 f"{name} holds the id {largest}, but the model has only {vocab_size} tokens; "
                 "tokenise with the model's own tokenizer"
             )
+
+
+def count_labels(examples: Dataset, num_tokens: int) -> np.ndarray:
+    """How often every token is a label, int64 `(tokens,)`; ids of `num_tokens` or more are left out."""
+    labels = examples.data.column("labels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    known = labels[(labels >= 0) & (labels < num_tokens)]
+    return np.bincount(known, minlength=num_tokens)
 
 
 class Collator:

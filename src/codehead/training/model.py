@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -22,9 +23,17 @@ from codehead.training.quiet import library_bars_hidden
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+COUNTING = ("shortlist", "token_bias", "start")
+"""What in a decision layer depends on how often tokens occur."""
 
-def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    """The model with the decision layer that `config.decision` asks for; None keeps the one it has."""
+
+def build_model(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, count: Callable[[], np.ndarray] | None = None
+) -> nn.Module:
+    """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
+
+    `count` tells how often each token occurs as a label, `(tokens,)`; it is called if the decision layer uses that.
+    """
     if isinstance(config.model, dict):
         model = new_model(config.model, tokenizer)
     else:
@@ -32,10 +41,19 @@ def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Mod
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_length(model, config.data.block_size, "data.block_size")
     if config.decision is not None:
-        model = _reread(model, config.decision) if is_coded(model) else attach(model, **config.decision)
+        model = _reread(model, config.decision) if is_coded(model) else _attached(model, config.decision, count)
     if is_coded(model):
         refuse_softmax_only(config.training)
     return model
+
+
+def _attached(model: Any, decision: Mapping[str, Any], count: Callable[[], np.ndarray] | None) -> Any:
+    """The model with a new decision layer, that knows how often tokens occur where it makes use of it."""
+    if count is None or not any(decision.get(key) for key in COUNTING):
+        return attach(model, **decision)
+    counts = count()
+    counts = np.pad(counts, (0, model.get_input_embeddings().num_embeddings - len(counts)))
+    return attach(model, token_counts=counts, **decision)
 
 
 def _reread(model: Any, decision: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from transformers import (
 from codehead.errors import ConfigurationError
 from codehead.training.adapt import adapt, merge
 from codehead.training.config import RunConfig
-from codehead.training.data import Collator, Rows, check_labels, load_rows, tokenize
+from codehead.training.data import Collator, Rows, check_labels, count_labels, load_rows, tokenize
 from codehead.training.divergence import StopAtDivergence, refuse_divergence
 from codehead.training.folder import RunFolder
 from codehead.training.model import build_model
@@ -32,6 +33,7 @@ from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Trainer
 
 DEFAULTS = {
@@ -70,8 +72,10 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     rows = load_rows(config.data, config.seed)
     tokenizer = _tokenizer(config, rows)
     set_seed(config.seed)
-    model = adapt(build_model(config, tokenizer), config)
-    trainer = _trainer(config, folder, model, tokenizer, rows, callbacks, progress)
+    examples = cache(partial(_examples, tokenizer=tokenizer, block_size=config.data.block_size))
+    model = adapt(build_model(config, tokenizer, lambda: count_labels(examples(rows.train), len(tokenizer))), config)
+    datasets = [examples(rows.train), examples(rows.validation)]
+    trainer = _trainer(config, folder, model, tokenizer, datasets, callbacks, progress)
     # Only now is anything written: whatever can be wrong with the configuration has been found.
     if overwrite:
         folder.clear()
@@ -114,15 +118,10 @@ def _trainer(
     folder: RunFolder,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
+    datasets: Sequence[Dataset | None],
     callbacks: Sequence[TrainerCallback],
     progress: bool,
 ) -> Trainer:
-
-    datasets = [
-        None if part is None else tokenize(part, tokenizer, config.data.block_size)
-        for part in (rows.train, rows.validation)
-    ]
     for examples in datasets:
         if examples is not None:
             check_labels(examples, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
@@ -158,6 +157,10 @@ def _save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, path: Path) -> N
     if trainer.is_world_process_zero():
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
+
+
+def _examples(rows: Dataset | None, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Dataset | None:
+    return None if rows is None else tokenize(rows, tokenizer, block_size)
 
 
 def _tokenizer(config: RunConfig, rows: Rows) -> PreTrainedTokenizerBase:

@@ -1,0 +1,96 @@
+"""What single tokens add to their scores: dense rows for a shortlist, a bias for every token.
+
+A code of n columns gives scores of rank n. A shortlist lifts that limit where it matters, for the K most frequent
+tokens: each gets a bit logit of its own, added to its score. In the terms of ECOC these are K more ternary columns, +1
+for one token and 0 for all others, read by their margin (`loss_linear`). Y. Oda et al. (2017), "Neural Machine
+Translation via Binary Code Prediction", combine a shortlist with a code as a hard split; here it is a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from codehead.errors import ConfigurationError
+
+
+@final
+class Corrections(nn.Module):
+    """Adds to token scores `(…, V)` the outputs of a shortlist `(…, K)` and a learnt bias `(V,)`.
+
+    The buffer `shortlist` `(K,)` holds the token ids, int32; `token_bias` is a parameter that starts at zero, or None.
+    """
+
+    shortlist: Tensor
+    token_bias: nn.Parameter | None
+
+    def __init__(self, num_classes: int, shortlist: Tensor, token_bias: bool) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.register_buffer("shortlist", shortlist.to(torch.int32))
+        self.token_bias = nn.Parameter(torch.zeros(num_classes)) if token_bias else None
+
+    @property
+    def num_rows(self) -> int:
+        """K, the tokens of the shortlist."""
+        return len(self.shortlist)
+
+    def forward(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """Corrected scores `(…, V)`, in the dtype of `scores`, for outputs `(…, K)` of the shortlist."""
+        if self.token_bias is not None:
+            scores = scores + self.token_bias.to(scores.dtype)
+        return scores.index_add(-1, self.shortlist, rows.to(scores.dtype)) if self.num_rows else scores
+
+    def extra_repr(self) -> str:
+        return f"shortlist={self.num_rows}, token_bias={self.token_bias is not None}"
+
+
+def choose_shortlist(shortlist: int | Sequence[int], counts: Any, num_classes: int) -> Tensor:
+    """The token ids `(K,)` of a shortlist: those given, or the K most frequent of `counts` `(V,)`.
+
+    Raises:
+        ConfigurationError: an id is no token or is given twice, or K tokens are asked for without counts or beyond V.
+    """
+    if isinstance(shortlist, bool) or not isinstance(shortlist, int):
+        return _given(shortlist, num_classes)
+    if not 0 <= shortlist <= num_classes:
+        raise ConfigurationError(f"shortlist={shortlist} is not between 0 and the number of tokens {num_classes}")
+    if not shortlist:
+        return torch.empty(0, dtype=torch.int32)
+    if counts is None:
+        raise ConfigurationError(
+            f"shortlist={shortlist} asks for the most frequent tokens: give token_counts, how often each of the "
+            f"{num_classes} tokens occurs in text like yours, or a list of token ids as shortlist"
+        )
+    order = torch.sort(read_counts(counts, num_classes), descending=True, stable=True).indices
+    return order[:shortlist].to(torch.int32)
+
+
+def read_counts(counts: Any, num_classes: int) -> Tensor:
+    """How often every token occurs, float64 `(V,)`; a ConfigurationError if these are no counts."""
+    values = torch.as_tensor(counts, dtype=torch.float64)
+    if values.shape != (num_classes,) or not bool((torch.isfinite(values) & (values >= 0)).all()):
+        raise ConfigurationError(
+            f"token_counts of shape {tuple(values.shape)} must be {num_classes} numbers of 0 or more, one per token in "
+            "the order of the token ids"
+        )
+    return values
+
+
+def _given(shortlist: Any, num_classes: int) -> Tensor:
+    try:
+        ids = torch.as_tensor(shortlist)
+    except (TypeError, ValueError, RuntimeError):
+        ids = torch.empty(0)
+    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool or ids.is_complex():
+        raise ConfigurationError(f"shortlist={shortlist!r} is neither a number of tokens nor a list of token ids")
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= num_classes):
+        raise ConfigurationError(
+            f"shortlist holds ids from {int(ids.min())} to {int(ids.max())}; tokens are 0 … {num_classes - 1}"
+        )
+    if len(ids.unique()) != len(ids):
+        raise ConfigurationError("shortlist holds a token id twice; give every id once")
+    return ids.to(torch.int32)
