@@ -18,7 +18,11 @@ NAMES = DESIGNS.names()
 def parameters(design: str, num_classes: int) -> dict[str, Any]:
     """What a design cannot do without."""
     if "prototypes" in DESIGNS.get(design).params():
-        return {"prototypes": np.random.default_rng(num_classes).standard_normal((num_classes, 16))}
+        random = np.random.default_rng(num_classes)
+        vectors = {"prototypes": random.standard_normal((num_classes, 16))}
+        return (
+            {**vectors, "confusion": random.integers(9, size=(num_classes,) * 2)} if design == "ecoc_one" else vectors
+        )
     if design != "custom":
         return {}
     symbols = np.ones((num_classes, num_classes + 3), dtype=int)
@@ -91,7 +95,7 @@ def test_prototypes_matter_and_are_recorded(case: tuple[str, int, Codebook]) -> 
     if "prototypes" not in DESIGNS.get(design).params():
         pytest.skip("this design does not look at the classes")
     vectors = np.random.default_rng(1).standard_normal((num_classes, 16))
-    other = build(design, num_classes, seed=3, prototypes=vectors)
+    other = build(design, num_classes, seed=3, **{**parameters(design, num_classes), "prototypes": vectors})
     assert other.params["prototypes"]["shape"] == [num_classes, 16]
     assert other.params["prototypes"]["sha256"] != codebook.params["prototypes"]["sha256"]
     assert num_classes < 7 or other.checksum != codebook.checksum
@@ -102,7 +106,8 @@ def test_prototypes_in_single_precision_are_the_same(design: str) -> None:
     if "prototypes" not in DESIGNS.get(design).params():
         pytest.skip("this design does not look at the classes")
     vectors = np.random.default_rng(1).standard_normal((64, 16)).astype(np.float32)
-    one, two = (build(design, 64, prototypes=values) for values in (vectors, vectors.astype(np.float64)))
+    both = ({**parameters(design, 64), "prototypes": values} for values in (vectors, vectors.astype(np.float64)))
+    one, two = (build(design, 64, **options) for options in both)
     assert (one.checksum, one.params) == (two.checksum, two.params)
 
 

@@ -15,6 +15,7 @@ from codehead import codes
 from codehead.errors import ConfigurationError
 
 DESIGNS = [name for name in codes.DESIGNS.names() if "prototypes" in codes.DESIGNS.get(name).params()]
+OPTIONS = {"ecoc_one": {"confusion": np.random.default_rng(0).integers(9, size=(VOCAB, VOCAB))}}
 
 
 def head_rows(model):
@@ -25,8 +26,9 @@ def head_rows(model):
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_the_rows_of_the_head_are_the_prototypes(code, tied):
     model = make("llama", tied)
-    expected = codes.build(code, VOCAB, prototypes=head_rows(model))
-    codehead.attach(model, code)
+    options = OPTIONS.get(code, {})
+    expected = codes.build(code, VOCAB, prototypes=head_rows(model), **options)
+    codehead.attach(model, code, code_params=options)
     assert model.decision.table.to_codebook().checksum == expected.checksum
     assert model.config.quantization_config["params"]["prototypes"] == expected.params["prototypes"]
 

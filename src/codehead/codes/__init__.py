@@ -3,21 +3,27 @@
 NumPy only; `codehead.codes.table` holds the tensor form and is imported on its own.
 """
 
-from codehead.codes import custom, decoc, itq, merged_trees, random_designs, structured  # noqa: F401  (they register their designs)
+from codehead.codes import custom, decoc, ecoc_one, itq, merged_trees, random_designs, structured  # noqa: F401  (they register their designs)
 from codehead.codes.assignment import assign
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
+from codehead.codes.confusion import Confusion
+from codehead.codes.confusion_sources import Evaluation
 from codehead.codes.design import DESIGNS, build
+from codehead.codes.ecoc_one import column_weights
 from codehead.codes.files import load
 from codehead.codes.quality import Quality, quality
 
 __all__ = [
     "DESIGNS",
     "Codebook",
+    "Confusion",
+    "Evaluation",
     "OneVsAllCodebook",
     "PackedCodebook",
     "Quality",
     "assign",
     "build",
+    "column_weights",
     "load",
     "quality",
 ]

@@ -106,13 +106,13 @@ def _data(design: str, num_classes: int, prototypes: Any, samples: Any, labels: 
         raise ConfigurationError(f"{message}; give either")
     if samples is None:
         vectors = Prototypes.of(design, prototypes, num_classes)
-        return Data(_squared(vectors), np.arange(num_classes), {"prototypes": vectors.origin()})
+        return Data(vectors.squared_distances(), np.arange(num_classes), {"prototypes": vectors.origin()})
     vectors = Prototypes.read(samples, "samples")
     numbers = np.asarray(labels)
     _check_samples(vectors, numbers, num_classes)
     order = np.argsort(numbers, kind="stable")
     by_class = Prototypes(vectors.rows(order), "samples")
-    return Data(_squared(by_class), numbers[order], {"samples": by_class.origin()})
+    return Data(by_class.squared_distances(), numbers[order], {"samples": by_class.origin()})
 
 
 def _check_samples(vectors: Prototypes, labels: np.ndarray, num_classes: int) -> None:
@@ -126,13 +126,6 @@ def _check_samples(vectors: Prototypes, labels: np.ndarray, num_classes: int) ->
     if count > MAX_SAMPLES:
         message = f"samples has {count:,} rows, whose pairs would take {8 * count**2 / 2**30:.1f} GiB"
         raise ConfigurationError(f"{message}; give at most {MAX_SAMPLES:,}, or class means as prototypes=")
-
-
-def _squared(vectors: Prototypes) -> Floats:
-    """The squared distances of all pairs (N, N)."""
-    rows = vectors.rows(slice(None)) - vectors.mean()
-    lengths = np.square(rows).sum(axis=1)
-    return np.asarray(np.maximum(lengths[:, None] + lengths - 2 * rows @ rows.T, 0))
 
 
 def _tree(num_classes: int, split: Callable[[Members], Partition]) -> list[Symbols]:

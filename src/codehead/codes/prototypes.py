@@ -96,6 +96,12 @@ class Prototypes:
         """The mean vector (d,)."""
         return np.sum([chunk.sum(axis=0) for _, chunk in self.chunks()], axis=0) / len(self.values)
 
+    def squared_distances(self) -> Floats:
+        """The squared distances of all pairs (V, V)."""
+        rows = self.rows(slice(None)) - self.mean()
+        lengths = np.square(rows).sum(axis=1)
+        return np.asarray(np.maximum(lengths[:, None] + lengths - 2 * rows @ rows.T, 0))
+
     def origin(self) -> dict[str, Any]:
         """What a codebook records: the shape, and SHA-256 (hex) of the values as little-endian float64."""
         digest = hashlib.sha256()

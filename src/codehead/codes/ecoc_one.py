@@ -1,0 +1,194 @@
+"""ECOC-ONE: a code that grows by the dichotomies that its most confused classes need.
+
+* S. Escalera, O. Pujol, P. Radeva (2006), "ECOC-ONE: A novel coding and decoding strategy", ICPR 18.
+* O. Pujol, S. Escalera, P. Radeva (2008), "An incremental node embedding technique for error correcting output
+  codes", Pattern Recognition 41.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codehead.codes.arrays import Floats, Integers, Symbols
+from codehead.codes.checks import enough_binary_columns
+from codehead.codes.codebook import Codebook, PackedCodebook
+from codehead.codes.confusion import Confusion
+from codehead.codes.confusion_sources import ConfusionSource, Counted, Evaluated, Measured
+from codehead.codes.design import DESIGNS, build, check_size, minimal_length, register
+from codehead.codes.files import load
+from codehead.codes.prototypes import Prototypes
+from codehead.codes.sub_partitions import MAX_CLASSES, PARTITIONS, SubPartitions
+from codehead.errors import ConfigurationError
+from codehead.registry import did_you_mean
+
+VALIDATION_SHARE = 0.15
+"""The share of the training data that `evaluate` should hold out, the paper's."""
+
+MIN_ERROR = 1e-3
+"""The least error rate of a column: a smaller one, seen on few samples, would outweigh all other columns."""
+
+
+@register("ecoc_one", good_columns=enough_binary_columns)
+def ecoc_one(
+    num_classes: int,
+    bits: int | None,
+    seed: int,
+    *,
+    prototypes: Any = None,
+    confusion: Any = None,
+    evaluate: Callable[[Codebook], Any] | None = None,
+    start: str | Path | Codebook | None = None,
+    partition: str | None = None,
+    validation_weight: float = 0.5,
+    stop_error: float = 0.05,
+) -> Codebook:
+    """The columns of `start`, then one at a time for the two classes that are confused most often.
+
+    That goes on until fewer than `stop_error` of all answers are wrong, there are `bits` columns (by default ⌈log2 V⌉
+    more than at the start), or no confused pair allows a column that is not there yet.
+
+    Args:
+        num_classes: V.
+        bits: the most columns n.
+        seed: of a `start` that draws at random.
+        prototypes: one vector per class, (V, d), by which sub-partitions are searched.
+        confusion: how often each class was taken for each, as `Confusion.of` reads it; what a column was made for
+            then counts as resolved.
+        evaluate: instead, a function that trains and validates with a codebook and returns an `Evaluation`; it is
+            called for the start and after every column.
+        start: a design, a codebook or its file; by default decoc, above 1,024 classes merged_decoc.
+        partition: "floating", a sub-partition of the classes by floating search, or "poles", all classes by the
+            nearer of the pair's prototypes; by default the former up to 1,024 classes.
+        validation_weight: w, the weight of the validation in w · validation + (1 − w) · training.
+        stop_error: ε.
+
+    `params["column_weights"]` has ½ ln((1 − e) / e) for every column, e its error rate; see `column_weights`.
+
+    """
+    source = _source(num_classes, confusion, evaluate, _share("validation_weight", validation_weight))
+    stop_error = _share("stop_error", stop_error)
+    vectors = Prototypes.of("ecoc_one", prototypes, num_classes)
+    name = partition if partition is not None else ("floating" if num_classes <= MAX_CLASSES else "poles")
+    if name not in PARTITIONS:
+        raise ConfigurationError(f"unknown partition {name!r}{did_you_mean(name, PARTITIONS)}. Known: floating, poles")
+    partitions = PARTITIONS[name](vectors)
+    first = _start(num_classes, seed, start, prototypes)
+    limit = _limit(first, bits)
+    symbols, record = _grown(first, limit, stop_error, source, partitions)
+    params = {"prototypes": vectors.origin(), "partition": name, "confusion": source.origin, "stop_error": stop_error}
+    begun = {"design": first.design, "length": first.length, "checksum": first.checksum}
+    return _codebook(symbols, first.seed, {**params, "start": begun, **record})
+
+
+def error_weights(errors: Any) -> Floats:
+    """½ ln((1 − e) / e) for the error rates e (n,) of columns, which are taken to be from 0.001 to ½.
+
+    The weight of a column that errs half of the time is 0: it says nothing.
+    """
+    rates = np.clip(np.asarray(errors, dtype=np.float64), MIN_ERROR, 0.5)
+    return np.asarray(np.log((1 - rates) / rates) / 2)
+
+
+def column_weights(codebook: Codebook) -> Floats:
+    """How much each column of a codebook counts (n,): 1 where nothing is recorded.
+
+    Decoders that look at the size of bit logits use the weights if the bit logits `(…, n)` are multiplied by them.
+    """
+    recorded = codebook.params.get("column_weights", [])
+    return np.concatenate([np.asarray(recorded, dtype=np.float64), np.ones(codebook.length - len(recorded))])
+
+
+def _source(
+    num_classes: int, confusion: Any, evaluate: Callable[[Codebook], Any] | None, weight: float
+) -> ConfusionSource:
+    if (confusion is None) == (evaluate is None):
+        message = (
+            "design 'ecoc_one' adds columns where classes are confused: give it either confusion=, how often each "
+        )
+        message += "class was taken for each, or evaluate=, a function that trains with a codebook and measures that"
+        raise ConfigurationError(message)
+    if evaluate is None:
+        return Counted(Confusion.of(confusion, num_classes))
+    if not callable(evaluate):
+        raise ConfigurationError(f"evaluate={evaluate!r} cannot be called; give a function of a codebook")
+    return Evaluated(evaluate, weight)
+
+
+def _share(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigurationError(f"{name}={value!r} is not possible; give a number from 0 to 1")
+    return float(value)
+
+
+def _start(num_classes: int, seed: int, start: str | Path | Codebook | None, prototypes: Any) -> Codebook:
+    """The code whose columns come first."""
+    if start is None:
+        start = "decoc" if num_classes <= MAX_CLASSES else "merged_decoc"
+    if isinstance(start, (str, Path)) and Path(start).suffix != ".safetensors":
+        own = {"prototypes": prototypes} if "prototypes" in DESIGNS.get(str(start)).params() else {}
+        return build(str(start), num_classes, seed=seed, **own)
+    codebook = start if isinstance(start, Codebook) else load(start)
+    if codebook.num_classes != num_classes:
+        message = f"start is a code of {codebook.num_classes} classes for num_classes={num_classes}"
+        raise ConfigurationError(f"{message}; give a codebook of as many classes, or the name of a design")
+    return codebook
+
+
+def _limit(start: Codebook, bits: int | None) -> int:
+    """The most columns."""
+    limit = start.length + minimal_length(start.num_classes) if bits is None else bits
+    if limit < start.length:
+        message = f"bits={limit} is too short for ecoc_one: its start, {start.design}, has {start.length} columns"
+        raise ConfigurationError(f"{message}; give bits={start.length} or more, or another start")
+    check_size("ecoc_one", start.num_classes, limit)
+    return limit
+
+
+def _grown(
+    start: Codebook, limit: int, stop_error: float, source: ConfusionSource, partitions: SubPartitions
+) -> tuple[Symbols, dict[str, Any]]:
+    """The symbols (V, n), and what is recorded: error rates before every step, pairs, column weights."""
+    symbols = start.to_array()
+    known = {_key(column) for column in symbols.T}
+    errors: list[float] = []
+    pairs: list[list[int]] = []
+    while True:
+        found = source.look(start if not pairs else _codebook(symbols, start.seed, {}))
+        errors.append(found.error)
+        if found.error < stop_error or symbols.shape[1] == limit:
+            break
+        column, pair = _new_column(found, partitions, known)
+        if column is None:
+            break
+        source.resolve(partitions.resolved(column, pair, found.pairs))
+        known.add(_key(column))
+        symbols = np.column_stack([symbols, column])
+        pairs.append(pair.tolist())
+    weights = error_weights(source.column_errors(symbols))
+    return symbols, {"errors": errors, "pairs": pairs, "column_weights": weights.tolist()}
+
+
+def _new_column(found: Measured, partitions: SubPartitions, known: set[bytes]) -> tuple[Symbols | None, Integers]:
+    """The best column that is not `known`, for the most confused pair that has one; None if no pair has."""
+    mass = found.mass.copy()
+    while mass.any():
+        place = int(mass.argmax())
+        pair = found.pairs[place]
+        for column in partitions.columns(pair, found.pairs, mass):
+            if _key(column) not in known:
+                return column, pair
+        mass[place] = 0
+    return None, np.zeros(2, dtype=np.int64)
+
+
+def _key(column: Symbols) -> bytes:
+    """The same for a column (V,) and its complement, and for no other."""
+    return bytes(column * column[np.flatnonzero(column)[0]]) if column.any() else bytes(column)
+
+
+def _codebook(symbols: Symbols, seed: int | None, params: dict[str, Any]) -> PackedCodebook:
+    return PackedCodebook.from_array(symbols, design="ecoc_one", seed=seed, params=params)
