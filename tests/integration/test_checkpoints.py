@@ -22,6 +22,7 @@ LAYERS = {
     "mtl": {"bits": 24, "head": "mtl", "width": 3, "head_params": {"bias": True}},
     "ternary": {"code": "sparse_random", "bits": 44},
     "one_vs_all": {"code": "one_vs_all", "bits": None, "loss": "codeword"},
+    "biased": {"bits": 24, "loss": "codeword", "token_bias": True},
     "corrected": {"bits": 24, "loss": "codeword", "shortlist": [7, 2, 100], "token_bias": True},
 }
 SOURCE = Path(codehead.__file__).parents[1]

@@ -85,6 +85,8 @@ def _given(shortlist: Any, num_classes: int) -> Tensor:
         ids = torch.as_tensor(shortlist)
     except (TypeError, ValueError, RuntimeError):
         ids = torch.empty(0)
+    if ids.ndim == 1 and not len(ids):  # an empty list is of no integer type
+        return torch.empty(0, dtype=torch.int32)
     if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool or ids.is_complex():
         raise ConfigurationError(f"shortlist={shortlist!r} is neither a number of tokens nor a list of token ids")
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= num_classes):
