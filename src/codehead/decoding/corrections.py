@@ -81,13 +81,8 @@ def read_counts(counts: Any, num_classes: int) -> Tensor:
 
 
 def _given(shortlist: Any, num_classes: int) -> Tensor:
-    try:
-        ids = torch.as_tensor(shortlist)
-    except (TypeError, ValueError, RuntimeError):
-        ids = torch.empty(0)
-    if ids.ndim == 1 and not len(ids):  # an empty list is of no integer type
-        return torch.empty(0, dtype=torch.int32)
-    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool or ids.is_complex():
+    ids = _integers(shortlist)
+    if ids is None:
         raise ConfigurationError(f"shortlist={shortlist!r} is neither a number of tokens nor a list of token ids")
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= num_classes):
         raise ConfigurationError(
@@ -96,3 +91,16 @@ def _given(shortlist: Any, num_classes: int) -> Tensor:
     if len(ids.unique()) != len(ids):
         raise ConfigurationError("shortlist holds a token id twice; give every id once")
     return ids.to(torch.int32)
+
+
+def _integers(values: Any) -> Tensor | None:
+    """A list of whole numbers as a tensor `(K,)`; None if it is no such list."""
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if not found.numel():  # an empty list is of no integer type
+        found = found.long()
+    if found.ndim != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        return None
+    return found
