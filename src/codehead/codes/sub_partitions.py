@@ -44,13 +44,12 @@ class SubPartitions(ABC):
 
 @final
 class Floating(SubPartitions):
-    """Of any of the classes: those that make the confusions between the sides many and the sides compact.
+    """The two classes, and those that make the confusions between the sides many and the sides stay compact.
 
-    The value of two sides is the confusions between them, times the share of the scatter of their prototypes that
-    lies between them: 1 − (s₊ + s₋) / d, with the variances s of the sides and the mean squared distance d from one
-    to the other. A class that is seldom confused with the other side therefore stays out. Starting from the pair,
-    the class that gains most joins a side; then, as long as that beats the best sides of the smaller number of
-    classes, the one least needed leaves.
+    The value of two sides is the confusions between them per class, times d / (d + s₊ + s₋): d is the squared
+    distance of the pair, s₊ and s₋ are the variances of the sides. A class that is seldom confused with the other side,
+    or lies far from its own, therefore stays out. Starting from the pair, the class that gains most joins a side; then,
+    as long as that beats the best sides of the smaller number of classes, the one least needed leaves.
     """
 
     def __init__(self, vectors: Prototypes) -> None:
@@ -78,10 +77,11 @@ class Poles(SubPartitions):
 
     def columns(self, pair: Integers, pairs: Integers, mass: Floats) -> Iterator[Symbols]:
         first, second = self._vectors.rows(pair)
-        direction, middle = first - second, (first + second) / 2
+        direction = first - second
         if not direction.any():
             return
-        parts = [(chunk - middle) @ direction >= 0 for _, chunk in self._vectors.chunks()]
+        middle = direction @ (first + second) / 2
+        parts = [chunk @ direction >= middle for _, chunk in self._vectors.chunks()]
         column = np.where(np.concatenate(parts), 1, -1).astype(np.int8)
         column[pair] = 1, -1  # whatever rounding says
         yield column
@@ -96,11 +96,13 @@ PARTITIONS: dict[str, type[SubPartitions]] = {"floating": Floating, "poles": Pol
 class _Sides:
     """Two sides that classes join and leave; every step takes time linear in their number.
 
-    Everything about sides is kept in the order +1, −1: sizes (2,), distances and confusions to the classes (2, V).
+    Everything about sides is kept in the order +1, −1: sums of squared distances and of confusions to every class are
+    (2, V).
     """
 
     def __init__(self, squared: Floats, confused: Floats, pair: Integers) -> None:
         self._squared, self._confused = squared, confused
+        self._apart = float(squared[pair[0], pair[1]])
         self.member = np.zeros((2, len(squared)), dtype=bool)
         self._distance, self._mass = np.zeros((2, 2, len(squared)))
         for side in (0, 1):
@@ -114,33 +116,30 @@ class _Sides:
 
     def value(self) -> float:
         """What the sides are worth as they are."""
-        size, within, across, between = self._sums()
-        scatter = (within / size**2).sum(keepdims=True)
-        return float(_worth(np.array([between]), scatter, np.array([across / size.prod()]))[0])
+        size, within, between = self._sums()
+        return float(self._worth(np.array([between]), size.sum(), (within / size**2).sum() / 2)[0])
 
     def moved(self, sign: int) -> Floats:
         """The value (2, V) if each class joined (+1) or left (−1) each side."""
-        size, within, across, between = self._sums()
-        new_size = np.maximum(size + sign, 1)[:, None]  # the last class of a side never leaves it
-        scatter = (within[:, None] + 2 * sign * self._distance) / new_size**2 + (within / size**2)[::-1, None]
-        apart = (across + sign * self._distance[::-1]) / (new_size * size[::-1, None])
-        return _worth(between + sign * self._mass[::-1], scatter, apart)
+        size, within, between = self._sums()
+        own_size = np.maximum(size + sign, 1)[:, None]  # the last class of a side never leaves it
+        own = (within[:, None] + 2 * sign * self._distance) / own_size**2
+        other = (within / size**2)[::-1, None]
+        return self._worth(between + sign * self._mass[::-1], size.sum() + sign, (own + other) / 2)
 
-    def _sums(self) -> tuple[Floats, Floats, float, float]:
-        """Sizes and inner sums of distances (2,), and the sums of distances and confusions between the sides."""
+    def _sums(self) -> tuple[Floats, Floats, float]:
+        """Sizes of the sides and sums of squared distances inside of them (2,), and the confusions between them."""
         weight = self.member.astype(np.float64)
-        within = (weight * self._distance).sum(axis=1)
-        return weight.sum(axis=1), within, float(weight[0] @ self._distance[1]), float(weight[0] @ self._mass[1])
+        return weight.sum(axis=1), (weight * self._distance).sum(axis=1), float(weight[0] @ self._mass[1])
+
+    def _worth(self, between: Floats, size: float, variances: Floats) -> Floats:
+        total = self._apart + variances
+        share = np.divide(self._apart, total, out=np.ones(np.broadcast(between, total).shape), where=total > 0)
+        return np.asarray(between / size * share)
 
     def column(self) -> Symbols:
         """The sides as symbols (V,)."""
         return self.member[0].astype(np.int8) - self.member[1].astype(np.int8)
-
-
-def _worth(between: Floats, scatter: Floats, apart: Floats) -> Floats:
-    """Confusions between the sides, times 1 − (s₊ + s₋) / d; `scatter` is 2 (s₊ + s₋), `apart` is d."""
-    share = 1 - np.divide(scatter / 2, apart, out=np.ones_like(apart), where=apart > 0)
-    return np.asarray(between * share)
 
 
 def _search(sides: _Sides, pair: Integers) -> list[Symbols]:
