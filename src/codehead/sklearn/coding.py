@@ -1,0 +1,123 @@
+"""Which codeword each class of a training set gets, and what no dichotomizer could make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.utils import check_array
+
+from codehead.codes import DESIGNS, Codebook, build
+from codehead.codes.arrays import Floats, Integers, Symbols
+from codehead.codes.checks import repeats
+from codehead.codes.decoc import MAX_SAMPLES
+from codehead.codes.design import minimal_length, whole_number
+from codehead.errors import CodebookError, ConfigurationError
+
+SIZED = ("dense_random", "sparse_random", "minrandom", "itq", "merged_forest")
+"""The designs of any length: `code_size` times the number of classes, as in scikit-learn."""
+
+DATA_OPTIONS = ("prototypes", "samples", "labels")
+"""The options by which a design is told of the data."""
+
+
+class TrainingSet(NamedTuple):
+    """What a design may look at: samples `X` (N, d), their class ids `y` (N,), weights (N,) or None."""
+
+    X: Any
+    y: Integers
+    sample_weight: Any
+    num_classes: int
+
+    def means(self) -> Floats:
+        """The weighted mean of every class: (V, d)."""
+        X = check_array(self.X, accept_sparse="csr", dtype=np.float64)
+        weights = np.ones(len(self.y)) if self.sample_weight is None else np.asarray(self.sample_weight, np.float64)
+        of_class = sp.csr_array((weights, (self.y, np.arange(len(self.y)))), shape=(self.num_classes, len(self.y)))
+        totals = of_class.sum(axis=1)
+        if not np.all(totals > 0):
+            message = f"class number {int(np.argmin(totals > 0))} has no training sample (of positive weight)"
+            raise ConfigurationError(
+                f"{message}, so a design that looks at class means cannot place it; give the first batch samples of "
+                "every class, code_params={'prototypes': …}, or a finished code"
+            )
+        sums = of_class @ X
+        return np.asarray(sums.toarray() if sp.issparse(sums) else sums) / totals[:, None]
+
+    def described_to(self, design: str) -> dict[str, Any]:
+        """The options by which the design learns of the data: all samples if it takes so many, else class means."""
+        options = DESIGNS.get(design).params()
+        if "prototypes" not in options:
+            return {}
+        if "samples" in options and not sp.issparse(self.X) and self.sample_weight is None:
+            X = check_array(self.X, dtype=np.float64)
+            if len(X) <= MAX_SAMPLES and len(np.unique(self.y)) == self.num_classes:
+                return {"samples": X, "labels": self.y}
+        return {"prototypes": self.means()}
+
+
+def class_codebook(
+    code: Any, data: TrainingSet, *, code_size: float, bits: int | None, params: dict[str, Any] | None, seed: int
+) -> Codebook:
+    """The codebook of the classes of `data`, in the order of their ids.
+
+    `code` is the name of a design, a codebook, or a matrix (V or more, n) of −1, 0 and +1 whose first V rows are used.
+    """
+    if isinstance(code, str):
+        own = dict(params or {})
+        told = {} if any(name in own for name in DATA_OPTIONS) else data.described_to(code)
+        length = _length(code_size, data.num_classes) if bits is None and code in SIZED else bits
+        return build(code, data.num_classes, bits=length, seed=seed, **{**told, **own})
+    if params:
+        raise ConfigurationError(f"code_params={params!r} are options of a named design, but code is a finished matrix")
+    if isinstance(code, Codebook) and code.num_classes == data.num_classes and bits in (None, code.length):
+        return code
+    matrix = code.to_array() if isinstance(code, Codebook) else np.asarray(code)
+    if matrix.ndim == 2 and len(matrix) < data.num_classes:
+        message = f"code has {len(matrix)} codewords for {data.num_classes} classes"
+        raise CodebookError(f"{message}; give a row per class, or the name of a design")
+    return build("custom", data.num_classes, bits=bits, array=matrix[: data.num_classes])
+
+
+def _length(code_size: float, num_classes: int) -> int:
+    """The columns that `code_size` stands for; refused if they are too few to tell the classes apart."""
+    if isinstance(code_size, bool) or not isinstance(code_size, (int, float, np.number)) or not 0 < code_size < np.inf:
+        raise ConfigurationError(f"code_size={code_size!r} is not possible; give a positive number, or bits=")
+    length, needed = int(num_classes * code_size), minimal_length(num_classes)
+    if length < needed:
+        message = (
+            f"code_size={code_size} makes {length} columns for {num_classes} classes, which need at least {needed}"
+        )
+        least = int(np.ceil(100 * needed / num_classes)) / 100
+        raise ConfigurationError(
+            f"{message} to be told apart; give code_size={least} or more, or bits={needed} or more"
+        )
+    return whole_number("bits", length, 1)
+
+
+def asked_columns(matrix: Symbols) -> np.ndarray:
+    """Which columns of a coding matrix (V, n) have a +1 and a −1, so that there is something to learn: bool (n,)."""
+    return np.asarray((matrix.max(axis=0) == 1) & (matrix.min(axis=0) == -1))
+
+
+def check_separates(matrix: Symbols, classes: Sequence[Any], *, is_given: bool) -> None:
+    """Raise a CodebookError if the columns that can be learnt leave two classes alike.
+
+    A given matrix may have no column of zeros either; a random design may, where there are fewer different columns
+    than it has to draw.
+    """
+    empty = np.flatnonzero(~matrix.any(axis=0))
+    if is_given and len(empty):
+        message = f"column {empty[0]} of code looks at none of the {len(classes)} classes ({len(empty)} such columns)"
+        raise CodebookError(f"{message}; leave it out")
+    asked = matrix[:, asked_columns(matrix)]
+    equal = repeats(np.ascontiguousarray(asked).view(np.uint8)) if asked.size else None
+    if equal is None or len(equal.items):
+        first, second = (0, 1) if equal is None else (equal.first[0], equal.items[0])
+        message = f"no dichotomizer of code tells class {classes[first]!r} from {classes[second]!r}: their codewords "
+        raise CodebookError(
+            f"{message}are equal in every column that has both a +1 and a −1; give a matrix with distinct rows, more "
+            "bits, or another random_state"
+        )

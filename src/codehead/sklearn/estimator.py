@@ -1,0 +1,253 @@
+"""`OutputCodeClassifier`: multi-class classification by an output code, as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.utils import get_tags
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from codehead.codes.arrays import Floats, Integers
+from codehead.codes.codebook import PackedCodebook
+from codehead.codes.table import CodewordTable
+from codehead.sklearn.arguments import (
+    check_kernel,
+    check_learns_in_batches,
+    check_parameters,
+    checked_classes,
+    checked_labels,
+    class_ids,
+    known_classes,
+    needs_scores_out_of_fold,
+    routed,
+    seed_of,
+)
+from codehead.sklearn.calibration import Calibration
+from codehead.sklearn.coding import TrainingSet, asked_columns, check_separates, class_codebook
+from codehead.sklearn.decision import ClassDecision
+from codehead.sklearn.dichotomizers import (
+    ConstantDichotomizer,
+    bit_scores,
+    fit_columns,
+    out_of_fold_scores,
+    partial_fit_columns,
+)
+from codehead.sklearn.linear import stack
+
+
+def _learns_in_batches(classifier: OutputCodeClassifier) -> bool:
+    return hasattr(classifier.estimator, "partial_fit")
+
+
+@final
+class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
+    """Multi-class classification by an error-correcting output code: a binary classifier for every column.
+
+    A drop-in for `sklearn.multiclass.OutputCodeClassifier` with all codes and decoders of codehead.
+
+    Args:
+        estimator: a classifier with `decision_function` or `predict_proba`; a clone of it is trained for each column.
+        code: the name of a design (`codehead.codes.DESIGNS`), a `Codebook`, or a matrix (V or more, n) of −1, 0, +1
+            whose rows belong to the sorted classes. Where it has zeros, a column is trained without these classes.
+        code_size: the columns of a design of any length, as a share of the number of classes.
+        bits: their number instead.
+        code_params: options of the design, e.g. `{"candidates": 64}`. A design that looks at the classes is given the
+            training data if it is given no prototypes here.
+        decoder: a name in `codehead.decoding.DECODERS`.
+        calibration: None, or "platt": the scores of every dichotomizer are turned into log-odds by a sigmoid fitted to
+            scores out of fold, and probabilities are tempered (`codehead.sklearn.calibration`).
+        cv: folds for calibration and for decoders that are fitted: a number, or a splitter of scikit-learn. Without
+            those two nothing is split.
+        random_state: an int is the seed of the design; None or a RandomState have one drawn.
+        n_jobs: joblib's number of parallel trainings.
+        verbose: above 0, joblib tells the progress.
+
+    Attributes:
+        classes_: the sorted labels (V,).
+        code_book_: the coding matrix, int8 (V, n).
+        estimators_: n fitted dichotomizers, whose classes are 0 (for −1) and 1; a `ConstantDichotomizer` for a column
+            that has not both symbols, which decoding leaves out.
+        calibration_: a `Calibration`, or None.
+        n_features_in_, feature_names_in_: as of the first dichotomizer, if it has them.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        code: Any = "dense_random",
+        code_size: float = 1.5,
+        bits: int | None = None,
+        code_params: dict[str, Any] | None = None,
+        decoder: str = "likelihood",
+        calibration: str | None = None,
+        cv: Any = 3,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.code = code
+        self.code_size = code_size
+        self.bits = bits
+        self.code_params = code_params
+        self.decoder = decoder
+        self.calibration = calibration
+        self.cv = cv
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, **fit_params: Any) -> OutputCodeClassifier:
+        """Choose a codeword for every class and train the dichotomizers.
+
+        `sample_weight` (N,) is handed to estimators that take it. With scikit-learn's metadata routing enabled,
+        it and `fit_params` go where the estimator requests them.
+        """
+        check_parameters(self)
+        y = checked_labels(self, X, y)
+        params = routed(self, "fit", sample_weight, fit_params)
+        self.classes_ = known_classes(y)
+        ids = class_ids(y, self.classes_)
+        table = self._choose_code(X, ids, params)
+        self.estimators_ = fit_columns(
+            self.estimator, X, self.code_book_[ids], params, n_jobs=self.n_jobs, verbose=self.verbose
+        )
+        self._decision = self._fit_decision(table, X, ids, params)
+        return self._settled()
+
+    @available_if(_learns_in_batches)
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, **fit_params: Any
+    ) -> OutputCodeClassifier:
+        """Train the dichotomizers further with a batch.
+
+        The first call needs `classes`, all labels there will be; it chooses their codewords. A design that looks at
+        the classes sees the first batch only, which must have samples of all. Neither calibration nor decoders that
+        are fitted are possible, as they need scores of samples that the dichotomizers were not trained on.
+        """
+        check_parameters(self)
+        check_learns_in_batches(self)
+        y = checked_labels(self, X, y)
+        params = routed(self, "partial_fit", sample_weight, fit_params)
+        is_first = not hasattr(self, "estimators_")
+        self.classes_ = checked_classes(classes, None if is_first else self.classes_)
+        ids = class_ids(y, self.classes_)
+        if is_first:
+            self._decision = ClassDecision(self._choose_code(X, ids, params), self.decoder)
+            self.estimators_ = [clone(self.estimator) if asked else ConstantDichotomizer() for asked in self._asked]
+        trained = partial_fit_columns(
+            self._dichotomizers(),
+            X,
+            self.code_book_[:, self._asked][ids],
+            params,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )
+        for column, estimator in zip(np.flatnonzero(self._asked), trained, strict=True):
+            self.estimators_[column] = estimator
+        return self._settled()
+
+    @property
+    def calibration_(self) -> Calibration | None:
+        """What turns scores into bit logits and makes probabilities less sure; None without calibration."""
+        check_is_fitted(self)
+        return self._decision.calibration
+
+    def predict(self, X: Any) -> Any:
+        """The labels (N,) whose codewords the decoder scores highest; of equal scores the first class."""
+        scores = self._bit_scores(X)
+        return self.classes_[self._decision.best(scores)]
+
+    def decision_function(self, X: Any) -> Floats:
+        """The decoder's scores of all classes (N, V), larger is better; for two classes (N,), second minus first."""
+        scores = self._bit_scores(X)
+        scores = self._decision.class_scores(scores)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_proba(self, X: Any) -> Floats:
+        """The codeword posterior (N, V), whatever the decoder: the softmax of the likelihood scores, tempered.
+
+        With `calibration=None` it is far too sure of itself.
+        """
+        scores = self._bit_scores(X)
+        return np.asarray(softmax(self._decision.log_products(scores), axis=1))
+
+    def predict_log_proba(self, X: Any) -> Floats:
+        """The logarithm of `predict_proba`, also where that is 0."""
+        scores = self._bit_scores(X)
+        return np.asarray(log_softmax(self._decision.log_products(scores), axis=1))
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """What the estimator requests is handed on by `fit` and `partial_fit`."""
+        mapping = MethodMapping().add(caller="fit", callee="fit").add(caller="partial_fit", callee="partial_fit")
+        return MetadataRouter(owner=self).add(estimator=self.estimator, method_mapping=mapping)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        inner = get_tags(self.estimator).input_tags
+        tags.input_tags.sparse, tags.input_tags.pairwise = inner.sparse, inner.pairwise
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_stacked"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "estimators_" in state:
+            self._stacked = stack(self._dichotomizers())
+
+    def _choose_code(self, X: Any, ids: Integers, params: dict[str, Any]) -> CodewordTable:
+        """Settle `code_book_` and which of its columns are asked; the table has these columns."""
+        codebook = class_codebook(
+            self.code,
+            TrainingSet(X, ids, params.get("sample_weight"), len(self.classes_)),
+            code_size=self.code_size,
+            bits=self.bits,
+            params=self.code_params,
+            seed=seed_of(self.random_state),
+        )
+        check_kernel(self, codebook.is_ternary)
+        self.code_book_ = codebook.to_array()
+        check_separates(self.code_book_, self.classes_.tolist(), is_given=not isinstance(self.code, str))
+        self._asked = asked_columns(self.code_book_)
+        if not self._asked.all():
+            codebook = PackedCodebook.from_array(self.code_book_[:, self._asked])
+        return CodewordTable(codebook)
+
+    def _fit_decision(self, table: CodewordTable, X: Any, ids: Integers, params: dict[str, Any]) -> ClassDecision:
+        if not needs_scores_out_of_fold(self):
+            return ClassDecision(table, self.decoder)
+        scores, labels = out_of_fold_scores(
+            self.estimator,
+            X,
+            ids,
+            self.code_book_[:, self._asked],
+            params,
+            cv=self.cv,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )
+        return ClassDecision.fit(table, self.decoder, scores, labels, calibrated=self.calibration is not None)
+
+    def _settled(self) -> OutputCodeClassifier:
+        """The classifier itself, once what follows from the dichotomizers is noted."""
+        self._stacked = stack(self._dichotomizers())
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self._dichotomizers()[0], name):
+                setattr(self, name, getattr(self._dichotomizers()[0], name))
+        return self
+
+    def _dichotomizers(self) -> list[Any]:
+        """Those of the columns that are asked."""
+        return [estimator for estimator, asked in zip(self.estimators_, self._asked, strict=True) if asked]
+
+    def _bit_scores(self, X: Any) -> Floats:
+        """What the dichotomizers of the asked columns say: (N, n)."""
+        check_is_fitted(self)
+        return bit_scores(self._dichotomizers(), X, self._stacked)
