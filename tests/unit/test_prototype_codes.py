@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from codehead.codes import build
+from codehead.codes import Codebook, build
 from codehead.codes.bisection import bisect
 from codehead.codes.distinct import make_distinct
 from codehead.codes.itq import fit_rotation
@@ -151,8 +151,10 @@ def quantisation_error(components: np.ndarray, rotation: np.ndarray) -> float:
 def test_rotation_against_the_paper() -> None:
     components = clusters(60, 5) - 2.0
     start = random_rotation(RandomBits(3).normal(5, 5))
-    assert np.allclose(fit_rotation(components, start, 7), slow_itq(components, start, 7))
-    errors = [quantisation_error(components, fit_rotation(components, start, rounds)) for rounds in range(12)]
+    assert np.allclose(fit_rotation(components, start, iterations=7), slow_itq(components, start, 7))
+    errors = [
+        quantisation_error(components, fit_rotation(components, start, iterations=rounds)) for rounds in range(12)
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0]
 
@@ -357,3 +359,45 @@ def test_a_vocabulary_of_today(design: str, bits: int | None) -> None:
     rows[-1000:] = rows[0]
     codebook = build(design, len(rows), bits=bits, prototypes=rows)  # equal rows would be an error
     assert codebook.length == (bits or 18)
+
+
+def test_weighted_classes_are_classes_that_occur_more_often() -> None:
+    """Doubling a class's weight is listing it twice, for mean, components and rotation."""
+    rows = clusters(30, 6)
+    counts = np.random.default_rng(1).integers(1, 4, 30)
+    listed, own = Prototypes.read(np.repeat(rows, counts, axis=0)), Prototypes.read(rows)
+    weights = counts.astype(np.float64)
+    assert np.allclose(own.mean(weights), listed.mean())
+    found = principal_directions(own, own.mean(weights), weights)
+    assert np.allclose(found, principal_directions(listed, listed.mean()))
+    start = random_rotation(np.random.default_rng(2).normal(size=(6, 6)))
+    centred = (rows - own.mean(weights)) @ found
+    expected = fit_rotation(np.repeat(centred, counts, axis=0), start)
+    assert np.allclose(fit_rotation(centred, start, weights), expected)
+
+
+def test_itq_spends_its_bits_on_the_classes_that_count() -> None:
+    """Rare classes differ a lot along six directions, frequent ones a little along six others."""
+    random = np.random.default_rng(0)
+    rows = np.zeros((200, 12))
+    rows[20:, :6], rows[:20, 6:] = 10 * random.standard_normal((180, 6)), random.standard_normal((20, 6))
+    weights = np.where(np.arange(200) < 20, 1e6, 1.0)
+
+    def misfit(code: Codebook) -> float:
+        """How far the frequent classes are from the nearest combination of their codewords' columns."""
+        columns = np.column_stack([code.to_array()[:20], np.ones(20)]).astype(np.float64)
+        return float(np.linalg.norm(columns @ np.linalg.lstsq(columns, rows[:20], rcond=None)[0] - rows[:20]))
+
+    weighted = build("itq", 200, bits=9, prototypes=rows, weights=weights)
+    assert misfit(weighted) < 0.8 * misfit(build("itq", 200, bits=9, prototypes=rows))
+    assert len(weighted.params["weights"]["sha256"]) == 64
+    same = build("itq", 200, bits=9, prototypes=rows, weights=3 * weights)
+    assert same.checksum == weighted.checksum
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0] * 4, [1.0, -1, 1, 1, 1], [0.0, 0, 0, 0, 1], [1, 2, 3, 4, float("nan")], "ab"]
+)
+def test_impossible_weights_are_refused(weights: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"weights is .* give 5 numbers of 0 or more"):
+        build("itq", 5, bits=8, prototypes=clusters(5, 3), weights=weights)

@@ -8,17 +8,18 @@ from codehead.codes.arrays import Floats
 from codehead.codes.prototypes import Prototypes
 
 
-def principal_directions(prototypes: Prototypes, mean: Floats) -> Floats:
+def principal_directions(prototypes: Prototypes, mean: Floats, weights: Floats | None = None) -> Floats:
     """Orthonormal directions (d, r) of the vectors less their `mean` (d,), the widest first.
 
-    r is the rank: directions in which the vectors do not differ are left out. Of the two signs, the one
-    that makes the largest component of a direction positive.
+    Each vector counts as much as its one of `weights` (V,), by default all the same. r is the rank: directions in
+    which the vectors do not differ are left out. Of the two signs, the one that makes the largest component of a
+    direction positive.
     """
     rows, dimensions = prototypes.shape
     scatter = np.zeros((dimensions, dimensions))
-    for _, chunk in prototypes.chunks():
+    for start, chunk in prototypes.chunks():
         centred = chunk - mean
-        scatter += centred.T @ centred
+        scatter += centred.T @ (centred if weights is None else weights[start : start + len(chunk), None] * centred)
     variances, directions = np.linalg.eigh(scatter)
     variances, directions = variances[::-1], directions[:, ::-1]
     noise = max(rows, dimensions) * np.finfo(np.float64).eps * variances[0]

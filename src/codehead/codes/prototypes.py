@@ -92,9 +92,12 @@ class Prototypes:
             projections[some] = (self.rows(ids[some]) - mean) @ directions
         return projections
 
-    def mean(self) -> Floats:
-        """The mean vector (d,)."""
-        return np.sum([chunk.sum(axis=0) for _, chunk in self.chunks()], axis=0) / len(self.values)
+    def mean(self, weights: Floats | None = None) -> Floats:
+        """The mean vector (d,), each vector weighted by one of `weights` (V,) if there are any."""
+        if weights is None:
+            return np.sum([chunk.sum(axis=0) for _, chunk in self.chunks()], axis=0) / len(self.values)
+        sums = [weights[start : start + len(chunk)] @ chunk for start, chunk in self.chunks()]
+        return np.sum(sums, axis=0) / weights.sum()
 
     def squared_distances(self) -> Floats:
         """The squared distances of all pairs (V, V)."""
@@ -108,6 +111,21 @@ class Prototypes:
         for _, chunk in self.chunks():
             digest.update(np.ascontiguousarray(chunk, dtype="<f8").data)
         return {"shape": list(self.shape), "sha256": digest.hexdigest()}
+
+
+def class_weights(weights: Any, num_classes: int) -> Floats:
+    """How much each class counts, float64 (V,), scaled to a mean of 1.
+
+    ConfigurationError if the weights are not one finite number per class, 0 or more, and at least two above 0.
+    """
+    values = np.asarray(weights)
+    fits = values.shape == (num_classes,) and values.dtype.kind in "fiu"
+    if not fits or not np.isfinite(values).all() or values.min() < 0 or np.count_nonzero(values) < 2:
+        raise ConfigurationError(
+            f"weights is {values.dtype} {values.shape}; give {num_classes} numbers of 0 or more, one per class, at "
+            "least two of them above 0, e.g. how often each token occurs"
+        )
+    return np.asarray(values / values.mean(dtype=np.float64), dtype=np.float64)
 
 
 def _load(path: Path, name: str) -> np.ndarray:
