@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
+import codehead
 from codehead.evaluation.size import (
     Configuration,
     configuration_size,
     decision_size,
+    model_size,
     usual_configurations,
 )
 
@@ -42,6 +45,19 @@ def test_a_ternary_code_counts_its_support():
     binary, ternary = (decision_size(64, 1000, 20, ternary=ternary) for ternary in (False, True))
     assert ternary.codebook_bytes == 2 * binary.codebook_bytes == 2 * 1000 * 3
     assert ternary.bytes_read_per_token - binary.bytes_read_per_token == 1000 * 20 * 4
+
+
+def test_what_a_decoder_has_learnt_is_resident_and_read():
+    """Of a loss-weighted decoder: a count in int32 for every bit of every token, and one for every token."""
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=100, bos_token_id=0, eos_token_id=0)
+    plain, fitted = (
+        model_size(codehead.attach(GPT2LMHeadModel(config), bits=20, decoder=decoder))
+        for decoder in ("likelihood", "loss_weighted_linear")
+    )
+    learnt = 4 * (100 * 20 + 100)
+    assert fitted.bytes_resident - plain.bytes_resident == learnt
+    assert fitted.bytes_read_per_token - plain.bytes_read_per_token == learnt
+    assert (fitted.head_parameters, fitted.codebook_bytes) == (plain.head_parameters, plain.codebook_bytes)
 
 
 @pytest.mark.parametrize(("classes", "bits"), [(2, 1), (3, 2), (10, 4), (16, 4), (17, 5), (50_272, 16)])

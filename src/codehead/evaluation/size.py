@@ -3,8 +3,8 @@ bytes read per token.
 
 Counted for the matmul decoder: it multiplies the bit logits with the codeword matrix unpacked to float32
 (and, for a ternary code, with its support), so that matrix is resident and is read for every token, beside
-the weights of the head. The packed codebook is resident; the matmul decoder does not read it. Softmax
-(one_vs_all) has no codebook and nothing to decode.
+the weights of the head. The packed codebook is resident; the matmul decoder does not read it. What a fitted
+decoder has learnt is resident and read as well. Softmax (one_vs_all) has no codebook and nothing to decode.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DecisionSize:
 
     head_parameters: int
     bytes_resident: int
-    """Weights, packed codebook and unpacked codeword matrix."""
+    """Weights of the head and of the decoder, packed codebook and unpacked codeword matrix."""
     bytes_read_per_token: int
     """Weights and unpacked codeword matrix, at batch size 1."""
     codebook_bytes: int
@@ -78,8 +78,17 @@ def model_size(model: nn.Module, *, weight_bytes: int | None = None) -> Decision
         weight_bytes = next(head.parameters()).element_size()
     if not is_coded(model):
         return _size(parameters, 0, 0, False, True, weight_bytes)
-    code: Any = model.decision.table  # type: ignore[union-attr]
-    return _size(parameters, code.num_classes, code.length, code.is_ternary, code.is_implicit, weight_bytes)
+    decision: Any = model.decision
+    code, fitted = decision.table, (decision.decoder_weights or {}).values()
+    return _size(
+        parameters,
+        code.num_classes,
+        code.length,
+        code.is_ternary,
+        code.is_implicit,
+        weight_bytes,
+        decoder_bytes=sum(weights.nbytes for weights in fitted),
+    )
 
 
 def configuration_size(hidden_size: int, num_classes: int, configuration: Configuration) -> DecisionSize:
@@ -148,10 +157,16 @@ def usual_configurations(num_classes: int) -> list[Configuration]:
 
 
 def _size(
-    parameters: int, num_classes: int, bits: int, ternary: bool, implicit: bool, weight_bytes: int
+    parameters: int,
+    num_classes: int,
+    bits: int,
+    ternary: bool,
+    implicit: bool,
+    weight_bytes: int,
+    decoder_bytes: int = 0,
 ) -> DecisionSize:
     planes = 0 if implicit else 2 if ternary else 1
     packed = planes * num_classes * ((bits + 7) // 8)
     unpacked = planes * num_classes * bits * FLOAT32_BYTES
-    weights = parameters * weight_bytes
+    weights = parameters * weight_bytes + decoder_bytes
     return DecisionSize(parameters, weights + packed + unpacked, weights + unpacked, packed)
