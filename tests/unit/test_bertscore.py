@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+from contextlib import suppress
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from transformers import (
 
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.bertscore import BertScore, bert_score, harmonic_mean, read_baseline
-from codehead.evaluation.encoder import Encoder, find_encoder, load_encoder
+from codehead.evaluation.encoder import Encoder, encoder_on, find_encoder, load_encoder
 from codehead.training.tokenizer import train_bpe
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "to", "mat", "park", "and", "saw", "bird", "red", "big", "two"]
@@ -253,6 +254,25 @@ def test_the_encoder_is_loaded_once(folder, monkeypatch):
     for _ in range(3):
         bert_score(ANSWERS, REFERENCES, find_encoder(str(folder), 2))
     assert len(calls) == 1
+
+
+def test_the_accelerator_has_its_memory_back_even_after_a_failure(encoder, monkeypatch):
+    class Model:
+        def to(self, device):
+            self.device = device
+            return self
+
+        def cpu(self):
+            return self.to("cpu")
+
+    model = Model()
+    monkeypatch.setattr("codehead.evaluation.encoder.load_encoder", lambda encoder: (None, model))
+    with encoder_on(encoder, "cuda") as (_, moved):
+        assert moved.device == "cuda"
+    assert model.device == "cpu"
+    with suppress(DataError), encoder_on(encoder, "cuda"):
+        raise DataError
+    assert model.device == "cpu"
 
 
 def test_scoring_leaves_the_random_state_alone(encoder):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.evaluation.encoder import PUBLISHED_LAYERS, Encoder, load_encoder, sha256
+from codehead.evaluation.encoder import PUBLISHED_LAYERS, Encoder, encoder_on, sha256
 from codehead.training.model import default_device
 
 SPECIAL = 2  # tokens that a tokenizer puts around a text: [CLS] … [SEP]
@@ -89,15 +89,14 @@ def bert_score(
     if batch_size < 1:
         raise ConfigurationError(f"batch_size={batch_size} must be at least 1")
     found = None if baseline is None else read_baseline(baseline, encoder)
-    tokenizer, model = load_encoder(encoder)
-    model.to(default_device() if device is None else device)
     order = sorted(range(len(answers)), key=lambda i: len(answers[i]) + len(references[i]))  # needs little padding
     scores: dict[int, tuple[float, float, float]] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        left = _embed(tokenizer, model, encoder.layers, [answers[i] for i in chosen])
-        right = _embed(tokenizer, model, encoder.layers, [references[i] for i in chosen])
-        scores.update((i, _score(model, *pair)) for i, *pair in zip(chosen, left, right, strict=True))
+    with encoder_on(encoder, default_device() if device is None else device) as (tokenizer, model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            left = _embed(tokenizer, model, encoder.layers, [answers[i] for i in chosen])
+            right = _embed(tokenizer, model, encoder.layers, [references[i] for i in chosen])
+            scores.update((i, _score(model, *pair)) for i, *pair in zip(chosen, left, right, strict=True))
     precision, recall, f1 = (list(column) for column in zip(*(scores[i] for i in range(len(answers))), strict=True))
     return BertScore(precision, recall, f1, encoder, found)
 

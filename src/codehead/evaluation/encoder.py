@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -102,6 +103,16 @@ def load_encoder(encoder: Encoder) -> tuple[Any, Any]:
     if missing:
         raise ConfigurationError(f"the weights of encoder {encoder.name!r} lack {missing[0]!r}; save or copy it again")
     return _tokenizer(encoder.path, model.config), model.eval()
+
+
+@contextmanager
+def encoder_on(encoder: Encoder, device: str | torch.device) -> Iterator[tuple[Any, Any]]:
+    """Tokenizer and model on `device`, which has its memory back at the end: the model waits on the CPU."""
+    tokenizer, model = load_encoder(encoder)
+    try:
+        yield tokenizer, model.to(device)
+    finally:
+        model.cpu()
 
 
 def sha256(paths: Iterable[Path]) -> str:
