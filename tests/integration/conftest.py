@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from architectures import make
 from transformers import PreTrainedModel
 
 import codehead
+from codehead.cli import main as cli
 
 
 @pytest.fixture
@@ -37,3 +39,23 @@ def _starting_at_zero(model: Any) -> list[torch.nn.Parameter]:
         *model.decision.corrections.parameters(),
         *getattr(model.get_output_embeddings(), "rows", torch.nn.Module()).parameters(),
     ]
+
+
+@pytest.fixture(name="codehead")
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process; gives its exit status, output and errors."""
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["codehead", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "100")
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

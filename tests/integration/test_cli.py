@@ -16,7 +16,6 @@ from rich.console import Console
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, TrainerState, TrainingArguments
 
-from codehead.cli import main as cli
 from codehead.cli.finetune import finetune
 from codehead.cli.options import KEYS
 from codehead.cli.pretrain import pretrain
@@ -50,24 +49,6 @@ def place(tmp_path_factory):
     tokenizer.add_tokens([f"<{number}>" for number in range(279 - len(tokenizer))])
     tokenizer.save_pretrained(folder / "large")
     return folder
-
-
-@pytest.fixture
-def codehead(monkeypatch, capsys):
-    """Run the command in this process; gives its exit status, output and errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["codehead", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "100")
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as leave:
-            status = leave.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def test_the_command_line_is_light():
@@ -260,6 +241,20 @@ def test_evaluate_scores_answers(codehead, place, coded, records, tmp_path):
     assert "│ records too long to answer │ 1 │" in lines
 
 
+def test_evaluate_reads_records_as_text_if_asked(codehead, place, records, tmp_path):
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": "".join(row.values())}) + "\n" for row in rows))
+    measured = {}
+    for name, data in {"text": (text,), "as text": (records, "--as-text"), "records": (records,)}.items():
+        status, out, err = codehead("evaluate", place / "model", "--data", *data, "--repeats", 0, "--json")
+        assert status == 0, err
+        measured[name] = json.loads(out)
+    assert measured["as text"]["metrics"] == measured["text"]["metrics"]
+    assert measured["as text"]["metrics"]["tokens"] != measured["records"]["metrics"]["tokens"]
+    assert [measured[name]["config"]["as_text"] for name in ("as text", "records")] == [True, False]
+
+
 def test_evaluate_without_an_encoder_answers_nothing(codehead, place, records):
     status, out, err = codehead("evaluate", place / "model", "--data", records, "--repeats", 0, "--json")
     assert status == 0, err
@@ -269,6 +264,7 @@ def test_evaluate_without_an_encoder_answers_nothing(codehead, place, records):
 ENCODER = "--encoder {encoder} --encoder-layers 1"
 NO_ANSWERS = {
     f"{{model}} --data {{text}} {ENCODER}": "holds plain text, which asks for no answer; leave --encoder away",
+    "none --data none --encoder {encoder} --as-text": "--as-text is True, but a text asks for no answer",
     "none --data none --encoder {here}": "has no config.json in its folder",
     "none --data none --encoder {encoder}": "layers is not given",
     "none --data none --encoder {encoder} --encoder-layers 3": "layers is 3, but encoder 'encoder' has 2",

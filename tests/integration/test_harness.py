@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import re
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import codehead
-from codehead.cli import main as cli
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.evaluation import harness
 from codehead.evaluation.harness import harness_model, run_tasks
@@ -354,21 +353,9 @@ def test_nothing_of_the_process_is_left_changed(place, monkeypatch):
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys):
-    """Run `codehead evaluate` in this process; gives its exit status, output and errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["codehead", "evaluate", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "100")
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as leave:
-            status = leave.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+def evaluate(codehead):
+    """Runs `codehead evaluate` in this process; gives its exit status, output and errors."""
+    return partial(codehead, "evaluate")
 
 
 def test_the_command_shows_and_writes(evaluate, place, tmp_path):

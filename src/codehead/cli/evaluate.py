@@ -42,6 +42,9 @@ def evaluate(
     decoder: Annotated[str | None, typer.Option("--decoder", help="likelihood, hamming, … (docs/decoders.md).")] = None,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1)] = None,
     text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
+    as_text: Annotated[
+        bool, typer.Option("--as-text", help="Read records as plain text, prompt and response in a row.")
+    ] = False,
     subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a hub data set.")] = None,
     new_tokens: Annotated[
         int | None,
@@ -76,6 +79,7 @@ def evaluate(
         "decoder": decoder,
         "max_documents": max_documents,
         "text_field": text_field,
+        "as_text": as_text or None,
         "subset": subset,
         "new_tokens": new_tokens,
         "repeats": repeats,
@@ -110,6 +114,8 @@ def _check_kind(data: str | None, tasks: list[str] | None, of_data: dict[str, An
         )
     foreign, right, wrong = (of_data, "--data", "--tasks") if tasks else (of_tasks, "--tasks", "--data")
     _refuse(foreign, f"it belongs to {right}; with {wrong}, leave it away")
+    if of_data["encoder"] is not None:
+        _refuse({"as_text": of_data["as_text"]}, "a text asks for no answer; leave it away, or --encoder")
     if of_data["encoder"] is None:
         of_encoder = {name: of_data[name] for name in ("encoder_layers", "prompts", "answer_tokens")}
         _refuse(of_encoder, "it belongs to --encoder; name one, or leave it away")

@@ -41,6 +41,7 @@ def evaluate_checkpoint(
     batch_size: int = 8,
     decoder: str | None = None,
     text_field: str | None = None,
+    as_text: bool = False,
     split: str = "test",
     subset: str | None = None,
     max_documents: int | None = None,
@@ -64,7 +65,7 @@ def evaluate_checkpoint(
     report = progress or (lambda stage, done, total: None)
     judge = None if encoder is None else find_encoder(encoder, encoder_layers)
     tokenizer = load_tokenizer(tokenizer_name or model_name)
-    rows = read_rows(source, split=split, subset=subset, text_field=text_field, limit=max_documents)
+    rows = read_rows(source, split=split, subset=subset, text_field=text_field, as_text=as_text, limit=max_documents)
     asked = rows.select(range(min(prompts, len(rows))))
     if judge is not None:
         _check_records(asked, judge, source)
@@ -110,6 +111,7 @@ def evaluate_checkpoint(
         "dtype": str(model.dtype).removeprefix("torch."),
         "block_size": block_size,
         "text_field": text_field,
+        "as_text": as_text,
         "max_documents": max_documents,
     }
     record = {**provenance(sources=[source]), "started_at": started}
