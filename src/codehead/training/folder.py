@@ -105,7 +105,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{str(folder)!r} holds no {RECORD}: it is not the folder of a run") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{str(folder / RECORD)!r} is damaged ({error}); use --overwrite") from None
+        path = str(folder / RECORD)
+        raise CheckpointError(f"{path!r} is damaged ({error}); remove its folder and start again") from None
     return record
 
 
