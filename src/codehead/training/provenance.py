@@ -39,15 +39,29 @@ def file_records(sources: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def file_record(source: str) -> dict[str, Any]:
-    """Name, sha256 and bytes of a data file; of a hub id the name alone."""
+    """Name, sha256 and bytes of a data file; of a hub id the name alone.
+
+    A process reads a file once, unless it changes.
+    """
     path = Path(source).expanduser()
     if not path.is_file():
         return {"name": source if not path.is_absolute() else path.name}
+    found = path.stat()
+    return {
+        "name": path.name,
+        "sha256": _sha256(path, found.st_ino, found.st_size, found.st_mtime_ns),
+        "bytes": found.st_size,
+    }
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, *identity: int) -> str:
+    """The checksum (hex) of a file; `identity` tells the versions of a file apart."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return {"name": path.name, "sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=1)
