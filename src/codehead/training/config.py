@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -89,6 +90,26 @@ class LoraConfig:
             raise ConfigurationError(
                 f"lora.target_modules is {self.target_modules!r}; give auto, or names such as [q_proj, v_proj]"
             )
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a new decision layer learns from the Softmax head that it replaces, before the training proper."""
+
+    steps: int = 500
+    batch_tokens: int = 512  # positions per step
+    learning_rate: float = 3e-3  # of the head and of what corrects tokens; falls to zero along a cosine
+    code_learning_rate: float = 1e-2  # of the numbers whose signs are the code; 0 keeps the code as it is
+    tokens: int = 100_000  # positions of the training text whose hidden states are learnt from, kept in memory
+    seed: int = 0  # of the order of positions
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_tokens", "tokens"):
+            _require(getattr(self, name), f"distil.{name}", minimum=1)
+        _require(self.seed, "distil.seed", minimum=0)
+        for name in ("learning_rate", "code_learning_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"distil.{name} is {getattr(self, name)!r}; give a number of 0 or more")
 
 
 @dataclass(frozen=True)

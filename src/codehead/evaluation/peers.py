@@ -1,0 +1,79 @@
+"""What a practitioner would otherwise do to a Softmax head: quantise it, or keep only the frequent tokens.
+
+Every peer is simulated: it returns the dense weight that its stored form stands for, and the bytes of that form.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from codehead.errors import ConfigurationError
+
+SCALE_BYTES = 2  # bf16
+DAMPING = 0.01
+"""Added to the diagonal of the second moments, relative to its mean, as GPTQ does."""
+
+
+class Peer(NamedTuple):
+    """A compressed Softmax head."""
+
+    weight: Tensor
+    """`(V, hidden)`, float32; rows that were dropped are NaN."""
+    num_bytes: int
+    """Of the stored form: integers, and scale and offset of every group in bf16; or rows in bf16."""
+
+
+def quantised(weight: Tensor, bits: int, group: int, moments: Tensor | None = None) -> Peer:
+    """A head `(V, hidden)` in integers of `bits`, with a scale and an offset per `group` neighbours of a row.
+
+    Rounds to the nearest integer. With the second moments `(hidden, hidden)` of the hidden states the error of each
+    column is spread over the columns that are still to be rounded, so that scores change least (E. Frantar et al.
+    2022, "GPTQ", https://arxiv.org/abs/2210.17323).
+
+    Raises ConfigurationError if the groups do not divide a row or bits are not 2 … 8.
+    """
+    rows, hidden = weight.shape
+    if not 2 <= bits <= 8:
+        raise ConfigurationError(f"bits is {bits}; a quantised head has 2 to 8 bits per weight")
+    if group < 1 or hidden % group:
+        raise ConfigurationError(f"group is {group}, which does not divide the hidden size {hidden}")
+    num_bytes = rows * hidden * bits // 8 + 2 * SCALE_BYTES * rows * (hidden // group)
+    if moments is None:
+        grouped = weight.float().unflatten(1, (-1, group))
+        return Peer(_rounded(grouped, *_grid(grouped, bits), bits).flatten(1), num_bytes)
+    return Peer(_error_corrected(weight, bits, group, moments), num_bytes)
+
+
+def trimmed(weight: Tensor, keep: Tensor) -> Peer:
+    """The rows `keep` `(K,)` of a head in bf16; all other tokens can never be predicted."""
+    rows = torch.full_like(weight, float("nan"), dtype=torch.float32)
+    rows[keep] = weight[keep].bfloat16().float()
+    return Peer(rows, 2 * len(keep) * weight.shape[1])
+
+
+def _grid(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and offset in bf16 of the integers that cover the values along the last axis."""
+    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+    scale = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.bfloat16).tiny)
+    return scale.bfloat16().float(), low.bfloat16().float()
+
+
+def _rounded(values: Tensor, scale: Tensor, low: Tensor, bits: int) -> Tensor:
+    return ((values - low) / scale).round().clamp(0, 2**bits - 1) * scale + low
+
+
+def _error_corrected(weight: Tensor, bits: int, group: int, moments: Tensor) -> Tensor:
+    left, result = weight.double().clone(), torch.empty_like(weight, dtype=torch.float64)
+    damped = moments.double() + DAMPING * moments.double().diagonal().mean() * torch.eye(len(moments)).double()
+    spread = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    for column in range(weight.shape[1]):
+        if column % group == 0:
+            scale, low = _grid(left[:, column : column + group].float(), bits)
+        rounded = _rounded(left[:, column : column + 1].float(), scale, low, bits).double()
+        error = (left[:, column : column + 1] - rounded) / spread[column, column]
+        left[:, column:] -= error * spread[column, column:]
+        result[:, column : column + 1] = rounded
+    return result.float()

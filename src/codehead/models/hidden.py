@@ -1,0 +1,127 @@
+"""What a text shows of a model: the hidden states that its head is given, and how often tokens occur."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codehead.errors import ConfigurationError, DataError
+from codehead.losses import IGNORE
+from codehead.models.stock import replace_head
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a text shows of a model: how often tokens occur, and how the hidden states before its head are spread.
+
+    Raises ConfigurationError if an array is of another shape than the others, not finite, or a count is negative.
+    """
+
+    counts: Tensor
+    """`(V,)`, float64: how often each token is to be predicted."""
+    mean: Tensor | None = None
+    """`(hidden,)`, float64."""
+    covariance: Tensor | None = None
+    """`(hidden, hidden)`, float64."""
+
+    def __post_init__(self) -> None:
+        for name in ("counts", "mean", "covariance"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _finite(name, value))
+        if self.counts.ndim != 1 or bool((self.counts < 0).any()):
+            raise ConfigurationError(
+                f"counts of shape {tuple(self.counts.shape)} must be one number of 0 or more per token, in the "
+                "order of the token ids"
+            )
+        if (self.mean is None) != (self.covariance is None):
+            raise ConfigurationError("mean and covariance of the hidden states go together; give both or neither")
+        if self.mean is not None and self.covariance is not None and self.covariance.shape != (len(self.mean),) * 2:
+            raise ConfigurationError(
+                f"covariance of shape {tuple(self.covariance.shape)} does not fit a mean of shape "
+                f"{tuple(self.mean.shape)}; it must be (hidden, hidden)"
+            )
+
+    @classmethod
+    def of(cls, counts: Any, hidden: Tensor) -> Statistics:
+        """The statistics of a text from its counts `(V,)` and some of its hidden states `(tokens, hidden)`."""
+        wide = hidden.double()
+        mean = wide.mean(0)
+        centred = wide - mean
+        return cls(torch.as_tensor(counts), mean, centred.T @ centred / len(wide))
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """Rows `(V, hidden)` of a head as its scores differ: their distances are those of scores, in the mean.
+
+        |w Σ½|² is the variance of `w · h`; directions in which hidden states do not vary make no difference.
+        """
+        wide = rows.double()
+        if self.covariance is None:
+            return wide
+        variances, directions = torch.linalg.eigh(self.covariance.to(wide.device))
+        return wide @ (directions * variances.clamp(min=0).sqrt()) @ directions.T
+
+
+def _finite(name: str, value: Any) -> Tensor:
+    array = torch.as_tensor(value, dtype=torch.float64)
+    if not bool(torch.isfinite(array).all()):
+        raise ConfigurationError(
+            f"{name} holds values that are not finite; measure it on a model that has not diverged"
+        )
+    return array
+
+
+@torch.no_grad()
+def hidden_states(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], limit: int) -> Tensor:
+    """What the output embedding is given at the first `limit` labelled positions of batches: `(tokens, hidden)`.
+
+    Batches hold input_ids, attention_mask and labels, each `(batch, length)`. The result has the dtype of the model and
+    is on the CPU. The output embedding itself is not computed, so nothing is as wide as the vocabulary. DataError if
+    there is no labelled position.
+    """
+    own: Any = model
+    head, was_training = own.get_output_embeddings(), model.training
+    probe = _Probe()
+    replace_head(model, probe)
+    model.eval()
+    try:
+        parts = list(_take(own, probe, batches, limit))
+    finally:
+        replace_head(model, head)
+        model.train(was_training)
+    if not parts:
+        raise DataError("the text holds no token to predict; give more text, or a longer block_size")
+    return torch.cat(parts)[:limit]
+
+
+def _take(model: Any, probe: _Probe, batches: Iterable[Mapping[str, Tensor]], limit: int) -> Iterator[Tensor]:
+    device, seen = next(model.parameters()).device, 0
+    for batch in batches:
+        model(**{name: batch[name].to(device) for name in ("input_ids", "attention_mask")}, use_cache=False)
+        labelled = batch["labels"][:, 1:] != IGNORE
+        seen += int(labelled.sum())
+        if labelled.any():
+            yield probe.seen[:, :-1].cpu()[labelled.cpu()]
+        if seen >= limit:
+            return
+
+
+class _Probe(nn.Module):
+    """Stands where the output embedding is and keeps what it is given; one zero per position leaves it.
+
+    The zeros have the place of logits, which some models cap or scale.
+    """
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.seen = hidden
+        return hidden.new_zeros((*hidden.shape[:-1], 1))

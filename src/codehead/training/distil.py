@@ -1,0 +1,167 @@
+"""Distillation of a decision layer from the Softmax head that it replaces: head, corrections and code; the trunk rests.
+
+The code is learnt too: every symbol is the sign of a real number, and gradients reach that number as if the sign were
+the identity (straight-through; Y. Bengio, N. Léonard, A. Courville 2013, https://arxiv.org/abs/1308.3432). In the end
+rows that have become equal are made distinct in the symbols that are nearest to changing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codehead.codes.arrays import Floats, Integers
+from codehead.codes.codebook import PackedCodebook
+from codehead.codes.distinct import make_distinct
+from codehead.codes.packing import pack_bits
+from codehead.codes.table import CodewordTable
+from codehead.errors import ConfigurationError
+from codehead.losses import CHUNK_SCORES
+from codehead.training.config import Distillation
+
+MARGIN = 0.3
+"""Where the numbers behind the symbols begin, ±; gradients pass while they are between −1 and +1."""
+BETAS = (0.9, 0.99)
+"""Adam's averages: shorter than usual, since hundreds of steps are few."""
+
+Teacher = Callable[[Tensor], Tensor]
+"""Hidden states `(tokens, hidden)` → logits `(tokens, V)`."""
+Progress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, mean nats between teacher and student in the last step)."""
+
+
+def distil(
+    model: Any,
+    teacher: Teacher,
+    hidden: Tensor,
+    options: Distillation,
+    progress: Progress = lambda done, steps, nats: None,
+) -> None:
+    """Fit the decision layer of a coded model to a teacher's distributions over tokens, in place.
+
+    Minimises the Kullback-Leibler divergence of the codeword posterior from the teacher's softmax over the positions
+    whose hidden states `(tokens, hidden)` are given, with Adam and a cosine schedule. No more than CHUNK_SCORES
+    scores are formed at a time.
+
+    Raises:
+        ConfigurationError: the code is ternary, or the bits form a chain.
+    """
+    decision = model.decision
+    _check(decision)
+    student = _Student(model.get_output_embeddings(), decision)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": student.weights, "lr": options.learning_rate},
+            {"params": student.numbers, "lr": options.code_learning_rate},
+        ],
+        betas=BETAS,
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    order = torch.Generator().manual_seed(options.seed)
+    device = next(model.parameters()).device
+    with torch.enable_grad():
+        for step in range(options.steps):
+            chosen = hidden[torch.randint(len(hidden), (options.batch_tokens,), generator=order)]
+            optimizer.zero_grad()
+            nats = _backward(student, teacher, chosen.to(device, torch.float32))
+            optimizer.step()
+            schedule.step()
+            progress(step + 1, options.steps, nats)
+    student.write_back(model, options.seed)
+
+
+class _Student:
+    """float32 copies of what is trained; the model keeps its own dtype until the end.
+
+    `numbers` holds the one tensor `(V, n)` whose signs are the code; none for one_vs_all, which has nothing to learn.
+    """
+
+    def __init__(self, head: nn.Module, decision: Any) -> None:
+        self.head, self.corrections, self.table = head, decision.corrections, decision.table
+        modules = [module for module in (head, decision.corrections) if module is not None]
+        self.owners = [(module, name) for module in modules for name, _ in module.named_parameters()]
+        self.weights = [owner.get_parameter(name).detach().float().requires_grad_() for owner, name in self.owners]
+        implicit = self.table.is_implicit
+        self.numbers = [] if implicit else [(MARGIN * self.table.signs()).clone().requires_grad_()]
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Token scores `(tokens, V)` of hidden states `(tokens, hidden)`."""
+        outputs: Tensor = torch.func.functional_call(self.head, self._of(self.head), (hidden,))
+        if not self.numbers:
+            return outputs
+        scores = 0.5 * outputs[..., : self.table.length] @ _Sign.apply(self.numbers[0]).T
+        if self.corrections is None:
+            return scores
+        arguments = (scores, outputs[..., self.table.length :])
+        corrected: Tensor = torch.func.functional_call(self.corrections, self._of(self.corrections), arguments)
+        return corrected
+
+    def _of(self, module: nn.Module) -> dict[str, Tensor]:
+        pairs = zip(self.owners, self.weights, strict=True)
+        return {name: weight for (owner, name), weight in pairs if owner is module}
+
+    @torch.no_grad()
+    def write_back(self, model: Any, seed: int) -> None:
+        """Put the weights and the code, with distinct rows, into the model."""
+        for (owner, name), weight in zip(self.owners, self.weights, strict=True):
+            owner.get_parameter(name).copy_(weight)
+        for numbers in self.numbers:
+            old = model.config.quantization_config
+            codebook = _codebook(numbers.detach().cpu(), seed, old["design"])
+            model.decision.table = CodewordTable(codebook).to(numbers.device)
+            named = ("design", "seed", "params", "checksum")
+            model.config.quantization_config = {**old, **{name: getattr(codebook, name) for name in named}}
+
+
+def _codebook(latent: Tensor, seed: int, start: str) -> PackedCodebook:
+    """The signs of numbers `(V, n)`, a number's distance from zero being the certainty of its symbol."""
+
+    def margins(ids: Integers) -> Floats:
+        return latent[torch.as_tensor(ids)].abs().double().numpy()
+
+    num_classes, length = latent.shape
+    plane, collisions = make_distinct(pack_bits((latent >= 0).numpy()), length, margins)
+    params = {"start": start, "collisions": collisions}
+    return PackedCodebook(
+        num_classes=num_classes, length=length, design="learned", seed=seed, params=params, sign_plane=plane
+    )
+
+
+def _backward(student: _Student, teacher: Teacher, hidden: Tensor) -> float:
+    """Add the gradients of the mean divergence over some positions, piece by piece; returns it in nats."""
+    rows = max(1, CHUNK_SCORES // student.table.num_classes)
+    total = 0.0
+    for piece in hidden.split(rows):
+        with torch.no_grad():
+            wanted = teacher(piece).float().log_softmax(-1)
+        found = student.scores(piece).log_softmax(-1)
+        nats = F.kl_div(found, wanted, reduction="sum", log_target=True) / len(hidden)
+        nats.backward()
+        total += float(nats.detach())
+    return total
+
+
+class _Sign(torch.autograd.Function):
+    """+1 or −1; its gradient is that of the identity where the number lies between −1 and +1, otherwise zero."""
+
+    @staticmethod
+    def forward(ctx: Any, numbers: Tensor) -> Tensor:
+        ctx.save_for_backward(numbers)
+        return torch.where(numbers >= 0, 1.0, -1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (numbers,) = ctx.saved_tensors
+        return gradient * (numbers.abs() <= 1)
+
+
+def _check(decision: Any) -> None:
+    if decision.table.is_ternary or getattr(decision, "chain", None) is not None:
+        raise ConfigurationError(
+            "distil learns a binary code of independent bits; choose such a code (itq, minrandom, …) and a head "
+            "without a chain"
+        )
