@@ -324,3 +324,16 @@ def test_many_classes_with_sparse_counts() -> None:
     pairs, mass = Confusion.of(entries, num_classes).pairs()
     place = {tuple(pair): count for pair, count in zip(pairs.tolist(), mass, strict=True)}
     assert [place[tuple(pair)] for pair in codebook.params["pairs"]] == sorted(mass, reverse=True)[:9]
+
+
+@pytest.mark.slow
+def test_a_vocabulary_of_today() -> None:
+    num_classes, random = 151_936, np.random.default_rng(0)
+    labels = (num_classes * random.random(500_000) ** 4).astype(int)
+    choices = np.where(random.random(500_000) < 0.4, labels, np.roll(labels, 1))
+    rows = random.standard_normal((num_classes, 16)).astype(np.float32)
+    counts = labels, choices, np.ones(500_000)
+    codebook = build("ecoc_one", num_classes, bits=38, prototypes=rows, confusion=counts)
+    assert codebook.length == 38
+    for (first, second), column in zip(codebook.params["pairs"], codebook.to_array().T[18:], strict=True):
+        assert (column[first], column[second]) == (1, -1)
