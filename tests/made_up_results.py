@@ -28,6 +28,12 @@ MACHINE = {
     "data": [{"name": "alpaca.json", "sha256": "ab" * 32, "bytes": 22_773_992}],
     "backbone": [{"name": "model.safetensors", "sha256": "cd" * 32, "bytes": 15_000_000}],
 }
+MEASURED = {
+    "git": {"commit": "fedcba9876543210fedcba9876543210fedcba98", "dirty": False},
+    "hardware": {"cpu": "Another processor", "cores": 4, "threads": 2, "gpu": None},
+    "at": "2026-02-01T08:30:00+00:00",
+}
+TRAINED = {key: MACHINE[key] for key in ("git", "hardware")} | {"started_at": "2025-12-24T18:00:00+00:00"}
 ENCODER = {"name": "minilm", "layers": 6, "sha256": "ef" * 32, "comparable": False}
 
 
@@ -87,7 +93,14 @@ def made_up(paper: int, setting: str, cell: str, seed: int) -> Result:
             "backbone": None,
         },
         _metrics(decision, chance, with_answers=bool(paper)),
-        {**MACHINE, "seed": seed, "started_at": f"2026-01-0{seed + 1}T12:00:00+00:00", "wall_seconds": 200.0 + seed},
+        {
+            **MACHINE,
+            "backbone_training": TRAINED,
+            "measured": MEASURED,
+            "seed": seed,
+            "started_at": f"2026-01-0{seed + 1}T12:00:00+00:00",
+            "wall_seconds": 200.0 + seed,
+        },
     )
 
 
@@ -101,6 +114,7 @@ def timing(paper: int, setting: str) -> Result:
             "answer_repeats": repeats,
             "tokens_per_second": 500 / repeats[2],
             "tokens_per_second_repeats": [500 / value for value in repeats],
+            "dtype": "bfloat16",
         }
     metrics = {"cells": cells, "prompts": 32, "new_tokens": 32, "batch_size": 16, "seed": 0, "repeats": 5}
     return Result(f"made-up-{paper}/timing", {"setting": setting}, metrics, MACHINE)

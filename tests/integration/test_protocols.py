@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from tokenizers.processors import TemplateProcessing
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.evaluation.result import Result
 from codehead.protocols.catalogue import names
+from codehead.protocols.layout import failure_path
 from codehead.protocols.plan import plan_steps
 from codehead.protocols.preparation import prepare
 from codehead.protocols.protocol import Protocol
-from codehead.protocols.runner import failure_path, run_protocol
+from codehead.protocols.runner import run_protocol
 from codehead.protocols.store import Store
 from codehead.training.tokenizer import train_bpe
 
+Command = Callable[..., tuple[int, str, str]]
 ARCHITECTURE = {
     "model_type": "opt",
     "hidden_size": 16,
@@ -133,8 +136,11 @@ def test_every_cell_starts_from_one_backbone(finished: Path) -> None:
     }
     assert len(weights) == 1
     records = [json.loads(path.read_text()) for path in (finished / "store").glob("*/run.json")]
-    assert sum(isinstance(record["config"]["model"], dict) for record in records) == 1
+    (backbone,) = [record for record in records if isinstance(record["config"]["model"], dict)]
     assert len(records) == 1 + 4
+    trained = [result.provenance["backbone_training"] for result in results(finished).values()]
+    assert trained == [backbone["provenance"]] * 4
+    assert [file["name"] for file in trained[0]["data"]] == ["text.jsonl"]
 
 
 def test_the_times_are_those_of_all_cells_of_one_seed(finished: Path) -> None:
@@ -143,6 +149,7 @@ def test_the_times_are_those_of_all_cells_of_one_seed(finished: Path) -> None:
     for cell in timing.metrics["cells"].values():
         assert len(cell["answer_repeats"]) == len(cell["tokens_per_second_repeats"]) == 2
         assert min(cell["answer_repeats"]) > 0
+        assert cell["dtype"] == "float32"
     assert timing.config["seed"] == 0
 
 
@@ -227,14 +234,47 @@ def test_two_processes_give_the_results_of_one(finished: Path, folder: Path, tmp
         assert result.metrics["test"]["perplexity"] == pytest.approx(perplexity, rel=1e-4)
 
 
+@pytest.mark.slow
+def test_backbones_are_trained_in_processes_each_once(folder: Path, tmp_path: Path) -> None:
+    opt = described()["backbones"]["opt"]
+    broken = {**opt, "data": {**opt["data"], "block_size": 4096}}
+    three = protocol(
+        folder,
+        tmp_path,
+        backbones={"one": opt, "two": {**opt, "seed": 1}, "broken": broken},
+        settings={name: {"model": {"backbone": name}} for name in ("one", "two", "broken")},
+        seeds=[0],
+        answers=None,
+        timing=None,
+    )
+    told: list[tuple[str, str]] = []
+    here: list[str] = []
+    outcome = run_protocol(
+        three,
+        tmp_path / "out",
+        jobs=2,
+        variables=variables(folder),
+        report=lambda *words: told.append(words),
+        callbacks=lambda key: here.append(key) or [],
+    )
+    backbones = {"backbone one": "finished", "backbone two": "finished", "backbone broken": "failed"}
+    assert dict(told[:3]) == backbones
+    assert sorted(outcome.finished) == [
+        "one/mtl/seed-0", "one/softmax/seed-0", "two/mtl/seed-0", "two/softmax/seed-0",
+    ]  # fmt: skip
+    assert sorted(outcome.failed) == ["backbone broken", "broken/mtl/seed-0", "broken/softmax/seed-0"]
+    assert not here, "callbacks are for work in this process"
+    assert len(list((tmp_path / "out" / "store").glob("softmax-seed-?-*/run.json"))) == 2 + 2
+
+
 IDLE = """
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from time import sleep
 import os
-from codehead.protocols.runner import _start
+from codehead.protocols.pool import start
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start, initargs=(1,))
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start, initargs=(1,))
     print(pool.submit(os.getpid).result(), flush=True)
     pool.submit(sleep, 600)
 """
@@ -266,37 +306,36 @@ def command(*words: Any) -> list[str]:
     return [sys.executable, "-m", "codehead", "protocol", *map(str, words)]
 
 
-def test_the_plan_tells_time_and_memory_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_the_plan_tells_time_and_memory_and_writes_nothing(
+    folder: Path, tmp_path: Path, codehead: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     protocol(folder, tmp_path)
-    environment = {**os.environ, **variables(folder)}
-    done = subprocess.run(
-        command("run", tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--dry-run"),
-        capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "backbone opt" in done.stdout
-    assert "5 of 5 runs are left" in done.stdout
-    assert "GiB" in done.stdout
+    monkeypatch.setenv("FOLDER", str(folder))
+    status, told, errors = codehead("protocol", "run", tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--dry-run")
+    assert status == 0, errors
+    assert "backbone opt" in told
+    assert "5 of 5 runs are left" in told
+    assert "GiB" in told
     assert not (tmp_path / "out").exists()
 
 
-def test_the_report_names_an_edited_result_and_leaves_it_out(finished: Path, tmp_path: Path) -> None:
+def test_the_report_names_an_edited_result_and_leaves_it_out(finished: Path, tmp_path: Path, codehead: Command) -> None:
     copied = tmp_path / "tiny"
     shutil.copytree(finished / "results", copied / "results")
     edited = copied / "results" / "mtl--seed-1.json"
     edited.write_text(edited.read_text().replace('"top1": 0', '"top1": 1', 1))
-    done = subprocess.run(command("report", copied), capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "Left out: mtl--seed-1.json" in done.stdout
-    assert "does not match its checksum" in done.stdout
+    status, told, errors = codehead("protocol", "report", copied)
+    assert status == 1, errors
+    assert "Left out: mtl--seed-1.json" in told
+    assert "does not match its checksum" in told
     page = (copied / "report" / "report.html").read_text()
     assert "mtl--seed-1.json" in page
     assert "http" not in re.sub(r'<a href="http[^"]*"|xmlns="[^"]*"', "", page)
 
 
-def test_the_list_shows_every_protocol_of_the_catalogue() -> None:
-    done = subprocess.run(command("list"), capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in done.stdout.splitlines() if line[1:6].strip()][2:] == names()
+def test_the_list_shows_every_protocol_of_the_catalogue(codehead: Command) -> None:
+    _, told, _ = codehead("protocol", "list")
+    assert [line.split()[0] for line in told.splitlines() if line[1:6].strip()][2:] == names()
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 
 from codehead.errors import DataError
 from codehead.reports.embed import BLOCK, embed, rendered
-from codehead.reports.summary import read_results, summarise
+from codehead.reports.evidence import read_results
+from codehead.reports.summary import summarise
 from codehead.reports.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -340,6 +340,11 @@ def test_the_origin_names_machine_encoder_and_files(html: str) -> None:
         "minilm, layer 6",
         "50 min 15 s",
         "alpaca.json",
+        "runs started 2026-01-01 12:00 to 2026-01-03 12:00 (UTC)",
+        "2026-02-01 08:30 (UTC)",
+        "Another processor, cores: 4, threads per run: 2; commit fedcba9876",
+        "training started 2025-12-24 18:00 (UTC); A processor",
+        "5 interleaved repeats, bfloat16; A processor",
     ):
         assert fact in html
     assert html.count("--seed-") == 3 * len(CELLS[1])

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
+from codehead import codes
 from codehead.cli.protocol import _Left
-from codehead.errors import ConfigurationError, DataError
+from codehead.errors import CheckpointError, ConfigurationError, DataError
 from codehead.evaluation.result import Result
 from codehead.heads import count_parameters
 from codehead.protocols import backbones, cells, runner
 from codehead.protocols.catalogue import find, names
-from codehead.protocols.cells import cell_config
+from codehead.protocols.cells import cell_config, result_config
+from codehead.protocols.layout import failure_path, result_path
+from codehead.protocols.plan import plan_steps
+from codehead.protocols.pool import Task, fails
 from codehead.protocols.preparation import Context, locate, prepare, split_of
 from codehead.protocols.protocol import Protocol, expand, half_width, merged
-from codehead.protocols.runner import failure_path, result_path, run_protocol
+from codehead.protocols.runner import run_protocol
 from codehead.protocols.store import Store
-from codehead.training.folder import RunFolder
-from codehead.training.provenance import file_records
+from codehead.protocols.timing import generation_dtype
+from codehead.training import provenance
+from codehead.training.config import RunConfig
+from codehead.training.folder import RunFolder, read_record
+from codehead.training.provenance import file_record, file_records
 
 FILE = """
 name: tiny
@@ -87,6 +99,36 @@ def test_only_that_selects_nothing_names_the_cells(protocol: Protocol) -> None:
 
 
 @pytest.mark.parametrize(
+    ("only", "selected"),
+    [
+        ("seed-1", {"2.4M/a-5/seed-1", "2.4M/a-50/seed-1"}),
+        ("a-5", {"2.4M/a-5/seed-1", "2.4M/a-5/seed-10"}),
+        ("4M/a-5/", set()),
+        ("M/a-5/seed-1", {"2.4M/a-5/seed-1"}),
+        ("seed", {"2.4M/a-5/seed-1", "2.4M/a-5/seed-10", "2.4M/a-50/seed-1", "2.4M/a-50/seed-10"}),
+    ],
+)
+def test_only_cuts_no_number(path: Path, only: str, selected: set[str]) -> None:
+    values = {**yaml.safe_load(FILE), "seeds": [1, 10], "settings": {"2.4M": {}}, "reference": "a-5"}
+    values["cells"] = {"a-5": {}, "a-50": {"training": {"max_steps": 3}}}
+    path.write_text(yaml.safe_dump(values))
+    protocol = Protocol.from_yaml(path)
+    if selected:
+        assert {cell.key for cell in protocol.plan([only])} == selected
+    else:
+        with pytest.raises(ConfigurationError, match="selects no cell"):
+            protocol.plan([only])
+
+
+def test_a_decision_of_the_setting_counts_where_a_cell_asks_for_it(path: Path) -> None:
+    shared = FILE.replace("  small: {}\n", "  small: {decision: {code: minimal}}\n")
+    path.write_text(shared.replace("softmax: {}", "softmax: {decision: null}\n  as-shared: {decision: {}}"))
+    coded = {cell.key: cell.config.get("decision") for cell in Protocol.from_yaml(path).plan(["small", "seed-0"])}
+    assert coded["small/softmax/seed-0"] is None
+    assert coded["small/as-shared/seed-0"] == {"code": "minimal", "seed": 0}
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("seeds:", "sedes:", "unknown key 'sedes'; did you mean 'seeds'"),
@@ -96,6 +138,19 @@ def test_only_that_selects_nothing_names_the_cells(protocol: Protocol) -> None:
         ("test: 0.2", "test: 0.7", "below 0.5"),
         ("seeds: [0, 1]", "seeds: [zero]", "seeds is"),
         ("  softmax: {}", "  soft/max: {}\n  softmax: {}", "'soft/max' cannot name a file"),
+        ("  softmax: {}", "  soft--max: {}\n  softmax: {}", "'soft--max' cannot name a file"),
+        ("  small: {}", "  sm--all: {}", "'sm--all' cannot name a file"),
+        (
+            "  small: {}",
+            "  small: {decision: {bits: 50}}",
+            "'softmax' names no decision, but settings.small.dec.*; give",
+        ),
+        (
+            "tokenizer:",
+            "decision: {bits: 50}\n  tokenizer:",
+            "'softmax' names no decision, but base.decision is .*; give",
+        ),
+        ("seeds:", "backbones: {opt: {decision: {bits: 9}}}\nseeds:", "backbones.opt.decision is {'bits': 9}, but"),
         ("name: tiny", "description: none", "missing name"),
         ("seeds: [0, 1]", "timing: {promts: 3}", "unknown key 'timing.promts'; did you mean 'prompts'"),
         ("seeds: [0, 1]", "answers: {prompts: 0}", "answers.prompts is 0"),
@@ -148,6 +203,16 @@ def test_a_width_of_half_becomes_a_number(protocol: Protocol, path: Path) -> Non
     assert config.decision["width"] == half_width(16, 300, 20)
 
 
+def test_half_of_the_width_is_found_for_a_code_in_a_file(path: Path) -> None:
+    codes.build("minrandom", 300, bits=24).save(path.parent / "code.safetensors")
+    path.write_text(FILE.replace("code: minrandom, bits: 20", 'code: "${FOLDER}/code.safetensors"'))
+    protocol = Protocol.from_yaml(path)
+    (cell,) = protocol.plan(["small/mtl/seed-0"])
+    config = cell_config(protocol, cell, context(protocol, path))
+    assert config.decision is not None
+    assert config.decision["width"] == half_width(16, 300, 24)
+
+
 def test_documents_are_split_by_content_into_disjoint_files(protocol: Protocol, path: Path) -> None:
     files = prepare(protocol, Store(path.parent / "store"), variables(path)).data
     texts = {split: set(Path(file).read_text().splitlines()) for split, file in files.items()}
@@ -184,6 +249,28 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
     assert Path(prepare(protocol, store, variables(path)).data["train"]).is_file()
 
 
+def test_what_a_killed_preparation_left_is_removed(protocol: Protocol, path: Path) -> None:
+    store = Store(path.parent / "store")
+    (store.root / ".data-0123456789ab.tmp").mkdir(parents=True)
+    (store.root / ".data-0123456789ab.tmp" / "train.jsonl").write_text("half a li")
+    (store.root / ".data-fedcba987654.321.tmp").mkdir()
+    place = prepare(protocol, store, variables(path))
+    assert list(store.root.iterdir()) == [place.folder]
+
+
+def test_a_file_is_read_once_for_its_checksum_unless_it_changes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, read = path.parent / "text.jsonl", []
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *rest, **named: read.append(self) or original(self, *rest, **named))
+    provenance._sha256.cache_clear()
+    before = [file_record(str(source)) for _ in range(3)]
+    assert read == [source]
+    source.write_text("something else\n")
+    read.clear()
+    assert file_record(str(source))["sha256"] != before[0]["sha256"]
+    assert read == [source]
+
+
 def test_a_split_without_documents_is_refused(protocol: Protocol, path: Path) -> None:
     (path.parent / "text.jsonl").write_text('{"text": "alone"}\n')
     with pytest.raises(DataError, match="is left without a document"):
@@ -201,7 +288,7 @@ class Recorder:
         self.ran.append(cell.key)
         if self.failing and self.failing in cell.key:
             raise RuntimeError("out of luck")
-        config = runner.result_config(protocol, cell)
+        config = result_config(protocol, cell)
         data = file_records(cell_config(protocol, cell, context).data.sources)
         return Result(cell.key, config, {"test": {"top1": 0.5}}, {"data": data})
 
@@ -266,6 +353,137 @@ def test_a_missing_test_file_is_told_before_anything_is_trained(path: Path, monk
     with pytest.raises(DataError, match=r"absent\.jsonl' does not exist"):
         run(Protocol.from_yaml(path), path, monkeypatch, recorder)
     assert not recorder.ran
+
+
+ABSENT = {"data": {"train": "absent.jsonl"}}
+BACKBONE = {"model": {"model_type": "gpt2"}, "tokenizer": {"train": "bpe", "vocab_size": 300}, **ABSENT}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"base": ABSENT}, DataError, r"'absent\.jsonl' does not exist"),
+        ({"backbones": {"opt": BACKBONE}, "base": {"model": {"backbone": "opt"}}}, DataError, "absent"),
+        ({"answers": {"encoder": ".", "encoder_layers": 1}}, ConfigurationError, r"encoder .* has no config\.json"),
+        ({"base": {"training": {"learning_rte": 1.0}}}, ConfigurationError, "training.learning_rte"),
+    ],
+)
+def test_the_plan_refuses_what_a_run_would_refuse(
+    path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    values = merged(yaml.safe_load(FILE), changes)
+    path.write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(path.parent)
+    protocol, recorder, out = Protocol.from_yaml(path), Recorder(), path.parent / "out"
+    with pytest.raises(error, match=message):
+        plan_steps(protocol, out, Store(out / "store"), (), variables(path))
+    with pytest.raises(error, match=message):
+        run(protocol, path, monkeypatch, recorder)
+    assert not recorder.ran
+    assert not out.exists()
+
+
+def test_the_plan_refuses_results_over_other_data(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = 'validation: "${FOLDER}/text.jsonl", test: "${FOLDER}/test.jsonl", block_size: 8'
+    text = FILE.replace("split: {validation: 0.2, test: 0.2}\n", "").replace("block_size: 8", sources)
+    path.write_text(text)
+    (path.parent / "test.jsonl").write_text('{"text": "unseen"}\n')
+    protocol, out = Protocol.from_yaml(path), path.parent / "out"
+    run(protocol, path, monkeypatch, Recorder())
+    steps = plan_steps(protocol, out, Store(out / "store"), (), variables(path))
+    assert all(step.is_done for step in steps)
+    (path.parent / "test.jsonl").write_text('{"text": "unseen, but others"}\n')
+    with pytest.raises(ConfigurationError, match="was measured on other data"):
+        plan_steps(protocol, out, Store(out / "store"), (), variables(path))
+
+
+HOLD = """
+import sys, time
+from codehead.protocols.store import Store
+with Store(sys.argv[1]).locked():
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_command_works_in_a_store_at_a_time_and_a_killed_one_makes_room(
+    protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, recorder = path.parent / "out" / "store", Recorder()
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(store)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigurationError, match=r"another command is at work in '.*store'; wait .* another --out"):
+            run(protocol, path, monkeypatch, recorder)
+        other.kill()
+    assert not recorder.ran
+    assert len(run(protocol, path, monkeypatch, recorder).finished) == 8
+
+
+def test_a_failed_command_gives_its_store_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(FILE.replace("test: 0.2", "test: 0.0001"))
+    with pytest.raises(DataError, match="left without a document"):
+        run(Protocol.from_yaml(path), path, monkeypatch, Recorder())
+    with Store(path.parent / "out" / "store").locked():
+        pass
+
+
+def test_backbones_are_trained_beside_each_other_and_fail_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = yaml.safe_load(FILE)
+    backbone = {"model": values["base"].pop("model"), "tokenizer": values["base"].pop("tokenizer")}
+    backbone["data"] = {"train": "${FOLDER}/text.jsonl", "block_size": 8}
+    names = ("a", "b", "c")
+    values |= {
+        "backbones": {name: {**backbone, "seed": number} for number, name in enumerate(names)},
+        "settings": {name: {"model": {"backbone": name}} for name in names},
+        "cells": {"softmax": {}},
+        "seeds": [0],
+    }
+    path.write_text(yaml.safe_dump(values))
+    batches: list[tuple[list[str], int]] = []
+
+    def run_tasks(tasks: Sequence[Task], jobs: int, callbacks: Any) -> Iterator[tuple[Task, bool]]:
+        batches.append(([task.key for task in tasks], jobs))
+        for task in reversed(tasks):  # as processes may
+            yield task, fails(partial(task.work, ()), task.failure)
+
+    def train(protocol: Protocol, name: str, context: Context, callbacks: Any) -> None:
+        if name == "b":
+            raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(runner, "run_tasks", run_tasks)
+    monkeypatch.setattr(runner, "train_backbone", train)
+    outcome = run(Protocol.from_yaml(path), path, monkeypatch, Recorder(), jobs=2)
+    assert batches == [
+        (["backbone a", "backbone b", "backbone c"], 2),
+        (["a/softmax/seed-0", "c/softmax/seed-0"], 2),
+    ]
+    assert outcome.failed == ["backbone b", "b/softmax/seed-0"]
+    assert sorted(outcome.finished) == ["a/softmax/seed-0", "c/softmax/seed-0"]
+    assert "out of luck" in failure_path(path.parent / "out", "backbone b").read_text()
+
+
+def test_a_damaged_record_names_a_remedy_that_every_command_has(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"run\.json' is damaged \(.*\); remove its folder and start again"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "dtype"),
+    [
+        ("cuda", {"training": {"bf16": True}}, "bfloat16"),
+        ("cuda", {"training": {"fp16": True}}, "float16"),
+        ("cuda", {}, "float32"),
+        ("cpu", {"training": {"bf16": True, "use_cpu": True}}, "float32"),
+        ("cpu", {"dtype": "bfloat16"}, "bfloat16"),
+    ],
+)
+def test_models_are_timed_in_the_arithmetic_of_their_accelerator(
+    device: str, changes: dict[str, Any], dtype: str
+) -> None:
+    run = RunConfig.from_dict({"model": "a-model", "data": {"train": "a.txt"}, "output_dir": "out", **changes})
+    assert generation_dtype(run, torch.device(device)) == dtype
 
 
 def test_the_data_of_a_shared_run_are_those_of_the_protocol(

@@ -11,12 +11,13 @@ from PIL import Image
 
 from codehead.errors import CheckpointError, DataError
 from codehead.evaluation.result import Result
+from codehead.reports.evidence import read_results
+from codehead.reports.findings import findings
 from codehead.reports.render import render
 from codehead.reports.summary import (
     Estimate,
     final_loss,
     label_of,
-    read_results,
     setting_size,
     summarise,
     t_quantile,
@@ -85,6 +86,15 @@ def test_a_missing_reference_leaves_the_share_out() -> None:
     assert "share" not in row.values
 
 
+def test_a_seed_that_the_reference_lacks_is_told() -> None:
+    rows = summarise([one for one in made_up("10M") if one.name != "made-up/softmax/1"])
+    assert [row.unmatched for row in rows] == [(), (1,), (1,)]
+    assert "share" not in rows[1].values
+    (told,) = [text for text in findings(rows) if "Not compared" in text]
+    assert "10M tokens: Minimal ECOC (13, 0) (seed 1); 10M tokens: MinRandom MTL-ECOC (50, 81) (seed 1)." in told
+    assert not any("Not compared" in text for text in findings(summarise(made_up())))
+
+
 @pytest.mark.parametrize(("degrees", "quantile"), [(1, 12.706), (2, 4.303), (30, 2.042), (60, 2.000), (1000, 1.962)])
 def test_t_quantiles(degrees: int, quantile: float) -> None:
     assert t_quantile(degrees) == pytest.approx(quantile, abs=1.5e-3)
@@ -101,6 +111,7 @@ def test_final_loss_is_the_mean_of_the_last_tenth() -> None:
 
 def test_settings_sort_by_size() -> None:
     assert sorted(["40M", "2.4M", "1B", "500k", "long"], key=setting_size) == ["500k", "2.4M", "40M", "1B", "long"]
+    assert sorted(["V16000", "V2000", "V100-b", "V100-a"], key=setting_size) == ["V100-a", "V100-b", "V2000", "V16000"]
 
 
 def test_the_label_names_another_loss() -> None:

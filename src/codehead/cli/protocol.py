@@ -53,7 +53,7 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Only cells whose name contains this; may be repeated.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells that run at the same time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Backbones, then cells, that run at the same time.")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate, show the plan with its cost, run nothing.")
     ] = False,
@@ -85,7 +85,7 @@ def report(
     """
     from rich.console import Console
 
-    from codehead.protocols.runner import RESULTS
+    from codehead.protocols.layout import RESULTS
     from codehead.reports.evidence import read_evidence
     from codehead.reports.render import render
     from codehead.reports.summary import by_setting, setting_title, summarise
@@ -155,7 +155,8 @@ def _plan_table(steps: Any, speed: float) -> Table:
 def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:
     from rich.console import Console
 
-    from codehead.protocols.runner import failure_path, run_protocol
+    from codehead.protocols.layout import failure_path
+    from codehead.protocols.runner import run_protocol
 
     console = Console(stderr=True)
     folder = out / protocol.name

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codehead.errors import ConfigurationError
+from codehead.errors import CheckpointError, ConfigurationError
 from codehead.protocols.preparation import Context
 from codehead.protocols.protocol import Protocol, expand
 from codehead.training.config import RunConfig
@@ -45,13 +45,21 @@ def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> 
     The folder is named by the content of what training reads, so a run in it that seems to differ was begun with
     its files in another place, or beside other test data: it starts again.
     """
+    if is_trained(config):
+        return read_record(Path(config.output_dir))
     folder = RunFolder(config)
     moved = False
     if (folder.path / RECORD).exists():
         record = read_record(folder.path)
-        if record["status"] == "finished":
-            return record
         is_other = record["provenance"]["data"] != file_records(config.data.sources)
         moved = is_other or first_difference(record["config"], folder.config) is not None
     train(config, overwrite=moved, callbacks=callbacks, progress=False)
     return read_record(Path(config.output_dir))
+
+
+def is_trained(config: RunConfig) -> bool:
+    """Whether the run is there and finished; not if its record is damaged."""
+    try:
+        return bool(read_record(Path(config.output_dir))["status"] == "finished")
+    except CheckpointError:
+        return False

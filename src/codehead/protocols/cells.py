@@ -22,6 +22,7 @@ from codehead.protocols.protocol import HALF, AnswersConfig, Cell, Protocol, exp
 from codehead.protocols.store import digest, folder_record
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
+from codehead.training.folder import read_record
 from codehead.training.model import default_device, load_model
 from codehead.training.provenance import file_record, file_records, git_state, hardware, utc_now
 from codehead.training.sources import read_rows
@@ -35,7 +36,7 @@ def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequen
     """Train the cell (going on where a killed run stopped) and measure it on the test split.
 
     A finished run of the same configuration over the same data is not trained again, nor measured the same way twice.
-    The provenance is that of the training, with the data of this protocol.
+    The provenance is that of the training, with the data of this protocol, and that of the backbone's training.
     """
     config = cell_config(protocol, cell, context)
     record = train_once(config, callbacks)
@@ -47,7 +48,9 @@ def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequen
     data = file_records(config.data.sources)  # a run that protocols share may have been trained beside other test data
     provenance = {**record["provenance"], "data": data, "measured": metrics.pop("measured")}
     if cell.backbone is not None:
-        provenance["backbone"] = folder_record(Path(str(config.model)))
+        backbone = Path(str(config.model))
+        provenance["backbone"] = folder_record(backbone)
+        provenance["backbone_training"] = read_record(backbone)["provenance"]
     return Result(f"{protocol.name}/{cell.key}", result_config(protocol, cell), metrics, provenance)
 
 
@@ -173,9 +176,9 @@ def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str,
 
 def _bits(decision: Mapping[str, Any], num_classes: int) -> int:
     """Codeword length of a decision layer that is not built yet, check bits included."""
-    from codehead.codes import build
+    from codehead.codes import build, load
 
-    params = decision.get("code_params") or {}
+    params, code = decision.get("code_params") or {}, decision.get("code", "minrandom")
     if decision.get("bits") is not None:
         return int(decision["bits"]) + int(params.get("parity", 0))
-    return build(decision.get("code", "minrandom"), num_classes, **params).length
+    return (load(code) if code.endswith(".safetensors") else build(code, num_classes, **params)).length

@@ -22,10 +22,11 @@ from codehead.errors import CodeheadError, ConfigurationError
 from codehead.evaluation.result import Result
 from codehead.evaluation.timing import generation_speed
 from codehead.protocols.cells import cell_config
-from codehead.protocols.preparation import Context, prepare
+from codehead.protocols.layout import RESULTS, failure_path, result_path
+from codehead.protocols.preparation import Context, locate
 from codehead.protocols.protocol import Protocol
 from codehead.protocols.pydocs import SPLITS, read_corpus
-from codehead.protocols.runner import RESULTS, failure_path, result_path, run_protocol
+from codehead.protocols.runner import run_protocol
 from codehead.protocols.store import Store
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
@@ -86,7 +87,7 @@ def run_demo(
     variables = {FOLDER: str(out)}
     _train(heads, out, variables, budget, progress)
     progress("timing generation", 0)
-    time_generation(heads, out, prepare(heads, Store(out / "store"), variables), budget)
+    time_generation(heads, out, locate(heads, Store(out / "store"), variables), budget)
     progress("done", TIMING_UNITS)
     return out / RESULTS
 

@@ -8,15 +8,14 @@ from pathlib import Path
 
 from codehead.errors import ConfigurationError
 from codehead.protocols.architecture import cell_architecture
-from codehead.protocols.backbones import backbone_config
+from codehead.protocols.backbones import backbone_config, is_trained
 from codehead.protocols.cells import cell_config
+from codehead.protocols.checks import check_data, check_runs, is_finished
 from codehead.protocols.estimate import Cost, run_cost
 from codehead.protocols.preparation import Context, locate
 from codehead.protocols.protocol import Cell, Protocol
-from codehead.protocols.runner import is_finished
 from codehead.protocols.store import Store
 from codehead.training.config import RunConfig
-from codehead.training.folder import RECORD, read_record
 
 
 @dataclass(frozen=True)
@@ -37,20 +36,26 @@ class Step:
 def plan_steps(
     protocol: Protocol, out: Path, store: Store, only: Iterable[str], variables: Mapping[str, str]
 ) -> list[Step]:
-    """Validate every cell and list the runs: each backbone before the first cell that starts from it.
+    """Validate everything and list the runs: each backbone before the first cell that starts from it.
 
-    Nothing is written. Raises ConfigurationError for a cell that cannot run.
+    Nothing is written, but an encoder of the hub is fetched. Raises the errors with which `run_protocol` would refuse.
     """
     context = locate(protocol, store, variables)
+    cells = protocol.plan(only)
+    check_runs(protocol, cells, context)
+    is_prepared = context.folder is None or context.folder.is_dir()
     steps: list[Step] = []
     seen: set[str | None] = {None}
-    for cell in protocol.plan(only):
+    for cell in cells:
         if cell.backbone not in seen:
             seen.add(cell.backbone)
             run = backbone_config(protocol, str(cell.backbone), context)
-            steps.append(Step(f"backbone {cell.backbone}", _cost(run, protocol, cell, context), _is_trained(run)))
+            steps.append(Step(f"backbone {cell.backbone}", _cost(run, protocol, cell, context), is_trained(run)))
         run = cell_config(protocol, cell, context)
-        is_done = is_finished(protocol, cell, out) or _is_trained(run)  # a protocol of the same store may have run it
+        has_result = is_finished(protocol, cell, out)
+        if has_result and is_prepared:
+            check_data(protocol, cell, out, context)
+        is_done = has_result or is_trained(run)  # a protocol of the same store may have run it
         steps.append(Step(cell.key, _cost(run, protocol, cell, context), is_done))
     return steps
 
@@ -60,8 +65,3 @@ def _cost(run: RunConfig, protocol: Protocol, cell: Cell, context: Context) -> C
         return run_cost(run, cell_architecture(protocol, cell, context))
     except ConfigurationError:  # a hub that cannot be reached: the plan goes on without its cost
         return None
-
-
-def _is_trained(run: RunConfig) -> bool:
-    folder = Path(run.output_dir)
-    return (folder / RECORD).is_file() and read_record(folder)["status"] == "finished"

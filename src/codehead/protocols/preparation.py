@@ -15,7 +15,7 @@ from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.result import canonical_json
 from codehead.protocols.protocol import Protocol, expand
 from codehead.protocols.store import Store
-from codehead.training.provenance import file_record
+from codehead.training.provenance import file_records
 from codehead.training.sources import read_rows
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 READING = ("subset", "text_field", "as_text")  # how a source is read
 SPLITS = ("train", "validation", "test")
+LEFTOVERS = ".data-*.tmp"  # folders of preparations that did not come to their end
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,12 @@ class Context:
 def prepare(protocol: Protocol, store: Store, variables: Mapping[str, str]) -> Context:
     """Write the split documents and the trained tokenizers into the store, unless they are there already.
 
-    Raises DataError if the source cannot be read or a split is left empty.
+    Nobody else may prepare in the store at the same time: what a killed process left there is removed. Raises
+    DataError if the source cannot be read or a split is left empty.
     """
     context = locate(protocol, store, variables)
+    for leftover in store.root.glob(LEFTOVERS):
+        shutil.rmtree(leftover)
     if context.folder is not None and not context.folder.is_dir():
         _write_in_one_step(protocol, context.folder, expand(protocol.base["data"], variables))
     return context
@@ -65,6 +69,13 @@ def locate(protocol: Protocol, store: Store, variables: Mapping[str, str]) -> Co
     return Context(store, dict(variables), folder, files, tokenizers)
 
 
+def prepared_sources(protocol: Protocol, context: Context) -> list[str]:
+    """What `prepare` reads; empty if there is nothing to prepare."""
+    if context.folder is None:
+        return []
+    return _train_sources(expand(protocol.base["data"], context.variables))
+
+
 def split_of(text: str, shares: Mapping[str, float]) -> str:
     """The split of a document, fixed by its content alone."""
     place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
@@ -75,8 +86,8 @@ def split_of(text: str, shares: Mapping[str, float]) -> str:
 
 def _write_in_one_step(protocol: Protocol, folder: Path, data: Mapping[str, Any]) -> None:
     """Fill a temporary folder and give it its name at the end: a folder with that name is complete."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary.mkdir(parents=True)
     options: dict[str, Any] = {key: data[key] for key in READING if key in data}
     try:
         rows = read_rows(data["train"], limit=data.get("max_documents"), **options)
@@ -126,10 +137,13 @@ def _record(row: Mapping[str, str]) -> dict[str, str]:
 
 def _fingerprint(protocol: Protocol, data: Mapping[str, Any]) -> dict[str, Any]:
     """What the prepared files depend on."""
-    sources = [data["train"]] if isinstance(data["train"], str) else data["train"]
     return {
-        "sources": [file_record(source) for source in sources],
+        "sources": file_records(_train_sources(data)),
         "options": {key: data.get(key) for key in (*READING, "max_documents")},
         "split": protocol.split,
         "tokenizers": _tokenizer_specs(protocol),
     }
+
+
+def _train_sources(data: Mapping[str, Any]) -> list[str]:
+    return [data["train"]] if isinstance(data["train"], str) else list(data["train"])

@@ -106,6 +106,7 @@ class Protocol:
         self._check_names()
         self._check_split()
         self._check_shared()
+        self._check_decisions()
         for cell in self.plan():
             check_decision(cell.config.get("decision"), f"cells.{cell.name}")
             self._check_backbone(cell)
@@ -130,10 +131,12 @@ class Protocol:
     def plan(self, only: Iterable[str] = ()) -> list[Cell]:
         """The cells in running order: every cell of one seed before the next seed.
 
-        `only` keeps the cells whose key contains one of the given strings.
+        `only` keeps the cells whose key contains one of the given strings, but not as a part of a longer number:
+        `seed-1` does not select `seed-10`.
         """
         wanted = list(only)
-        cells = [cell for cell in self._cells() if not wanted or any(part in cell.key for part in wanted)]
+        patterns = [_whole_numbers(part) for part in wanted]
+        cells = [cell for cell in self._cells() if not wanted or any(one.search(cell.key) for one in patterns)]
         if not cells:
             keys = ", ".join(cell.key for cell in self._cells())
             raise ConfigurationError(f"--only {' '.join(wanted)!r} selects no cell; the cells are {keys}")
@@ -174,9 +177,9 @@ class Protocol:
             raise ConfigurationError(f"seeds is {list(self.seeds)!r}; give at least one whole number from 0 up")
         named = (self.name, *self.cells, *self.backbones, *(setting for setting in self.settings if setting != ""))
         for name in named:
-            if not isinstance(name, str) or not NAME.match(name):
+            if not isinstance(name, str) or not NAME.match(name) or "--" in name:
                 raise ConfigurationError(
-                    f"{name!r} cannot name a file; use letters, digits, '.', '_' and '-' (a number in quotes)"
+                    f"{name!r} cannot name a file; use letters, digits, '.', '_' and single '-' (a number in quotes)"
                 )
 
     def _check_shared(self) -> None:
@@ -188,6 +191,23 @@ class Protocol:
                     raise ConfigurationError(
                         f"{name} sets data.{key}, which all cells share; set it under base, "
                         "or write a protocol of its own"
+                    )
+
+    def _check_decisions(self) -> None:
+        """A Softmax must not become coded, nor a backbone, by what is set where nobody looks for it."""
+        for name, part in self.backbones.items():
+            if (part or {}).get("decision") is not None:
+                raise ConfigurationError(
+                    f"backbones.{name}.decision is {part['decision']!r}, but a backbone learns with Softmax; remove it"
+                )
+        for setting, setting_part in self.settings.items():
+            shared = merged(self.base, setting_part).get("decision")
+            place = f"settings.{setting}" if (setting_part or {}).get("decision") else "base"
+            for name, part in self.cells.items():
+                if shared and "decision" not in (part or {}):
+                    raise ConfigurationError(
+                        f"cell {name!r} names no decision, but {place}.decision is {shared!r}, which would make it a "
+                        "coded one; give it `decision: null` for Softmax, or `decision: {}` for what is shared"
                     )
 
     def _check_split(self) -> None:
@@ -248,6 +268,13 @@ def check_decision(decision: Mapping[str, Any] | None, place: str) -> None:
         is_file = key == "code" and isinstance(name, str) and ("/" in name or name.endswith(".safetensors"))
         if name is not None and not is_file:
             registry.get(name)  # type: ignore[attr-defined]
+
+
+def _whole_numbers(part: str) -> re.Pattern[str]:
+    """Finds `part` where it cuts no number in two."""
+    before = r"(?<!\d)(?<!\d\.)" if part[:1].isdigit() else ""
+    after = r"(?!\.?\d)" if part[-1:].isdigit() else ""
+    return re.compile(before + re.escape(part) + after)
 
 
 def _variable(name: str, variables: Mapping[str, str]) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from codehead.errors import ConfigurationError
 from codehead.evaluation.result import canonical_json
 from codehead.training.config import RunConfig
 from codehead.training.provenance import file_record
 
 WEIGHTS = ("config.json", "*.safetensors", "tokenizer.json")
+LOCK = ".lock"
 DIGITS = 12  # of the checksum, in a folder's name
 
 
@@ -20,6 +23,28 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().resolve()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other command out of the store; the system lifts the lock of a process that was killed.
+
+        Raises ConfigurationError if another command is in it.
+        """
+        from filelock import FileLock, Timeout
+
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigurationError(
+                f"another command is at work in {str(self.root)!r}; wait for its end, because two would spoil each "
+                "other's runs, or choose another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def data_folder(self, fingerprint: Mapping[str, Any]) -> Path:
         """The folder of documents and tokenizers that `fingerprint` describes."""

@@ -17,6 +17,7 @@ from codehead.errors import DataError
 from codehead.evaluation.result import Result, canonical_json
 from codehead.evaluation.timing import Speed, generation_speed
 from codehead.protocols.cells import cell_config
+from codehead.protocols.layout import EVERY_SETTING, timing_path
 from codehead.protocols.preparation import Context
 from codehead.protocols.protocol import Cell, Protocol, TimingConfig
 from codehead.training.config import RunConfig
@@ -27,37 +28,50 @@ from codehead.training.sources import read_rows
 from codehead.training.tokenization import prompt_ids
 from codehead.training.tokenizer import load_tokenizer
 
-ALL = "all"  # names the file of a protocol without settings
+ARITHMETIC = {"bf16": "bfloat16", "fp16": "float16"}  # option of the Trainer → dtype
 
 
-def timing_path(results: Path, setting: str) -> Path:
-    """Where the times of a setting are written."""
-    return results / "timing" / f"{setting or ALL}.json"
+def timed_cells(protocol: Protocol, setting: str) -> list[Cell]:
+    """The cells that are timed together: those of the first seed."""
+    return [cell for cell in protocol.plan() if (cell.setting, cell.seed) == (setting, protocol.seeds[0])]
 
 
 def time_cells(protocol: Protocol, setting: str, context: Context, results: Path) -> Result:
     """Measure the cells of the first seed, which must be trained, unless that was done before.
 
     Seconds to generate exactly `new_tokens` after every prompt, and tokens per second at batch size 1; an
-    end-of-text token ends nothing, so all cells do the same work. Medians over repeats, the cells taking turns.
+    end-of-text token ends nothing, so all cells do the same work. Medians over repeats, the cells taking turns: all
+    their models lie in memory at once, in the dtype of `generation_dtype`.
     """
     options = protocol.timing
     assert options is not None
-    cells = [cell for cell in protocol.plan() if (cell.setting, cell.seed) == (setting, protocol.seeds[0])]
+    cells = timed_cells(protocol, setting)
     config = _config(protocol, setting, cells)
     path = timing_path(results, setting)
     if path.is_file() and canonical_json(Result.read(path).config) == canonical_json(config):
         return Result.read(path)
     runs = {cell.name: cell_config(protocol, cell, context) for cell in cells}
-    models = {name: load_model(run.output_dir).to(default_device()) for name, run in runs.items()}
+    device = default_device()
+    models = {
+        name: load_model(run.output_dir, dtype=generation_dtype(run, device)).to(device) for name, run in runs.items()
+    }
     limit = max_length(next(iter(models.values()))) or math.inf
     prompts = _prompts(next(iter(runs.values())), options, limit - options.new_tokens)
     started = utc_now()
     metrics = {"cells": _measure(models, prompts, options), **asdict(options), "prompts": len(prompts)}
     record = {**provenance(seed=protocol.seeds[0]), "started_at": started}
-    result = Result(f"{protocol.name}/timing/{setting or ALL}", config, metrics, record)
+    result = Result(f"{protocol.name}/timing/{setting or EVERY_SETTING}", config, metrics, record)
     result.write(path)
     return result
+
+
+def generation_dtype(run: RunConfig, device: torch.device) -> str:
+    """What a run's model is timed in: on an accelerator the arithmetic that it trains in, else `dtype`."""
+    if device.type != "cpu":
+        for option, dtype in ARITHMETIC.items():
+            if run.training.get(option):
+                return dtype
+    return run.dtype
 
 
 def _config(protocol: Protocol, setting: str, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -86,6 +100,7 @@ def _measure(
             "answer_repeats": values,
             "tokens_per_second": alone[name].tokens_per_second,
             "tokens_per_second_repeats": alone[name].repeats,
+            "dtype": str(models[name].dtype).removeprefix("torch."),
         }
         for name, values in seconds.items()
     }

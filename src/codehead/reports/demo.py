@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codehead.evaluation.result import Result
+from codehead.reports.evidence import read_results
 from codehead.reports.markdown import write_markdown
 from codehead.reports.report import compose
-from codehead.reports.summary import label_of, read_results, summarise
+from codehead.reports.summary import label_of, summarise
 from codehead.reports.tables import rich_table
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import re
 from pathlib import Path
 
 from codehead.errors import DataError
-from codehead.reports.summary import read_results, summarise
+from codehead.reports.evidence import read_results
+from codehead.reports.summary import summarise
 from codehead.reports.tables import markdown_table
 
 BLOCK = re.compile(

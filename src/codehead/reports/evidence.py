@@ -9,9 +9,8 @@ from typing import Any
 
 from codehead.errors import CheckpointError, DataError
 from codehead.evaluation.result import Result
+from codehead.protocols.layout import EVERY_SETTING, TIMING
 
-TIMING = "timing"
-EVERY_SETTING = "all"  # the name of the timing file of a protocol without settings
 CONFIG_KEYS = {"protocol", "cell", "setting", "seed", "reference"}
 METRIC_KEYS = {"test", "size", "decision", "history"}
 
@@ -44,16 +43,18 @@ def read_evidence(folder: str | Path) -> Evidence:
     Raises:
         DataError: no file is whole, two protocols share the folder, or two files hold the same run.
     """
-    folder = Path(folder)
-    damaged: list[Damaged] = []
-    results = _read(folder, sorted(folder.glob("*.json")), damaged, CONFIG_KEYS, METRIC_KEYS)
-    timings = _read(folder, sorted((folder / TIMING).glob("*.json")), damaged, set(), {"cells"})
-    if not results:
-        names = ", ".join(file.name for file in damaged)
-        because = f"all are damaged: {names}; measure them again" if names else "run the protocol first"
-        raise DataError(f"no result files in {str(folder)!r} to report; {because}")
-    check_one_protocol(results)
-    return Evidence(results, {Path(name).stem: timing for name, timing in timings.items()}, tuple(damaged))
+    return _checked(_gathered(Path(folder)), folder)
+
+
+def read_results(folder: str | Path) -> list[Result]:
+    """The results of a folder in which no file may be damaged.
+
+    Raises DataError as `read_evidence` does, and CheckpointError for a damaged file.
+    """
+    evidence = _gathered(Path(folder))
+    for file in evidence.damaged:
+        raise CheckpointError(f"result {str(Path(folder) / file.name)!r} {file.reason}")
+    return list(_checked(evidence, folder).results.values())
 
 
 def check_one_protocol(results: Mapping[str, Result]) -> None:
@@ -70,6 +71,23 @@ def check_one_protocol(results: Mapping[str, Result]) -> None:
     if len(first_of) > 1:
         named = " and ".join(f"{protocol!r} ({name})" for protocol, name in first_of.items())
         raise DataError(f"the folder holds results of several protocols: {named}; report each from its own folder")
+
+
+def _gathered(folder: Path) -> Evidence:
+    """Every file of the folder and its timings, damaged or not."""
+    damaged: list[Damaged] = []
+    results = _read(folder, sorted(folder.glob("*.json")), damaged, CONFIG_KEYS, METRIC_KEYS)
+    timings = _read(folder, sorted((folder / TIMING).glob("*.json")), damaged, set(), {"cells"})
+    return Evidence(results, {Path(name).stem: timing for name, timing in timings.items()}, tuple(damaged))
+
+
+def _checked(evidence: Evidence, folder: str | Path) -> Evidence:
+    if not evidence.results:
+        names = ", ".join(file.name for file in evidence.damaged)
+        because = f"all are damaged: {names}; measure them again" if names else "run the protocol first"
+        raise DataError(f"no result files in {str(folder)!r} to report; {because}")
+    check_one_protocol(evidence.results)
+    return evidence
 
 
 def _read(

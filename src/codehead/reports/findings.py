@@ -12,9 +12,9 @@ METRICS = {"share": "top-1 accuracy", "f1_share": "BERTScore F1"}
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """One paragraph per setting, and one on what the intervals allow to say."""
+    """One paragraph per setting, one on what cannot be compared, and one on what the intervals allow to say."""
     paragraphs = [_of_setting(setting, group) for setting, group in by_setting(rows).items()]
-    whole = [paragraph for paragraph in (*paragraphs, _certainty(rows)) if paragraph]
+    whole = [paragraph for paragraph in (*paragraphs, _without_reference(rows), _certainty(rows)) if paragraph]
     return [paragraph.replace(" ± ", "\u00a0±\u00a0") for paragraph in whole]  # no line ends inside a number
 
 
@@ -27,8 +27,8 @@ def _of_setting(setting: str, rows: Sequence[Row]) -> str:
         best = {metric: _best(metric, within) for metric in METRICS if _best(metric, within)}
         new = {metric: row for metric, row in best.items() if row and told.get(metric) is not row}
         told |= new
-        for row in dict.fromkeys(row.cell for row in new.values()):
-            metrics = [metric for metric, one in new.items() if one.cell == row]
+        for cell in dict.fromkeys(row.cell for row in new.values()):
+            metrics = [metric for metric, row in new.items() if row.cell == cell]
             sentences.append(_sentence(budget, metrics, new[metrics[0]], within))
     beginning = f"{setting_title(setting)}: " if setting else ""
     return beginning + " ".join(sentences) if sentences else ""
@@ -68,6 +68,18 @@ def _overlap(one: Estimate, other: Estimate) -> bool:
     if one.half_width is None or other.half_width is None:
         return False
     return abs(one.mean - other.mean) <= one.half_width + other.half_width
+
+
+def _without_reference(rows: Sequence[Row]) -> str:
+    """Which rows have no shares of the reference, and for want of which of its seeds."""
+    told = [
+        f"{setting_title(row.setting)}: {row.label} (seed {seeds})" if row.setting else f"{row.label} (seed {seeds})"
+        for row in rows
+        if (seeds := ", ".join(map(str, row.unmatched)))
+    ]
+    if not told:
+        return ""
+    return f"Not compared with the reference, which has no result of the same seed: {'; '.join(told)}."
 
 
 def _certainty(rows: Sequence[Row]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from codehead.evaluation.result import Result
-from codehead.reports.evidence import TIMING, Evidence
+from codehead.protocols.layout import TIMING
+from codehead.reports.evidence import Evidence
 
 DIGITS = 16  # of a checksum, enough to compare by eye
 
@@ -17,10 +18,11 @@ def origin(evidence: Evidence) -> list[tuple[str, list[str]]]:
     results = list(evidence.results.values())
     facts = {
         "Runs": [f"{len(results)} results, {_seeds(results)}"],
-        "Machine": _counted(_machine(result) for result in results),
+        "Machine": _counted(_machine(result.provenance) for result in results),
         "Versions": _counted(_versions(result) for result in results),
-        "Code": _counted(_code(result) for result in results),
-        "Measured": _when(results),
+        "Code": _counted(_code(result.provenance) for result in results),
+        "Trained": _trained(results),
+        "Measured": _measured(results),
         "Backbone": _distinct(_backbone(result) for result in results),
         "Data": _distinct(_file(file) for result in results for file in result.provenance.get("data", [])),
         "BERTScore encoder": _distinct(_encoder(result) for result in results),
@@ -40,8 +42,8 @@ def _seeds(results: Iterable[Result]) -> str:
     return ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds))
 
 
-def _machine(result: Result) -> str:
-    hardware = result.provenance["hardware"]
+def _machine(provenance: Mapping[str, Any]) -> str:
+    hardware = provenance["hardware"]
     if hardware["gpu"]:
         return f"{hardware['gpu']} with {hardware['cpu']}"
     return f"{hardware['cpu']}, cores: {hardware['cores']}, threads per run: {hardware['threads']}"
@@ -53,19 +55,30 @@ def _versions(result: Result) -> str:
     return ", ".join(f"{name} {version}" for name, version in named.items() if version)
 
 
-def _code(result: Result) -> str:
-    git = result.provenance["git"]
+def _code(provenance: Mapping[str, Any]) -> str:
+    git = provenance["git"]
     return f"commit {git['commit'][:10]}{' with uncommitted changes' if git['dirty'] else ''}" if git else ""
 
 
-def _when(results: Iterable[Result]) -> list[str]:
-    starts = sorted(result.provenance["started_at"] for result in results if result.provenance.get("started_at"))
+def _trained(results: Iterable[Result]) -> list[str]:
+    starts = [result.provenance["started_at"] for result in results if result.provenance.get("started_at")]
     seconds = sum(result.provenance.get("wall_seconds") or 0.0 for result in results)
-    if not starts:
+    return [f"runs started {_span(starts)} (UTC)", f"{duration(seconds)} of wall time in total"] if starts else []
+
+
+def _measured(results: Iterable[Result]) -> list[str]:
+    """When and where: a run that protocols share is measured when the first of them asks for it."""
+    measured = [result.provenance["measured"] for result in results if result.provenance.get("measured")]
+    if not measured:
         return []
-    first, last = (f"{moment[:10]} {moment[11:16]}" for moment in (starts[0], starts[-1]))
-    span = first if first == last else f"{first} to {last}"
-    return [f"runs started {span} (UTC)", f"{duration(seconds)} of wall time in total"]
+    places = _counted("; ".join(filter(None, (_machine(one), _code(one)))) for one in measured)
+    return [f"{_span([one['at'] for one in measured])} (UTC)", *places]
+
+
+def _span(moments: Sequence[str]) -> str:
+    """`2026-01-31 12:00`, or from the first to the last."""
+    first, last = (f"{moment[:10]} {moment[11:16]}" for moment in (min(moments), max(moments)))
+    return first if first == last else f"{first} to {last}"
 
 
 def duration(seconds: float) -> str:
@@ -78,12 +91,17 @@ def duration(seconds: float) -> str:
 
 
 def _backbone(result: Result) -> str:
-    """The model that every cell starts from, with the checksum of its weights."""
+    """The model that the cell starts from: the checksum of its weights, and where they were trained."""
     model = (result.config.get("run") or {}).get("model")
     if not isinstance(model, Mapping) or "backbone" not in model:
         return ""
-    weights = [file for file in result.provenance.get("backbone") or [] if str(file["name"]).endswith(".safetensors")]
-    return f"{model['backbone']}: {'; '.join(map(_file, weights))}" if weights else str(model["backbone"])
+    files = result.provenance.get("backbone") or []
+    facts = [_file(file) for file in files if str(file["name"]).endswith(".safetensors")]
+    training = result.provenance.get("backbone_training")
+    if training:
+        started = f"training started {_span([training['started_at']])} (UTC)"
+        facts += filter(None, (started, _machine(training), _code(training)))
+    return ": ".join(filter(None, (str(model["backbone"]), "; ".join(facts))))
 
 
 def _file(file: Mapping[str, Any]) -> str:
@@ -123,7 +141,8 @@ def _timing(timing: Result, setting: str) -> str:
         )
         if metrics.get(name) is not None
     ]
-    return f"{setting}: {', '.join(told)}; {_machine(timing)}"
+    told += sorted({cell["dtype"] for cell in metrics["cells"].values() if "dtype" in cell})
+    return f"{setting}: {', '.join(told)}; {_machine(timing.provenance)}"
 
 
 def _counted(texts: Iterable[str]) -> list[str]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from codehead.errors import DataError
 from codehead.evaluation.result import Result
-from codehead.reports.evidence import Evidence, check_one_protocol
+from codehead.reports.evidence import Evidence
 
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, its expansion in 1/df.
 T_975 = (
@@ -19,6 +18,7 @@ T_975 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
+DIGITS = 12  # that a number in the name of a setting is filled up to, to be sorted
 FINAL_SHARE = 0.1  # of the logged steps: what "final training loss" is averaged over
 TEST_METRICS = ("top1", "top5", "perplexity", "bits_per_byte", "node_loss", "bit_accuracy")
 ANSWER_METRICS = ("precision", "recall", "f1")  # BERTScore
@@ -83,19 +83,7 @@ class Row:
     bytes_resident: int | None = None  # weights and codebook
     bit_accuracies: tuple[float, ...] = ()  # of every bit, mean over seeds
     times: dict[str, Times] = field(default_factory=dict)  # TIMED, all of one seed
-
-
-def read_results(folder: str | Path) -> list[Result]:
-    """Every result file of a protocol's `results` folder.
-
-    Raises DataError if there is none or if they are of several protocols, CheckpointError for a damaged one.
-    """
-    paths = sorted(Path(folder).glob("*.json"))
-    if not paths:
-        raise DataError(f"no result files in {str(folder)!r}; run the protocol first")
-    results = {path.name: Result.read(path) for path in paths}
-    check_one_protocol(results)
-    return list(results.values())
+    unmatched: tuple[int, ...] = ()  # seeds that the reference has no result of: then there are no SHARES
 
 
 def summarise(results: Iterable[Result] | Evidence) -> list[Row]:
@@ -145,12 +133,13 @@ def t_quantile(degrees: int) -> float:
 
 
 def setting_size(setting: str) -> tuple[float, str]:
-    """Sorts `2.4M` before `10M`, and names without a number last."""
+    """Sorts `2.4M` before `10M`, and names without a size last, `V2000` before `V16000`."""
     number, unit = setting.rstrip("kMB"), setting[-1:]
+    in_order = re.sub(r"\d+", lambda digits: digits[0].zfill(DIGITS), setting)
     try:
-        return float(number) * {"k": 1e3, "M": 1e6, "B": 1e9}.get(unit, 1.0), setting
+        return float(number) * {"k": 1e3, "M": 1e6, "B": 1e9}.get(unit, 1.0), in_order
     except ValueError:
-        return math.inf, setting
+        return math.inf, in_order
 
 
 def setting_title(setting: str) -> str:
@@ -185,6 +174,7 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         bytes_resident=size.get("bytes_resident"),
         bit_accuracies=_mean_bits([result.metrics["test"].get("bit_accuracies") for result in group]),
         times={name: Times(tuple(timed[repeats])) for name, repeats in TIMED.items() if timed.get(repeats)},
+        unmatched=tuple(sorted({result.config["seed"] for result in group} - whole.keys())),
     )
 
 
