@@ -161,9 +161,10 @@ def _grown(
         errors.append(found.error)
         if found.error < stop_error or symbols.shape[1] == limit:
             break
-        column, pair = _new_column(found, partitions, known)
-        if column is None:
+        new = _new_column(found, partitions, known)
+        if new is None:
             break
+        column, pair = new
         source.resolve(partitions.resolved(column, pair, found.pairs))
         known.add(_key(column))
         symbols = np.column_stack([symbols, column])
@@ -172,8 +173,8 @@ def _grown(
     return symbols, {"errors": errors, "pairs": pairs, "column_weights": weights.tolist()}
 
 
-def _new_column(found: Measured, partitions: SubPartitions, known: set[bytes]) -> tuple[Symbols | None, Integers]:
-    """The best column that is not `known`, for the most confused pair that has one; None if no pair has."""
+def _new_column(found: Measured, partitions: SubPartitions, known: set[bytes]) -> tuple[Symbols, Integers] | None:
+    """The best column (V,) that is not `known`, for the most confused pair (2,) that has one; None if no pair has."""
     mass = found.mass.copy()
     while mass.any():
         place = int(mass.argmax())
@@ -182,7 +183,7 @@ def _new_column(found: Measured, partitions: SubPartitions, known: set[bytes]) -
             if _key(column) not in known:
                 return column, pair
         mass[place] = 0
-    return None, np.zeros(2, dtype=np.int64)
+    return None
 
 
 def _key(column: Symbols) -> bytes:

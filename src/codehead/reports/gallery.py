@@ -77,8 +77,10 @@ def specimen(design: str) -> Specimen:
         "itq": {"bits": 24},
         "ecoc_one": {"bits": 12, "start": "merged_decoc", "confusion": confusion(), "stop_error": 0.0},
     }
-    own = {"prototypes": prototypes()} if "prototypes" in DESIGNS.get(design).params() else {}
-    codebook = build(design, len(CLASSES), **given.get(design, {}), **own)
+    options = given.get(design, {})
+    if "prototypes" in DESIGNS.get(design).params():
+        options = {**options, "prototypes": prototypes()}
+    codebook = build(design, len(CLASSES), **options)
     if design not in WITH_TREE:
         return Specimen(codebook, None, range(len(CLASSES)))
     tree = grow(codebook.to_array(), list(range(len(CLASSES))))
