@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -12,15 +12,13 @@ from codehead.codes.arrays import Floats, Integers
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS, FittedDecoder, Weights, fit, token_scores
 from codehead.sklearn.calibration import Calibration
-
-CHUNK_SCORES = 2**22
-"""Scores of classes that are held at a time to find the best (32 MiB)."""
+from codehead.sklearn.linear import CHUNK_SCORES, fold
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ClassDecision:
-    """Decides between the V classes of `table` by the scores (N, n) of its columns; nothing is 32-bit."""
+    """Decides between the V classes of `table` by the scores (N, n) of its columns, in float64."""
 
     table: CodewordTable
     decoder: str
@@ -47,6 +45,19 @@ class ClassDecision:
         rows = max(1, CHUNK_SCORES // self.table.num_classes)
         pieces = (scores[start : start + rows] for start in range(0, len(scores), rows))
         return np.concatenate([self.class_scores(piece).argmax(axis=1) for piece in pieces])
+
+    def folded(self, stacked: Any) -> Any:
+        """A linear model that ranks the classes as decoder and stacked dichotomizers do, if it costs less; else None.
+
+        Likelihood on a binary code, and the linear loss on any, rank by the product of codewords and bit logits.
+        """
+        by_product = self.decoder == "loss_linear" or (self.decoder == "likelihood" and not self.table.is_ternary)
+        if stacked is None or not by_product or stacked.coef_.shape[1] >= self.table.length:
+            return None
+        slope, offset = np.ones(self.table.length), np.zeros(self.table.length)
+        if self.calibration:
+            slope, offset = self.calibration.slope, self.calibration.offset
+        return fold(stacked, self.table.signs().double().numpy(), slope, offset)
 
     def log_products(self, scores: Floats) -> Floats:
         """Log-probabilities of the codewords (N, V) up to a constant of the sample, tempered if calibrated."""

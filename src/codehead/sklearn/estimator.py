@@ -37,7 +37,7 @@ from codehead.sklearn.dichotomizers import (
     out_of_fold_scores,
     partial_fit_columns,
 )
-from codehead.sklearn.linear import stack
+from codehead.sklearn.linear import best_class, stack
 
 
 def _learns_in_batches(classifier: OutputCodeClassifier) -> bool:
@@ -161,8 +161,10 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> Any:
         """The labels (N,) whose codewords the decoder scores highest; of equal scores the first class."""
-        scores = self._bit_scores(X)
-        return self.classes_[self._decision.best(scores)]
+        check_is_fitted(self)
+        if self._folded is not None:
+            return self.classes_[best_class(self._folded, X, len(self.classes_))]
+        return self.classes_[self._decision.best(self._bit_scores(X))]
 
     def decision_function(self, X: Any) -> Floats:
         """The decoder's scores of all classes (N, V), larger is better; for two classes (N,), second minus first."""
@@ -195,12 +197,12 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_stacked"}
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_stacked", "_folded")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "estimators_" in state:
-            self._stacked = stack(self._dichotomizers())
+            self._join_linear()
 
     def _choose_code(self, X: Any, ids: Integers, params: dict[str, Any]) -> CodewordTable:
         """Settle `code_book_` and which of its columns are asked; the table has these columns."""
@@ -237,11 +239,16 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def _settled(self) -> OutputCodeClassifier:
         """The classifier itself, once what follows from the dichotomizers is noted."""
-        self._stacked = stack(self._dichotomizers())
+        self._join_linear()
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self._dichotomizers()[0], name):
                 setattr(self, name, getattr(self._dichotomizers()[0], name))
         return self
+
+    def _join_linear(self) -> None:
+        """Make one model of linear dichotomizers, and one of these and the code, by which predictions are fast."""
+        self._stacked = stack(self._dichotomizers())
+        self._folded = self._decision.folded(self._stacked)
 
     def _dichotomizers(self) -> list[Any]:
         """Those of the columns that are asked."""
