@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,15 +59,25 @@ class TrainingSet(NamedTuple):
 
 
 def class_codebook(
-    code: Any, data: TrainingSet, *, code_size: float, bits: int | None, params: dict[str, Any] | None, seed: int
+    code: Any,
+    data: TrainingSet,
+    evaluation: Callable[[], Any],
+    *,
+    code_size: float,
+    bits: int | None,
+    params: dict[str, Any] | None,
+    seed: int,
 ) -> Codebook:
     """The codebook of the classes of `data`, in the order of their ids.
 
     `code` is the name of a design, a codebook, or a matrix (V or more, n) of −1, 0 and +1 whose first V rows are used.
+    `evaluation` makes what a design that grows by its confusions is told them by.
     """
     if isinstance(code, str):
         own = dict(params or {})
         told = {} if any(name in own for name in DATA_OPTIONS) else data.described_to(code)
+        if "evaluate" in DESIGNS.get(code).params() and "confusion" not in own and "evaluate" not in own:
+            told["evaluate"] = evaluation()
         length = _length(code_size, data.num_classes) if bits is None and code in SIZED else bits
         return build(code, data.num_classes, bits=length, seed=seed, **{**told, **own})
     if params:

@@ -37,6 +37,7 @@ from codehead.sklearn.dichotomizers import (
     out_of_fold_scores,
     partial_fit_columns,
 )
+from codehead.sklearn.held_out import HeldOutEvaluation
 from codehead.sklearn.linear import best_class, stack
 
 
@@ -70,6 +71,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: the sorted labels (V,).
         code_book_: the coding matrix, int8 (V, n).
+        codebook_: the same with its origin: design, parameters, checksum, `save`.
         estimators_: n fitted dichotomizers, whose classes are 0 (for −1) and 1; a `ConstantDichotomizer` for a column
             that has not both symbols, which decoding leaves out.
         calibration_: a `Calibration`, or None.
@@ -205,14 +207,16 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             self._join_linear()
 
     def _choose_code(self, X: Any, ids: Integers, params: dict[str, Any]) -> CodewordTable:
-        """Settle `code_book_` and which of its columns are asked; the table has these columns."""
-        codebook = class_codebook(
+        """Settle the code and which of its columns are asked; the table has these columns."""
+        seed = seed_of(self.random_state)
+        self.codebook_ = codebook = class_codebook(
             self.code,
             TrainingSet(X, ids, params.get("sample_weight"), len(self.classes_)),
+            lambda: HeldOutEvaluation(self.estimator, X, ids, params, n_jobs=self.n_jobs, seed=seed),
             code_size=self.code_size,
             bits=self.bits,
             params=self.code_params,
-            seed=seed_of(self.random_state),
+            seed=seed,
         )
         check_kernel(self, codebook.is_ternary)
         self.code_book_ = codebook.to_array()
