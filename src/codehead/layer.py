@@ -7,29 +7,27 @@ from torch import Tensor, nn
 
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
-from codehead.decoding import DECODERS, Decoded, FittedDecoder, decode, fit, refuse_non_finite, token_scores
+from codehead.decoding import DECODERS, Decoded, FittedDecoder, fit
+from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections
 from codehead.decoding.fitted import empty_weights
-from codehead.decoding.topk import top_k
 from codehead.errors import ConfigurationError
-from codehead.losses import IGNORE, LOSSES, codeword
+from codehead.losses import IGNORE, LOSSES
+from codehead.readings import ChainedBits, CorrectedBits, IndependentBits, Reading
 
 WEIGHT = "decoder_"
 """Before the names of a decoder's weights in a state dict."""
-CORRECTED_LOSS, CORRECTED_DECODER = "codeword", "likelihood"
-"""The loss and the decoder that corrections go with."""
 
 
 class Decision(nn.Module):
-    """What bit logits mean: their loss, the probability of every token, the nearest tokens.
+    """What the outputs of a head mean: their loss, the probability of every token, the nearest tokens.
 
-    Holds the coding matrix and the choice of loss and decoder; of parameters only the bias of `corrections`. A decoder
-    that is fitted to predictions adds its weights as buffers, which are saved in a checkpoint; they are zeros until
-    `fit_decoder`.
+    Holds the coding matrix and the choice of loss and decoder; of parameters only those of `corrections` or a `chain`.
+    A decoder that is fitted to predictions adds its weights as buffers, which are saved in a checkpoint; they are zeros
+    until `fit_decoder`.
 
-    With `corrections` the outputs of the head are n bit logits and, after them, one logit per token of the shortlist.
-    What is added to scores of single tokens is measured in log-probability, so it needs the loss "codeword", which
-    alone can train it, and the decoder "likelihood".
+    The outputs are n bit logits, with `corrections` K logits of a shortlist after them, with a `chain` its features:
+    see `codehead.readings`.
     """
 
     node_loss: Tensor | None
@@ -41,20 +39,36 @@ class Decision(nn.Module):
         loss: str = "bitwise",
         decoder: str = "likelihood",
         corrections: Corrections | None = None,
+        chain: Chain | None = None,
     ) -> None:
         super().__init__()
         self.table = codebook if isinstance(codebook, CodewordTable) else CodewordTable(codebook)
         self.corrections = corrections
-        _check_corrections(corrections, self.table)
+        self.chain = chain
+        if corrections is not None and chain is not None:
+            raise ConfigurationError(
+                "head 'chain' gives every token a probability, and all of them sum to 1 without what a shortlist or a "
+                "bias per token would add; leave shortlist and token_bias away"
+            )
+        self.reading.check()
         self.loss_name = loss
         self._weight_names: tuple[str, ...] = ()
         self.decoder_name = decoder
         self.node_loss = None
 
     @property
+    def reading(self) -> Reading:
+        """How the outputs of the head are read."""
+        if self.chain is not None:
+            return ChainedBits(self.table, self.chain)
+        if self.corrections is not None:
+            return CorrectedBits(self.table, self.corrections)
+        return IndependentBits(self.table)
+
+    @property
     def num_outputs(self) -> int:
-        """n + K: the outputs that a head must have."""
-        return self.table.length + (0 if self.corrections is None else self.corrections.num_rows)
+        """The outputs that a head must have."""
+        return self.reading.num_outputs
 
     @property
     def loss_name(self) -> str:
@@ -64,11 +78,7 @@ class Decision(nn.Module):
     @loss_name.setter
     def loss_name(self, name: str) -> None:
         LOSSES.get(name)
-        if self.corrections is not None and name != CORRECTED_LOSS:
-            raise ConfigurationError(
-                f"loss={name!r} cannot train a shortlist or a bias per token, which change the scores of tokens and no "
-                f"bit; choose loss={CORRECTED_LOSS!r}"
-            )
+        self.reading.check_loss(name)
         self._loss_name = name
 
     @property
@@ -79,11 +89,7 @@ class Decision(nn.Module):
     @decoder_name.setter
     def decoder_name(self, name: str) -> None:
         decoder = DECODERS.get(name)
-        if self.corrections is not None and name != CORRECTED_DECODER:
-            raise ConfigurationError(
-                f"decoder={name!r} does not score tokens by their log-probability, which a shortlist or a bias per "
-                f"token is added to; choose decoder={CORRECTED_DECODER!r}"
-            )
+        self.reading.check_decoder(name)
         shapes = decoder.shapes(self.table) if isinstance(decoder, FittedDecoder) else {}
         if tuple(shapes) != self._weight_names:
             for old in self._weight_names:
@@ -115,51 +121,37 @@ class Decision(nn.Module):
             setattr(self, WEIGHT + name, values)
 
     def bit_logits(self, outputs: Tensor) -> Tensor:
-        """The bit logits `(…, n)` among the outputs `(…, n + K)` of a head."""
-        return outputs if self.corrections is None else outputs[..., : self.table.length]
+        """The bit logits `(…, n)` among the outputs of a head; a ConfigurationError where they depend on the token."""
+        return self.reading.bit_logits(outputs)
+
+    def nodes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The binary problems of outputs `(…, num_outputs)` whose labels `(…)` are known, each 0 … V − 1.
+
+        Bit logits and the symbols they should have, both `(…, n)`; a symbol of 0 is none. In a chain, each bit logit is
+        given the true bits before it.
+        """
+        return self.reading.nodes(outputs, labels)
 
     def loss(self, outputs: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Scalar loss of a head's outputs `(…, n + K)` for labels `(…)` aligned with them; −100 is ignored."""
-        if self.corrections is None:
-            loss = LOSSES.get(self.loss_name)(outputs, labels, self.table, num_items_in_batch)
-        else:
-            loss = codeword(outputs, labels, self.table, num_items_in_batch, scores=self.logits)
+        """Scalar loss of outputs `(…, num_outputs)` for labels `(…)` aligned with them; −100 is ignored."""
+        loss = self.reading.loss(self.loss_name, outputs, labels, num_items_in_batch)
         self.node_loss = loss.per_node
         return loss.value
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """`(…, n + K)` → `(…, V)` in float32, whose softmax is the codeword posterior.
+        """`(…, num_outputs)` → `(…, V)` in float32, whose softmax is the codeword posterior.
 
-        With the one_vs_all code these are the outputs themselves, untouched and in their own dtype.
+        With the one_vs_all code these are the outputs themselves, untouched and in their own dtype; with a chain they
+        are log-probabilities.
         """
-        if self.table.is_implicit:
-            return outputs
-        scores = token_scores(self.bit_logits(outputs), self.table)
-        return scores if self.corrections is None else self.corrections(scores, outputs[..., self.table.length :])
+        return self.reading.scores(outputs)
 
     def decode(self, outputs: Tensor, k: int = 1, ties: str | int = "lowest") -> Decoded:
         """The `k` nearest tokens of every position under the chosen decoder."""
-        if self.corrections is None:
-            return decode(outputs, self.table, decoder=self.decoder_name, k=k, ties=ties, weights=self.decoder_weights)
-        refuse_non_finite(outputs)
-        scores = self.logits(outputs)
-        ids = top_k(scores, k, ties)
-        return Decoded(ids, scores.gather(-1, ids))
+        return self.reading.decode(outputs, k, ties, self.decoder_name, self.decoder_weights)
 
     def extra_repr(self) -> str:
         return f"loss={self.loss_name!r}, decoder={self.decoder_name!r}"
-
-
-def _check_corrections(corrections: Corrections | None, table: CodewordTable) -> None:
-    if corrections is not None and table.is_implicit:
-        raise ConfigurationError(
-            "the one_vs_all code has a row and, with head_params={'bias': True}, a bias for every token already; leave "
-            "shortlist and token_bias away"
-        )
-    if corrections is not None and corrections.num_classes != table.num_classes:
-        raise ConfigurationError(
-            f"the corrections are for {corrections.num_classes} tokens but the code has {table.num_classes} classes"
-        )
 
 
 class DecisionLayer(nn.Module):
@@ -177,12 +169,12 @@ class DecisionLayer(nn.Module):
         corrections: Corrections | None = None,
     ) -> None:
         super().__init__()
-        self.decision = Decision(codebook, loss, decoder, corrections)
+        self.decision = Decision(codebook, loss, decoder, corrections, Chain.of(head))
         self.head = head
         self._check_head()
 
     def _check_head(self) -> None:
-        outputs = getattr(self.head, "num_bits", getattr(self.head, "out_features", None))
+        outputs = getattr(self.head, "out_features", getattr(self.head, "num_bits", None))
         if outputs is not None and outputs != self.decision.num_outputs:
             raise ConfigurationError(
                 f"the head gives {outputs} outputs but the decision layer reads {self.decision.num_outputs}; build the "

@@ -30,6 +30,8 @@ class Loss(NamedTuple):
     """`(n,)`: mean binary cross entropy of every dichotomizer over the labels it looks at, detached."""
 
 
+Nodes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(outputs `(tokens, ·)`, labels `(tokens,)`) → bit logits and the symbols they should have, `(tokens, n)`, or 0."""
 TokenScores = Callable[[Tensor], Tensor]
 LossFunction = Callable[[Tensor, Tensor, CodewordTable, "Tensor | int | None"], Loss]
 LOSSES: Registry[LossFunction] = Registry("loss")
@@ -51,16 +53,31 @@ def bitwise(bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items:
     Raises:
         DataError: a label is not a class of the code.
     """
-    bit_logits, labels = _flatten(bit_logits, labels, table)
+    return of_nodes(bit_logits, labels, table, num_items, lambda z, y: (z, table.lookup(y)), per_bit=True)
+
+
+def of_nodes(
+    outputs: Tensor,
+    labels: Tensor,
+    table: CodewordTable,
+    num_items: Tensor | int | None,
+    nodes: Nodes,
+    per_bit: bool,
+) -> Loss:
+    """Binary cross entropy of the bits that `nodes` makes of a head's outputs `(…, ·)` and the labels `(…)`.
+
+    `per_bit` averages it over the bits of a token that are not 0; otherwise it is their sum, a negative log-likelihood.
+    """
+    outputs, labels = _flatten(outputs, labels, table)
     counts = labels != IGNORE
-    codewords = table.lookup(labels.masked_fill(~counts, 0)) * counts.unsqueeze(-1)
-    seen = codewords.abs()
+    bit_logits, symbols = nodes(outputs, labels.masked_fill(~counts, 0))
+    symbols = symbols * counts.unsqueeze(-1)
+    seen = symbols.abs()
     # What is not seen is cut off before the softplus: 0 · inf would be NaN.
-    nats = seen * F.softplus(-torch.where(seen > 0, codewords * bit_logits.float(), 0.0))
-    per_token = nats.sum(-1) / seen.sum(-1).clamp(min=1)
-    items = _items(labels, num_items)
+    nats = seen * F.softplus(-torch.where(seen > 0, symbols * bit_logits.float(), 0.0))
+    per_token = nats.sum(-1) / seen.sum(-1).clamp(min=1) if per_bit else nats.sum(-1)
     per_node = nats.detach().sum(0) / seen.sum(0).clamp(min=1)
-    return Loss(per_token.sum() / items, per_node)
+    return Loss(per_token.sum() / _items(labels, num_items), per_node)
 
 
 def codeword(

@@ -6,7 +6,6 @@ Importing this registers every decoder: the bilinear ones in `decoders`, the oth
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from codehead.decoding import (  # noqa: F401  (registers)
 from codehead.decoding.decoders import DECODERS
 from codehead.decoding.fitted import FittedDecoder, require_fitted
 from codehead.decoding.forms import ByCodeword, Form, Scored, Weights
+from codehead.decoding.precision import no_autocast, wide
 from codehead.decoding.reference import REFERENCES
 from codehead.decoding.terms import Terms
 from codehead.decoding.topk import top_k
@@ -95,7 +95,7 @@ def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str, w
         require_fitted(decoder, part, table, weights)
     else:
         weights = None
-    with _no_autocast(bit_logits.device.type):
+    with no_autocast(bit_logits.device.type):
         return IMPLEMENTATIONS.get(impl)(bit_logits, table, decoder, weights)
 
 
@@ -123,10 +123,9 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
         raise DataError(f"labels to fit a decoder to must be in 0 … {table.num_classes - 1}, found {found}")
     refuse_non_finite(bit_logits)
     part.shapes(table)  # refuses a code that is too large before anything is computed
-    wide = bit_logits if bit_logits.dtype == torch.float64 else bit_logits.float()
     # The weights become buffers, which can be loaded into: so not in inference mode, whatever the caller's is.
-    with torch.inference_mode(False), torch.no_grad(), _no_autocast(bit_logits.device.type):
-        return part.fit(wide, labels.to(bit_logits.device), table)
+    with torch.inference_mode(False), torch.no_grad(), no_autocast(bit_logits.device.type):
+        return part.fit(wide(bit_logits), labels.to(bit_logits.device), table)
 
 
 def refuse_non_finite(bit_logits: Tensor) -> None:
@@ -136,10 +135,6 @@ def refuse_non_finite(bit_logits: Tensor) -> None:
             "the bit logits contain NaN or infinity, so no token is nearest; check the hidden states (a diverged "
             "model, or float16 overflow: load in bfloat16 or float32)"
         )
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[None]:
-    return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()
 
 
 def decode(

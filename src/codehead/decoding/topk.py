@@ -26,6 +26,16 @@ def top_k(scores: Tensor, k: int, ties: str | int = "lowest") -> Tensor:
     return torch.topk(_unique_keys(scores, rank), k, dim=-1).indices
 
 
+def top_k_among(
+    ids: Tensor, scores: Tensor, k: int, num_classes: int, ties: str | int = "lowest"
+) -> tuple[Tensor, Tensor]:
+    """Ids and scores `(…, k)` as by `top_k`, where only the tokens `ids` `(…, m)` of V have `scores` `(…, m)`."""
+    by_rank = _tie_rank(num_classes, ties).to(ids.device)[ids].argsort(dim=-1)
+    best = torch.sort(scores.gather(-1, by_rank), dim=-1, descending=True, stable=True).indices[..., :k]
+    order = by_rank.gather(-1, best)
+    return ids.gather(-1, order), scores.gather(-1, order)
+
+
 def _by_sorting(scores: Tensor, rank: Tensor) -> Tensor:
     """Stable sorting keeps the order of equal scores, so listing the tokens by rank first is the whole rule."""
     order = rank.argsort()

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from codehead.decoding import DECODERS, decode
 from codehead.decoding.topk import top_k
 from codehead.errors import ConfigurationError, DataError
-from codehead.layer import CORRECTED_DECODER
 from codehead.models import is_coded
 from codehead.training.data import Collator
 from codehead.training.tokenization import IGNORED
@@ -190,10 +189,10 @@ def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, lab
     totals.first += int(hits[:, 0].sum())
     totals.top += int(hits.sum())
     if decision is not None and has_nodes(decision):
-        codewords, bit_logits = decision.table.lookup(labels), decision.bit_logits(outputs).float()
-        seen = codewords.abs()
-        nats = F.softplus(-codewords * bit_logits) * seen
-        right = (codewords * bit_logits > 0).double()
+        bit_logits, symbols = decision.nodes(outputs, labels)
+        margins, seen = symbols * bit_logits.float(), symbols.abs()
+        nats = F.softplus(-margins) * seen
+        right = (margins > 0).double()
         totals.add_nodes(nats.double().sum(0), right.sum(0), seen.double().sum(0))
 
 
@@ -207,7 +206,7 @@ def _best(decision: Decision | None, outputs: Tensor, scores: Tensor, decoder: s
     k = min(TOP, scores.shape[-1])
     if decision is None or (decision.table.is_implicit and decoder == "likelihood"):
         return scores.topk(k, dim=-1).indices
-    if decision.corrections is not None:
+    if decision.reading.decoders:  # it ranks by the scores alone
         return top_k(scores, k)
     weights = decision.decoder_weights if decoder == decision.decoder_name else None
     return decode(outputs, decision.table, decoder=decoder, k=k, weights=weights).ids
@@ -225,12 +224,9 @@ def _ranking(model: Any, decoder: str | None) -> str:
     if decoder is None:
         return str(model.decision.decoder_name) if is_coded(model) else "likelihood"
     DECODERS.get(decoder)
-    if is_coded(model) and model.decision.corrections is not None and decoder != CORRECTED_DECODER:
-        raise ConfigurationError(
-            f"decoder is {decoder!r}, but this model has a shortlist or a bias per token, which are added to the "
-            f"scores of {CORRECTED_DECODER!r}; leave the decoder away"
-        )
-    if not is_coded(model):
+    if is_coded(model):
+        model.decision.reading.check_decoder(decoder)
+    else:
         raise ConfigurationError(
             f"decoder is {decoder!r}, but this model has a Softmax head, whose logits are the scores of the tokens: "
             "there is nothing to decode; leave the decoder away"

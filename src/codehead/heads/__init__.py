@@ -10,11 +10,12 @@ from torch import nn
 
 from codehead.errors import ConfigurationError
 from codehead.heads.base import HEADS
+from codehead.heads.chain import ChainHead
 from codehead.heads.linear import LinearHead
 from codehead.heads.mtl import MTLHead
 from codehead.registry import did_you_mean
 
-__all__ = ["HEADS", "LinearHead", "MTLHead", "build", "count_parameters"]
+__all__ = ["HEADS", "ChainHead", "LinearHead", "MTLHead", "build", "count_parameters"]
 
 
 def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Module:
@@ -33,6 +34,7 @@ def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Modu
 
 
 def count_parameters(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
-    """Parameters of such a head, counted without allocating it."""
+    """Parameters of such a head, counted without allocating it; of a chain, also those in the decision layer."""
     with torch.device("meta"):
-        return sum(p.numel() for p in build(name, hidden_size, num_bits, **options).parameters())
+        head = build(name, hidden_size, num_bits, **options)
+    return sum(p.numel() for p in head.parameters()) + (head.conditioning if isinstance(head, ChainHead) else 0)

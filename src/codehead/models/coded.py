@@ -42,9 +42,9 @@ class CodedCausalLM:
         return cls._stock_class(*args, **kwargs)
 
     def head_outputs(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the head gives for the inputs that `forward` takes: `(batch, length, n)`, a shortlist's K after them.
+        """What the head gives for the inputs that `forward` takes: `(batch, length, num_outputs)`, labels ignored.
 
-        Labels are ignored.
+        These are n bit logits, with the K logits of a shortlist after them, or the features of a chain.
         """
         for name in ("labels", "shift_labels", "num_items_in_batch", "output_token_logits"):
             kwargs.pop(name, None)
@@ -52,11 +52,14 @@ class CodedCausalLM:
         return outputs
 
     def bit_logits(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Bit logits `(batch, length, n)` of the inputs that `forward` takes; labels are ignored."""
+        """Bit logits `(batch, length, n)` of the inputs that `forward` takes; labels are ignored.
+
+        A ConfigurationError if they depend on the token, as in a chain: see `model.decision.nodes`.
+        """
         return self.decision.bit_logits(self.head_outputs(*args, **kwargs))
 
     def _decide(self, outputs: Any, labels: Tensor | None, num_items: Tensor | int | None, wanted: bool | None) -> Any:
-        """Outputs with the loss and the token logits in place of the head's outputs `(batch, length, n + K)`.
+        """Outputs with the loss and the token logits in place of the head's outputs `(batch, length, ·)`.
 
         `labels` are aligned with them. In training the token logits stay None unless `wanted`.
         """

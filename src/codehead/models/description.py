@@ -85,6 +85,7 @@ class Description:
             raise ConfigurationError(
                 f"head_params={head_options!r} cannot be written to config.json ({error}); give plain values"
             ) from None
+        corrections = decision.corrections
         return cls(
             design=codebook.design,
             bits=codebook.length,
@@ -97,8 +98,8 @@ class Description:
             head_options=head_options,
             loss=decision.loss_name,
             decoder=decision.decoder_name,
-            shortlist=decision.num_outputs - codebook.length,
-            token_bias=decision.corrections is not None and decision.corrections.token_bias is not None,
+            shortlist=0 if corrections is None else corrections.num_rows,
+            token_bias=corrections is not None and corrections.token_bias is not None,
             stock=stock,
         )
 

@@ -18,6 +18,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead.codes.table import CodewordTable
+from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections, choose_shortlist
 from codehead.errors import CheckpointError, CodeheadError
 from codehead.layer import Decision
@@ -71,8 +72,9 @@ class CodeheadLoader(HfQuantizer):
             raise CheckpointError(f"quantization_config in config.json: {error}") from error
         _expect_vocabulary(description, old.weight.shape[0])
         _expect_no_soft_cap(model, description)
-        if decision.corrections is not None:
-            decision.corrections.to(old.weight.dtype)
+        for part in (decision.corrections, decision.chain):
+            if part is not None:
+                part.to(old.weight.dtype)
         surgery.install(model, head.to(old.weight.dtype), decision)
         if checkpoint_files:
             files = [file for file in checkpoint_files if file.endswith(".safetensors")]
@@ -102,7 +104,8 @@ def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, De
         table = CodewordTable.empty(
             description.num_classes, description.bits, description.ternary, description.is_implicit
         )
-        return head, Decision(table, description.loss, description.decoder, _empty_corrections(description))
+        corrections, chain = _empty_corrections(description), Chain.of(head)
+        return head, Decision(table, description.loss, description.decoder, corrections, chain)
 
 
 def _empty_corrections(description: Description) -> Corrections | None:

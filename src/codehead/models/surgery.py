@@ -12,6 +12,7 @@ from torch import nn
 
 from codehead import codes, heads
 from codehead.codes.codebook import Codebook
+from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections, choose_shortlist, read_counts
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.heads.shortlist import ShortlistHead
@@ -53,8 +54,8 @@ def attach(
         model: any causal LM of transformers, `(hidden → V)` by its output embedding.
         code: name of a design, path of a saved codebook, or a Codebook.
         bits: codeword length n; None lets the design choose.
-        head: "linear" (ECOC head) or "mtl" (MTL-ECOC head).
-        width: d, the hidden width of each node of an MTL head.
+        head: "linear" (ECOC head), "mtl" (MTL-ECOC head), or "chain" (later bits see the earlier ones).
+        width: d, the hidden width of each node of an MTL head or of each block of bits of a chain.
         loss: "bitwise" (never V wide) or "codeword" (normalised over the codewords).
         decoder: how `model.decision.decode` ranks tokens.
         seed: of the codebook and of the head's initial weights; the global random state is not touched.
@@ -90,9 +91,10 @@ def attach(
     counts = None if token_counts is None else read_counts(token_counts, codebook.num_classes)
     corrections = _corrections(shortlist, token_bias, counts, codebook.num_classes)
     corrections = None if corrections is None else corrections.to(old.weight)
-    decision = Decision(codebook, loss, decoder, corrections).to(old.weight.device)
-    new = _seeded_head(head, hidden_size, codebook.length, decision.num_outputs - codebook.length, options, seed)
-    new = new.to(old.weight)
+    rows = 0 if corrections is None else corrections.num_rows
+    new, chain = _seeded_head(head, hidden_size, codebook.length, rows, options, seed)
+    new, chain = new.to(old.weight), None if chain is None else chain.to(old.weight)
+    decision = Decision(codebook, loss, decoder, corrections, chain).to(old.weight.device)
     initialise(start, old, new, decision, counts)
 
     changed = stock.before(target, old, capped=decision.table.is_implicit)
@@ -239,8 +241,12 @@ def build_head(name: str, hidden_size: int, num_bits: int, shortlist: int, optio
 
 def _seeded_head(
     name: str, hidden_size: int, num_bits: int, shortlist: int, options: dict[str, Any], seed: int
-) -> nn.Module:
-    """A head with its own initial weights, made on the CPU so that a seed means the same on every device."""
+) -> tuple[nn.Module, Chain | None]:
+    """A head, and the chain it is for, with their own initial weights.
+
+    Made on the CPU so that a seed means the same on every device.
+    """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        return build_head(name, hidden_size, num_bits, shortlist, options)
+        head = build_head(name, hidden_size, num_bits, shortlist, options)
+        return head, Chain.of(head)

@@ -59,8 +59,8 @@ def _with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
 
 def _decision_paths(model: Any) -> list[str]:
     """The modules that hold the parameters of the decision layer."""
-    corrected = is_coded(model) and model.decision.corrections is not None
-    return [head_path(model), *(["decision.corrections"] if corrected else [])]
+    parts = ("corrections", "chain") if is_coded(model) else ()
+    return [head_path(model), *(f"decision.{part}" for part in parts if getattr(model.decision, part) is not None)]
 
 
 def _is_one_of(path: str, names: list[str]) -> bool:

@@ -1,0 +1,189 @@
+"""How the outputs of a head are read: as independent bits, as bits and corrections of tokens, or as a chain."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from codehead.codes.table import CodewordTable
+from codehead.decoding import Decoded, Weights, decode, refuse_non_finite, token_scores
+from codehead.decoding.beam import best_tokens
+from codehead.decoding.chain import Chain
+from codehead.decoding.corrections import Corrections
+from codehead.decoding.topk import top_k
+from codehead.errors import ConfigurationError
+from codehead.losses import LOSSES, Loss, codeword, of_nodes
+
+
+class Reading(ABC):
+    """What outputs `(…, num_outputs)` of a head mean for bits, for the loss, for the scores of tokens and their order.
+
+    A view of a decision layer's modules, made whenever it is needed, since libraries (PEFT) replace modules.
+    """
+
+    losses: ClassVar[tuple[str, ...]] = ()
+    """The losses that can train it; empty if all can."""
+    decoders: ClassVar[tuple[str, ...]] = ()
+    """The decoders that can rank its tokens; empty if all can."""
+    no_loss: ClassVar[str] = ""
+    no_decoder: ClassVar[str] = ""
+
+    def __init__(self, table: CodewordTable) -> None:
+        self.table = table
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """The outputs that a head must have."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise a ConfigurationError if the code cannot be read so."""
+
+    def check_loss(self, name: str) -> None:
+        """Raise a ConfigurationError if the loss cannot train this."""
+        if self.losses and name not in self.losses:
+            raise ConfigurationError(f"loss={name!r} {self.no_loss}; choose loss={self.losses[0]!r}")
+
+    def check_decoder(self, name: str) -> None:
+        """Raise a ConfigurationError if the decoder cannot rank the tokens of this."""
+        if self.decoders and name not in self.decoders:
+            raise ConfigurationError(f"decoder={name!r} {self.no_decoder}; choose decoder={self.decoders[0]!r}")
+
+    @abstractmethod
+    def bit_logits(self, outputs: Tensor) -> Tensor:
+        """The bit logits `(…, n)`, where they need no more than the outputs."""
+
+    def nodes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Bit logits `(…, n)` and the symbols that labels `(…)` want of them; 0 where there is nothing to predict."""
+        return self.bit_logits(outputs), self.table.lookup(labels)
+
+    @abstractmethod
+    def loss(self, name: str, outputs: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Loss:
+        """The loss called `name`; labels of −100 are ignored."""
+
+    @abstractmethod
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Token scores `(…, V)`, whose softmax is the codeword posterior."""
+
+    def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
+        """The k best tokens under a decoder."""
+        refuse_non_finite(outputs)
+        scores = self.scores(outputs)
+        ids = top_k(scores, k, ties)
+        return Decoded(ids, scores.gather(-1, ids))
+
+
+@final
+class IndependentBits(Reading):
+    """n bit logits; with the one_vs_all code, token logits."""
+
+    @property
+    def num_outputs(self) -> int:
+        return self.table.length
+
+    def check(self) -> None:
+        """Every code can."""
+
+    def bit_logits(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+    def loss(self, name: str, outputs: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Loss:
+        return LOSSES.get(name)(outputs, labels, self.table, num_items)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        return outputs if self.table.is_implicit else token_scores(outputs, self.table)
+
+    def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
+        return decode(outputs, self.table, decoder=decoder, k=k, ties=ties, weights=weights)
+
+
+@final
+class CorrectedBits(Reading):
+    """n bit logits and, after them, one logit per token of a shortlist; a bias per token.
+
+    What is added to scores of single tokens is measured in log-probability, so it needs the loss that alone can train
+    it, and the decoder that ranks by log-probability.
+    """
+
+    losses = ("codeword",)
+    decoders = ("likelihood",)
+    no_loss = "cannot train a shortlist or a bias per token, which change the scores of tokens and no bit"
+    no_decoder = "does not score tokens by their log-probability, which a shortlist or a bias per token is added to"
+
+    def __init__(self, table: CodewordTable, corrections: Corrections) -> None:
+        super().__init__(table)
+        self.corrections = corrections
+
+    def check(self) -> None:
+        if self.table.is_implicit:
+            raise ConfigurationError(
+                "the one_vs_all code has a row and, with head_params={'bias': True}, a bias for every token already; "
+                "leave shortlist and token_bias away"
+            )
+        known, classes = self.corrections.num_classes, self.table.num_classes
+        if known != classes:
+            raise ConfigurationError(f"the corrections are for {known} tokens but the code has {classes} classes")
+
+    @property
+    def num_outputs(self) -> int:
+        return self.table.length + self.corrections.num_rows
+
+    def bit_logits(self, outputs: Tensor) -> Tensor:
+        return outputs[..., : self.table.length]
+
+    def loss(self, name: str, outputs: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Loss:
+        return codeword(outputs, labels, self.table, num_items, scores=self.scores)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        scores: Tensor = self.corrections(
+            token_scores(self.bit_logits(outputs), self.table), outputs[..., self.table.length :]
+        )
+        return scores
+
+
+@final
+class ChainedBits(Reading):
+    """Features of blocks of bits, each conditioned on the bits before it: token scores are log-probabilities.
+
+    Both losses look at the bits of the label alone: "codeword" sums over the free ones, which is the negative
+    log-likelihood of the token; "bitwise" takes their mean.
+    """
+
+    losses = ("bitwise", "codeword")
+    decoders = ("likelihood",)
+    no_loss = "reads all bits at once, but those of head 'chain' depend on each other"
+    no_decoder = "reads all bits at once, but those of head 'chain' depend on each other"
+
+    def __init__(self, table: CodewordTable, chain: Chain) -> None:
+        super().__init__(table)
+        self.chain = chain
+
+    def check(self) -> None:
+        self.chain.check(self.table)
+
+    @property
+    def num_outputs(self) -> int:
+        return self.chain.num_features
+
+    def bit_logits(self, outputs: Tensor) -> Tensor:
+        raise ConfigurationError(
+            "the bits of head 'chain' depend on the bits before them, so there are no bit logits without a token; "
+            "give the tokens: decision.nodes(model.head_outputs(...), labels)"
+        )
+
+    def nodes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        codewords = self.table.lookup(labels)
+        return self.chain(outputs, codewords), codewords * self.chain.trie(self.table).free[labels]
+
+    def loss(self, name: str, outputs: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Loss:
+        return of_nodes(outputs, labels, self.table, num_items, self.nodes, per_bit=name == "bitwise")
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        return self.chain.token_scores(outputs, self.table)
+
+    def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
+        refuse_non_finite(outputs)
+        return Decoded(*best_tokens(self.chain, outputs, self.table, k, ties))
