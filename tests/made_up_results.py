@@ -168,6 +168,7 @@ def _size(decision: dict[str, Any] | None) -> dict[str, int]:
         codebook = VOCABULARY * math.ceil(bits / 8)
     return {
         "head_parameters": parameters,
+        "bytes_stored": 4 * parameters + codebook // 32,
         "bytes_resident": 4 * parameters + codebook,
         "bytes_read_per_token": 4 * parameters + codebook,
         "codebook_bytes": codebook,

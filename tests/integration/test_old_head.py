@@ -8,6 +8,7 @@ from architectures import HIDDEN, VOCAB, make, tokens
 
 import codehead
 from codehead.errors import ConfigurationError
+from codehead.models.hidden import Statistics
 
 CORRECTED = {"loss": "codeword", "token_bias": True}
 
@@ -60,7 +61,7 @@ def test_frequent_tokens_count_more():
         difference = fitted - rows
         return (difference - difference.mean(0))[:10].norm()
 
-    assert misfit(attached(bits=24, token_counts=counts)) < 0.5 * misfit(attached(bits=24))
+    assert misfit(attached(bits=24, statistics=Statistics(counts))) < 0.5 * misfit(attached(bits=24))
 
 
 def test_tokens_of_the_shortlist_keep_their_scores():
@@ -93,11 +94,12 @@ def test_half_precision(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head": "mtl", "width": 2, "code": "itq"}, "choose head='linear'"),
+        ({"head": "mtl", "width": 2, "code": "itq"}, "choose those"),
         ({"code": "sparse_random", "bits": 60}, "a binary code"),
-        ({"code": "one_vs_all"}, "a binary code"),
+        ({"code": "one_vs_all"}, "a low_rank head and one_vs_all"),
         ({"start": "old-head"}, "did you mean 'old_head'"),
-        ({"token_counts": [1, 2]}, "must be 120 numbers"),
+        ({"statistics": Statistics(torch.ones(2))}, "counts of 2 tokens"),
+        ({"statistics": Statistics(torch.ones(VOCAB), torch.ones(3), torch.eye(3))}, "hidden states of size 3"),
     ],
 )
 def test_what_cannot_start_there_is_refused_and_changes_nothing(options, message):
@@ -115,8 +117,49 @@ def test_a_corrected_model_folds_into_the_stock_head_with_its_posterior():
     torch.testing.assert_close(logits(codehead.fold(model)), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rank", [4, HIDDEN + 3])
+def test_a_low_rank_head_starts_from_the_singular_value_decomposition(rank):
+    stock = untied()
+    rows = stock.get_output_embeddings().weight.detach().double()
+    centred = rows - rows.mean(0)
+    codehead.attach(stock, "one_vs_all", head="low_rank", head_params={"rank": rank}, loss="codeword", start="old_head")
+    left, values, right = torch.linalg.svd(centred, full_matrices=False)
+    expected = (left[:, :rank] * values[:rank]) @ right[:rank]
+    head = stock.get_output_embeddings()
+    torch.testing.assert_close((head.output_weight @ head.weight).double(), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_frequencies_are_where_a_bias_begins_and_leave_the_random_start():
     counts = torch.arange(VOCAB)
-    model = codehead.attach(untied(), bits=24, token_counts=counts, **CORRECTED)
+    model = codehead.attach(untied(), bits=24, statistics=Statistics(counts), **CORRECTED)
     expected = ((counts + 1) / (counts + 1).sum()).log()
     torch.testing.assert_close(model.decision.corrections.token_bias.detach(), expected.float())
+
+
+LAYERS = {
+    "code": {"code": "itq", "bits": 24, **CORRECTED},
+    "low rank": {
+        "code": "one_vs_all",
+        "head": "low_rank",
+        "head_params": {"rank": 4, "bias": True},
+        "loss": "codeword",
+    },
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_hidden_states_say_which_directions_matter(layer):
+    """Their covariance shapes code or factors, their mean the bias: the scores come nearer than without."""
+    generator = torch.Generator().manual_seed(7)
+    spread = torch.logspace(0.5, -2, HIDDEN)
+    hidden = torch.randn(3000, HIDDEN, generator=generator) * spread + 2 * spread
+    old = untied().get_output_embeddings()
+
+    def distance(**options):
+        model = codehead.attach(untied(), **layer, **options, start="old_head")
+        scores = model.decision.logits(model.get_output_embeddings()(hidden)).detach()
+        return torch.nn.functional.kl_div(
+            scores.log_softmax(-1), old(hidden).log_softmax(-1), reduction="batchmean", log_target=True
+        ).item()
+
+    assert distance(statistics=Statistics.of(torch.ones(VOCAB), hidden)) < 0.5 * distance()

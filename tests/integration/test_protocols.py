@@ -27,6 +27,10 @@ from codehead.protocols.preparation import prepare
 from codehead.protocols.protocol import Protocol
 from codehead.protocols.runner import run_protocol
 from codehead.protocols.store import Store
+from codehead.reports.drawing import save_png
+from codehead.reports.evidence import read_evidence
+from codehead.reports.frontier import frontier
+from codehead.reports.summary import summarise
 from codehead.training.tokenizer import train_bpe
 
 Command = Callable[..., tuple[int, str, str]]
@@ -367,3 +371,54 @@ def test_a_result_of_another_configuration_is_refused(finished: Path, folder: Pa
     other = protocol(folder, tmp_path, answers={**described()["answers"], "prompts": 2})
     with pytest.raises(ConfigurationError, match="measured with another configuration"):
         run_protocol(other, finished, variables=variables(folder))
+
+
+PEERS = {
+    "softmax": {},
+    "int4": {"peer": {"bits": 4, "group": 8}},
+    "int2-corrected": {"peer": {"bits": 2, "group": 8, "corrected": True}},
+    "trimmed": {"peer": {"keep": 50}},
+    "coded": {"decision": {"code": "itq", "bits": 12, "loss": "codeword", "token_bias": True}, "distil": {"steps": 3}},
+}
+
+
+def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
+    finished: Path, folder: Path, tmp_path: Path
+) -> None:
+    run = protocol(folder, tmp_path, name="peers", cells=PEERS, seeds=[0], timing=None)
+    only_peers = run_protocol(
+        run, tmp_path, store=finished / "store", variables=variables(folder), only=["int", "trim"]
+    )
+    assert len(only_peers.finished) == 3
+    outcome = run_protocol(run, tmp_path, store=finished / "store", variables=variables(folder))
+    assert sorted(outcome.finished) == ["coded/seed-0", "softmax/seed-0"] and not outcome.failed
+    found = {name.split("/")[1]: result.metrics for name, result in results(tmp_path).items()}
+    whole = found["softmax"]["size"]["bytes_in_bf16"]
+    assert found["int4"]["size"]["bytes_in_bf16"] == whole // 4 + 4 * 300 * 2
+    assert found["trimmed"]["size"]["bytes_in_bf16"] == 2 * 50 * 16
+    assert found["coded"]["size"]["bytes_in_bf16"] == 2 * (12 * 16 + 300) + 2 * 300
+    assert found["trimmed"]["test"]["perplexity"] is None  # some tokens of the test split have no probability
+    assert 0 < abs(found["int4"]["test"]["perplexity"] / found["softmax"]["test"]["perplexity"] - 1) < 0.01
+    assert found["int4"]["history"] == found["softmax"]["history"]
+    rows = {row.label: row for row in summarise(read_evidence(tmp_path / "results"))}
+    assert {"int4, rounded", "int2, error-corrected", "Trimmed to 50 tokens"} < set(rows)
+    assert rows["int4, rounded"].byte_share == pytest.approx(0.25 + 4 * 300 * 2 / whole)
+    (picture,) = frontier(list(rows.values()))
+    assert "Perplexity" in [panel.title for panel in picture.panels]
+    assert (save_png(picture, tmp_path / "frontier.png")).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"int4": {"peer": {"bits": 4, "keep": 3}}}, "give one of the two"),
+        ({"int4": {"peer": {}}}, "give one of the two"),
+        ({"int4": {"peer": {"bitz": 4}}}, r"unknown key 'cells.int4.peer.bitz'; did you mean 'bits'"),
+        ({"int4": {"peer": {"bits": 4}, "seed": 1}}, "cells.int4 is a peer of 'softmax'"),
+        ({"softmax": {"peer": {"bits": 4}}}, "cells.softmax is a peer of 'softmax'"),
+        ({"int4": {"peer": {"keep": 0}}}, "peer.keep is 0"),
+    ],
+)
+def test_impossible_peers_are_named(folder: Path, tmp_path: Path, cells: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        protocol(folder, tmp_path, cells={"softmax": {}, **cells})

@@ -192,6 +192,34 @@ def test_a_shortlist_is_counted_on_the_training_labels_and_trained(pretrained, i
     torch.testing.assert_close(model.decision.corrections.token_bias, start, rtol=0, atol=1.0)  # it began there
 
 
+def test_a_decision_layer_learns_from_the_old_head_before_the_training(pretrained, stories, tmp_path):
+    data = {"train": stories, "validation_fraction": 0.2, "block_size": 32}
+
+    def first_loss(name, **changes):
+        training = {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 4}
+        config = finetuning(pretrained["softmax"], stories, tmp_path / name, data=data, training=training, **changes)
+        return [entry["eval_loss"] for entry in log(train(config, progress=False)) if "eval_loss" in entry][-1]
+
+    softmax = first_loss("softmax")
+    random = first_loss("random", decision={**CODED, "loss": "codeword"})
+    learnt = first_loss("learnt", decision={**CORRECTED, "code": "itq"}, distil={"steps": 40, "tokens": 2000})
+    assert abs(learnt - softmax) < 0.05 * (random - softmax)
+    assert load_model(str(tmp_path / "learnt")).config.quantization_config["design"] == "learned"
+
+
+def test_a_run_does_not_go_on_with_another_code(pretrained, stories, tmp_path):
+    layer = {"code": "itq", "bits": 24, "start": "old_head"}
+    config = finetuning(pretrained["softmax"], stories, tmp_path / "run", decision=layer)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, callbacks=[StopAt(5)])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["provenance"]["codebook"]) == 64
+    record["provenance"]["codebook"] = "0" * 64
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigurationError, match="began with the codebook 000"):
+        train(config, progress=False)
+
+
 @pytest.mark.parametrize("adapt", ["lora", "full"])
 def test_neither_training_nor_its_evaluation_is_as_wide_as_the_vocabulary(
     pretrained, stories, tmp_path, monkeypatch, adapt
@@ -263,6 +291,11 @@ INTERRUPTED = {
     "full": {},
     "lora": {"adapt": "lora", "lora": {"dropout": 0.3}},
     "lora, corrected": {"adapt": "lora", "decision": CORRECTED},
+    "lora, distilled": {
+        "adapt": "lora",
+        "decision": {**CORRECTED, "code": "itq"},
+        "distil": {"steps": 5, "tokens": 100},
+    },
     "by length": {"training": BY_LENGTH},
 }
 

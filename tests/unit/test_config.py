@@ -90,6 +90,10 @@ def test_finetuning_defaults_to_lora():
         ({"data.validation": 5}, "data.validation is 5; give text or null"),
         ({"lora.target_modules": 5}, "lora.target_modules is 5; give auto, or names"),
         ({"tokenizer": 5}, "tokenizer is 5; give a hub id"),
+        ({"distil.stepz": 3}, r"unknown key 'distil.stepz'; did you mean 'steps'\?"),
+        ({"distil": {"steps": 10}}, "distil is set, but a new model has no trained head"),
+        ({"decision.start": "old_head"}, "decision.start is set, but a new model has no trained head"),
+        ({"model": "m", "distil": {"steps": 10}, "decision": None}, "no new decision layer to learn"),
         ({"decision.head_params": 3}, "decision.head_params is 3; it must be a block"),
         ({"training.eval_strategy": "steps"}, "eval_strategy is 'steps', which needs validation data"),
     ],
@@ -162,7 +166,7 @@ def test_decision_keys_are_those_of_attach():
 
     from codehead import attach
 
-    assert set(DECISION_KEYS) == set(inspect.signature(attach).parameters) - {"model"}
+    assert set(DECISION_KEYS) == set(inspect.signature(attach).parameters) - {"model", "statistics"}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)

@@ -31,6 +31,7 @@ def test_bytes_of_a_linear_head():
     size = configuration_size(H, V, Configuration("MinRandom ECOC", 50))
     weights, packed, unpacked = 2 * 102_400, V * 7, V * 50 * 4
     assert size.codebook_bytes == packed
+    assert size.bytes_stored == weights + packed
     assert size.bytes_resident == weights + packed + unpacked
     assert size.bytes_read_per_token == weights + unpacked
 
@@ -38,7 +39,7 @@ def test_bytes_of_a_linear_head():
 def test_softmax_has_no_codebook():
     size = configuration_size(H, V, usual_configurations(V)[0])
     assert size.codebook_bytes == 0
-    assert size.bytes_resident == size.bytes_read_per_token == 2 * H * V
+    assert size.bytes_stored == size.bytes_resident == size.bytes_read_per_token == 2 * H * V
 
 
 def test_a_ternary_code_counts_its_support():
@@ -63,3 +64,14 @@ def test_what_a_decoder_has_learnt_is_resident_and_read():
 @pytest.mark.parametrize(("classes", "bits"), [(2, 1), (3, 2), (10, 4), (16, 4), (17, 5), (50_272, 16)])
 def test_minimal_bits(classes, bits):
     assert usual_configurations(classes)[1].bits == bits
+
+
+def test_a_shortlist_and_a_bias_per_token_count():
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=100, bos_token_id=0, eos_token_id=0)
+    layers = ({"loss": "codeword"}, {"loss": "codeword", "shortlist": [1, 2, 3], "token_bias": True})
+    plain, corrected = (
+        model_size(codehead.attach(GPT2LMHeadModel(config), bits=20, **layer), weight_bytes=2) for layer in layers
+    )
+    assert corrected.head_parameters - plain.head_parameters == 3 * 16 + 100
+    for name in ("bytes_stored", "bytes_resident", "bytes_read_per_token"):
+        assert getattr(corrected, name) - getattr(plain, name) == 2 * (3 * 16 + 100) + 3 * 4

@@ -48,7 +48,7 @@ class Corrections(nn.Module):
         return f"shortlist={self.num_rows}, token_bias={self.token_bias is not None}"
 
 
-def choose_shortlist(shortlist: int | Sequence[int], counts: Any, num_classes: int) -> Tensor:
+def choose_shortlist(shortlist: int | Sequence[int], counts: Tensor | None, num_classes: int) -> Tensor:
     """The token ids `(K,)` of a shortlist: those given, or the K most frequent of `counts` `(V,)`.
 
     Raises:
@@ -62,22 +62,11 @@ def choose_shortlist(shortlist: int | Sequence[int], counts: Any, num_classes: i
         return torch.empty(0, dtype=torch.int32)
     if counts is None:
         raise ConfigurationError(
-            f"shortlist={shortlist} asks for the most frequent tokens: give token_counts, how often each of the "
-            f"{num_classes} tokens occurs in text like yours, or a list of token ids as shortlist"
+            f"shortlist={shortlist} asks for the most frequent tokens: give statistics, with counts of how often each "
+            f"of the {num_classes} tokens occurs in text like yours, or a list of token ids as shortlist"
         )
-    order = torch.sort(read_counts(counts, num_classes), descending=True, stable=True).indices
+    order = torch.sort(counts, descending=True, stable=True).indices
     return order[:shortlist].to(torch.int32)
-
-
-def read_counts(counts: Any, num_classes: int) -> Tensor:
-    """How often every token occurs, float64 `(V,)`; a ConfigurationError if these are no counts."""
-    values = torch.as_tensor(counts, dtype=torch.float64)
-    if values.shape != (num_classes,) or not bool((torch.isfinite(values) & (values >= 0)).all()):
-        raise ConfigurationError(
-            f"token_counts of shape {tuple(values.shape)} must be {num_classes} numbers of 0 or more, one per token in "
-            "the order of the token ids"
-        )
-    return values
 
 
 def _given(shortlist: Any, num_classes: int) -> Tensor:

@@ -1,7 +1,9 @@
-"""What a decision layer weighs, told three ways that are never mixed: head parameters, bytes resident,
+"""What a decision layer weighs, told in ways that are never mixed: head parameters, bytes stored, bytes resident,
 bytes read per token.
 
-Counted for the matmul decoder: it multiplies the bit logits with the codeword matrix unpacked to float32
+Stored is what a checkpoint holds: weights, packed codebook, the ids of a shortlist, what a decoder has learnt.
+
+The others are counted for the matmul decoder: it multiplies the bit logits with the codeword matrix unpacked to float32
 (and, for a ternary code, with its support), so that matrix is resident and is read for every token, beside
 the weights of the head. The packed codebook is resident; the matmul decoder does not read it. What a fitted
 decoder has learnt is resident and read as well. Softmax (one_vs_all) has no codebook and nothing to decode.
@@ -27,8 +29,11 @@ class DecisionSize:
     """The sizes of one decision layer. In a model with tied embeddings the V × H embedding stays besides."""
 
     head_parameters: int
+    """With the bias per token."""
+    bytes_stored: int
+    """Weights, packed codebook, shortlist, what a decoder has learnt: what the layer takes on disk."""
     bytes_resident: int
-    """Weights of the head and of the decoder, packed codebook and unpacked codeword matrix."""
+    """The same and the unpacked codeword matrix."""
     bytes_read_per_token: int
     """Weights and unpacked codeword matrix, at batch size 1."""
     codebook_bytes: int
@@ -73,21 +78,22 @@ def decision_size(
 def model_size(model: nn.Module, *, weight_bytes: int | None = None) -> DecisionSize:
     """The sizes of a model's decision layer, coded or stock; by default with the bytes of its own dtype."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    parameters = sum(p.numel() for p in head.parameters())
     if weight_bytes is None:
         weight_bytes = next(head.parameters()).element_size()
+    parameters = sum(p.numel() for p in head.parameters())
     if not is_coded(model):
         return _size(parameters, 0, 0, False, True, weight_bytes)
     decision: Any = model.decision
-    code, fitted = decision.table, (decision.decoder_weights or {}).values()
+    code = decision.table
+    buffers = [values.nbytes for name, values in decision.named_buffers() if not name.startswith("table.")]
     return _size(
-        parameters,
+        parameters + sum(p.numel() for p in decision.parameters()),
         code.num_classes,
         code.length,
         code.is_ternary,
         code.is_implicit,
         weight_bytes,
-        decoder_bytes=sum(weights.nbytes for weights in fitted),
+        other_bytes=sum(buffers),
     )
 
 
@@ -163,10 +169,10 @@ def _size(
     ternary: bool,
     implicit: bool,
     weight_bytes: int,
-    decoder_bytes: int = 0,
+    other_bytes: int = 0,
 ) -> DecisionSize:
     planes = 0 if implicit else 2 if ternary else 1
     packed = planes * num_classes * ((bits + 7) // 8)
     unpacked = planes * num_classes * bits * FLOAT32_BYTES
-    weights = parameters * weight_bytes + decoder_bytes
-    return DecisionSize(parameters, weights + packed + unpacked, weights + unpacked, packed)
+    weights = parameters * weight_bytes + other_bytes
+    return DecisionSize(parameters, weights + packed, weights + packed + unpacked, weights + unpacked, packed)

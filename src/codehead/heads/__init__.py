@@ -12,10 +12,11 @@ from codehead.errors import ConfigurationError
 from codehead.heads.base import HEADS
 from codehead.heads.chain import ChainHead
 from codehead.heads.linear import LinearHead
+from codehead.heads.low_rank import LowRankHead
 from codehead.heads.mtl import MTLHead
 from codehead.registry import did_you_mean
 
-__all__ = ["HEADS", "ChainHead", "LinearHead", "MTLHead", "build", "count_parameters"]
+__all__ = ["HEADS", "ChainHead", "LinearHead", "LowRankHead", "MTLHead", "build", "count_parameters"]
 
 
 def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Module:

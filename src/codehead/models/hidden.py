@@ -54,16 +54,20 @@ class Statistics:
         centred = wide - mean
         return cls(torch.as_tensor(counts), mean, centred.T @ centred / len(wide))
 
+    def root(self) -> Tensor:
+        """The square root of the covariance, `(hidden, hidden)`, float64."""
+        if self.covariance is None:
+            raise ConfigurationError("these statistics hold counts alone; measure hidden states too (Statistics.of)")
+        variances, directions = torch.linalg.eigh(self.covariance)
+        return (directions * variances.clamp(min=0).sqrt()) @ directions.T
+
     def seen(self, rows: Tensor) -> Tensor:
         """Rows `(V, hidden)` of a head as its scores differ: their distances are those of scores, in the mean.
 
         |w Σ½|² is the variance of `w · h`; directions in which hidden states do not vary make no difference.
         """
         wide = rows.double()
-        if self.covariance is None:
-            return wide
-        variances, directions = torch.linalg.eigh(self.covariance.to(wide.device))
-        return wide @ (directions * variances.clamp(min=0).sqrt()) @ directions.T
+        return wide if self.covariance is None else wide @ self.root().to(wide.device)
 
 
 def _finite(name: str, value: Any) -> Tensor:

@@ -13,13 +13,14 @@ from torch import nn
 from codehead import codes, heads
 from codehead.codes.codebook import Codebook
 from codehead.decoding.chain import Chain
-from codehead.decoding.corrections import Corrections, choose_shortlist, read_counts
+from codehead.decoding.corrections import Corrections, choose_shortlist
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
 from codehead.models import guards, stock
 from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import METHOD, Description
+from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -43,7 +44,7 @@ def attach(
     shortlist: int | Sequence[int] = 0,
     token_bias: bool = False,
     start: str = "random",
-    token_counts: Any = None,
+    statistics: Statistics | None = None,
     code_params: dict[str, Any] | None = None,
     head_params: dict[str, Any] | None = None,
     keep_head: bool = True,
@@ -60,12 +61,13 @@ def attach(
         decoder: how `model.decision.decode` ranks tokens.
         seed: of the codebook and of the head's initial weights; the global random state is not touched.
         shortlist: K tokens that get a dense row of their own beside the code, added to their scores: the most
-            frequent by `token_counts`, or a list of ids. Needs the loss "codeword".
+            frequent by `statistics`, or a list of ids. Needs the loss "codeword".
         token_bias: give every token a bias. Needs the loss "codeword".
         start: "random", or "old_head": the weights with which a linear head comes closest to the Softmax head
             that it replaces (least squares).
-        token_counts: how often each of the V tokens occurs in text like yours, `(V,)`: chooses the shortlist,
-            weights the tokens for start="old_head", and from start="random" begins the bias at their log frequency.
+        statistics: what text like yours shows of the model: how often tokens occur, and where hidden states vary.
+            It chooses the shortlist, tells a design that looks at the old head which rows and directions matter,
+            weighs the tokens for start="old_head", and from start="random" begins the bias at their log frequency.
         code_params: further options of the design, and `parity`, `parity_kind`. A design that looks at the
             classes (itq, merged_decoc, …) takes `prototypes`, by default the rows of the model's own
             Softmax head. They mean something only if that head was trained: for a model that starts
@@ -84,18 +86,18 @@ def attach(
     target: Any = model
     old = _check(target)
     hidden_size = old.weight.shape[1]
-    codebook = _codebook(code, old.weight, bits, seed, code_params or {})
+    _check_statistics(statistics, old)
+    codebook = _codebook(code, old.weight, bits, seed, code_params or {}, statistics)
     if codebook.design != "one_vs_all":
         stock.refuse_fixed_soft_cap(target)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
-    counts = None if token_counts is None else read_counts(token_counts, codebook.num_classes)
-    corrections = _corrections(shortlist, token_bias, counts, codebook.num_classes)
+    corrections = _corrections(shortlist, token_bias, statistics, codebook.num_classes)
     corrections = None if corrections is None else corrections.to(old.weight)
     rows = 0 if corrections is None else corrections.num_rows
     new, chain = _seeded_head(head, hidden_size, codebook.length, rows, options, seed)
     new, chain = new.to(old.weight), None if chain is None else chain.to(old.weight)
     decision = Decision(codebook, loss, decoder, corrections, chain).to(old.weight.device)
-    initialise(start, old, new, decision, counts)
+    initialise(start, old, new, decision, statistics)
 
     changed = stock.before(target, old, capped=decision.table.is_implicit)
     description = Description.of(codebook, head, options, decision, changed)
@@ -190,17 +192,23 @@ def _check(model: Any) -> nn.Linear:
 
 
 def _codebook(
-    code: str | Path | Codebook, weight: torch.Tensor, bits: int | None, seed: int, params: dict[str, Any]
+    code: str | Path | Codebook,
+    weight: torch.Tensor,
+    bits: int | None,
+    seed: int,
+    params: dict[str, Any],
+    statistics: Statistics | None,
 ) -> Codebook:
     """The codebook meant by `code`, with one codeword per row of the output embedding's `weight` (V, H).
 
-    A design that looks at the classes sees these rows if `params` have nothing else for it to look at.
+    A design that looks at the classes sees these rows, as the hidden states see them if there are statistics and
+    weighted by the counts if it takes weights, unless `params` have something else for it to look at.
     """
     num_classes = len(weight)
     if isinstance(code, str) and not code.endswith(".safetensors"):
-        wanted = "prototypes" in codes.DESIGNS.get(code).params()
-        if wanted and not {"prototypes", "samples"} & params.keys():
-            params = {**params, "prototypes": _rows(weight, code)}
+        options = codes.DESIGNS.get(code).params()
+        if "prototypes" in options and not {"prototypes", "samples"} & params.keys():
+            params = {**_looked_at(code, options, weight, statistics), **params}
         return codes.build(code, num_classes, bits=bits, seed=seed, **params)
     codebook = code if isinstance(code, Codebook) else codes.load(code)
     if params or (bits is not None and bits != codebook.length):
@@ -217,19 +225,42 @@ def _codebook(
     return codebook
 
 
-def _rows(weight: torch.Tensor, code: str) -> np.ndarray:
-    """The rows of an output embedding as an array (V, H)."""
+def _looked_at(
+    code: str, options: list[str], weight: torch.Tensor, statistics: Statistics | None
+) -> dict[str, np.ndarray]:
+    """What a design that looks at classes sees of an output embedding `(V, H)`."""
     if weight.is_meta:
         raise ConfigurationError(
             f"code={code!r} looks at the rows of the model's Softmax head, which is on the meta device; give "
             "code_params={'prototypes': ...}, or load the weights first"
         )
-    rows: np.ndarray = weight.detach().float().cpu().numpy()
-    return rows
+    rows = weight.detach().float()
+    if statistics is None:
+        return {"prototypes": rows.cpu().numpy()}
+    seen = {"prototypes": statistics.seen(rows).float().cpu().numpy()}
+    return {**seen, "weights": (statistics.counts + 1).numpy()} if "weights" in options else seen
 
 
-def _corrections(shortlist: Any, token_bias: bool, counts: Any, num_classes: int) -> Corrections | None:
-    ids = choose_shortlist(shortlist, counts, num_classes)
+def _check_statistics(statistics: Statistics | None, old: nn.Linear) -> None:
+    if statistics is None:
+        return
+    num_classes, hidden_size = old.weight.shape
+    if len(statistics.counts) != num_classes:
+        raise ConfigurationError(
+            f"statistics hold counts of {len(statistics.counts)} tokens, but the output embedding of the model has "
+            f"{num_classes} rows; count with the model's own tokenizer"
+        )
+    if statistics.mean is not None and len(statistics.mean) != hidden_size:
+        raise ConfigurationError(
+            f"statistics are of hidden states of size {len(statistics.mean)}, but those of the model have "
+            f"{hidden_size}; measure them on this model"
+        )
+
+
+def _corrections(
+    shortlist: Any, token_bias: bool, statistics: Statistics | None, num_classes: int
+) -> Corrections | None:
+    ids = choose_shortlist(shortlist, None if statistics is None else statistics.counts, num_classes)
     return Corrections(num_classes, ids, bool(token_bias)) if len(ids) or token_bias else None
 
 

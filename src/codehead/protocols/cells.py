@@ -13,12 +13,13 @@ from codehead.evaluation.answers import score_answers
 from codehead.evaluation.encoder import find_encoder
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.result import Result, canonical_json, write_json
-from codehead.evaluation.size import config_shape, model_size
+from codehead.evaluation.size import WEIGHT_BYTES, config_shape, model_size
 from codehead.models import is_coded
 from codehead.protocols.architecture import cell_architecture
 from codehead.protocols.backbones import backbone_config, train_once
+from codehead.protocols.peers import compress
 from codehead.protocols.preparation import Context
-from codehead.protocols.protocol import HALF, AnswersConfig, Cell, Protocol, expand, half_width, merged
+from codehead.protocols.protocol import HALF, AnswersConfig, Cell, PeerConfig, Protocol, expand, half_width, merged
 from codehead.protocols.store import digest, folder_record
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
@@ -40,7 +41,7 @@ def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequen
     """
     config = cell_config(protocol, cell, context)
     record = train_once(config, callbacks)
-    metrics = _measured_once(protocol, config)
+    metrics = _measured_once(protocol, config, cell.peer)
     metrics |= {
         "train_seconds": record["provenance"]["wall_seconds"],
         "history": [entry for entry in record["log_history"] if "loss" in entry],
@@ -83,6 +84,7 @@ def result_config(protocol: Protocol, cell: Cell) -> dict[str, Any]:
         "reference": protocol.reference,
         "split": protocol.split,
         "run": cell.config,
+        **_of_peer(cell.peer),
         "backbone": protocol.backbones[cell.backbone] if cell.backbone is not None else None,
         "answers": asdict(protocol.answers) if protocol.answers is not None else None,
     }
@@ -98,32 +100,44 @@ def describe(model: Any) -> dict[str, Any] | None:
         "bits": decision.table.length,
         "head": model.config.quantization_config["head"],
         "width": getattr(head, "width", 0),
+        "rank": getattr(head, "rank", None),
+        "shortlist": decision.num_outputs - decision.table.length if decision.corrections is not None else 0,
+        "token_bias": decision.corrections is not None and decision.corrections.token_bias is not None,
         "loss": decision.loss_name,
         "decoder": decision.decoder_name,
     }
 
 
-def _measured_once(protocol: Protocol, config: RunConfig) -> dict[str, Any]:
+def _measured_once(protocol: Protocol, config: RunConfig, peer: PeerConfig | None) -> dict[str, Any]:
     """The measurements of a trained run; they lie beside it, so that protocols that share the run share them."""
     asked = {
         "test": file_record(str(config.data.test)),
         "validation": file_record(str(config.data.validation)),
         "batch_size": protocol.batch_size,
         "answers": asdict(protocol.answers) if protocol.answers is not None else None,
+        **_of_peer(peer),
     }
     path = Path(config.output_dir) / f"measured-{digest(asked)}.json"
     if not path.is_file():
-        write_json(path, _measure(protocol, config))
+        write_json(path, _measure(protocol, config, peer))
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _measure(protocol: Protocol, config: RunConfig) -> dict[str, Any]:
+def _of_peer(peer: PeerConfig | None) -> dict[str, Any]:
+    return {} if peer is None else {"peer": asdict(peer)}
+
+
+def _measure(protocol: Protocol, config: RunConfig, peer: PeerConfig | None) -> dict[str, Any]:
     model = load_model(config.output_dir).to(default_device())
+    size, in_bf16 = (model_size(model, weight_bytes=weight_bytes) for weight_bytes in (None, WEIGHT_BYTES))
+    if peer is not None:
+        size = in_bf16 = compress(model, peer, config, protocol.batch_size)
     metrics = {
         "test": _evaluate(model, config, config.data.test, "test", protocol.batch_size),
         "validation": _evaluate(model, config, config.data.validation, "validation", protocol.batch_size),
-        "size": model_size(model).as_dict(),
+        "size": {**size.as_dict(), "bytes_in_bf16": in_bf16.bytes_stored},
         "decision": describe(model),
+        **_of_peer(peer),
         "model_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if protocol.answers is not None:

@@ -36,7 +36,7 @@ def check_runs(protocol: Protocol, cells: Sequence[Cell], context: Context) -> N
     for source in dict.fromkeys(needed):
         if source not in context.data.values():  # those are made from the others
             check_source(source)
-    _check_folders(configs)
+    _check_folders({cell.key: configs[cell.key] for cell in cells if cell.peer is None})
 
 
 def is_finished(protocol: Protocol, cell: Cell, out: Path) -> bool:

@@ -52,7 +52,8 @@ def run_cost(run: RunConfig, architecture: Any) -> Cost:
     trained = head if frozen else everything - softmax + head
     batch = int(run.training.get("per_device_train_batch_size", 8)) * run.data.block_size  # tokens
     kept = ACTIVATIONS * layers * hidden + (2 * vocabulary if is_wide else 0)  # numbers per token
-    per_token = (4 if frozen else 6) * body + 6 * head + (6 * vocabulary * bits if is_wide else 0)
+    scored = is_wide and bits < vocabulary  # the outputs of one_vs_all are the scores
+    per_token = (4 if frozen else 6) * body + 6 * head + (6 * vocabulary * bits if scored else 0)
     steps = int(run.training.get("max_steps", 0))
     return Cost(
         steps=steps if steps > 0 else None,
@@ -86,11 +87,15 @@ def _parameters(architecture: Any) -> tuple[int, int, int]:
 
 
 def _head_parameters(decision: Mapping[str, Any], hidden: int, bits: int) -> int:
-    options = {"width": decision["width"]} if decision.get("width") else {}
-    return count_parameters(decision.get("head", "linear"), hidden, bits, **options)
+    options = {**(decision.get("head_params") or {}), **({"width": decision["width"]} if decision.get("width") else {})}
+    rows = decision.get("shortlist") or 0
+    rows = rows if isinstance(rows, int) else len(rows)
+    return count_parameters(decision.get("head", "linear"), hidden, bits, **options) + rows * hidden
 
 
 def _bits(decision: Mapping[str, Any], vocabulary: int) -> int:
     """Codeword length, check bits included; ⌈log2 V⌉ of a design that has a length of its own."""
+    if decision.get("code") == "one_vs_all":
+        return vocabulary
     bits = decision.get("bits") or (vocabulary - 1).bit_length()
     return int(bits) + int((decision.get("code_params") or {}).get("parity", 0))

@@ -55,7 +55,7 @@ def plan_steps(
         has_result = is_finished(protocol, cell, out)
         if has_result and is_prepared:
             check_data(protocol, cell, out, context)
-        is_done = has_result or is_trained(run)  # a protocol of the same store may have run it
+        is_done = has_result or is_trained(run) or cell.peer is not None  # another protocol may have run it
         steps.append(Step(cell.key, _cost(run, protocol, cell, context), is_done))
     return steps
 

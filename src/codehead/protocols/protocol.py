@@ -55,6 +55,21 @@ class TimingConfig:
 
 
 @dataclass(frozen=True)
+class PeerConfig:
+    """What else is done to a trained Softmax head: it is quantised, or trimmed to the frequent tokens."""
+
+    bits: int | None = None  # per weight
+    group: int = 32  # neighbours in a row that share scale and offset
+    corrected: bool = False  # spread rounding errors over the columns still to be rounded (GPTQ)
+    keep: int | None = None  # the tokens that a trimmed head keeps, the most frequent of the training text
+
+    def __post_init__(self) -> None:
+        if (self.bits is None) == (self.keep is None):
+            raise ConfigurationError("a peer has bits, to be quantised, or keep, to be trimmed: give one of the two")
+        _require_positive(self, "peer.", ("group", "keep" if self.bits is None else "bits"))
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run of a protocol: one decision layer, one setting, one seed."""
 
@@ -64,6 +79,8 @@ class Cell:
     config: dict[str, Any]
     """Fields of RunConfig without output_dir; variables are not expanded, `decision.width` may be "half" and
     `model` the name of a backbone."""
+    peer: PeerConfig | None = None
+    """The cell is the reference's run with its head compressed so; None if it is a run of its own."""
 
     @property
     def key(self) -> str:
@@ -82,7 +99,8 @@ class Protocol:
     """What a YAML file of a protocol says. Raises ConfigurationError for anything that cannot run.
 
     `base`, every setting and every cell are partial RunConfigs, laid over each other in this order. A model
-    `{backbone: NAME}` is the one that `backbones` describes: it is trained once, before the cells.
+    `{backbone: NAME}` is the one that `backbones` describes: it is trained once, before the cells. A cell `{peer: …}`
+    (PeerConfig) trains nothing: it measures the reference's run with a compressed head.
     """
 
     name: str
@@ -146,11 +164,24 @@ class Protocol:
         for seed in self.seeds:
             for setting, setting_part in self.settings.items():
                 for name, cell_part in self.cells.items():
-                    config = merged(merged(self.base, setting_part), cell_part)
+                    peer = self._peer(name)
+                    own = cell_part if peer is None else self.cells[self.reference]
+                    config = merged(merged(self.base, setting_part), own)
                     config["seed"] = seed
                     if config.get("decision"):
                         config["decision"].setdefault("seed", seed)
-                    yield Cell(name, setting, seed, config)
+                    yield Cell(name, setting, seed, config, peer)
+
+    def _peer(self, name: str) -> PeerConfig | None:
+        part = self.cells[name] or {}
+        if "peer" not in part:
+            return None
+        if name == self.reference or set(part) != {"peer"}:
+            raise ConfigurationError(
+                f"cells.{name} is a peer of {self.reference!r}, of whose run it compresses the head: it can be neither "
+                "that cell itself nor have other keys"
+            )
+        return read_block(PeerConfig, part["peer"], f"cells.{name}.peer")
 
     def _check_shapes(self) -> None:
         """A YAML file can hold anything in the place of a block or a list."""
@@ -204,7 +235,7 @@ class Protocol:
             shared = merged(self.base, setting_part).get("decision")
             place = f"settings.{setting}" if (setting_part or {}).get("decision") else "base"
             for name, part in self.cells.items():
-                if shared and "decision" not in (part or {}):
+                if shared and not {"decision", "peer"} & set(part or {}):
                     raise ConfigurationError(
                         f"cell {name!r} names no decision, but {place}.decision is {shared!r}, which would make it a "
                         "coded one; give it `decision: null` for Softmax, or `decision: {}` for what is shared"

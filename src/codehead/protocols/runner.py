@@ -11,7 +11,7 @@ from typing import Any
 
 from codehead.errors import CodeheadError
 from codehead.protocols.backbones import backbone_config, is_trained, train_backbone
-from codehead.protocols.cells import run_cell
+from codehead.protocols.cells import cell_config, run_cell
 from codehead.protocols.checks import check_data, check_runs, is_finished
 from codehead.protocols.layout import RESULTS, failure_path, result_path
 from codehead.protocols.pool import Callbacks, Task, fails, run_tasks
@@ -116,12 +116,23 @@ class _Run:
         return [cell for cell in cells if cell.backbone not in lost]
 
     def run_cells(self, cells: Sequence[Cell]) -> None:
-        """Train and measure the cells."""
+        """Train and measure the cells; then the peers, once the runs whose heads they compress are there."""
+        self._run_some([cell for cell in cells if cell.peer is None])
+        peers = [cell for cell in cells if cell.peer is not None]
+        runs = {cell.key: cell_config(self.protocol, cell, self.context) for cell in peers}
+        alone = [cell for cell in peers if not is_trained(runs[cell.key])]  # they train the run themselves
+        self._run_some([cell for cell in peers if cell not in alone])
+        for cell in alone:
+            self._run_some([cell])
+
+    def _run_some(self, cells: Sequence[Cell]) -> None:
+        """Do cells that may run at the same time."""
         tasks = [
             self._task(cell.key, partial(_write_cell, self.protocol, cell, self.context, result_path(self.out, cell)))
             for cell in cells
         ]
-        self.outcome.finished.extend(self._do(tasks))
+        if tasks:
+            self.outcome.finished.extend(self._do(tasks))
 
     def time(self) -> None:
         """Time every setting whose cells of the first seed all have a result."""

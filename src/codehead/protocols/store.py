@@ -15,6 +15,7 @@ from codehead.training.provenance import file_record
 
 WEIGHTS = ("config.json", "*.safetensors", "tokenizer.json")
 LOCK = ".lock"
+YOUNGER = ("distil",)  # keys that older stores do not know: unset, they count for nothing
 DIGITS = 12  # of the checksum, in a folder's name
 
 
@@ -65,8 +66,9 @@ class Store:
         sources = [data["train"]] if isinstance(data["train"], str) else data["train"]
         data["train"] = [file_record(source) for source in sources]
         data["validation"] = file_record(data["validation"]) if data.get("validation") else None
+        unset = {key for key in YOUNGER if values.get(key) is None}
         identity = {
-            **{key: value for key, value in values.items() if key != "output_dir"},
+            **{key: value for key, value in values.items() if key != "output_dir" and key not in unset},
             "data": data,
             "model": self._identify(values["model"]),
             "tokenizer": self._identify(values.get("tokenizer")),

@@ -32,8 +32,9 @@ ARITHMETIC = {"bf16": "bfloat16", "fp16": "float16"}  # option of the Trainer â†
 
 
 def timed_cells(protocol: Protocol, setting: str) -> list[Cell]:
-    """The cells that are timed together: those of the first seed."""
-    return [cell for cell in protocol.plan() if (cell.setting, cell.seed) == (setting, protocol.seeds[0])]
+    """The cells that are timed together: those of the first seed, but no peers, which are only simulated."""
+    cells = [cell for cell in protocol.plan() if cell.peer is None]
+    return [cell for cell in cells if (cell.setting, cell.seed) == (setting, protocol.seeds[0])]
 
 
 def time_cells(protocol: Protocol, setting: str, context: Context, results: Path) -> Result:

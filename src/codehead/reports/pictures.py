@@ -30,6 +30,7 @@ FAMILIES = {
     "linear": ("ECOC head (n, 0)", "#0072B2", "o"),
     "mtl": ("MTL-ECOC head (n, d)", "#D55E00", "s"),
     "codeword": ("codeword loss", "#009E73", "^"),
+    "peer": ("no code: low rank, quantised, trimmed", "#7F7F7F", "v"),
 }
 METRICS = {"top1": "top-1 next-token accuracy", "f1": "BERTScore F1"}
 TITLES = {"top1": "Top-1 accuracy", "f1": "BERTScore F1"}
@@ -66,7 +67,7 @@ def tradeoff(rows: Sequence[Row], metric: str = "top1", size: str = "parameters"
     name = "-".join(["tradeoff", *([] if metric == "top1" else [metric]), *([] if size == "parameters" else [size])])
     title = f"{TITLES[metric]} against {'head parameters' if size == 'parameters' else 'bytes resident'}"
     note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
-    return Picture(name, title, note, tuple(panels), tuple(_key(family) for family in _families(shown)))
+    return Picture(name, title, note, tuple(panels), tuple(_key(family) for family in families_of(shown)))
 
 
 def curves(results: Sequence[Result]) -> Picture:
@@ -74,7 +75,8 @@ def curves(results: Sequence[Result]) -> Picture:
     setting = results[0].config["setting"]
     groups: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: (result.metrics["decision"] is not None, _parameters(result))):
-        groups.setdefault(label_of(result), []).append(result)
+        if result.metrics.get("peer") is None:  # those were not trained
+            groups.setdefault(label_of(result), []).append(result)
     looks = _curve_looks(list(groups))
     kinds = {
         "Mean training loss per node": ("nats per node and token", [g for g in groups.values() if _is_bitwise(g[0])]),
@@ -135,7 +137,7 @@ def as_percent(value: float, _: Any = None) -> str:
     return f"{round(100 * value, 1):g}%"
 
 
-def _families(rows: Sequence[Row]) -> list[str]:
+def families_of(rows: Sequence[Row]) -> list[str]:
     """The families of the rows, known ones first in their order; heads registered elsewhere follow."""
     present = {row.family for row in rows}
     return [family for family in FAMILIES if family in present] + sorted(present - set(FAMILIES))
@@ -148,7 +150,7 @@ def _key(family: str) -> Key:
 
 def _draw_tradeoff(axis: Any, rows: Sequence[Row], metric: str, size: str, top: float) -> None:
     unit, size_of = SIZES[size]
-    for family in _families(rows):
+    for family in families_of(rows):
         _, colour, marker = look(family)
         chosen = [row for row in rows if row.family == family]
         axis.errorbar(
@@ -201,7 +203,7 @@ def _logged(group: Sequence[Result]) -> list[int]:
 
 
 def _is_bitwise(result: Result) -> bool:
-    return family_of(result) not in ("softmax", "codeword")
+    return family_of(result) not in ("softmax", "codeword", "peer")
 
 
 def _parameters(result: Result) -> int:

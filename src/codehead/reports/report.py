@@ -13,6 +13,7 @@ from codehead.reports.comparison import compare
 from codehead.reports.drawing import Picture
 from codehead.reports.evidence import Damaged, read_evidence
 from codehead.reports.findings import findings
+from codehead.reports.frontier import frontier
 from codehead.reports.origin import encoders, files, origin
 from codehead.reports.paper import SOURCE, SOURCE_ADDRESS, TABLES
 from codehead.reports.pictures import all_curves, tradeoff
@@ -32,6 +33,9 @@ TERMS = {
     "P, R, F1": "BERTScore of generated answers against reference answers, mean over prompts",
     "of Softmax, × Softmax": "divided by the Softmax head of the same seed and setting, then averaged over seeds",
     "Bytes": "resident in memory: weights, packed codebook, and the float32 matrix that decoding unpacks from it",
+    "Bytes of Softmax": "stored, with weights in bf16: weights, biases, packed codebook, scales; share of Softmax's",
+    "+ 88 tokens": "dense rows beside the code for the most frequent tokens, and a bias for every token",
+    "int4": "the Softmax head of the same run, quantised: rounded, or with errors corrected column by column (GPTQ)",
     "±": "half width of the 95% t-interval over seeds",
 }
 
@@ -96,4 +100,4 @@ def _pictures(rows: Sequence[Row], results: Sequence[Result]) -> list[Picture]:
         for metric, size in wanted
         if (metric == "top1" or scored) and (size == "parameters" or sized)
     ]
-    return [*tradeoffs, *all_curves(results), *analyses(rows)]
+    return [*frontier(rows), *tradeoffs, *all_curves(results), *analyses(rows)]

@@ -33,7 +33,7 @@ TIMED = {
     "answer_seconds": "answer_repeats",
     "tokens_per_second": "tokens_per_second_repeats",
 }  # what is timed, and the key of its repeats
-DESIGN_NAMES = {"minrandom": "MinRandom", "one_vs_all": "One-vs-All", "one_vs_one": "One-vs-One"}
+DESIGN_NAMES = {"minrandom": "MinRandom", "itq": "ITQ", "one_vs_all": "One-vs-All", "one_vs_one": "One-vs-One"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Row:
 
     label: str
     cell: str
-    family: str  # softmax, linear, mtl or codeword: what shares a colour in pictures
+    family: str  # softmax, linear, mtl, codeword or peer: what shares a colour in pictures
     setting: str
     seeds: int
     parameters: int  # of the head
@@ -81,6 +81,7 @@ class Row:
     is_reference: bool
     decision: Mapping[str, Any] | None = None  # design, bits, head, width, loss, decoder; None for Softmax
     bytes_resident: int | None = None  # weights and codebook
+    byte_share: float | None = None  # of the reference's bytes, both stored with weights in bf16
     bit_accuracies: tuple[float, ...] = ()  # of every bit, mean over seeds
     times: dict[str, Times] = field(default_factory=dict)  # TIMED, all of one seed
     unmatched: tuple[int, ...] = ()  # seeds that the reference has no result of: then there are no SHARES
@@ -108,21 +109,37 @@ def by_setting(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def label_of(result: Result) -> str:
-    """The configuration as the paper writes it: `MinRandom MTL-ECOC (50, 512)`."""
-    decision = result.metrics["decision"]
+    """The configuration as the paper writes it: `MinRandom MTL-ECOC (50, 512)`; and what the paper does not have."""
+    decision, peer = result.metrics["decision"], result.metrics.get("peer")
+    if peer is not None:
+        return _label_of_peer(peer)
     if decision is None:
         return "Softmax"
+    if decision["head"] == "low_rank" and decision["design"] == "one_vs_all":
+        return f"Low rank {decision['rank']}"
     design = DESIGN_NAMES.get(decision["design"], decision["design"].replace("_", " ").capitalize())
-    kind = "MTL-ECOC" if decision["head"] == "mtl" else "ECOC"
-    loss = "" if decision["loss"] == "bitwise" else f" + {decision['loss']} loss"
-    return f"{design} {kind} ({decision['bits']}, {decision['width']}){loss}"
+    kind = {"mtl": "MTL-ECOC", "chain": "chain"}.get(decision["head"], "ECOC")
+    label = f"{design} {kind} ({decision['bits']}, {decision['width']})"
+    if decision.get("shortlist") or decision.get("token_bias"):  # these imply the codeword loss
+        return f"{label} + {decision['shortlist']} tokens" if decision["shortlist"] else f"{label} + bias"
+    return label if decision["loss"] == "bitwise" else f"{label} + {decision['loss']} loss"
+
+
+def _label_of_peer(peer: Mapping[str, Any]) -> str:
+    if peer["keep"] is not None:
+        return f"Trimmed to {peer['keep']:,} tokens"
+    return f"int{peer['bits']}, {'error-corrected' if peer['corrected'] else 'rounded'}"
 
 
 def family_of(result: Result) -> str:
     """The colour group of a result."""
     decision = result.metrics["decision"]
+    if result.metrics.get("peer") is not None:
+        return "peer"
     if decision is None:
         return "softmax"
+    if decision["design"] == "one_vs_all":
+        return "peer"
     return "codeword" if decision["loss"] == "codeword" else decision["head"]
 
 
@@ -157,7 +174,7 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         measured |= {share: _ratio(measured[name], reference.get(name)) for share, name in SHARES.items()}
         for name, value in measured.items():
             columns.setdefault(name, []).append(value)
-    size = first.metrics["size"]
+    size, whole_size = first.metrics["size"], references[0].metrics["size"] if references else {}
     return Row(
         label=label_of(first),
         cell=first.config["cell"],
@@ -165,13 +182,12 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         setting=first.config["setting"],
         seeds=len(group),
         parameters=size["head_parameters"],
-        parameter_share=_ratio(
-            size["head_parameters"], references[0].metrics["size"]["head_parameters"] if references else None
-        ),
+        parameter_share=_ratio(size["head_parameters"], whole_size.get("head_parameters")),
         values={name: Estimate.of(column) for name, column in columns.items() if None not in column},
         is_reference=first.config["cell"] == first.config["reference"],
         decision=first.metrics["decision"],
         bytes_resident=size.get("bytes_resident"),
+        byte_share=_ratio(size.get("bytes_in_bf16"), whole_size.get("bytes_in_bf16")),
         bit_accuracies=_mean_bits([result.metrics["test"].get("bit_accuracies") for result in group]),
         times={name: Times(tuple(timed[repeats])) for name, repeats in TIMED.items() if timed.get(repeats)},
         unmatched=tuple(sorted({result.config["seed"] for result in group} - whole.keys())),

@@ -67,7 +67,7 @@ def columns(
 
     `extra` adds columns: heading → label of a row → text.
     """
-    usual = _usual(len({row.seeds for row in rows}) > 1, any("f1" in row.values for row in rows))
+    usual = _usual(rows)
     for heading, texts in (extra or {}).items():
         usual.append(Column(heading, lambda row, texts=texts: texts.get(row.label, ABSENT), "Time"))  # type: ignore[misc]
     return [column for column in usual if column.room <= room and any(column.text(row) != ABSENT for row in rows)]
@@ -146,7 +146,7 @@ def number(value: Estimate | None, digits: int) -> str:
 
 def node_loss(row: Row) -> str:
     """Final mean training loss per node; a loss over V tokens is none."""
-    is_bitwise = row.family not in ("softmax", "codeword")
+    is_bitwise = row.family not in ("softmax", "codeword", "peer")
     return number(row.values.get("train_loss"), 4) if is_bitwise else ABSENT
 
 
@@ -156,11 +156,12 @@ def timed(row: Row, name: str, unit: str = "") -> str:
     return ABSENT if times is None else f"{_three_digits(times.median)}{unit}"
 
 
-def _usual(differ: bool, scored: bool) -> list[Column]:
-    """Every column that a table may have; `differ`: rows have other numbers of seeds, `scored`: there is F1.
-
-    A terminal has room for the loss or for F1.
-    """
+def _usual(rows: Sequence[Row]) -> list[Column]:
+    """Every column that a table of these rows may have. A terminal has room for the loss or for F1."""
+    differ = len({row.seeds for row in rows}) > 1
+    scored = any("f1" in row.values for row in rows)
+    weighed = any(row.byte_share is not None for row in rows)
+    ratio_room = DOCUMENT if weighed else REPORT
     loss_brief = lambda row: node_loss(row).split(" ±")[0]  # noqa: E731
     return [
         Column("Head", lambda row: row.label, is_text=True, brief=lambda row: row.label.replace(", ", ",")),
@@ -168,13 +169,14 @@ def _usual(differ: bool, scored: bool) -> list[Column]:
         Column("Params", lambda row: f"{row.parameters:,}", "Size of the head"),
         Column("of Softmax", lambda row: percent(row.parameter_share), "Size of the head"),
         Column("Bytes", _bytes, "Size of the head", REPORT),
+        Column("Bytes of Softmax", lambda row: percent(row.byte_share), "Size of the head"),
         Column("Loss/node", node_loss, "Training", DOCUMENT if scored else TERMINAL, brief=loss_brief),
         Column("Top-1", _percent("top1"), "Next token, test split", brief=_percent_mean("top1")),
         Column("of Softmax", _percent("share"), "Next token, test split"),
         Column("Top-5", _percent("top5"), "Next token, test split", DOCUMENT),
         Column("of Softmax", _percent("top5_share"), "Next token, test split", REPORT),
         Column("Perplexity", _number("perplexity", 1), "Next token, test split", DOCUMENT),
-        Column("× Softmax", _number("perplexity_ratio", 2), "Next token, test split", REPORT),
+        Column("× Softmax", _number("perplexity_ratio", 3), "Next token, test split", ratio_room),
         Column("Bits/byte", _number("bits_per_byte", 3), "Next token, test split", DOCUMENT),
         Column("× Softmax", _number("bits_per_byte_ratio", 3), "Next token, test split", REPORT),
         Column("P", _number("precision", 4), "Answers, BERTScore", DOCUMENT),

@@ -127,6 +127,7 @@ class RunConfig:
     output_dir: str
     tokenizer: str | dict[str, Any] | None = None  # None: the model's own
     decision: dict[str, Any] | None = None
+    distil: Distillation | None = None  # a new decision layer learns from the old head first; None: it does not
     adapt: str | None = None  # None: lora for an existing model, full for a new one
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: dict[str, Any] = field(default_factory=dict)
@@ -148,6 +149,7 @@ class RunConfig:
             for key in ("code_params", "head_params"):
                 require_block(self.decision.get(key) or {}, f"decision.{key}")
             refuse_softmax_only(self.training)
+        self._check_distillation()
         self._check_training()
         self._check_validation()
 
@@ -166,6 +168,8 @@ class RunConfig:
         blocks = dict(values)
         blocks["data"] = read_block(DataConfig, blocks.get("data"), "data")
         blocks["lora"] = read_block(LoraConfig, blocks.get("lora"), "lora")
+        if blocks.get("distil") is not None:
+            blocks["distil"] = read_block(Distillation, blocks["distil"], "distil")
         blocks["training"] = blocks.get("training") or {}
         return read_block(cls, blocks, "")
 
@@ -212,6 +216,16 @@ class RunConfig:
             raise ConfigurationError(
                 f"adapt is {self.adapt!r}, but a new model has nothing to adapt: remove the key or set full"
             )
+
+    def _check_distillation(self) -> None:
+        starts = (self.decision or {}).get("start") == "old_head"
+        if self.is_pretraining and (starts or self.distil is not None):
+            raise ConfigurationError(
+                f"{'distil' if self.distil is not None else 'decision.start'} is set, but a new model has no trained "
+                "head to learn from: remove it, or fine-tune an existing model"
+            )
+        if self.distil is not None and self.decision is None:
+            raise ConfigurationError("distil is set, but there is no new decision layer to learn: give decision")
 
     def _check_training(self) -> None:
         for key, place in SET_ELSEWHERE.items():

@@ -16,6 +16,7 @@ RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
 OWN_FILES = (RECORD, "codehead.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 MISSING = object()
+UNSET = (None, MISSING)  # a key that is younger than the record is not there
 
 
 class RunFolder:
@@ -76,6 +77,21 @@ class RunFolder:
         earlier = read_record(self.path)["provenance"]
         return {key: earlier[key] for key in ("started_at", "wall_seconds") if key in earlier}
 
+    def check_codebook(self, checksum: str | None) -> None:
+        """Raise ConfigurationError if the run would go on with another code than it began with.
+
+        A code that was fitted to the model comes out the same on the same machine, not on every one.
+        """
+        if self.last_checkpoint() is None:
+            return
+        begun = read_record(self.path)["provenance"].get("codebook")
+        if begun != checksum:
+            raise ConfigurationError(
+                f"output_dir {str(self.path)!r} holds a run that began with the codebook {begun}, but here it is "
+                f"{checksum}: another machine, library or number of threads fits it differently. Go on where the run "
+                "began, or use --overwrite"
+            )
+
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; None to start from the beginning."""
         return last_complete(self.checkpoints)
@@ -121,7 +137,7 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | No
     before, after = dict(_flatten(old)), dict(_flatten(new))
     for key in [*before, *(key for key in after if key not in before)]:
         was, now = before.get(key, MISSING), after.get(key, MISSING)
-        if key != "output_dir" and was != now:
+        if key != "output_dir" and was != now and not (was in UNSET and now in UNSET):
             return f"{key} is {_show(now)}, was {_show(was)}"
     return None
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -14,25 +13,22 @@ from torch import nn
 from codehead.decoding import DECODERS
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.losses import LOSSES
-from codehead.models import attach, is_coded
+from codehead.models import is_coded
 from codehead.registry import did_you_mean
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
 from codehead.training.quiet import library_bars_hidden
+from codehead.training.replacement import Text, fit_decision_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COUNTING = ("shortlist", "token_bias", "start")
-"""What in a decision layer depends on how often tokens occur."""
 
-
-def build_model(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, count: Callable[[], np.ndarray] | None = None
-) -> nn.Module:
+def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, text: Text | None = None) -> nn.Module:
     """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
 
-    `count` tells how often each token occurs as a label, `(tokens,)`; it is called if the decision layer uses that.
+    `text` is what the model will be trained on: a new decision layer that looks at text, or learns from the old head
+    before the training, does so there.
     """
     if isinstance(config.model, dict):
         model = new_model(config.model, tokenizer)
@@ -41,19 +37,10 @@ def build_model(
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_length(model, config.data.block_size, "data.block_size")
     if config.decision is not None:
-        model = _reread(model, config.decision) if is_coded(model) else _attached(model, config.decision, count)
+        model = _reread(model, config.decision) if is_coded(model) else fit_decision_layer(model, config, text)
     if is_coded(model):
         refuse_softmax_only(config.training)
     return model
-
-
-def _attached(model: Any, decision: Mapping[str, Any], count: Callable[[], np.ndarray] | None) -> Any:
-    """The model with a new decision layer, that knows how often tokens occur where it makes use of it."""
-    if count is None or not any(decision.get(key) for key in COUNTING):
-        return attach(model, **decision)
-    counts = count()
-    counts = np.pad(counts, (0, model.get_input_embeddings().num_embeddings - len(counts)))
-    return attach(model, token_counts=counts, **decision)
 
 
 def _reread(model: Any, decision: Mapping[str, Any]) -> Any:

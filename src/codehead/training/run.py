@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +19,17 @@ from transformers import (
 )
 
 from codehead.errors import ConfigurationError
+from codehead.models import is_coded
 from codehead.training.adapt import adapt, merge
 from codehead.training.config import RunConfig
-from codehead.training.data import Collator, Rows, check_labels, count_labels, load_rows, tokenize
+from codehead.training.data import Collator, Rows, check_labels, load_rows, tokenize
 from codehead.training.divergence import StopAtDivergence, refuse_divergence
 from codehead.training.folder import RunFolder
 from codehead.training.model import build_model
 from codehead.training.progress import RichProgress
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
+from codehead.training.replacement import Text
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer
 
@@ -72,10 +73,14 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     rows = load_rows(config.data, config.seed)
     tokenizer = _tokenizer(config, rows)
     set_seed(config.seed)
-    examples = cache(partial(_examples, tokenizer=tokenizer, block_size=config.data.block_size))
-    model = adapt(build_model(config, tokenizer, lambda: count_labels(examples(rows.train), len(tokenizer))), config)
-    datasets = [examples(rows.train), examples(rows.validation)]
-    trainer = _trainer(config, folder, model, tokenizer, datasets, callbacks, progress)
+    text = Text(lambda: tokenize(rows.train, tokenizer, config.data.block_size), tokenizer.pad_token_id, config.seed)
+    model: Any = build_model(config, tokenizer, text)
+    origin["codebook"] = model.config.quantization_config["checksum"] if is_coded(model) else None
+    if not overwrite:
+        folder.check_codebook(origin["codebook"])
+    model = adapt(model, config)
+    validation = None if rows.validation is None else tokenize(rows.validation, tokenizer, config.data.block_size)
+    trainer = _trainer(config, folder, model, tokenizer, [text.examples, validation], callbacks, progress)
     # Only now is anything written: whatever can be wrong with the configuration has been found.
     if overwrite:
         folder.clear()
@@ -157,10 +162,6 @@ def _save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, path: Path) -> N
     if trainer.is_world_process_zero():
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
-
-
-def _examples(rows: Dataset | None, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Dataset | None:
-    return None if rows is None else tokenize(rows, tokenizer, block_size)
 
 
 def _tokenizer(config: RunConfig, rows: Rows) -> PreTrainedTokenizerBase:

@@ -1,0 +1,64 @@
+"""The Softmax head of a finished run, compressed as a practitioner would do it instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from codehead.errors import ConfigurationError
+from codehead.evaluation.peers import Peer, quantised, trimmed
+from codehead.evaluation.size import DecisionSize
+from codehead.models import is_coded
+from codehead.models.hidden import hidden_states
+from codehead.models.stock import replace_head
+from codehead.protocols.protocol import PeerConfig
+from codehead.training.config import RunConfig
+from codehead.training.data import load_rows, tokenize
+from codehead.training.replacement import STATISTICS_TOKENS, Text
+from codehead.training.tokenizer import load_tokenizer
+
+NEVER = -torch.inf
+"""The score of a token that was trimmed away."""
+
+
+@torch.no_grad()
+def compress(model: Any, peer: PeerConfig, config: RunConfig, batch_size: int) -> DecisionSize:
+    """Replace the Softmax head of a model by its compressed form, written out; returns the size of the stored form.
+
+    Frequencies and second moments of hidden states are those of the run's training text. ConfigurationError if the
+    model is coded, or its head has a bias.
+    """
+    head = model.get_output_embeddings()
+    if is_coded(model) or head.bias is not None:
+        raise ConfigurationError("only a Softmax head without a bias is compressed as a peer; choose such a reference")
+    found = _compressed(model, head.weight, peer, _text(config), batch_size)
+    dropped = found.weight.isnan().any(1)
+    dense = nn.Linear(head.in_features, head.out_features, bias=bool(dropped.any()), device="meta")
+    dense.weight = nn.Parameter(found.weight.nan_to_num(0.0).to(head.weight))
+    if dense.bias is not None:
+        dense.bias = nn.Parameter(torch.where(dropped, NEVER, 0.0).to(head.weight))
+    replace_head(model, dense)
+    return DecisionSize(head.weight.numel(), found.num_bytes, found.num_bytes, found.num_bytes, 0)
+
+
+def _compressed(model: Any, weight: torch.Tensor, peer: PeerConfig, text: Text, batch_size: int) -> Peer:
+    if peer.keep is not None:
+        counts = torch.from_numpy(text.counts(len(weight)))
+        return trimmed(weight.cpu(), torch.sort(counts, descending=True, stable=True).indices[: peer.keep])
+    assert peer.bits is not None
+    if not peer.corrected:
+        return quantised(weight.cpu(), peer.bits, peer.group)
+    hidden = hidden_states(model, text.batches(batch_size), STATISTICS_TOKENS).float()
+    return quantised(weight.cpu(), peer.bits, peer.group, hidden.T @ hidden / len(hidden))
+
+
+def _text(config: RunConfig) -> Text:
+    """The training text of a run, tokenised as it was."""
+    tokenizer = load_tokenizer(config.output_dir)
+
+    def load() -> Any:
+        return tokenize(load_rows(config.data, config.seed).train, tokenizer, config.data.block_size)
+
+    return Text(load, tokenizer.pad_token_id, config.seed)

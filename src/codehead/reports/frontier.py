@@ -1,0 +1,78 @@
+"""What is left of Softmax for how many of its bytes: codes beside everything else that makes a head smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from codehead.reports.drawing import INK, LABEL, PAPER, SOFTMAX_DASH, Key, Panel, Picture
+from codehead.reports.labels import place_labels
+from codehead.reports.pictures import as_percent, families_of, look
+from codehead.reports.summary import Row, by_setting, setting_title
+
+METRICS = {
+    "share": ("Top-1 accuracy", "top-1 accuracy, share of Softmax"),
+    "f1_share": ("BERTScore F1", "F1, share of Softmax"),
+    "perplexity_ratio": ("Perplexity", "perplexity, times Softmax’s"),
+}
+FEW_TIMES = 4.0
+"""Perplexities beyond so many times the Softmax's are off the picture; the table has them."""
+UNIT = "bytes of the head, share of Softmax in bf16"
+
+
+def frontier(rows: Sequence[Row]) -> list[Picture]:
+    """One picture per setting, a panel per metric; none if the rows are not weighed in bytes."""
+    found = []
+    for setting, group in by_setting([row for row in rows if row.byte_share is not None]).items():
+        panels = [_panel(metric, _shown(group, metric)) for metric in METRICS if _shown(group, metric)]
+        keys = tuple(Key(*look(family)) for family in families_of(group) if family != "softmax")
+        title = ", ".join(part for part in ("Accuracy per byte", setting_title(setting)) if part)
+        note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
+        softmax = Key("Softmax", INK, line=SOFTMAX_DASH)
+        name = f"frontier-{setting}" if setting else "frontier"
+        found.append(Picture(name, title, note, tuple(panels), (softmax, *keys)))
+    return [picture for picture in found if picture.panels]
+
+
+def _shown(rows: Sequence[Row], metric: str) -> list[Row]:
+    """The rows that a panel has room for, the reference left to its line."""
+    measured = [row for row in rows if metric in row.values and not row.is_reference]
+    return [row for row in measured if metric != "perplexity_ratio" or row.values[metric].mean < FEW_TIMES]
+
+
+def _panel(metric: str, rows: Sequence[Row]) -> Panel:
+    title, unit = METRICS[metric]
+    alt = f"{unit} of {len(rows)} heads against {UNIT}; the values are in the table"
+    return Panel(title, alt, partial(_draw, rows=rows, metric=metric), (6.0, 4.4))
+
+
+def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
+    for family in families_of(rows):
+        _, colour, marker = look(family)
+        chosen = sorted((row for row in rows if row.family == family), key=lambda row: row.byte_share or 0.0)
+        axis.errorbar(
+            [row.byte_share for row in chosen],
+            [row.values[metric].mean for row in chosen],
+            yerr=[row.values[metric].half_width or 0.0 for row in chosen],
+            fmt=marker, color=colour, markersize=7, markeredgecolor=PAPER, capsize=3, elinewidth=1.2,
+            linestyle="" if family == "peer" else "-", linewidth=1.4,
+        )  # fmt: skip
+    axis.axhline(1.0, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
+    axis.set(xscale="log", xlabel=UNIT, ylabel=METRICS[metric][1])
+    axis.xaxis.set_major_formatter(as_percent)
+    axis.margins(x=0.15, y=0.12)
+    if metric == "perplexity_ratio":
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    else:
+        axis.yaxis.set_major_formatter(as_percent)
+    points = [(row.byte_share or 0.0, row.values[metric].mean, _name(row), LABEL) for row in rows]
+    place_labels(axis, points, [row.values[metric].half_width or 0.0 for row in rows], avoid_y=[1.0])
+
+
+def _name(row: Row) -> str:
+    """`64 bits + 88`, or what the table calls a peer."""
+    if row.family == "peer" or row.decision is None:
+        return row.label.replace(", rounded", "").replace(", error-corrected", "*").replace("Trimmed to ", "").lower()
+    listed = row.decision.get("shortlist")
+    return f"{row.decision['bits']} bits" + (f" + {listed}" if listed else "")

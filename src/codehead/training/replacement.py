@@ -1,0 +1,87 @@
+"""A new decision layer for a model, in view of the text that it will be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codehead.errors import ConfigurationError
+from codehead.models import attach
+from codehead.models.hidden import Statistics, hidden_states
+from codehead.models.stock import SOFT_CAP
+from codehead.training.config import RunConfig
+from codehead.training.data import Collator, count_labels
+from codehead.training.distil import Progress, Teacher, distil
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COUNTING = ("shortlist", "token_bias")
+"""What in a decision layer depends on how often tokens occur."""
+STATISTICS_TOKENS = 32_768
+"""Positions whose hidden states tell mean and covariance."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokenised training text, read when it is first looked at."""
+
+    load: Callable[[], Dataset]
+    pad_id: int
+    seed: int = 0  # of the order in which examples are looked at
+
+    @cached_property
+    def examples(self) -> Dataset:
+        """Examples with `input_ids` and `labels`."""
+        return self.load()
+
+    def counts(self, num_tokens: int) -> np.ndarray:
+        """How often each token is a label, `(num_tokens,)`."""
+        return count_labels(self.examples, num_tokens)
+
+    def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of examples in random order, once through the text."""
+        collate = Collator(self.pad_id)
+        order = np.random.default_rng(self.seed).permutation(len(self.examples))
+        for start in range(0, len(order), size):
+            yield collate([self.examples[int(i)] for i in order[start : start + size]])
+
+
+def fit_decision_layer(model: Any, config: RunConfig, text: Text | None, progress: Progress | None = None) -> Any:
+    """The model with the decision layer that `config.decision` describes, started as `start` and `distil` say."""
+    decision = dict(config.decision or {})
+    if config.distil is not None:
+        decision.setdefault("start", "old_head")
+    looks = decision.get("start") == "old_head" or config.distil is not None
+    if not looks and not any(decision.get(key) for key in COUNTING):
+        return attach(model, **decision)
+    if text is None:
+        raise ConfigurationError("decision.shortlist, token_bias and start look at training text; give data.train")
+    old = model.get_output_embeddings()
+    counts = text.counts(len(old.weight))
+    if not looks:
+        return attach(model, **decision, statistics=Statistics(torch.from_numpy(counts)))
+    tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
+    hidden = hidden_states(model, text.batches(config.training.get("per_device_train_batch_size", 8)), tokens)
+    teacher = softmax_head(model, old)
+    attach(model, **decision, statistics=Statistics.of(counts, hidden[:STATISTICS_TOKENS]))
+    if config.distil is not None:
+        distil(model, teacher, hidden, config.distil, *([] if progress is None else [progress]))
+    return model
+
+
+def softmax_head(model: Any, head: nn.Linear) -> Teacher:
+    """What a stock model makes of hidden states: the logits of its head, soft-capped where the model does so."""
+    cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
+
+    def teacher(hidden: Tensor) -> Tensor:
+        logits: Tensor = head(hidden.to(head.weight))
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    return teacher
