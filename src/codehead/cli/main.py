@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from codehead.cli import protocol
 from codehead.cli.attach import attach
 from codehead.cli.code import code
+from codehead.cli.convert import convert, recommend
 from codehead.cli.demo import demo
 from codehead.cli.evaluate import evaluate
 from codehead.cli.finetune import finetune
@@ -47,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, params, code, attach, pretrain, finetune, evaluate, generate):
+for command in (demo, params, recommend, convert, code, attach, pretrain, finetune, evaluate, generate):
     app.command()(command)
 app.add_typer(protocol.app, name="protocol")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,12 +80,17 @@ def _finite(name: str, value: Any) -> Tensor:
 
 
 @torch.no_grad()
-def hidden_states(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], limit: int) -> Tensor:
+def hidden_states(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    limit: int,
+    progress: Callable[[int, int], None] = lambda seen, limit: None,
+) -> Tensor:
     """What the output embedding is given at the first `limit` labelled positions of batches: `(tokens, hidden)`.
 
     Batches hold input_ids, attention_mask and labels, each `(batch, length)`. The result has the dtype of the model and
-    is on the CPU. The output embedding itself is not computed, so nothing is as wide as the vocabulary. DataError if
-    there is no labelled position.
+    is on the CPU. The output embedding itself is not computed, so nothing is as wide as the vocabulary. `progress` is
+    called with (positions seen, `limit`). DataError if there is no labelled position.
     """
     own: Any = model
     head, was_training = own.get_output_embeddings(), model.training
@@ -93,7 +98,7 @@ def hidden_states(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], lim
     replace_head(model, probe)
     model.eval()
     try:
-        parts = list(_take(own, probe, batches, limit))
+        parts = list(_take(own, probe, batches, limit, progress))
     finally:
         replace_head(model, head)
         model.train(was_training)
@@ -102,12 +107,19 @@ def hidden_states(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], lim
     return torch.cat(parts)[:limit]
 
 
-def _take(model: Any, probe: _Probe, batches: Iterable[Mapping[str, Tensor]], limit: int) -> Iterator[Tensor]:
+def _take(
+    model: Any,
+    probe: _Probe,
+    batches: Iterable[Mapping[str, Tensor]],
+    limit: int,
+    progress: Callable[[int, int], None],
+) -> Iterator[Tensor]:
     device, seen = next(model.parameters()).device, 0
     for batch in batches:
         model(**{name: batch[name].to(device) for name in ("input_ids", "attention_mask")}, use_cache=False)
         labelled = batch["labels"][:, 1:] != IGNORE
         seen += int(labelled.sum())
+        progress(min(seen, limit), limit)
         if labelled.any():
             yield probe.seen[:, :-1].cpu()[labelled.cpu()]
         if seen >= limit:

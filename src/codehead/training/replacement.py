@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,15 @@ from codehead.models.hidden import Statistics, hidden_states
 from codehead.models.stock import SOFT_CAP
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels
-from codehead.training.distil import Progress, Teacher, distil
+from codehead.training.distil import Teacher, distil
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 COUNTING = ("shortlist", "token_bias")
 """What in a decision layer depends on how often tokens occur."""
+Show = Callable[[str, int, int], None]
+"""Called with (stage, work done, work in all)."""
 STATISTICS_TOKENS = 32_768
 """Positions whose hidden states tell mean and covariance."""
 
@@ -53,7 +55,9 @@ class Text:
             yield collate([self.examples[int(i)] for i in order[start : start + size]])
 
 
-def fit_decision_layer(model: Any, config: RunConfig, text: Text | None, progress: Progress | None = None) -> Any:
+def fit_decision_layer(
+    model: Any, config: RunConfig, text: Text | None, show: Show = lambda stage, done, total: None
+) -> Any:
     """The model with the decision layer that `config.decision` describes, started as `start` and `distil` say."""
     decision = dict(config.decision or {})
     if config.distil is not None:
@@ -68,12 +72,19 @@ def fit_decision_layer(model: Any, config: RunConfig, text: Text | None, progres
     if not looks:
         return attach(model, **decision, statistics=Statistics(torch.from_numpy(counts)))
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
-    hidden = hidden_states(model, text.batches(config.training.get("per_device_train_batch_size", 8)), tokens)
+    hidden = hidden_states(model, text.batches(batch_size_of(config)), tokens, partial(show, "reading text"))
     teacher = softmax_head(model, old)
     attach(model, **decision, statistics=Statistics.of(counts, hidden[:STATISTICS_TOKENS]))
     if config.distil is not None:
-        distil(model, teacher, hidden, config.distil, *([] if progress is None else [progress]))
+        distil(
+            model, teacher, hidden, config.distil, lambda done, total, nats: show("learning the new head", done, total)
+        )
     return model
+
+
+def batch_size_of(config: RunConfig) -> int:
+    """Examples per forward pass."""
+    return int(config.training.get("per_device_train_batch_size", 8))
 
 
 def softmax_head(model: Any, head: nn.Linear) -> Teacher:
