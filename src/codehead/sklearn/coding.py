@@ -19,6 +19,12 @@ from codehead.errors import CodebookError, ConfigurationError
 SIZED = ("dense_random", "sparse_random", "minrandom", "itq", "merged_forest")
 """The designs of any length: `code_size` times the number of classes, as in scikit-learn."""
 
+FEW_COLUMNS = 64
+"""In random codes of more columns no two classes are left alike, so that they need not be looked at."""
+
+REDRAWS = 32
+"""How many seeds are tried where a code of few columns leaves two classes alike."""
+
 DATA_OPTIONS = ("prototypes", "samples", "labels")
 """The options by which a design is told of the data."""
 
@@ -79,7 +85,7 @@ def class_codebook(
         if "evaluate" in DESIGNS.get(code).params() and "confusion" not in own and "evaluate" not in own:
             told["evaluate"] = evaluation()
         length = _length(code_size, data.num_classes) if bits is None and code in SIZED else bits
-        return build(code, data.num_classes, bits=length, seed=seed, **{**told, **own})
+        return _drawn(code, data.num_classes, length, seed, {**told, **own})
     if params:
         raise ConfigurationError(f"code_params={params!r} are options of a named design, but code is a finished matrix")
     if isinstance(code, Codebook) and code.num_classes == data.num_classes and bits in (None, code.length):
@@ -89,6 +95,15 @@ def class_codebook(
         message = f"code has {len(matrix)} codewords for {data.num_classes} classes"
         raise CodebookError(f"{message}; give a row per class, or the name of a design")
     return build("custom", data.num_classes, bits=bits, array=matrix[: data.num_classes])
+
+
+def _drawn(design: str, num_classes: int, bits: int | None, seed: int, options: dict[str, Any]) -> Codebook:
+    """The design's codebook for the seed or, where a random one of few columns leaves two classes alike, the next."""
+    first = build(design, num_classes, bits=bits, seed=seed, **options)
+    if first.seed is None or first.length > FEW_COLUMNS or alike(first.to_array()) is None:
+        return first
+    others = (build(design, num_classes, bits=bits, seed=seed + step, **options) for step in range(1, REDRAWS))
+    return next((other for other in others if alike(other.to_array()) is None), first)
 
 
 def _length(code_size: float, num_classes: int) -> int:
@@ -112,6 +127,15 @@ def asked_columns(matrix: Symbols) -> np.ndarray:
     return np.asarray((matrix.max(axis=0) == 1) & (matrix.min(axis=0) == -1))
 
 
+def alike(matrix: Symbols) -> tuple[int, int] | None:
+    """Two classes whose codewords (V, n) are equal in all columns that can be learnt; None if there are none."""
+    asked = matrix[:, asked_columns(matrix)]
+    if not asked.shape[1]:
+        return 0, 1
+    equal = repeats(np.ascontiguousarray(asked).view(np.uint8))
+    return (int(equal.first[0]), int(equal.items[0])) if len(equal.items) else None
+
+
 def check_separates(matrix: Symbols, classes: Sequence[Any], *, is_given: bool) -> None:
     """Raise a CodebookError if the columns that can be learnt leave two classes alike.
 
@@ -122,11 +146,11 @@ def check_separates(matrix: Symbols, classes: Sequence[Any], *, is_given: bool) 
     if is_given and len(empty):
         message = f"column {empty[0]} of code looks at none of the {len(classes)} classes ({len(empty)} such columns)"
         raise CodebookError(f"{message}; leave it out")
-    asked = matrix[:, asked_columns(matrix)]
-    equal = repeats(np.ascontiguousarray(asked).view(np.uint8)) if asked.size else None
-    if equal is None or len(equal.items):
-        first, second = (0, 1) if equal is None else (equal.first[0], equal.items[0])
-        message = f"no dichotomizer of code tells class {classes[first]!r} from {classes[second]!r}: their codewords "
+    pair = alike(matrix)
+    if pair is not None:
+        message = (
+            f"no dichotomizer of code tells class {classes[pair[0]]!r} from {classes[pair[1]]!r}: their codewords "
+        )
         raise CodebookError(
             f"{message}are equal in every column that has both a +1 and a −1; give a matrix with distinct rows, more "
             "bits, or another random_state"
