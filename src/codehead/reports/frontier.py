@@ -26,13 +26,18 @@ def frontier(rows: Sequence[Row]) -> list[Picture]:
     found = []
     for setting, group in by_setting([row for row in rows if row.byte_share is not None]).items():
         panels = [_panel(metric, _shown(group, metric)) for metric in METRICS if _shown(group, metric)]
-        keys = tuple(Key(*look(family)) for family in families_of(group) if family != "softmax")
+        keys = tuple(_key(family) for family in families_of(group) if family != "softmax")
         title = ", ".join(part for part in ("Accuracy per byte", setting_title(setting)) if part)
-        note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
+        note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax; * quantised with errors corrected."
         softmax = Key("Softmax", INK, line=SOFTMAX_DASH)
         name = f"frontier-{setting}" if setting else "frontier"
         found.append(Picture(name, title, note, tuple(panels), (softmax, *keys)))
     return [picture for picture in found if picture.panels]
+
+
+def _key(family: str) -> Key:
+    name, colour, marker = look(family)
+    return Key(name if family == "peer" else f"code: {name}", colour, marker, "" if family == "peer" else "-")
 
 
 def _shown(rows: Sequence[Row], metric: str) -> list[Row]:
@@ -44,10 +49,12 @@ def _shown(rows: Sequence[Row], metric: str) -> list[Row]:
 def _panel(metric: str, rows: Sequence[Row]) -> Panel:
     title, unit = METRICS[metric]
     alt = f"{unit} of {len(rows)} heads against {UNIT}; the values are in the table"
-    return Panel(title, alt, partial(_draw, rows=rows, metric=metric), (6.0, 4.4))
+    return Panel(title, alt, partial(_draw, rows=rows, metric=metric), (5.4, 4.2))
 
 
 def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for family in families_of(rows):
         _, colour, marker = look(family)
         chosen = sorted((row for row in rows if row.family == family), key=lambda row: row.byte_share or 0.0)
@@ -60,7 +67,9 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
         )  # fmt: skip
     axis.axhline(1.0, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
     axis.set(xscale="log", xlabel=UNIT, ylabel=METRICS[metric][1])
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter(as_percent)
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.margins(x=0.15, y=0.12)
     if metric == "perplexity_ratio":
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
