@@ -28,7 +28,7 @@ def frontier(rows: Sequence[Row]) -> list[Picture]:
         panels = [_panel(metric, _shown(group, metric)) for metric in METRICS if _shown(group, metric)]
         keys = tuple(_key(family) for family in families_of(group) if family != "softmax")
         title = ", ".join(part for part in ("Accuracy per byte", setting_title(setting)) if part)
-        note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax; * quantised with errors corrected."
+        note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax; * errors corrected."
         softmax = Key("Softmax", INK, line=SOFTMAX_DASH)
         name = f"frontier-{setting}" if setting else "frontier"
         found.append(Picture(name, title, note, tuple(panels), (softmax, *keys)))
