@@ -69,9 +69,10 @@ def test_distances_of_seen_rows_are_those_of_scores():
     rows = torch.randn(VOCAB, HIDDEN, generator=generator)
     statistics = Statistics.of(torch.ones(VOCAB), hidden)
     scores = ((hidden - hidden.mean(0)) @ rows.T).double()
-    torch.testing.assert_close(statistics.seen(rows).square().sum(-1), scores.square().mean(0), rtol=1e-4, atol=1e-4)
+    seen = statistics.seen(rows).double()
+    torch.testing.assert_close(seen.square().sum(-1), scores.square().mean(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(statistics.mean, hidden.double().mean(0))
-    assert torch.equal(Statistics(torch.ones(VOCAB)).seen(rows), rows.double())
+    assert torch.equal(Statistics(torch.ones(VOCAB)).seen(rows), rows)
 
 
 @pytest.mark.parametrize(

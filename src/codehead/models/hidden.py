@@ -13,6 +13,9 @@ from codehead.errors import ConfigurationError, DataError
 from codehead.losses import IGNORE
 from codehead.models.stock import replace_head
 
+PIECE = 2**13
+"""Rows of a head that are turned into float64 at a time."""
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -66,8 +69,10 @@ class Statistics:
 
         |w Σ½|² is the variance of `w · h`; directions in which hidden states do not vary make no difference.
         """
-        wide = rows.double()
-        return wide if self.covariance is None else wide @ self.root().to(wide.device)
+        if self.covariance is None:
+            return rows
+        root = self.root().to(rows.device)
+        return torch.cat([(some.double() @ root).to(rows.dtype) for some in rows.split(PIECE)])
 
 
 def _finite(name: str, value: Any) -> Tensor:

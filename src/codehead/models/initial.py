@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from codehead.errors import ConfigurationError
 from codehead.heads.low_rank import LowRankHead
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
-from codehead.models.hidden import Statistics
+from codehead.models.hidden import PIECE, Statistics
 from codehead.registry import did_you_mean
 
 STARTS = ("random", "old_head")
@@ -67,59 +69,96 @@ def _start_linear(
 
     P is the same whatever the covariance of the hidden states, because every direction has a column of P to itself.
     """
-    rows, corrections = old.weight.double(), decision.corrections
-    weights = torch.ones(len(rows)) if statistics is None else statistics.counts + 1
-    if corrections is not None and corrections.num_rows < len(rows):
-        weights = weights.index_fill(0, corrections.shortlist.long().cpu(), 0)  # theirs goes into rows of their own
-    codewords = 0.5 * decision.table.signs().to(rows)
-    solution, common = _least_squares(codewords, rows, weights.to(rows))
+    corrections, codewords = decision.corrections, 0.5 * decision.table.signs()
+    weights = _weights(old, statistics)
+    if corrections is not None and corrections.num_rows < len(weights):
+        weights = weights.index_fill(0, corrections.shortlist.long(), 0)  # theirs goes into rows of their own
+    solution, common = _least_squares(codewords, old.weight, weights)
     bits.weight.copy_(solution)
     if bits.bias is not None:
         bits.bias.zero_()
     if corrections is not None:
-        _correct(corrections, head, old, rows - codewords @ solution - common, statistics)
-
-
-def _start_low_rank(old: nn.Linear, head: LowRankHead, statistics: Statistics | None) -> None:
-    """The map of that rank which keeps most of the scores: a truncated singular value decomposition of W Σ½."""
-    rows = old.weight.double()
-    weights = (torch.ones(len(rows)) if statistics is None else statistics.counts + 1).to(rows)
-    common = (weights @ rows / weights.sum()).unsqueeze(0)
-    has_spread = statistics is not None and statistics.covariance is not None
-    root = statistics.root().to(rows) if has_spread else torch.eye(rows.shape[1]).to(rows)  # type: ignore[union-attr]
-    seen = (rows - common) @ root
-    directions = torch.linalg.svd(weights.sqrt().unsqueeze(1) * seen, full_matrices=False).Vh[: head.rank]
-    kept = torch.zeros(head.rank, len(rows)).to(rows)
-    kept[: len(directions)] = directions @ seen.T  # a rank beyond that of W leaves rows of zeros
-    head.output_weight.copy_(kept.T)
-    head.weight.zero_()
-    head.weight[: len(directions)] = (directions @ torch.linalg.pinv(root, hermitian=True)).to(head.weight)
-    if head.output_bias is not None:
-        left = rows - common - head.output_weight.double() @ head.weight.double()
-        head.output_bias.copy_(_mean_scores(left, old, statistics))
+        _correct(corrections, head, old, codewords, solution, common, statistics)
 
 
 def _correct(
-    corrections: Corrections, head: nn.Module, old: nn.Linear, left: Tensor, statistics: Statistics | None
+    corrections: Corrections,
+    head: nn.Module,
+    old: nn.Linear,
+    codewords: Tensor,
+    solution: Tensor,
+    common: Tensor,
+    statistics: Statistics | None,
 ) -> None:
-    """Put what is `left` of the old rows `(V, hidden)` into the rows of the shortlist, its mean score into the bias."""
+    """Put what the code leaves of the old rows into the rows of the shortlist, its mean score into the bias."""
     listed = corrections.shortlist.long()
     if isinstance(head, ShortlistHead):
-        head.rows.weight.copy_(left[listed])
+        head.rows.weight.copy_(old.weight[listed].double() - codewords[listed].double() @ solution - common)
     if corrections.token_bias is not None:
-        corrections.token_bias.copy_(_mean_scores(left.index_fill(0, listed, 0), old, statistics))
+        mean = _mean(statistics, solution)
+        missing = _scores(old.weight, mean) - _scores(codewords, solution @ mean) - common @ mean
+        corrections.token_bias.copy_(_old_bias(old) + missing.index_fill(0, listed, 0))
 
 
-def _mean_scores(left: Tensor, old: nn.Linear, statistics: Statistics | None) -> Tensor:
-    """The bias of the old head, and the mean scores `(V,)` of what is `left` of its rows."""
-    bias = torch.zeros(len(left)).to(left) if old.bias is None else old.bias.to(left)
-    return bias if statistics is None or statistics.mean is None else bias + left @ statistics.mean.to(left)
+def _start_low_rank(old: nn.Linear, head: LowRankHead, statistics: Statistics | None) -> None:
+    """The map of that rank which keeps most of the scores: the leading right singular vectors of (W − 1 mᵀ) Σ½."""
+    weights, hidden_size = _weights(old, statistics), old.weight.shape[1]
+    common = torch.stack([w @ rows.double() for w, rows in _pieces(weights, old.weight)]).sum(0) / weights.sum()
+    has_spread = statistics is not None and statistics.covariance is not None
+    root = statistics.root() if statistics is not None and has_spread else torch.eye(hidden_size)
+    root = root.to(common)
+    scatter = torch.zeros(hidden_size, hidden_size).to(common)
+    for w, rows in _pieces(weights, old.weight):
+        seen = (rows.double() - common) @ root
+        scatter += seen.T @ (w.unsqueeze(1) * seen)
+    directions = torch.linalg.eigh(scatter).eigenvectors.flip(1)[:, : head.rank]  # a rank beyond hidden is left unused
+    down, up = directions.T @ torch.linalg.pinv(root, hermitian=True), root @ directions
+    head.weight.zero_()
+    head.output_weight.zero_()
+    head.weight[: len(down)] = down.to(head.weight)
+    head.output_weight[:, : len(down)] = torch.cat(
+        [(rows.double() - common) @ up for (rows,) in _pieces(old.weight)]
+    ).to(head.output_weight)
+    if head.output_bias is not None:
+        mean = _mean(statistics, common)
+        missing = _scores(old.weight, mean) - common @ mean - _scores(head.output_weight, down @ mean)
+        head.output_bias.copy_(_old_bias(old) + missing)
 
 
 def _least_squares(codewords: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The P `(n, hidden)` and m `(1, hidden)` that minimise Σ_v weights_v · |codewords_v P + m − rows_v|²."""
-    inputs = torch.cat([codewords, torch.ones_like(codewords[:, :1])], dim=1)
-    weighted = inputs.T * weights
-    ridge = RIDGE * weights.sum() * torch.eye(inputs.shape[1]).to(inputs)
-    solution = torch.linalg.solve(weighted @ inputs + ridge, weighted @ rows)
-    return solution[:-1], solution[-1:]
+    """The P `(n, hidden)` and m `(hidden,)` that minimise Σ_v weights_v · |codewords_v P + m − rows_v|², in float64."""
+    size = codewords.shape[1] + 1
+    square = RIDGE * weights.sum() * torch.eye(size).to(weights)
+    target = torch.zeros(size, rows.shape[1]).to(weights)
+    for w, some, wanted in _pieces(weights, codewords, rows):
+        inputs = torch.cat([some.double(), torch.ones(len(some), 1).to(weights)], dim=1)
+        square += inputs.T @ (w.unsqueeze(1) * inputs)
+        target += inputs.T @ (w.unsqueeze(1) * wanted.double())
+    solution = torch.linalg.solve(square, target)
+    return solution[:-1], solution[-1]
+
+
+def _weights(old: nn.Linear, statistics: Statistics | None) -> Tensor:
+    """How much every token counts, float64 `(V,)`, on the device of the head."""
+    counts = torch.zeros(len(old.weight)) if statistics is None else statistics.counts
+    return (counts + 1).to(old.weight.device, torch.float64)
+
+
+def _mean(statistics: Statistics | None, like: Tensor) -> Tensor:
+    """The mean hidden state `(hidden,)`, zero if it is not known."""
+    known = statistics is not None and statistics.mean is not None
+    return statistics.mean.to(like) if known else torch.zeros(like.shape[-1]).to(like)  # type: ignore[union-attr]
+
+
+def _old_bias(old: nn.Linear) -> Tensor | float:
+    return 0.0 if old.bias is None else old.bias.double()
+
+
+def _scores(rows: Tensor, vector: Tensor) -> Tensor:
+    """rows `(V, m)` times a float64 vector `(m,)`: `(V,)`."""
+    return torch.cat([some.double() @ vector for (some,) in _pieces(rows)])
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Matching rows of tensors `(V, …)`, some at a time: in float64 a whole head would take gigabytes."""
+    return zip(*(tensor.split(PIECE) for tensor in tensors), strict=True)

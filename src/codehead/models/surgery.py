@@ -237,7 +237,7 @@ def _looked_at(
     rows = weight.detach().float()
     if statistics is None:
         return {"prototypes": rows.cpu().numpy()}
-    seen = {"prototypes": statistics.seen(rows).float().cpu().numpy()}
+    seen = {"prototypes": statistics.seen(rows).cpu().numpy()}
     return {**seen, "weights": (statistics.counts + 1).numpy()} if "weights" in options else seen
 
 
