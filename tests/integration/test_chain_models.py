@@ -60,7 +60,7 @@ def test_a_saved_model_comes_back_bit_for_bit(name, chained, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_precision_survives(dtype, chained, tmp_path):
-    model = chained().to(dtype)
+    model = chained("opt_350m").to(dtype)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert {p.dtype for p in loaded.decision.parameters()} == {dtype}

@@ -125,7 +125,7 @@ def test_bits_are_forced_where_only_one_value_leads_to_a_codeword():
 def test_chunks_change_nothing(chained, monkeypatch):
     hidden = torch.randn(7, HIDDEN, dtype=torch.float64)
     whole = chained(hidden)
-    monkeypatch.setattr("codehead.decoding.chain.CHUNK_HIDDEN", 1)
+    monkeypatch.setattr("codehead.decoding.chain.CHUNK_NUMBERS", 1)
     torch.testing.assert_close(chained(hidden), whole)
 
 

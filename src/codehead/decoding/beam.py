@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding.chain import CHUNK_HIDDEN, Chain
+from codehead.decoding.chain import CHUNK_NUMBERS, Chain
 from codehead.decoding.precision import no_autocast, wide
 from codehead.decoding.topk import top_k, top_k_among
 from codehead.decoding.trie import Level, Trie
@@ -54,7 +54,7 @@ def _search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ids and scores `(tokens, k)` found by a beam, and where `(tokens,)` they are surely the best."""
     trie, parts = chain.trie(table), []
-    for some in wide(features).split(max(1, CHUNK_HIDDEN // (width * chain.width))):
+    for some in wide(features).split(max(1, CHUNK_NUMBERS // (width * chain.width))):
         leaves, scores, dropped = _beam(chain, some.unflatten(-1, (chain.blocks, chain.width)), trie, width)
         found, values = top_k_among(trie.classes[leaves], scores, k, table.num_classes, ties)
         parts.append((found, values, values[:, -1] > dropped))

@@ -28,9 +28,10 @@ from codehead.decoding.trie import Trie, build_trie
 from codehead.errors import ConfigurationError
 from codehead.heads.chain import ChainHead, block_starts
 from codehead.heads.mtl import ACTIVATIONS
+from codehead.heads.shortlist import ShortlistHead
 
-CHUNK_HIDDEN = 2**24
-"""Hidden units computed at a time when all codewords are scored (64 MiB in float32)."""
+CHUNK_NUMBERS = 2**24
+"""Hidden units, or scores, computed at a time when codewords are scored (64 MiB in float32)."""
 
 
 @final
@@ -59,9 +60,8 @@ class Chain(nn.Module):
     @classmethod
     def of(cls, head: nn.Module) -> Chain | None:
         """The chain that the features of a `ChainHead` are for; None for any other head."""
-        if not isinstance(head, ChainHead):
-            return None
-        return cls(head.num_bits, head.width, head.block, head.activation)
+        bits = head.bits if isinstance(head, ShortlistHead) else head
+        return cls(bits.num_bits, bits.width, bits.block, bits.activation) if isinstance(bits, ChainHead) else None
 
     @property
     def num_features(self) -> int:
@@ -128,13 +128,13 @@ class Chain(nn.Module):
     def token_scores(self, features: Tensor, table: CodewordTable) -> Tensor:
         """Log-likelihoods `(…, V)` of all tokens, whose exponentials sum to 1. Never under autocast.
 
-        Every distinct prefix is evaluated once. Without gradients, only CHUNK_HIDDEN hidden units exist at a time.
+        Every distinct prefix is evaluated once. Without gradients, memory for CHUNK_NUMBERS hidden units is enough.
         """
         trie = self.trie(table)
-        most = max(1, *(len(block.prefixes) for block in trie.blocks)) * self.width
+        most = max(table.num_classes, *(len(block.prefixes) * self.width for block in trie.blocks))
         flat = wide(features).reshape(-1, self.blocks, self.width)
         with no_autocast(features.device.type):
-            scores = [self._scores(some, trie) for some in flat.split(max(1, CHUNK_HIDDEN // most))]
+            scores = [self._scores(some, trie) for some in flat.split(max(1, CHUNK_NUMBERS // most))]
         return torch.cat(scores).view(*features.shape[:-1], table.num_classes)
 
     def _scores(self, features: Tensor, trie: Trie) -> Tensor:

@@ -40,10 +40,9 @@ class Trie(NamedTuple):
 
     blocks: list[Block]
     free: Tensor
-    """`(V, n)`, float32: 1 where the bit of a codeword is free, 0 where those before it force it."""
+    """`(V, n)`, bool: whether the bit of a codeword is free, rather than forced by those before it."""
     leaf: Tensor
     """`(V,)`: the last prefix of every class, which is its codeword."""
-
     classes: Tensor
     """`(leaves,)`: a class with this codeword."""
 
@@ -72,7 +71,7 @@ def _block(before: Tensor, bits: Tensor, node: Tensor) -> tuple[Block, Tensor, T
         parent, children, following = _step(now, bit)
         branches = (children >= 0).all(1)
         parts.append((parent, children, branches.nonzero().squeeze(1), origin))
-        free.append(branches[now].to(before.dtype))
+        free.append(branches[now])
         origin, now = origin[parent], following
     used = torch.cat([origin[branching] for _, _, branching, origin in parts]).unique()
     row = torch.zeros_like(first).index_put((used,), torch.arange(len(used), device=node.device))
