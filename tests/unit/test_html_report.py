@@ -232,7 +232,7 @@ def test_the_full_table_tells_everything_and_that_of_documents_stays_narrow(tmp_
     results = write_protocol(tmp_path / "results", 1)
     full = markdown(compose(results).tables[0]).splitlines()[0]
     narrow = markdown_table(summarise(read_evidence(results))).splitlines()[0]
-    for heading in ("Bytes", "× Softmax", "Answers", "Tokens/s"):
+    for heading in ("Resident", "× Softmax", "Answers", "Tokens/s"):
         assert f" {heading} |" in full and f" {heading} |" not in narrow
     assert "| P | R | F1 | of Softmax |" in narrow
 

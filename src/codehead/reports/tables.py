@@ -161,15 +161,17 @@ def _usual(rows: Sequence[Row]) -> list[Column]:
     differ = len({row.seeds for row in rows}) > 1
     scored = any("f1" in row.values for row in rows)
     weighed = any(row.byte_share is not None for row in rows)
-    ratio_room = DOCUMENT if weighed else REPORT
+    counted_room, ratio_room = (DOCUMENT, DOCUMENT) if weighed else (TERMINAL, REPORT)
     loss_brief = lambda row: node_loss(row).split(" ±")[0]  # noqa: E731
     return [
         Column("Head", lambda row: row.label, is_text=True, brief=lambda row: row.label.replace(", ", ",")),
         Column("Seeds", lambda row: str(row.seeds) if differ else ABSENT, room=DOCUMENT),
-        Column("Params", lambda row: f"{row.parameters:,}", "Size of the head"),
-        Column("of Softmax", lambda row: percent(row.parameter_share), "Size of the head"),
-        Column("Bytes", _bytes, "Size of the head", REPORT),
-        Column("Bytes of Softmax", lambda row: percent(row.byte_share), "Size of the head"),
+        Column("Params", lambda row: f"{row.parameters:,}", "Size of the head", counted_room),
+        Column(
+            "of Softmax", lambda row: percent(row.parameter_share), "Size of the head", REPORT if weighed else TERMINAL
+        ),
+        Column("Resident", _bytes, "Size of the head", REPORT),
+        Column("Bytes", lambda row: percent(row.byte_share), "Size of the head"),
         Column("Loss/node", node_loss, "Training", DOCUMENT if scored else TERMINAL, brief=loss_brief),
         Column("Top-1", _percent("top1"), "Next token, test split", brief=_percent_mean("top1")),
         Column("of Softmax", _percent("share"), "Next token, test split"),
@@ -177,10 +179,10 @@ def _usual(rows: Sequence[Row]) -> list[Column]:
         Column("of Softmax", _percent("top5_share"), "Next token, test split", REPORT),
         Column("Perplexity", _number("perplexity", 1), "Next token, test split", DOCUMENT),
         Column("× Softmax", _number("perplexity_ratio", 3), "Next token, test split", ratio_room),
-        Column("Bits/byte", _number("bits_per_byte", 3), "Next token, test split", DOCUMENT),
+        Column("Bits/byte", _number("bits_per_byte", 3), "Next token, test split", REPORT if weighed else DOCUMENT),
         Column("× Softmax", _number("bits_per_byte_ratio", 3), "Next token, test split", REPORT),
-        Column("P", _number("precision", 4), "Answers, BERTScore", DOCUMENT),
-        Column("R", _number("recall", 4), "Answers, BERTScore", DOCUMENT),
+        Column("P", _number("precision", 4), "Answers, BERTScore", REPORT if weighed else DOCUMENT),
+        Column("R", _number("recall", 4), "Answers, BERTScore", REPORT if weighed else DOCUMENT),
         Column("F1", _number("f1", 4), "Answers, BERTScore", brief=_number_mean("f1", 3)),
         Column("of Softmax", _percent("f1_share"), "Answers, BERTScore", DOCUMENT),
         Column("Answers", lambda row: timed(row, "answer_seconds", " s"), "Time", REPORT),
