@@ -52,7 +52,6 @@ MANY = 50
 CODINGS_OF_MANY = ("dense_random", "sparse_random", "itq")
 CODE_SIZES = {"clusters-1000": 0.1}
 CODE_SIZE = 1.5
-CALIBRATED = "likelihood, platt"
 FOLDS = 2
 """Of the scores that decoders and calibration are fitted to."""
 
@@ -87,8 +86,6 @@ def coding(
     for decoder in DECODERS.names():
         decision = ClassDecision.fit(table, decoder, *held_out, calibrated=False)
         accuracy[decoder] = float((classifier.classes_[decision.best(scores)] == truth).mean())
-    decision = ClassDecision.fit(table, "likelihood", *held_out, calibrated=True)
-    accuracy[CALIBRATED] = float((classifier.classes_[decision.best(scores)] == truth).mean())
     return {
         "columns": int(classifier.codebook_.length),
         "fit_seconds": fit_seconds,

@@ -19,7 +19,7 @@ from codehead.reports.drawing import EDGE, INK, PALETTE, STYLE, pyplot
 
 THEIRS = "sklearn OutputCode"
 OURS = "dense_random"
-DEFAULT, CALIBRATED = "likelihood", "likelihood, platt"
+DEFAULT = "likelihood"
 LEVEL = 0.05
 
 
@@ -110,7 +110,7 @@ def combinations(found: Measured) -> str:
         return f"**{text}**" if method == best else text
 
     rows = [[f"`{code}`", *(cell((code, decoder)) for decoder in decoders)] for code in codes]
-    names = [decoder.replace(", platt", " + platt").replace("_", " ") for decoder in decoders]
+    names = [decoder.replace("_", " ") for decoder in decoders]
     table = markdown(["coding", *names], rows)
     peers = "; ".join(f"{code}: {cell((code, own))}" for code, own in methods if own == "own")
     gap = critical_difference(len(methods), len(found.ranked))
