@@ -88,7 +88,7 @@ class Row:
 
 
 def summarise(results: Iterable[Result] | Evidence) -> list[Row]:
-    """Rows in order of setting and of head parameters, the reference first; with times if there is evidence of them."""
+    """Rows in order of setting and of size, the reference first; with times if there is evidence of them."""
     evidence = results if isinstance(results, Evidence) else Evidence(dict(enumerate(results)))
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in evidence.results.values():
@@ -97,7 +97,12 @@ def summarise(results: Iterable[Result] | Evidence) -> list[Row]:
     for (setting, cell), group in groups.items():
         references = groups.get((setting, group[0].config["reference"]), [])
         rows.append(_row(group, references, evidence.timing(setting).get(cell, {})))
-    return sorted(rows, key=lambda row: (setting_size(row.setting), not row.is_reference, row.parameters, row.label))
+    return sorted(rows, key=_place)
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """By bytes where they are known, otherwise by parameters."""
+    return setting_size(row.setting), not row.is_reference, row.byte_share or 0.0, row.parameters, row.label
 
 
 def by_setting(rows: Iterable[Row]) -> dict[str, list[Row]]:
