@@ -91,7 +91,7 @@ def known_classes(y: Any) -> Any:
     """The sorted labels of a training set; a DataError if there are not two."""
     classes = np.unique(y)
     if len(classes) < 2:
-        found = f"1 class, {classes[0]!r}" if len(classes) else "no sample"
+        found = f"1 class, {classes.tolist()[0]!r}" if len(classes) else "no sample"
         raise DataError(f"a classifier needs samples of 2 classes or more, found {found}; give more data")
     return classes
 
@@ -101,7 +101,7 @@ def class_ids(y: Any, classes: Any) -> Integers:
     ids = np.searchsorted(classes, y).clip(max=len(classes) - 1)
     wrong = np.flatnonzero(classes[ids] != y)
     if len(wrong):
-        message = f"y has the label {y[wrong[0]]!r}, which is not among the classes {classes!r}"
+        message = f"y has the label {y.tolist()[wrong[0]]!r}, which is none of the {len(classes)} classes"
         raise DataError(f"{message}; name it in the first call to partial_fit")
     return np.asarray(ids)
 

@@ -195,7 +195,8 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         inner = get_tags(self.estimator).input_tags
-        tags.input_tags.sparse, tags.input_tags.pairwise = inner.sparse, inner.pairwise
+        for name in ("sparse", "pairwise", "allow_nan"):
+            setattr(tags.input_tags, name, getattr(inner, name))
         return tags
 
     def __getstate__(self) -> dict[str, Any]:

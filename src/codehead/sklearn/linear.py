@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.linear_model._base import LinearClassifierMixin
-from sklearn.utils import _safe_indexing
+from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.validation import _num_samples
 
 from codehead.codes.arrays import Floats, Integers
@@ -44,6 +44,7 @@ def fold(stacked: Any, matrix: Floats, slope: Floats, offset: Floats) -> Any:
 
 def best_class(model: Any, X: Any, num_classes: int) -> Integers:
     """Where the decision function (N, V) of a linear model is largest, the first such class (N,)."""
+    (X,) = indexable(X)
     rows = max(1, CHUNK_SCORES // num_classes)
     starts = range(0, max(_num_samples(X), 1), rows)
     pieces = (model.decision_function(_safe_indexing(X, slice(start, start + rows))) for start in starts)
