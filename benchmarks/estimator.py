@@ -14,6 +14,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from sklearn.svm import LinearSVC
 
+from codehead.codes.codebook import PackedCodebook
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS
 from codehead.evaluation.result import Result, write_json
@@ -81,7 +83,11 @@ def coding(
     held_out = out_of_fold_scores(base, X, ids, matrix, {}, cv=FOLDS, n_jobs=None, verbose=0)
     dichotomizers = [each for each in classifier.estimators_ if hasattr(each, "coef_")]
     scores = bit_scores(dichotomizers, Z, stack(dichotomizers))
-    table = CodewordTable(classifier.codebook_) if matrix.shape[1] == classifier.codebook_.length else _table(matrix)
+    table = (
+        CodewordTable(classifier.codebook_)
+        if matrix.shape[1] == classifier.codebook_.length
+        else CodewordTable(PackedCodebook.from_array(matrix))
+    )
     accuracy = {}
     for decoder in DECODERS.names():
         decision = ClassDecision.fit(table, decoder, *held_out, calibrated=False)
@@ -92,12 +98,6 @@ def coding(
         "predict_seconds": predict_seconds,
         "accuracy": accuracy,
     }
-
-
-def _table(matrix: np.ndarray) -> CodewordTable:
-    from codehead.codes.codebook import PackedCodebook
-
-    return CodewordTable(PackedCodebook.from_array(matrix))
 
 
 def peer(classifier: BaseEstimator, X: Any, y: Any, Z: Any, truth: Any) -> dict[str, Any]:
@@ -215,8 +215,10 @@ def main() -> None:
     metrics = {"data_sets": {name: part["found"] for name, part in parts.items()}, "speed": quick["found"]}
     config = {"code_size": CODE_SIZE, "code_sizes": CODE_SIZES, "oof_folds": FOLDS, "cross_validation": "5 × 2"}
     everything = [*parts.values(), quick]
+    origin = provenance(seed=SEED)
+    origin["packages"] |= {name: metadata.version(name) for name in ("scikit-learn", "scipy")}
     record = {
-        **provenance(seed=SEED),
+        **origin,
         "started_at": min(part["started_at"] for part in everything),
         "wall_seconds": round(sum(part["wall_seconds"] for part in everything), 1),
     }

@@ -22,7 +22,9 @@ class HeldOutEvaluation:
     A column is trained once, however many codebooks it is in. Classes are decided by likelihood.
     """
 
-    def __init__(self, estimator: Any, X: Any, ids: Integers, params: dict[str, Any], *, n_jobs: int | None, seed: int):
+    def __init__(
+        self, estimator: Any, X: Any, ids: Integers, params: dict[str, Any], *, n_jobs: int | None, seed: int
+    ) -> None:
         (X,) = indexable(X)
         train, test = _split(ids, seed)
         self._estimator, self._n_jobs = estimator, n_jobs
