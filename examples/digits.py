@@ -60,28 +60,30 @@ def layers(looks: np.ndarray) -> dict[str, DecisionLayer]:
 
 
 class Painter(nn.Module):
-    """Reads a digit and the patches so far, says what comes next. A digit counts as patch number 256 + digit."""
+    """Told a digit, reads the patches so far and says what comes next. Before the first, it reads patch number 256."""
 
     def __init__(self, last: DecisionLayer) -> None:
         super().__init__()
-        self.seen = nn.Embedding(KINDS + 10, HIDDEN)
+        self.digit = nn.Embedding(10, HIDDEN)
+        self.seen = nn.Embedding(KINDS + 1, HIDDEN)
         self.place = nn.Embedding(PATCHES, HIDDEN)
         self.memory = nn.GRU(HIDDEN, HIDDEN, batch_first=True)
         self.last = last
 
     def hidden(self, digits: Tensor, patches: Tensor) -> Tensor:
         """Hidden states `(images, 16, hidden)`, each before the patch `(images, 16)` that it should predict."""
-        before = torch.cat([KINDS + digits.unsqueeze(1), patches[:, :-1]], dim=1)
-        states: Tensor = self.memory(self.seen(before) + self.place.weight)[0]
+        before = nn.functional.pad(patches[:, :-1], (1, 0), value=KINDS)
+        inputs = self.digit(digits).unsqueeze(1) + self.place.weight + self.seen(before)
+        states: Tensor = self.memory(inputs)[0]
         return states
 
     @torch.no_grad()
     def draw(self, digits: Tensor, seed: int = 0) -> Tensor:
         """Patches `(images, 16)` of new images of the `digits` `(images,)`, drawn at random one after another."""
         generator = torch.Generator().manual_seed(seed)
-        seen, memory, drawn = KINDS + digits, None, []
+        seen, memory, drawn = torch.full_like(digits, KINDS), None, []
         for place in self.place.weight:
-            state, memory = self.memory((self.seen(seen) + place).unsqueeze(1), memory)
+            state, memory = self.memory((self.digit(digits) + place + self.seen(seen)).unsqueeze(1), memory)
             seen = torch.multinomial(self.last(state.squeeze(1)).softmax(-1), 1, generator=generator).squeeze(1)
             drawn.append(seen)
         return torch.stack(drawn, dim=1)
@@ -147,7 +149,7 @@ def main(steps: int, out: Path) -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each of the three")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each of the three")
     parser.add_argument("--out", type=Path, default=Path("digits.png"), help="the picture")
     arguments = parser.parse_args()
     main(arguments.steps, arguments.out)
