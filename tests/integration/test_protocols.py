@@ -27,10 +27,12 @@ from codehead.protocols.preparation import prepare
 from codehead.protocols.protocol import Protocol
 from codehead.protocols.runner import run_protocol
 from codehead.protocols.store import Store
+from codehead.reports.decoders import decoder_tables
 from codehead.reports.drawing import save_png
 from codehead.reports.evidence import read_evidence
 from codehead.reports.frontier import frontier
 from codehead.reports.summary import summarise
+from codehead.reports.tables import markdown
 from codehead.training.tokenizer import train_bpe
 
 Command = Callable[..., tuple[int, str, str]]
@@ -422,3 +424,32 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
 def test_impossible_peers_are_named(folder: Path, tmp_path: Path, cells: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         protocol(folder, tmp_path, cells={"softmax": {}, **cells})
+
+
+def test_codes_are_read_by_several_decoders(folder: Path, tmp_path: Path) -> None:
+    """Codes that look at the old head, codewords dealt out anew, a code that grows; what cannot be decoded is left."""
+    cells = {
+        "softmax": {},
+        "far": {"decision": {"code": "minrandom", "bits": 12, "assignment": "similar_far"}},
+        "often": {"decision": {"code": "minrandom", "bits": 12, "assignment": "frequency"}},
+        "grown": {"decision": {"code": "ecoc_one", "bits": 12, "code_params": {"rounds": 2}}},
+        "biased": {"decision": {"code": "itq", "bits": 12, "loss": "codeword", "token_bias": True}},
+    }
+    decoders = ["likelihood", "hamming", "loss_weighted_linear"]
+    changes = {"cells": cells, "seeds": [0], "answers": None, "timing": None, "decoders": decoders}
+    run_protocol(protocol(folder, tmp_path, **changes), tmp_path / "out", variables=variables(folder))
+    results = {path.name.split("--")[0]: Result.read(path) for path in (tmp_path / "out/results").glob("*.json")}
+    assert set(results) == set(cells)
+    for name in ("far", "often", "grown"):
+        found = results[name].metrics["decoders"]
+        assert list(found) == decoders
+        assert found["likelihood"]["top1"] == results[name].metrics["test"]["top1"]
+        assert found["likelihood"]["top5"] == results[name].metrics["test"]["top5"]
+    assert all("decoders" not in results[name].metrics for name in ("softmax", "biased"))
+    tables = [markdown(table) for table in decoder_tables(summarise(read_evidence(tmp_path / "out/results")))]
+    assert len(tables) == 1 and "loss weighted linear" in tables[0] and tables[0].count("\n") == 2 + 3
+
+
+def test_an_unknown_decoder_is_told_before_anything_runs(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CodeheadError, match="unknown decoder 'haming'"):
+        protocol(folder, tmp_path, decoders=["haming"])

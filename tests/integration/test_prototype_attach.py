@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import codehead
 from codehead import codes
 from codehead.errors import ConfigurationError
+from codehead.models.hidden import Statistics
 
 DESIGNS = [name for name in codes.DESIGNS.names() if "prototypes" in codes.DESIGNS.get(name).params()]
 OPTIONS = {"ecoc_one": {"confusion": np.random.default_rng(0).integers(9, size=(VOCAB, VOCAB))}}
@@ -92,3 +93,36 @@ def test_samples_take_the_place_of_the_rows():
     model = codehead.attach(make("llama"), "decoc", code_params={"samples": samples, "labels": labels})
     expected = codes.build("decoc", VOCAB, samples=samples, labels=labels)
     assert model.config.quantization_config["checksum"] == expected.checksum
+
+
+# Which token gets which codeword
+
+
+@pytest.mark.parametrize("method", ["identity", "random", "frequency", "similar_near", "similar_far"])
+def test_codewords_are_dealt_out_by_the_method(method):
+    model, counts = make("llama", tied=False), torch.arange(VOCAB).double()
+    rows = head_rows(model)
+    plain = codes.build("minrandom", VOCAB, bits=16, seed=2)
+    expected = codes.assign(plain, method, prototypes=rows, counts=counts.numpy(), seed=2)
+    codehead.attach(model, bits=16, seed=2, assignment=method, statistics=Statistics(counts))
+    entry = model.config.quantization_config
+    assert entry["checksum"] == expected.checksum
+    assert entry["params"]["assignment"] == expected.params["assignment"]
+    assert (expected.checksum == plain.checksum) == (method == "identity")
+
+
+def test_frequencies_are_asked_for():
+    with pytest.raises(ConfigurationError, match="assignment='frequency' asks how often tokens occur: give statistics"):
+        codehead.attach(make("llama"), assignment="frequency")
+
+
+def test_an_assignment_that_looks_at_a_head_without_weights_is_told():
+    with torch.device("meta"):
+        model = make("llama", tied=False)
+    with pytest.raises(ConfigurationError, match="on the meta device; choose another method"):
+        codehead.attach(model, assignment="similar_far")
+
+
+def test_an_unknown_assignment_is_told():
+    with pytest.raises(ConfigurationError, match="unknown method 'similar'"):
+        codehead.attach(make("llama"), assignment="similar")

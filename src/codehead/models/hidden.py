@@ -84,7 +84,6 @@ def _finite(name: str, value: Any) -> Tensor:
     return array
 
 
-@torch.no_grad()
 def hidden_states(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
@@ -93,9 +92,24 @@ def hidden_states(
 ) -> Tensor:
     """What the output embedding is given at the first `limit` labelled positions of batches: `(tokens, hidden)`.
 
-    Batches hold input_ids, attention_mask and labels, each `(batch, length)`. The result has the dtype of the model and
-    is on the CPU. The output embedding itself is not computed, so nothing is as wide as the vocabulary. `progress` is
-    called with (positions seen, `limit`). DataError if there is no labelled position.
+    As `labelled_states`, without the labels.
+    """
+    return labelled_states(model, batches, limit, progress)[0]
+
+
+@torch.no_grad()
+def labelled_states(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    limit: int,
+    progress: Callable[[int, int], None] = lambda seen, limit: None,
+) -> tuple[Tensor, Tensor]:
+    """What the output embedding is given at the first `limit` labelled positions of batches, and the labels there.
+
+    Hidden states `(tokens, hidden)`, in the dtype of the model, and labels `(tokens,)`, both on the CPU. Batches hold
+    input_ids, attention_mask and labels, each `(batch, length)`. The output embedding itself is not computed, so
+    nothing is as wide as the vocabulary. `progress` is called with (positions seen, `limit`). DataError if there is no
+    labelled position.
     """
     own: Any = model
     head, was_training = own.get_output_embeddings(), model.training
@@ -109,7 +123,8 @@ def hidden_states(
         model.train(was_training)
     if not parts:
         raise DataError("the text holds no token to predict; give more text, or a longer block_size")
-    return torch.cat(parts)[:limit]
+    hidden, labels = zip(*parts, strict=True)
+    return torch.cat(hidden)[:limit], torch.cat(labels)[:limit]
 
 
 def _take(
@@ -118,15 +133,16 @@ def _take(
     batches: Iterable[Mapping[str, Tensor]],
     limit: int,
     progress: Callable[[int, int], None],
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     device, seen = next(model.parameters()).device, 0
     for batch in batches:
         model(**{name: batch[name].to(device) for name in ("input_ids", "attention_mask")}, use_cache=False)
-        labelled = batch["labels"][:, 1:] != IGNORE
+        labels = batch["labels"][:, 1:].cpu()
+        labelled = labels != IGNORE
         seen += int(labelled.sum())
         progress(min(seen, limit), limit)
         if labelled.any():
-            yield probe.seen[:, :-1].cpu()[labelled.cpu()]
+            yield probe.seen[:, :-1].cpu()[labelled], labels[labelled]
         if seen >= limit:
             return
 

@@ -41,6 +41,7 @@ def attach(
     decoder: str = "likelihood",
     seed: int = 0,
     *,
+    assignment: str | None = None,
     shortlist: int | Sequence[int] = 0,
     token_bias: bool = False,
     start: str = "random",
@@ -60,6 +61,8 @@ def attach(
         loss: "bitwise" (never V wide) or "codeword" (normalised over the codewords).
         decoder: how `model.decision.decode` ranks tokens.
         seed: of the codebook and of the head's initial weights; the global random state is not touched.
+        assignment: which token gets which codeword: None as the design says, or a method of `codes.assign`. "frequency"
+            takes the counts of `statistics`, "similar_near" and "similar_far" the rows of the Softmax head.
         shortlist: K tokens that get a dense row of their own beside the code, added to their scores: the most
             frequent by `statistics`, or a list of ids. Needs the loss "codeword".
         token_bias: give every token a bias. Needs the loss "codeword".
@@ -88,6 +91,8 @@ def attach(
     hidden_size = old.weight.shape[1]
     _check_statistics(statistics, old)
     codebook = _codebook(code, old.weight, bits, seed, code_params or {}, statistics)
+    if assignment is not None:
+        codebook = _assigned(codebook, assignment, old.weight, statistics, seed)
     if codebook.design != "one_vs_all":
         stock.refuse_fixed_soft_cap(target)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
@@ -229,16 +234,35 @@ def _looked_at(
     code: str, options: list[str], weight: torch.Tensor, statistics: Statistics | None
 ) -> dict[str, np.ndarray]:
     """What a design that looks at classes sees of an output embedding `(V, H)`."""
+    seen = {"prototypes": _seen(f"code={code!r}", "give code_params={'prototypes': ...}", weight, statistics)}
+    weighted = statistics is not None and "weights" in options
+    return {**seen, "weights": (statistics.counts + 1).numpy()} if weighted else seen  # type: ignore[union-attr]
+
+
+def _seen(argument: str, remedy: str, weight: torch.Tensor, statistics: Statistics | None) -> np.ndarray:
+    """The rows of an output embedding `(V, H)`, as the hidden states see them if there are statistics."""
     if weight.is_meta:
         raise ConfigurationError(
-            f"code={code!r} looks at the rows of the model's Softmax head, which is on the meta device; give "
-            "code_params={'prototypes': ...}, or load the weights first"
+            f"{argument} looks at the rows of the model's Softmax head, which is on the meta device; {remedy}, or load "
+            "the weights first"
         )
     rows = weight.detach().float()
-    if statistics is None:
-        return {"prototypes": rows.cpu().numpy()}
-    seen = {"prototypes": statistics.seen(rows).cpu().numpy()}
-    return {**seen, "weights": (statistics.counts + 1).numpy()} if "weights" in options else seen
+    return (rows if statistics is None else statistics.seen(rows)).cpu().numpy()
+
+
+def _assigned(
+    codebook: Codebook, method: str, weight: torch.Tensor, statistics: Statistics | None, seed: int
+) -> Codebook:
+    """The codewords dealt out anew, in view of an output embedding `(V, H)` and of the counts."""
+    if method == "frequency" and statistics is None:
+        raise ConfigurationError(
+            "assignment='frequency' asks how often tokens occur: give statistics, with counts over text like yours"
+        )
+    seen = None
+    if method.startswith("similar"):
+        seen = _seen(f"assignment={method!r}", "choose another method", weight, statistics)
+    counts = None if statistics is None else statistics.counts.numpy()
+    return codes.assign(codebook, method, prototypes=seen, counts=counts, seed=seed)
 
 
 def _check_statistics(statistics: Statistics | None, old: nn.Linear) -> None:

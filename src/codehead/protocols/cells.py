@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from codehead.errors import ConfigurationError
 from codehead.evaluation.answers import score_answers
+from codehead.evaluation.decoders import compare_decoders
 from codehead.evaluation.encoder import find_encoder
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.result import Result, canonical_json, write_json
@@ -87,6 +88,7 @@ def result_config(protocol: Protocol, cell: Cell) -> dict[str, Any]:
         **_of_peer(cell.peer),
         "backbone": protocol.backbones[cell.backbone] if cell.backbone is not None else None,
         "answers": asdict(protocol.answers) if protocol.answers is not None else None,
+        **_of_decoders(protocol),
     }
 
 
@@ -116,6 +118,7 @@ def _measured_once(protocol: Protocol, config: RunConfig, peer: PeerConfig | Non
         "batch_size": protocol.batch_size,
         "answers": asdict(protocol.answers) if protocol.answers is not None else None,
         **_of_peer(peer),
+        **_of_decoders(protocol),
     }
     path = Path(config.output_dir) / f"measured-{digest(asked)}.json"
     if not path.is_file():
@@ -125,6 +128,10 @@ def _measured_once(protocol: Protocol, config: RunConfig, peer: PeerConfig | Non
 
 def _of_peer(peer: PeerConfig | None) -> dict[str, Any]:
     return {} if peer is None else {"peer": asdict(peer)}
+
+
+def _of_decoders(protocol: Protocol) -> dict[str, Any]:
+    return {"decoders": list(protocol.decoders)} if protocol.decoders else {}
 
 
 def _measure(protocol: Protocol, config: RunConfig, peer: PeerConfig | None) -> dict[str, Any]:
@@ -140,6 +147,8 @@ def _measure(protocol: Protocol, config: RunConfig, peer: PeerConfig | None) -> 
         **_of_peer(peer),
         "model_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+    if protocol.decoders and is_coded(model) and not model.decision.reading.decoders:
+        metrics["decoders"] = _decoders(model, config, protocol)
     if protocol.answers is not None:
         metrics["answers"] = _answers(model, config, protocol.answers)
     return {**metrics, "measured": {"git": git_state(), "hardware": hardware(), "at": utc_now()}}
@@ -157,18 +166,34 @@ def _values(protocol: Protocol, cell: Cell, context: Context) -> dict[str, Any]:
 
 
 def _evaluate(model: Any, config: RunConfig, source: str | None, split: str, batch_size: int) -> dict[str, Any]:
+    examples = _examples(config, source, split)
+    return evaluate(model, load_tokenizer(config.output_dir), examples, batch_size=batch_size).as_dict()
+
+
+def _examples(config: RunConfig, source: str | None, split: str) -> Any:
+    """The tokenised examples of a split."""
     assert source is not None  # cell_config asks for it
-    tokenizer = load_tokenizer(config.output_dir)
-    examples = load_examples(
+    return load_examples(
         source,
-        tokenizer,
+        load_tokenizer(config.output_dir),
         block_size=config.data.block_size,
         split=split,
         subset=config.data.subset,
         text_field=config.data.text_field,
         as_text=config.data.as_text,
     )
-    return evaluate(model, tokenizer, examples, batch_size=batch_size).as_dict()
+
+
+def _decoders(model: Any, config: RunConfig, protocol: Protocol) -> dict[str, dict[str, float]]:
+    """The test split under each decoder of the protocol; those that learn are fitted on the validation split."""
+    return compare_decoders(
+        model,
+        load_tokenizer(config.output_dir),
+        _examples(config, config.data.test, "test"),
+        _examples(config, config.data.validation, "validation"),
+        protocol.decoders,
+        batch_size=protocol.batch_size,
+    )
 
 
 def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str, Any]:

@@ -115,12 +115,15 @@ class Protocol:
     batch_size: int = 32  # examples per forward pass when evaluating
     answers: AnswersConfig | None = None
     timing: TimingConfig | None = None
+    decoders: tuple[str, ...] = ()
+    """Decoders that every code of independent bits is read with, beside its own; top-1 and top-5 on the test split."""
     paper: int | None = None  # number of the paper's protocol that this one repeats
     description: str = ""
 
     def __post_init__(self) -> None:
         self._check_shapes()
         object.__setattr__(self, "seeds", tuple(self.seeds))
+        object.__setattr__(self, "decoders", tuple(self.decoders))
         self._check_names()
         self._check_split()
         self._check_shared()
@@ -194,6 +197,10 @@ class Protocol:
                 require_block((part or {}).get("data") or {}, f"{name}.{key}.data")
         if not isinstance(self.seeds, list | tuple):
             raise ConfigurationError(f"seeds is {self.seeds!r}; give a list, such as [0, 1, 2]")
+        if not isinstance(self.decoders, list | tuple):
+            raise ConfigurationError(f"decoders is {self.decoders!r}; give a list, such as [likelihood, hamming]")
+        for name in self.decoders:
+            DECODERS.get(name)
         if not self.settings:
             raise ConfigurationError("settings is empty; name at least one, or remove the key")
         if self.paper not in (None, *PAPER_PROTOCOLS):

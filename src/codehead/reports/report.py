@@ -10,6 +10,7 @@ from codehead.evaluation.result import Result
 from codehead.reports.analyses import analyses
 from codehead.reports.answers import Sample, samples
 from codehead.reports.comparison import compare
+from codehead.reports.decoders import decoder_tables
 from codehead.reports.drawing import Picture
 from codehead.reports.evidence import Damaged, read_evidence
 from codehead.reports.findings import findings
@@ -86,7 +87,8 @@ def compose(folder: str | Path, extra: Mapping[str, Mapping[str, str]] | None = 
 
 def _tables(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None) -> list[Table]:
     return [
-        table_of(group, setting_title(setting) or "All heads", extra) for setting, group in by_setting(rows).items()
+        *(table_of(group, setting_title(setting) or "All heads", extra) for setting, group in by_setting(rows).items()),
+        *decoder_tables(rows),
     ]
 
 

@@ -84,6 +84,8 @@ class Row:
     byte_share: float | None = None  # of the reference's bytes, both stored with weights in bf16
     bit_accuracies: tuple[float, ...] = ()  # of every bit, mean over seeds
     times: dict[str, Times] = field(default_factory=dict)  # TIMED, all of one seed
+    decoders: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    """Name of a decoder → `top1`, and `share` of the reference's: the same outputs read in other ways."""
     unmatched: tuple[int, ...] = ()  # seeds that the reference has no result of: then there are no SHARES
 
 
@@ -195,6 +197,7 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         byte_share=_ratio(size.get("bytes_in_bf16"), whole_size.get("bytes_in_bf16")),
         bit_accuracies=_mean_bits([result.metrics["test"].get("bit_accuracies") for result in group]),
         times={name: Times(tuple(timed[repeats])) for name, repeats in TIMED.items() if timed.get(repeats)},
+        decoders=_by_decoder(group, whole),
         unmatched=tuple(sorted({result.config["seed"] for result in group} - whole.keys())),
     )
 
@@ -207,6 +210,22 @@ def _measured(result: Result) -> dict[str, Any]:
         **{name: bertscore.get(name) for name in ANSWER_METRICS},
         "train_loss": final_loss(result.metrics["history"]),
     }
+
+
+def _by_decoder(group: Sequence[Result], whole: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, Estimate]]:
+    """What every decoder made of all runs of a group; nothing if some run was not read with it."""
+    read = [result.metrics.get("decoders") or {} for result in group]
+    found = {}
+    for name in read[0]:
+        if all(name in one for one in read):
+            top1 = [one[name]["top1"] for one in read]
+            shares = [
+                _ratio(value, whole.get(result.config["seed"], {}).get("top1"))
+                for value, result in zip(top1, group, strict=True)
+            ]
+            columns = {"top1": top1, **({} if None in shares else {"share": shares})}
+            found[name] = {key: Estimate.of(column) for key, column in columns.items()}
+    return found
 
 
 def _mean_bits(accuracies: Sequence[Sequence[float] | None]) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codehead.codes import DESIGNS
 from codehead.errors import ConfigurationError
 from codehead.models import attach
-from codehead.models.hidden import Statistics, hidden_states
+from codehead.models.hidden import Statistics, labelled_states
 from codehead.models.stock import SOFT_CAP
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels
 from codehead.training.distil import Teacher, distil
+from codehead.training.growing import grown, grows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,24 +64,55 @@ def fit_decision_layer(
     decision = dict(config.decision or {})
     if config.distil is not None:
         decision.setdefault("start", "old_head")
-    looks = decision.get("start") == "old_head" or config.distil is not None
-    if not looks and not any(decision.get(key) for key in COUNTING):
+    looks = _looks(decision, config, text)
+    if not looks and not _counts(decision):
         return attach(model, **decision)
     if text is None:
-        raise ConfigurationError("decision.shortlist, token_bias and start look at training text; give data.train")
+        raise ConfigurationError(
+            "decision.shortlist, token_bias, start, assignment and a code that grows look at training text; give "
+            "data.train"
+        )
     old = model.get_output_embeddings()
     counts = text.counts(len(old.weight))
     if not looks:
         return attach(model, **decision, statistics=Statistics(torch.from_numpy(counts)))
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
-    hidden = hidden_states(model, text.batches(batch_size_of(config)), tokens, partial(show, "reading text"))
+    hidden, labels = labelled_states(model, text.batches(batch_size_of(config)), tokens, partial(show, "reading text"))
     teacher = softmax_head(model, old)
-    attach(model, **decision, statistics=Statistics.of(counts, hidden[:STATISTICS_TOKENS]))
+    statistics = Statistics.of(counts, hidden[:STATISTICS_TOKENS])
+    if grows(decision):
+        code = grown(decision, statistics.seen(old.weight.detach().float()).cpu(), hidden.float(), labels)
+        decision = {**decision, "code": code, "bits": None, "code_params": None}
+    attach(model, **decision, statistics=statistics)
     if config.distil is not None:
         distil(
             model, teacher, hidden, config.distil, lambda done, total, nats: show("learning the new head", done, total)
         )
     return model
+
+
+def _counts(decision: Mapping[str, Any]) -> bool:
+    """Whether the decision layer depends on how often tokens occur."""
+    return any(decision.get(key) for key in COUNTING) or decision.get("assignment") == "frequency"
+
+
+def _looks(decision: Mapping[str, Any], config: RunConfig, text: Text | None) -> bool:
+    """Whether the decision layer depends on hidden states; a code that looks at the old head needs them not, but gains.
+
+    A new model has neither.
+    """
+    if decision.get("start") == "old_head" or config.distil is not None or grows(decision):
+        return True
+    return text is not None and not config.is_pretraining and _sees_classes(decision)
+
+
+def _sees_classes(decision: Mapping[str, Any]) -> bool:
+    """Whether code or assignment look at the rows of the old head."""
+    if str(decision.get("assignment")).startswith("similar"):
+        return True
+    code, given = decision.get("code"), decision.get("code_params") or {}
+    known = isinstance(code, str) and not code.endswith(".safetensors") and "prototypes" in DESIGNS.get(code).params()
+    return known and not {"prototypes", "samples"} & given.keys()
 
 
 def batch_size_of(config: RunConfig) -> int:
