@@ -207,6 +207,27 @@ def test_a_decision_layer_learns_from_the_old_head_before_the_training(pretraine
     assert load_model(str(tmp_path / "learnt")).config.quantization_config["design"] == "learned"
 
 
+@pytest.mark.parametrize("adapt", ["lora", "full"])
+def test_a_run_is_calibrated_on_its_validation_data_before_it_is_saved(pretrained, stories, tmp_path, adapt):
+    changes = {"data": {"train": stories, "validation_fraction": 0.2, "block_size": 32}, "adapt": adapt}
+    changes |= {"calibrate": {"tokens": 10_000}, "decision": {**CODED, "bits": 60}}
+    config = finetuning(pretrained["softmax"], stories, tmp_path / "run", **changes)
+    folder = train(config, progress=False)
+    found = json.loads((folder / "run.json").read_text())["calibration"]
+    assert found["perplexity_after"] < found["perplexity_before"] and len(found["scales"]) == 60
+    held_out = tokenize(load_rows(config.data, config.seed).validation, load_tokenizer(str(folder)), 32)
+    measured = evaluate(load_model(str(folder)), load_tokenizer(str(folder)), held_out)
+    assert measured.tokens == found["tokens"]
+    assert measured.perplexity == pytest.approx(found["perplexity_after"], rel=1e-3)
+
+
+def test_what_cannot_be_calibrated_is_told_before_the_training(pretrained, stories, tmp_path):
+    changes = {"data": {"train": stories, "validation_fraction": 0.2, "block_size": 32}, "calibrate": {}}
+    with pytest.raises(ConfigurationError, match="has no decision layer to calibrate"):
+        train(finetuning(pretrained["softmax"], stories, tmp_path / "run", **changes), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_does_not_go_on_with_another_code(pretrained, stories, tmp_path):
     layer = {"code": "itq", "bits": 24, "start": "old_head"}
     config = finetuning(pretrained["softmax"], stories, tmp_path / "run", decision=layer)

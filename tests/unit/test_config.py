@@ -46,6 +46,13 @@ def test_overrides_win_over_the_file(yaml_file):
 def test_to_dict_and_back(yaml_file):
     config = RunConfig.from_yaml(yaml_file)
     assert RunConfig.from_dict(config.to_dict()) == config
+    calibrated = RunConfig.from_yaml(yaml_file, {"calibrate.per_bit": False, "data.validation_fraction": 0.1})
+    assert RunConfig.from_dict(calibrated.to_dict()) == calibrated != config
+
+
+def test_a_key_that_older_runs_do_not_know_is_told_only_if_it_is_set(yaml_file):
+    """Runs are found by the checksum of these values."""
+    assert "calibrate" not in RunConfig.from_yaml(yaml_file).to_dict()
 
 
 def test_finetuning_defaults_to_lora():
@@ -96,6 +103,10 @@ def test_finetuning_defaults_to_lora():
         ({"model": "m", "distil": {"steps": 10}, "decision": None}, "no new decision layer to learn"),
         ({"decision.head_params": 3}, "decision.head_params is 3; it must be a block"),
         ({"training.eval_strategy": "steps"}, "eval_strategy is 'steps', which needs validation data"),
+        ({"calibrate": {}}, "calibrate is .*, which needs validation data"),
+        ({"calibrate.tokens": 0}, "calibrate.tokens is 0; give a whole number"),
+        ({"calibrate.per_bit": 1}, "calibrate.per_bit is 1; give true or false"),
+        ({"calibrate.token": 1}, r"unknown key 'calibrate.token'; did you mean 'tokens'\?"),
     ],
 )
 def test_mistakes_are_named(yaml_file, override, message):

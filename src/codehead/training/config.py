@@ -113,6 +113,17 @@ class Distillation:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How the bits of a decision layer are scaled in the end, so that the codeword posterior is honest."""
+
+    tokens: int = 20_000  # positions of text that was not learnt from
+    per_bit: bool = True  # a scale for every bit; otherwise one for all, a temperature
+
+    def __post_init__(self) -> None:
+        _require(self.tokens, "calibrate.tokens", minimum=1)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One training run.
 
@@ -128,6 +139,7 @@ class RunConfig:
     tokenizer: str | dict[str, Any] | None = None  # None: the model's own
     decision: dict[str, Any] | None = None
     distil: Distillation | None = None  # a new decision layer learns from the old head first; None: it does not
+    calibrate: Calibration | None = None  # in the end, on the validation data; None: it is not
     adapt: str | None = None  # None: lora for an existing model, full for a new one
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: dict[str, Any] = field(default_factory=dict)
@@ -159,8 +171,11 @@ class RunConfig:
         return isinstance(self.model, dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain JSON values; `from_dict` restores it."""
-        return asdict(self)
+        """The configuration as plain JSON values; `from_dict` restores it.
+
+        `calibrate` is there if it is set: runs that are older than this key keep the checksums of their values.
+        """
+        return {key: value for key, value in asdict(self).items() if key != "calibrate" or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -168,8 +183,9 @@ class RunConfig:
         blocks = dict(values)
         blocks["data"] = read_block(DataConfig, blocks.get("data"), "data")
         blocks["lora"] = read_block(LoraConfig, blocks.get("lora"), "lora")
-        if blocks.get("distil") is not None:
-            blocks["distil"] = read_block(Distillation, blocks["distil"], "distil")
+        for name, kind in (("distil", Distillation), ("calibrate", Calibration)):
+            if blocks.get(name) is not None:
+                blocks[name] = read_block(kind, blocks[name], name)
         blocks["training"] = blocks.get("training") or {}
         return read_block(cls, blocks, "")
 
@@ -237,12 +253,16 @@ class RunConfig:
         _check_types(TrainingArguments, self.training, "training")
 
     def _check_validation(self) -> None:
+        if self.data.validation or self.data.validation_fraction:
+            return
         strategy = self.training.get("eval_strategy") or "no"
-        if strategy != "no" and not (self.data.validation or self.data.validation_fraction):
-            raise ConfigurationError(
-                f"training.eval_strategy is {strategy!r}, which needs validation data: give data.validation or "
-                "data.validation_fraction, or remove the key"
-            )
+        given = {"training.eval_strategy": strategy if strategy != "no" else None, "calibrate": self.calibrate}
+        for key, value in given.items():
+            if value is not None:
+                raise ConfigurationError(
+                    f"{key} is {value!r}, which needs validation data: give data.validation or "
+                    "data.validation_fraction, or remove the key"
+                )
 
 
 def refuse_softmax_only(training: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from transformers import (
 
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
+from codehead.models.calibration import calibrate_on_text, check_calibration
 from codehead.training.adapt import adapt, merge
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, check_labels, load_rows, tokenize
@@ -29,7 +30,7 @@ from codehead.training.model import build_model
 from codehead.training.progress import RichProgress
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
-from codehead.training.replacement import Text
+from codehead.training.replacement import Text, batch_size_of
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer
 
@@ -75,6 +76,8 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     set_seed(config.seed)
     text = Text(lambda: tokenize(rows.train, tokenizer, config.data.block_size), tokenizer.pad_token_id, config.seed)
     model: Any = build_model(config, tokenizer, text)
+    if config.calibrate is not None:
+        check_calibration(model, config.calibrate.per_bit)
     origin["codebook"] = model.config.quantization_config["checksum"] if is_coded(model) else None
     if not overwrite:
         folder.check_codebook(origin["codebook"])
@@ -87,8 +90,12 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     clock = _Clock(folder, origin)
     trainer.add_callback(clock)
     _train(trainer, folder, has_validation=rows.validation is not None)
-    _save(trainer, tokenizer, folder.path)
-    folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history})
+    trained = merge(trainer.accelerator.unwrap_model(trainer.model))
+    calibration = _calibrate(trained, config, Text(lambda: validation, tokenizer.pad_token_id, config.seed))
+    if trainer.is_world_process_zero():
+        trained.save_pretrained(folder.path)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder.path)
+    folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history, **calibration})
     return folder.path
 
 
@@ -157,11 +164,13 @@ def _train(trainer: Trainer, folder: RunFolder, *, has_validation: bool) -> None
         trainer.evaluate()
 
 
-def _save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    model: Any = merge(trainer.accelerator.unwrap_model(trainer.model))
-    if trainer.is_world_process_zero():
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
+def _calibrate(model: nn.Module, config: RunConfig, validation: Text) -> dict[str, Any]:
+    """Scale the bits on the validation data if the run says so; what `run.json` tells of it."""
+    if config.calibrate is None:
+        return {}
+    batches = validation.batches(batch_size_of(config))
+    found = calibrate_on_text(model, batches, config.calibrate.tokens, per_bit=config.calibrate.per_bit)
+    return {"calibration": found.as_dict()}
 
 
 def _tokenizer(config: RunConfig, rows: Rows) -> PreTrainedTokenizerBase:

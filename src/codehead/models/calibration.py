@@ -1,0 +1,255 @@
+"""Calibration: a scale per bit, or one for all, under which the codeword posterior is as sure as it is right.
+
+Bits that are learnt one by one are read as if they were independent. They err together, so their product is too sure of
+itself, the more so the longer the code. Scales of the bit logits that minimise the negative log-likelihood of held-out
+tokens mend most of that. One for all is temperature scaling (C. Guo et al. 2017, https://arxiv.org/abs/1706.04599);
+one per bit also weighs the bits by what each can be trusted with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codehead.decoding import refuse_non_finite
+from codehead.decoding.precision import wide
+from codehead.errors import ConfigurationError, DataError
+from codehead.heads.scaling import last_map, scale_outputs
+from codehead.layer import Decision, DecisionLayer
+from codehead.losses import CHUNK_SCORES, IGNORE
+
+TOKENS = 20_000
+STORED = 2**29
+"""Outputs kept at most (2 GiB in float32): of one_vs_all, a temperature needs fewer tokens than this leaves."""
+ITERATIONS = 30
+EVALUATIONS = 40
+"""Of L-BFGS, for the common scale and again for one per bit."""
+
+Progress = Callable[[int, int], None]
+"""Called with (work done, work in all)."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Scales of bit logits, and what they do on the tokens that they were fitted to."""
+
+    scales: tuple[float, ...]
+    """One per bit, or a single one for all."""
+    tokens: int
+    perplexity_before: float
+    perplexity_after: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values as plain JSON."""
+        return {**asdict(self), "scales": list(self.scales)}
+
+
+def calibrate(
+    model: nn.Module,
+    outputs: Tensor,
+    labels: Tensor,
+    *,
+    per_bit: bool = True,
+    progress: Progress = lambda done, total: None,
+) -> Calibrated:
+    """Fit scales to stored outputs of a head and fold them into it, in place.
+
+    Args:
+        model: a coded causal language model, or a `DecisionLayer`.
+        outputs: what its head gives, `(…, n + K)`, for text that it was not trained on.
+        labels: the tokens `(…)` to be predicted there; −100 is ignored.
+        per_bit: a scale for every bit; otherwise one for all, a temperature.
+        progress: called with (evaluations of the likelihood, the most there can be).
+
+    Rows of a shortlist and biases per token stay as they are. With a binary code and neither of them, a temperature
+    leaves the order of tokens as it is, but for rounding.
+
+    Raises:
+        ConfigurationError: as `check_calibration`; the shapes do not fit; outputs are not finite.
+        DataError: there is no label, or one is not a token.
+
+    """
+    check_calibration(model, per_bit)
+    found = fit_scales(_decision(model), outputs, labels, per_bit=per_bit, progress=progress)
+    fold_scales(model, found)
+    return found
+
+
+def calibrate_on_text(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    tokens: int = TOKENS,
+    *,
+    per_bit: bool = True,
+    progress: Progress = lambda done, total: None,
+) -> Calibrated:
+    """`calibrate` a coded causal language model on the first `tokens` labelled positions of batches.
+
+    Batches hold input_ids, attention_mask and labels, each `(batch, length)`.
+    """
+    check_calibration(model, per_bit)
+    return calibrate(model, *text_outputs(model, batches, tokens), per_bit=per_bit, progress=progress)
+
+
+def fold_scales(model: nn.Module, found: Calibrated) -> None:
+    """Put scales into the head of a coded model, or of a `DecisionLayer`, in place."""
+    scale_outputs(_head(model), torch.tensor(found.scales, dtype=torch.float64))
+
+
+def check_calibration(model: nn.Module, per_bit: bool) -> None:
+    """Raise ConfigurationError if scales cannot be fitted to this model, or folded into its head."""
+    decision: Decision | None = getattr(model, "decision", None)
+    if decision is None:
+        raise ConfigurationError(
+            f"this {type(model).__name__} has no decision layer to calibrate; attach one, or give a coded checkpoint"
+        )
+    last_map(_head(model))
+    if decision.table.is_implicit and per_bit:
+        raise ConfigurationError(
+            f"the code one_vs_all has as many bits as tokens ({decision.table.length}): a scale for each would be "
+            "fitted to noise; give per_bit: false, for one temperature"
+        )
+    if any(bool(values.any()) for values in (decision.decoder_weights or {}).values()):
+        raise ConfigurationError(
+            f"the decoder {decision.decoder_name!r} was fitted to bit logits that calibration is about to scale; "
+            "calibrate first and call fit_decoder after it"
+        )
+
+
+def fit_scales(
+    decision: Decision,
+    outputs: Tensor,
+    labels: Tensor,
+    *,
+    per_bit: bool = True,
+    progress: Progress = lambda done, total: None,
+) -> Calibrated:
+    """The scales that `calibrate` folds in. No more than CHUNK_SCORES scores are formed at a time."""
+    outputs, labels = _known(decision, outputs, labels)
+    objective = _Objective(decision, outputs, labels, progress, 2 * EVALUATIONS if per_bit else EVALUATIONS)
+    log_scales = _minimised(objective, torch.zeros(1, dtype=wide(outputs[:0]).dtype, device=outputs.device))
+    before = objective.first
+    if per_bit:
+        log_scales = _minimised(objective, log_scales.expand(decision.table.length))
+    scales = tuple(log_scales.exp().tolist())
+    return Calibrated(scales, len(labels), _perplexity(before), _perplexity(objective.least))
+
+
+@torch.no_grad()
+def text_outputs(
+    model: Any,
+    batches: Iterable[Mapping[str, Tensor]],
+    tokens: int,
+    progress: Progress = lambda done, total: None,
+) -> tuple[Tensor, Tensor]:
+    """What the head of a coded model gives at the first labelled positions of a text, and the labels there.
+
+    Outputs `(tokens, n + K)` and labels `(tokens,)`, on the model's device; no more than STORED outputs. `progress` is
+    called with (positions seen, positions wanted). DataError if there is no labelled position.
+    """
+    limit = max(1, min(tokens, STORED // model.decision.num_outputs))
+    device, was_training, seen = next(model.parameters()).device, model.training, 0
+    parts: list[tuple[Tensor, Tensor]] = []
+    model.eval()
+    try:
+        for batch in batches:
+            labels = batch["labels"][:, 1:].to(device)
+            known = labels != IGNORE
+            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+            parts.append((model.head_outputs(**inputs, use_cache=False)[:, :-1][known], labels[known]))
+            seen += len(parts[-1][1])
+            progress(min(seen, limit), limit)
+            if seen >= limit:
+                break
+    finally:
+        model.train(was_training)
+    if not seen:
+        raise DataError("the text holds no token to predict; give more text, or a longer block_size")
+    outputs, wanted = zip(*parts, strict=True)
+    return torch.cat(outputs)[:limit], torch.cat(wanted)[:limit]
+
+
+class _Objective:
+    """The mean negative log-likelihood of labels, in nats, as a function of the logarithms of scales."""
+
+    def __init__(self, decision: Decision, outputs: Tensor, labels: Tensor, progress: Progress, most: int) -> None:
+        self.decision, self.outputs, self.labels = decision, outputs, labels
+        self.progress, self.done, self.most = progress, 0, most
+        self.first = self.least = math.inf
+        self.best: Tensor | None = None
+
+    def __call__(self, log_scales: Tensor) -> tuple[float, Tensor]:
+        """The value at `(1,)` or `(n,)`, and its gradient."""
+        rows, bits = max(1, CHUNK_SCORES // self.decision.table.num_classes), self.decision.table.length
+        nats, gradient = 0.0, torch.zeros_like(log_scales)
+        for some, wanted in zip(self.outputs.split(rows), self.labels.split(rows), strict=True):
+            some = wide(some)
+            scaled = torch.cat([some[:, :bits] * log_scales.exp(), some[:, bits:]], dim=-1)
+            piece = F.cross_entropy(wide(self.decision.logits(scaled)), wanted, reduction="sum") / len(self.labels)
+            gradient += torch.autograd.grad(piece, log_scales)[0]
+            nats += float(piece.detach())
+        self._note(nats, log_scales)
+        return nats, gradient
+
+    def _note(self, nats: float, log_scales: Tensor) -> None:
+        """Keep the best point: a line search may end at another one."""
+        if not self.done:
+            self.first = nats
+        if nats < self.least or self.best is None:
+            self.least, self.best = nats, log_scales.detach().clone()
+        self.done += 1
+        self.progress(min(self.done, self.most), self.most)
+
+
+def _minimised(objective: _Objective, start: Tensor) -> Tensor:
+    """The logarithms of scales with the least negative log-likelihood that L-BFGS finds from `start`."""
+    log_scales = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [log_scales], max_iter=ITERATIONS, max_eval=EVALUATIONS, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> float:
+        nats, log_scales.grad = objective(log_scales)
+        return nats
+
+    optimizer.step(closure)
+    assert objective.best is not None
+    return objective.best.expand(len(start))
+
+
+def _known(decision: Decision, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The labelled positions: `(tokens, n + K)` and `(tokens,)`, checked."""
+    if outputs.shape[:-1] != labels.shape or outputs.shape[-1] != decision.num_outputs:
+        raise ConfigurationError(
+            f"outputs of shape {tuple(outputs.shape)} and labels of shape {tuple(labels.shape)} do not fit: they must "
+            f"be (…, {decision.num_outputs}) and (…), aligned"
+        )
+    plane, known = decision.table.sign_plane, labels != IGNORE
+    device = outputs.device if plane is None else plane.device
+    outputs, labels = outputs.detach()[known.to(outputs.device)].to(device), labels[known].to(device)
+    classes = decision.table.num_classes
+    if not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        found = f"{int(labels.min())} … {int(labels.max())}" if len(labels) else "none"
+        raise DataError(f"labels to calibrate on must be in 0 … {classes - 1}, found {found}")
+    refuse_non_finite(outputs)
+    return outputs, labels
+
+
+def _decision(model: Any) -> Decision:
+    decision: Decision = model.decision
+    return decision
+
+
+def _head(model: Any) -> nn.Module:
+    head: nn.Module = model.head if isinstance(model, DecisionLayer) else model.get_output_embeddings()
+    return head
+
+
+def _perplexity(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf
