@@ -10,24 +10,39 @@ from codehead.codes import build
 from codehead.heads import HEADS
 from codehead.layer import DecisionLayer
 
-OPTIONS = {"mtl": {"width": 3}, "low_rank": {"rank": 3}, "chain": {"width": 3, "block": 2}}
-
-CLASSES = 23  # of a minimal code of 5 bits
+OPTIONS = {
+    "mtl": {"width": 3},
+    "tower": {"width": 12, "groups": 2},
+    "low_rank": {"rank": 3},
+    "adaptive": {"cutoffs": [6, 12], "bias": True},
+    "chain": {"width": 3, "block": 2},
+}
+CODES = {"adaptive": "one_vs_all"}  # others take any code, here a minimal one of 5 bits
+LOSSES = {"adaptive": "codeword"}
+CLASSES = 23
 
 
 def name_of(head):
     return next(name for name in HEADS.names() if HEADS.get(name) is type(head))
 
 
+def code_of(name):
+    return build(CODES.get(name, "minimal"), CLASSES)
+
+
+def new(name):
+    return heads.build(name, 8, code_of(name).length, **OPTIONS.get(name, {}))
+
+
 @pytest.fixture(params=HEADS.names())
 def head(request):
     torch.manual_seed(0)
-    return heads.build(request.param, 8, 5, **OPTIONS.get(request.param, {}))
+    return new(request.param)
 
 
 @pytest.fixture
 def layer(head):
-    return DecisionLayer(build("minimal", CLASSES), head)
+    return DecisionLayer(code_of(name_of(head)), head, loss=LOSSES.get(name_of(head), "bitwise"))
 
 
 def test_maps_hidden_states_to_what_the_decision_layer_reads_position_by_position(head, layer):
@@ -57,7 +72,7 @@ def test_gradients_reach_every_parameter_and_the_hidden_state(head):
 
 
 def test_state_dict_round_trip(head):
-    other = heads.build(name_of(head), 8, 5, **OPTIONS.get(name_of(head), {}))
+    other = new(name_of(head))
     other.load_state_dict(head.state_dict())
     hidden = torch.randn(4, 8)
     assert torch.equal(head(hidden), other(hidden))
@@ -68,5 +83,7 @@ def test_has_a_weight_that_cannot_be_taken_for_a_softmax_matrix(head):
 
 
 def test_counted_parameters_are_those_of_the_whole_decision_layer(head, layer):
-    counted = heads.count_parameters(name_of(head), 8, 5, **OPTIONS.get(name_of(head), {}))
-    assert counted == sum(p.numel() for p in layer.parameters())
+    described = name_of(head), 8, code_of(name_of(head)).length
+    options = OPTIONS.get(name_of(head), {})
+    assert heads.count_parameters(*described, **options) == sum(p.numel() for p in layer.parameters())
+    assert heads.count_buffer_bytes(*described, **options) == sum(b.nbytes for b in head.buffers())

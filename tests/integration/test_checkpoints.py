@@ -15,13 +15,23 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
+from codehead.models.hidden import Statistics
 
 ARCHITECTURES = pytest.mark.parametrize("name", CONFIGS)
 LAYERS = {
     "linear": {"bits": 24},
     "mtl": {"bits": 24, "head": "mtl", "width": 3, "head_params": {"bias": True}},
+    "tower": {"bits": 24, "head": "tower", "width": 3, "head_params": {"groups": 5, "bias": True}},
     "ternary": {"code": "sparse_random", "bits": 44},
     "one_vs_all": {"code": "one_vs_all", "bits": None, "loss": "codeword"},
+    "adaptive": {
+        "code": "one_vs_all",
+        "bits": None,
+        "head": "adaptive",
+        "head_params": {"cutoffs": [20, 60], "div_value": 2, "bias": True},
+        "loss": "codeword",
+        "statistics": Statistics(torch.arange(VOCAB)),
+    },
     "biased": {"bits": 24, "loss": "codeword", "token_bias": True},
     "corrected": {"bits": 24, "loss": "codeword", "shortlist": [7, 2, 100], "token_bias": True},
 }

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import codehead
 from codehead.errors import ConfigurationError
+from codehead.models.hidden import Statistics
 from codehead.models.stock import head_path
 from codehead.training.model import attention_projections, is_transposed
 
@@ -24,7 +25,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprec
 LAYERS = {
     "linear": {"bits": 24},
     "mtl": {"bits": 24, "head": "mtl", "width": 3},
+    "tower": {"bits": 24, "head": "tower", "width": 12, "head_params": {"groups": 5}},
     "ternary": {"code": "sparse_random", "bits": 44, "loss": "codeword"},
+    "adaptive": {
+        "code": "one_vs_all",
+        "bits": None,
+        "head": "adaptive",
+        "head_params": {"cutoffs": [20, 60]},
+        "loss": "codeword",
+        "statistics": Statistics(torch.arange(VOCAB)),
+    },
 }
 LAYER = pytest.mark.parametrize("layer", LAYERS)
 

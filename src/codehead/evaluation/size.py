@@ -1,7 +1,8 @@
 """What a decision layer weighs, told in ways that are never mixed: head parameters, bytes stored, bytes resident,
 bytes read per token.
 
-Stored is what a checkpoint holds: weights, packed codebook, the ids of a shortlist, what a decoder has learnt.
+Stored is what a checkpoint holds: weights, packed codebook, the ids of a shortlist, the order of the tokens of an
+adaptive softmax, what a decoder has learnt.
 
 The others are counted for the matmul decoder: it multiplies the bit logits with the codeword matrix unpacked to float32
 (and, for a ternary code, with its support), so that matrix is resident and is read for every token, beside
@@ -17,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from codehead.errors import ConfigurationError
-from codehead.heads import count_parameters
+from codehead.heads import count_buffer_bytes, count_parameters
 from codehead.models import is_coded
 
 WEIGHT_BYTES = 2  # bf16
@@ -31,7 +32,7 @@ class DecisionSize:
     head_parameters: int
     """With the bias per token."""
     bytes_stored: int
-    """Weights, packed codebook, shortlist, what a decoder has learnt: what the layer takes on disk."""
+    """Weights, packed codebook, ids of tokens, what a decoder has learnt: what the layer takes on disk."""
     bytes_resident: int
     """The same and the unpacked codeword matrix."""
     bytes_read_per_token: int
@@ -71,8 +72,10 @@ def decision_size(
     weight_bytes: int = WEIGHT_BYTES,
 ) -> DecisionSize:
     """The sizes from arithmetic alone; `implicit` is the one_vs_all code, which is never written down."""
-    parameters = count_parameters(head, hidden_size, bits, **(head_options or {}))
-    return _size(parameters, num_classes, bits, ternary, implicit, weight_bytes)
+    options = head_options or {}
+    parameters = count_parameters(head, hidden_size, bits, **options)
+    order = count_buffer_bytes(head, hidden_size, bits, **options)
+    return _size(parameters, num_classes, bits, ternary, implicit, weight_bytes, other_bytes=order)
 
 
 def model_size(model: nn.Module, *, weight_bytes: int | None = None) -> DecisionSize:
@@ -86,6 +89,7 @@ def model_size(model: nn.Module, *, weight_bytes: int | None = None) -> Decision
     decision: Any = model.decision
     code = decision.table
     buffers = [values.nbytes for name, values in decision.named_buffers() if not name.startswith("table.")]
+    buffers += [values.nbytes for values in head.buffers()]
     return _size(
         parameters + sum(p.numel() for p in decision.parameters()),
         code.num_classes,

@@ -9,14 +9,27 @@ import torch
 from torch import nn
 
 from codehead.errors import ConfigurationError
+from codehead.heads.adaptive import AdaptiveHead
 from codehead.heads.base import HEADS
 from codehead.heads.chain import ChainHead
 from codehead.heads.linear import LinearHead
 from codehead.heads.low_rank import LowRankHead
 from codehead.heads.mtl import MTLHead
+from codehead.heads.tower import TowerHead
 from codehead.registry import did_you_mean
 
-__all__ = ["HEADS", "ChainHead", "LinearHead", "LowRankHead", "MTLHead", "build", "count_parameters"]
+__all__ = [
+    "HEADS",
+    "AdaptiveHead",
+    "ChainHead",
+    "LinearHead",
+    "LowRankHead",
+    "MTLHead",
+    "TowerHead",
+    "build",
+    "count_buffer_bytes",
+    "count_parameters",
+]
 
 
 def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Module:
@@ -36,6 +49,15 @@ def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Modu
 
 def count_parameters(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
     """Parameters of such a head, counted without allocating it; of a chain, also those in the decision layer."""
-    with torch.device("meta"):
-        head = build(name, hidden_size, num_bits, **options)
+    head = _on_meta(name, hidden_size, num_bits, options)
     return sum(p.numel() for p in head.parameters()) + (head.conditioning if isinstance(head, ChainHead) else 0)
+
+
+def count_buffer_bytes(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
+    """Bytes of what such a head holds beside its parameters, such as the order of the tokens of an adaptive softmax."""
+    return sum(values.nbytes for values in _on_meta(name, hidden_size, num_bits, options).buffers())
+
+
+def _on_meta(name: str, hidden_size: int, num_bits: int, options: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return build(name, hidden_size, num_bits, **options)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from codehead.decoding.corrections import Corrections
 from codehead.errors import ConfigurationError
+from codehead.heads.adaptive import AdaptiveHead
 from codehead.heads.low_rank import LowRankHead
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
@@ -18,6 +20,8 @@ from codehead.registry import did_you_mean
 STARTS = ("random", "old_head")
 RIDGE = 1e-6
 """Relative weight of |P|², so that columns that depend on each other are no obstacle."""
+SAMPLES = 512
+"""Hidden states drawn to see how much a cluster of tokens adds up to."""
 
 
 @torch.no_grad()
@@ -25,11 +29,14 @@ def initialise(start: str, old: nn.Linear, head: nn.Module, decision: Decision, 
     """Give a fresh head and bias per token their first values.
 
     `start` is "random" (the head stays as it is; the bias is the log frequency of the tokens if there are statistics,
-    otherwise zero) or "old_head" (see `start_from`). ConfigurationError for another.
+    otherwise zero) or "old_head" (see `start_from`). ConfigurationError for another. With either, statistics tell an
+    adaptive softmax the order of the tokens.
     """
     if start not in STARTS:
         hint = did_you_mean(start, STARTS) or "."
         raise ConfigurationError(f"unknown start {start!r}{hint} Known: {', '.join(STARTS)}")
+    if isinstance(head, AdaptiveHead) and statistics is not None:
+        head.sort_by(statistics.counts)
     bias = None if decision.corrections is None else decision.corrections.token_bias
     if start == "old_head":
         start_from(old, head, decision, statistics)
@@ -41,10 +48,11 @@ def initialise(start: str, old: nn.Linear, head: nn.Module, decision: Decision, 
 def start_from(old: nn.Linear, head: nn.Module, decision: Decision, statistics: Statistics | None) -> None:
     """Set the weights of a new head so that its token scores are close to those of the `old` Softmax head.
 
-    A linear head with a binary code, or a low-rank head with one_vs_all, whose scores are linear in the hidden state.
-    The error in every row of the old weight W `(V, hidden)` counts as often as its token occurs (without statistics,
-    equally), and what is the same for all rows does not count. The bias of the old head, and what the scores of a token
-    are short of in the mean, go into the bias per token where there is one.
+    A linear head with a binary code, or a low-rank head with one_vs_all, whose scores are linear in the hidden state,
+    or an adaptive softmax, which is made of such heads. The error in every row of the old weight W `(V, hidden)` counts
+    as often as its token occurs (without statistics, equally), and what is the same for all rows does not count. The
+    bias of the old head, and what the scores of a token are short of in the mean, go into the bias per token where
+    there is one.
 
     Raises:
         ConfigurationError: the head or the code is another.
@@ -53,12 +61,14 @@ def start_from(old: nn.Linear, head: nn.Module, decision: Decision, statistics: 
     table = decision.table
     if isinstance(bits, LowRankHead) and table.is_implicit:
         _start_low_rank(old, bits, statistics)
+    elif isinstance(bits, AdaptiveHead):
+        _start_adaptive(old, bits, statistics)
     elif isinstance(bits, nn.Linear) and not table.is_ternary and not table.is_implicit:
         _start_linear(old, head, bits, decision, statistics)
     else:
         raise ConfigurationError(
             "start='old_head' solves for a linear head and a binary code, or a low_rank head and one_vs_all, whose "
-            "scores are linear in the hidden state; choose those, or start='random'"
+            "scores are linear in the hidden state, or an adaptive head; choose those, or start='random'"
         )
 
 
@@ -104,9 +114,7 @@ def _start_low_rank(old: nn.Linear, head: LowRankHead, statistics: Statistics | 
     """The map of that rank which keeps most of the scores: the leading right singular vectors of (W − 1 mᵀ) Σ½."""
     weights, hidden_size = _weights(old, statistics), old.weight.shape[1]
     common = torch.stack([w @ rows.double() for w, rows in _pieces(weights, old.weight)]).sum(0) / weights.sum()
-    has_spread = statistics is not None and statistics.covariance is not None
-    root = statistics.root() if statistics is not None and has_spread else torch.eye(hidden_size)
-    root = root.to(common)
+    root = _root(statistics, common)
     scatter = torch.zeros(hidden_size, hidden_size).to(common)
     for w, rows in _pieces(weights, old.weight):
         seen = (rows.double() - common) @ root
@@ -123,6 +131,57 @@ def _start_low_rank(old: nn.Linear, head: LowRankHead, statistics: Statistics | 
         mean = _mean(statistics, common)
         missing = _scores(old.weight, mean) - common @ mean - _scores(head.output_weight, down @ mean)
         head.output_bias.copy_(_old_bias(old) + missing)
+
+
+def _start_adaptive(old: nn.Linear, head: AdaptiveHead, statistics: Statistics | None) -> None:
+    """Frequent tokens keep their rows; every cluster starts as a head of low rank, and its own row as their sum."""
+    frequent, *clusters = head.parts()
+    head.weight[: len(frequent)] = old.weight[frequent]
+    if head.bias is not None:
+        head.bias.zero_()
+        head.bias[: len(frequent)] += 0.0 if old.bias is None else old.bias[frequent]
+    for row, (tail, ids) in enumerate(zip(head.tail, clusters, strict=True), start=len(frequent)):
+        part = _part(old, ids)
+        seen = None if statistics is None else replace(statistics, counts=statistics.counts[ids.cpu()])
+        assert isinstance(tail, LowRankHead)
+        _start_low_rank(part, tail, seen)
+        slope, constant = _sum_of(part, seen)
+        if head.bias is not None:
+            head.bias[row] = constant
+        else:
+            slope = slope + constant * _one(seen, slope)
+        head.weight[row] = slope
+
+
+def _part(old: nn.Linear, ids: Tensor) -> nn.Linear:
+    """The head of some of the tokens."""
+    part = nn.Linear(old.weight.shape[1], len(ids), bias=old.bias is not None, device="meta")
+    part.weight = nn.Parameter(old.weight[ids])
+    if old.bias is not None:
+        part.bias = nn.Parameter(old.bias[ids])
+    return part
+
+
+def _sum_of(old: nn.Linear, statistics: Statistics | None) -> tuple[Tensor, Tensor]:
+    """The row r `(hidden,)` and constant c whose `r · h + c` is near log Σ exp of a head's scores, in float64.
+
+    The row is the mean of the tokens' by their counts; the constant is what it is short of in the mean over normally
+    distributed hidden states, of the mean and covariance that were seen (otherwise 0 and 1, as after a normalisation).
+    """
+    weights = _weights(old, statistics)
+    slope = torch.stack([w @ rows.double() for w, rows in _pieces(weights, old.weight)]).sum(0) / weights.sum()
+    noise = torch.randn(SAMPLES, len(slope), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    hidden = _mean(statistics, slope) + noise.to(slope) @ _root(statistics, slope)
+    biases = _old_bias(old) + torch.zeros_like(weights)
+    scores = [hidden @ rows.double().T + bias for rows, bias in _pieces(old.weight, biases)]
+    total = torch.stack([some.logsumexp(-1) for some in scores]).logsumexp(0)
+    return slope, (total - hidden @ slope).mean()
+
+
+def _one(statistics: Statistics | None, like: Tensor) -> Tensor:
+    """The row `(hidden,)` whose scores come nearest to 1, for a head without a bias."""
+    mean, root = _mean(statistics, like), _root(statistics, like)
+    return torch.linalg.pinv(root @ root + torch.outer(mean, mean), hermitian=True) @ mean
 
 
 def _least_squares(codewords: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +207,13 @@ def _mean(statistics: Statistics | None, like: Tensor) -> Tensor:
     """The mean hidden state `(hidden,)`, zero if it is not known."""
     known = statistics is not None and statistics.mean is not None
     return statistics.mean.to(like) if known else torch.zeros(like.shape[-1]).to(like)  # type: ignore[union-attr]
+
+
+def _root(statistics: Statistics | None, like: Tensor) -> Tensor:
+    """The square root of the covariance `(hidden, hidden)`, the identity if it is not known."""
+    known = statistics is not None and statistics.covariance is not None
+    root = statistics.root() if known else torch.eye(like.shape[-1])  # type: ignore[union-attr]
+    return root.to(like)
 
 
 def _old_bias(old: nn.Linear) -> Tensor | float:

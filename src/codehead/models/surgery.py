@@ -15,6 +15,7 @@ from codehead.codes.codebook import Codebook
 from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections, choose_shortlist
 from codehead.errors import CodebookError, ConfigurationError
+from codehead.heads.adaptive import refuse_bits
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
 from codehead.models import guards, stock
@@ -56,8 +57,9 @@ def attach(
         model: any causal LM of transformers, `(hidden → V)` by its output embedding.
         code: name of a design, path of a saved codebook, or a Codebook.
         bits: codeword length n; None lets the design choose.
-        head: "linear" (ECOC head), "mtl" (MTL-ECOC head), or "chain" (later bits see the earlier ones).
-        width: d, the hidden width of each node of an MTL head or of each block of bits of a chain.
+        head: "linear" (ECOC head), "mtl" (MTL-ECOC head), "tower" (hidden layers that bits share), "chain" (later bits
+            see the earlier ones), "low_rank" (a bottleneck), "adaptive" (adaptive softmax; needs one_vs_all).
+        width: d, the hidden width of each node of an MTL head, of each tower, or of each block of bits of a chain.
         loss: "bitwise" (never V wide) or "codeword" (normalised over the codewords).
         decoder: how `model.decision.decode` ranks tokens.
         seed: of the codebook and of the head's initial weights; the global random state is not touched.
@@ -69,8 +71,9 @@ def attach(
         start: "random", or "old_head": the weights with which a linear head comes closest to the Softmax head
             that it replaces (least squares).
         statistics: what text like yours shows of the model: how often tokens occur, and where hidden states vary.
-            It chooses the shortlist, tells a design that looks at the old head which rows and directions matter,
-            weighs the tokens for start="old_head", and from start="random" begins the bias at their log frequency.
+            It chooses the shortlist, orders the tokens of an adaptive softmax, tells a design that looks at the old
+            head which rows and directions matter, weighs the tokens for start="old_head", and from start="random"
+            begins the bias at their log frequency.
         code_params: further options of the design, and `parity`, `parity_kind`. A design that looks at the
             classes (itq, merged_decoc, …) takes `prototypes`, by default the rows of the model's own
             Softmax head. They mean something only if that head was trained: for a model that starts
@@ -93,7 +96,9 @@ def attach(
     codebook = _codebook(code, old.weight, bits, seed, code_params or {}, statistics)
     if assignment is not None:
         codebook = _assigned(codebook, assignment, old.weight, statistics, seed)
-    if codebook.design != "one_vs_all":
+    refuse_bits(head, codebook.design, loss, decoder)
+    capped = codebook.design == "one_vs_all" and head != "adaptive"  # logits stay capped, log-probabilities not
+    if not capped:
         stock.refuse_fixed_soft_cap(target)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
     corrections = _corrections(shortlist, token_bias, statistics, codebook.num_classes)
@@ -104,7 +109,7 @@ def attach(
     decision = Decision(codebook, loss, decoder, corrections, chain).to(old.weight.device)
     initialise(start, old, new, decision, statistics)
 
-    changed = stock.before(target, old, capped=decision.table.is_implicit)
+    changed = stock.before(target, old, capped=capped)
     description = Description.of(codebook, head, options, decision, changed)
     stock.alter(target, changed)
     target.config.quantization_config = description.to_dict()

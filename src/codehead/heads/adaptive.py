@@ -1,0 +1,143 @@
+"""The adaptive softmax as a head: rows for frequent tokens, clusters of low rank for the others.
+
+É. Grave, A. Joulin, M. Cissé, D. Grangier, H. Jégou (2017), "Efficient softmax approximation for GPUs",
+https://arxiv.org/abs/1609.04309, in the form of `torch.nn.AdaptiveLogSoftmaxWithLoss`:
+
+    log p(v) = log softmax(A h)_v                                              for a frequent token v
+    log p(v) = log softmax(A h)_cluster + log softmax(E_c D_c h)_v             for a token v of cluster c
+
+A has a row for every frequent token and for every cluster; from one cluster to the next, rarer one, the rank of E_c D_c
+is divided by `div_value`.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codehead.errors import ConfigurationError
+from codehead.heads.base import HEADS, require_positive
+from codehead.heads.low_rank import LowRankHead
+
+
+@HEADS.register("adaptive")
+class AdaptiveHead(nn.Module):
+    """Hidden states `(…, hidden)` → log-probabilities `(…, num_bits)` of as many tokens, in float32 or float64.
+
+    `cutoffs` are ranks in the order of frequency: the tokens before the first have rows of their own, every further
+    cutoff and the end of the vocabulary close a cluster. Cluster c = 1, 2, … has rank ⌊hidden / div_value^c⌋, at least
+    1. With `bias` every row of A and every token of a cluster has one.
+
+    `weight` is A, `(cutoffs[0] + clusters, hidden)`. The buffer `order` `(num_bits,)`, int32, holds the rank of every
+    token: that of its id until `sort_by` is given counts.
+    """
+
+    order: Tensor
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_bits: int,
+        cutoffs: list[int] | None = None,
+        div_value: float = 4.0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.hidden_size = require_positive("hidden_size", hidden_size)
+        self.num_bits = require_positive("num_bits", num_bits)
+        self.edges = [*_checked(cutoffs, num_bits), num_bits]
+        self.div_value = _at_least_one(div_value)
+        self.weight = nn.Parameter(torch.empty(self.edges[0] + len(self.edges) - 1, hidden_size))
+        self.bias = nn.Parameter(torch.empty(len(self.weight))) if bias else None
+        self.tail = nn.ModuleList(
+            LowRankHead(hidden_size, stop - start, self._rank(cluster, stop - start), bias)
+            for cluster, (start, stop) in enumerate(pairwise(self.edges), start=1)
+        )
+        self.register_buffer("order", torch.arange(num_bits, dtype=torch.int32))
+        self.reset_parameters()
+
+    def _rank(self, cluster: int, size: int) -> int:
+        """The rank of a cluster, counted from 1; refused if rows of their own would take no more room."""
+        rank = max(1, int(self.hidden_size // self.div_value**cluster))
+        if rank >= size:
+            raise ConfigurationError(
+                f"cutoffs={self.edges[:-1]} leave {size} tokens to cluster {cluster}, which has rank {rank}, and rows "
+                "of their own would be no larger; leave that cutoff away, or choose a larger div_value"
+            )
+        return rank
+
+    def reset_parameters(self) -> None:
+        """Uniform in ±1/√hidden, as `nn.Linear` starts; biases at zero. The order stays."""
+        nn.init.uniform_(self.weight, -1 / math.sqrt(self.hidden_size), 1 / math.sqrt(self.hidden_size))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        for cluster in self.tail:
+            cluster.reset_parameters()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def sort_by(self, counts: Tensor) -> None:
+        """Rank the tokens by how often they occur, counts `(num_bits,)`; among equals the lower id comes first."""
+        self.order[torch.sort(counts, descending=True, stable=True).indices.to(self.order.device)] = torch.arange(
+            self.num_bits, dtype=torch.int32, device=self.order.device
+        )
+
+    def parts(self) -> list[Tensor]:
+        """The token ids of the frequent tokens and of every cluster, each in the order of their outputs."""
+        return list(self.order.argsort().tensor_split(self.edges[:-1]))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(…, hidden)` → `(…, num_bits)`, whose exponentials sum to 1."""
+        frequent, *clusters = _log_softmax(F.linear(hidden, self.weight, self.bias)).split(
+            [self.edges[0], *[1] * len(self.tail)], dim=-1
+        )
+        tails = [share + _log_softmax(tail(hidden)) for share, tail in zip(clusters, self.tail, strict=True)]
+        return torch.cat([frequent, *tails], dim=-1).index_select(-1, self.order)
+
+    def extra_repr(self) -> str:
+        return f"num_bits={self.num_bits}, cutoffs={self.edges[:-1]}, div_value={self.div_value:g}"
+
+
+def refuse_bits(head: str, design: str, loss: str, decoder: str) -> None:
+    """Refuse to read the outputs of an adaptive softmax as bits; any other `head` may be.
+
+    Raises:
+        ConfigurationError: the code is not one_vs_all, or the loss or the decoder looks at single bits.
+    """
+    if head != "adaptive":
+        return
+    wanted = {"code": (design, "one_vs_all"), "loss": (loss, "codeword"), "decoder": (decoder, "likelihood")}
+    for name, (given, only) in wanted.items():
+        if given != only:
+            raise ConfigurationError(
+                f"head 'adaptive' gives log-probabilities of tokens, which {name}={given!r} cannot read; choose "
+                "code='one_vs_all', loss='codeword', decoder='likelihood'"
+            )
+
+
+def _log_softmax(scores: Tensor) -> Tensor:
+    """Over the last axis, in float32 or, for float64, in that: log-probabilities in bfloat16 would not sum to 1."""
+    return scores.log_softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def _checked(cutoffs: Any, num_bits: int) -> list[int]:
+    """The cutoffs as a list of whole numbers that rise from 1 or more to less than the number of tokens."""
+    known = isinstance(cutoffs, list | tuple) and cutoffs and all(type(value) is int for value in cutoffs)
+    if not known or not all(before < after for before, after in pairwise([0, *cutoffs, num_bits])):
+        raise ConfigurationError(
+            f"head 'adaptive' needs cutoffs, a list of ranks that rises from 1 or more to less than the {num_bits} "
+            f"tokens, such as [2000, 10000]; got cutoffs={cutoffs!r}"
+        )
+    return list(cutoffs)
+
+
+def _at_least_one(div_value: Any) -> float:
+    if isinstance(div_value, bool) or not isinstance(div_value, int | float) or not 1 <= div_value < math.inf:
+        raise ConfigurationError(
+            f"div_value={div_value!r} divides the rank from one cluster to the next; give a number of 1 or more"
+        )
+    return float(div_value)
