@@ -15,12 +15,25 @@ if TYPE_CHECKING:
     from codehead.codes.codebook import Codebook
     from codehead.errors import CodeheadError
     from codehead.layer import Decision, DecisionLayer
+    from codehead.models.calibration import calibrate
     from codehead.models.folding import fold
+    from codehead.models.rounding import to_int8
     from codehead.models.surgery import attach, detach, is_coded
 
 __version__ = "0.1.0"
 
-__all__ = ["Codebook", "CodeheadError", "Decision", "DecisionLayer", "attach", "detach", "fold", "is_coded"]
+__all__ = [
+    "Codebook",
+    "CodeheadError",
+    "Decision",
+    "DecisionLayer",
+    "attach",
+    "calibrate",
+    "detach",
+    "fold",
+    "is_coded",
+    "to_int8",
+]
 
 _HOMES = {
     "Codebook": "codehead.codes.codebook",
@@ -28,9 +41,11 @@ _HOMES = {
     "Decision": "codehead.layer",
     "DecisionLayer": "codehead.layer",
     "attach": "codehead.models.surgery",
+    "calibrate": "codehead.models.calibration",
     "detach": "codehead.models.surgery",
     "fold": "codehead.models.folding",
     "is_coded": "codehead.models.surgery",
+    "to_int8": "codehead.models.rounding",
 }
 _SUBPACKAGES = ("codes", "decoding", "errors", "heads", "layer", "losses")
 

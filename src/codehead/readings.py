@@ -102,7 +102,7 @@ class IndependentBits(Reading):
 
 @final
 class CorrectedBits(Reading):
-    """n bit logits and, after them, one logit per token of a shortlist; a bias per token.
+    """n bit logits, then m of further bits for some tokens, then one logit per token of a shortlist; a bias per token.
 
     What is added to scores of single tokens is measured in log-probability, so it needs the loss that alone can train
     it, and the decoder that ranks by log-probability.
@@ -129,7 +129,7 @@ class CorrectedBits(Reading):
 
     @property
     def num_outputs(self) -> int:
-        return self.table.length + self.corrections.num_rows
+        return self.table.length + self.corrections.num_outputs
 
     def bit_logits(self, outputs: Tensor) -> Tensor:
         return outputs[..., : self.table.length]

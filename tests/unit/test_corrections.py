@@ -13,7 +13,7 @@ from codehead import heads
 from codehead.codes import build
 from codehead.codes.table import CodewordTable
 from codehead.decoding import decode, token_scores
-from codehead.decoding.corrections import Corrections, choose_shortlist
+from codehead.decoding.corrections import Corrections, choose_tokens
 from codehead.errors import ConfigurationError
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision, DecisionLayer
@@ -111,10 +111,10 @@ def test_a_shortlist_learns_what_the_code_cannot():
 
 
 def test_the_most_frequent_tokens_make_the_shortlist_and_equal_counts_go_by_id():
-    assert choose_shortlist(3, torch.tensor([5, 9, 0, 5, 7]), 5).tolist() == [1, 4, 0]
-    assert choose_shortlist([2, 0], None, 5).tolist() == [2, 0]
-    assert choose_shortlist(np.array([2, 0]), None, 5).tolist() == [2, 0]
-    assert choose_shortlist(0, None, 5).tolist() == choose_shortlist([], None, 5).tolist() == []
+    assert choose_tokens("shortlist", 3, torch.tensor([5, 9, 0, 5, 7]), 5).tolist() == [1, 4, 0]
+    assert choose_tokens("shortlist", [2, 0], None, 5).tolist() == [2, 0]
+    assert choose_tokens("shortlist", np.array([2, 0]), None, 5).tolist() == [2, 0]
+    assert choose_tokens("shortlist", 0, None, 5).tolist() == choose_tokens("shortlist", [], None, 5).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_most_frequent_tokens_make_the_shortlist_and_equal_counts_go_by_id()
 )
 def test_impossible_shortlists_are_refused(shortlist, counts, message):
     with pytest.raises(ConfigurationError, match=message):
-        choose_shortlist(shortlist, counts, 5)
+        choose_tokens("shortlist", shortlist, counts, 5)
 
 
 def test_what_cannot_train_or_rank_corrections_is_refused():

@@ -3,7 +3,8 @@
 A code of n columns gives scores of rank n. A shortlist lifts that limit where it matters, for the K most frequent
 tokens: each gets a bit logit of its own, added to its score. In the terms of ECOC these are K more ternary columns, +1
 for one token and 0 for all others, read by their margin (`loss_linear`). Y. Oda et al. (2017), "Neural Machine
-Translation via Binary Code Prediction", combine a shortlist with a code as a hard split; here it is a sum.
+Translation via Binary Code Prediction", combine a shortlist with a code as a hard split; here it is a sum. Between the
+two lie longer codewords for frequent tokens (`codehead.decoding.refinement`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from codehead.decoding.refinement import Refinement
 from codehead.errors import ConfigurationError
 
 
 @final
 class Corrections(nn.Module):
-    """Adds to token scores `(…, V)` the outputs of a shortlist `(…, K)` and a learnt bias `(V,)`.
+    """Adds to token scores `(…, V)` the outputs of a shortlist `(…, K)`, a learnt bias `(V,)` and further symbols.
 
     The buffer `shortlist` `(K,)` holds the token ids, int32; `token_bias` is a parameter that starts at zero, or None.
     """
@@ -27,9 +29,12 @@ class Corrections(nn.Module):
     shortlist: Tensor
     token_bias: nn.Parameter | None
 
-    def __init__(self, num_classes: int, shortlist: Tensor, token_bias: bool) -> None:
+    def __init__(
+        self, num_classes: int, shortlist: Tensor, token_bias: bool, refinement: Refinement | None = None
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.refinement = refinement
         self.register_buffer("shortlist", shortlist.to(torch.int32))
         self.token_bias = nn.Parameter(torch.zeros(num_classes)) if token_bias else None
 
@@ -38,47 +43,63 @@ class Corrections(nn.Module):
         """K, the tokens of the shortlist."""
         return len(self.shortlist)
 
-    def forward(self, scores: Tensor, rows: Tensor) -> Tensor:
-        """Corrected scores `(…, V)`, in the dtype of `scores`, for outputs `(…, K)` of the shortlist."""
+    @property
+    def num_bits(self) -> int:
+        """m, the further symbols of some tokens."""
+        return 0 if self.refinement is None else self.refinement.length
+
+    @property
+    def num_outputs(self) -> int:
+        """The outputs of a head beyond its n bit logits: m bit logits, then K rows."""
+        return self.num_bits + self.num_rows
+
+    def forward(self, scores: Tensor, outputs: Tensor, signs: Tensor | None = None) -> Tensor:
+        """Corrected scores `(…, V)`, in the dtype of `scores`, for the further outputs `(…, m + K)` of the head.
+
+        `signs` stand for the further symbols, which are otherwise those of the refinement.
+        """
         if self.token_bias is not None:
             scores = scores + self.token_bias.to(scores.dtype)
+        bits, rows = outputs.split([self.num_bits, self.num_rows], dim=-1)
+        if self.refinement is not None:
+            scores = self.refinement(scores, bits, signs)
         return scores.index_add(-1, self.shortlist, rows.to(scores.dtype)) if self.num_rows else scores
 
     def extra_repr(self) -> str:
         return f"shortlist={self.num_rows}, token_bias={self.token_bias is not None}"
 
 
-def choose_shortlist(shortlist: int | Sequence[int], counts: Tensor | None, num_classes: int) -> Tensor:
-    """The token ids `(K,)` of a shortlist: those given, or the K most frequent of `counts` `(V,)`.
+def choose_tokens(name: str, chosen: int | Sequence[int], counts: Tensor | None, num_classes: int) -> Tensor:
+    """The token ids `(K,)` that an argument `name` means: those given, or the K most frequent of `counts` `(V,)`.
 
     Raises:
         ConfigurationError: an id is no token or is given twice, or K tokens are asked for without counts or beyond V.
     """
-    if isinstance(shortlist, bool) or not isinstance(shortlist, int):
-        return _given(shortlist, num_classes)
-    if not 0 <= shortlist <= num_classes:
-        raise ConfigurationError(f"shortlist={shortlist} is not between 0 and the number of tokens {num_classes}")
-    if not shortlist:
+    if isinstance(chosen, bool) or not isinstance(chosen, int):
+        return _given(name, chosen, num_classes)
+    if not 0 <= chosen <= num_classes:
+        raise ConfigurationError(f"{name}={chosen} is not between 0 and the number of tokens {num_classes}")
+    if not chosen:
         return torch.empty(0, dtype=torch.int32)
     if counts is None:
         raise ConfigurationError(
-            f"shortlist={shortlist} asks for the most frequent tokens: give statistics, with counts of how often each "
-            f"of the {num_classes} tokens occurs in text like yours, or a list of token ids as shortlist"
+            f"{name}={chosen} asks for the most frequent tokens: give statistics, with counts of how often each of the "
+            f"{num_classes} tokens occurs in text like yours, or a list of token ids as {name}"
         )
     order = torch.sort(counts, descending=True, stable=True).indices
-    return order[:shortlist].to(torch.int32)
+    return order[:chosen].to(torch.int32)
 
 
-def _given(shortlist: Any, num_classes: int) -> Tensor:
-    ids = _integers(shortlist)
+def _given(name: str, chosen: Any, num_classes: int) -> Tensor:
+    ids = _integers(chosen)
     if ids is None:
-        raise ConfigurationError(f"shortlist={shortlist!r} is neither a number of tokens nor a list of token ids")
+        raise ConfigurationError(f"{name}={chosen!r} is neither a number of tokens nor a list of token ids")
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= num_classes):
         raise ConfigurationError(
-            f"shortlist holds ids from {int(ids.min())} to {int(ids.max())}; tokens are 0 … {num_classes - 1}"
+            f"{name} holds ids from {int(ids.min())} to {int(ids.max())}; tokens are 0 … {num_classes - 1}"
         )
     if len(ids.unique()) != len(ids):
-        raise ConfigurationError("shortlist holds a token id twice; give every id once")
+        raise ConfigurationError(f"{name} holds a token id twice; give every id once")
     return ids.to(torch.int32)
 
 

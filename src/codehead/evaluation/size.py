@@ -12,7 +12,7 @@ decoder has learnt is resident and read as well. Softmax (one_vs_all) has no cod
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from torch import nn
 from codehead.errors import ConfigurationError
 from codehead.heads import count_buffer_bytes, count_parameters
 from codehead.models import is_coded
+from codehead.models.rounding import rounded_weights
 
 WEIGHT_BYTES = 2  # bf16
 FLOAT32_BYTES = 4
@@ -90,7 +91,7 @@ def model_size(model: nn.Module, *, weight_bytes: int | None = None) -> Decision
     code = decision.table
     buffers = [values.nbytes for name, values in decision.named_buffers() if not name.startswith("table.")]
     buffers += [values.nbytes for values in head.buffers()]
-    return _size(
+    size = _size(
         parameters + sum(p.numel() for p in decision.parameters()),
         code.num_classes,
         code.length,
@@ -99,6 +100,19 @@ def model_size(model: nn.Module, *, weight_bytes: int | None = None) -> Decision
         weight_bytes,
         other_bytes=sum(buffers),
     )
+    unpacked = _further_symbols(decision) * FLOAT32_BYTES
+    return replace(
+        size,
+        head_parameters=size.head_parameters + rounded_weights(head) + rounded_weights(decision),
+        bytes_resident=size.bytes_resident + unpacked,
+        bytes_read_per_token=size.bytes_read_per_token + unpacked,
+    )
+
+
+def _further_symbols(decision: Any) -> int:
+    """Symbols that longer codewords have beyond the others."""
+    refinement = None if decision.corrections is None else decision.corrections.refinement
+    return 0 if refinement is None else refinement.num_tokens * refinement.length
 
 
 def configuration_size(hidden_size: int, num_classes: int, configuration: Configuration) -> DecisionSize:

@@ -16,6 +16,9 @@ from codehead.registry import did_you_mean
 METHOD = "codehead"
 """The name under which transformers finds the loader: `quantization_config.quant_method`."""
 
+YOUNGER = ("refined", "refined_bits", "rounded")
+"""Fields that checkpoints of older versions do not have."""
+
 JSON_TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -49,6 +52,12 @@ class Description:
     """What was changed in the stock configuration, with the values from before."""
     version: str = __version__
     """Version of codehead that wrote this."""
+    refined: int = 0
+    """K, the tokens whose codewords are longer; which ones is in the weights."""
+    refined_bits: int = 0
+    """m, how much longer."""
+    rounded: bool = False
+    """Whether the weights of head and corrections are int8, with a scale per row."""
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -86,6 +95,7 @@ class Description:
                 f"head_params={head_options!r} cannot be written to config.json ({error}); give plain values"
             ) from None
         corrections = decision.corrections
+        refinement = None if corrections is None else corrections.refinement
         return cls(
             design=codebook.design,
             bits=codebook.length,
@@ -100,6 +110,8 @@ class Description:
             decoder=decision.decoder_name,
             shortlist=0 if corrections is None else corrections.num_rows,
             token_bias=corrections is not None and corrections.token_bias is not None,
+            refined=0 if refinement is None else refinement.num_tokens,
+            refined_bits=0 if refinement is None else refinement.length,
             stock=stock,
         )
 
@@ -126,7 +138,7 @@ class Description:
                 hint = did_you_mean(key, known) or "; was the checkpoint written by a newer codehead?"
                 raise CheckpointError(f"quantization_config.{key} in config.json is not a field of codehead{hint}")
         for key in known:
-            if key not in entry:
+            if key not in entry and key not in YOUNGER:
                 raise CheckpointError(
                     f"quantization_config.{key} is missing from config.json; restore config.json from the "
                     "original checkpoint"

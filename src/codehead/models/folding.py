@@ -40,11 +40,15 @@ def fold(model: Model) -> Model:
 def _dense_head(model: Any) -> nn.Linear:
     head, decision = model.get_output_embeddings(), model.decision
     linear: Any = head.bits if isinstance(head, ShortlistHead) else head
+    corrections = decision.corrections
     weight: Tensor = _spread(linear.weight, decision)
     bias: Tensor | None = None if linear.bias is None else _spread(linear.bias, decision)
-    corrections = decision.corrections
     if isinstance(head, ShortlistHead):
-        weight = weight.index_add(0, corrections.shortlist, head.rows.weight.float())
+        bits, rows = head.rows.weight.float().split([corrections.num_bits, corrections.num_rows])
+        if corrections.refinement is not None:
+            further = corrections.refinement
+            weight = weight.index_add(0, further.ids(), 0.5 * (further.table.signs() @ bits))
+        weight = weight.index_add(0, corrections.shortlist, rows)
     if corrections is not None and corrections.token_bias is not None:
         bias = corrections.token_bias.float() + (0.0 if bias is None else bias)
     folded = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")

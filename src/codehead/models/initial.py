@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -14,12 +13,11 @@ from codehead.heads.adaptive import AdaptiveHead
 from codehead.heads.low_rank import LowRankHead
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
-from codehead.models.hidden import PIECE, Statistics
+from codehead.models.hidden import Statistics
+from codehead.models.least_squares import least_squares, pieces, token_weights
 from codehead.registry import did_you_mean
 
 STARTS = ("random", "old_head")
-RIDGE = 1e-6
-"""Relative weight of |P|², so that columns that depend on each other are no obstacle."""
 SAMPLES = 512
 """Hidden states drawn to see how much a cluster of tokens adds up to."""
 
@@ -79,12 +77,15 @@ def _start_linear(
 
     P is the same whatever the covariance of the hidden states, because every direction has a column of P to itself.
     """
-    corrections, codewords = decision.corrections, 0.5 * decision.table.signs()
-    weights = _weights(old, statistics)
+    corrections, codewords = decision.corrections, decision.table.signs()
+    if corrections is not None and corrections.refinement is not None:
+        codewords = corrections.refinement.spread(codewords)
+    codewords = 0.5 * codewords
+    weights = token_weights(old, statistics)
     if corrections is not None and corrections.num_rows < len(weights):
         weights = weights.index_fill(0, corrections.shortlist.long(), 0)  # theirs goes into rows of their own
-    solution, common = _least_squares(codewords, old.weight, weights)
-    bits.weight.copy_(solution)
+    solution, common = least_squares(codewords, old.weight, weights)
+    bits.weight.copy_(solution[: len(bits.weight)])
     if bits.bias is not None:
         bits.bias.zero_()
     if corrections is not None:
@@ -103,7 +104,8 @@ def _correct(
     """Put what the code leaves of the old rows into the rows of the shortlist, its mean score into the bias."""
     listed = corrections.shortlist.long()
     if isinstance(head, ShortlistHead):
-        head.rows.weight.copy_(old.weight[listed].double() - codewords[listed].double() @ solution - common)
+        rows = old.weight[listed].double() - codewords[listed].double() @ solution - common
+        head.rows.weight.copy_(torch.cat([solution[len(solution) - corrections.num_bits :], rows]))
     if corrections.token_bias is not None:
         mean = _mean(statistics, solution)
         missing = _scores(old.weight, mean) - _scores(codewords, solution @ mean) - common @ mean
@@ -112,11 +114,11 @@ def _correct(
 
 def _start_low_rank(old: nn.Linear, head: LowRankHead, statistics: Statistics | None) -> None:
     """The map of that rank which keeps most of the scores: the leading right singular vectors of (W − 1 mᵀ) Σ½."""
-    weights, hidden_size = _weights(old, statistics), old.weight.shape[1]
-    common = torch.stack([w @ rows.double() for w, rows in _pieces(weights, old.weight)]).sum(0) / weights.sum()
+    weights, hidden_size = token_weights(old, statistics), old.weight.shape[1]
+    common = torch.stack([w @ rows.double() for w, rows in pieces(weights, old.weight)]).sum(0) / weights.sum()
     root = _root(statistics, common)
     scatter = torch.zeros(hidden_size, hidden_size).to(common)
-    for w, rows in _pieces(weights, old.weight):
+    for w, rows in pieces(weights, old.weight):
         seen = (rows.double() - common) @ root
         scatter += seen.T @ (w.unsqueeze(1) * seen)
     directions = torch.linalg.eigh(scatter).eigenvectors.flip(1)[:, : head.rank]  # a rank beyond hidden is left unused
@@ -125,7 +127,7 @@ def _start_low_rank(old: nn.Linear, head: LowRankHead, statistics: Statistics | 
     head.output_weight.zero_()
     head.weight[: len(down)] = down.to(head.weight)
     head.output_weight[:, : len(down)] = torch.cat(
-        [(rows.double() - common) @ up for (rows,) in _pieces(old.weight)]
+        [(rows.double() - common) @ up for (rows,) in pieces(old.weight)]
     ).to(head.output_weight)
     if head.output_bias is not None:
         mean = _mean(statistics, common)
@@ -168,12 +170,12 @@ def _sum_of(old: nn.Linear, statistics: Statistics | None) -> tuple[Tensor, Tens
     The row is the mean of the tokens' by their counts; the constant is what it is short of in the mean over normally
     distributed hidden states, of the mean and covariance that were seen (otherwise 0 and 1, as after a normalisation).
     """
-    weights = _weights(old, statistics)
-    slope = torch.stack([w @ rows.double() for w, rows in _pieces(weights, old.weight)]).sum(0) / weights.sum()
+    weights = token_weights(old, statistics)
+    slope = torch.stack([w @ rows.double() for w, rows in pieces(weights, old.weight)]).sum(0) / weights.sum()
     noise = torch.randn(SAMPLES, len(slope), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     hidden = _mean(statistics, slope) + noise.to(slope) @ _root(statistics, slope)
     biases = _old_bias(old) + torch.zeros_like(weights)
-    scores = [hidden @ rows.double().T + bias for rows, bias in _pieces(old.weight, biases)]
+    scores = [hidden @ rows.double().T + bias for rows, bias in pieces(old.weight, biases)]
     total = torch.stack([some.logsumexp(-1) for some in scores]).logsumexp(0)
     return slope, (total - hidden @ slope).mean()
 
@@ -182,25 +184,6 @@ def _one(statistics: Statistics | None, like: Tensor) -> Tensor:
     """The row `(hidden,)` whose scores come nearest to 1, for a head without a bias."""
     mean, root = _mean(statistics, like), _root(statistics, like)
     return torch.linalg.pinv(root @ root + torch.outer(mean, mean), hermitian=True) @ mean
-
-
-def _least_squares(codewords: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The P `(n, hidden)` and m `(hidden,)` that minimise Σ_v weights_v · |codewords_v P + m − rows_v|², in float64."""
-    size = codewords.shape[1] + 1
-    square = RIDGE * weights.sum() * torch.eye(size).to(weights)
-    target = torch.zeros(size, rows.shape[1]).to(weights)
-    for w, some, wanted in _pieces(weights, codewords, rows):
-        inputs = torch.cat([some.double(), torch.ones(len(some), 1).to(weights)], dim=1)
-        square += inputs.T @ (w.unsqueeze(1) * inputs)
-        target += inputs.T @ (w.unsqueeze(1) * wanted.double())
-    solution = torch.linalg.solve(square, target)
-    return solution[:-1], solution[-1]
-
-
-def _weights(old: nn.Linear, statistics: Statistics | None) -> Tensor:
-    """How much every token counts, float64 `(V,)`, on the device of the head."""
-    counts = torch.zeros(len(old.weight)) if statistics is None else statistics.counts
-    return (counts + 1).to(old.weight.device, torch.float64)
 
 
 def _mean(statistics: Statistics | None, like: Tensor) -> Tensor:
@@ -222,9 +205,4 @@ def _old_bias(old: nn.Linear) -> Tensor | float:
 
 def _scores(rows: Tensor, vector: Tensor) -> Tensor:
     """rows `(V, m)` times a float64 vector `(m,)`: `(V,)`."""
-    return torch.cat([some.double() @ vector for (some,) in _pieces(rows)])
-
-
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Matching rows of tensors `(V, …)`, some at a time: in float64 a whole head would take gigabytes."""
-    return zip(*(tensor.split(PIECE) for tensor in tensors), strict=True)
+    return torch.cat([some.double() @ vector for (some,) in pieces(rows)])

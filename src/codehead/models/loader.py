@@ -19,11 +19,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead.codes.table import CodewordTable
 from codehead.decoding.chain import Chain
-from codehead.decoding.corrections import Corrections, choose_shortlist
+from codehead.decoding.corrections import Corrections, choose_tokens
+from codehead.decoding.refinement import Refinement
 from codehead.errors import CheckpointError, CodeheadError
 from codehead.layer import Decision
 from codehead.models import manifest, stock, surgery
 from codehead.models.description import METHOD, Description
+from codehead.models.rounding import round_parts
 
 OLD_NAMES = {"lm_head": "embed_out"}
 """Modules that some architectures (GPT-NeoX) call by an older name in their checkpoints."""
@@ -75,7 +77,10 @@ class CodeheadLoader(HfQuantizer):
         for part in (decision.corrections, decision.chain):
             if part is not None:
                 part.to(old.weight.dtype)
-        surgery.install(model, head.to(old.weight.dtype), decision)
+        head = head.to(old.weight.dtype)
+        if description.rounded:
+            round_parts(head, decision)
+        surgery.install(model, head, decision)
         if checkpoint_files:
             files = [file for file in checkpoint_files if file.endswith(".safetensors")]
             manifest.verify(files)
@@ -98,9 +103,8 @@ class CodeheadLoader(HfQuantizer):
 def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, Decision]:
     """Head and decision of the right shapes on the meta device, to be filled from a checkpoint."""
     with torch.device("meta"):
-        head = surgery.build_head(
-            description.head, hidden_size, description.bits, description.shortlist, description.head_options
-        )
+        further = description.shortlist + description.refined_bits
+        head = surgery.build_head(description.head, hidden_size, description.bits, further, description.head_options)
         table = CodewordTable.empty(
             description.num_classes, description.bits, description.ternary, description.is_implicit
         )
@@ -109,10 +113,13 @@ def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, De
 
 
 def _empty_corrections(description: Description) -> Corrections | None:
-    if not description.shortlist and not description.token_bias:
+    if not description.shortlist and not description.token_bias and not description.refined:
         return None
     shortlist = torch.empty(description.shortlist, dtype=torch.int32)
-    return Corrections(description.num_classes, shortlist, description.token_bias)
+    refinement = None
+    if description.refined:
+        refinement = Refinement(description.num_classes, description.refined, description.refined_bits)
+    return Corrections(description.num_classes, shortlist, description.token_bias, refinement)
 
 
 def _expect_vocabulary(description: Description, rows: int) -> None:
@@ -188,8 +195,17 @@ def _check_shortlist(corrections: Corrections | None) -> None:
     if corrections is None or corrections.shortlist.is_meta:
         return
     try:
-        choose_shortlist(corrections.shortlist.tolist(), None, corrections.num_classes)
+        choose_tokens("shortlist", corrections.shortlist.tolist(), None, corrections.num_classes)
+        _check_refinement(corrections.refinement)
     except CodeheadError as error:
         raise CheckpointError(
             f"the shortlist in the weights is damaged ({error}); restore the weights from the original checkpoint"
         ) from error
+
+
+def _check_refinement(refinement: Refinement | None) -> None:
+    """As many tokens are marked as have further symbols."""
+    if refinement is not None and refinement.num_marked != refinement.num_tokens:
+        raise CheckpointError(
+            f"{refinement.num_marked} tokens are marked for {refinement.num_tokens} rows of further symbols"
+        )

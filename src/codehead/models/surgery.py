@@ -13,7 +13,8 @@ from torch import nn
 from codehead import codes, heads
 from codehead.codes.codebook import Codebook
 from codehead.decoding.chain import Chain
-from codehead.decoding.corrections import Corrections, choose_shortlist
+from codehead.decoding.corrections import Corrections, choose_tokens
+from codehead.decoding.refinement import Refinement
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.heads.adaptive import refuse_bits
 from codehead.heads.shortlist import ShortlistHead
@@ -23,6 +24,7 @@ from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import METHOD, Description
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
+from codehead.models.refining import refine
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -45,6 +47,8 @@ def attach(
     assignment: str | None = None,
     shortlist: int | Sequence[int] = 0,
     token_bias: bool = False,
+    refined: int | Sequence[int] = 0,
+    refined_bits: int = 64,
     start: str = "random",
     statistics: Statistics | None = None,
     code_params: dict[str, Any] | None = None,
@@ -68,6 +72,9 @@ def attach(
         shortlist: K tokens that get a dense row of their own beside the code, added to their scores: the most
             frequent by `statistics`, or a list of ids. Needs the loss "codeword".
         token_bias: give every token a bias. Needs the loss "codeword".
+        refined: K tokens whose codewords are longer than those of the others, in the same form. Needs the loss
+            "codeword" and a binary code.
+        refined_bits: m, so many bits longer: a code of what the code of all tokens leaves of the Softmax head's rows.
         start: "random", or "old_head": the weights with which a linear head comes closest to the Softmax head
             that it replaces (least squares).
         statistics: what text like yours shows of the model: how often tokens occur, and where hidden states vary.
@@ -101,9 +108,10 @@ def attach(
     if not capped:
         stock.refuse_fixed_soft_cap(target)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
-    corrections = _corrections(shortlist, token_bias, statistics, codebook.num_classes)
+    refinement = refine(codebook, old, refined, refined_bits, statistics, seed)
+    corrections = _corrections(shortlist, token_bias, refinement, statistics, codebook.num_classes)
     corrections = None if corrections is None else corrections.to(old.weight)
-    rows = 0 if corrections is None else corrections.num_rows
+    rows = 0 if corrections is None else corrections.num_outputs
     new, chain = _seeded_head(head, hidden_size, codebook.length, rows, options, seed)
     new, chain = new.to(old.weight), None if chain is None else chain.to(old.weight)
     decision = Decision(codebook, loss, decoder, corrections, chain).to(old.weight.device)
@@ -287,20 +295,22 @@ def _check_statistics(statistics: Statistics | None, old: nn.Linear) -> None:
 
 
 def _corrections(
-    shortlist: Any, token_bias: bool, statistics: Statistics | None, num_classes: int
+    shortlist: Any, token_bias: bool, refinement: Refinement | None, statistics: Statistics | None, num_classes: int
 ) -> Corrections | None:
-    ids = choose_shortlist(shortlist, None if statistics is None else statistics.counts, num_classes)
-    return Corrections(num_classes, ids, bool(token_bias)) if len(ids) or token_bias else None
+    ids = choose_tokens("shortlist", shortlist, None if statistics is None else statistics.counts, num_classes)
+    if not len(ids) and not token_bias and refinement is None:
+        return None
+    return Corrections(num_classes, ids, bool(token_bias), refinement)
 
 
-def build_head(name: str, hidden_size: int, num_bits: int, shortlist: int, options: dict[str, Any]) -> nn.Module:
-    """The head called `name`, with rows for a shortlist of so many tokens if there is one."""
+def build_head(name: str, hidden_size: int, num_bits: int, further: int, options: dict[str, Any]) -> nn.Module:
+    """The head called `name`, with so many rows for further bits and a shortlist if there are any."""
     head = heads.build(name, hidden_size, num_bits, **options)
-    return ShortlistHead(head, hidden_size, shortlist) if shortlist else head
+    return ShortlistHead(head, hidden_size, further) if further else head
 
 
 def _seeded_head(
-    name: str, hidden_size: int, num_bits: int, shortlist: int, options: dict[str, Any], seed: int
+    name: str, hidden_size: int, num_bits: int, further: int, options: dict[str, Any], seed: int
 ) -> tuple[nn.Module, Chain | None]:
     """A head, and the chain it is for, with their own initial weights.
 
@@ -308,5 +318,5 @@ def _seeded_head(
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        head = build_head(name, hidden_size, num_bits, shortlist, options)
+        head = build_head(name, hidden_size, num_bits, further, options)
         return head, Chain.of(head)

@@ -1,0 +1,37 @@
+"""Least squares over the rows of a Softmax head, some of them at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from codehead.models.hidden import PIECE, Statistics
+
+RIDGE = 1e-6
+"""Relative weight of |P|², so that columns that depend on each other are no obstacle."""
+
+
+def least_squares(codewords: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The P `(n, hidden)` and m `(hidden,)` that minimise Σ_v weights_v · |codewords_v P + m − rows_v|², in float64."""
+    size = codewords.shape[1] + 1
+    square = RIDGE * weights.sum() * torch.eye(size).to(weights)
+    target = torch.zeros(size, rows.shape[1]).to(weights)
+    for w, some, wanted in pieces(weights, codewords, rows):
+        inputs = torch.cat([some.double(), torch.ones(len(some), 1).to(weights)], dim=1)
+        square += inputs.T @ (w.unsqueeze(1) * inputs)
+        target += inputs.T @ (w.unsqueeze(1) * wanted.double())
+    solution = torch.linalg.solve(square, target)
+    return solution[:-1], solution[-1]
+
+
+def token_weights(old: nn.Linear, statistics: Statistics | None) -> Tensor:
+    """How much every token counts, float64 `(V,)`, on the device of the head."""
+    counts = torch.zeros(len(old.weight)) if statistics is None else statistics.counts
+    return (counts + 1).to(old.weight.device, torch.float64)
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Matching rows of tensors `(V, …)`, some at a time: in float64 a whole head would take gigabytes."""
+    return zip(*(tensor.split(PIECE) for tensor in tensors), strict=True)

@@ -1,0 +1,63 @@
+"""The further symbols of the most frequent tokens: a code of what the code of all tokens leaves of the old head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from codehead.codes import build
+from codehead.codes.codebook import Codebook, PackedCodebook
+from codehead.codes.table import CodewordTable
+from codehead.decoding.corrections import choose_tokens
+from codehead.decoding.refinement import Refinement
+from codehead.errors import ConfigurationError
+from codehead.models.hidden import Statistics
+from codehead.models.least_squares import least_squares, token_weights
+
+DESIGN = "itq"
+
+
+@torch.no_grad()
+def refine(
+    codebook: Codebook,
+    old: nn.Linear,
+    tokens: int | Sequence[int],
+    length: int,
+    statistics: Statistics | None,
+    seed: int,
+) -> Refinement | None:
+    """`length` further symbols for some tokens, or None if `tokens` are none.
+
+    An itq code of the rows of the `old` Softmax head, less what a linear head with the codebook can make of them. With
+    statistics the rows are as the hidden states see them, weighted by the counts.
+
+    Raises:
+        ConfigurationError: the code is ternary or one_vs_all, `tokens` are no tokens, there are fewer than 2, or the
+            bits do not give them different symbols.
+    """
+    counts = None if statistics is None else statistics.counts
+    ids = choose_tokens("refined", tokens, counts, codebook.num_classes).long().sort().values
+    if not len(ids):
+        return None
+    if not isinstance(codebook, PackedCodebook) or codebook.is_ternary:
+        raise ConfigurationError(
+            f"refined makes the codewords of a binary code longer, and {codebook.design!r} is none; choose another "
+            "code, or leave refined away"
+        )
+    if len(ids) < 2:
+        raise ConfigurationError(f"refined={tokens!r} is one token, whose dense row is smaller; use shortlist")
+    rows = _left_over(codebook, old, statistics)[ids]
+    seen = rows if statistics is None else statistics.seen(rows)
+    weights = None if counts is None else (counts[ids] + 1).numpy()
+    code = build(DESIGN, len(ids), bits=length, seed=seed, prototypes=seen.cpu().numpy(), weights=weights)
+    assert isinstance(code, PackedCodebook)
+    return Refinement.of(codebook.num_classes, ids, torch.from_numpy(code.sign_plane.copy()), length)
+
+
+def _left_over(codebook: Codebook, old: nn.Linear, statistics: Statistics | None) -> Tensor:
+    """The old rows `(V, hidden)` in float32, less the nearest that `½ C P + 1 mᵀ` comes to them."""
+    codewords = 0.5 * CodewordTable(codebook).signs().to(old.weight.device)
+    solution, common = least_squares(codewords, old.weight, token_weights(old, statistics))
+    return old.weight.float() - codewords @ solution.float() - common.float()
