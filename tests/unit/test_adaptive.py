@@ -77,6 +77,11 @@ def test_counts_order_the_tokens_and_ties_go_by_id():
     assert torch.equal(head(hidden)[:, torch.cat(parts)], plain)
 
 
+def test_counts_of_other_tokens_are_refused():
+    with pytest.raises(ConfigurationError, match=r"counts of shape \(3,\) .* 60 tokens"):
+        adaptive().sort_by(torch.ones(3))
+
+
 def test_the_order_is_saved():
     head, other = adaptive(), adaptive()
     head.sort_by(torch.rand(V))

@@ -81,10 +81,15 @@ class AdaptiveHead(nn.Module):
 
     @torch.no_grad()
     def sort_by(self, counts: Tensor) -> None:
-        """Rank the tokens by how often they occur, counts `(num_bits,)`; among equals the lower id comes first."""
-        self.order[torch.sort(counts, descending=True, stable=True).indices.to(self.order.device)] = torch.arange(
-            self.num_bits, dtype=torch.int32, device=self.order.device
-        )
+        """Rank the tokens by how often they occur, counts `(num_bits,)`; among equals the lower id comes first.
+
+        ConfigurationError if the counts are of another shape. Training should not have begun: rows keep their ranks.
+        """
+        if counts.shape != self.order.shape:
+            raise ConfigurationError(
+                f"counts of shape {tuple(counts.shape)} must be one number for each of the {self.num_bits} tokens"
+            )
+        self.order.copy_(torch.sort(counts, descending=True, stable=True).indices.argsort())
 
     def parts(self) -> list[Tensor]:
         """The token ids of the frequent tokens and of every cluster, each in the order of their outputs."""

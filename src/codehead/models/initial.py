@@ -175,9 +175,8 @@ def _sum_of(old: nn.Linear, statistics: Statistics | None) -> tuple[Tensor, Tens
     noise = torch.randn(SAMPLES, len(slope), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     hidden = _mean(statistics, slope) + noise.to(slope) @ _root(statistics, slope)
     biases = _old_bias(old) + torch.zeros_like(weights)
-    scores = [hidden @ rows.double().T + bias for rows, bias in pieces(old.weight, biases)]
-    total = torch.stack([some.logsumexp(-1) for some in scores]).logsumexp(0)
-    return slope, (total - hidden @ slope).mean()
+    sums = [(hidden @ rows.double().T + bias).logsumexp(-1) for rows, bias in pieces(old.weight, biases)]
+    return slope, (torch.stack(sums).logsumexp(0) - hidden @ slope).mean()
 
 
 def _one(statistics: Statistics | None, like: Tensor) -> Tensor:
