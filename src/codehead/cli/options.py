@@ -32,8 +32,8 @@ Tokenizer = Annotated[
 
 Code = Annotated[str | None, typer.Option("--code", help="Design, or a saved codebook.", rich_help_panel=DECISION)]
 Bits = Annotated[int | None, typer.Option("--bits", help="Codeword length n.", rich_help_panel=DECISION)]
-Head = Annotated[str | None, typer.Option("--head", help="linear or mtl.", rich_help_panel=DECISION)]
-Width = Annotated[int | None, typer.Option("--width", help="Private width d of mtl.", rich_help_panel=DECISION)]
+Head = Annotated[str | None, typer.Option("--head", help="linear, mtl, tower, chain, …", rich_help_panel=DECISION)]
+Width = Annotated[int | None, typer.Option("--width", help="Hidden width d of mtl, tower, chain.", rich_help_panel=DECISION)]
 Loss = Annotated[str | None, typer.Option("--loss", help="bitwise or codeword.", rich_help_panel=DECISION)]
 Decoder = Annotated[
     str | None,

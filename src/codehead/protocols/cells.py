@@ -96,14 +96,18 @@ def describe(model: Any) -> dict[str, Any] | None:
     """The decision layer in short; None for the model's own Softmax head."""
     if not is_coded(model):
         return None
-    decision, head = model.decision, model.get_output_embeddings()
+    decision, head, entry = model.decision, model.get_output_embeddings(), model.config.quantization_config
     return {
-        "design": model.config.quantization_config["design"],
+        "design": entry["design"],
         "bits": decision.table.length,
-        "head": model.config.quantization_config["head"],
-        "width": getattr(head, "width", 0),
+        "head": entry["head"],
+        "head_options": entry["head_options"],
+        "width": getattr(getattr(head, "bits", head), "width", 0),
         "rank": getattr(head, "rank", None),
-        "shortlist": decision.num_outputs - decision.table.length if decision.corrections is not None else 0,
+        "shortlist": entry["shortlist"],
+        "refined": entry["refined"],
+        "refined_bits": entry["refined_bits"],
+        "rounded": entry["rounded"],
         "token_bias": decision.corrections is not None and decision.corrections.token_bias is not None,
         "loss": decision.loss_name,
         "decoder": decision.decoder_name,

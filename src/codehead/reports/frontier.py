@@ -83,5 +83,5 @@ def _name(row: Row) -> str:
     """`64 bits + 88`, or what the table calls a peer."""
     if row.family == "peer" or row.decision is None:
         return row.label.replace(", rounded", "").replace(", error-corrected", "*").replace("Trimmed to ", "").lower()
-    listed = row.decision.get("shortlist")
-    return f"{row.decision['bits']} bits" + (f" + {listed}" if listed else "")
+    parts = [row.decision[name] for name in ("refined_bits", "shortlist") if row.decision.get(name)]
+    return f"{row.decision['bits']} bits" + "".join(f" + {part}" for part in parts)

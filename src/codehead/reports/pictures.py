@@ -23,13 +23,14 @@ from codehead.reports.drawing import (
     save_png,
 )
 from codehead.reports.labels import place_labels
-from codehead.reports.summary import Row, by_setting, family_of, label_of, setting_size, setting_title
+from codehead.reports.summary import OVER_TOKENS, Row, by_setting, family_of, label_of, setting_size, setting_title
 
 FAMILIES = {
     "softmax": ("Softmax", INK, "D"),
     "linear": ("ECOC head (n, 0)", "#0072B2", "o"),
     "mtl": ("MTL-ECOC head (n, d)", "#D55E00", "s"),
     "codeword": ("codeword loss", "#009E73", "^"),
+    "refined": ("longer codewords for frequent tokens", "#CC79A7", "P"),
     "peer": ("no code: low rank, quantised, trimmed", "#7F7F7F", "v"),
 }
 METRICS = {"top1": "top-1 next-token accuracy", "f1": "BERTScore F1"}
@@ -203,7 +204,7 @@ def _logged(group: Sequence[Result]) -> list[int]:
 
 
 def _is_bitwise(result: Result) -> bool:
-    return family_of(result) not in ("softmax", "codeword", "peer")
+    return family_of(result) not in OVER_TOKENS
 
 
 def _parameters(result: Result) -> int:

@@ -33,6 +33,8 @@ TIMED = {
     "answer_seconds": "answer_repeats",
     "tokens_per_second": "tokens_per_second_repeats",
 }  # what is timed, and the key of its repeats
+OVER_TOKENS = ("softmax", "codeword", "refined", "peer")
+"""Families whose training loss is one over V tokens, not over bits."""
 DESIGN_NAMES = {"minrandom": "MinRandom", "itq": "ITQ", "one_vs_all": "One-vs-All", "one_vs_one": "One-vs-One"}
 
 
@@ -71,7 +73,7 @@ class Row:
 
     label: str
     cell: str
-    family: str  # softmax, linear, mtl, codeword or peer: what shares a colour in pictures
+    family: str  # softmax, linear, mtl, codeword, refined or peer: what shares a colour in pictures
     setting: str
     seeds: int
     parameters: int  # of the head
@@ -122,11 +124,19 @@ def label_of(result: Result) -> str:
         return _label_of_peer(peer)
     if decision is None:
         return "Softmax"
+    return _label_of_code(decision) + (", int8" if decision.get("rounded") else "")
+
+
+def _label_of_code(decision: Mapping[str, Any]) -> str:
     if decision["head"] == "low_rank" and decision["design"] == "one_vs_all":
         return f"Low rank {decision['rank']}"
+    if decision["head"] == "adaptive":
+        return f"Adaptive softmax {decision['head_options'].get('cutoffs') or ''}".strip()
     design = DESIGN_NAMES.get(decision["design"], decision["design"].replace("_", " ").capitalize())
-    kind = {"mtl": "MTL-ECOC", "chain": "chain"}.get(decision["head"], "ECOC")
+    kind = {"mtl": "MTL-ECOC", "chain": "chain", "tower": "tower"}.get(decision["head"], "ECOC")
     label = f"{design} {kind} ({decision['bits']}, {decision['width']})"
+    if decision.get("refined"):
+        label += f" + {decision['refined_bits']} bits for {decision['refined']:,}"
     if decision.get("shortlist") or decision.get("token_bias"):  # these imply the codeword loss
         return f"{label} + {decision['shortlist']} tokens" if decision["shortlist"] else f"{label} + bias"
     return label if decision["loss"] == "bitwise" else f"{label} + {decision['loss']} loss"
@@ -147,6 +157,8 @@ def family_of(result: Result) -> str:
         return "softmax"
     if decision["design"] == "one_vs_all":
         return "peer"
+    if decision.get("refined"):
+        return "refined"
     return "codeword" if decision["loss"] == "codeword" else decision["head"]
 
 

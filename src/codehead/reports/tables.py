@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from codehead.reports.summary import Estimate, Row
+from codehead.reports.summary import OVER_TOKENS, Estimate, Row
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -146,7 +146,7 @@ def number(value: Estimate | None, digits: int) -> str:
 
 def node_loss(row: Row) -> str:
     """Final mean training loss per node; a loss over V tokens is none."""
-    is_bitwise = row.family not in ("softmax", "codeword", "peer")
+    is_bitwise = row.family not in OVER_TOKENS
     return number(row.values.get("train_loss"), 4) if is_bitwise else ABSENT
 
 
