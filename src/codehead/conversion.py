@@ -1,24 +1,37 @@
-"""An existing model in, a coded one out: the decision layer learns from the old head, and both are measured."""
+"""A model in, one with a smaller or a more honest head out, both measured; killed, it goes on where it was.
+
+`convert` gives a stock model a decision layer that learns from the old head; `recalibrate` scales the bits of a coded
+one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from codehead.errors import ConfigurationError
+from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
 from codehead.models import is_coded
+from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.training.config import RunConfig
-from codehead.training.data import check_labels, check_vocabulary, load_rows, tokenize
+from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows, tokenize
 from codehead.training.folder import RunFolder
 from codehead.training.model import check_length, default_device, load_model
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden
 from codehead.training.replacement import Show, Text, batch_size_of, fit_decision_layer
+from codehead.training.stages import Stages
 from codehead.training.tokenizer import load_tokenizer
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 MEASURED = ("tokens", "top1", "top5", "perplexity", "bits_per_byte")
+CALIBRATED_ON = 0.1
+"""Of the training documents: where `convert` calibrates, it does not learn from them."""
 
 
 def convert(
@@ -26,50 +39,154 @@ def convert(
 ) -> dict[str, Any]:
     """Replace the Softmax head of `config.model` as `config.decision` and `config.distil` say, the trunk untouched.
 
-    Measures the model on the validation data before and after, and writes checkpoint, tokenizer and `run.json`, with
-    `before` and `after`, to `config.output_dir`; returns that record. What is measured was not learnt from.
+    With `config.calibrate`, the bits are scaled on a tenth of the training documents that is not learnt from. Measures
+    the model on the validation data before and after, and writes checkpoint, tokenizer and `run.json`, with `before`,
+    `after` and `calibration`, to `config.output_dir`; returns that record. What is measured was not learnt from.
+
+    Stopped at any time, the same call goes on where it was, and comes to the same numbers.
 
     Raises:
         ConfigurationError: the model is coded already, there is no validation data, or the folder holds something else.
         DataError: unusable data.
     """
+    return _changed(config, _check_stock, _replace_head, overwrite, show)
+
+
+def recalibrate(
+    config: RunConfig, *, overwrite: bool = False, show: Show = lambda stage, done, total: None
+) -> dict[str, Any]:
+    """Scale the bits of the coded checkpoint `config.model` on its training data, as `config.calibrate` says.
+
+    Measured, written, resumed and refused as by `convert`. The training data should be text that the model was not
+    trained on.
+    """
+    return _changed(config, _check_coded, _calibrate_head, overwrite, show)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a change of a model has to work with."""
+
+    config: RunConfig
+    model: Any
+    tokenizer: Any
+    rows: Rows
+    stages: Stages
+    show: Show
+
+    def text(self, rows: Dataset) -> Text:
+        """Some rows, tokenised when they are looked at."""
+        load = partial(tokenize, rows, self.tokenizer, self.config.data.block_size)
+        return Text(load, self.tokenizer.pad_token_id, self.config.seed)
+
+    def measure(self, model: Any, name: str, stage: str) -> dict[str, Any]:
+        """The metrics of a model on the validation data, measured once."""
+        assert self.rows.validation is not None
+        held_out = self.text(self.rows.validation).examples
+        check_labels(held_out, model.get_input_embeddings().num_embeddings)
+        progress = partial(self.show, stage)
+
+        def compute() -> dict[str, Any]:
+            size = batch_size_of(self.config)
+            found = evaluate(model, self.tokenizer, held_out, batch_size=size, progress=progress).as_dict()
+            weighed = model_size(model, weight_bytes=2)
+            return {**{key: found[key] for key in MEASURED}, "bytes_in_bf16": weighed.bytes_stored}
+
+        return self.stages.values(name, compute)
+
+
+def _changed(
+    config: RunConfig,
+    check: Callable[[RunConfig, Any], None],
+    change: Callable[[_Job], tuple[Any, dict[str, Any]]],
+    overwrite: bool,
+    show: Show,
+) -> dict[str, Any]:
+    """Check, measure, change, measure and save a model; `change` gives the new one and what there is to tell of it."""
     folder = RunFolder(config)
     origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
     folder.check_foreign() if overwrite else folder.check(origin["data"])
     model, tokenizer = _load(config)
+    check(config, model)
     rows = load_rows(config.data, config.seed)
     if rows.validation is None:
-        raise ConfigurationError("convert measures before and after: give data.validation or data.validation_fraction")
-    held_out = tokenize(rows.validation, tokenizer, config.data.block_size)
-    check_labels(held_out, model.get_input_embeddings().num_embeddings)
-    text = Text(partial(tokenize, rows.train, tokenizer, config.data.block_size), tokenizer.pad_token_id, config.seed)
-    measure = partial(_measure, tokenizer=tokenizer, examples=held_out, batch_size=batch_size_of(config), show=show)
-    before = measure(model, "measuring the old head")
-    model = fit_decision_layer(model, config, text, show)
-    after = measure(model, "measuring the new one")
-    if overwrite:
-        folder.clear()
+        raise ConfigurationError(
+            "the model is measured before and after: give data.validation or data.validation_fraction"
+        )
+    with folder.begun(origin, overwrite) as stages:
+        job = _Job(config, model, tokenizer, rows, stages, show)
+        before = job.measure(model, "before", "measuring the old head")
+        model, told = change(job)
+        after = job.measure(model, "after", "measuring the new one")
     with library_bars_hidden():
         model.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
-    record = {"provenance": origin, "log_history": [], "before": before, "after": after}
+    origin |= folder.spent()
+    record = {"provenance": origin, "log_history": [], "before": before, "after": after, **told}
     folder.write("finished", record)
+    stages.remove()
     return record
 
 
-def _load(config: RunConfig) -> tuple[Any, Any]:
-    assert isinstance(config.model, str)
-    model = load_model(config.model, dtype=config.dtype)
+def _check_stock(config: RunConfig, model: Any) -> None:
     if is_coded(model):
         raise ConfigurationError(f"model {config.model!r} has a decision layer already; convert its stock checkpoint")
+
+
+def _check_coded(config: RunConfig, model: Any) -> None:
+    if config.calibrate is None:
+        raise ConfigurationError("recalibrate needs to know how: give calibrate, such as {per_bit: true}")
+    check_calibration(model, config.calibrate.per_bit)
+
+
+def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
+    """A new decision layer, calibrated if the configuration says so."""
+    learnt, kept_back = job.rows.train, None
+    if job.config.calibrate is not None:
+        learnt, kept_back = _parted(job.rows.train, job.config.seed)
+    model = fit_decision_layer(job.model, job.config, job.text(learnt), job.show, job.stages)
+    return model, {} if kept_back is None else _calibrate(job, model, job.text(kept_back))
+
+
+def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:
+    return job.model, _calibrate(job, job.model, job.text(job.rows.train))
+
+
+def _calibrate(job: _Job, model: Any, text: Text) -> dict[str, Any]:
+    """Scale the bits of a model as `config.calibrate` says, in place."""
+    options = job.config.calibrate
+    assert options is not None
+    check_calibration(model, options.per_bit)
+
+    def compute() -> dict[str, Any]:
+        batches, show = text.batches(batch_size_of(job.config)), job.show
+        outputs, labels = text_outputs(model, batches, options.tokens, partial(show, "reading other text"))
+        progress = partial(show, "calibrating")
+        return fit_scales(model.decision, outputs, labels, per_bit=options.per_bit, progress=progress).as_dict()
+
+    found = job.stages.values("calibration", compute)
+    fold_scales(model, Calibrated(**{**found, "scales": tuple(found["scales"])}))
+    return {"calibration": found}
+
+
+def _parted(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """The documents to learn from, and those to calibrate on."""
+    held_back = round(len(rows) * CALIBRATED_ON)
+    if not held_back:
+        raise DataError(
+            f"calibrate takes {CALIBRATED_ON:.0%} of {len(rows)} training documents, which is none; give more text, or "
+            "no calibrate"
+        )
+    parts = rows.train_test_split(test_size=held_back, seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _load(config: RunConfig) -> tuple[Any, Any]:
+    """The model, on the accelerator if there is one, and its tokenizer."""
+    assert isinstance(config.model, str)
+    model = load_model(config.model, dtype=config.dtype)
     name = config.tokenizer if isinstance(config.tokenizer, str) else config.model
     tokenizer = load_tokenizer(name)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     check_length(model, config.data.block_size, "data.block_size")
     return model.to(default_device()), tokenizer
-
-
-def _measure(model: Any, stage: str, tokenizer: Any, examples: Any, batch_size: int, show: Show) -> dict[str, Any]:
-    found = evaluate(model, tokenizer, examples, batch_size=batch_size, progress=partial(show, stage)).as_dict()
-    size = model_size(model, weight_bytes=2)
-    return {**{name: found[name] for name in MEASURED}, "bytes_in_bf16": size.bytes_stored}

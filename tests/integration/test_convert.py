@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from codehead.conversion import convert
-from codehead.errors import ConfigurationError
+from codehead.conversion import convert, recalibrate
+from codehead.errors import CheckpointError, ConfigurationError, DataError
 from codehead.training.config import RunConfig
 from codehead.training.tokenizer import train_bpe
 
@@ -87,31 +88,165 @@ def test_a_coded_model_is_not_converted_again(stock, tmp_path):
 
 def test_without_held_out_text_nothing_can_be_measured(stock, tmp_path):
     data = {"train": str(stock / "text.jsonl"), "block_size": 32}
-    with pytest.raises(ConfigurationError, match="measures before and after"):
+    with pytest.raises(ConfigurationError, match="measured before and after"):
         convert(config(stock, tmp_path / "out", data=data))
+
+
+# Interruptions
+
+
+def small_batches(stock, out):
+    return config(stock, out, calibrate={"tokens": 300}, training={"per_device_train_batch_size": 2})
+
+
+@pytest.fixture(scope="module")
+def whole(stock, tmp_path_factory):
+    """A conversion that was never stopped: its folder and record."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return out, convert(small_batches(stock, out))
+
+
+def stop_at(stage, call, error):
+    """A `show` that raises at a stage when it is called for it so many times."""
+    calls = []
+
+    def show(current, done, total):
+        calls.append(current)
+        if calls.count(stage) == call and current == stage:
+            raise error
+
+    return show
+
+
+STOPS = {  # in which call of a stage it is stopped; where it goes on after Ctrl-C, and after it was killed
+    "measuring the old head": (2, ("measuring the old head", 2), ("measuring the old head", 2)),
+    "reading text": (2, ("reading text", 124), ("reading text", 124)),
+    "learning the new head": (55, ("learning the new head", 56), ("learning the new head", 51)),
+    "calibrating": (3, ("reading other text", 62), ("reading other text", 62)),
+    "measuring the new one": (2, ("measuring the new one", 2), ("measuring the new one", 2)),
+}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit], ids=["Ctrl-C", "killed"])
+@pytest.mark.parametrize("stage", STOPS)
+def test_a_conversion_that_was_stopped_goes_on_where_it_was(stock, tmp_path, whole, stage, error, monkeypatch):
+    monkeypatch.setattr("codehead.training.replacement.READ_BATCHES", 1)
+    call, *where = STOPS[stage]
+    out, seen = tmp_path / "out", []
+    with pytest.raises(error):
+        convert(small_batches(stock, out), show=stop_at(stage, call, error))
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    record = convert(small_batches(stock, out), show=lambda stage, done, total: seen.append((stage, done)))
+    assert seen[0] == where[error is SystemExit]
+    for key in ("before", "after", "calibration"):
+        assert record[key] == whole[1][key]
+    assert (out / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
+    assert not (out / "conversion").exists()
+
+
+def stopped(stock, out, stage="learning the new head", **changes):
+    with pytest.raises(KeyboardInterrupt):
+        convert(config(stock, out, **changes), show=stop_at(stage, 5, KeyboardInterrupt))
+
+
+def test_a_conversion_that_was_stopped_is_not_gone_on_with_in_another_way(stock, tmp_path):
+    stopped(stock, tmp_path / "out")
+    with pytest.raises(ConfigurationError, match=r"distil\.steps is 61, was 60; .*--overwrite"):
+        convert(config(stock, tmp_path / "out", distil={"steps": 61, "tokens": 2000, "batch_tokens": 128}))
+    assert (tmp_path / "out" / "conversion" / "distillation.safetensors").exists()
+    convert(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200}), overwrite=True)
+    assert not (tmp_path / "out" / "conversion").exists()
+
+
+def test_a_kept_file_that_is_damaged_is_named(stock, tmp_path):
+    stopped(stock, tmp_path / "out")
+    kept = tmp_path / "out" / "conversion" / "distillation.safetensors"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:100])
+    with pytest.raises(CheckpointError, match=r"distillation\.safetensors' is damaged"):
+        convert(config(stock, tmp_path / "out"))
+    kept.write_bytes(whole)
+    convert(config(stock, tmp_path / "out"))
+
+
+def test_a_mistake_that_comes_to_light_late_does_not_stand_in_the_way(stock, tmp_path):
+    with pytest.raises(ConfigurationError, match="did you mean 'itq'"):
+        convert(config(stock, tmp_path / "out", decision={"code": "itk", "bits": 32}))
+    convert(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200}))
+
+
+# Calibration
+
+
+def test_what_is_calibrated_on_is_neither_learnt_from_nor_measured(stock, tmp_path, monkeypatch):
+    texts = {}
+
+    def noted(name, real):
+        def read(rows, *arguments):
+            found = real(rows, *arguments)
+            texts.setdefault(len(texts), set(rows["text"]))
+            return found
+
+        return read
+
+    import codehead.conversion as conversion
+
+    monkeypatch.setattr(conversion, "tokenize", noted("", conversion.tokenize))
+    lines = [json.dumps({"text": f"{i} {text} {i}"}) for i, text in enumerate(4 * TEXTS)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    data = {"train": str(tmp_path / "text.jsonl"), "validation_fraction": 0.1, "block_size": 32}
+    convert(config(stock, tmp_path / "out", data=data, calibrate={}, distil={"steps": 2, "tokens": 200}))
+    measured, learnt, calibrated_on = (texts[i] for i in range(3))
+    assert len(measured) == 10 and len(calibrated_on) == 9 and len(learnt) == 77
+    assert not measured & learnt and not measured & calibrated_on and not learnt & calibrated_on
+
+
+def test_a_coded_checkpoint_is_calibrated_and_nothing_else_changes(stock, tmp_path):
+    layer = {"code": "minrandom", "bits": 100, "seed": 1}
+    convert(config(stock, tmp_path / "coded", decision=layer, distil={"steps": 1, "tokens": 100}))
+    old = AutoModelForCausalLM.from_pretrained(tmp_path / "coded")
+    with torch.no_grad():
+        old.lm_head.weight.mul_(3)
+    old.save_pretrained(tmp_path / "coded")
+    wanted = config(
+        stock, tmp_path / "out", model=str(tmp_path / "coded"), decision=None, distil=None, calibrate={"tokens": 2000}
+    )
+    record = recalibrate(wanted)
+    assert record["after"]["perplexity"] < 0.9 * record["before"]["perplexity"]
+    assert record["after"]["bytes_in_bf16"] == record["before"]["bytes_in_bf16"]
+    new = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    changed = {name for name, values in old.state_dict().items() if not torch.equal(values, new.state_dict()[name])}
+    assert changed == {"lm_head.weight"}
+    scales = torch.tensor(record["calibration"]["scales"])
+    torch.testing.assert_close(new.lm_head.weight, old.lm_head.weight * scales.unsqueeze(1))
+    with pytest.raises(ConfigurationError, match="needs to know how"):
+        recalibrate(replace(wanted, calibrate=None, output_dir=str(tmp_path / "other")))
+    with pytest.raises(ConfigurationError, match="has no decision layer to calibrate"):
+        recalibrate(replace(wanted, model=str(stock / "model"), output_dir=str(tmp_path / "other")))
+
+
+def test_text_too_short_to_set_some_aside_is_refused(stock, tmp_path):
+    data = {"train": str(stock / "text.jsonl"), "max_documents": 5, "validation_fraction": 0.2, "block_size": 8}
+    with pytest.raises(DataError, match="of 4 training documents, which is none"):
+        convert(config(stock, tmp_path / "out", data=data, calibrate={}))
 
 
 def test_the_commands(stock, tmp_path, codehead):
     status, told, _ = codehead("recommend", str(stock / "model"), "--budget", "60%")
     assert status == 0 and "dense rows for" in told and "codehead convert" in told
     model, data, out = str(stock / "model"), str(stock / "text.jsonl"), str(tmp_path / "out")
-    arguments = (
-        "convert",
-        model,
-        "--data",
-        data,
-        "--out",
-        out,
-        "--budget",
-        "60%",
-        "--steps",
-        "5",
-        "--block-size",
-        "32",
+    blocks = ("--block-size", "32")
+    status, told, errors = codehead(
+        "convert", model, "--data", data, "--out", out, "--budget", "60%", "--steps", "5", *blocks
     )
-    status, told, errors = codehead(*arguments)
     assert status == 0, errors
     assert "perplexity" in told and "old head" in told and "Saved to" in told
+    arguments = ("calibrate", out, "--data", data, "--out", str(tmp_path / "calibrated"), *blocks)
+    status, told, errors = codehead(*arguments, "--temperature")
+    assert status == 0, errors
+    assert "perplexity" in told and "before" in told and "other tokens" in told
+    status, _, errors = codehead("calibrate", model, "--data", data, "--out", str(tmp_path / "stock"), *blocks)
+    assert status == 2 and "has no decision layer to calibrate" in errors
     status, _, errors = codehead("convert", model, "--data", data, "--out", out, "--budget", "5 per cent")
     assert status == 2 and "--budget is '5 per cent'" in errors
     status, _, errors = codehead("recommend", model, "--budget", "1%")

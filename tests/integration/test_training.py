@@ -18,6 +18,7 @@ from codehead.models import is_coded
 from codehead.training.config import RunConfig
 from codehead.training.data import load_rows, tokenize
 from codehead.training.folder import last_complete
+from codehead.training.loop import ResumableLoop
 from codehead.training.model import attention_projections, load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer
@@ -344,6 +345,41 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(pretrained, stories, tm
     assert not half.exists()
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_a_distillation_that_was_interrupted_goes_on_where_it_was(pretrained, stories, tmp_path, monkeypatch):
+    changes = {"decision": {**CORRECTED, "code": "itq"}, "distil": {"steps": 12, "tokens": 100}}
+    config = finetuning(pretrained["softmax"], stories, tmp_path / "whole", **changes)
+    whole = train(config, progress=False)
+    steps, real = [], ResumableLoop.step
+
+    def step(loop):
+        real(loop)
+        steps.append(loop.done)
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResumableLoop, "step", step)
+    stopped = replace(config, output_dir=str(tmp_path / "stopped"))
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, progress=False)
+    with pytest.raises(ConfigurationError, match=r"distil\.steps is 13, was 12"):
+        train(replace(stopped, distil=replace(config.distil, steps=13)), progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, progress=False, callbacks=[StopAt(3)])
+    resumed = train(stopped, progress=False)  # the decision layer is not learnt a second time
+    assert steps == list(range(1, 13))
+    assert losses(resumed) == losses(whole) and not (resumed / "conversion").exists()
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_a_mistake_found_after_the_distillation_does_not_stand_in_the_way(pretrained, stories, tmp_path):
+    changes = {"decision": {**CORRECTED, "code": "itq"}, "distil": {"steps": 2, "tokens": 100}}
+    config = finetuning(pretrained["softmax"], stories, tmp_path / "run", **changes)
+    with pytest.raises(ConfigurationError, match="matches no module"):
+        train(replace(config, lora=replace(config.lora, target_modules=["q_proj"])), progress=False)
+    train(config, progress=False)
 
 
 KILLED = """

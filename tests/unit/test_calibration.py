@@ -173,6 +173,13 @@ def test_a_head_that_ends_in_no_linear_map_is_refused():
         calibrate(torch.nn.Linear(2, 2), hidden, labels)
 
 
+def test_rounded_weights_are_refused(layer):
+    hidden, labels = text(20, seed=2)
+    torch.nn.utils.parametrize.register_parametrization(layer.head, "weight", torch.nn.Identity())
+    with pytest.raises(ConfigurationError, match="scale them before they are rounded"):
+        calibrate(layer, layer.head(hidden), labels)
+
+
 def test_a_decoder_that_is_fitted_comes_after(layer):
     hidden, labels = text(200, seed=2)
     outputs = layer.head(hidden).detach()

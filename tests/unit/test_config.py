@@ -104,6 +104,7 @@ def test_finetuning_defaults_to_lora():
         ({"decision.head_params": 3}, "decision.head_params is 3; it must be a block"),
         ({"training.eval_strategy": "steps"}, "eval_strategy is 'steps', which needs validation data"),
         ({"calibrate": {}}, "calibrate is .*, which needs validation data"),
+        ({"calibrate": {}, "decision.code": "one_vs_all"}, "has as many bits as tokens"),
         ({"calibrate.tokens": 0}, "calibrate.tokens is 0; give a whole number"),
         ({"calibrate.per_bit": 1}, "calibrate.per_bit is 1; give true or false"),
         ({"calibrate.token": 1}, r"unknown key 'calibrate.token'; did you mean 'tokens'\?"),

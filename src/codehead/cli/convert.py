@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,13 +15,6 @@ if TYPE_CHECKING:
 Budget = Annotated[str, typer.Option("--budget", help="Bytes of the new head, as a share of the old one's in bf16.")]
 HELD_OUT = 0.05
 """Of the documents: measured before and after, not learnt from."""
-LINES = {
-    "top1": ("top-1 accuracy", "{:.2%}"),
-    "top5": ("top-5 accuracy", "{:.2%}"),
-    "perplexity": ("perplexity", "{:,.2f}"),
-    "bits_per_byte": ("bits per byte", "{:.4f}"),
-    "bytes_in_bf16": ("bytes of the head, bf16", "{:,}"),
-}
 
 
 def recommend(
@@ -59,21 +52,28 @@ def convert(
     block_size: Annotated[int, typer.Option("--block-size", min=2, help="Tokens per example.")] = 256,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")] = 8,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the weights: auto, float32, bfloat16, float16.")] = "auto",
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Scale the bits on a tenth of the text, set aside.")
+    ] = True,
     seed: Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
     """Give a trained model a coded head of a few percent of the bytes, which learns from the old one.
 
-    The rest of the model stays as it is. A twentieth of the documents is held out: both heads are measured on it.
+    The rest of the model stays as it is. A twentieth of the documents is held out: both heads are measured on it. A
+    conversion that was stopped goes on where it was when the same command is given again.
     """
     from rich.console import Console
 
+    from codehead.cli.change import show_change
+    from codehead.cli.output import check_folder
     from codehead.conversion import convert as run
     from codehead.evaluation.budget import allocate
     from codehead.evaluation.size import model_shape
     from codehead.training.config import RunConfig
     from codehead.training.progress import shown
 
+    check_folder(out)
     shape = model_shape(model)
     found = allocate(shape, read_budget(budget))
     config = RunConfig.from_dict(
@@ -86,6 +86,7 @@ def convert(
             },
             "decision": {**found.decision(), "seed": seed},
             "distil": {"steps": steps, "tokens": tokens, "seed": seed},
+            "calibrate": {} if calibrate else None,
             "training": {"per_device_train_batch_size": batch_size},
             "seed": seed,
             "dtype": dtype,
@@ -95,7 +96,7 @@ def convert(
     console.print(_told(shape, found), markup=False, soft_wrap=True)
     with shown(console) as show:
         record = run(config, overwrite=overwrite, show=show)
-    _show(record)
+    show_change(record, "old head", "new head")
     Console(highlight=False).print(f"Saved to {out}", markup=False, soft_wrap=True)
 
 
@@ -120,20 +121,3 @@ def _told(shape: ModelShape, found: Allocation) -> str:
         f"H = {shape.hidden_size:,}, V = {shape.num_classes:,}: {', '.join(parts)}. {found.bytes_stored:,} bytes, "
         f"{found.bytes_stored / whole:.2%} of the Softmax head's {whole:,} in bf16."
     )
-
-
-def _show(record: dict[str, Any]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    before, after = record["before"], record["after"]
-    table = Table(title=f"{before['tokens']:,} held-out tokens", box=SIMPLE_HEAD, show_edge=False)
-    table.add_column("")
-    for name in ("old head", "new head", "ratio"):
-        table.add_column(name, justify="right")
-    for name, (label, form) in LINES.items():
-        old, new = before[name], after[name]
-        if old is not None and new is not None:
-            table.add_row(label, form.format(old), form.format(new), f"{new / old:.3f}" if old else "–")
-    Console(highlight=False).print(table)

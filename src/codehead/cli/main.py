@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from codehead.cli import protocol
 from codehead.cli.attach import attach
+from codehead.cli.calibrate import calibrate
 from codehead.cli.code import code
 from codehead.cli.convert import convert, recommend
 from codehead.cli.demo import demo
@@ -24,7 +25,7 @@ from codehead.errors import CodeheadError
 
 FULL_DISK = ("no space left on device", "storagefull", "enforce fail at inline_container")
 
-RESUMED = ("demo", "protocol")
+RESUMED = ("demo", "protocol", "convert", "calibrate")
 """Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""
 
 
@@ -48,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, params, recommend, convert, code, attach, pretrain, finetune, evaluate, generate):
+for command in (demo, params, recommend, convert, code, attach, pretrain, finetune, calibrate, evaluate, generate):
     app.command()(command)
 app.add_typer(protocol.app, name="protocol")
 

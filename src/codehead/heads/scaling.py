@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from codehead.errors import ConfigurationError
 from codehead.heads.shortlist import ShortlistHead
@@ -16,6 +17,11 @@ def last_map(head: nn.Module) -> list[nn.Parameter]:
     head with a shortlist, those of its bits. ConfigurationError if the head ends in something else.
     """
     bits = head.bits if isinstance(head, ShortlistHead) else head
+    if parametrize.is_parametrized(bits):
+        raise ConfigurationError(
+            f"the weights of this {type(bits).__name__} are made from others, such as int8, and cannot be scaled; "
+            "scale them before they are rounded"
+        )
     parameters = dict(bits.named_parameters(recurse=False))
     prefix = "output_" if "output_weight" in parameters else ""
     if not prefix and not isinstance(bits, nn.Linear):

@@ -18,7 +18,7 @@ ADAPTATIONS = ("lora", "full", "head")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 DECISION_KEYS = (
     "code", "bits", "head", "width", "loss", "decoder", "seed", "assignment", "shortlist", "token_bias",
-    "start", "code_params", "head_params", "keep_head",
+    "refined", "refined_bits", "start", "code_params", "head_params", "keep_head",
 )  # fmt: skip
 SET_ELSEWHERE = {"output_dir": "output_dir", "seed": "seed"}
 SOFTMAX_ONLY = {
@@ -162,6 +162,7 @@ class RunConfig:
                 require_block(self.decision.get(key) or {}, f"decision.{key}")
             refuse_softmax_only(self.training)
         self._check_distillation()
+        self._check_calibration()
         self._check_training()
         self._check_validation()
 
@@ -242,6 +243,13 @@ class RunConfig:
             )
         if self.distil is not None and self.decision is None:
             raise ConfigurationError("distil is set, but there is no new decision layer to learn: give decision")
+
+    def _check_calibration(self) -> None:
+        if self.calibrate is not None and self.calibrate.per_bit and (self.decision or {}).get("code") == "one_vs_all":
+            raise ConfigurationError(
+                "calibrate.per_bit is true, but the code one_vs_all has as many bits as tokens, and a scale for each "
+                "would be fitted to noise; give calibrate: {per_bit: false}"
+            )
 
     def _check_training(self) -> None:
         for key, place in SET_ELSEWHERE.items():

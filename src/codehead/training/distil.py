@@ -22,6 +22,8 @@ from codehead.codes.table import CodewordTable
 from codehead.errors import ConfigurationError
 from codehead.losses import CHUNK_SCORES
 from codehead.training.config import Distillation
+from codehead.training.loop import ResumableLoop
+from codehead.training.stages import Stages
 
 MARGIN = 0.3
 """Where the numbers behind the symbols begin, ±; gradients pass while they are between −1 and +1."""
@@ -40,12 +42,13 @@ def distil(
     hidden: Tensor,
     options: Distillation,
     progress: Progress = lambda done, steps, nats: None,
+    stages: Stages | None = None,
 ) -> None:
     """Fit the decision layer of a coded model to a teacher's distributions over tokens, in place.
 
     Minimises the Kullback-Leibler divergence of the codeword posterior from the teacher's softmax over the positions
     whose hidden states `(tokens, hidden)` are given, with Adam and a cosine schedule. No more than CHUNK_SCORES
-    scores are formed at a time.
+    scores are formed at a time. With `stages`, it goes on where it was stopped.
 
     Raises:
         ConfigurationError: the code is ternary, or the bits form a chain.
@@ -63,21 +66,22 @@ def distil(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     order = torch.Generator().manual_seed(options.seed)
     device = next(model.parameters()).device
-    with torch.enable_grad():
-        for step in range(options.steps):
+    loop = ResumableLoop(stages or Stages(), "distillation", optimizer, schedule, order)
+    with torch.enable_grad(), loop.saved_at_the_end():
+        while loop.done < options.steps:
             chosen = hidden[torch.randint(len(hidden), (options.batch_tokens,), generator=order)]
             optimizer.zero_grad()
             nats = _backward(student, teacher, chosen.to(device, torch.float32))
-            optimizer.step()
-            schedule.step()
-            progress(step + 1, options.steps, nats)
+            loop.step()
+            progress(loop.done, options.steps, nats)
     student.write_back(model, options.seed)
 
 
 class _Student:
     """float32 copies of what is trained; the model keeps its own dtype until the end.
 
-    `numbers` holds the one tensor `(V, n)` whose signs are the code; none for one_vs_all, which has nothing to learn.
+    `numbers` holds the tensors whose signs are the code, `(V, n)` and, where some codewords are longer, `(K, m)`; none
+    for one_vs_all, which has nothing to learn.
     """
 
     def __init__(self, head: nn.Module, decision: Any) -> None:
@@ -85,18 +89,21 @@ class _Student:
         modules = [module for module in (head, decision.corrections) if module is not None]
         self.owners = [(module, name) for module in modules for name, _ in module.named_parameters()]
         self.weights = [owner.get_parameter(name).detach().float().requires_grad_() for owner, name in self.owners]
-        implicit = self.table.is_implicit
-        self.numbers = [] if implicit else [(MARGIN * self.table.signs()).clone().requires_grad_()]
+        self.refinement = None if decision.corrections is None else decision.corrections.refinement
+        tables = [] if self.table.is_implicit else [self.table]
+        tables += [] if self.refinement is None else [self.refinement.table]
+        self.numbers = [(MARGIN * table.signs()).clone().requires_grad_() for table in tables]
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Token scores `(tokens, V)` of hidden states `(tokens, hidden)`."""
         outputs: Tensor = torch.func.functional_call(self.head, self._of(self.head), (hidden,))
         if not self.numbers:
             return outputs
-        scores = 0.5 * outputs[..., : self.table.length] @ _Sign.apply(self.numbers[0]).T
+        signs, *further = [_Sign.apply(numbers) for numbers in self.numbers]
+        scores = 0.5 * outputs[..., : self.table.length] @ signs.T
         if self.corrections is None:
             return scores
-        arguments = (scores, outputs[..., self.table.length :])
+        arguments = (scores, outputs[..., self.table.length :], *further)
         corrected: Tensor = torch.func.functional_call(self.corrections, self._of(self.corrections), arguments)
         return corrected
 
@@ -109,12 +116,14 @@ class _Student:
         """Put the weights and the code, with distinct rows, into the model."""
         for (owner, name), weight in zip(self.owners, self.weights, strict=True):
             owner.get_parameter(name).copy_(weight)
-        for numbers in self.numbers:
-            old = model.config.quantization_config
+        if self.numbers:
+            old, numbers = model.config.quantization_config, self.numbers[0]
             codebook = _codebook(numbers.detach().cpu(), seed, old["design"])
             model.decision.table = CodewordTable(codebook).to(numbers.device)
             named = ("design", "seed", "params", "checksum")
             model.config.quantization_config = {**old, **{name: getattr(codebook, name) for name in named}}
+        if self.refinement is not None:  # its rows may be equal: the codewords before them are not
+            self.refinement.set_plane(torch.from_numpy(pack_bits((self.numbers[1] >= 0).cpu().numpy())))
 
 
 def _codebook(latent: Tensor, seed: int, start: str) -> PackedCodebook:

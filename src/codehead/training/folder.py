@@ -6,26 +6,33 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from codehead.errors import CheckpointError, ConfigurationError
+from codehead.errors import CheckpointError, ConfigurationError, DataError
 from codehead.training.config import RunConfig
+from codehead.training.stages import Stages
 
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
+STAGES = "conversion"
 OWN_FILES = (RECORD, "codehead.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 MISSING = object()
 UNSET = (None, MISSING)  # a key that is younger than the record is not there
 
 
 class RunFolder:
-    """`output_dir` of one run: `run.json`, `checkpoints/`, and in the end the model and tokenizer."""
+    """`output_dir` of one run: `run.json`, `checkpoints/`, and in the end the model and tokenizer.
+
+    While a decision layer learns from the old head, `conversion/` keeps what that has come to.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.path = Path(config.output_dir).expanduser()
         self.checkpoints = self.path / CHECKPOINTS
         self.is_main = os.environ.get("RANK", "0") == "0"  # of several processes, one writes
+        self.stages = Stages(self.path / STAGES, is_main=self.is_main)
         self.config: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
 
     def check(self, data: list[dict[str, Any]]) -> None:
@@ -64,15 +71,35 @@ class RunFolder:
         """Remove a run's own files, never those that somebody else put beside them; `check_foreign` comes first."""
         if not self.is_main:
             return
+        self.stages.remove()
         for checkpoint in _numbered(self.checkpoints):
             shutil.rmtree(checkpoint)
         for pattern in OWN_FILES:
             for file in self.path.glob(pattern):
                 file.unlink()
 
+    @contextmanager
+    def begun(self, origin: Mapping[str, Any], overwrite: bool) -> Iterator[Stages]:
+        """The stages that precede training; the folder is this run's from here on, its provenance being `origin`.
+
+        A mistake in configuration or data that comes to light in the first process leaves the folder as if nothing had
+        begun, so that it does not stand in the way of its correction.
+        """
+        if overwrite:
+            self.clear()
+        is_new = not (self.path / RECORD).exists()
+        if is_new:
+            self.write("running", {"provenance": dict(origin)})
+        try:
+            yield self.stages
+        except (ConfigurationError, DataError):
+            if is_new:
+                self.clear()
+            raise
+
     def spent(self) -> dict[str, Any]:
-        """`started_at` and `wall_seconds` of the processes whose last checkpoint a run goes on from; {} if none."""
-        if self.last_checkpoint() is None:
+        """`started_at` and `wall_seconds` of the processes whose work a run goes on from; {} if none."""
+        if self.last_checkpoint() is None and not self.stages.exist():
             return {}
         earlier = read_record(self.path)["provenance"]
         return {key: earlier[key] for key in ("started_at", "wall_seconds") if key in earlier}

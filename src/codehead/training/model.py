@@ -19,16 +19,19 @@ from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
 from codehead.training.quiet import library_bars_hidden
 from codehead.training.replacement import Text, fit_decision_layer
+from codehead.training.stages import Stages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, text: Text | None = None) -> nn.Module:
+def build_model(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, text: Text | None = None, stages: Stages | None = None
+) -> nn.Module:
     """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
 
     `text` is what the model will be trained on: a new decision layer that looks at text, or learns from the old head
-    before the training, does so there.
+    before the training, does so there; `stages` keep what that has come to.
     """
     if isinstance(config.model, dict):
         model = new_model(config.model, tokenizer)
@@ -36,8 +39,10 @@ def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, text: Tex
         model = load_model(config.model, dtype=config.dtype)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_length(model, config.data.block_size, "data.block_size")
-    if config.decision is not None:
-        model = _reread(model, config.decision) if is_coded(model) else fit_decision_layer(model, config, text)
+    if config.decision is not None and is_coded(model):
+        model = _reread(model, config.decision)
+    elif config.decision is not None:
+        model = fit_decision_layer(model, config, text, stages=stages)
     if is_coded(model):
         refuse_softmax_only(config.training)
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from codehead.codes import DESIGNS
 from codehead.errors import ConfigurationError
+from codehead.losses import IGNORE
 from codehead.models import attach
 from codehead.models.hidden import Statistics, labelled_states
 from codehead.models.stock import SOFT_CAP
@@ -20,16 +22,19 @@ from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels
 from codehead.training.distil import Teacher, distil
 from codehead.training.growing import grown, grows
+from codehead.training.stages import Stages
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COUNTING = ("shortlist", "token_bias")
+COUNTING = ("shortlist", "token_bias", "refined")
 """What in a decision layer depends on how often tokens occur."""
 Show = Callable[[str, int, int], None]
 """Called with (stage, work done, work in all)."""
 STATISTICS_TOKENS = 32_768
 """Positions whose hidden states tell mean and covariance."""
+READ_BATCHES = 8
+"""Batches whose hidden states are kept together: what a killed process reads again."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,17 @@ class Text:
 
 
 def fit_decision_layer(
-    model: Any, config: RunConfig, text: Text | None, show: Show = lambda stage, done, total: None
+    model: Any,
+    config: RunConfig,
+    text: Text | None,
+    show: Show = lambda stage, done, total: None,
+    stages: Stages | None = None,
 ) -> Any:
-    """The model with the decision layer that `config.decision` describes, started as `start` and `distil` say."""
+    """The model with the decision layer that `config.decision` describes, started as `start` and `distil` say.
+
+    With `stages`, hidden states are read once, and a distillation goes on where it was stopped.
+    """
+    stages = stages or Stages()
     decision = dict(config.decision or {})
     if config.distil is not None:
         decision.setdefault("start", "old_head")
@@ -69,15 +82,16 @@ def fit_decision_layer(
         return attach(model, **decision)
     if text is None:
         raise ConfigurationError(
-            "decision.shortlist, token_bias, start, assignment and a code that grows look at training text; give "
-            "data.train"
+            "decision.shortlist, token_bias, refined, start, assignment, an adaptive head and a code that grows look at "
+            "training text; give data.train"
         )
     old = model.get_output_embeddings()
     counts = text.counts(len(old.weight))
     if not looks:
         return attach(model, **decision, statistics=Statistics(torch.from_numpy(counts)))
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
-    hidden, labels = labelled_states(model, text.batches(batch_size_of(config)), tokens, partial(show, "reading text"))
+
+    hidden, labels = _read(model, text, batch_size_of(config), tokens, stages, show)
     teacher = softmax_head(model, old)
     statistics = Statistics.of(counts, hidden[:STATISTICS_TOKENS])
     if grows(decision):
@@ -85,15 +99,42 @@ def fit_decision_layer(
         decision = {**decision, "code": code, "bits": None, "code_params": None}
     attach(model, **decision, statistics=statistics)
     if config.distil is not None:
-        distil(
-            model, teacher, hidden, config.distil, lambda done, total, nats: show("learning the new head", done, total)
-        )
+
+        def learning(done: int, total: int, nats: float) -> None:
+            show("learning the new head", done, total)
+
+        distil(model, teacher, hidden, config.distil, learning, stages)
     return model
+
+
+def _read(model: Any, text: Text, size: int, tokens: int, stages: Stages, show: Show) -> tuple[Tensor, Tensor]:
+    """Hidden states `(tokens, hidden)` and labels `(tokens,)` of a text, READ_BATCHES batches at a time."""
+    batches = (batch for batch in text.batches(size) if bool((batch["labels"][:, 1:] != IGNORE).any()))
+    found: list[dict[str, Tensor]] = []
+    seen = 0
+    while seen < tokens:
+        some = list(islice(batches, READ_BATCHES))
+        if found and not some:
+            break
+        found.append(stages.tensors(f"text-{len(found)}", partial(_read_piece, model, some, seen, tokens, show)))
+        seen += len(found[-1]["labels"])
+    return torch.cat([piece["hidden"] for piece in found]), torch.cat([piece["labels"] for piece in found])
+
+
+def _read_piece(model: Any, batches: list[dict[str, Tensor]], seen: int, tokens: int, show: Show) -> dict[str, Tensor]:
+    """As many positions of some batches as are left of `tokens` after the `seen` ones."""
+
+    def progress(done: int, left: int) -> None:
+        show("reading text", seen + done, tokens)
+
+    hidden, labels = labelled_states(model, batches, tokens - seen, progress)
+    return {"hidden": hidden, "labels": labels}
 
 
 def _counts(decision: Mapping[str, Any]) -> bool:
     """Whether the decision layer depends on how often tokens occur."""
-    return any(decision.get(key) for key in COUNTING) or decision.get("assignment") == "frequency"
+    ordered = decision.get("assignment") == "frequency" or decision.get("head") == "adaptive"
+    return ordered or any(decision.get(key) for key in COUNTING)
 
 
 def _looks(decision: Mapping[str, Any], config: RunConfig, text: Text | None) -> bool:

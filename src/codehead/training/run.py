@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from codehead.training.progress import RichProgress
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
 from codehead.training.replacement import Text, batch_size_of
+from codehead.training.stages import Stages
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer
 
@@ -75,17 +77,19 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     tokenizer = _tokenizer(config, rows)
     set_seed(config.seed)
     text = Text(lambda: tokenize(rows.train, tokenizer, config.data.block_size), tokenizer.pad_token_id, config.seed)
-    model: Any = build_model(config, tokenizer, text)
-    if config.calibrate is not None:
-        check_calibration(model, config.calibrate.per_bit)
-    origin["codebook"] = model.config.quantization_config["checksum"] if is_coded(model) else None
-    if not overwrite:
-        folder.check_codebook(origin["codebook"])
-    model = adapt(model, config)
-    validation = None if rows.validation is None else tokenize(rows.validation, tokenizer, config.data.block_size)
-    trainer = _trainer(config, folder, model, tokenizer, [text.examples, validation], callbacks, progress)
-    # Only now is anything written: whatever can be wrong with the configuration has been found.
-    if overwrite:
+    distils = config.distil is not None  # that takes long enough to be killed in, so it is kept
+    with folder.begun(origin, overwrite) if distils else nullcontext(Stages()) as stages:
+        model: Any = build_model(config, tokenizer, text, stages)
+        if config.calibrate is not None:
+            check_calibration(model, config.calibrate.per_bit)
+        origin["codebook"] = model.config.quantization_config["checksum"] if is_coded(model) else None
+        if not overwrite:
+            folder.check_codebook(origin["codebook"])
+        model = adapt(model, config)
+        validation = None if rows.validation is None else tokenize(rows.validation, tokenizer, config.data.block_size)
+        trainer = _trainer(config, folder, model, tokenizer, [text.examples, validation], callbacks, progress)
+    # Only now is anything else written: whatever can be wrong with the configuration has been found.
+    if overwrite and not distils:
         folder.clear()
     clock = _Clock(folder, origin)
     trainer.add_callback(clock)
@@ -96,6 +100,7 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
         trained.save_pretrained(folder.path)  # type: ignore[operator]
         tokenizer.save_pretrained(folder.path)
     folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history, **calibration})
+    folder.stages.remove()
     return folder.path
 
 
