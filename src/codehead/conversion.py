@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
-from codehead.models import is_coded
+from codehead.models import is_coded, to_int8
 from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.training.config import RunConfig
 from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows, tokenize
@@ -145,7 +145,8 @@ def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
     if job.config.calibrate is not None:
         learnt, kept_back = _parted(job.rows.train, job.config.seed)
     model = fit_decision_layer(job.model, job.config, job.text(learnt), job.show, job.stages)
-    return model, {} if kept_back is None else _calibrate(job, model, job.text(kept_back))
+    told = {} if kept_back is None else _calibrate(job, model, job.text(kept_back))
+    return to_int8(model) if job.config.int8 else model, told
 
 
 def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:

@@ -453,3 +453,26 @@ def test_codes_are_read_by_several_decoders(folder: Path, tmp_path: Path) -> Non
 def test_an_unknown_decoder_is_told_before_anything_runs(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CodeheadError, match="unknown decoder 'haming'"):
         protocol(folder, tmp_path, decoders=["haming"])
+
+
+def test_heads_of_few_bytes_end_as_integers(folder: Path, tmp_path: Path) -> None:
+    """A code with longer codewords, and a head without one: rounded in the end, smaller, and told apart."""
+    longer = {"code": "itq", "bits": 16, "loss": "codeword", "refined": 40, "refined_bits": 8, "token_bias": True}
+    low_rank = {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 2}, "loss": "codeword"}
+    adaptive = {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"}
+    distil = {"steps": 2, "tokens": 100}
+    cells = {
+        "softmax": {},
+        "longer": {"decision": longer, "distil": distil},
+        "longer-int8": {"decision": longer, "distil": distil, "int8": True},
+        "low-rank-int8": {"decision": low_rank, "distil": distil, "int8": True},
+        "adaptive": {"decision": adaptive, "distil": distil},
+    }
+    changes = {"cells": cells, "seeds": [0], "answers": None, "timing": None}
+    run_protocol(protocol(folder, tmp_path, **changes), tmp_path / "out", variables=variables(folder))
+    rows = {row.cell: row for row in summarise(read_evidence(tmp_path / "out/results"))}
+    assert set(rows) == set(cells)
+    assert rows["longer-int8"].byte_share < rows["longer"].byte_share
+    assert rows["longer-int8"].label == "Learned ECOC (16, 0) + 8 bits for 40 + bias, int8"
+    assert (rows["longer"].family, rows["adaptive"].family) == ("refined", "peer")
+    assert rows["low-rank-int8"].label == "Low rank 2, int8" and rows["adaptive"].label == "Adaptive softmax [20]"

@@ -140,6 +140,7 @@ class RunConfig:
     decision: dict[str, Any] | None = None
     distil: Distillation | None = None  # a new decision layer learns from the old head first; None: it does not
     calibrate: Calibration | None = None  # in the end, on the validation data; None: it is not
+    int8: bool = False  # whether the weights of the decision layer are rounded to int8 in the end
     adapt: str | None = None  # None: lora for an existing model, full for a new one
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: dict[str, Any] = field(default_factory=dict)
@@ -161,6 +162,8 @@ class RunConfig:
             for key in ("code_params", "head_params"):
                 require_block(self.decision.get(key) or {}, f"decision.{key}")
             refuse_softmax_only(self.training)
+        if self.int8 and self.decision is None:
+            raise ConfigurationError("int8 is true, but there is no new decision layer to be rounded: give decision")
         self._check_distillation()
         self._check_calibration()
         self._check_training()
@@ -174,9 +177,10 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values; `from_dict` restores it.
 
-        `calibrate` is there if it is set: runs that are older than this key keep the checksums of their values.
+        `calibrate` and `int8` are there if they are set: runs that are older than these keys keep the checksums of
+        their values.
         """
-        return {key: value for key, value in asdict(self).items() if key != "calibrate" or value is not None}
+        return {key: value for key, value in asdict(self).items() if key not in ("calibrate", "int8") or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

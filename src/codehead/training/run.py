@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from codehead.errors import ConfigurationError
-from codehead.models import is_coded
+from codehead.models import is_coded, to_int8
 from codehead.models.calibration import calibrate_on_text, check_calibration
 from codehead.training.adapt import adapt, merge
 from codehead.training.config import RunConfig
@@ -96,6 +96,8 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     _train(trainer, folder, has_validation=rows.validation is not None)
     trained = merge(trainer.accelerator.unwrap_model(trainer.model))
     calibration = _calibrate(trained, config, Text(lambda: validation, tokenizer.pad_token_id, config.seed))
+    if config.int8:
+        to_int8(trained)
     if trainer.is_world_process_zero():
         trained.save_pretrained(folder.path)  # type: ignore[operator]
         tokenizer.save_pretrained(folder.path)
