@@ -44,3 +44,20 @@ def test_a_typed_number_is_replaced(tmp_path):
 def test_a_setting_without_results_is_named():
     with pytest.raises(DataError, match="has the setting '7M'"):
         rendered(f"<!-- results: {RESULTS} 7M -->\n<!-- end of results -->", ROOT)
+
+
+def test_some_of_the_cells():
+    text = f"<!-- results: {RESULTS} 1.2M only softmax,minimal -->\n<!-- end of results -->"
+    table = rendered(text, ROOT)
+    assert "Softmax" in table and "Minimal ECOC" in table and "MinRandom" not in table
+    assert rendered(table, ROOT) == table
+
+
+def test_a_cell_without_results_is_named():
+    with pytest.raises(DataError, match="is of the cell 'minimum'"):
+        rendered(f"<!-- results: {RESULTS} 1.2M only softmax,minimum -->\n<!-- end of results -->", ROOT)
+
+
+def test_results_that_were_read_by_one_decoder_have_no_table_of_decoders():
+    with pytest.raises(DataError, match="was read by several decoders"):
+        rendered(f"<!-- decoders: {RESULTS} -->\n<!-- end of decoders -->", ROOT)
