@@ -23,7 +23,8 @@ from codehead.reports.summary import Row, summarise
 from codehead.reports.tables import markdown, markdown_table
 
 BLOCK = re.compile(
-    r"(?P<open><!-- (?P<kind>results|decoders): (?P<folder>\S+)(?: (?!only )(?P<setting>\S+))?(?: only (?P<cells>\S+))? -->\n)"
+    r"(?P<open><!-- (?P<kind>results|decoders): (?P<folder>\S+)"
+    r"(?: (?!only )(?P<setting>\S+))?(?: only (?P<cells>\S+))? -->\n)"
     r".*?(?P<close><!-- end of (?P=kind) -->)",
     re.DOTALL,
 )

@@ -82,8 +82,8 @@ def fit_decision_layer(
         return attach(model, **decision)
     if text is None:
         raise ConfigurationError(
-            "decision.shortlist, token_bias, refined, start, assignment, an adaptive head and a code that grows look at "
-            "training text; give data.train"
+            "decision.shortlist, token_bias, refined, start, assignment, an adaptive head and a code that grows look "
+            "at training text; give data.train"
         )
     old = model.get_output_embeddings()
     counts = text.counts(len(old.weight))
