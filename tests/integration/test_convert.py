@@ -232,8 +232,6 @@ def test_text_too_short_to_set_some_aside_is_refused(stock, tmp_path):
 
 
 def test_the_commands(stock, tmp_path, codehead):
-    status, told, _ = codehead("recommend", str(stock / "model"), "--budget", "60%")
-    assert status == 0 and "dense rows for" in told and "codehead convert" in told
     model, data, out = str(stock / "model"), str(stock / "text.jsonl"), str(tmp_path / "out")
     blocks = ("--block-size", "32")
     status, told, errors = codehead(
@@ -249,5 +247,55 @@ def test_the_commands(stock, tmp_path, codehead):
     assert status == 2 and "has no decision layer to calibrate" in errors
     status, _, errors = codehead("convert", model, "--data", data, "--out", out, "--budget", "5 per cent")
     assert status == 2 and "--budget is '5 per cent'" in errors
-    status, _, errors = codehead("recommend", model, "--budget", "1%")
-    assert status == 2 and "give that at least" in errors
+
+
+def test_recommend_tells_cost_expectation_and_command(tmp_path, codehead):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 1024, "vocab_size": 50_000}))
+    model = str(tmp_path)
+    status, told, _ = codehead("recommend", model, "--budget", "5%")
+    told = " ".join(told.split())
+    assert status == 0 and "dense rows for" in told and "bytes read per token" in told
+    assert f"codehead convert {model} --data YOUR_TEXT --budget 5% --out FOLDER" in told
+    assert "of Softmax's top-1 accuracy" in told and "measured on a model with H=160, V=8,192" in told
+    assert "results/frontier-1" in told and "Yours may differ" in told
+    status, told, _ = codehead("recommend", model, "--budget", "50%")
+    assert status == 0 and "Expected: no number" in told and "top-1 accuracy" not in told
+
+
+def test_recommend_takes_a_length_or_a_speed(tmp_path, codehead):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 1024, "vocab_size": 50_000}))
+    model = str(tmp_path)
+    status, told, _ = codehead("recommend", model, "--bits", "100", "--json")
+    found = json.loads(told)
+    assert status == 0 and found["decision"]["bits"] == 100 and found["command"].count("--bits 100") == 1
+    assert found["costs"]["bytes_stored"] == found["bytes_in_bf16"] == found["byte_share"] * 2 * 1024 * 50_000
+    status, told, _ = codehead("recommend", model, "--speed", "8x", "--json")
+    found = json.loads(told)
+    assert 8 * found["costs"]["multiply_adds"] <= found["softmax"]["multiply_adds"] == 1024 * 50_000
+    assert all(entry["results"].startswith("results/frontier-") for entry in found["expected"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "give one of --budget (such as 5%), --bits (such as 64) and --speed (such as 4x), not none"),
+        (("--budget", "5%", "--speed", "2"), "not --budget and --speed"),
+        (("--budget", "five"), "--budget is 'five'"),
+        (("--speed", "fast"), "--speed is 'fast'"),
+        (("--speed", "-2"), "--speed is '-2'"),
+        (("--budget", "1%"), "give that at least"),
+        (("--bits", "5"), "need codewords of 9 at least"),
+    ],
+)
+def test_recommend_refuses_what_cannot_be(stock, codehead, options, message):
+    status, _, errors = codehead("recommend", str(stock / "model"), *options)
+    assert status == 2 and message in " ".join(errors.split())
+
+
+def test_a_length_can_be_converted_to(stock, tmp_path, codehead):
+    model, data, out = str(stock / "model"), str(stock / "text.jsonl"), str(tmp_path / "out")
+    status, _, errors = codehead(
+        "convert", model, "--data", data, "--out", out, "--bits", "12", "--steps", "2", "--block-size", "32"
+    )
+    assert status == 0, errors
+    assert AutoModelForCausalLM.from_pretrained(out).decision.table.length == 12

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import codehead
 from codehead.errors import ConfigurationError
-from codehead.evaluation.budget import allocate
+from codehead.evaluation.budget import allocate, allocate_bits, allocate_speed
 from codehead.evaluation.size import ModelShape, model_size
 
 SHAPES = st.builds(ModelShape, st.sampled_from([64, 160, 640, 2048]), st.sampled_from([300, 8192, 50_257, 262_144]))
@@ -47,7 +48,74 @@ def test_the_bytes_are_those_of_the_model_that_is_built():
     options = {**found.decision(), "shortlist": list(range(found.shortlist))}
     codehead.attach(model, **options)
     assert found.shortlist > 0 and found.token_bias
-    assert model_size(model, weight_bytes=2).bytes_stored == found.bytes_stored
+    assert model_size(model, weight_bytes=2) == found.size
+
+
+def test_multiply_adds_are_those_of_the_matrix_products():
+    """Counted by running them: one per number of a weight matrix for one position."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    found = allocate(ModelShape(64, 300), 0.3)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=300, bos_token_id=0, eos_token_id=0))
+
+    def counted(layer):
+        with FlopCounterMode(display=False) as counter:
+            layer(torch.zeros(1, 64))
+        return counter.get_total_flops() // 2
+
+    assert counted(model.lm_head) == round(found.speed * found.multiply_adds)
+    codehead.attach(model, **{**found.decision(), "shortlist": list(range(found.shortlist))})
+    assert counted(lambda hidden: model.decision.logits(model.lm_head(hidden))) == found.multiply_adds
+
+
+@given(shape=SHAPES, bits=st.integers(18, 200))
+def test_a_codeword_length_comes_with_a_fifth_of_dense_rows(shape, bits):
+    try:
+        found = allocate_bits(shape, bits)
+    except ConfigurationError:
+        assert shape.num_classes * bits / 8 + 2 * (bits * shape.hidden_size) > shape.num_classes * shape.hidden_size
+        return
+    row, whole = 2 * shape.hidden_size + 4, 2 * shape.hidden_size * shape.num_classes
+    code = found.bytes_stored - found.shortlist * row
+    assert found.bits == bits and 0.8 * found.bytes_stored <= code and found.bytes_stored <= whole
+    assert 0.8 * (found.bytes_stored + row) > code - 1 or found.bytes_stored + row > whole
+
+
+def test_any_codeword_length_that_tells_tokens_apart():
+    assert allocate_bits(ModelShape(160, 8192), 50).bits == 50
+    with pytest.raises(ConfigurationError, match="8,192 tokens need codewords of 13 at least"):
+        allocate_bits(ModelShape(160, 8192), 12)
+    with pytest.raises(ConfigurationError, match="of the Softmax head's bytes; give fewer"):
+        allocate_bits(ModelShape(64, 300), 290)
+
+
+@given(shape=SHAPES, times=st.floats(0.5, 60))
+def test_a_speed_is_kept_and_a_longer_code_would_not(shape, times):
+    try:
+        found = allocate_speed(shape, times)
+    except ConfigurationError:
+        least = 8 * -(-(shape.num_classes - 1).bit_length() // 8)
+        assert least * (shape.hidden_size + shape.num_classes) * times > shape.hidden_size * shape.num_classes * 0.7
+        return
+    whole = shape.hidden_size * shape.num_classes
+    assert found.multiply_adds * times <= whole * (1 + 1e-9)
+    assert found.bytes_stored <= 2 * whole
+    if found.bits < 1024:
+        try:
+            longer = allocate_bits(shape, found.bits + 8)
+        except ConfigurationError:
+            return
+        assert longer.multiply_adds * times > whole * (1 - 1e-9)
+
+
+def test_a_speed_too_high_names_the_highest():
+    shape = ModelShape(160, 8192)
+    with pytest.raises(ConfigurationError, match=r"comes to (\d+\.\d) times; give no more") as told:
+        allocate_speed(shape, 50)
+    highest = float(str(told.value).split("comes to ")[1].split(" times")[0])
+    assert allocate_speed(shape, highest - 0.1).bits == 16
+    with pytest.raises(ConfigurationError, match="speed is nan"):
+        allocate_speed(shape, float("nan"))
 
 
 def test_a_budget_too_small_for_codewords_names_the_least():

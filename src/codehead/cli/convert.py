@@ -1,50 +1,25 @@
-"""`codehead convert` and `codehead recommend`: a smaller head for a model that is there."""
+"""`codehead convert`: a smaller head for a model that is there."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from codehead.evaluation.budget import Allocation
-    from codehead.evaluation.size import ModelShape
+from codehead.cli import options as opt
 
-Budget = Annotated[str, typer.Option("--budget", help="Bytes of the new head, as a share of the old one's in bf16.")]
 HELD_OUT = 0.05
 """Of the documents: measured before and after, not learnt from."""
-
-
-def recommend(
-    model: Annotated[str, typer.Argument(help="Hub id, local folder or config.json.")],
-    budget: Budget = "5%",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Tell which decision layer fits a budget, what it weighs, and the command that builds it."""
-    from rich.console import Console
-
-    from codehead.evaluation.budget import allocate
-    from codehead.evaluation.size import model_shape
-
-    shape = model_shape(model)
-    found = allocate(shape, read_budget(budget))
-    if as_json:
-        typer.echo(json.dumps({"decision": found.decision(), "bytes_in_bf16": found.bytes_stored}, indent=2))
-        return
-    console = Console(highlight=False)
-    console.print(_told(shape, found), markup=False, soft_wrap=True)
-    console.print(
-        f"codehead convert {model} --data YOUR_TEXT --budget {budget} --out FOLDER", markup=False, soft_wrap=True
-    )
 
 
 def convert(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a stock causal language model.")],
     data: Annotated[str, typer.Option("--data", help="Text like yours: hub id or local file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the converted checkpoint.")],
-    budget: Budget = "5%",
+    budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET, show_default="5%")] = None,
+    bits: opt.Bits = None,
+    speed: opt.Speed = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="In which the new head learns from the old one.")] = 500,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of the text that it learns from.")] = 100_000,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1, help="Read no more.")] = None,
@@ -65,17 +40,16 @@ def convert(
     """
     from rich.console import Console
 
+    from codehead.cli.allocation import chosen, told
     from codehead.cli.change import show_change
     from codehead.cli.output import check_folder
     from codehead.conversion import convert as run
-    from codehead.evaluation.budget import allocate
     from codehead.evaluation.size import model_shape
     from codehead.training.config import RunConfig
     from codehead.training.progress import shown
 
     check_folder(out)
-    shape = model_shape(model)
-    found = allocate(shape, read_budget(budget))
+    found = chosen(model_shape(model), budget, bits, speed, default="5%")
     config = RunConfig.from_dict(
         {
             "model": model,
@@ -93,31 +67,8 @@ def convert(
         }
     )  # fmt: skip
     console = Console(stderr=True, highlight=False)
-    console.print(_told(shape, found), markup=False, soft_wrap=True)
+    console.print(told(found), markup=False, soft_wrap=True)
     with shown(console) as show:
         record = run(config, overwrite=overwrite, show=show)
     show_change(record, "old head", "new head")
     Console(highlight=False).print(f"Saved to {out}", markup=False, soft_wrap=True)
-
-
-def read_budget(text: str) -> float:
-    """`5%` or `0.05` as 0.05; a ConfigurationError otherwise."""
-    from codehead.errors import ConfigurationError
-
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise ConfigurationError(f"--budget is {text!r}; give a share of the old head's bytes, such as 5% or 0.05")
-    return share
-
-
-def _told(shape: ModelShape, found: Allocation) -> str:
-    whole = 2 * shape.num_classes * shape.hidden_size
-    parts = [f"{found.bits} bits", f"dense rows for {found.shortlist:,} tokens"]
-    parts += ["a bias for every token"] if found.token_bias else []
-    return (
-        f"H = {shape.hidden_size:,}, V = {shape.num_classes:,}: {', '.join(parts)}. {found.bytes_stored:,} bytes, "
-        f"{found.bytes_stored / whole:.2%} of the Softmax head's {whole:,} in bf16."
-    )

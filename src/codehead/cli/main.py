@@ -14,13 +14,14 @@ from codehead.cli import protocol
 from codehead.cli.attach import attach
 from codehead.cli.calibrate import calibrate
 from codehead.cli.code import code
-from codehead.cli.convert import convert, recommend
+from codehead.cli.convert import convert
 from codehead.cli.demo import demo
 from codehead.cli.evaluate import evaluate
 from codehead.cli.finetune import finetune
 from codehead.cli.generate import generate
 from codehead.cli.params import params
 from codehead.cli.pretrain import pretrain
+from codehead.cli.recommend import recommend
 from codehead.errors import CodeheadError
 
 FULL_DISK = ("no space left on device", "storagefull", "enforce fail at inline_container")

@@ -33,7 +33,9 @@ Tokenizer = Annotated[
 Code = Annotated[str | None, typer.Option("--code", help="Design, or a saved codebook.", rich_help_panel=DECISION)]
 Bits = Annotated[int | None, typer.Option("--bits", help="Codeword length n.", rich_help_panel=DECISION)]
 Head = Annotated[str | None, typer.Option("--head", help="linear, mtl, tower, chain, …", rich_help_panel=DECISION)]
-Width = Annotated[int | None, typer.Option("--width", help="Hidden width d of mtl, tower, chain.", rich_help_panel=DECISION)]
+Width = Annotated[
+    int | None, typer.Option("--width", help="Hidden width d of mtl, tower, chain.", rich_help_panel=DECISION)
+]
 Loss = Annotated[str | None, typer.Option("--loss", help="bitwise or codeword.", rich_help_panel=DECISION)]
 Decoder = Annotated[
     str | None,
@@ -49,6 +51,13 @@ TokenBias = Annotated[
 ]
 Start = Annotated[
     str | None, typer.Option("--start", help="random, or old_head: near the Softmax head.", rich_help_panel=DECISION)
+]
+
+BUDGET = "Bytes of the new head, as a share of the old one's in bf16, such as 5%."
+Budget = Annotated[str | None, typer.Option("--budget", help=BUDGET)]
+Speed = Annotated[
+    str | None,
+    typer.Option("--speed", help="How many times fewer multiply-adds per token than Softmax's, such as 4x."),
 ]
 
 Train = Annotated[str | None, typer.Option("--train", help="Hub id or local file.", rich_help_panel=DATA)]

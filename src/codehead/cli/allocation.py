@@ -1,0 +1,70 @@
+"""What `recommend` and `convert` share: a budget, a codeword length or a speed → a decision layer, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from codehead.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from codehead.evaluation.budget import Allocation
+    from codehead.evaluation.size import ModelShape
+
+
+def chosen(
+    shape: ModelShape, budget: str | None, bits: int | None, speed: str | None, default: str | None = None
+) -> Allocation:
+    """The decision layer that one of --budget, --bits and --speed asks for; a budget of `default` if none is given.
+
+    ConfigurationError if several are given, or none without a default.
+    """
+    from codehead.evaluation.budget import allocate, allocate_bits, allocate_speed
+
+    given = [name for name, value in (("--budget", budget), ("--bits", bits), ("--speed", speed)) if value is not None]
+    if len(given) > 1 or not (given or default):
+        raise ConfigurationError(
+            f"give one of --budget (such as 5%), --bits (such as 64) and --speed (such as 4x), not "
+            f"{' and '.join(given) or 'none'}"
+        )
+    if bits is not None:
+        return allocate_bits(shape, bits)
+    if speed is not None:
+        return allocate_speed(shape, read_speed(speed))
+    return allocate(shape, read_budget(budget or default or ""))
+
+
+def read_budget(text: str) -> float:
+    """`5%` or `0.05` as 0.05; a ConfigurationError otherwise."""
+    share = _number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 < share <= 1:
+        raise ConfigurationError(f"--budget is {text!r}; give a share of the old head's bytes, such as 5% or 0.05")
+    return share
+
+
+def read_speed(text: str) -> float:
+    """`4x` or `4` as 4.0; a ConfigurationError otherwise."""
+    times = _number(text.lower().removesuffix("x"))
+    if not times > 0:
+        raise ConfigurationError(f"--speed is {text!r}; give how many times fewer multiply-adds, such as 4x")
+    return times
+
+
+def told(found: Allocation) -> str:
+    """The decision layer and its bytes, in a line."""
+    from codehead.evaluation.budget import softmax_bytes
+
+    parts = [f"{found.bits} bits", f"dense rows for {found.shortlist:,} tokens"]
+    parts += ["a bias for every token"] if found.token_bias else []
+    shape = found.shape
+    return (
+        f"H = {shape.hidden_size:,}, V = {shape.num_classes:,}: {', '.join(parts)}. {found.bytes_stored:,} bytes, "
+        f"{found.byte_share:.2%} of the Softmax head's {softmax_bytes(shape):,} in bf16."
+    )
+
+
+def _number(text: str) -> float:
+    """The number that a text is; 0 if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

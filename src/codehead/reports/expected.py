@@ -1,0 +1,106 @@
+"""Renders `codehead/evaluation/expected.json` from the results of the protocols that measure accuracy per byte.
+
+python -m codehead.reports.expected results
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from codehead.evaluation.budget import Allocation
+from codehead.evaluation.expected import FILE, METRICS
+from codehead.evaluation.result import Result, write_json
+from codehead.evaluation.size import ModelShape
+from codehead.reports.evidence import Evidence, read_evidence
+from codehead.reports.summary import Estimate, Row, summarise
+
+FOLDERS = "frontier-*"
+SHARES = dict(zip(METRICS, ("share", "perplexity_ratio"), strict=True))  # what the summary calls them
+BY_SIZE = ("bits", "shortlist", "token_bias", "seed")
+"""Keys of a decision that a budget decides, or that make no difference."""
+DIGITS = 6
+
+
+def render(results: Path) -> dict[str, Any]:
+    """The set-ups of every folder `frontier-*` in `results`: cells like those that `allocate` gives."""
+    found = [entry for folder in sorted(results.glob(FOLDERS)) for entry in _set_ups(folder)]
+    return {"set_ups": found}
+
+
+def _set_ups(folder: Path) -> Iterator[dict[str, Any]]:
+    """One per setting and way of learning, with at least two budgets."""
+    evidence = read_evidence(folder)
+    rows = {(row.setting, row.cell): row for row in summarise(evidence) if {*SHARES.values()} <= row.values.keys()}
+    groups: dict[tuple[str, str], dict[str, Result]] = {}
+    for result in evidence.results.values():
+        known = (result.config["setting"], result.config["cell"]) in rows
+        if known and _is_like_ours(result.config["run"]):
+            key = (result.config["setting"], _learnt(result.config["run"]))
+            groups.setdefault(key, {}).setdefault(result.config["cell"], result)
+    for (setting, learnt), cells in sorted(groups.items()):
+        points = sorted((_point(rows[setting, cell]) for cell in cells), key=lambda point: point["byte_share"])
+        if len(points) > 1:
+            shape = _shape(evidence, next(iter(cells.values())))
+            yield {
+                "results": f"results/{folder.name}",
+                "setting": setting,
+                "hidden_size": shape.hidden_size,
+                "num_classes": shape.num_classes,
+                "learnt": learnt,
+                "seeds": min(rows[setting, cell].seeds for cell in cells),
+                "points": points,
+            }
+
+
+def _is_like_ours(run: Mapping[str, Any]) -> bool:
+    """Whether a run's decision layer is one that `allocate` may give, learnt from the old head."""
+    decision, like = run.get("decision") or {}, Allocation(ModelShape(1, 2), 1, 0, True).decision()
+    fixed = [{key: value for key, value in keys.items() if key not in BY_SIZE} for keys in (decision, like)]
+    return run.get("distil") is not None and not run.get("int8") and fixed[0] == fixed[1]
+
+
+def _learnt(run: Mapping[str, Any]) -> str:
+    """How a decision layer learnt, in words."""
+    training = run.get("training") or {}
+    words = [f"{run['distil'].get('steps', 500)} steps of learning from the old head"]
+    if training.get("max_steps"):
+        words.append(f"{training['max_steps']} of training ({run.get('adapt') or 'lora'})")
+    if run.get("calibrate"):
+        words.append("calibrated")
+    return ", then ".join(words)
+
+
+def _shape(evidence: Evidence, coded: Result) -> ModelShape:
+    """H and V of the model, from what its heads weigh."""
+    size, bits = coded.metrics["size"], coded.metrics["decision"]["bits"]
+    num_classes = size["codebook_bytes"] // ((bits + 7) // 8)
+    setting, cell = coded.config["setting"], coded.config["reference"]
+    softmax = next(
+        result
+        for result in evidence.results.values()
+        if (result.config["setting"], result.config["cell"]) == (setting, cell)
+    )
+    return ModelShape(softmax.metrics["size"]["head_parameters"] // num_classes, num_classes)
+
+
+def _point(row: Row) -> dict[str, Any]:
+    assert row.byte_share is not None
+    return {"byte_share": row.byte_share, **{name: _value(row.values[source]) for name, source in SHARES.items()}}
+
+
+def _value(estimate: Estimate) -> dict[str, float | None]:
+    width = estimate.half_width
+    return {"mean": round(estimate.mean, DIGITS), "half_width": None if width is None else round(width, DIGITS)}
+
+
+def main(results: str) -> None:
+    """Write the packaged file anew, and print it."""
+    print(json.dumps(json.loads(write_json(FILE, render(Path(results))).read_text(encoding="utf-8")), indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
