@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,40 +55,82 @@ def test_between_two_budgets_it_is_linear_in_log_bytes():
     assert set_up.at(math.nextafter(0.08, 1)) is not None and set_up.at(0.081) is None
 
 
-def copied(results, folder, change=lambda config: config, cells=("softmax", "code-2", "code-15")):
-    """Result files of frontier-1 with another configuration."""
-    for cell in cells:
-        for path in (results / "frontier-1").glob(f"{cell}--*.json"):
-            result = Result.read(path)
-            replace(result, config=change(json.loads(json.dumps(result.config)))).write(folder / path.name)
+HIDDEN, VOCABULARY = 32, 1000
+WHOLE = 2 * HIDDEN * VOCABULARY
+OURS = {"code": "itq", "loss": "codeword", "token_bias": True}
 
 
-def test_all_folders_of_accuracy_per_byte_are_told_each_by_itself(results, tmp_path):
-    def longer(config):
-        config["run"]["training"]["max_steps"] = 900
-        return config
+def cell(bits=None, share=1.0, top1=0.4, **run):
+    """What is made up of a cell: its bits (None: Softmax), share of bytes, accuracy and configuration."""
+    if bits is not None:
+        run = {"decision": {**OURS, "bits": bits, "shortlist": bits, "seed": 3}, "distil": {"steps": 70}, **run}
+    return {"bits": bits, "share": share, "top1": top1, "run": {"training": {"max_steps": 20}, **run}}
 
-    copied(results, tmp_path / "frontier-1")
-    copied(results, tmp_path / "frontier-2", longer)
-    copied(results, tmp_path / "other-1")
-    first, second = render(tmp_path)["set_ups"]
-    assert (first["results"], second["results"]) == ("results/frontier-1", "results/frontier-2")
-    assert "900 of training" in second["learnt"] and "200 of training" in first["learnt"]
-    assert first["points"] == second["points"] and len(first["points"]) == 2
-    assert (first["hidden_size"], first["num_classes"], first["seeds"]) == (160, 8192, 3)
+
+CELLS = {"softmax": cell(), "small": cell(16, 0.02, 0.3), "large": cell(48, 0.08, 0.36)}
+
+
+def write(folder, cells, setting="", seeds=3):
+    """The result files of a protocol that nobody ran."""
+    for name, made in cells.items():
+        bits, seed_free = (
+            made["bits"],
+            {"protocol": folder.name, "cell": name, "setting": setting, "reference": "softmax"},
+        )
+        size = {
+            "head_parameters": HIDDEN * (bits or VOCABULARY),
+            "codebook_bytes": VOCABULARY * -(-(bits or 0) // 8),
+            "bytes_in_bf16": round(made["share"] * WHOLE),
+        }
+        for seed in range(seeds):
+            config = {**seed_free, "seed": seed, "run": made["run"]}
+            decision = bits and {"design": "learned", "bits": bits, "head": "linear", "width": 0, "loss": "codeword"}
+            test = {"top1": made["top1"] + 0.001 * seed, "top5": 0.5, "perplexity": 4 / made["top1"]}
+            metrics = {"test": test, "size": size, "decision": decision, "history": [{"loss": 1.0}]}
+            Result(name, config, metrics, {}).write(folder / f"{setting}{name}--seed-{seed}.json")
+
+
+def test_what_is_rendered_is_what_was_measured(tmp_path):
+    write(tmp_path / "frontier-1", CELLS)
+    (found,) = render(tmp_path)["set_ups"]
+    assert (found["results"], found["hidden_size"], found["num_classes"]) == ("results/frontier-1", 32, 1000)
+    assert found["learnt"] == "70 steps of learning from the old head, then 20 of training (lora)"
+    assert [point["byte_share"] for point in found["points"]] == [0.02, 0.08]
+    small = found["points"][0]
+    assert small["top1_share"]["mean"] == pytest.approx(0.75, abs=0.002) and small["top1_share"]["half_width"] > 0
+    assert small["perplexity_ratio"]["mean"] == pytest.approx(4 / 3)
+
+
+def test_all_folders_and_settings_are_told_each_by_itself(tmp_path):
+    write(tmp_path / "frontier-1", CELLS)
+    write(tmp_path / "frontier-2", CELLS, setting="wide")
+    write(tmp_path / "frontier-2", CELLS, setting="narrow", seeds=1)
+    write(tmp_path / "other-1", CELLS)
+    found = [(entry["results"], entry["setting"], entry["seeds"]) for entry in render(tmp_path)["set_ups"]]
+    second = "results/frontier-2"
+    assert found == [("results/frontier-1", "", 3), (second, "narrow", 1), (second, "wide", 3)]
+
+
+def test_ways_of_learning_are_not_mixed(tmp_path):
+    longer = {
+        "small, longer": cell(16, 0.02, 0.35, distil={"steps": 700}, calibrate={}),
+        "large, longer": cell(48, 0.08, 0.38, distil={"steps": 700}, calibrate={}),
+    }
+    write(tmp_path / "frontier-1", {**CELLS, **longer})
+    learnt = [entry["learnt"] for entry in render(tmp_path)["set_ups"]]
+    assert len(learnt) == 2 and learnt[1].startswith("700 steps") and learnt[1].endswith("then calibrated")
 
 
 @pytest.mark.parametrize(
-    "changes", [{"int8": True}, {"distil": None}, {"decision": {"code": "minrandom", "bits": 64, "loss": "codeword"}}]
+    "changes",
+    [
+        {"int8": True},
+        {"distil": None},
+        {"decision": {**OURS, "code": "minrandom", "bits": 48}},
+        {"decision": {**OURS, "bits": 48, "refined": 100, "refined_bits": 8}},
+        {"decision": {**OURS, "bits": 48, "head": "mtl", "width": 8}},
+    ],
 )
-def test_what_recommend_would_not_build_is_not_taken_for_it(results, tmp_path, changes):
-    def changed(config):
-        return config if config["cell"] == "softmax" else {**config, "run": {**config["run"], **changes}}
-
-    copied(results, tmp_path / "frontier-1", changed)
-    assert render(tmp_path) == {"set_ups": []}
-
-
-def test_other_heads_and_peers_are_left_out(results, tmp_path):
-    copied(results, tmp_path / "frontier-1", cells=("softmax", "code-2", "low-rank-*", "int*", "trimmed-*"))
+def test_what_recommend_would_not_build_is_not_taken_for_it(tmp_path, changes):
+    write(tmp_path / "frontier-1", {**CELLS, "large": cell(48, 0.08, 0.36, **changes)})
     assert render(tmp_path) == {"set_ups": []}  # one budget alone is no curve

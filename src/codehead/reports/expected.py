@@ -69,7 +69,7 @@ def _learnt(run: Mapping[str, Any]) -> str:
     words = [f"{run['distil'].get('steps', 500)} steps of learning from the old head"]
     if training.get("max_steps"):
         words.append(f"{training['max_steps']} of training ({run.get('adapt') or 'lora'})")
-    if run.get("calibrate"):
+    if run.get("calibrate") is not None:
         words.append("calibrated")
     return ", then ".join(words)
 
