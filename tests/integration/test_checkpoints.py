@@ -155,9 +155,11 @@ LOAD = "from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["linear", "mtl", "ternary"])
-def test_without_codehead_loading_fails_readably(layer, coded, tmp_path):
-    coded("llama", **LAYERS[layer]).save_pretrained(tmp_path)
+@pytest.mark.parametrize("rounded", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("layer", ["linear", "mtl", "ternary", "corrected"])
+def test_without_codehead_loading_fails_readably(layer, rounded, coded, tmp_path):
+    model = coded("llama", **LAYERS[layer])
+    (codehead.to_int8(model) if rounded else model).save_pretrained(tmp_path)
     process = run_without_codehead(LOAD, tmp_path)
     assert process.returncode != 0
     assert "codehead" in process.stderr

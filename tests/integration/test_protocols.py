@@ -380,6 +380,7 @@ PEERS = {
     "int4": {"peer": {"bits": 4, "group": 8}},
     "int2-corrected": {"peer": {"bits": 2, "group": 8, "corrected": True}},
     "trimmed": {"peer": {"keep": 50}},
+    "trimmed-int8": {"peer": {"keep": 50, "bits": 8, "group": 16}},
     "coded": {"decision": {"code": "itq", "bits": 12, "loss": "codeword", "token_bias": True}, "distil": {"steps": 3}},
 }
 
@@ -391,19 +392,21 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
     only_peers = run_protocol(
         run, tmp_path, store=finished / "store", variables=variables(folder), only=["int", "trim"]
     )
-    assert len(only_peers.finished) == 3
+    assert len(only_peers.finished) == 4
     outcome = run_protocol(run, tmp_path, store=finished / "store", variables=variables(folder))
     assert sorted(outcome.finished) == ["coded/seed-0", "softmax/seed-0"] and not outcome.failed
     found = {name.split("/")[1]: result.metrics for name, result in results(tmp_path).items()}
     whole = found["softmax"]["size"]["bytes_in_bf16"]
     assert found["int4"]["size"]["bytes_in_bf16"] == whole // 4 + 4 * 300 * 2
     assert found["trimmed"]["size"]["bytes_in_bf16"] == 2 * 50 * 16
+    assert found["trimmed-int8"]["size"]["bytes_in_bf16"] == 50 * 16 + 50 * 4
+    assert found["trimmed-int8"]["test"]["top1"] == pytest.approx(found["trimmed"]["test"]["top1"], abs=0.02)
     assert found["coded"]["size"]["bytes_in_bf16"] == 2 * (12 * 16 + 300) + 2 * 300
     assert found["trimmed"]["test"]["perplexity"] is None  # some tokens of the test split have no probability
     assert 0 < abs(found["int4"]["test"]["perplexity"] / found["softmax"]["test"]["perplexity"] - 1) < 0.01
     assert found["int4"]["history"] == found["softmax"]["history"]
     rows = {row.label: row for row in summarise(read_evidence(tmp_path / "results"))}
-    assert {"int4, rounded", "int2, error-corrected", "Trimmed to 50 tokens"} < set(rows)
+    assert {"int4, rounded", "int2, error-corrected", "Trimmed to 50 tokens", "Trimmed to 50 tokens, int8"} < set(rows)
     assert rows["int4, rounded"].byte_share == pytest.approx(0.25 + 4 * 300 * 2 / whole)
     (picture,) = frontier(list(rows.values()))
     assert "Perplexity" in [panel.title for panel in picture.panels]
@@ -413,8 +416,8 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ({"int4": {"peer": {"bits": 4, "keep": 3}}}, "give one of the two"),
-        ({"int4": {"peer": {}}}, "give one of the two"),
+        ({"int4": {"peer": {"bits": 0, "keep": 3}}}, "peer.bits is 0"),
+        ({"int4": {"peer": {}}}, "to be trimmed, or both: give one"),
         ({"int4": {"peer": {"bitz": 4}}}, r"unknown key 'cells.int4.peer.bitz'; did you mean 'bits'"),
         ({"int4": {"peer": {"bits": 4}, "seed": 1}}, "cells.int4 is a peer of 'softmax'"),
         ({"softmax": {"peer": {"bits": 4}}}, "cells.softmax is a peer of 'softmax'"),

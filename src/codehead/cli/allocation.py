@@ -53,7 +53,9 @@ def told(found: Allocation) -> str:
     """The decision layer and its bytes, in a line."""
     from codehead.evaluation.budget import softmax_bytes
 
-    parts = [f"{found.bits} bits", f"dense rows for {found.shortlist:,} tokens"]
+    parts = [f"{found.bits} bits"]
+    parts += [f"{found.refined_bits} more for the {found.refined:,} most frequent tokens"] if found.refined else []
+    parts += [f"dense rows for {found.shortlist:,}"] if found.shortlist else []
     parts += ["a bias for every token"] if found.token_bias else []
     shape = found.shape
     return (

@@ -21,7 +21,8 @@ COSTS = {
     "multiply_adds": "multiply-adds per token",
 }
 NOTE = (
-    "Weights in bf16; resident and read: with the codewords unpacked to float32, as the plain matrix product has them."
+    "Weights in int8, of Softmax in bf16; resident and read: with the codewords unpacked to float32, as the plain "
+    "matrix product has them."
 )
 TRAINED = "It learns from the old head alone; where training is part of what was measured, codehead finetune goes on."
 TIED = "This model ties its head to the input embedding, which stays: a code saves what is computed, not memory."
@@ -64,7 +65,7 @@ def _as_dict(found: Allocation, command: str) -> dict[str, Any]:
         expected.append({**described, "measured": list(set_up.measured), "expected": values or None})
     return {
         "decision": found.decision(),
-        "bytes_in_bf16": found.bytes_stored,
+        "bytes_stored": found.bytes_stored,
         "byte_share": found.byte_share,
         "costs": _costs(found),
         "softmax": _softmax_costs(found),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from codehead.codes.design import minimal_length
@@ -11,8 +10,12 @@ from codehead.codes.packing import row_bytes
 from codehead.errors import ConfigurationError
 from codehead.evaluation.size import FLOAT32_BYTES, WEIGHT_BYTES, DecisionSize, ModelShape
 
-CODE_SHARE = 0.8
-"""Of the budget: codewords, the head that predicts them and a bias per token; dense rows get what is left."""
+CODE_SHARE = 0.45
+"""Of the budget: the codewords of all tokens and the rows of the head that predict them."""
+LONGER_SHARE = 0.8
+"""The same with a bias per token and the further bits of frequent tokens; dense rows get what is left."""
+FREQUENT = 4
+"""One token in so many has a longer codeword."""
 STEP = 8
 """Codeword lengths are multiples of this, unless one is asked for: a packed row takes whole bytes."""
 ID_BYTES = 4
@@ -23,40 +26,57 @@ LONGEST = 1024
 
 @dataclass(frozen=True)
 class Allocation:
-    """Codeword length, dense rows and bias per token of a decision layer for a model of this shape."""
+    """A decision layer for a model of this shape, its weights in int8."""
 
     shape: ModelShape
     bits: int
-    shortlist: int
-    token_bias: bool
+    token_bias: bool = True
+    refined_bits: int = 0
+    """Further bits of the most frequent tokens."""
+    shortlist: int = 0
+    """Dense rows."""
+
+    @property
+    def refined(self) -> int:
+        """Tokens with further bits."""
+        return self.shape.num_classes // FREQUENT if self.refined_bits else 0
+
+    @property
+    def rows(self) -> int:
+        """Of the head: for bits, further bits and listed tokens."""
+        return self.bits + self.refined_bits + self.shortlist
 
     @property
     def size(self) -> DecisionSize:
-        """What it weighs, with weights in bf16."""
+        """What it weighs: weights in int8, a scale in bf16 per row and one for the bias."""
         hidden, tokens = self.shape.hidden_size, self.shape.num_classes
-        parameters = hidden * (self.bits + self.shortlist) + (tokens if self.token_bias else 0)
-        packed, unpacked = tokens * row_bytes(self.bits), FLOAT32_BYTES * tokens * self.bits
-        weights = WEIGHT_BYTES * parameters + ID_BYTES * self.shortlist
-        return DecisionSize(parameters, weights + packed, weights + packed + unpacked, weights + unpacked, packed)
+        weights = self.rows * hidden + (tokens if self.token_bias else 0)
+        scales = self.rows + int(self.token_bias)
+        packed = tokens * row_bytes(self.bits)
+        further = self.refined * row_bytes(self.refined_bits) + (row_bytes(tokens) if self.refined else 0)
+        unpacked = FLOAT32_BYTES * (tokens * self.bits + self.refined * self.refined_bits)
+        stored = weights + WEIGHT_BYTES * scales + further + ID_BYTES * self.shortlist
+        return DecisionSize(weights + scales, stored + packed, stored + packed + unpacked, stored + unpacked, packed)
 
     @property
     def bytes_stored(self) -> int:
-        """What it takes on disk, with weights in bf16."""
+        """What it takes on disk."""
         return self.size.bytes_stored
 
     @property
     def byte_share(self) -> float:
-        """Of the Softmax head's bytes, both stored with weights in bf16."""
+        """Of the Softmax head's bytes in bf16."""
         return self.bytes_stored / softmax_bytes(self.shape)
 
     @property
     def multiply_adds(self) -> int:
-        """Per token: head, dense rows, and the product of the bit logits with the codeword matrix.
+        """Per token: head, dense rows, and the products of the bit logits with the codeword matrices.
 
-        `hidden · (bits + shortlist) + bits · V`, each symbol of a codeword as a number, as the matmul decoder has it;
-        additions of biases are not counted. A Softmax head has `hidden · V`.
+        `hidden · rows + bits · V`, and `refined_bits` for every longer codeword; each symbol of a codeword as a number,
+        as the matmul decoder has it; additions of biases are not counted. A Softmax head has `hidden · V`.
         """
-        return self.shape.hidden_size * (self.bits + self.shortlist) + self.bits * self.shape.num_classes
+        codewords = self.bits * self.shape.num_classes + self.refined_bits * self.refined
+        return self.shape.hidden_size * self.rows + codewords
 
     @property
     def speed(self) -> float:
@@ -69,6 +89,8 @@ class Allocation:
             "code": "itq",
             "bits": self.bits,
             "loss": "codeword",
+            "refined": self.refined,
+            "refined_bits": self.refined_bits,
             "shortlist": self.shortlist,
             "token_bias": self.token_bias,
         }
@@ -85,41 +107,39 @@ def softmax_multiply_adds(shape: ModelShape) -> int:
 
 
 def allocate(shape: ModelShape, share: float) -> Allocation:
-    """The code, shortlist and bias for `share` (0 to 1) of the Softmax head's bytes in bf16.
+    """The decision layer for `share` (0 to 1) of the Softmax head's bytes in bf16.
 
-    The longest code that leaves a fifth of the budget to dense rows; below that, the shortest code there is, without
-    a bias if need be. ConfigurationError names the least share if even that is too much.
+    The longest code within CODE_SHARE of them; a bias per token; the longest further bits within LONGER_SHARE; dense
+    rows for what is left. With too small a budget, the shortest code there is, without a bias if need be.
+    ConfigurationError names the least share if even that is too much.
     """
     if not 0 < share <= 1:
         raise ConfigurationError(f"budget is {share!r}; give a share of the Softmax head's bytes, such as 5%")
     total = int(share * softmax_bytes(shape))
-    fitting = [bits for bits in _lengths(shape) if Allocation(shape, bits, 0, True).bytes_stored <= CODE_SHARE * total]
-    bare = Allocation(shape, max(fitting, default=_lengths(shape)[0]), 0, True)
-    if bare.bytes_stored > total:
-        bare = dataclasses.replace(bare, token_bias=False)
-    if bare.bytes_stored > total:
+    fitting = [bits for bits in _lengths(shape) if _code(shape, bits).bytes_stored <= CODE_SHARE * total]
+    code = _code(shape, max(fitting, default=_lengths(shape)[0]))
+    if code.bytes_stored > total:
         raise ConfigurationError(
-            f"budget is {share:.2%} of the Softmax head's bytes, but {shape.num_classes:,} codewords of {bare.bits} "
-            f"bits and the head for them take {bare.byte_share:.2%}; give that at least"
+            f"budget is {share:.2%} of the Softmax head's bytes, but {shape.num_classes:,} codewords of {code.bits} "
+            f"bits and the head for them take {code.byte_share:.2%}; give that at least"
         )
-    return _with_rows(bare, total)
+    return _filled(code, total)
 
 
 def allocate_bits(shape: ModelShape, bits: int) -> Allocation:
-    """The decision layer of a given codeword length, with the dense rows that a budget which comes to it would have.
+    """The decision layer of a given codeword length, with all that a budget which comes to it would add.
 
     ConfigurationError if so many bits cannot tell the tokens apart, or weigh more than the Softmax head.
     """
     least = minimal_length(shape.num_classes)
     if bits < least:
         raise ConfigurationError(f"bits is {bits}, but {shape.num_classes:,} tokens need codewords of {least} at least")
-    bare = Allocation(shape, bits, 0, True)
-    if bare.bytes_stored > softmax_bytes(shape):
+    code = _code(shape, bits)
+    if code.bytes_stored > softmax_bytes(shape):
         raise ConfigurationError(
-            f"bits is {bits}: codewords, head and bias take {bare.byte_share:.0%} of the Softmax head's bytes; give "
-            "fewer"
+            f"bits is {bits}: codewords and head take {code.byte_share:.0%} of the Softmax head's bytes; give fewer"
         )
-    return _with_rows(bare, min(int(bare.bytes_stored / CODE_SHARE), softmax_bytes(shape)))
+    return _filled(code, min(int(code.bytes_stored / CODE_SHARE), softmax_bytes(shape)))
 
 
 def allocate_speed(shape: ModelShape, times: float) -> Allocation:
@@ -149,10 +169,20 @@ def _lengths(shape: ModelShape) -> range:
 
 
 def _weighs_less(shape: ModelShape, bits: int) -> bool:
-    return Allocation(shape, bits, 0, True).bytes_stored <= softmax_bytes(shape)
+    return _code(shape, bits).bytes_stored <= softmax_bytes(shape)
 
 
-def _with_rows(bare: Allocation, total: int) -> Allocation:
-    """With as many dense rows as bring it to `total` bytes."""
-    row = WEIGHT_BYTES * bare.shape.hidden_size + ID_BYTES
-    return dataclasses.replace(bare, shortlist=min((total - bare.bytes_stored) // row, bare.shape.num_classes))
+def _code(shape: ModelShape, bits: int) -> Allocation:
+    return Allocation(shape, bits, token_bias=False)
+
+
+def _filled(code: Allocation, total: int) -> Allocation:
+    """With the bias, the further bits and the dense rows that bring it to `total` bytes."""
+    biased = replace(code, token_bias=True)
+    bare = biased if biased.bytes_stored <= total else code
+    least = minimal_length(max(2, bare.shape.num_classes // FREQUENT))
+    longer = [replace(bare, refined_bits=bits) for bits in range(-(-least // STEP) * STEP, LONGEST + 1, STEP)]
+    fitting = [each for each in longer if each.bytes_stored <= LONGER_SHARE * total]
+    chosen = fitting[-1] if fitting and bare.shape.num_classes >= 2 * FREQUENT else bare
+    row = bare.shape.hidden_size + WEIGHT_BYTES + ID_BYTES
+    return replace(chosen, shortlist=min((total - chosen.bytes_stored) // row, chosen.shape.num_classes))

@@ -49,9 +49,15 @@ def quantised(weight: Tensor, bits: int, group: int, moments: Tensor | None = No
 
 def trimmed(weight: Tensor, keep: Tensor) -> Peer:
     """The rows `keep` `(K,)` of a head in bf16; all other tokens can never be predicted."""
-    rows = torch.full_like(weight, float("nan"), dtype=torch.float32)
-    rows[keep] = weight[keep].bfloat16().float()
-    return Peer(rows, 2 * len(keep) * weight.shape[1])
+    kept = weight[keep].bfloat16().float()
+    return spread(Peer(kept, 2 * kept.numel()), keep, len(weight))
+
+
+def spread(kept: Peer, keep: Tensor, num_classes: int) -> Peer:
+    """A head `(V, hidden)` of which only the rows `keep` `(K,)` are left, in some compressed form."""
+    rows = torch.full((num_classes, kept.weight.shape[1]), float("nan"))
+    rows[keep] = kept.weight
+    return Peer(rows, kept.num_bytes)
 
 
 def _grid(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:

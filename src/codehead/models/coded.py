@@ -106,6 +106,8 @@ class CodedCausalLM:
         """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`."""
         save = super().save_pretrained  # type: ignore[misc]
         self.config.quantization_config = Description.current(self).to_dict()
+        if len(args) < 2:
+            kwargs["state_dict"] = guards.guarded(self, stock.head_path(self), kwargs.get("state_dict"))  # type: ignore[arg-type]
         is_main = args[0] if args else kwargs.get("is_main_process", True)
         if is_main and not kwargs.get("push_to_hub") and not kwargs.get("distributed_checkpoint"):
             with manifest.staged(save_directory, kwargs.get("variant")) as folder:

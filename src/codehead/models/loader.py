@@ -7,6 +7,7 @@ model is loaded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,7 @@ class CodeheadLoader(HfQuantizer):
         if description.rounded:
             round_parts(head, decision)
         surgery.install(model, head, decision)
+        _expect_guard(model)
         if checkpoint_files:
             files = [file for file in checkpoint_files if file.endswith(".safetensors")]
             manifest.verify(files)
@@ -120,6 +122,13 @@ def _empty_corrections(description: Description) -> Corrections | None:
     if description.refined:
         refinement = Refinement(description.num_classes, description.refined, description.refined_bits)
     return Corrections(description.num_classes, shortlist, description.token_bias, refinement)
+
+
+def _expect_guard(model: Any) -> None:
+    """A head of several parts is saved with a tensor that keeps stock models from loading it (`guards.guarded`)."""
+    name = f"{stock.head_path(model)}.weight"
+    if name not in model.state_dict():
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), re.escape(name)}
 
 
 def _expect_vocabulary(description: Description, rows: int) -> None:

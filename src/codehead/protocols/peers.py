@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from codehead.errors import ConfigurationError
-from codehead.evaluation.peers import Peer, quantised, trimmed
+from codehead.evaluation.peers import Peer, quantised, spread, trimmed
 from codehead.evaluation.size import DecisionSize
 from codehead.models import is_coded
 from codehead.models.hidden import hidden_states
@@ -44,14 +44,22 @@ def compress(model: Any, peer: PeerConfig, config: RunConfig, batch_size: int) -
 
 
 def _compressed(model: Any, weight: torch.Tensor, peer: PeerConfig, text: Text, batch_size: int) -> Peer:
-    if peer.keep is not None:
-        counts = torch.from_numpy(text.counts(len(weight)))
-        return trimmed(weight.cpu(), torch.sort(counts, descending=True, stable=True).indices[: peer.keep])
+    weight = weight.cpu()
+    if peer.keep is None:
+        return _quantised(model, weight, peer, text, batch_size)
+    counts = torch.from_numpy(text.counts(len(weight)))
+    keep = torch.sort(counts, descending=True, stable=True).indices[: peer.keep]
+    if peer.bits is None:
+        return trimmed(weight, keep)
+    return spread(_quantised(model, weight[keep], peer, text, batch_size), keep, len(weight))
+
+
+def _quantised(model: Any, weight: torch.Tensor, peer: PeerConfig, text: Text, batch_size: int) -> Peer:
     assert peer.bits is not None
     if not peer.corrected:
-        return quantised(weight.cpu(), peer.bits, peer.group)
+        return quantised(weight, peer.bits, peer.group)
     hidden = hidden_states(model, text.batches(batch_size), STATISTICS_TOKENS).float()
-    return quantised(weight.cpu(), peer.bits, peer.group, hidden.T @ hidden / len(hidden))
+    return quantised(weight, peer.bits, peer.group, hidden.T @ hidden / len(hidden))
 
 
 def _text(config: RunConfig) -> Text:

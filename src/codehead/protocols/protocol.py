@@ -56,7 +56,7 @@ class TimingConfig:
 
 @dataclass(frozen=True)
 class PeerConfig:
-    """What else is done to a trained Softmax head: it is quantised, or trimmed to the frequent tokens."""
+    """What else is done to a trained Softmax head: it is quantised, trimmed to the frequent tokens, or both."""
 
     bits: int | None = None  # per weight
     group: int = 32  # neighbours in a row that share scale and offset
@@ -64,9 +64,10 @@ class PeerConfig:
     keep: int | None = None  # the tokens that a trimmed head keeps, the most frequent of the training text
 
     def __post_init__(self) -> None:
-        if (self.bits is None) == (self.keep is None):
-            raise ConfigurationError("a peer has bits, to be quantised, or keep, to be trimmed: give one of the two")
-        _require_positive(self, "peer.", ("group", "keep" if self.bits is None else "bits"))
+        if self.bits is None and self.keep is None:
+            raise ConfigurationError("a peer has bits, to be quantised, or keep, to be trimmed, or both: give one")
+        given = [name for name in ("bits", "keep") if getattr(self, name) is not None]
+        _require_positive(self, "peer.", ("group", *given))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from codehead.reports.summary import Estimate, Row, summarise
 
 FOLDERS = "frontier-*"
 SHARES = dict(zip(METRICS, ("share", "perplexity_ratio"), strict=True))  # what the summary calls them
-BY_SIZE = ("bits", "shortlist", "token_bias", "seed")
+BY_SIZE = ("bits", "refined", "refined_bits", "shortlist", "token_bias", "seed")
 """Keys of a decision that a budget decides, or that make no difference."""
 DIGITS = 6
 
@@ -58,9 +58,9 @@ def _set_ups(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _is_like_ours(run: Mapping[str, Any]) -> bool:
     """Whether a run's decision layer is one that `allocate` may give, learnt from the old head."""
-    decision, like = run.get("decision") or {}, Allocation(ModelShape(1, 2), 1, 0, True).decision()
+    decision, like = run.get("decision") or {}, Allocation(ModelShape(1, 2), 1).decision()
     fixed = [{key: value for key, value in keys.items() if key not in BY_SIZE} for keys in (decision, like)]
-    return run.get("distil") is not None and not run.get("int8") and fixed[0] == fixed[1]
+    return run.get("distil") is not None and bool(run.get("int8")) and fixed[0] == fixed[1]
 
 
 def _learnt(run: Mapping[str, Any]) -> str:

@@ -144,7 +144,7 @@ def _label_of_code(decision: Mapping[str, Any]) -> str:
 
 def _label_of_peer(peer: Mapping[str, Any]) -> str:
     if peer["keep"] is not None:
-        return f"Trimmed to {peer['keep']:,} tokens"
+        return f"Trimmed to {peer['keep']:,} tokens" + (f", int{peer['bits']}" if peer["bits"] else "")
     return f"int{peer['bits']}, {'error-corrected' if peer['corrected'] else 'rounded'}"
 
 

@@ -100,7 +100,7 @@ class Distillation:
     batch_tokens: int = 512  # positions per step
     learning_rate: float = 3e-3  # of the head and of what corrects tokens; falls to zero along a cosine
     code_learning_rate: float = 1e-2  # of the numbers whose signs are the code; 0 keeps the code as it is
-    tokens: int = 100_000  # positions of the training text whose hidden states are learnt from, kept in memory
+    tokens: int = 200_000  # positions of the training text whose hidden states are learnt from, kept in memory
     seed: int = 0  # of the order of positions
 
     def __post_init__(self) -> None:
