@@ -12,6 +12,7 @@ import codehead
 from codehead.errors import ConfigurationError
 from codehead.evaluation.budget import allocate, allocate_bits, allocate_speed
 from codehead.evaluation.size import ModelShape, model_size
+from codehead.models.hidden import Statistics
 
 SHAPES = st.builds(ModelShape, st.sampled_from([64, 160, 640, 2048]), st.sampled_from([300, 8192, 50_257, 262_144]))
 
@@ -26,7 +27,7 @@ def test_a_budget_is_kept_and_used(shape, share):
     whole = 2 * shape.num_classes * shape.hidden_size
     assert found.bytes_stored <= share * whole
     unused = share * whole - found.bytes_stored
-    assert unused < 2 * shape.hidden_size + 4 or found.shortlist == shape.num_classes
+    assert unused < shape.hidden_size + 6 + 1 or found.shortlist == shape.num_classes
     assert 2**found.bits >= shape.num_classes and found.bits % 8 == 0
 
 
@@ -43,12 +44,12 @@ def test_the_bytes_are_those_of_the_model_that_is_built():
     config = GPT2Config(
         n_embd=64, n_layer=1, n_head=2, vocab_size=300, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False
     )
-    found = allocate(ModelShape(64, 300), 0.3)
-    model = GPT2LMHeadModel(config)
-    options = {**found.decision(), "shortlist": list(range(found.shortlist))}
-    codehead.attach(model, **options)
-    assert found.shortlist > 0 and found.token_bias
-    assert model_size(model, weight_bytes=2) == found.size
+    for share in (0.1, 0.3, 0.5):
+        found = allocate(ModelShape(64, 300), share)
+        model = GPT2LMHeadModel(config)
+        codehead.attach(model, **found.decision(), statistics=Statistics(torch.arange(300)))
+        assert model_size(codehead.to_int8(model), weight_bytes=2) == found.size
+    assert found.shortlist > 0 and found.refined == 75 and found.token_bias
 
 
 def test_multiply_adds_are_those_of_the_matrix_products():
@@ -64,21 +65,22 @@ def test_multiply_adds_are_those_of_the_matrix_products():
         return counter.get_total_flops() // 2
 
     assert counted(model.lm_head) == round(found.speed * found.multiply_adds)
-    codehead.attach(model, **{**found.decision(), "shortlist": list(range(found.shortlist))})
+    codehead.attach(model, **found.decision(), statistics=Statistics(torch.arange(300)))
     assert counted(lambda hidden: model.decision.logits(model.lm_head(hidden))) == found.multiply_adds
 
 
 @given(shape=SHAPES, bits=st.integers(18, 200))
-def test_a_codeword_length_comes_with_a_fifth_of_dense_rows(shape, bits):
+def test_a_codeword_length_comes_with_what_a_budget_would_add(shape, bits):
     try:
         found = allocate_bits(shape, bits)
     except ConfigurationError:
-        assert shape.num_classes * bits / 8 + 2 * (bits * shape.hidden_size) > shape.num_classes * shape.hidden_size
+        assert shape.num_classes * bits / 8 + bits * shape.hidden_size > shape.num_classes * shape.hidden_size
         return
-    row, whole = 2 * shape.hidden_size + 4, 2 * shape.hidden_size * shape.num_classes
-    code = found.bytes_stored - found.shortlist * row
-    assert found.bits == bits and 0.8 * found.bytes_stored <= code and found.bytes_stored <= whole
-    assert 0.8 * (found.bytes_stored + row) > code - 1 or found.bytes_stored + row > whole
+    code = shape.num_classes * -(-bits // 8) + bits * (shape.hidden_size + 2)
+    whole = 2 * shape.hidden_size * shape.num_classes
+    assert found.bits == bits and found.bytes_stored <= min(whole, code / 0.45)
+    if bits % 8 == 0 and code < 0.45 * whole:
+        assert allocate(shape, (code + 1) / 0.45 / whole).bits == bits
 
 
 def test_any_codeword_length_that_tells_tokens_apart():
@@ -86,7 +88,7 @@ def test_any_codeword_length_that_tells_tokens_apart():
     with pytest.raises(ConfigurationError, match="8,192 tokens need codewords of 13 at least"):
         allocate_bits(ModelShape(160, 8192), 12)
     with pytest.raises(ConfigurationError, match="of the Softmax head's bytes; give fewer"):
-        allocate_bits(ModelShape(64, 300), 290)
+        allocate_bits(ModelShape(64, 300), 400)
 
 
 @given(shape=SHAPES, times=st.floats(0.5, 60))
@@ -95,7 +97,7 @@ def test_a_speed_is_kept_and_a_longer_code_would_not(shape, times):
         found = allocate_speed(shape, times)
     except ConfigurationError:
         least = 8 * -(-(shape.num_classes - 1).bit_length() // 8)
-        assert least * (shape.hidden_size + shape.num_classes) * times > shape.hidden_size * shape.num_classes * 0.7
+        assert least * (shape.hidden_size + shape.num_classes) * times > shape.hidden_size * shape.num_classes * 0.35
         return
     whole = shape.hidden_size * shape.num_classes
     assert found.multiply_adds * times <= whole * (1 + 1e-9)
@@ -119,7 +121,7 @@ def test_a_speed_too_high_names_the_highest():
 
 
 def test_a_budget_too_small_for_codewords_names_the_least():
-    with pytest.raises(ConfigurationError, match=r"8,192 codewords of 16 bits and the head for them take 0\.82%"):
+    with pytest.raises(ConfigurationError, match=r"8,192 codewords of 16 bits and the head for them take 0\.72%"):
         allocate(ModelShape(160, 8192), 0.005)
     assert allocate(ModelShape(160, 8192), 0.0083).bits == 16
 

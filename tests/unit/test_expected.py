@@ -63,7 +63,7 @@ OURS = {"code": "itq", "loss": "codeword", "token_bias": True}
 def cell(bits=None, share=1.0, top1=0.4, **run):
     """What is made up of a cell: its bits (None: Softmax), share of bytes, accuracy and configuration."""
     if bits is not None:
-        run = {"decision": {**OURS, "bits": bits, "shortlist": bits, "seed": 3}, "distil": {"steps": 70}, **run}
+        run = {"decision": {**OURS, "bits": bits, "shortlist": bits, "seed": 3}, "distil": {"steps": 70}, "int8": True, **run}
     return {"bits": bits, "share": share, "top1": top1, "run": {"training": {"max_steps": 20}, **run}}
 
 
@@ -124,10 +124,9 @@ def test_ways_of_learning_are_not_mixed(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"int8": True},
+        {"int8": False},
         {"distil": None},
         {"decision": {**OURS, "code": "minrandom", "bits": 48}},
-        {"decision": {**OURS, "bits": 48, "refined": 100, "refined_bits": 8}},
         {"decision": {**OURS, "bits": 48, "head": "mtl", "width": 8}},
     ],
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from codehead.codes.design import minimal_length
@@ -116,8 +119,8 @@ def allocate(shape: ModelShape, share: float) -> Allocation:
     if not 0 < share <= 1:
         raise ConfigurationError(f"budget is {share!r}; give a share of the Softmax head's bytes, such as 5%")
     total = int(share * softmax_bytes(shape))
-    fitting = [bits for bits in _lengths(shape) if _code(shape, bits).bytes_stored <= CODE_SHARE * total]
-    code = _code(shape, max(fitting, default=_lengths(shape)[0]))
+    lengths = _lengths(shape.num_classes)
+    code = _code(shape, _longest(lengths, partial(_code, shape), CODE_SHARE * total) or lengths[0])
     if code.bytes_stored > total:
         raise ConfigurationError(
             f"budget is {share:.2%} of the Softmax head's bytes, but {shape.num_classes:,} codewords of {code.bits} "
@@ -152,7 +155,7 @@ def allocate_speed(shape: ModelShape, times: float) -> Allocation:
         raise ConfigurationError(
             f"speed is {times!r}; give how many times fewer multiply-adds than Softmax's, as in 4x"
         )
-    found = [allocate_bits(shape, bits) for bits in _lengths(shape) if _weighs_less(shape, bits)]
+    found = [allocate_bits(shape, bits) for bits in _lengths(shape.num_classes) if _weighs_less(shape, bits)]
     fitting = [allocation for allocation in found if allocation.speed >= times]
     if not fitting:
         most = max((allocation.speed for allocation in found), default=0.0)
@@ -163,9 +166,15 @@ def allocate_speed(shape: ModelShape, times: float) -> Allocation:
     return fitting[-1]
 
 
-def _lengths(shape: ModelShape) -> range:
-    """The codeword lengths to choose from."""
-    return range(-(-minimal_length(shape.num_classes) // STEP) * STEP, LONGEST + 1, STEP)
+def _lengths(num_classes: int) -> range:
+    """The codeword lengths to choose from that tell so many tokens apart."""
+    return range(-(-minimal_length(num_classes) // STEP) * STEP, LONGEST + 1, STEP)
+
+
+def _longest(lengths: range, make: Callable[[int], Allocation], total: float) -> int | None:
+    """The longest code within `total` bytes; None if the shortest is beyond them."""
+    fitting = bisect_right(lengths, total, key=lambda bits: make(bits).bytes_stored)
+    return lengths[fitting - 1] if fitting else None
 
 
 def _weighs_less(shape: ModelShape, bits: int) -> bool:
@@ -179,10 +188,14 @@ def _code(shape: ModelShape, bits: int) -> Allocation:
 def _filled(code: Allocation, total: int) -> Allocation:
     """With the bias, the further bits and the dense rows that bring it to `total` bytes."""
     biased = replace(code, token_bias=True)
-    bare = biased if biased.bytes_stored <= total else code
-    least = minimal_length(max(2, bare.shape.num_classes // FREQUENT))
-    longer = [replace(bare, refined_bits=bits) for bits in range(-(-least // STEP) * STEP, LONGEST + 1, STEP)]
-    fitting = [each for each in longer if each.bytes_stored <= LONGER_SHARE * total]
-    chosen = fitting[-1] if fitting and bare.shape.num_classes >= 2 * FREQUENT else bare
-    row = bare.shape.hidden_size + WEIGHT_BYTES + ID_BYTES
-    return replace(chosen, shortlist=min((total - chosen.bytes_stored) // row, chosen.shape.num_classes))
+    found = biased if biased.bytes_stored <= total else code
+    frequent = found.shape.num_classes // FREQUENT
+    if frequent > 1:
+        longer = partial(_longer, found)
+        found = longer(_longest(_lengths(frequent), longer, LONGER_SHARE * total) or 0)
+    row = found.shape.hidden_size + WEIGHT_BYTES + ID_BYTES
+    return replace(found, shortlist=min((total - found.bytes_stored) // row, found.shape.num_classes))
+
+
+def _longer(found: Allocation, bits: int) -> Allocation:
+    return replace(found, refined_bits=bits)
