@@ -436,6 +436,7 @@ def test_codes_are_read_by_several_decoders(folder: Path, tmp_path: Path) -> Non
         "far": {"decision": {"code": "minrandom", "bits": 12, "assignment": "similar_far"}},
         "often": {"decision": {"code": "minrandom", "bits": 12, "assignment": "frequency"}},
         "grown": {"decision": {"code": "ecoc_one", "bits": 12, "code_params": {"rounds": 2}}},
+        "fitted": {"decision": {"code": "minrandom", "bits": 12, "start": "logistic"}},
         "biased": {"decision": {"code": "itq", "bits": 12, "loss": "codeword", "token_bias": True}},
     }
     decoders = ["likelihood", "hamming", "loss_weighted_linear"]
@@ -443,14 +444,14 @@ def test_codes_are_read_by_several_decoders(folder: Path, tmp_path: Path) -> Non
     run_protocol(protocol(folder, tmp_path, **changes), tmp_path / "out", variables=variables(folder))
     results = {path.name.split("--")[0]: Result.read(path) for path in (tmp_path / "out/results").glob("*.json")}
     assert set(results) == set(cells)
-    for name in ("far", "often", "grown"):
+    for name in ("far", "often", "grown", "fitted"):
         found = results[name].metrics["decoders"]
         assert list(found) == decoders
         assert found["likelihood"]["top1"] == results[name].metrics["test"]["top1"]
         assert found["likelihood"]["top5"] == results[name].metrics["test"]["top5"]
     assert all("decoders" not in results[name].metrics for name in ("softmax", "biased"))
     tables = [markdown(table) for table in decoder_tables(summarise(read_evidence(tmp_path / "out/results")))]
-    assert len(tables) == 1 and "loss weighted linear" in tables[0] and tables[0].count("\n") == 2 + 3
+    assert len(tables) == 1 and "loss weighted linear" in tables[0] and tables[0].count("\n") == 2 + 4
 
 
 def test_an_unknown_decoder_is_told_before_anything_runs(folder: Path, tmp_path: Path) -> None:

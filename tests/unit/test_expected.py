@@ -63,7 +63,12 @@ OURS = {"code": "itq", "loss": "codeword", "token_bias": True}
 def cell(bits=None, share=1.0, top1=0.4, **run):
     """What is made up of a cell: its bits (None: Softmax), share of bytes, accuracy and configuration."""
     if bits is not None:
-        run = {"decision": {**OURS, "bits": bits, "shortlist": bits, "seed": 3}, "distil": {"steps": 70}, "int8": True, **run}
+        run = {
+            "decision": {**OURS, "bits": bits, "shortlist": bits, "seed": 3},
+            "distil": {"steps": 70},
+            "int8": True,
+            **run,
+        }
     return {"bits": bits, "share": share, "top1": top1, "run": {"training": {"max_steps": 20}, **run}}
 
 

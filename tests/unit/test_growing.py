@@ -8,7 +8,7 @@ import torch
 
 from codehead.codes import build
 from codehead.errors import ConfigurationError
-from codehead.training import growing
+from codehead.training import logistic
 from codehead.training.growing import grown, grows
 
 V, HIDDEN = 24, 6
@@ -16,7 +16,7 @@ V, HIDDEN = 24, 6
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(growing, "STEPS", 30)
+    monkeypatch.setattr(logistic, "STEPS", 30)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def convert(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")] = 8,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the weights: auto, float32, bfloat16, float16.")] = "auto",
     calibrate: Annotated[
-        bool, typer.Option("--calibrate/--no-calibrate", help="Scale the bits on a tenth of the text, set aside.")
+        bool, typer.Option("--calibrate/--no-calibrate", help="Fit a temperature to a tenth of the text, set aside.")
     ] = True,
     seed: Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
@@ -60,7 +60,7 @@ def convert(
             },
             "decision": {**found.decision(), "seed": seed},
             "distil": {"steps": steps, "tokens": tokens, "seed": seed},
-            "calibrate": {} if calibrate else None,
+            "calibrate": {"per_bit": False} if calibrate else None,  # what has learnt a posterior needs no more
             "int8": True,
             "training": {"per_device_train_batch_size": batch_size},
             "seed": seed,

@@ -239,7 +239,7 @@ class RunConfig:
             )
 
     def _check_distillation(self) -> None:
-        starts = (self.decision or {}).get("start") == "old_head"
+        starts = (self.decision or {}).get("start") in ("old_head", "logistic")
         if self.is_pretraining and (starts or self.distil is not None):
             raise ConfigurationError(
                 f"{'distil' if self.distil is not None else 'decision.start'} is set, but a new model has no trained "

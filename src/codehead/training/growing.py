@@ -17,6 +17,7 @@ from codehead.codes.design import whole_number
 from codehead.errors import ConfigurationError
 from codehead.heads import LinearHead
 from codehead.layer import DecisionLayer
+from codehead.training.logistic import fit_bits
 
 DESIGN = "ecoc_one"
 START = "merged_decoc"
@@ -25,9 +26,8 @@ TOLD = ("confusion", "evaluate")
 """With one of these the design is told what is confused, and need not find out in rounds."""
 HELD_OUT = 0.25
 """Of the positions: what is confused is counted there."""
-STEPS = 300
-BATCH = 1024
-LEARNING_RATE = 1e-2
+PIECE = 1024
+"""Positions decoded at a time."""
 
 
 def grows(decision: Mapping[str, Any]) -> bool:
@@ -85,23 +85,15 @@ def _confusion(code: Codebook, hidden: Tensor, labels: Tensor, seed: int) -> Con
     held_out = torch.rand(len(hidden), generator=generator) < HELD_OUT
     layer = _trained(code, hidden[~held_out], labels[~held_out], generator)
     wanted = labels[held_out]
-    found = [layer.decode(some).ids[:, 0] for some in hidden[held_out].split(BATCH)]
+    found = [layer.decode(some).ids[:, 0] for some in hidden[held_out].split(PIECE)]
     return Confusion.of((wanted.numpy(), torch.cat(found).numpy(), torch.ones(len(wanted)).numpy()), code.num_classes)
 
 
 def _trained(code: Codebook, hidden: Tensor, labels: Tensor, generator: torch.Generator) -> DecisionLayer:
-    """A linear head with biases, trained by the bitwise loss."""
+    """A linear head with biases, fitted bit by bit."""
     head = LinearHead(hidden.shape[1], code.length, bias=True)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     layer = DecisionLayer(code, head)
-    optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            chosen = torch.randint(len(hidden), (BATCH,), generator=generator)
-            optimizer.zero_grad()
-            layer.loss(hidden[chosen], labels[chosen]).backward()
-            optimizer.step()
-            schedule.step()
+    fit_bits(head, layer.decision, hidden, labels, generator)
     return layer

@@ -22,6 +22,7 @@ from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels
 from codehead.training.distil import Teacher, distil
 from codehead.training.growing import grown, grows
+from codehead.training.logistic import fit_bits
 from codehead.training.stages import Stages
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ Show = Callable[[str, int, int], None]
 """Called with (stage, work done, work in all)."""
 STATISTICS_TOKENS = 32_768
 """Positions whose hidden states tell mean and covariance."""
+LOGISTIC = "logistic"
+"""The `start` that needs labelled text: a logistic regression per bit (`training.logistic`)."""
 READ_BATCHES = 8
 """Batches whose hidden states are kept together: what a killed process reads again."""
 
@@ -97,7 +100,12 @@ def fit_decision_layer(
     if grows(decision):
         code = grown(decision, statistics.seen(old.weight.detach().float()).cpu(), hidden.float(), labels)
         decision = {**decision, "code": code, "bits": None, "code_params": None}
-    attach(model, **decision, statistics=statistics)
+    logistic = decision.get("start") == LOGISTIC
+    attach(model, **{**decision, "start": "random"} if logistic else decision, statistics=statistics)
+    if logistic:
+        order = torch.Generator().manual_seed(config.seed)
+        head = model.get_output_embeddings()
+        fit_bits(head, model.decision, hidden, labels, order, partial(show, "learning the bits"))
     if config.distil is not None:
 
         def learning(done: int, total: int, nats: float) -> None:
@@ -142,7 +150,7 @@ def _looks(decision: Mapping[str, Any], config: RunConfig, text: Text | None) ->
 
     A new model has neither.
     """
-    if decision.get("start") == "old_head" or config.distil is not None or grows(decision):
+    if decision.get("start") in ("old_head", LOGISTIC) or config.distil is not None or grows(decision):
         return True
     return text is not None and not config.is_pretraining and _sees_classes(decision)
 
