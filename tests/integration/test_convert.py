@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from codehead.conversion import convert, recalibrate
 from codehead.errors import CheckpointError, ConfigurationError, DataError
+from codehead.evaluation.expected import SetUp, Value
 from codehead.training.config import RunConfig
 from codehead.training.tokenizer import train_bpe
 
@@ -249,30 +250,52 @@ def test_the_commands(stock, tmp_path, codehead):
     assert status == 2 and "--budget is '5 per cent'" in errors
 
 
-def test_recommend_tells_cost_expectation_and_command(tmp_path, codehead):
+@pytest.fixture
+def wide(tmp_path):
+    """The folder of a configuration with H = 1,024 and V = 50,000."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 1024, "vocab_size": 50_000}))
-    model = str(tmp_path)
-    status, told, _ = codehead("recommend", model, "--budget", "5%")
+    return str(tmp_path)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Two experiments that nobody made."""
+    at = {"top1_share": Value(0.9, 0.004), "perplexity_ratio": Value(1.5, None)}
+    both = [
+        SetUp("results/frontier-8", "", 160, 8192, "70 steps of learning", 3, ((0.01, at), (0.1, at))),
+        SetUp("results/frontier-9", "2M", 64, 1000, "80 steps of learning", 1, ((0.2, at), (0.3, at))),
+    ]
+    monkeypatch.setattr("codehead.evaluation.expected.set_ups", lambda: both)
+
+
+def test_recommend_tells_cost_expectation_and_command(wide, measured, codehead):
+    status, told, _ = codehead("recommend", wide, "--budget", "5%")
     told = " ".join(told.split())
     assert status == 0 and "dense rows for" in told and "bytes read per token" in told
-    assert f"codehead convert {model} --data YOUR_TEXT --budget 5% --out FOLDER" in told
-    assert "of Softmax's top-1 accuracy" in told and "measured on a model with H=160, V=8,192" in told
-    assert "results/frontier-1" in told and "Yours may differ" in told
-    status, told, _ = codehead("recommend", model, "--budget", "50%")
+    assert f"codehead convert {wide} --data YOUR_TEXT --budget 5% --out FOLDER" in told
+    assert "90.0 ± 0.4% of Softmax's top-1 accuracy, 1.50 times its perplexity" in told
+    assert "results/frontier-8: measured on a model with H=160, V=8,192, after 70 steps of learning; 3 seeds" in told
+    assert "of the bytes is not between 20.00% and 30.00%. results/frontier-9, 2M: measured on" in told
+    assert told.count("Yours may differ") == 2
+
+
+def test_recommend_without_results_of_such_heads_says_so(wide, monkeypatch, codehead):
+    monkeypatch.setattr("codehead.evaluation.expected.set_ups", lambda: ())
+    status, told, _ = codehead("recommend", wide, "--budget", "5%")
     assert status == 0 and "Expected: no number" in told and "top-1 accuracy" not in told
 
 
-def test_recommend_takes_a_length_or_a_speed(tmp_path, codehead):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 1024, "vocab_size": 50_000}))
-    model = str(tmp_path)
-    status, told, _ = codehead("recommend", model, "--bits", "100", "--json")
+def test_recommend_takes_a_length_or_a_speed(wide, measured, codehead):
+    status, told, _ = codehead("recommend", wide, "--bits", "100", "--json")
     found = json.loads(told)
     assert status == 0 and found["decision"]["bits"] == 100 and found["command"].count("--bits 100") == 1
-    assert found["costs"]["bytes_stored"] == found["bytes_in_bf16"] == found["byte_share"] * 2 * 1024 * 50_000
-    status, told, _ = codehead("recommend", model, "--speed", "8x", "--json")
+    assert found["costs"]["bytes_stored"] == pytest.approx(found["byte_share"] * 2 * 1024 * 50_000)
+    first, second = found["expected"]
+    assert first["expected"]["top1_share"] == {"mean": pytest.approx(0.9), "half_width": 0.004}
+    assert second["expected"] is None and second["measured"] == [0.2, 0.3]
+    status, told, _ = codehead("recommend", wide, "--speed", "8x", "--json")
     found = json.loads(told)
     assert 8 * found["costs"]["multiply_adds"] <= found["softmax"]["multiply_adds"] == 1024 * 50_000
-    assert all(entry["results"].startswith("results/frontier-") for entry in found["expected"])
 
 
 @pytest.mark.parametrize(

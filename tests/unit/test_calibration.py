@@ -16,6 +16,7 @@ from codehead.heads.scaling import scale_outputs
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import DecisionLayer
 from codehead.models.calibration import calibrate, fit_scales
+from codehead.models.rounding import round_parts, rounded_weights
 
 CLASSES, HIDDEN = 60, 12
 SCALABLE = {
@@ -173,11 +174,26 @@ def test_a_head_that_ends_in_no_linear_map_is_refused():
         calibrate(torch.nn.Linear(2, 2), hidden, labels)
 
 
-def test_rounded_weights_are_refused(layer):
-    hidden, labels = text(20, seed=2)
-    torch.nn.utils.parametrize.register_parametrization(layer.head, "weight", torch.nn.Identity())
-    with pytest.raises(ConfigurationError, match="scale them before they are rounded"):
-        calibrate(layer, layer.head(hidden), labels)
+@pytest.mark.parametrize("name", ["linear", "mtl"])
+def test_weights_in_int8_are_scaled_by_the_scales_of_their_rows(name):
+    torch.manual_seed(0)
+    head = ShortlistHead(heads.build(name, HIDDEN, 9, **{**SCALABLE[name], "bias": False}), HIDDEN, 2)
+    torch.nn.init.normal_(head.rows.weight)
+    round_parts(head, torch.nn.Module())
+    hidden, scales = torch.randn(20, HIDDEN), torch.rand(9) + 0.5
+    wanted = head(hidden) * torch.cat([scales, torch.ones(2)])
+    scale_outputs(head, scales)
+    torch.testing.assert_close(head(hidden), wanted)
+    assert rounded_weights(head) > 0
+
+
+def test_what_has_no_scale_per_bit_is_refused():
+    rounded, normed = (heads.build("linear", HIDDEN, 9, bias=True) for _ in range(2))
+    round_parts(rounded, torch.nn.Module())
+    torch.nn.utils.parametrizations.weight_norm(normed)
+    for head, name in ((rounded, "bias"), (normed, "weight")):
+        with pytest.raises(ConfigurationError, match=f"^{name} of this .* no scale per bit"):
+            scale_outputs(head, torch.ones(9))
 
 
 def test_a_decoder_that_is_fitted_comes_after(layer):

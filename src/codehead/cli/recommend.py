@@ -25,6 +25,7 @@ NOTE = (
     "matrix product has them."
 )
 TRAINED = "It learns from the old head alone; where training is part of what was measured, codehead finetune goes on."
+UNKNOWN = "Expected: no number, for none of our committed results is of such decision layers."
 TIED = "This model ties its head to the input embedding, which stays: a code saves what is computed, not memory."
 
 
@@ -106,10 +107,13 @@ def _show(found: Allocation, command: str) -> None:
     console.print(NOTE)
     if found.shape.tied:
         console.print(TIED)
+    if not set_ups():
+        console.print(f"\n{UNKNOWN}")
     for set_up in set_ups():
         console.print(f"\n{_expectation(set_up, found.byte_share)}", markup=False)
     console.print(f"\n{command}", markup=False, soft_wrap=True)
-    console.print(TRAINED)
+    if set_ups():
+        console.print(TRAINED)
 
 
 def _expectation(set_up: SetUp, share: float) -> str:
