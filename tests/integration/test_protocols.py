@@ -375,13 +375,16 @@ def test_a_result_of_another_configuration_is_refused(finished: Path, folder: Pa
         run_protocol(other, finished, variables=variables(folder))
 
 
+LEARNED = "Learned ECOC (12, 0) + 64 bits for 30 + bias, int8"
+BIASED = {"code": "itq", "bits": 12, "loss": "codeword", "token_bias": True}
 PEERS = {
     "softmax": {},
     "int4": {"peer": {"bits": 4, "group": 8}},
     "int2-corrected": {"peer": {"bits": 2, "group": 8, "corrected": True}},
     "trimmed": {"peer": {"keep": 50}},
     "trimmed-int8": {"peer": {"keep": 50, "bits": 8, "group": 16}},
-    "coded": {"decision": {"code": "itq", "bits": 12, "loss": "codeword", "token_bias": True}, "distil": {"steps": 3}},
+    "converted": {"peer": {"convert": {"decision": {**BIASED, "refined": 30}, "distil": {"steps": 3}, "int8": True}}},
+    "coded": {"decision": BIASED, "distil": {"steps": 3}},
 }
 
 
@@ -390,9 +393,9 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
 ) -> None:
     run = protocol(folder, tmp_path, name="peers", cells=PEERS, seeds=[0], timing=None)
     only_peers = run_protocol(
-        run, tmp_path, store=finished / "store", variables=variables(folder), only=["int", "trim"]
+        run, tmp_path, store=finished / "store", variables=variables(folder), only=["int", "trim", "converted"]
     )
-    assert len(only_peers.finished) == 4
+    assert len(only_peers.finished) == 5
     outcome = run_protocol(run, tmp_path, store=finished / "store", variables=variables(folder))
     assert sorted(outcome.finished) == ["coded/seed-0", "softmax/seed-0"] and not outcome.failed
     found = {name.split("/")[1]: result.metrics for name, result in results(tmp_path).items()}
@@ -404,9 +407,13 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
     assert found["coded"]["size"]["bytes_in_bf16"] == 2 * (12 * 16 + 300) + 2 * 300
     assert found["trimmed"]["test"]["perplexity"] is None  # some tokens of the test split have no probability
     assert 0 < abs(found["int4"]["test"]["perplexity"] / found["softmax"]["test"]["perplexity"] - 1) < 0.01
-    assert found["int4"]["history"] == found["softmax"]["history"]
+    assert found["int4"]["history"] == found["softmax"]["history"] == found["converted"]["history"]
+    assert found["converted"]["decision"]["refined"] == 30 and found["converted"]["decision"]["rounded"]
+    assert found["converted"]["size"]["bytes_in_bf16"] < found["coded"]["size"]["bytes_in_bf16"] + 30 * 8 + 38
     rows = {row.label: row for row in summarise(read_evidence(tmp_path / "results"))}
-    assert {"int4, rounded", "int2, error-corrected", "Trimmed to 50 tokens", "Trimmed to 50 tokens, int8"} < set(rows)
+    assert {"int4, rounded", "int2, error-corrected", "Trimmed to 50 tokens", "Trimmed to 50 tokens, int8"} | {
+        LEARNED
+    } < set(rows)
     assert rows["int4, rounded"].byte_share == pytest.approx(0.25 + 4 * 300 * 2 / whole)
     (picture,) = frontier(list(rows.values()))
     assert "Perplexity" in [panel.title for panel in picture.panels]
@@ -417,7 +424,11 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
     ("cells", "message"),
     [
         ({"int4": {"peer": {"bits": 0, "keep": 3}}}, "peer.bits is 0"),
-        ({"int4": {"peer": {}}}, "to be trimmed, or both: give one"),
+        ({"int4": {"peer": {}}}, "or convert: give one"),
+        ({"code": {"peer": {"convert": {}}}}, "peer.convert has no decision"),
+        ({"code": {"peer": {"convert": {"decision": {"code": "itqq"}}}}}, "unknown design 'itqq'"),
+        ({"code": {"peer": {"convert": {"decisoin": {}}}}}, "unknown key 'peer.convert.decisoin'"),
+        ({"code": {"peer": {"bits": 4, "convert": {"decision": {"code": "itq"}}}}}, "nothing to compress"),
         ({"int4": {"peer": {"bitz": 4}}}, r"unknown key 'cells.int4.peer.bitz'; did you mean 'bits'"),
         ({"int4": {"peer": {"bits": 4}, "seed": 1}}, "cells.int4 is a peer of 'softmax'"),
         ({"softmax": {"peer": {"bits": 4}}}, "cells.softmax is a peer of 'softmax'"),

@@ -131,7 +131,7 @@ def _measured_once(protocol: Protocol, config: RunConfig, peer: PeerConfig | Non
 
 
 def _of_peer(peer: PeerConfig | None) -> dict[str, Any]:
-    return {} if peer is None else {"peer": asdict(peer)}
+    return {} if peer is None else {"peer": peer.as_dict()}
 
 
 def _of_decoders(protocol: Protocol) -> dict[str, Any]:
@@ -140,9 +140,10 @@ def _of_decoders(protocol: Protocol) -> dict[str, Any]:
 
 def _measure(protocol: Protocol, config: RunConfig, peer: PeerConfig | None) -> dict[str, Any]:
     model = load_model(config.output_dir).to(default_device())
-    size, in_bf16 = (model_size(model, weight_bytes=weight_bytes) for weight_bytes in (None, WEIGHT_BYTES))
-    if peer is not None:
-        size = in_bf16 = compress(model, peer, config, protocol.batch_size)
+    compressed = None if peer is None else compress(model, peer, config, protocol.batch_size)
+    size, in_bf16 = (
+        compressed or model_size(model, weight_bytes=weight_bytes) for weight_bytes in (None, WEIGHT_BYTES)
+    )
     metrics = {
         "test": _evaluate(model, config, config.data.test, "test", protocol.batch_size),
         "validation": _evaluate(model, config, config.data.validation, "validation", protocol.batch_size),

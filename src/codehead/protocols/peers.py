@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,22 +11,43 @@ from torch import nn
 from codehead.errors import ConfigurationError
 from codehead.evaluation.peers import Peer, quantised, spread, trimmed
 from codehead.evaluation.size import DecisionSize
-from codehead.models import is_coded
+from codehead.models import is_coded, to_int8
 from codehead.models.hidden import hidden_states
 from codehead.models.stock import replace_head
 from codehead.protocols.protocol import PeerConfig
 from codehead.training.config import RunConfig
 from codehead.training.data import load_rows, tokenize
-from codehead.training.replacement import STATISTICS_TOKENS, Text
+from codehead.training.replacement import STATISTICS_TOKENS, Text, fit_decision_layer
 from codehead.training.tokenizer import load_tokenizer
 
 NEVER = -torch.inf
 """The score of a token that was trimmed away."""
 
 
+def compress(model: Any, peer: PeerConfig, config: RunConfig, batch_size: int) -> DecisionSize | None:
+    """Replace the Softmax head of a model by its compressed form, in place.
+
+    What is quantised or trimmed is written out as a Softmax head again, and the size of its stored form is returned;
+    None if the model has become a coded one, which tells its size itself.
+    """
+    if peer.convert is not None:
+        _convert(model, peer.convert, config)
+        return None
+    return _written_out(model, peer, config, batch_size)
+
+
+def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig) -> None:
+    """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
+    parts = {key: {"seed": config.seed, **converted[key]} for key in ("decision", "distil") if converted.get(key)}
+    described = RunConfig.from_dict({**config.to_dict(), **parts, "model": config.output_dir, "adapt": "head"})
+    fit_decision_layer(model, described, _text(config))
+    if converted.get("int8"):
+        to_int8(model)
+
+
 @torch.no_grad()
-def compress(model: Any, peer: PeerConfig, config: RunConfig, batch_size: int) -> DecisionSize:
-    """Replace the Softmax head of a model by its compressed form, written out; returns the size of the stored form.
+def _written_out(model: Any, peer: PeerConfig, config: RunConfig, batch_size: int) -> DecisionSize:
+    """The compressed head as a Softmax head in its place.
 
     Frequencies and second moments of hidden states are those of the run's training text. ConfigurationError if the
     model is coded, or its head has a bias.

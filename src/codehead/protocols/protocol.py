@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 PAPER_PROTOCOLS = (1, 2, 3, 4)
 PREPARED = ("train", "subset", "text_field", "as_text", "max_documents")  # keys of `data` that a split is made from
 HALF = "half"  # a width that gives the MTL head half of the Softmax parameters
+CONVERTED = ("decision", "distil", "int8")  # keys of a run that say what a head is converted to
 PARTS = {"code": DESIGNS, "head": HEADS, "loss": LOSSES, "decoder": DECODERS}
 
 
@@ -56,18 +57,42 @@ class TimingConfig:
 
 @dataclass(frozen=True)
 class PeerConfig:
-    """What else is done to a trained Softmax head: it is quantised, trimmed to the frequent tokens, or both."""
+    """What is done to a trained Softmax head: it is quantised, trimmed to the frequent tokens, both, or converted."""
 
     bits: int | None = None  # per weight
     group: int = 32  # neighbours in a row that share scale and offset
     corrected: bool = False  # spread rounding errors over the columns still to be rounded (GPTQ)
     keep: int | None = None  # the tokens that a trimmed head keeps, the most frequent of the training text
+    convert: dict[str, Any] | None = None
+    """The `decision`, `distil` and `int8` of a run: the head is replaced as by `codehead convert`, the trunk rests."""
 
     def __post_init__(self) -> None:
+        if self.convert is not None:
+            self._check_conversion()
+            return
         if self.bits is None and self.keep is None:
-            raise ConfigurationError("a peer has bits, to be quantised, or keep, to be trimmed, or both: give one")
+            raise ConfigurationError(
+                "a peer has bits, to be quantised, or keep, to be trimmed, or both, or convert: give one"
+            )
         given = [name for name in ("bits", "keep") if getattr(self, name) is not None]
         _require_positive(self, "peer.", ("group", *given))
+
+    def _check_conversion(self) -> None:
+        require_block(self.convert, "peer.convert")
+        assert self.convert is not None
+        if self.bits is not None or self.keep is not None:
+            raise ConfigurationError("peer.convert replaces the head, so that bits and keep have nothing to compress")
+        for key in self.convert:
+            if key not in CONVERTED:
+                hint = did_you_mean(key, CONVERTED) or f"; known are {', '.join(CONVERTED)}"
+                raise ConfigurationError(f"unknown key 'peer.convert.{key}'{hint}")
+        if not self.convert.get("decision"):
+            raise ConfigurationError("peer.convert has no decision; describe the decision layer that the head becomes")
+        check_decision(self.convert["decision"], "peer.convert")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields; `convert` if it is set."""
+        return {key: value for key, value in asdict(self).items() if key != "convert" or value is not None}
 
 
 @dataclass(frozen=True)

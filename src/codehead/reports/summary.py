@@ -120,7 +120,7 @@ def by_setting(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def label_of(result: Result) -> str:
     """The configuration as the paper writes it: `MinRandom MTL-ECOC (50, 512)`; and what the paper does not have."""
     decision, peer = result.metrics["decision"], result.metrics.get("peer")
-    if peer is not None:
+    if peer is not None and not peer.get("convert"):
         return _label_of_peer(peer)
     if decision is None:
         return "Softmax"
@@ -151,10 +151,8 @@ def _label_of_peer(peer: Mapping[str, Any]) -> str:
 def family_of(result: Result) -> str:
     """The colour group of a result."""
     decision = result.metrics["decision"]
-    if result.metrics.get("peer") is not None:
-        return "peer"
     if decision is None:
-        return "softmax"
+        return "softmax" if result.metrics.get("peer") is None else "peer"
     if decision["design"] == "one_vs_all":
         return "peer"
     if decision.get("refined"):
