@@ -409,11 +409,12 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
     assert 0 < abs(found["int4"]["test"]["perplexity"] / found["softmax"]["test"]["perplexity"] - 1) < 0.01
     assert found["int4"]["history"] == found["softmax"]["history"] == found["converted"]["history"]
     assert found["converted"]["decision"]["refined"] == 30 and found["converted"]["decision"]["rounded"]
-    assert found["converted"]["size"]["bytes_in_bf16"] < found["coded"]["size"]["bytes_in_bf16"] + 30 * 8 + 38
+    rows_and_codewords = (12 + 64) * (16 + 2) + 2 * 300 + 8 * 30
+    assert found["converted"]["size"]["bytes_in_bf16"] == rows_and_codewords + (300 + 2) + 38  # bias, marks
     rows = {row.label: row for row in summarise(read_evidence(tmp_path / "results"))}
-    assert {"int4, rounded", "int2, error-corrected", "Trimmed to 50 tokens", "Trimmed to 50 tokens, int8"} | {
-        LEARNED
-    } < set(rows)
+    trimmed = {"Trimmed to 50 tokens", "Trimmed to 50 tokens, int8"}
+    assert {"int4, rounded", "int2, error-corrected", *trimmed, LEARNED} < set(rows)
+    assert rows[LEARNED].family == "refined"
     assert rows["int4, rounded"].byte_share == pytest.approx(0.25 + 4 * 300 * 2 / whole)
     (picture,) = frontier(list(rows.values()))
     assert "Perplexity" in [panel.title for panel in picture.panels]
