@@ -87,7 +87,7 @@ def write(folder, cells, setting="", seeds=3):
             "bytes_in_bf16": round(made["share"] * WHOLE),
         }
         for seed in range(seeds):
-            config = {**seed_free, "seed": seed, "run": made["run"]}
+            config = {**seed_free, "seed": seed, "run": made["run"], "peer": made.get("peer")}
             decision = bits and {"design": "learned", "bits": bits, "head": "linear", "width": 0, "loss": "codeword"}
             test = {"top1": made["top1"] + 0.001 * seed, "top5": 0.5, "perplexity": 4 / made["top1"]}
             metrics = {"test": test, "size": size, "decision": decision, "history": [{"loss": 1.0}]}
@@ -103,6 +103,18 @@ def test_what_is_rendered_is_what_was_measured(tmp_path):
     small = found["points"][0]
     assert small["top1_share"]["mean"] == pytest.approx(0.75, abs=0.002) and small["top1_share"]["half_width"] > 0
     assert small["perplexity_ratio"]["mean"] == pytest.approx(4 / 3)
+
+
+def test_heads_that_were_converted_without_training(tmp_path):
+    def converted(bits, share, top1):
+        made = cell(bits, share, top1)
+        return {**made, "peer": {"convert": {key: made["run"][key] for key in ("decision", "distil", "int8")}}}
+
+    cells = {"softmax": cell(), "small": converted(16, 0.02, 0.3), "large": converted(48, 0.08, 0.36)}
+    write(tmp_path / "frontier-1", cells)
+    (found,) = render(tmp_path)["set_ups"]
+    assert found["learnt"] == "70 steps of learning from the old head"
+    assert len(found["points"]) == 2
 
 
 def test_all_folders_and_settings_are_told_each_by_itself(tmp_path):

@@ -38,8 +38,9 @@ def _set_ups(folder: Path) -> Iterator[dict[str, Any]]:
     groups: dict[tuple[str, str], dict[str, Result]] = {}
     for result in evidence.results.values():
         known = (result.config["setting"], result.config["cell"]) in rows
-        if known and _is_like_ours(result.config["run"]):
-            key = (result.config["setting"], _learnt(result.config["run"]))
+        way = _way(result.config)
+        if known and _is_like_ours(way):
+            key = (result.config["setting"], _learnt(way))
             groups.setdefault(key, {}).setdefault(result.config["cell"], result)
     for (setting, learnt), cells in sorted(groups.items()):
         points = sorted((_point(rows[setting, cell]) for cell in cells), key=lambda point: point["byte_share"])
@@ -54,6 +55,12 @@ def _set_ups(folder: Path) -> Iterator[dict[str, Any]]:
                 "seeds": min(rows[setting, cell].seeds for cell in cells),
                 "points": points,
             }
+
+
+def _way(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a cell did to come to its decision layer: it was converted without training, or a run of its own."""
+    converted: Mapping[str, Any] | None = (config.get("peer") or {}).get("convert")
+    return config["run"] if converted is None else converted
 
 
 def _is_like_ours(run: Mapping[str, Any]) -> bool:
