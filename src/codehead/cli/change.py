@@ -9,7 +9,7 @@ MEASURES = {
     "top5": ("top-5 accuracy", "{:.2%}"),
     "perplexity": ("perplexity", "{:,.2f}"),
     "bits_per_byte": ("bits per byte", "{:.4f}"),
-    "bytes_in_bf16": ("bytes of the head, bf16", "{:,}"),
+    "bytes_in_bf16": ("bytes of the head, stored", "{:,}"),
 }
 
 

@@ -16,7 +16,7 @@ from codehead.registry import did_you_mean
 METHOD = "codehead"
 """The name under which transformers finds the loader: `quantization_config.quant_method`."""
 
-YOUNGER = ("refined", "refined_bits", "rounded")
+YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded")
 """Fields that checkpoints of older versions do not have."""
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -56,6 +56,10 @@ class Description:
     """K, the tokens whose codewords are longer; which ones is in the weights."""
     refined_bits: int = 0
     """m, how much longer."""
+    shortlist_split: bool = False
+    """Whether the shortlist and the code share the probability between them."""
+    token_scale: bool = False
+    """Whether every token has a scale."""
     rounded: bool = False
     """Whether the weights of head and corrections are int8, with a scale per row."""
 
@@ -110,6 +114,8 @@ class Description:
             decoder=decision.decoder_name,
             shortlist=0 if corrections is None else corrections.num_rows,
             token_bias=corrections is not None and corrections.token_bias is not None,
+            shortlist_split=corrections is not None and corrections.split,
+            token_scale=corrections is not None and corrections.token_scale is not None,
             refined=0 if refinement is None else refinement.num_tokens,
             refined_bits=0 if refinement is None else refinement.length,
             stock=stock,

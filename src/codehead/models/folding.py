@@ -32,6 +32,11 @@ def fold(model: Model) -> Model:
             f"cannot fold the ternary code {description.design!r}: the zeros of its codewords add Σ log(2 "
             "cosh(z/2)) to the scores, which is not linear in the hidden state; use a binary code"
         )
+    if description.shortlist_split:
+        raise ConfigurationError(
+            "cannot fold a shortlist that splits the tokens: two softmaxes, one inside the other, are not one; attach "
+            "without shortlist_split for a model that can be folded"
+        )
     uninstall(model, _dense_head(model))
     return model
 
@@ -44,10 +49,14 @@ def _dense_head(model: Any) -> nn.Linear:
     weight: Tensor = _spread(linear.weight, decision)
     bias: Tensor | None = None if linear.bias is None else _spread(linear.bias, decision)
     if isinstance(head, ShortlistHead):
-        bits, rows = head.rows.weight.float().split([corrections.num_bits, corrections.num_rows])
+        further, rows = head.rows.weight.float().split([corrections.num_bits, corrections.num_rows])
         if corrections.refinement is not None:
-            further = corrections.refinement
-            weight = weight.index_add(0, further.ids(), 0.5 * (further.table.signs() @ bits))
+            symbols = corrections.refinement.table.signs()
+            weight = weight.index_add(0, corrections.refinement.ids(), 0.5 * (symbols @ further))
+    if corrections is not None and corrections.token_scale is not None:
+        scale = corrections.token_scale.float()
+        weight, bias = weight * scale[:, None], None if bias is None else bias * scale
+    if isinstance(head, ShortlistHead):
         weight = weight.index_add(0, corrections.shortlist, rows)
     if corrections is not None and corrections.token_bias is not None:
         bias = corrections.token_bias.float() + (0.0 if bias is None else bias)

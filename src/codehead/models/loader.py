@@ -105,7 +105,7 @@ class CodeheadLoader(HfQuantizer):
 def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, Decision]:
     """Head and decision of the right shapes on the meta device, to be filled from a checkpoint."""
     with torch.device("meta"):
-        further = description.shortlist + description.refined_bits
+        further = description.shortlist + description.refined_bits + int(description.shortlist_split)
         head = surgery.build_head(description.head, hidden_size, description.bits, further, description.head_options)
         table = CodewordTable.empty(
             description.num_classes, description.bits, description.ternary, description.is_implicit
@@ -115,13 +115,15 @@ def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, De
 
 
 def _empty_corrections(description: Description) -> Corrections | None:
-    if not description.shortlist and not description.token_bias and not description.refined:
+    single = {"token_bias": description.token_bias, "token_scale": description.token_scale}
+    if not description.shortlist and not description.refined and not any(single.values()):
         return None
     shortlist = torch.empty(description.shortlist, dtype=torch.int32)
     refinement = None
     if description.refined:
         refinement = Refinement(description.num_classes, description.refined, description.refined_bits)
-    return Corrections(description.num_classes, shortlist, description.token_bias, refinement)
+    split = description.shortlist_split
+    return Corrections(description.num_classes, shortlist, refinement=refinement, split=split, **single)
 
 
 def _expect_guard(model: Any) -> None:

@@ -14,7 +14,6 @@ from codehead import codes, heads
 from codehead.codes.codebook import Codebook
 from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections, choose_tokens
-from codehead.decoding.refinement import Refinement
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.heads.adaptive import refuse_bits
 from codehead.heads.shortlist import ShortlistHead
@@ -46,7 +45,9 @@ def attach(
     *,
     assignment: str | None = None,
     shortlist: int | Sequence[int] = 0,
+    shortlist_split: bool = False,
     token_bias: bool = False,
+    token_scale: bool = False,
     refined: int | Sequence[int] = 0,
     refined_bits: int = 64,
     start: str = "random",
@@ -71,7 +72,10 @@ def attach(
             takes the counts of `statistics`, "similar_near" and "similar_far" the rows of the Softmax head.
         shortlist: K tokens that get a dense row of their own beside the code, added to their scores: the most
             frequent by `statistics`, or a list of ids. Needs the loss "codeword".
+        shortlist_split: instead of adding the rows to scores, share the probability between the listed tokens and
+            "other" by them alone, and that of "other" by the code.
         token_bias: give every token a bias. Needs the loss "codeword".
+        token_scale: multiply what a token scores by its codeword by a number of its own. Needs the loss "codeword".
         refined: K tokens whose codewords are longer than those of the others, in the same form. Needs the loss
             "codeword" and a binary code.
         refined_bits: m, so many bits longer: a code of what the code of all tokens leaves of the Softmax head's rows.
@@ -109,7 +113,13 @@ def attach(
         stock.refuse_fixed_soft_cap(target)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
     refinement = refine(codebook, old, refined, refined_bits, statistics, seed)
-    corrections = _corrections(shortlist, token_bias, refinement, statistics, codebook.num_classes)
+    listed = choose_tokens(
+        "shortlist", shortlist, None if statistics is None else statistics.counts, codebook.num_classes
+    )
+    single = {"token_bias": bool(token_bias), "token_scale": bool(token_scale), "split": bool(shortlist_split)}
+    corrections = None
+    if len(listed) or refinement is not None or any(single.values()):
+        corrections = Corrections(codebook.num_classes, listed, refinement=refinement, **single)
     corrections = None if corrections is None else corrections.to(old.weight)
     rows = 0 if corrections is None else corrections.num_outputs
     new, chain = _seeded_head(head, hidden_size, codebook.length, rows, options, seed)
@@ -292,15 +302,6 @@ def _check_statistics(statistics: Statistics | None, old: nn.Linear) -> None:
             f"statistics are of hidden states of size {len(statistics.mean)}, but those of the model have "
             f"{hidden_size}; measure them on this model"
         )
-
-
-def _corrections(
-    shortlist: Any, token_bias: bool, refinement: Refinement | None, statistics: Statistics | None, num_classes: int
-) -> Corrections | None:
-    ids = choose_tokens("shortlist", shortlist, None if statistics is None else statistics.counts, num_classes)
-    if not len(ids) and not token_bias and refinement is None:
-        return None
-    return Corrections(num_classes, ids, bool(token_bias), refinement)
 
 
 def build_head(name: str, hidden_size: int, num_bits: int, further: int, options: dict[str, Any]) -> nn.Module:

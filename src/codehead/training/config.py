@@ -17,8 +17,8 @@ from codehead.registry import did_you_mean
 ADAPTATIONS = ("lora", "full", "head")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 DECISION_KEYS = (
-    "code", "bits", "head", "width", "loss", "decoder", "seed", "assignment", "shortlist", "token_bias",
-    "refined", "refined_bits", "start", "code_params", "head_params", "keep_head",
+    "code", "bits", "head", "width", "loss", "decoder", "seed", "assignment", "shortlist", "shortlist_split",
+    "token_bias", "token_scale", "refined", "refined_bits", "start", "code_params", "head_params", "keep_head",
 )  # fmt: skip
 SET_ELSEWHERE = {"output_dir": "output_dir", "seed": "seed"}
 SOFTMAX_ONLY = {
