@@ -21,19 +21,38 @@ def top_k(scores: Tensor, k: int, ties: str | int = "lowest") -> Tensor:
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_classes:
         raise ConfigurationError(f"k must be between 1 and the number of classes {num_classes}, got {k!r}")
     rank = _tie_rank(num_classes, ties).to(scores.device)
+    if scores.device.type != "cpu" or torch.compiler.is_compiling():  # looking for ties would wait for the device
+        return _exact(scores, rank, k)
+    values, ids = torch.topk(scores, k, dim=-1)
+    best = _in_order(ids, values, rank)[0]
+    least = values[..., -1:]
+    cut = (scores == least).sum(-1) > (values == least).sum(-1)  # equal scores on both sides of the end
+    if cut.any():
+        best[cut] = _exact(scores[cut], rank, k)
+    return best
+
+
+def _exact(scores: Tensor, rank: Tensor, k: int) -> Tensor:
+    """The whole rule at once, whatever is equal."""
     if scores.dtype == torch.float64:
         return _by_sorting(scores, rank)[..., :k]
     return torch.topk(_unique_keys(scores, rank), k, dim=-1).indices
+
+
+def _in_order(ids: Tensor, scores: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids `(…, m)` of tokens and their scores, the best first, equal ones by rank."""
+    by_rank = rank[ids].argsort(dim=-1)
+    best = torch.sort(scores.gather(-1, by_rank), dim=-1, descending=True, stable=True).indices
+    order = by_rank.gather(-1, best)
+    return ids.gather(-1, order), scores.gather(-1, order)
 
 
 def top_k_among(
     ids: Tensor, scores: Tensor, k: int, num_classes: int, ties: str | int = "lowest"
 ) -> tuple[Tensor, Tensor]:
     """Ids and scores `(…, k)` as by `top_k`, where only the tokens `ids` `(…, m)` of V have `scores` `(…, m)`."""
-    by_rank = _tie_rank(num_classes, ties).to(ids.device)[ids].argsort(dim=-1)
-    best = torch.sort(scores.gather(-1, by_rank), dim=-1, descending=True, stable=True).indices[..., :k]
-    order = by_rank.gather(-1, best)
-    return ids.gather(-1, order), scores.gather(-1, order)
+    best, values = _in_order(ids, scores, _tie_rank(num_classes, ties).to(ids.device))
+    return best[..., :k], values[..., :k]
 
 
 def _by_sorting(scores: Tensor, rank: Tensor) -> Tensor:
