@@ -13,7 +13,6 @@ from torch import nn
 from codehead import codes, heads
 from codehead.codes.codebook import Codebook
 from codehead.decoding.chain import Chain
-from codehead.decoding.corrections import Corrections, choose_tokens
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.heads.adaptive import refuse_bits
 from codehead.heads.shortlist import ShortlistHead
@@ -23,7 +22,7 @@ from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import METHOD, Description
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
-from codehead.models.refining import refine
+from codehead.models.single_tokens import SingleTokens
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -112,15 +111,8 @@ def attach(
     if not capped:
         stock.refuse_fixed_soft_cap(target)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
-    refinement = refine(codebook, old, refined, refined_bits, statistics, seed)
-    listed = choose_tokens(
-        "shortlist", shortlist, None if statistics is None else statistics.counts, codebook.num_classes
-    )
-    single = {"token_bias": bool(token_bias), "token_scale": bool(token_scale), "split": bool(shortlist_split)}
-    corrections = None
-    if len(listed) or refinement is not None or any(single.values()):
-        corrections = Corrections(codebook.num_classes, listed, refinement=refinement, **single)
-    corrections = None if corrections is None else corrections.to(old.weight)
+    single = SingleTokens(shortlist, shortlist_split, token_bias, token_scale, refined, refined_bits)
+    corrections = single.corrections(codebook, old, statistics, seed)
     rows = 0 if corrections is None else corrections.num_outputs
     new, chain = _seeded_head(head, hidden_size, codebook.length, rows, options, seed)
     new, chain = new.to(old.weight), None if chain is None else chain.to(old.weight)
