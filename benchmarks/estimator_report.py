@@ -120,6 +120,25 @@ def combinations(found: Measured) -> str:
     )
 
 
+def many_classes(found: Measured) -> str:
+    """Accuracy on the data sets of so many classes that only some codings were trained."""
+    names = [name for name in found.sets if name not in found.ranked]
+    parts = {**found.runs(names[0])[0]["codings"], **found.runs(names[0])[0]["peers"]}
+    rows = []
+    for code in parts:
+        row = [code]
+        for name in names:
+            run = found.runs(name)[0]
+            columns = {**run["codings"], **run["peers"]}[code]["columns"]
+            row += [f"{columns:,}", percent(found.accuracies(name, (code, _usual(parts[code]))).mean())]
+        rows.append(row)
+    return markdown(["method", *(part for name in names for part in (f"{name}: columns", "accuracy"))], rows)
+
+
+def _usual(part: dict[str, Any]) -> str:
+    return DEFAULT if DEFAULT in part["accuracy"] else "own"
+
+
 def times(found: Measured) -> str:
     """Processor seconds as multiples of scikit-learn's OutputCodeClassifier on the same fold."""
     parts = {**found.runs(found.ranked[0])[0]["codings"], **found.runs(found.ranked[0])[0]["peers"]}
@@ -238,6 +257,7 @@ def draw_bars(axis: Any, names: list[str], means: np.ndarray, ranks: np.ndarray)
 TABLES: dict[str, Callable[[Measured], str]] = {
     "equal length": equal_length,
     "codings and decodings": combinations,
+    "many classes": many_classes,
     "times": times,
     "probabilities": probabilities,
     "speed": speed,
