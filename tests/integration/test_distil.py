@@ -133,6 +133,24 @@ def test_head_code_and_corrections_learn():
     assert not torch.equal(model.decision.table.sign_plane, start.decision.table.sign_plane)
 
 
+def test_labels_have_the_share_that_they_are_given():
+    labels = torch.randint(VOCAB, (400,), generator=torch.Generator().manual_seed(1))
+
+    @torch.no_grad()
+    def nats(model):
+        scores = model.decision.logits(model.get_output_embeddings()(peaked()[1]))
+        return F.cross_entropy(scores, labels).item()
+
+    alone, both, none = (distilled({"labels": labels}, label_weight=share) for share in (1.0, 0.5, 0.0))
+    assert nats(alone[0]) < nats(both[0]) < nats(none[0])
+    assert none[2] < both[2] < alone[2]
+    assert none[2] == distilled()[2]
+    with pytest.raises(ConfigurationError, match=r"label_weight is 0.5, but there are no labels"):
+        distilled(label_weight=0.5)
+    with pytest.raises(ConfigurationError, match=r"distil.label_weight is 1.5; give a share"):
+        Distillation(label_weight=1.5)
+
+
 def test_the_reported_divergence_is_that_of_the_last_step_and_rows_stay_distinct():
     seen = []
     model, _, after = distilled({"progress": lambda *values: seen.append(values)}, batch_tokens=400)

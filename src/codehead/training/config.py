@@ -101,11 +101,14 @@ class Distillation:
     learning_rate: float = 3e-3  # of the head and of what corrects tokens; falls to zero along a cosine
     code_learning_rate: float = 1e-2  # of the numbers whose signs are the code; 0 keeps the code as it is
     tokens: int = 200_000  # positions of the training text whose hidden states are learnt from, kept in memory
+    label_weight: float = 0.0  # of the labels' own cross entropy; the old head's distribution has the rest
     seed: int = 0  # of the order of positions
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_tokens", "tokens"):
             _require(getattr(self, name), f"distil.{name}", minimum=1)
+        if not isinstance(self.label_weight, int | float) or not 0 <= self.label_weight <= 1:
+            raise ConfigurationError(f"distil.label_weight is {self.label_weight!r}; give a share from 0 to 1")
         _require(self.seed, "distil.seed", minimum=0)
         for name in ("learning_rate", "code_learning_rate"):
             if not 0 <= getattr(self, name) < math.inf:

@@ -43,18 +43,23 @@ def distil(
     options: Distillation,
     progress: Progress = lambda done, steps, nats: None,
     stages: Stages | None = None,
+    labels: Tensor | None = None,
 ) -> None:
     """Fit the decision layer of a coded model to a teacher's distributions over tokens, in place.
 
     Minimises the Kullback-Leibler divergence of the codeword posterior from the teacher's softmax over the positions
     whose hidden states `(tokens, hidden)` are given, with Adam and a cosine schedule. No more than CHUNK_SCORES
-    scores are formed at a time. With `stages`, it goes on where it was stopped.
+    scores are formed at a time. With `stages`, it goes on where it was stopped. Where `options.label_weight` is not 0,
+    it is the weight of the cross entropy of the `labels` `(tokens,)` at the same positions: a teacher that is wrong, or
+    surer than it is right, is then not followed all the way.
 
     Raises:
-        ConfigurationError: the code is ternary, or the bits form a chain.
+        ConfigurationError: the code is ternary, the bits form a chain, or labels are asked for and not given.
     """
     decision = model.decision
     _check(decision)
+    if options.label_weight and labels is None:
+        raise ConfigurationError(f"distil.label_weight is {options.label_weight}, but there are no labels; give them")
     student = _Student(model.get_output_embeddings(), decision)
     optimizer = torch.optim.Adam(
         [
@@ -69,9 +74,11 @@ def distil(
     loop = ResumableLoop(stages or Stages(), "distillation", optimizer, schedule, order)
     with torch.enable_grad(), loop.saved_at_the_end():
         while loop.done < options.steps:
-            chosen = hidden[torch.randint(len(hidden), (options.batch_tokens,), generator=order)]
+            chosen = torch.randint(len(hidden), (options.batch_tokens,), generator=order)
+            known = None if labels is None or not options.label_weight else labels[chosen].to(device)
             optimizer.zero_grad()
-            nats = _backward(student, teacher, chosen.to(device, torch.float32))
+            seen = hidden[chosen].to(device, torch.float32)
+            nats = _backward(student, teacher, seen, known, options.label_weight)
             loop.step()
             progress(loop.done, options.steps, nats)
     student.write_back(model, options.seed)
@@ -140,17 +147,24 @@ def _codebook(latent: Tensor, seed: int, start: str) -> PackedCodebook:
     )
 
 
-def _backward(student: _Student, teacher: Teacher, hidden: Tensor) -> float:
-    """Add the gradients of the mean divergence over some positions, piece by piece; returns it in nats."""
+def _backward(student: _Student, teacher: Teacher, hidden: Tensor, labels: Tensor | None, weight: float) -> float:
+    """Add the gradients of the mean loss over some positions, piece by piece; returns it in nats.
+
+    It is the divergence from the teacher; with labels, that and their cross entropy, which has the `weight`.
+    """
     rows = max(1, CHUNK_SCORES // student.table.num_classes)
     total = 0.0
-    for piece in hidden.split(rows):
+    pieces = hidden.split(rows)
+    known = [None] * len(pieces) if labels is None else labels.split(rows)
+    for piece, wanted in zip(pieces, known, strict=True):
         with torch.no_grad():
-            wanted = teacher(piece).float().log_softmax(-1)
+            likely = teacher(piece).float().log_softmax(-1)
         found = student.scores(piece).log_softmax(-1)
-        nats = F.kl_div(found, wanted, reduction="sum", log_target=True) / len(hidden)
-        nats.backward()
-        total += float(nats.detach())
+        nats = F.kl_div(found, likely, reduction="sum", log_target=True)
+        if wanted is not None:
+            nats = torch.lerp(nats, F.nll_loss(found, wanted, reduction="sum"), weight)
+        (nats / len(hidden)).backward()
+        total += float(nats.detach()) / len(hidden)
     return total
 
 

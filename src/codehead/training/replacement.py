@@ -111,7 +111,7 @@ def fit_decision_layer(
         def learning(done: int, total: int, nats: float) -> None:
             show("learning the new head", done, total)
 
-        distil(model, teacher, hidden, config.distil, learning, stages)
+        distil(model, teacher, hidden, config.distil, learning, stages, labels)
     return model
 
 
