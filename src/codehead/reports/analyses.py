@@ -232,7 +232,10 @@ def _draw_times(axis: Any, rows: Sequence[Row], name: str, unit: str) -> None:
     places = np.arange(len(rows))
     axis.barh(places, medians, height=0.62, color=[look(row.family)[1] for row in rows])
     axis.errorbar(medians, places, xerr=(medians - low, high - medians), fmt="none", ecolor="#888888", capsize=3)
-    labels = [f"{short(row)}, codeword loss" if row.family in ("codeword", "refined") else short(row) for row in rows]
+    labels = [
+        f"{short(row)}, codeword loss" if row.family in ("codeword", "refined", "labelled") else short(row)
+        for row in rows
+    ]
     axis.set_yticks(places, labels)
     axis.invert_yaxis()
     axis.set(xlabel=unit, xlim=(0, 1.05 * high.max() or 1.0))

@@ -13,11 +13,11 @@ from codehead.reports.summary import Row, by_setting, setting_title
 
 METRICS = {
     "share": ("Top-1 accuracy", "top-1 accuracy, share of Softmax"),
-    "f1_share": ("BERTScore F1", "F1, share of Softmax"),
     "perplexity_ratio": ("Perplexity", "perplexity, times Softmax’s"),
 }
-FEW_TIMES = 4.0
-"""Perplexities beyond so many times the Softmax's are off the picture; the table has them."""
+LIMITS = {"share": (0.75, 1.25), "perplexity_ratio": (0.5, 2.5)}
+"""What lies beyond is off the picture, so that the rest can be told apart; the table has it."""
+PEERS = ("trimmed", "low rank", "adaptive")
 UNIT = "bytes of the head, share of Softmax in bf16"
 
 
@@ -42,14 +42,15 @@ def _key(family: str) -> Key:
 
 def _shown(rows: Sequence[Row], metric: str) -> list[Row]:
     """The rows that a panel has room for, the reference left to its line."""
+    low, high = LIMITS[metric]
     measured = [row for row in rows if metric in row.values and not row.is_reference]
-    return [row for row in measured if metric != "perplexity_ratio" or row.values[metric].mean < FEW_TIMES]
+    return [row for row in measured if low <= row.values[metric].mean <= high]
 
 
 def _panel(metric: str, rows: Sequence[Row]) -> Panel:
     title, unit = METRICS[metric]
     alt = f"{unit} of {len(rows)} heads against {UNIT}; the values are in the table"
-    return Panel(title, alt, partial(_draw, rows=rows, metric=metric), (5.4, 4.2))
+    return Panel(title, alt, partial(_draw, rows=rows, metric=metric), (7.0, 5.0))
 
 
 def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
@@ -80,8 +81,11 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
 
 
 def _name(row: Row) -> str:
-    """`64 bits + 88`, or what the table calls a peer."""
-    if row.family == "peer" or row.decision is None:
-        return row.label.replace(", rounded", "").replace(", error-corrected", "*").replace("Trimmed to ", "").lower()
-    parts = [row.decision[name] for name in ("refined_bits", "shortlist") if row.decision.get(name)]
-    return f"{row.decision['bits']} bits" + "".join(f" + {part}" for part in parts)
+    """`48 + 128 bits`, or in a word or two what the table calls a peer."""
+    if row.family != "peer" and row.decision is not None:
+        return (
+            " + ".join(str(row.decision[name]) for name in ("bits", "refined_bits") if row.decision.get(name)) + " bits"
+        )
+    kind, _, way = row.label.partition(", ")
+    short = next((name for name in PEERS if kind.lower().startswith(name)), kind)
+    return f"{short}*" if way == "error-corrected" else short if way in ("", "rounded") else f"{short}, {way}"

@@ -31,6 +31,7 @@ FAMILIES = {
     "mtl": ("MTL-ECOC head (n, d)", "#D55E00", "s"),
     "codeword": ("codeword loss", "#009E73", "^"),
     "refined": ("longer codewords for frequent tokens", "#CC79A7", "P"),
+    "labelled": ("the same, learnt from the text too", "#E69F00", "X"),
     "peer": ("no code: low rank, quantised, trimmed", "#7F7F7F", "v"),
 }
 METRICS = {"top1": "top-1 next-token accuracy", "f1": "BERTScore F1"}

@@ -33,7 +33,7 @@ TIMED = {
     "answer_seconds": "answer_repeats",
     "tokens_per_second": "tokens_per_second_repeats",
 }  # what is timed, and the key of its repeats
-OVER_TOKENS = ("softmax", "codeword", "refined", "peer")
+OVER_TOKENS = ("softmax", "codeword", "refined", "labelled", "peer")
 """Families whose training loss is one over V tokens, not over bits."""
 DESIGN_NAMES = {"minrandom": "MinRandom", "itq": "ITQ", "one_vs_all": "One-vs-All", "one_vs_one": "One-vs-One"}
 
@@ -73,7 +73,7 @@ class Row:
 
     label: str
     cell: str
-    family: str  # softmax, linear, mtl, codeword, refined or peer: what shares a colour in pictures
+    family: str  # softmax, linear, mtl, codeword, refined, labelled or peer: what shares a colour in pictures
     setting: str
     seeds: int
     parameters: int  # of the head
@@ -124,7 +124,14 @@ def label_of(result: Result) -> str:
         return _label_of_peer(peer)
     if decision is None:
         return "Softmax"
-    return _label_of_code(decision) + (", int8" if decision.get("rounded") else "")
+    weight = _label_weight(peer)
+    suffixes = (", int8" if decision.get("rounded") else "", f", labels {weight:g}" if weight else "")
+    return _label_of_code(decision) + "".join(suffixes)
+
+
+def _label_weight(peer: Mapping[str, Any] | None) -> float:
+    """How much the text's own tokens counted in a conversion."""
+    return float((((peer or {}).get("convert") or {}).get("distil") or {}).get("label_weight", 0.0))
 
 
 def _label_of_code(decision: Mapping[str, Any]) -> str:
@@ -156,7 +163,7 @@ def family_of(result: Result) -> str:
     if decision["design"] == "one_vs_all":
         return "peer"
     if decision.get("refined"):
-        return "refined"
+        return "labelled" if _label_weight(result.metrics.get("peer")) else "refined"
     return "codeword" if decision["loss"] == "codeword" else decision["head"]
 
 
