@@ -73,7 +73,9 @@ def _is_like_ours(run: Mapping[str, Any]) -> bool:
 def _learnt(run: Mapping[str, Any]) -> str:
     """How a decision layer learnt, in words."""
     training = run.get("training") or {}
+    weight = run["distil"].get("label_weight")
     words = [f"{run['distil'].get('steps', 500)} steps of learning from the old head"]
+    words[0] += f" and, with weight {weight:g}, the text" if weight else ""
     if training.get("max_steps"):
         words.append(f"{training['max_steps']} of training ({run.get('adapt') or 'lora'})")
     if run.get("calibrate") is not None:

@@ -35,7 +35,15 @@ TIMED = {
 }  # what is timed, and the key of its repeats
 OVER_TOKENS = ("softmax", "codeword", "refined", "labelled", "peer")
 """Families whose training loss is one over V tokens, not over bits."""
-DESIGN_NAMES = {"minrandom": "MinRandom", "itq": "ITQ", "one_vs_all": "One-vs-All", "one_vs_one": "One-vs-One"}
+DESIGN_NAMES = {
+    "minrandom": "MinRandom",
+    "itq": "ITQ",
+    "one_vs_all": "One-vs-All",
+    "one_vs_one": "One-vs-One",
+    "decoc": "DECOC",
+    "merged_decoc": "Merged DECOC",
+    "ecoc_one": "ECOC-ONE",
+}
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ def label_of(result: Result) -> str:
         return "Softmax"
     weight = _label_weight(peer)
     suffixes = (", int8" if decision.get("rounded") else "", f", labels {weight:g}" if weight else "")
-    return _label_of_code(decision) + "".join(suffixes)
+    return _label_of_code(decision, (result.config.get("run") or {}).get("decision") or {}) + "".join(suffixes)
 
 
 def _label_weight(peer: Mapping[str, Any] | None) -> float:
@@ -134,14 +142,20 @@ def _label_weight(peer: Mapping[str, Any] | None) -> float:
     return float((((peer or {}).get("convert") or {}).get("distil") or {}).get("label_weight", 0.0))
 
 
-def _label_of_code(decision: Mapping[str, Any]) -> str:
+def _label_of_code(decision: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Of what a decision layer is; `asked` tells how many of its bits are check bits, and who has which codeword."""
     if decision["head"] == "low_rank" and decision["design"] == "one_vs_all":
         return f"Low rank {decision['rank']}"
     if decision["head"] == "adaptive":
         return f"Adaptive softmax {decision['head_options'].get('cutoffs') or ''}".strip()
     design = DESIGN_NAMES.get(decision["design"], decision["design"].replace("_", " ").capitalize())
     kind = {"mtl": "MTL-ECOC", "chain": "chain", "tower": "tower"}.get(decision["head"], "ECOC")
-    label = f"{design} {kind} ({decision['bits']}, {decision['width']})"
+    parity = (asked.get("code_params") or {}).get("parity", 0)
+    bits = f"{decision['bits'] - parity} + {parity}" if parity else str(decision["bits"])
+    named = design if "ECOC" in design and kind == "ECOC" else f"{design} {kind}"
+    label = f"{named} ({bits}, {decision['width']})"
+    if asked.get("assignment"):
+        label += f", {asked['assignment'].replace('_', ' ')}"
     if decision.get("refined"):
         label += f" + {decision['refined_bits']} bits for {decision['refined']:,}"
     if decision.get("shortlist") or decision.get("token_bias"):  # these imply the codeword loss
