@@ -22,9 +22,11 @@ UNIT = "bytes of the head, share of Softmax in bf16"
 
 
 def frontier(rows: Sequence[Row]) -> list[Picture]:
-    """One picture per setting, a panel per metric; none if the rows are not weighed in bytes."""
+    """One picture per setting, a panel per metric; none if the rows are not weighed in bytes, or all weigh the same."""
     found = []
     for setting, group in by_setting([row for row in rows if row.byte_share is not None]).items():
+        if _budgets(group) < 2:
+            continue
         panels = [_panel(metric, _shown(group, metric)) for metric in METRICS if _shown(group, metric)]
         keys = tuple(_key(family) for family in families_of(group) if family != "softmax")
         title = ", ".join(part for part in ("Accuracy per byte", setting_title(setting)) if part)
@@ -33,6 +35,11 @@ def frontier(rows: Sequence[Row]) -> list[Picture]:
         name = f"frontier-{setting}" if setting else "frontier"
         found.append(Picture(name, title, note, tuple(panels), (softmax, *keys)))
     return [picture for picture in found if picture.panels]
+
+
+def _budgets(rows: Sequence[Row]) -> int:
+    """How many different shares of the reference's bytes there are, in steps of a thousandth."""
+    return len({round(row.byte_share or 0.0, 3) for row in rows if not row.is_reference})
 
 
 def _key(family: str) -> Key:
