@@ -390,3 +390,11 @@ def test_what_a_killed_save_left_is_cleared_by_the_next(coded, tmp_path):
     (tmp_path / ".saving-killed" / "model.safetensors").write_bytes(b"half")
     coded().save_pretrained(tmp_path)
     assert not list(tmp_path.glob(".saving-*"))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own tensors", "given by position"])
+def test_a_head_of_several_parts_is_saved_with_a_guard(given, coded, tmp_path):
+    model = coded("llama", **LAYERS["corrected"])
+    model.save_pretrained(tmp_path, *([True, model.state_dict()] if given else []))
+    assert load_file(tmp_path / "model.safetensors")["lm_head.weight"].shape == (0,)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))

@@ -14,8 +14,8 @@ from codehead.decoding import DECODERS, FittedDecoder, Weights, decode, fit
 from codehead.errors import ConfigurationError
 from codehead.evaluation.metrics import SCORE_BYTES, TOP
 from codehead.models import is_coded
+from codehead.models.calibration import text_outputs
 from codehead.training.data import Collator
-from codehead.training.tokenization import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,15 +56,10 @@ def compare_decoders(
 
 def _outputs(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Any, batch_size: int) -> Outputs:
     """What the head gives at every labelled position."""
-    device, collate = next(model.parameters()).device, Collator(tokenizer.pad_token_id or 0)
-    parts = []
-    for start in range(0, len(examples), batch_size):
-        batch = collate([examples[i] for i in range(start, min(start + batch_size, len(examples)))])
-        labels = batch.pop("labels")[:, 1:].to(device)
-        outputs = model.head_outputs(**{name: values.to(device) for name, values in batch.items()}, use_cache=False)
-        parts.append((outputs[:, :-1][labels != IGNORED], labels[labels != IGNORED]))
-    bit_logits, known = zip(*parts, strict=True)
-    return torch.cat(bit_logits), torch.cat(known)
+    collate = Collator(tokenizer.pad_token_id or 0)
+    starts = range(0, len(examples), batch_size)
+    batches = (collate([examples[i] for i in range(s, min(s + batch_size, len(examples)))]) for s in starts)
+    return text_outputs(model, batches, sum(len(example["input_ids"]) for example in examples))
 
 
 def _hits(

@@ -102,18 +102,20 @@ class CodedCausalLM:
         guards.refuse_resize(num_classes if new_num_tokens is None else new_num_tokens, num_classes)
         return old_lm_head
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
         """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`."""
         save = super().save_pretrained  # type: ignore[misc]
         self.config.quantization_config = Description.current(self).to_dict()
-        if len(args) < 2:
-            kwargs["state_dict"] = guards.guarded(self, stock.head_path(self), kwargs.get("state_dict"))  # type: ignore[arg-type]
-        is_main = args[0] if args else kwargs.get("is_main_process", True)
-        if is_main and not kwargs.get("push_to_hub") and not kwargs.get("distributed_checkpoint"):
-            with manifest.staged(save_directory, kwargs.get("variant")) as folder:
-                save(folder, *args, **kwargs)
+        names = list(inspect.signature(save).parameters)[1:]
+        options |= dict(zip(names, args, strict=False))
+        model: Any = self
+        options["state_dict"] = guards.guarded(model, stock.head_path(model), options.get("state_dict"))
+        is_main = options.get("is_main_process", True)
+        if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
+            with manifest.staged(save_directory, options.get("variant")) as folder:
+                save(folder, **options)
         else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
-            save(save_directory, *args, **kwargs)
+            save(save_directory, **options)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward":

@@ -15,7 +15,7 @@ from codehead.training.provenance import file_record
 
 WEIGHTS = ("config.json", "*.safetensors", "tokenizer.json")
 LOCK = ".lock"
-YOUNGER = ("distil", "calibrate", "int8")  # keys that older stores do not know: unset, they count for nothing
+YOUNGER = ("distil",)  # keys that older stores do not know: unset, they count for nothing
 DIGITS = 12  # of the checksum, in a folder's name
 
 

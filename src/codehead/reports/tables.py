@@ -166,7 +166,7 @@ def _usual(rows: Sequence[Row]) -> list[Column]:
     return [
         Column("Head", lambda row: row.label, is_text=True, brief=lambda row: row.label.replace(", ", ",")),
         Column("Seeds", lambda row: str(row.seeds) if differ else ABSENT, room=DOCUMENT),
-        Column("Params", lambda row: f"{row.parameters:,}", "Size of the head", counted_room),
+        Column("Params", _parameters, "Size of the head", counted_room),
         Column(
             "of Softmax", lambda row: percent(row.parameter_share), "Size of the head", REPORT if weighed else TERMINAL
         ),
@@ -188,6 +188,11 @@ def _usual(rows: Sequence[Row]) -> list[Column]:
         Column("Answers", lambda row: timed(row, "answer_seconds", " s"), "Time", REPORT),
         Column("Tokens/s", lambda row: timed(row, "tokens_per_second"), "Time", REPORT),
     ]
+
+
+def _parameters(row: Row) -> str:
+    """Nothing for a Softmax head that was quantised or trimmed: its numbers are not what it had before."""
+    return ABSENT if row.family == "peer" and row.decision is None else f"{row.parameters:,}"
 
 
 def _percent(name: str) -> Callable[[Row], str]:
