@@ -5,8 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 DATA_VARIABLE = "CODEHEAD_TEST_DATA"
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_every_order() -> None:
+    """A test that fails can be run again alone: torch's numbers do not depend on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

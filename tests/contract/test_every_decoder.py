@@ -67,6 +67,14 @@ def test_has_a_plain_reference(decoder):
     assert decoder in REFERENCES.names()
 
 
+@pytest.mark.parametrize("size", [3, 30])
+@pytest.mark.parametrize("decoder", ["likelihood", "probabilistic"])
+def test_large_bit_logits_are_as_exact_as_small_ones(decoder, size):
+    table = TABLES["binary"]()
+    bit_logits = torch.randn(200, table.length, dtype=torch.float64) * size
+    assert_equals_reference(bit_logits, table, chosen(decoder, table), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (3, 0), (2, 5)])
 def test_float64_equals_the_plain_definition(options, table, shape):
     bit_logits = torch.randn(*shape, table.length, dtype=torch.float64) * 3

@@ -53,7 +53,7 @@ def attenuated_euclidean(bit_logits: Tensor) -> Terms:
 def likelihood(bit_logits: Tensor) -> Terms:
     """log Π σ(c·z) over the codeword's non-zero positions, up to a constant: its softmax is the codeword posterior."""
     half = bit_logits / 2
-    return Terms(half, half - F.softplus(bit_logits), None)
+    return Terms(half, half + F.logsigmoid(-bit_logits), None)
 
 
 @DECODERS.register("loss_linear")

@@ -43,7 +43,7 @@ def fit_sigmoids(outputs: Tensor, symbols: Tensor) -> Tensor:
 def _loss(line: Tensor, outputs: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
     """The cross entropy `(n,)` of σ(a z + b), with `line` (a, b) `(2, n)`."""
     logits = line[0] * outputs + line[1]
-    return (counts * (F.softplus(logits) - targets * logits)).sum(0)
+    return (counts * (-F.logsigmoid(-logits) - targets * logits)).sum(0)
 
 
 def _newton(line: Tensor, outputs: Tensor, targets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,8 @@ class Probabilistic(FittedDecoder):
         slope, offset = weights[SIGMOIDS].view(torch.float32).to(bit_logits.dtype)
         calibrated = -(slope * bit_logits + offset)
         half = calibrated / 2
-        return WithUnclaimed(Terms(half, half - F.softplus(calibrated), torch.zeros_like(half[..., :1])))
+        # Not softplus, which torch cuts off at 20: e^-20 shows in float64.
+        return WithUnclaimed(Terms(half, half + F.logsigmoid(-calibrated), torch.zeros_like(half[..., :1])))
 
 
 DECODERS.register("probabilistic")(Probabilistic())
