@@ -9,6 +9,7 @@ tokens, with the peak of extra device memory on a GPU. Layers take turns within 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def layers(hidden_size: int, num_classes: int, device: torch.device) -> dict[str
         "mtl-minrandom-50-128": ("minrandom", 50, "mtl", {"width": 128}, "bitwise"),
     }
     torch.manual_seed(SEED)
-    return {
+    found = {
         name: DecisionLayer(
             codebook := codes.build(design, num_classes, bits=bits, seed=SEED, **_fast(design)),
             heads.build(head, hidden_size, codebook.length, **options),
@@ -45,6 +46,10 @@ def layers(hidden_size: int, num_classes: int, device: torch.device) -> dict[str
         ).to(device, dtype)
         for name, (design, bits, head, options, loss) in made.items()
     }
+    for name in ("minrandom-50", "minrandom-100"):
+        found[f"{name}-packed"] = packed = copy.deepcopy(found[name])
+        packed.decision.packed = True
+    return found
 
 
 def _fast(design: str) -> dict[str, int]:
@@ -135,7 +140,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         metrics["inference"][str(batch)] = interleaved(runs, device, options.repeats)
     hidden = torch.randn(options.tokens, options.hidden_size, device=device, dtype=dtype, requires_grad=True)
     labels = torch.randint(options.vocab_size, (options.tokens,), device=device)
-    runs = {name: training_step(layer, hidden, labels) for name, layer in compared.items()}
+    trained = {name: layer for name, layer in compared.items() if not layer.decision.packed}  # training unpacks
+    runs = {name: training_step(layer, hidden, labels) for name, layer in trained.items()}
     metrics["training"] = interleaved(runs, device, options.repeats)
     for name, run in runs.items():
         metrics["training"][name]["peak_bytes"] = peak_bytes(run, device)
@@ -154,10 +160,13 @@ def table(result: Result) -> str:
         "| layer | " + " | ".join(kinds) + " |",
         "| --- |" + " ---: |" * len(kinds),
     ]
-    for name in result.metrics["training"]:
-        ratios = (figures[name]["ratio_to_softmax"] for figures in kinds.values())
-        lines.append(f"| {name} | " + " | ".join(f"{100 * ratio:.1f}%" for ratio in ratios) + " |")
+    for name in next(iter(kinds.values())):
+        lines.append(f"| {name} | " + " | ".join(_ratio(figures.get(name)) for figures in kinds.values()) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _ratio(figures: dict[str, float] | None) -> str:
+    return "–" if figures is None else f"{100 * figures['ratio_to_softmax']:.1f}%"
 
 
 def main() -> None:

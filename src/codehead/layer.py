@@ -100,6 +100,21 @@ class Decision(nn.Module):
         self._decoder_name = name
 
     @property
+    def packed(self) -> bool:
+        """Whether codewords stay packed where tokens are scored, for a 32nd of the memory and somewhat more time.
+
+        False to begin with, and in no checkpoint; set it. Training, `inverse_hamming` and a chain unpack all the same.
+        """
+        return self.table.packed
+
+    @packed.setter
+    def packed(self, packed: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, CodewordTable):
+                module.packed = packed
+                module.reset_cache()
+
+    @property
     def decoder_weights(self) -> dict[str, Tensor] | None:
         """What `fit_decoder` has learnt, zeros before it; None if the decoder has no weights."""
         return {name: getattr(self, WEIGHT + name) for name in self._weight_names} or None

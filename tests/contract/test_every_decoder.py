@@ -67,6 +67,14 @@ def test_has_a_plain_reference(decoder):
     assert decoder in REFERENCES.names()
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 0), (70, 2)])
+def test_packed_codewords_score_like_unpacked_ones(options, table, shape):
+    bit_logits = torch.randn(*shape, table.length, dtype=torch.float64) * 3
+    unpacked = token_scores(bit_logits, table, **options)
+    table.packed = True
+    torch.testing.assert_close(token_scores(bit_logits, table, **options), unpacked, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", [3, 30])
 @pytest.mark.parametrize("decoder", ["likelihood", "probabilistic"])
 def test_large_bit_logits_are_as_exact_as_small_ones(decoder, size):

@@ -158,6 +158,21 @@ def test_evaluate_a_stock_model_as_json(codehead, place):
     assert metrics["perplexity"] == pytest.approx(272, rel=0.1)
 
 
+def test_packed_codewords_give_the_same_figures_from_fewer_bytes(codehead, place, coded):
+    arguments = ("--data", place / "text.txt", "--block-size", 16, "--repeats", 0, "--json")
+    plain, packed = (
+        json.loads(codehead("evaluate", coded, *arguments, *flag)[1])["metrics"] for flag in ((), ("--packed",))
+    )
+    assert packed["top1"] == plain["top1"]
+    assert packed["perplexity"] == pytest.approx(plain["perplexity"], rel=1e-5)
+    assert packed["size"]["bytes_resident"] == packed["size"]["bytes_stored"] == plain["size"]["bytes_stored"]
+    assert continuation(codehead, coded, "--packed") == continuation(codehead, coded)
+    for command in (("evaluate", *arguments), ("generate", "--prompt", "The cat")):
+        status, _, err = codehead(command[0], place / "model", *command[1:], "--packed")
+        assert status == 2
+        assert "has no codewords that could stay packed; leave --packed away" in " ".join(err.split())
+
+
 def test_evaluate_takes_what_the_model_has_positions_for(codehead, place):
     arguments = ("--data", place / "text.txt", "--repeats", 1, "--json")
     status, out, err = codehead("evaluate", place / "short", *arguments)

@@ -15,11 +15,12 @@ from transformers import TrainerCallback
 from codehead.errors import CodeheadError, ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.models import is_coded
+from codehead.models.trunk import attention_projections
 from codehead.training.config import RunConfig
 from codehead.training.data import load_rows, tokenize
 from codehead.training.folder import last_complete
 from codehead.training.loop import ResumableLoop
-from codehead.training.model import attention_projections, load_model
+from codehead.training.model import load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer
 

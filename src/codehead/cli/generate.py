@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from codehead.cli import options as opt
+
 
 def generate(
     model: Annotated[str, typer.Argument(help="Local folder or hub id, coded or not.")],
@@ -19,6 +21,7 @@ def generate(
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beam search; text comes at the end.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 0,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="If not the model's own.")] = None,
+    packed: opt.Packed = False,
 ) -> None:
     """Continue a prompt and show the text as it comes."""
     from codehead.evaluation.generation import generate_text
@@ -33,6 +36,7 @@ def generate(
         top_p=top_p,
         num_beams=num_beams,
         seed=seed,
+        packed=packed,
         write=lambda text: typer.echo(text, nl=False),
     )
     typer.echo("" if pieces.endswith("\n") else "\n", nl=False)

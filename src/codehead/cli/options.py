@@ -53,6 +53,10 @@ Start = Annotated[
     str | None, typer.Option("--start", help="random, or old_head: near the Softmax head.", rich_help_panel=DECISION)
 ]
 
+Packed = Annotated[
+    bool, typer.Option("--packed", help="Keep codewords packed in memory: a 32nd of the bytes, somewhat slower.")
+]
+
 BUDGET = "Bytes of the new head, as a share of the old one's in bf16, such as 5%."
 Budget = Annotated[str | None, typer.Option("--budget", help=BUDGET)]
 Speed = Annotated[

@@ -22,7 +22,7 @@ COSTS = {
 }
 NOTE = (
     "Weights in int8, of Softmax in bf16; resident and read: with the codewords unpacked to float32, as the plain "
-    "matrix product has them."
+    "matrix product has them. Where they stay packed (--packed), both are the bytes stored."
 )
 TRAINED = "It learns from the old head alone; where training is part of what was measured, codehead finetune goes on."
 UNKNOWN = "Expected: no number, for none of our committed results is of such decision layers."

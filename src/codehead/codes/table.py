@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
+from codehead.codes.lookup import bit_sums
 from codehead.codes.packing import row_bytes
 from codehead.errors import CodebookError
 
@@ -31,7 +32,11 @@ class CodewordTable(nn.Module):
     The planes are persistent uint8 buffers `sign_plane` and, for a ternary code, `support_plane`, both
     (V, ⌈n / 8⌉); an implicit code has neither. `signs` and `support` unpack the whole matrix and keep
     it: a working copy that is in no checkpoint, moves with nothing, and is made anew when a plane was.
+    Where `packed` is set, products look the planes up instead, as long as no gradient is asked for.
     """
+
+    packed: bool = False
+    """Whether products need no working copy: 1/32 of its memory, for somewhat more time (`codes.lookup`)."""
 
     sign_plane: Tensor | None
     support_plane: Tensor | None
@@ -99,6 +104,24 @@ class CodewordTable(nn.Module):
             device = None if self.sign_plane is None else self.sign_plane.device
             return torch.ones((), device=device).expand(self.num_classes, self.length)
         return self._copy("support", self.support_plane)
+
+    def product(self, weights: Tensor) -> Tensor:
+        """The coding matrix times weights `(…, n)`, float32 or float64: `(…, V)`. Not for an implicit code."""
+        assert self.sign_plane is not None
+        if not self._looks_up(weights):
+            return weights @ self.signs().to(weights.dtype).T
+        shared = weights.sum(-1, keepdim=True) if self.support_plane is None else self.support_product(weights)
+        return 2 * bit_sums(weights, self.sign_plane) - shared
+
+    def support_product(self, weights: Tensor) -> Tensor:
+        """The same with the support in the place of the coding matrix, of a ternary code."""
+        assert self.support_plane is not None
+        if not self._looks_up(weights):
+            return weights @ self.support().to(weights.dtype).T
+        return bit_sums(weights, self.support_plane)
+
+    def _looks_up(self, weights: Tensor) -> bool:
+        return self.packed and not (weights.requires_grad and torch.is_grad_enabled())
 
     def reset_cache(self) -> None:
         """Forget the working copies of `signs` and `support`."""

@@ -62,7 +62,7 @@ def chunks(table: CodewordTable, like: Tensor, symbols: int) -> Iterator[tuple[s
     is needed.
     """
     rows = max(1, CHUNK_SYMBOLS // max(1, symbols))
-    whole = None if table.is_implicit else table.signs()
+    whole = None if table.is_implicit or table.packed else table.signs()
     for start in range(0, table.num_classes, rows):
         part = slice(start, min(start + rows, table.num_classes))
         if whole is None:

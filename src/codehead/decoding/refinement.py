@@ -79,10 +79,10 @@ class Refinement(nn.Module):
 
     def forward(self, scores: Tensor, bit_logits: Tensor, signs: Tensor | None = None) -> Tensor:
         """Scores `(…, V)` for m further bit logits `(…, m)`; `signs` `(K, m)` are those of the table unless given."""
-        signs = self.table.signs() if signs is None else signs
         with no_autocast(scores.device.type):
             half = wide(bit_logits) / 2
-            return scores.index_add(-1, self.ids(), (half @ signs.to(half.dtype).T).to(scores.dtype))
+            further = self.table.product(half) if signs is None else half @ signs.to(half.dtype).T
+            return scores.index_add(-1, self.ids(), further.to(scores.dtype))
 
     def extra_repr(self) -> str:
         return f"tokens={self.num_tokens}, bits={self.length}"

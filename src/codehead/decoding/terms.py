@@ -39,9 +39,9 @@ class Terms(NamedTuple):
     def _varying(self, table: CodewordTable) -> Tensor:
         if table.is_implicit:  # row v is −1 everywhere but at v: signed · c_v = 2 signed_v − Σ signed
             return 2 * self.signed
-        result = self.signed @ table.signs().to(self.signed.dtype).T
+        result = table.product(self.signed)
         if self.support is not None and table.is_ternary:
-            result = result + self.support @ table.support().to(self.support.dtype).T
+            result = result + table.support_product(self.support)
         return result
 
     def _shared(self, table: CodewordTable, constant: Tensor) -> Tensor:

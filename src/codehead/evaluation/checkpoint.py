@@ -40,6 +40,7 @@ def evaluate_checkpoint(
     block_size: int | None = None,
     batch_size: int = 8,
     decoder: str | None = None,
+    packed: bool = False,
     text_field: str | None = None,
     as_text: bool = False,
     split: str = "test",
@@ -57,9 +58,9 @@ def evaluate_checkpoint(
     """Accuracy, likelihood, node losses, speed and sizes of a hub id or local folder on `source`.
 
     `block_size` is 256 and `new_tokens` 32 unless given, or what the positions of the model allow; `repeats=0`
-    leaves the speed out. With an `encoder` (see `find_encoder`), the first `prompts` records are answered with at
-    most `answer_tokens` each, and scored by BERTScore. Computes on the accelerator if there is one. `progress` is
-    called with (stage, work done, work in all). Paths are recorded by their last part only.
+    leaves the speed out. `packed` as in `load_model`. With an `encoder` (see `find_encoder`), the first `prompts`
+    records are answered with at most `answer_tokens` each, and scored by BERTScore. Computes on the accelerator if
+    there is one. `progress` is called with (stage, work done, work in all). Paths are recorded by their last part only.
     """
     started, start = utc_now(), time.monotonic()
     report = progress or (lambda stage, done, total: None)
@@ -69,7 +70,7 @@ def evaluate_checkpoint(
     asked = rows.select(range(min(prompts, len(rows))))
     if judge is not None:
         _check_records(asked, judge, source)
-    model = load_model(model_name, dtype=dtype).to(default_device())
+    model = load_model(model_name, dtype=dtype, packed=packed).to(default_device())
     num_embeddings = model.get_input_embeddings().num_embeddings
     check_vocabulary(tokenizer, num_embeddings)
     limit = max_length(model) or BLOCK_SIZE

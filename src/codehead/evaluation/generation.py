@@ -25,16 +25,17 @@ def generate_text(
     top_p: float | None = None,
     num_beams: int = 1,
     seed: int = 0,
+    packed: bool = False,
 ) -> str:
     """The prompt and its continuation; `write` gets both in pieces (with beams: once, at the end).
 
-    Greedy, unless a temperature, top_k or top_p asks for sampling.
+    Greedy, unless a temperature, top_k or top_p asks for sampling. `packed` as in `load_model`.
     """
     from transformers import set_seed
 
     tokenizer = load_tokenizer(tokenizer_name or model_name)
     device = default_device()
-    model = load_model(model_name, dtype="auto").eval().to(device)
+    model = load_model(model_name, dtype="auto", packed=packed).eval().to(device)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     encoded = tokenizer(prompt, return_tensors="pt").to(device)
     length = encoded.input_ids.shape[1]

@@ -4,10 +4,11 @@ bytes read per token.
 Stored is what a checkpoint holds: weights, packed codebook, the ids of a shortlist, the order of the tokens of an
 adaptive softmax, what a decoder has learnt.
 
-The others are counted for the matmul decoder: it multiplies the bit logits with the codeword matrix unpacked to float32
-(and, for a ternary code, with its support), so that matrix is resident and is read for every token, beside
-the weights of the head. The packed codebook is resident; the matmul decoder does not read it. What a fitted
-decoder has learnt is resident and read as well. Softmax (one_vs_all) has no codebook and nothing to decode.
+The others are counted for decoding by a matrix product: it multiplies the bit logits with the codeword matrix unpacked
+to float32 (and, for a ternary code, with its support), so that matrix is resident and is read for every token, beside
+the weights of the head. The packed codebook is resident; a matrix product does not read it. Where codewords stay packed
+(`Decision.packed`) there is no such matrix: resident and read is what is stored. What a fitted decoder has learnt is
+resident and read as well. Softmax (one_vs_all) has no codebook and nothing to decode.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ class DecisionSize:
     bytes_stored: int
     """Weights, packed codebook, ids of tokens, what a decoder has learnt: what the layer takes on disk."""
     bytes_resident: int
-    """The same and the unpacked codeword matrix."""
+    """The same and the unpacked codeword matrix, if there is one."""
     bytes_read_per_token: int
-    """Weights and unpacked codeword matrix, at batch size 1."""
+    """Weights and codeword matrix, at batch size 1."""
     codebook_bytes: int
     """The packed codebook, contained in bytes_resident."""
+
+    @property
+    def packed(self) -> DecisionSize:
+        """The sizes where codewords stay packed."""
+        return replace(self, bytes_resident=self.bytes_stored, bytes_read_per_token=self.bytes_stored)
 
     def as_dict(self) -> dict[str, int]:
         """The sizes as plain JSON values."""
@@ -101,12 +107,13 @@ def model_size(model: nn.Module, *, weight_bytes: int | None = None) -> Decision
         other_bytes=sum(buffers),
     )
     unpacked = _further_symbols(decision) * FLOAT32_BYTES
-    return replace(
+    size = replace(
         size,
         head_parameters=size.head_parameters + rounded_weights(head) + rounded_weights(decision),
         bytes_resident=size.bytes_resident + unpacked,
         bytes_read_per_token=size.bytes_read_per_token + unpacked,
     )
+    return size.packed if decision.packed else size
 
 
 def _further_symbols(decision: Any) -> int:

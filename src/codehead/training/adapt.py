@@ -9,8 +9,8 @@ from torch import nn
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
 from codehead.models.stock import head_path
+from codehead.models.trunk import attention_projections, is_transposed, untie
 from codehead.training.config import LoraConfig, RunConfig
-from codehead.training.model import attention_projections, is_transposed, untie
 
 
 def adapt(model: nn.Module, config: RunConfig) -> nn.Module:
@@ -23,7 +23,7 @@ def adapt(model: nn.Module, config: RunConfig) -> nn.Module:
         for path in _decision_paths(model):
             model.get_submodule(path).requires_grad_(True)
         return model
-    return _with_lora(model, config.lora)
+    return with_lora(model, config.lora)
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -32,7 +32,8 @@ def merge(model: nn.Module) -> nn.Module:
     return model if merge_and_unload is None else merge_and_unload()
 
 
-def _with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
+def with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
+    """A model of which adapters, and the head as it is, are trained; `merge` makes it plain again."""
     import peft
 
     targets = options.target_modules

@@ -72,8 +72,11 @@ def default_device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-def load_model(name: str, *, dtype: str = "float32") -> Any:
-    """Load a coded or stock checkpoint; ConfigurationError names the model that cannot be loaded."""
+def load_model(name: str, *, dtype: str = "float32", packed: bool = False) -> Any:
+    """Load a coded or stock checkpoint, a coded one with its codewords `packed` in memory if so wished.
+
+    ConfigurationError names the model that cannot be loaded, or has no codewords.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
@@ -87,7 +90,15 @@ def load_model(name: str, *, dtype: str = "float32") -> Any:
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {name!r} could not be loaded: {error}") from error
+    if packed:
+        _keep_packed(model, name)
     return _with_causal_loss(model)
+
+
+def _keep_packed(model: Any, name: str) -> None:
+    if not is_coded(model):
+        raise ConfigurationError(f"model {name!r} has no codewords that could stay packed; leave --packed away")
+    model.decision.packed = True
 
 
 def _damaged(name: str) -> str:
@@ -155,32 +166,3 @@ def check_length(model: nn.Module, length: int, name: str) -> None:
     limit = max_length(model)
     if limit is not None and limit < length:
         raise ConfigurationError(f"{name} is {length}, but the model takes at most {limit} tokens; lower it")
-
-
-def untie(model: nn.Module) -> None:
-    """Give a tied Softmax head its own copy of the embedding, so that training it leaves the input alone."""
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    if getattr(head, "weight", None) is not getattr(embedding, "weight", None):
-        return
-    head.weight = nn.Parameter(embedding.weight.detach().clone())
-    config: Any = model.config
-    config.tie_word_embeddings = False
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
-
-
-def attention_projections(model: nn.Module) -> list[str]:
-    """Paths of the linear maps inside attention blocks, whatever the architecture calls them."""
-    from transformers.pytorch_utils import Conv1D
-
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and any("attn" in part or "attention" in part for part in name.split(".")[:-1])
-    ]
-
-
-def is_transposed(model: nn.Module, names: list[str]) -> bool:
-    """Whether these maps store their weight as (in, out), as GPT-2's Conv1D does."""
-    return bool(names) and not isinstance(model.get_submodule(names[0]), nn.Linear)
