@@ -97,7 +97,8 @@ def test_without_held_out_text_nothing_can_be_measured(stock, tmp_path):
 
 
 def small_batches(stock, out):
-    return config(stock, out, calibrate={"tokens": 300}, training={"per_device_train_batch_size": 2})
+    distil = {"steps": 60, "tokens": 2000, "batch_tokens": 128, "trunk_steps": 60}
+    return config(stock, out, distil=distil, calibrate={"tokens": 300}, training={"per_device_train_batch_size": 2})
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,7 @@ STOPS = {  # in which call of a stage it is stopped; where it goes on after Ctrl
     "measuring the old head": (2, ("measuring the old head", 2), ("measuring the old head", 2)),
     "reading text": (2, ("reading text", 124), ("reading text", 124)),
     "learning the new head": (55, ("learning the new head", 56), ("learning the new head", 51)),
+    "learning with the trunk": (55, ("learning with the trunk", 56), ("learning with the trunk", 51)),
     "calibrating": (3, ("reading other text", 62), ("reading other text", 62)),
     "measuring the new one": (2, ("measuring the new one", 2), ("measuring the new one", 2)),
 }
@@ -236,7 +238,7 @@ def test_the_commands(stock, tmp_path, codehead):
     model, data, out = str(stock / "model"), str(stock / "text.jsonl"), str(tmp_path / "out")
     blocks = ("--block-size", "32")
     status, told, errors = codehead(
-        "convert", model, "--data", data, "--out", out, "--budget", "60%", "--steps", "5", *blocks
+        "convert", model, "--data", data, "--out", out, "--budget", "60%", "--steps", "5", "--trunk-steps", "2", *blocks
     )
     assert status == 0, errors
     assert "perplexity" in told and "old head" in told and "Saved to" in told

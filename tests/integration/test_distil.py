@@ -171,7 +171,7 @@ def test_a_learnt_code_is_saved_with_its_name(tmp_path):
 
 def test_pieces_of_a_step_change_nothing(monkeypatch):
     whole, _, _ = distilled(steps=5)
-    monkeypatch.setattr("codehead.training.distil.CHUNK_SCORES", 10 * VOCAB)
+    monkeypatch.setattr("codehead.training.imitation.CHUNK_SCORES", 10 * VOCAB)
     pieces, _, _ = distilled(steps=5)
     torch.testing.assert_close(pieces.lm_head.rows.weight, whole.lm_head.rows.weight, rtol=1e-3, atol=1e-4)
 
@@ -206,7 +206,9 @@ def test_a_ternary_code_is_refused():
         distilled(attach={"code": "sparse_random", "bits": 44})
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"tokens": -1}, {"learning_rate": float("nan")}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"tokens": -1}, {"learning_rate": float("nan")}, {"seed": -1}, {"trunk_steps": -1}]
+)
 def test_impossible_options_are_named(change):
     with pytest.raises(ConfigurationError, match=f"distil.{next(iter(change))} is"):
         Distillation(**change)

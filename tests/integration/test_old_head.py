@@ -96,7 +96,7 @@ def test_half_precision(dtype):
     [
         ({"head": "mtl", "width": 2, "code": "itq"}, "choose those"),
         ({"code": "sparse_random", "bits": 60}, "a binary code"),
-        ({"code": "one_vs_all"}, "a low_rank head and one_vs_all"),
+        ({"code": "one_vs_all", "head": "mtl", "width": 4}, "a low_rank head and one_vs_all"),
         ({"start": "old-head"}, "did you mean 'old_head'"),
         ({"statistics": Statistics(torch.ones(2))}, "counts of 2 tokens"),
         ({"statistics": Statistics(torch.ones(VOCAB), torch.ones(3), torch.eye(3))}, "hidden states of size 3"),
@@ -127,6 +127,23 @@ def test_a_low_rank_head_starts_from_the_singular_value_decomposition(rank):
     expected = (left[:, :rank] * values[:rank]) @ right[:rank]
     head = stock.get_output_embeddings()
     torch.testing.assert_close((head.output_weight @ head.weight).double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("params", [{}, {"bias": True}])
+def test_a_linear_head_with_one_vs_all_is_the_old_one(params):
+    wanted = logits(untied())
+    model = codehead.attach(untied(), "one_vs_all", loss="codeword", start="old_head", head_params=params)
+    assert torch.equal(logits(model), wanted)
+
+
+def test_a_bias_of_the_old_head_needs_a_place():
+    model = untied()
+    model.lm_head = torch.nn.Linear(HIDDEN, VOCAB)
+    wanted = logits(model)
+    with pytest.raises(ConfigurationError, match=r"has a bias; give head_params=\{'bias': True\}"):
+        codehead.attach(model, "one_vs_all", loss="codeword", start="old_head")
+    codehead.attach(model, "one_vs_all", loss="codeword", start="old_head", head_params={"bias": True})
+    assert torch.equal(logits(model), wanted)
 
 
 def test_frequencies_are_where_a_bias_begins_and_leave_the_random_start():

@@ -22,6 +22,9 @@ def convert(
     speed: opt.Speed = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="In which the new head learns from the old one.")] = 500,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of the text that it learns from.")] = 200_000,
+    trunk_steps: Annotated[
+        int, typer.Option("--trunk-steps", min=0, help="After them, in which LoRA on the trunk learns with the head.")
+    ] = 0,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1, help="Read no more.")] = None,
     text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
     block_size: Annotated[int, typer.Option("--block-size", min=2, help="Tokens per example.")] = 256,
@@ -35,8 +38,9 @@ def convert(
 ) -> None:
     """Give a trained model a coded head of a few percent of the bytes, which learns from the old one.
 
-    The rest of the model stays as it is. A twentieth of the documents is held out: both heads are measured on it. A
-    conversion that was stopped goes on where it was when the same command is given again.
+    The rest of the model stays as it is, unless --trunk-steps lets it learn to serve the new head. A twentieth of the
+    documents is held out: both heads are measured on it. A conversion that was stopped goes on where it was when the
+    same command is given again.
     """
     from rich.console import Console
 
@@ -59,7 +63,7 @@ def convert(
                 "max_documents": max_documents, "text_field": text_field,
             },
             "decision": {**found.decision(), "seed": seed},
-            "distil": {"steps": steps, "tokens": tokens, "seed": seed},
+            "distil": {"steps": steps, "tokens": tokens, "trunk_steps": trunk_steps, "seed": seed},
             "calibrate": {"per_bit": False} if calibrate else None,  # what has learnt a posterior needs no more
             "int8": True,
             "training": {"per_device_train_batch_size": batch_size},

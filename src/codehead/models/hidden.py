@@ -135,8 +135,9 @@ def _take(
     progress: Callable[[int, int], None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     device, seen = next(model.parameters()).device, 0
+    forward = getattr(model, "head_outputs", model)  # a decision layer could not read what the probe gives
     for batch in batches:
-        model(**{name: batch[name].to(device) for name in ("input_ids", "attention_mask")}, use_cache=False)
+        forward(**{name: batch[name].to(device) for name in ("input_ids", "attention_mask")}, use_cache=False)
         labels = batch["labels"][:, 1:].cpu()
         labelled = labels != IGNORE
         seen += int(labelled.sum())

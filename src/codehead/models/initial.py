@@ -47,13 +47,13 @@ def start_from(old: nn.Linear, head: nn.Module, decision: Decision, statistics: 
     """Set the weights of a new head so that its token scores are close to those of the `old` Softmax head.
 
     A linear head with a binary code, or a low-rank head with one_vs_all, whose scores are linear in the hidden state,
-    or an adaptive softmax, which is made of such heads. The error in every row of the old weight W `(V, hidden)` counts
-    as often as its token occurs (without statistics, equally), and what is the same for all rows does not count. The
-    bias of the old head, and what the scores of a token are short of in the mean, go into the bias per token where
-    there is one.
+    or an adaptive softmax, which is made of such heads; a linear head with one_vs_all is the old one, and gets its
+    rows. The error in every row of the old weight W `(V, hidden)` counts as often as its token occurs (without
+    statistics, equally), and what is the same for all rows does not count. The bias of the old head, and what the
+    scores of a token are short of in the mean, go into the bias per token where there is one.
 
     Raises:
-        ConfigurationError: the head or the code is another.
+        ConfigurationError: the head or the code is another, or a bias has no place.
     """
     bits = head.bits if isinstance(head, ShortlistHead) else head
     table = decision.table
@@ -61,13 +61,24 @@ def start_from(old: nn.Linear, head: nn.Module, decision: Decision, statistics: 
         _start_low_rank(old, bits, statistics)
     elif isinstance(bits, AdaptiveHead):
         _start_adaptive(old, bits, statistics)
-    elif isinstance(bits, nn.Linear) and not table.is_ternary and not table.is_implicit:
+    elif isinstance(bits, nn.Linear) and table.is_implicit:
+        _copy(old, bits)
+    elif isinstance(bits, nn.Linear) and not table.is_ternary:
         _start_linear(old, head, bits, decision, statistics)
     else:
         raise ConfigurationError(
-            "start='old_head' solves for a linear head and a binary code, or a low_rank head and one_vs_all, whose "
-            "scores are linear in the hidden state, or an adaptive head; choose those, or start='random'"
+            "start='old_head' solves for a linear head and a binary code or one_vs_all, or a low_rank head and "
+            "one_vs_all, whose scores are linear in the hidden state, or an adaptive head; choose those, or "
+            "start='random'"
         )
+
+
+def _copy(old: nn.Linear, head: nn.Linear) -> None:
+    if old.bias is not None and head.bias is None:
+        raise ConfigurationError("the old head has a bias; give head_params={'bias': True}, or start='random'")
+    head.weight.copy_(old.weight)
+    if head.bias is not None:
+        head.bias.copy_(torch.zeros_like(head.bias) if old.bias is None else old.bias)
 
 
 def _start_linear(

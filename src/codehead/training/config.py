@@ -102,6 +102,8 @@ class Distillation:
     code_learning_rate: float = 1e-2  # of the numbers whose signs are the code; 0 keeps the code as it is
     tokens: int = 200_000  # positions of the training text whose hidden states are learnt from, kept in memory
     label_weight: float = 0.0  # of the labels' own cross entropy; the old head's distribution has the rest
+    trunk_steps: int = 0  # after it, of LoRA on the trunk together with the head, as `lora` says; 0: the trunk rests
+    trunk_learning_rate: float = 1e-3  # of both in these steps
     seed: int = 0  # of the order of positions
 
     def __post_init__(self) -> None:
@@ -109,8 +111,9 @@ class Distillation:
             _require(getattr(self, name), f"distil.{name}", minimum=1)
         if not isinstance(self.label_weight, int | float) or not 0 <= self.label_weight <= 1:
             raise ConfigurationError(f"distil.label_weight is {self.label_weight!r}; give a share from 0 to 1")
-        _require(self.seed, "distil.seed", minimum=0)
-        for name in ("learning_rate", "code_learning_rate"):
+        for name in ("trunk_steps", "seed"):
+            _require(getattr(self, name), f"distil.{name}", minimum=0)
+        for name in ("learning_rate", "code_learning_rate", "trunk_learning_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"distil.{name} is {getattr(self, name)!r}; give a number of 0 or more")
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from codehead.codes.arrays import Floats, Integers
 from codehead.codes.codebook import PackedCodebook
@@ -20,8 +19,8 @@ from codehead.codes.distinct import make_distinct
 from codehead.codes.packing import pack_bits
 from codehead.codes.table import CodewordTable
 from codehead.errors import ConfigurationError
-from codehead.losses import CHUNK_SCORES
 from codehead.training.config import Distillation
+from codehead.training.imitation import Scores, imitate
 from codehead.training.loop import ResumableLoop
 from codehead.training.stages import Stages
 
@@ -30,15 +29,13 @@ MARGIN = 0.3
 BETAS = (0.9, 0.99)
 """Adam's averages: shorter than usual, since hundreds of steps are few."""
 
-Teacher = Callable[[Tensor], Tensor]
-"""Hidden states `(tokens, hidden)` → logits `(tokens, V)`."""
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, mean nats between teacher and student in the last step)."""
 
 
 def distil(
     model: Any,
-    teacher: Teacher,
+    teacher: Scores,
     hidden: Tensor,
     options: Distillation,
     progress: Progress = lambda done, steps, nats: None,
@@ -78,7 +75,7 @@ def distil(
             known = None if labels is None or not options.label_weight else labels[chosen].to(device)
             optimizer.zero_grad()
             seen = hidden[chosen].to(device, torch.float32)
-            nats = _backward(student, teacher, seen, known, options.label_weight)
+            nats = imitate(student.scores, seen, teacher, seen, known, options.label_weight)
             loop.step()
             progress(loop.done, options.steps, nats)
     student.write_back(model, options.seed)
@@ -145,27 +142,6 @@ def _codebook(latent: Tensor, seed: int, start: str) -> PackedCodebook:
     return PackedCodebook(
         num_classes=num_classes, length=length, design="learned", seed=seed, params=params, sign_plane=plane
     )
-
-
-def _backward(student: _Student, teacher: Teacher, hidden: Tensor, labels: Tensor | None, weight: float) -> float:
-    """Add the gradients of the mean loss over some positions, piece by piece; returns it in nats.
-
-    It is the divergence from the teacher; with labels, that and their cross entropy, which has the `weight`.
-    """
-    rows = max(1, CHUNK_SCORES // student.table.num_classes)
-    total = 0.0
-    pieces = hidden.split(rows)
-    known = [None] * len(pieces) if labels is None else labels.split(rows)
-    for piece, wanted in zip(pieces, known, strict=True):
-        with torch.no_grad():
-            likely = teacher(piece).float().log_softmax(-1)
-        found = student.scores(piece).log_softmax(-1)
-        nats = F.kl_div(found, likely, reduction="sum", log_target=True)
-        if wanted is not None:
-            nats = torch.lerp(nats, F.nll_loss(found, wanted, reduction="sum"), weight)
-        (nats / len(hidden)).backward()
-        total += float(nats.detach()) / len(hidden)
-    return total
 
 
 class _Sign(torch.autograd.Function):

@@ -20,8 +20,10 @@ from codehead.models.hidden import Statistics, labelled_states
 from codehead.models.stock import SOFT_CAP
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels
-from codehead.training.distil import Teacher, distil
+from codehead.training.distil import distil
 from codehead.training.growing import grown, grows
+from codehead.training.imitation import Scores
+from codehead.training.joint import learn_together
 from codehead.training.logistic import fit_bits
 from codehead.training.stages import Stages
 
@@ -56,6 +58,11 @@ class Text:
     def counts(self, num_tokens: int) -> np.ndarray:
         """How often each token is a label, `(num_tokens,)`."""
         return count_labels(self.examples, num_tokens)
+
+    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """A batch of examples drawn with replacement."""
+        chosen = torch.randint(len(self.examples), (size,), generator=generator)
+        return Collator(self.pad_id)([self.examples[i] for i in chosen.tolist()])
 
     def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
         """Batches of examples in random order, once through the text."""
@@ -112,6 +119,10 @@ def fit_decision_layer(
             show("learning the new head", done, total)
 
         distil(model, teacher, hidden, config.distil, learning, stages, labels)
+        if config.distil.trunk_steps:
+            together = partial(show, "learning with the trunk")
+            draw = partial(text.draw, batch_size_of(config))
+            learn_together(model, teacher, draw, config.distil, config.lora, together, stages)
     return model
 
 
@@ -169,7 +180,7 @@ def batch_size_of(config: RunConfig) -> int:
     return int(config.training.get("per_device_train_batch_size", 8))
 
 
-def softmax_head(model: Any, head: nn.Linear) -> Teacher:
+def softmax_head(model: Any, head: nn.Linear) -> Scores:
     """What a stock model makes of hidden states: the logits of its head, soft-capped where the model does so."""
     cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
 

@@ -1,0 +1,88 @@
+"""The trunk learns to serve a new decision layer: LoRA on its attention, together with the head, from the old model.
+
+The teacher is the model as it was, trunk and head: it is there as long as the adapters can be switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codehead.losses import IGNORE
+from codehead.models.hidden import labelled_states
+from codehead.training.adapt import merge, with_lora
+from codehead.training.config import Distillation, LoraConfig
+from codehead.training.imitation import Scores, imitate
+from codehead.training.loop import ResumableLoop
+from codehead.training.quiet import peft_warnings_hidden
+from codehead.training.stages import Stages
+
+Batch = dict[str, Tensor]
+"""input_ids, attention_mask and labels, `(batch, length)`."""
+
+
+def learn_together(
+    model: Any,
+    teacher: Scores,
+    draw: Callable[[torch.Generator], Batch],
+    options: Distillation,
+    lora: LoraConfig,
+    progress: Callable[[int, int], None] = lambda done, steps: None,
+    stages: Stages | None = None,
+) -> None:
+    """Train LoRA on the trunk of a coded model, and its decision layer but the code, for `options.trunk_steps` steps.
+
+    Minimises what `distil` does, over the batches that `draw` gives: the divergence from the old model, whose head is
+    the `teacher`, mixed with the labels' cross entropy by `options.label_weight`. In the end the adapters are folded
+    into the trunk, in place. With `stages`, it goes on where it was stopped.
+    """
+    dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
+    model.eval()
+    with torch.random.fork_rng(), peft_warnings_hidden():
+        torch.manual_seed(options.seed)
+        adapted: Any = with_lora(model, lora)
+    learnt = [values for values in adapted.parameters() if values.requires_grad]
+    _cast(learnt, torch.float32)  # bf16 rounds small steps away
+    optimizer = torch.optim.Adam(learnt, lr=options.trunk_learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.trunk_steps)
+    order = torch.Generator().manual_seed(options.seed)
+    loop = ResumableLoop(stages or Stages(), "trunk", optimizer, schedule, order)
+    with torch.enable_grad(), loop.saved_at_the_end():
+        while loop.done < options.trunk_steps:
+            batch = {name: values.to(device) for name, values in draw(order).items()}
+            optimizer.zero_grad()
+            with _mixed(device, dtype):
+                _gradients(adapted, model, teacher, batch, options.label_weight)
+            loop.step()
+            progress(loop.done, options.trunk_steps)
+    _cast(learnt, dtype)
+    merge(adapted)
+    model.requires_grad_(True)
+
+
+def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_weight: float) -> None:
+    """Those of the loss over the labelled positions of a batch; none if there are none."""
+    labelled = batch["labels"][:, 1:] != IGNORE
+    if not bool(labelled.any()):
+        return
+    with adapted.disable_adapter():
+        hidden, labels = (part.to(labelled.device) for part in labelled_states(model, [batch], labelled.numel()))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    outputs = model.head_outputs(**inputs, use_cache=False)[:, :-1][labelled]
+    given = outputs.detach().requires_grad_()
+    imitate(model.decision.logits, given, teacher, hidden, labels if label_weight else None, label_weight)
+    outputs.backward(given.grad)
+
+
+def _cast(parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
+    for values in parameters:
+        values.data = values.data.to(dtype)
+
+
+def _mixed(device: torch.device, dtype: torch.dtype) -> Any:
+    """Automatic mixed precision for a model of low precision, whose adapters are in float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
