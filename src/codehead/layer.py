@@ -12,8 +12,9 @@ from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections
 from codehead.decoding.fitted import empty_weights
 from codehead.errors import ConfigurationError
+from codehead.heads.base import gives_log_probabilities
 from codehead.losses import IGNORE, LOSSES
-from codehead.readings import ChainedBits, CorrectedBits, IndependentBits, Reading
+from codehead.readings import ChainedBits, CorrectedBits, IndependentBits, Reading, Tokens
 
 WEIGHT = "decoder_"
 """Before the names of a decoder's weights in a state dict."""
@@ -26,8 +27,8 @@ class Decision(nn.Module):
     A decoder that is fitted to predictions adds its weights as buffers, which are saved in a checkpoint; they are zeros
     until `fit_decoder`.
 
-    The outputs are n bit logits, with `corrections` K logits of a shortlist after them, with a `chain` its features:
-    see `codehead.readings`.
+    The outputs are n bit logits, with `corrections` K logits of a shortlist after them, with a `chain` its features,
+    or `log_probabilities` of tokens: see `codehead.readings`.
     """
 
     node_loss: Tensor | None
@@ -40,15 +41,17 @@ class Decision(nn.Module):
         decoder: str = "likelihood",
         corrections: Corrections | None = None,
         chain: Chain | None = None,
+        log_probabilities: bool = False,
     ) -> None:
         super().__init__()
         self.table = codebook if isinstance(codebook, CodewordTable) else CodewordTable(codebook)
         self.corrections = corrections
         self.chain = chain
-        if corrections is not None and chain is not None:
+        self.log_probabilities = log_probabilities
+        if corrections is not None and (chain is not None or log_probabilities):
             raise ConfigurationError(
-                "head 'chain' gives every token a probability, and all of them sum to 1 without what a shortlist or a "
-                "bias per token would add; leave shortlist and token_bias away"
+                f"head {'adaptive' if chain is None else 'chain'!r} gives every token a probability, and all of them "
+                "sum to 1 without what a shortlist or a bias per token would add; leave shortlist and token_bias away"
             )
         self.reading.check()
         self.loss_name = loss
@@ -63,6 +66,8 @@ class Decision(nn.Module):
             return ChainedBits(self.table, self.chain)
         if self.corrections is not None:
             return CorrectedBits(self.table, self.corrections)
+        if self.log_probabilities:
+            return Tokens(self.table)
         return IndependentBits(self.table)
 
     @property
@@ -184,7 +189,8 @@ class DecisionLayer(nn.Module):
         corrections: Corrections | None = None,
     ) -> None:
         super().__init__()
-        self.decision = Decision(codebook, loss, decoder, corrections, Chain.of(head))
+        chain, log_probabilities = Chain.of(head), gives_log_probabilities(head)
+        self.decision = Decision(codebook, loss, decoder, corrections, chain, log_probabilities)
         self.head = head
         self._check_head()
 

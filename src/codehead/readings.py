@@ -1,4 +1,4 @@
-"""How the outputs of a head are read: as independent bits, as bits and corrections of tokens, or as a chain."""
+"""How the outputs of a head are read: as independent bits, as these and corrections, as a chain, or as tokens."""
 
 from __future__ import annotations
 
@@ -142,6 +142,36 @@ class CorrectedBits(Reading):
             token_scores(self.bit_logits(outputs), self.table), outputs[..., self.table.length :]
         )
         return scores
+
+
+@final
+class Tokens(Reading):
+    """Log-probabilities of all tokens, which no loss and no decoder can read as bits."""
+
+    losses = ("codeword",)
+    decoders = ("likelihood",)
+    no_loss = "looks at single bits, but head 'adaptive' gives log-probabilities of tokens"
+    no_decoder = "looks at single bits, but head 'adaptive' gives log-probabilities of tokens"
+
+    def check(self) -> None:
+        if not self.table.is_implicit:
+            raise ConfigurationError(
+                "this head gives log-probabilities of tokens, which are not the bits of a code; choose "
+                "code='one_vs_all', loss='codeword', decoder='likelihood'"
+            )
+
+    @property
+    def num_outputs(self) -> int:
+        return self.table.num_classes
+
+    def bit_logits(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+    def loss(self, name: str, outputs: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Loss:
+        return LOSSES.get(name)(outputs, labels, self.table, num_items)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        return outputs
 
 
 @final

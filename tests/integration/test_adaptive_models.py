@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import CONFIGS, HIDDEN, VOCAB, make, tokens
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 import codehead
 from codehead.errors import ConfigurationError
@@ -151,10 +152,10 @@ def test_half_precision(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"code": "minrandom", "bits": 24}, "code='minrandom' cannot read; choose code='one_vs_all'"),
-        ({"code": "sparse_random", "bits": 44}, "code='sparse_random'"),
-        ({"loss": "bitwise"}, "loss='bitwise' cannot read"),
-        ({"decoder": "hamming"}, "decoder='hamming' cannot read"),
+        ({"code": "minrandom", "bits": 24}, "are not the bits of a code; choose code='one_vs_all'"),
+        ({"code": "sparse_random", "bits": 44}, "choose code='one_vs_all'"),
+        ({"loss": "bitwise"}, "loss='bitwise' looks at single bits, .* choose loss='codeword'"),
+        ({"decoder": "hamming"}, "decoder='hamming' looks at single bits"),
         ({"shortlist": [3]}, "leave shortlist and token_bias away"),
         ({"head_params": {}}, "needs cutoffs"),
         ({"width": 3}, "no option 'width'"),
@@ -165,6 +166,23 @@ def test_what_it_cannot_do_is_refused_and_changes_nothing(options, message):
     with pytest.raises(ConfigurationError, match=message):
         codehead.attach(stock, **{**ADAPTIVE, **options})
     assert not codehead.is_coded(stock)
+
+
+def test_a_loss_or_decoder_of_bits_cannot_be_chosen_later(tmp_path):
+    adaptive().save_pretrained(tmp_path)
+    for model in (adaptive(), AutoModelForCausalLM.from_pretrained(tmp_path)):
+        with pytest.raises(ConfigurationError, match="loss='bitwise' looks at single bits"):
+            model.decision.loss_name = "bitwise"
+        with pytest.raises(ConfigurationError, match="decoder='hamming' looks at single bits"):
+            model.decision.decoder_name = "hamming"
+        assert (model.decision.loss_name, model.decision.decoder_name) == ("codeword", "likelihood")
+
+
+def test_the_best_tokens_are_those_of_the_highest_log_probability():
+    model, ids = adaptive(), tokens()
+    with torch.no_grad():
+        outputs, logits = model.head_outputs(input_ids=ids), model(input_ids=ids).logits
+    assert torch.equal(model.decision.decode(outputs, k=3).ids, logits.topk(3).indices)
 
 
 @pytest.mark.parametrize("layer", [ADAPTIVE, {"bits": 24, "head": "tower", "width": 3}], ids=["adaptive", "tower"])

@@ -376,8 +376,12 @@ def test_a_head_is_not_taken_for_present_because_another_weight_has_its_shape(tm
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-def test_a_soft_cap_edited_back_in_is_refused(tmp_path):
-    codehead.attach(make("gemma2"), bits=24).save_pretrained(tmp_path)
+ADAPTIVE = {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"}
+
+
+@pytest.mark.parametrize("layer", [{"bits": 24}, ADAPTIVE], ids=["bits", "adaptive"])
+def test_a_soft_cap_edited_back_in_is_refused(layer, tmp_path):
+    codehead.attach(make("gemma2"), **layer).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["final_logit_softcapping"] = 30.0
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -37,6 +37,7 @@ class AdaptiveHead(nn.Module):
     token: that of its id until `sort_by` is given counts.
     """
 
+    log_probabilities = True
     order: Tensor
 
     def __init__(
@@ -105,23 +106,6 @@ class AdaptiveHead(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_bits={self.num_bits}, cutoffs={self.edges[:-1]}, div_value={self.div_value:g}"
-
-
-def refuse_bits(head: str, design: str, loss: str, decoder: str) -> None:
-    """Refuse to read the outputs of an adaptive softmax as bits; any other `head` may be.
-
-    Raises:
-        ConfigurationError: the code is not one_vs_all, or the loss or the decoder looks at single bits.
-    """
-    if head != "adaptive":
-        return
-    wanted = {"code": (design, "one_vs_all"), "loss": (loss, "codeword"), "decoder": (decoder, "likelihood")}
-    for name, (given, only) in wanted.items():
-        if given != only:
-            raise ConfigurationError(
-                f"head 'adaptive' gives log-probabilities of tokens, which {name}={given!r} cannot read; choose "
-                "code='one_vs_all', loss='codeword', decoder='likelihood'"
-            )
 
 
 def _log_softmax(scores: Tensor) -> Tensor:

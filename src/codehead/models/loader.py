@@ -23,6 +23,7 @@ from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections, choose_tokens
 from codehead.decoding.refinement import Refinement
 from codehead.errors import CheckpointError, CodeheadError
+from codehead.heads.base import gives_log_probabilities
 from codehead.layer import Decision
 from codehead.models import manifest, stock, surgery
 from codehead.models.description import METHOD, Description
@@ -74,7 +75,7 @@ class CodeheadLoader(HfQuantizer):
         except CodeheadError as error:
             raise CheckpointError(f"quantization_config in config.json: {error}") from error
         _expect_vocabulary(description, old.weight.shape[0])
-        _expect_no_soft_cap(model, description)
+        _expect_no_soft_cap(model, decision)
         for part in (decision.corrections, decision.chain):
             if part is not None:
                 part.to(old.weight.dtype)
@@ -110,8 +111,9 @@ def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, De
         table = CodewordTable.empty(
             description.num_classes, description.bits, description.ternary, description.is_implicit
         )
-        corrections, chain = _empty_corrections(description), Chain.of(head)
-        return head, Decision(table, description.loss, description.decoder, corrections, chain)
+        log_probabilities = gives_log_probabilities(head)
+        parts = (_empty_corrections(description), Chain.of(head), log_probabilities)
+        return head, Decision(table, description.loss, description.decoder, *parts)
 
 
 def _empty_corrections(description: Description) -> Corrections | None:
@@ -142,12 +144,12 @@ def _expect_vocabulary(description: Description, rows: int) -> None:
         )
 
 
-def _expect_no_soft_cap(model: Any, description: Description) -> None:
+def _expect_no_soft_cap(model: Any, decision: Decision) -> None:
     cap = getattr(model.config.get_text_config(), stock.SOFT_CAP, None)
-    if cap is not None and not description.is_implicit:
+    if cap is not None and (not decision.table.is_implicit or decision.log_probabilities):
         raise CheckpointError(
-            f"{stock.SOFT_CAP} in config.json is {cap}, which would distort bit logits; attach had set it to null: "
-            "restore config.json from the original checkpoint"
+            f"{stock.SOFT_CAP} in config.json is {cap}, which would distort bit logits and log-probabilities; attach "
+            "had set it to null: restore config.json from the original checkpoint"
         )
 
 

@@ -12,9 +12,10 @@ from torch import nn
 
 from codehead import codes, heads
 from codehead.codes.codebook import Codebook
+from codehead.codes.table import CodewordTable
 from codehead.decoding.chain import Chain
 from codehead.errors import CodebookError, ConfigurationError
-from codehead.heads.adaptive import refuse_bits
+from codehead.heads.base import HEADS, gives_log_probabilities
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
 from codehead.models import guards, stock
@@ -23,6 +24,7 @@ from codehead.models.description import METHOD, Description
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
 from codehead.models.single_tokens import SingleTokens
+from codehead.readings import Tokens
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -106,8 +108,10 @@ def attach(
     codebook = _codebook(code, old.weight, bits, seed, code_params or {}, statistics)
     if assignment is not None:
         codebook = _assigned(codebook, assignment, old.weight, statistics, seed)
-    refuse_bits(head, codebook.design, loss, decoder)
-    capped = codebook.design == "one_vs_all" and head != "adaptive"  # logits stay capped, log-probabilities not
+    log_probabilities = gives_log_probabilities(HEADS.get(head))
+    if log_probabilities:
+        Tokens(CodewordTable(codebook)).check()  # before a head for so few tokens is made
+    capped = codebook.design == "one_vs_all" and not log_probabilities
     if not capped:
         stock.refuse_fixed_soft_cap(target)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
@@ -116,7 +120,7 @@ def attach(
     rows = 0 if corrections is None else corrections.num_outputs
     new, chain = _seeded_head(head, hidden_size, codebook.length, rows, options, seed)
     new, chain = new.to(old.weight), None if chain is None else chain.to(old.weight)
-    decision = Decision(codebook, loss, decoder, corrections, chain).to(old.weight.device)
+    decision = Decision(codebook, loss, decoder, corrections, chain, log_probabilities).to(old.weight.device)
     initialise(start, old, new, decision, statistics)
 
     changed = stock.before(target, old, capped=capped)
