@@ -33,6 +33,7 @@ from codehead.reports.evidence import read_evidence
 from codehead.reports.frontier import frontier
 from codehead.reports.summary import summarise
 from codehead.reports.tables import markdown
+from codehead.training.imitation import imitate
 from codehead.training.tokenizer import train_bpe
 
 Command = Callable[..., tuple[int, str, str]]
@@ -386,6 +387,30 @@ PEERS = {
     "converted": {"peer": {"convert": {"decision": {**BIASED, "refined": 30}, "distil": {"steps": 3}, "int8": True}}},
     "coded": {"decision": BIASED, "distil": {"steps": 3}},
 }
+
+
+def test_a_conversion_that_was_stopped_goes_on_where_it_was(
+    finished: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, cells = tmp_path / "store", {name: PEERS[name] for name in ("softmax", "converted")}
+    shutil.copytree(finished / "store", store)
+    steps: list[int] = []
+
+    def interrupted(*args: Any) -> float:
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return imitate(*args)
+
+    monkeypatch.setattr("codehead.training.distil.imitate", interrupted)
+    run = protocol(folder, tmp_path, name="stopped", cells=cells, seeds=[0], timing=None)
+    with pytest.raises(KeyboardInterrupt):
+        run_protocol(run, tmp_path, store=store, variables=variables(folder), only=["converted"])
+    (kept,) = store.glob("*/measured-*/distillation.safetensors")
+    assert len(steps) == 3  # of which two were whole
+    run_protocol(run, tmp_path, store=store, variables=variables(folder), only=["converted"])
+    assert len(steps) == 4
+    assert not kept.parent.exists()
 
 
 def test_peers_are_the_run_of_the_reference_with_a_compressed_head(

@@ -28,6 +28,7 @@ from codehead.training.folder import read_record
 from codehead.training.model import default_device, load_model
 from codehead.training.provenance import file_record, file_records, git_state, hardware, utc_now
 from codehead.training.sources import read_rows
+from codehead.training.stages import Stages
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -126,7 +127,9 @@ def _measured_once(protocol: Protocol, config: RunConfig, peer: PeerConfig | Non
     }
     path = Path(config.output_dir) / f"measured-{digest(asked)}.json"
     if not path.is_file():
-        write_json(path, _measure(protocol, config, peer))
+        stages = Stages(path.with_suffix(""))
+        write_json(path, _measure(protocol, config, peer, stages))
+        stages.remove()
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -138,9 +141,10 @@ def _of_decoders(protocol: Protocol) -> dict[str, Any]:
     return {"decoders": list(protocol.decoders)} if protocol.decoders else {}
 
 
-def _measure(protocol: Protocol, config: RunConfig, peer: PeerConfig | None) -> dict[str, Any]:
+def _measure(protocol: Protocol, config: RunConfig, peer: PeerConfig | None, stages: Stages) -> dict[str, Any]:
+    """The measurements of a trained run, or of what a peer makes of it; `stages` keep what a conversion has come to."""
     model = load_model(config.output_dir).to(default_device())
-    compressed = None if peer is None else compress(model, peer, config, protocol.batch_size)
+    compressed = None if peer is None else compress(model, peer, config, protocol.batch_size, stages)
     size, in_bf16 = (
         compressed or model_size(model, weight_bytes=weight_bytes) for weight_bytes in (None, WEIGHT_BYTES)
     )

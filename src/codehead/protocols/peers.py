@@ -18,29 +18,33 @@ from codehead.protocols.protocol import PeerConfig
 from codehead.training.config import RunConfig
 from codehead.training.data import load_rows, tokenize
 from codehead.training.replacement import STATISTICS_TOKENS, Text, fit_decision_layer
+from codehead.training.stages import Stages
 from codehead.training.tokenizer import load_tokenizer
 
 NEVER = -torch.inf
 """The score of a token that was trimmed away."""
 
 
-def compress(model: Any, peer: PeerConfig, config: RunConfig, batch_size: int) -> DecisionSize | None:
+def compress(
+    model: Any, peer: PeerConfig, config: RunConfig, batch_size: int, stages: Stages | None = None
+) -> DecisionSize | None:
     """Replace the Softmax head of a model by its compressed form, in place.
 
     What is quantised or trimmed is written out as a Softmax head again, and the size of its stored form is returned;
-    None if the model has become a coded one, which tells its size itself.
+    None if the model has become a coded one, which tells its size itself. With `stages`, a conversion that was stopped
+    goes on where it was.
     """
     if peer.convert is not None:
-        _convert(model, peer.convert, config)
+        _convert(model, peer.convert, config, stages)
         return None
     return _written_out(model, peer, config, batch_size)
 
 
-def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig) -> None:
+def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages | None) -> None:
     """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
     parts = {key: {"seed": config.seed, **converted[key]} for key in ("decision", "distil") if converted.get(key)}
     described = RunConfig.from_dict({**config.to_dict(), **parts, "model": config.output_dir, "adapt": "head"})
-    fit_decision_layer(model, described, _text(config))
+    fit_decision_layer(model, described, _text(config), stages=stages)
     if converted.get("int8"):
         to_int8(model)
 
