@@ -275,6 +275,15 @@ def test_options_of_the_trainer_pass_through(stories, tmp_path):
     assert evaluated[-1] == pytest.approx(min(evaluated), rel=1e-4)
 
 
+@pytest.mark.parametrize("adapt", ["full", "head", "lora"])
+def test_weights_are_rounded_after_mixed_precision(pretrained, stories, tmp_path, adapt):
+    training = {"max_steps": 2, "per_device_train_batch_size": 2, "bf16": True, "use_cpu": True}
+    changes = {"decision": {"bits": 24}, "adapt": adapt, "training": training, "int8": True}
+    config = finetuning(pretrained["softmax"], stories, tmp_path / "run", **changes)
+    head = load_model(str(train(config, progress=False))).get_output_embeddings()
+    assert torch.int8 in {values.dtype for values in head.buffers()}
+
+
 def test_attention_projections_of_another_architecture():
     from transformers import LlamaConfig, LlamaForCausalLM
 

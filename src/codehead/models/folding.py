@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from codehead.errors import ConfigurationError
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
+from codehead.models import guards
 from codehead.models.surgery import Model, describe, uninstall
 
 
@@ -37,6 +38,7 @@ def fold(model: Model) -> Model:
             "cannot fold a shortlist that splits the tokens: two softmaxes, one inside the other, are not one; attach "
             "without shortlist_split for a model that can be folded"
         )
+    guards.refuse_patched_forward(model, "fold")
     uninstall(model, _dense_head(model))
     return model
 

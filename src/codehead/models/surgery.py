@@ -150,6 +150,7 @@ def detach(model: Model) -> Model:
     """
     target: Any = model
     changed = describe(target, "detach").stock
+    guards.refuse_patched_forward(target, "detach")
     head = target._kept.head
     if head is None and changed["tie_word_embeddings"] and not changed["bias"]:
         head = stock.tied_head(target)
@@ -175,13 +176,12 @@ def uninstall(model: Any, head: nn.Linear) -> None:
 
 
 def describe(model: Any, action: str) -> Description:
-    """The description of a model that is coded and can be acted on."""
+    """The description of a coded model; a ConfigurationError for another names the `action` that cannot be."""
     if not is_coded(model):
         raise ConfigurationError(
             f"cannot {action}: this {type(model).__name__} has no decision layer; attach one first, or "
             "unwrap the model from PEFT or torch.compile"
         )
-    guards.refuse_patched_forward(model, action)
     return Description.from_dict(model.config.quantization_config)
 
 
