@@ -385,6 +385,7 @@ PEERS = {
     "trimmed": {"peer": {"keep": 50}},
     "trimmed-int8": {"peer": {"keep": 50, "bits": 8, "group": 16}},
     "converted": {"peer": {"convert": {"decision": {**BIASED, "refined": 30}, "distil": {"steps": 3}, "int8": True}}},
+    "joint": {"peer": {"convert": {"decision": BIASED, "distil": {"steps": 3, "trunk_steps": 2}, "int8": True}}},
     "coded": {"decision": BIASED, "distil": {"steps": 3}},
 }
 
@@ -420,7 +421,7 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
     only_peers = run_protocol(
         run, tmp_path, store=finished / "store", variables=variables(folder), only=["int", "trim", "converted"]
     )
-    assert len(only_peers.finished) == 5
+    assert len(only_peers.finished) == 6  # "joint" holds "int" too
     outcome = run_protocol(run, tmp_path, store=finished / "store", variables=variables(folder))
     assert sorted(outcome.finished) == ["coded/seed-0", "softmax/seed-0"] and not outcome.failed
     found = {name.split("/")[1]: result.metrics for name, result in results(tmp_path).items()}
@@ -439,7 +440,8 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
     rows = {row.label: row for row in summarise(read_evidence(tmp_path / "results"))}
     trimmed = {"Trimmed to 50 tokens", "Trimmed to 50 tokens, int8"}
     assert {"int4, rounded", "int2, error-corrected", *trimmed, LEARNED} < set(rows)
-    assert rows[LEARNED].family == "refined"
+    assert rows[LEARNED].family == "converted"
+    assert rows["Learned ECOC (12, 0) + bias, int8, trunk too"].family == "joint"
     assert rows["int4, rounded"].byte_share == pytest.approx(0.25 + 4 * 300 * 2 / whole)
     (picture,) = frontier(list(rows.values()))
     assert "Perplexity" in [panel.title for panel in picture.panels]
@@ -514,6 +516,7 @@ def test_heads_of_few_bytes_end_as_integers(folder: Path, tmp_path: Path) -> Non
     rows = {row.cell: row for row in summarise(read_evidence(tmp_path / "out/results"))}
     assert set(rows) == set(cells)
     assert rows["longer-int8"].byte_share < rows["longer"].byte_share
-    assert rows["longer-int8"].label == "Learned ECOC (16, 0) + 8 bits for 40 + bias, int8"
-    assert (rows["longer"].family, rows["adaptive"].family) == ("refined", "peer")
-    assert rows["low-rank-int8"].label == "Low rank 2, int8" and rows["adaptive"].label == "Adaptive softmax [20]"
+    assert rows["longer-int8"].label == "Learned ECOC (16, 0) + 8 bits for 40 + bias, int8, trained on"
+    assert [rows[cell].family for cell in ("longer", "longer-int8", "adaptive")] == ["refined", "trained", "peer"]
+    assert rows["low-rank-int8"].label == "Low rank 2, int8, trained on"
+    assert rows["adaptive"].label == "Adaptive softmax [20], trained on"

@@ -11,7 +11,7 @@ import numpy as np
 
 from codehead.reports.drawing import INK, PALETTE, PAPER, SOFTMAX_DASH, Key, Panel, Picture
 from codehead.reports.pictures import METRICS, TITLES, as_percent, look, short
-from codehead.reports.summary import TIMED, Row, by_setting, setting_title
+from codehead.reports.summary import LEARNT, TIMED, Row, by_setting, setting_title
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PAPER_DESIGNS = ("minimal", "minrandom")  # MinRandom without random bits is Minimal, so they make one curve
@@ -233,8 +233,7 @@ def _draw_times(axis: Any, rows: Sequence[Row], name: str, unit: str) -> None:
     axis.barh(places, medians, height=0.62, color=[look(row.family)[1] for row in rows])
     axis.errorbar(medians, places, xerr=(medians - low, high - medians), fmt="none", ecolor="#888888", capsize=3)
     labels = [
-        f"{short(row)}, codeword loss" if row.family in ("codeword", "refined", "labelled") else short(row)
-        for row in rows
+        f"{short(row)}, codeword loss" if row.family in ("codeword", "refined", *LEARNT) else short(row) for row in rows
     ]
     axis.set_yticks(places, labels)
     axis.invert_yaxis()

@@ -76,6 +76,8 @@ def _learnt(run: Mapping[str, Any]) -> str:
     weight = run["distil"].get("label_weight")
     words = [f"{run['distil'].get('steps', 500)} steps of learning from the old head"]
     words[0] += f" and, with weight {weight:g}, the text" if weight else ""
+    if run["distil"].get("trunk_steps"):
+        words.append(f"{run['distil']['trunk_steps']} with the trunk")
     if training.get("max_steps"):
         words.append(f"{training['max_steps']} of training ({run.get('adapt') or 'lora'})")
     if run.get("calibrate") is not None:

@@ -30,8 +30,11 @@ FAMILIES = {
     "linear": ("ECOC head (n, 0)", "#0072B2", "o"),
     "mtl": ("MTL-ECOC head (n, d)", "#D55E00", "s"),
     "codeword": ("codeword loss", "#009E73", "^"),
-    "refined": ("longer codewords for frequent tokens", "#CC79A7", "P"),
-    "labelled": ("the same, learnt from the text too", "#E69F00", "X"),
+    "refined": ("longer codewords for frequent tokens", "#B8A100", "h"),
+    "converted": ("learnt from Softmax, trunk at rest", "#CC79A7", "P"),
+    "labelled": ("the same, from the text too", "#E69F00", "X"),
+    "joint": ("the trunk learnt from Softmax too", "#56B4E9", "p"),
+    "trained": ("trained on with the trunk", "#882255", "d"),
     "peer": ("no code: low rank, quantised, trimmed", "#7F7F7F", "v"),
 }
 METRICS = {"top1": "top-1 next-token accuracy", "f1": "BERTScore F1"}

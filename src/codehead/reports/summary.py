@@ -33,7 +33,9 @@ TIMED = {
     "answer_seconds": "answer_repeats",
     "tokens_per_second": "tokens_per_second_repeats",
 }  # what is timed, and the key of its repeats
-OVER_TOKENS = ("softmax", "codeword", "refined", "labelled", "peer")
+LEARNT = ("converted", "labelled", "joint", "trained")
+"""Families of codes that learnt from a Softmax head, by how: see `_way`."""
+OVER_TOKENS = ("softmax", "codeword", "refined", *LEARNT, "peer")
 """Families whose training loss is one over V tokens, not over bits."""
 DESIGN_NAMES = {
     "minrandom": "MinRandom",
@@ -81,7 +83,7 @@ class Row:
 
     label: str
     cell: str
-    family: str  # softmax, linear, mtl, codeword, refined, labelled or peer: what shares a colour in pictures
+    family: str  # what shares a colour in pictures: softmax, linear, mtl, codeword, refined, one of LEARNT, or peer
     setting: str
     seeds: int
     parameters: int  # of the head
@@ -132,14 +134,40 @@ def label_of(result: Result) -> str:
         return _label_of_peer(peer)
     if decision is None:
         return "Softmax"
-    weight = _label_weight(peer)
-    suffixes = (", int8" if decision.get("rounded") else "", f", labels {weight:g}" if weight else "")
-    return _label_of_code(decision, (result.config.get("run") or {}).get("decision") or {}) + "".join(suffixes)
+    asked = (result.config.get("run") or {}).get("decision") or {}
+    return ", ".join([_label_of_code(decision, asked), *(["int8"] if decision.get("rounded") else []), *_told(result)])
 
 
-def _label_weight(peer: Mapping[str, Any] | None) -> float:
-    """How much the text's own tokens counted in a conversion."""
-    return float((((peer or {}).get("convert") or {}).get("distil") or {}).get("label_weight", 0.0))
+def _told(result: Result) -> list[str]:
+    """In a word or two, how a decision layer learnt from a Softmax head; none for a plain conversion."""
+    distil = _distillation(result)
+    weight = distil.get("label_weight", 0)
+    words = {
+        "trunk too": distil.get("trunk_steps"),
+        f"labels {weight:g}": weight,
+        "trained on": _way(result) == "trained",
+    }
+    return [word for word, applies in words.items() if applies]
+
+
+def _way(result: Result) -> str:
+    """How a decision layer learnt from a Softmax head; nothing if it did not.
+
+    "converted" with the trunk at rest, "labelled" with the text's own tokens, "joint" with the trunk, in the place of a
+    finished head; "trained" before a training of its own.
+    """
+    distil = _distillation(result)
+    if not distil:
+        return ""
+    if result.metrics.get("peer") is None:
+        return "trained"
+    return "joint" if distil.get("trunk_steps") else "labelled" if distil.get("label_weight") else "converted"
+
+
+def _distillation(result: Result) -> Mapping[str, Any]:
+    """The options of learning from a Softmax head, of a conversion or before a training; empty without any."""
+    peer, run = result.metrics.get("peer"), result.config.get("run") or {}
+    return (run if peer is None else peer.get("convert") or {}).get("distil") or {}
 
 
 def _label_of_code(decision: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
@@ -176,8 +204,10 @@ def family_of(result: Result) -> str:
         return "softmax" if result.metrics.get("peer") is None else "peer"
     if decision["design"] == "one_vs_all":
         return "peer"
+    if decision.get("rounded") and _way(result):
+        return _way(result)
     if decision.get("refined"):
-        return "labelled" if _label_weight(result.metrics.get("peer")) else "refined"
+        return "refined"
     return "codeword" if decision["loss"] == "codeword" else decision["head"]
 
 
