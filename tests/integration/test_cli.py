@@ -384,6 +384,18 @@ def test_finetune_a_coded_model_with_another_loss_and_decoder(codehead, place, c
     assert torch.equal(decision.table.sign_plane, before.table.sign_plane)
 
 
+def test_finetune_within_a_budget(codehead, place, tmp_path):
+    run = ("--train", place / "text.txt", "--out", tmp_path / "run", "--max-steps", 2, "--block-size", 16)
+    options = ("--set", "training.use_cpu=true", "--budget", "60%")
+    status, _, err = codehead("finetune", "--model", place / "model", *run, *options)
+    assert status == 0, err
+    assert "% of the Softmax head's 8,704 in bf16" in " ".join(err.split())
+    described = load_model(str(tmp_path / "run")).config.quantization_config
+    assert described["rounded"] and described["design"] == "learned" and described["token_bias"]
+    status, _, err = codehead("finetune", "--model", place / "model", *run, *options, "--bits", 20)
+    assert status == 2 and "leave --code, --bits, decision and distil away, or --budget" in " ".join(err.split())
+
+
 def test_finetune_passes_options_of_code_and_head(codehead, place, tmp_path):
     out = tmp_path / "run"
     run = ("--train", place / "text.txt", "--out", out, "--block-size", 16, "--max-steps", 1, "--adapt", "head")
@@ -416,9 +428,10 @@ def test_every_flag_sets_a_key_that_exists():
     assert training <= {field.name for field in dataclasses.fields(TrainingArguments)}
 
 
-@pytest.mark.parametrize("command", [pretrain, finetune])
-def test_every_flag_sets_a_key(command):
-    assert set(inspect.signature(command).parameters) - set(KEYS) == {"context", "config", "assignments", "overwrite"}
+@pytest.mark.parametrize(("command", "more"), [(pretrain, set()), (finetune, {"budget"})])
+def test_every_flag_sets_a_key(command, more):
+    others = {"context", "config", "assignments", "overwrite", *more}
+    assert set(inspect.signature(command).parameters) - set(KEYS) == others
 
 
 # --- how errors are told

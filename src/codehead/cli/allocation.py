@@ -9,6 +9,7 @@ from codehead.errors import ConfigurationError
 if TYPE_CHECKING:
     from codehead.evaluation.budget import Allocation
     from codehead.evaluation.size import ModelShape
+    from codehead.training.config import RunConfig
 
 
 def chosen(
@@ -31,6 +32,24 @@ def chosen(
     if speed is not None:
         return allocate_speed(shape, read_speed(speed))
     return allocate(shape, read_budget(budget or default or ""))
+
+
+def within(run: RunConfig, budget: str) -> tuple[RunConfig, Allocation]:
+    """The run with the decision layer of a budget, which learns from the old head before the training; and that layer.
+
+    ConfigurationError if the run names a decision layer, or how to learn one, itself.
+    """
+    from codehead.evaluation.size import model_shape
+    from codehead.training.config import RunConfig
+
+    if run.decision is not None or run.distil is not None:
+        raise ConfigurationError(
+            f"--budget {budget} chooses the decision layer and how it learns; leave --code, --bits, decision and "
+            "distil away, or --budget"
+        )
+    found = chosen(model_shape(str(run.model)), budget, None, None)
+    layer = {"decision": {**found.decision(), "seed": run.seed}, "distil": {"seed": run.seed}, "int8": True}
+    return RunConfig.from_dict({**run.to_dict(), **layer}), found
 
 
 def read_budget(text: str) -> float:

@@ -30,6 +30,9 @@ def finetune(
     shortlist: opt.Shortlist = None,
     token_bias: opt.TokenBias = None,
     start: opt.Start = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help=f"{opt.BUDGET} Chooses them all.", rich_help_panel=opt.DECISION)
+    ] = None,
     train: opt.Train = None,
     validation: opt.Validation = None,
     validation_fraction: opt.ValidationFraction = None,
@@ -47,10 +50,15 @@ def finetune(
     assignments: opt.Assignments = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Adapt an existing model: its own decision layer, or a new one given by --code.
+    """Adapt an existing model: its own decision layer, or a new one given by --code or --budget.
 
-    A run that was stopped goes on from its last complete checkpoint when the same command is given again.
+    With --budget the new head learns from the old one first, trunk and head then learn from the text, and the head is
+    rounded to int8. A run that was stopped goes on from its last complete checkpoint when the same command is given
+    again.
     """
+    from rich.console import Console
+
+    from codehead.cli.allocation import told, within
     from codehead.cli.training import run_training
     from codehead.errors import ConfigurationError
     from codehead.training.config import RunConfig
@@ -61,4 +69,7 @@ def finetune(
             f"model is an architecture ({run.model!r}); give finetune a hub id or a local folder, "
             "or use codehead pretrain"
         )
+    if budget is not None:
+        run, found = within(run, budget)
+        Console(stderr=True, highlight=False).print(told(found), markup=False, soft_wrap=True)
     run_training(run, overwrite)
