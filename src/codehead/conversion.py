@@ -37,7 +37,7 @@ CALIBRATED_ON = 0.1
 def convert(
     config: RunConfig, *, overwrite: bool = False, show: Show = lambda stage, done, total: None
 ) -> dict[str, Any]:
-    """Replace the Softmax head of `config.model` as `config.decision` and `config.distil` say, the trunk untouched.
+    """Replace the Softmax head of `config.model` as `config.decision` and `config.distil` say.
 
     With `config.calibrate`, the bits are scaled on a tenth of the training documents that is not learnt from. Measures
     the model on the validation data before and after, and writes checkpoint, tokenizer and `run.json`, with `before`,

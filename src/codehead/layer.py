@@ -50,8 +50,8 @@ class Decision(nn.Module):
         self.log_probabilities = log_probabilities
         if corrections is not None and (chain is not None or log_probabilities):
             raise ConfigurationError(
-                f"head {'adaptive' if chain is None else 'chain'!r} gives every token a probability, and all of them "
-                "sum to 1 without what a shortlist or a bias per token would add; leave shortlist and token_bias away"
+                "this head gives every token a probability, and all of them sum to 1 without what a shortlist or a "
+                "bias per token would add; leave shortlist and token_bias away"
             )
         self.reading.check()
         self.loss_name = loss
@@ -95,6 +95,8 @@ class Decision(nn.Module):
     def decoder_name(self, name: str) -> None:
         decoder = DECODERS.get(name)
         self.reading.check_decoder(name)
+        if self.packed:
+            self._refuse_packed(name)
         shapes = decoder.shapes(self.table) if isinstance(decoder, FittedDecoder) else {}
         if tuple(shapes) != self._weight_names:
             for old in self._weight_names:
@@ -108,16 +110,27 @@ class Decision(nn.Module):
     def packed(self) -> bool:
         """Whether codewords stay packed where tokens are scored, for a 32nd of the memory and somewhat more time.
 
-        False to begin with, and in no checkpoint; set it. Training, `inverse_hamming` and a chain unpack all the same.
+        False to begin with, and in no checkpoint; set it. Wherever a gradient may be asked for they are unpacked for
+        the moment. A ConfigurationError if there are none (one_vs_all), or if they are needed unpacked, by a chain or
+        by the decoder inverse_hamming.
         """
         return self.table.packed
 
     @packed.setter
     def packed(self, packed: bool) -> None:
+        if packed:
+            self._refuse_packed(self.decoder_name)
         for module in self.modules():
             if isinstance(module, CodewordTable):
                 module.packed = packed
                 module.reset_cache()
+
+    def _refuse_packed(self, decoder: str) -> None:
+        if self.table.is_implicit:
+            raise ConfigurationError("the code one_vs_all has no codewords that could stay packed; leave packed away")
+        if self.chain is not None or decoder == "inverse_hamming":
+            what = "a chain" if self.chain is not None else "decoder 'inverse_hamming'"
+            raise ConfigurationError(f"{what} needs the codewords unpacked; leave packed away, or choose another")
 
     @property
     def decoder_weights(self) -> dict[str, Tensor] | None:

@@ -76,7 +76,6 @@ class Reading(ABC):
         return Decoded(ids, scores.gather(-1, ids))
 
 
-@final
 class IndependentBits(Reading):
     """n bit logits; with the one_vs_all code, token logits."""
 
@@ -145,13 +144,13 @@ class CorrectedBits(Reading):
 
 
 @final
-class Tokens(Reading):
+class Tokens(IndependentBits):
     """Log-probabilities of all tokens, which no loss and no decoder can read as bits."""
 
     losses = ("codeword",)
     decoders = ("likelihood",)
-    no_loss = "looks at single bits, but head 'adaptive' gives log-probabilities of tokens"
-    no_decoder = "looks at single bits, but head 'adaptive' gives log-probabilities of tokens"
+    no_loss = "looks at single bits, but this head gives log-probabilities of tokens"
+    no_decoder = "looks at single bits, but this head gives log-probabilities of tokens"
 
     def check(self) -> None:
         if not self.table.is_implicit:
@@ -159,19 +158,6 @@ class Tokens(Reading):
                 "this head gives log-probabilities of tokens, which are not the bits of a code; choose "
                 "code='one_vs_all', loss='codeword', decoder='likelihood'"
             )
-
-    @property
-    def num_outputs(self) -> int:
-        return self.table.num_classes
-
-    def bit_logits(self, outputs: Tensor) -> Tensor:
-        return outputs
-
-    def loss(self, name: str, outputs: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Loss:
-        return LOSSES.get(name)(outputs, labels, self.table, num_items)
-
-    def scores(self, outputs: Tensor) -> Tensor:
-        return outputs
 
 
 @final

@@ -10,6 +10,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MixtralConfig,
     OPTConfig,
@@ -64,6 +65,7 @@ CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "gemma2": lambda **kw: Gemma2Config(**GEMMA, **kw),
     "gemma3": lambda **kw: Gemma3TextConfig(**GEMMA, **kw),
     "gpt_neox": lambda **kw: GPTNeoXConfig(**{k: v for k, v in MODERN.items() if k != "num_key_value_heads"}, **kw),
+    "granite": lambda **kw: GraniteConfig(**MODERN, logits_scaling=4.0, **kw),
     "mixtral": lambda **kw: MixtralConfig(**MODERN, num_local_experts=2, num_experts_per_tok=1, **kw),
 }
 

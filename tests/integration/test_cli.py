@@ -393,7 +393,7 @@ def test_finetune_within_a_budget(codehead, place, tmp_path):
     described = load_model(str(tmp_path / "run")).config.quantization_config
     assert described["rounded"] and described["design"] == "learned" and described["token_bias"]
     status, _, err = codehead("finetune", "--model", place / "model", *run, *options, "--bits", 20)
-    assert status == 2 and "leave --code, --bits, decision and distil away, or --budget" in " ".join(err.split())
+    assert status == 2 and "leave it away, or decision.bits" in " ".join(err.split())
 
 
 def test_finetune_passes_options_of_code_and_head(codehead, place, tmp_path):

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import codehead
+from codehead.models.tail import Tail
 from codehead.training.config import Distillation, LoraConfig
+from codehead.training.imitation import imitate
 from codehead.training.joint import learn_together
 from codehead.training.replacement import softmax_head
 
@@ -23,7 +25,7 @@ BATCH = {"input_ids": IDS, "attention_mask": MASK, "labels": IDS.masked_fill(MAS
 
 def stock(name, dtype=torch.float32):
     model = make(name, tied=False)
-    torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.5)
+    torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.5 / Tail.of(model).scale)
     return model.to(dtype)
 
 
@@ -67,7 +69,8 @@ def test_the_model_comes_nearer_to_the_old_one(name, tmp_path):
     assert divergence(after, old) < enough * divergence(before, old)
     assert told == [(done, 30) for done in range(1, 31)]
     assert [key for key, _ in after.named_parameters()] == [key for key, _ in before.named_parameters()]
-    assert all(values.requires_grad for values in after.parameters())
+    asked = [(key, values.requires_grad) for key, values in before.named_parameters()]
+    assert asked == [(key, values.requires_grad) for key, values in after.named_parameters()]
     torch.testing.assert_close(after.get_input_embeddings().weight, before.get_input_embeddings().weight)
     assert torch.equal(after.decision.table.sign_plane, before.decision.table.sign_plane)
     after.save_pretrained(tmp_path)
@@ -85,6 +88,49 @@ def test_corrections_and_the_trunk_learn_too():
         if not torch.equal(new, old)
     }
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+HEADS = {
+    "adaptive": {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}},
+    "low rank": {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 4}},
+}
+
+
+@pytest.mark.parametrize("layer", HEADS.values(), ids=HEADS)
+def test_other_heads_learn_with_their_trunk(layer):
+    old = stock("llama")
+    before, after, _ = learnt(old, bits=None, **layer)
+    assert divergence(after, old) < 0.9 * divergence(before, old)
+
+
+def test_a_head_that_is_the_old_one_has_nothing_to_learn(monkeypatch):
+    nats = []
+
+    def kept(*args):
+        nats.append(imitate(*args))
+        return nats[-1]
+
+    monkeypatch.setattr("codehead.training.joint.imitate", kept)
+    learnt(stock("granite"), steps=1, code="one_vs_all", bits=None)
+    assert nats == [pytest.approx(0, abs=1e-5)]
+
+
+def test_targets_that_match_nothing_are_told_before_anything_is_learnt(monkeypatch):
+    from codehead.errors import ConfigurationError
+    from codehead.training.config import RunConfig
+    from codehead.training.replacement import Text, fit_decision_layer
+
+    monkeypatch.setattr("codehead.training.replacement.labelled_states", None)  # a call would fail
+    config = RunConfig.from_dict(
+        {
+            "model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"code": "itq", "loss": "codeword"},
+            "distil": {"trunk_steps": 1}, "lora": {"target_modules": ["nothing"]},
+        }
+    )  # fmt: skip
+    examples = [{"input_ids": [1, 2], "labels": [1, 2]}]
+    monkeypatch.setattr("codehead.training.replacement.count_labels", lambda examples, size: torch.ones(size).numpy())
+    with pytest.raises(ConfigurationError, match="matches no module of LlamaForCausalLM"):
+        fit_decision_layer(make("llama", tied=False), config, Text(lambda: examples, 0))
 
 
 def test_labels_pull_where_they_are_given_weight():

@@ -94,3 +94,10 @@ def test_a_row_of_zeros_stays_one():
 def test_a_stock_model_is_refused():
     with pytest.raises(ConfigurationError, match="has no decision layer"):
         codehead.to_int8(make("llama"))
+
+
+def test_offloaded_weights_are_refused():
+    model = coded(LAYERS["corrected"])
+    model.get_output_embeddings().to("meta")
+    with pytest.raises(ConfigurationError, match="offloaded cannot be rounded"):
+        codehead.to_int8(model)

@@ -13,6 +13,7 @@ from codehead.codes import build
 from codehead.codes.lookup import bit_sums
 from codehead.codes.packing import pack_bits
 from codehead.codes.table import CodewordTable
+from codehead.errors import ConfigurationError
 from codehead.evaluation.size import model_size
 from codehead.heads import build as build_head
 from codehead.layer import DecisionLayer
@@ -49,11 +50,8 @@ def test_packed_tables_keep_no_copy_but_for_gradients(design):
     assert not table._copies
     weights.requires_grad_()
     table.product(weights).sum().backward()
-    torch.testing.assert_close(weights.grad, table.signs().sum(0).expand(3, -1))
-    with torch.no_grad():
-        table.reset_cache()
-        table.product(weights)
     assert not table._copies
+    torch.testing.assert_close(weights.grad, table.signs().sum(0).expand(3, -1))
 
 
 def test_a_decision_packs_every_table_it_has_and_weighs_what_it_stores():
@@ -79,6 +77,31 @@ def test_a_decision_packs_every_table_it_has_and_weighs_what_it_stores():
     model.decision.packed = False
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("code", "head", "decoder", "message"),
+    [
+        ("one_vs_all", "linear", "likelihood", "has no codewords that could stay packed"),
+        ("minimal", "chain", "likelihood", "a chain needs the codewords unpacked"),
+        ("minrandom", "linear", "inverse_hamming", "decoder 'inverse_hamming' needs the codewords unpacked"),
+    ],
+)
+def test_what_cannot_stay_packed_is_refused(code, head, decoder, message):
+    codebook = build(code, 30, **({"bits": 12} if code == "minrandom" else {}))
+    options = {"width": 4} if head == "chain" else {}
+    layer = DecisionLayer(codebook, build_head(head, 8, codebook.length, **options), "codeword", decoder)
+    with pytest.raises(ConfigurationError, match=message):
+        layer.decision.packed = True
+    assert not layer.decision.packed
+
+
+def test_a_decoder_that_unpacks_is_refused_while_packed():
+    layer = DecisionLayer(build("minrandom", 30, bits=12), build_head("linear", 8, 12))
+    layer.decision.packed = True
+    with pytest.raises(ConfigurationError, match="inverse_hamming"):
+        layer.decision.decoder_name = "inverse_hamming"
+    assert layer.decision.decoder_name == "likelihood"
 
 
 def test_packed_codewords_compile_and_choose_the_same_tokens():

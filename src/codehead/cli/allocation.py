@@ -42,10 +42,11 @@ def within(run: RunConfig, budget: str) -> tuple[RunConfig, Allocation]:
     from codehead.evaluation.size import model_shape
     from codehead.training.config import RunConfig
 
-    if run.decision is not None or run.distil is not None:
+    named = [*(f"decision.{key}" for key in run.decision or {}), *(["distil"] if run.distil is not None else [])]
+    if named:
         raise ConfigurationError(
-            f"--budget {budget} chooses the decision layer and how it learns; leave --code, --bits, decision and "
-            "distil away, or --budget"
+            f"--budget is {budget!r}, which chooses the decision layer and how it learns; leave it away, or "
+            f"{', '.join(named)}"
         )
     found = chosen(model_shape(str(run.model)), budget, None, None)
     layer = {"decision": {**found.decision(), "seed": run.seed}, "distil": {"seed": run.seed}, "int8": True}

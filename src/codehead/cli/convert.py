@@ -34,6 +34,7 @@ def convert(
         bool, typer.Option("--calibrate/--no-calibrate", help="Fit a temperature to a tenth of the text, set aside.")
     ] = True,
     seed: Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")] = 0,
+    assignments: opt.Assignments = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
     """Give a trained model a coded head of a few percent of the bytes, which learns from the old one.
@@ -49,7 +50,7 @@ def convert(
     from codehead.cli.output import check_folder
     from codehead.conversion import convert as run
     from codehead.evaluation.size import model_shape
-    from codehead.training.config import RunConfig
+    from codehead.training.config import RunConfig, parse_assignment
     from codehead.training.progress import shown
 
     check_folder(out)
@@ -69,7 +70,8 @@ def convert(
             "training": {"per_device_train_batch_size": batch_size},
             "seed": seed,
             "dtype": dtype,
-        }
+        },
+        dict(map(parse_assignment, assignments or [])),
     )  # fmt: skip
     console = Console(stderr=True, highlight=False)
     console.print(told(found), markup=False, soft_wrap=True)

@@ -31,7 +31,10 @@ def run_training(config: RunConfig, overwrite: bool) -> None:
 def _what_was_saved(config: RunConfig) -> str:
     from codehead.training.folder import RunFolder
 
-    checkpoint = RunFolder(config).last_checkpoint()
+    folder = RunFolder(config)
+    checkpoint = folder.last_checkpoint()
+    if checkpoint is None and folder.stages.exist():
+        return "What the new head has learnt was saved. The same command (without --overwrite) goes on from there."
     if checkpoint is None:
         return "No checkpoint was saved yet: the same command starts again from the beginning."
     return f"Saved: {checkpoint}. The same command (without --overwrite) goes on from there."

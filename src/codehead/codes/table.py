@@ -32,7 +32,7 @@ class CodewordTable(nn.Module):
     The planes are persistent uint8 buffers `sign_plane` and, for a ternary code, `support_plane`, both
     (V, ⌈n / 8⌉); an implicit code has neither. `signs` and `support` unpack the whole matrix and keep
     it: a working copy that is in no checkpoint, moves with nothing, and is made anew when a plane was.
-    Where `packed` is set, products look the planes up instead, as long as no gradient is asked for.
+    Where `packed` is set, products look the planes up instead, or unpack for the moment if a gradient may be asked for.
     """
 
     packed: bool = False
@@ -109,7 +109,7 @@ class CodewordTable(nn.Module):
         """The coding matrix times weights `(…, n)`, float32 or float64: `(…, V)`. Not for an implicit code."""
         assert self.sign_plane is not None
         if not self._looks_up(weights):
-            return weights @ self.signs().to(weights.dtype).T
+            return weights @ self._whole("signs").to(weights.dtype).T
         shared = weights.sum(-1, keepdim=True) if self.support_plane is None else self.support_product(weights)
         return 2 * bit_sums(weights, self.sign_plane) - shared
 
@@ -117,11 +117,20 @@ class CodewordTable(nn.Module):
         """The same with the support in the place of the coding matrix, of a ternary code."""
         assert self.support_plane is not None
         if not self._looks_up(weights):
-            return weights @ self.support().to(weights.dtype).T
+            return weights @ self._whole("support").to(weights.dtype).T
         return bit_sums(weights, self.support_plane)
+
+    def support_sizes(self) -> Tensor:
+        """How many symbols of every codeword are not 0: `(V,)`, of a ternary code."""
+        assert self.support_plane is not None
+        return self.support_product(torch.ones(self.length, device=self.support_plane.device))
 
     def _looks_up(self, weights: Tensor) -> bool:
         return self.packed and not (weights.requires_grad and torch.is_grad_enabled())
+
+    def _whole(self, name: str) -> Tensor:
+        """The matrix called `name`, kept unless the code stays packed."""
+        return self._matrix(name) if self.packed else getattr(self, name)()
 
     def reset_cache(self) -> None:
         """Forget the working copies of `signs` and `support`."""

@@ -29,7 +29,7 @@ class Agreement(NamedTuple):
         product = Terms(self.bits, None, torch.zeros_like(self.bits[..., :1])).scores(table)
         difference = product.finished(product.values)  # α − β
         if table.is_ternary:
-            support = table.support().sum(-1).to(difference.dtype)
+            support = table.support_sizes().to(difference.dtype)
         else:
             support = difference.new_full((1,), table.length)
         return Scored(self.rule(support + difference, support))

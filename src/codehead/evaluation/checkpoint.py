@@ -106,6 +106,7 @@ def evaluate_checkpoint(
     config = {
         "model": public_name(model_name),
         "decision": dict(model.config.quantization_config) if is_coded(model) else None,
+        "packed": packed,
         "batch_size": batch_size,
         "split": split,
         "subset": subset,

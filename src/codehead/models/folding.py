@@ -12,6 +12,7 @@ from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
 from codehead.models import guards
 from codehead.models.surgery import Model, describe, uninstall
+from codehead.models.tail import Tail
 
 
 def fold(model: Model) -> Model:
@@ -61,7 +62,8 @@ def _dense_head(model: Any) -> nn.Linear:
     if isinstance(head, ShortlistHead):
         weight = weight.index_add(0, corrections.shortlist, rows)
     if corrections is not None and corrections.token_bias is not None:
-        bias = corrections.token_bias.float() + (0.0 if bias is None else bias)
+        added = corrections.token_bias.float() / Tail.of(model).scale  # of it the model makes the bias again
+        bias = added + (0.0 if bias is None else bias)
     folded = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
     folded.weight = nn.Parameter(weight.to(linear.weight.dtype).contiguous())
     if bias is not None:

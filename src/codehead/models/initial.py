@@ -15,6 +15,7 @@ from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
 from codehead.models.hidden import Statistics
 from codehead.models.least_squares import least_squares, pieces, token_weights
+from codehead.models.tail import Tail
 from codehead.registry import did_you_mean
 
 STARTS = ("random", "old_head")
@@ -23,12 +24,15 @@ SAMPLES = 512
 
 
 @torch.no_grad()
-def initialise(start: str, old: nn.Linear, head: nn.Module, decision: Decision, statistics: Statistics | None) -> None:
+def initialise(
+    start: str, old: nn.Linear, head: nn.Module, decision: Decision, statistics: Statistics | None, tail: Tail
+) -> None:
     """Give a fresh head and bias per token their first values.
 
     `start` is "random" (the head stays as it is; the bias is the log frequency of the tokens if there are statistics,
     otherwise zero) or "old_head" (see `start_from`). ConfigurationError for another. With either, statistics tell an
-    adaptive softmax the order of the tokens.
+    adaptive softmax the order of the tokens. `tail` is what the model does to the outputs of its head, and so not to
+    what is added to them.
     """
     if start not in STARTS:
         hint = did_you_mean(start, STARTS) or "."
@@ -38,6 +42,9 @@ def initialise(start: str, old: nn.Linear, head: nn.Module, decision: Decision, 
     bias = None if decision.corrections is None else decision.corrections.token_bias
     if start == "old_head":
         start_from(old, head, decision, statistics)
+        for added in () if decision.corrections is None else (bias, decision.corrections.other_bias):
+            if added is not None:
+                added.mul_(tail.scale)
     elif bias is not None and statistics is not None:
         frequencies = statistics.counts + 1
         bias.copy_((frequencies / frequencies.sum()).log())

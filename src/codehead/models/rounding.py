@@ -28,9 +28,12 @@ def to_int8(model: Model) -> Model:
     """
     target: Any = model
     description = describe(target, "round to int8")
+    parts = (target.get_output_embeddings(), target.decision)
+    if any(values.is_meta for part in parts for values in part.parameters()):
+        raise ConfigurationError("weights that are offloaded cannot be rounded; load the model without a device_map")
     if description.rounded:
         raise ConfigurationError("the weights of this decision layer are int8 already")
-    round_parts(target.get_output_embeddings(), target.decision)
+    round_parts(*parts)
     target.config.quantization_config = {**target.config.quantization_config, "rounded": True}
     return model
 

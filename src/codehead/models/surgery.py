@@ -24,6 +24,7 @@ from codehead.models.description import METHOD, Description
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
 from codehead.models.single_tokens import SingleTokens
+from codehead.models.tail import Tail
 from codehead.readings import Tokens
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -81,7 +82,7 @@ def attach(
             "codeword" and a binary code.
         refined_bits: m, so many bits longer: a code of what the code of all tokens leaves of the Softmax head's rows.
         start: "random", or "old_head": the weights with which a linear head comes closest to the Softmax head
-            that it replaces (least squares).
+            that it replaces (least squares), or, with one_vs_all, its own.
         statistics: what text like yours shows of the model: how often tokens occur, and where hidden states vary.
             It chooses the shortlist, orders the tokens of an adaptive softmax, tells a design that looks at the old
             head which rows and directions matter, weighs the tokens for start="old_head", and from start="random"
@@ -121,7 +122,8 @@ def attach(
     new, chain = _seeded_head(head, hidden_size, codebook.length, rows, options, seed)
     new, chain = new.to(old.weight), None if chain is None else chain.to(old.weight)
     decision = Decision(codebook, loss, decoder, corrections, chain, log_probabilities).to(old.weight.device)
-    initialise(start, old, new, decision, statistics)
+    tail = Tail.of(target) if start == "old_head" and corrections is not None else Tail()
+    initialise(start, old, new, decision, statistics, tail)
 
     changed = stock.before(target, old, capped=capped)
     description = Description.of(codebook, head, options, decision, changed)

@@ -126,10 +126,10 @@ def _measured_once(protocol: Protocol, config: RunConfig, peer: PeerConfig | Non
         **_of_decoders(protocol),
     }
     path = Path(config.output_dir) / f"measured-{digest(asked)}.json"
+    stages = Stages(path.with_suffix(""))
     if not path.is_file():
-        stages = Stages(path.with_suffix(""))
         write_json(path, _measure(protocol, config, peer, stages))
-        stages.remove()
+    stages.remove()
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 

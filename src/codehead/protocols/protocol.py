@@ -64,7 +64,7 @@ class PeerConfig:
     corrected: bool = False  # spread rounding errors over the columns still to be rounded (GPTQ)
     keep: int | None = None  # the tokens that a trimmed head keeps, the most frequent of the training text
     convert: dict[str, Any] | None = None
-    """The `decision`, `distil` and `int8` of a run: the head is replaced as by `codehead convert`, the trunk rests."""
+    """The `decision`, `distil` and `int8` of a run: the head is replaced as by `codehead convert`."""
 
     def __post_init__(self) -> None:
         if self.convert is not None:

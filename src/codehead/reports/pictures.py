@@ -32,7 +32,7 @@ FAMILIES = {
     "codeword": ("codeword loss", "#009E73", "^"),
     "refined": ("longer codewords for frequent tokens", "#B8A100", "h"),
     "converted": ("learnt from Softmax, trunk at rest", "#CC79A7", "P"),
-    "labelled": ("the same, from the text too", "#E69F00", "X"),
+    "labelled": ("learnt from Softmax and the text, trunk at rest", "#E69F00", "X"),
     "joint": ("the trunk learnt from Softmax too", "#56B4E9", "p"),
     "trained": ("trained on with the trunk", "#882255", "d"),
     "peer": ("no code: low rank, quantised, trimmed", "#7F7F7F", "v"),

@@ -34,7 +34,7 @@ TIMED = {
     "tokens_per_second": "tokens_per_second_repeats",
 }  # what is timed, and the key of its repeats
 LEARNT = ("converted", "labelled", "joint", "trained")
-"""Families of codes that learnt from a Softmax head, by how: see `_way`."""
+"""Families of codes with the codeword loss that learnt from a Softmax head and ended in int8, by how: see `_way`."""
 OVER_TOKENS = ("softmax", "codeword", "refined", *LEARNT, "peer")
 """Families whose training loss is one over V tokens, not over bits."""
 DESIGN_NAMES = {
@@ -204,7 +204,7 @@ def family_of(result: Result) -> str:
         return "softmax" if result.metrics.get("peer") is None else "peer"
     if decision["design"] == "one_vs_all":
         return "peer"
-    if decision.get("rounded") and _way(result):
+    if decision.get("rounded") and decision["loss"] == "codeword" and _way(result):
         return _way(result)
     if decision.get("refined"):
         return "refined"

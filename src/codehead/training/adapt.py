@@ -36,16 +36,7 @@ def with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
     """A model of which adapters, and the head as it is, are trained; `merge` makes it plain again."""
     import peft
 
-    targets = options.target_modules
-    if targets == "auto":
-        targets = attention_projections(model)
-    names = [targets] if isinstance(targets, str) else list(targets)
-    found = [name for name, _ in model.named_modules() if _is_one_of(name, names)]
-    if not found:
-        raise ConfigurationError(
-            f"lora.target_modules {options.target_modules!r} matches no module of {type(model).__name__}; "
-            "name its projections, for example [q_proj, v_proj]"
-        )
+    names, found = find_targets(model, options)
     settings = peft.LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,
@@ -56,6 +47,21 @@ def with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, settings)
+
+
+def find_targets(model: nn.Module, options: LoraConfig) -> tuple[list[str], list[str]]:
+    """The names that `target_modules` means, and the modules they match; ConfigurationError if there are none."""
+    targets = options.target_modules
+    if targets == "auto":
+        targets = attention_projections(model)
+    names = [targets] if isinstance(targets, str) else list(targets)
+    found = [name for name, _ in model.named_modules() if _is_one_of(name, names)]
+    if not found:
+        raise ConfigurationError(
+            f"lora.target_modules {options.target_modules!r} matches no module of {type(model).__name__}; "
+            "name its projections, for example [q_proj, v_proj]"
+        )
+    return names, found
 
 
 def _decision_paths(model: Any) -> list[str]:

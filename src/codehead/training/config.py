@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping
@@ -102,7 +103,7 @@ class Distillation:
     code_learning_rate: float = 1e-2  # of the numbers whose signs are the code; 0 keeps the code as it is
     tokens: int = 200_000  # positions of the training text whose hidden states are learnt from, kept in memory
     label_weight: float = 0.0  # of the labels' own cross entropy; the old head's distribution has the rest
-    trunk_steps: int = 0  # after it, of LoRA on the trunk together with the head, as `lora` says; 0: the trunk rests
+    trunk_steps: int = 0  # after it, of LoRA on the trunk (`lora`, no dropout) with the head; 0: the trunk rests
     trunk_learning_rate: float = 1e-3  # of both in these steps
     seed: int = 0  # of the order of positions
 
@@ -183,15 +184,23 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values; `from_dict` restores it.
 
-        `calibrate` and `int8` are there if they are set: runs that are older than these keys keep the checksums of
-        their values.
+        `calibrate`, `int8` and the keys of a trunk that learns are there if they are set: runs that are older than
+        these keys keep the checksums of their values.
         """
-        return {key: value for key, value in asdict(self).items() if key not in ("calibrate", "int8") or value}
+        values = {key: value for key, value in asdict(self).items() if key not in ("calibrate", "int8") or value}
+        if self.distil is not None and not self.distil.trunk_steps:
+            values["distil"] = {key: value for key, value in values["distil"].items() if not key.startswith("trunk_")}
+        return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Build and validate; raises ConfigurationError for unknown or missing keys."""
-        blocks = dict(values)
+    def from_dict(cls, values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
+        """Build and validate, with `overrides` (dotted keys → values) laid over the values.
+
+        Raises ConfigurationError for unknown or missing keys.
+        """
+        blocks = copy.deepcopy(dict(values))
+        for key, value in (overrides or {}).items():
+            _set_dotted(blocks, key, value)
         blocks["data"] = read_block(DataConfig, blocks.get("data"), "data")
         blocks["lora"] = read_block(LoraConfig, blocks.get("lora"), "lora")
         for name, kind in (("distil", Distillation), ("calibrate", Calibration)):
@@ -203,10 +212,7 @@ class RunConfig:
     @classmethod
     def from_yaml(cls, path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
         """Read `path` (None: overrides alone), then lay `overrides` (dotted keys → values) over it."""
-        values = read_yaml(Path(path)) if path is not None else {}
-        for key, value in (overrides or {}).items():
-            _set_dotted(values, key, value)
-        return cls.from_dict(values)
+        return cls.from_dict(read_yaml(Path(path)) if path is not None else {}, overrides)
 
     def _check_model(self) -> None:
         if isinstance(self.model, dict):

@@ -19,6 +19,7 @@ from codehead.codes.distinct import make_distinct
 from codehead.codes.packing import pack_bits
 from codehead.codes.table import CodewordTable
 from codehead.errors import ConfigurationError
+from codehead.models.tail import Tail
 from codehead.training.config import Distillation
 from codehead.training.imitation import Scores, imitate
 from codehead.training.loop import ResumableLoop
@@ -57,7 +58,7 @@ def distil(
     _check(decision)
     if options.label_weight and labels is None:
         raise ConfigurationError(f"distil.label_weight is {options.label_weight}, but there are no labels; give them")
-    student = _Student(model.get_output_embeddings(), decision)
+    student = _Student(model.get_output_embeddings(), decision, Tail.of(model))
     optimizer = torch.optim.Adam(
         [
             {"params": student.weights, "lr": options.learning_rate},
@@ -75,7 +76,8 @@ def distil(
             known = None if labels is None or not options.label_weight else labels[chosen].to(device)
             optimizer.zero_grad()
             seen = hidden[chosen].to(device, torch.float32)
-            nats = imitate(student.scores, seen, teacher, seen, known, options.label_weight)
+            weight, num_classes = options.label_weight, student.table.num_classes
+            nats = imitate(student.scores, seen, teacher, seen, known, weight, num_classes)
             loop.step()
             progress(loop.done, options.steps, nats)
     student.write_back(model, options.seed)
@@ -88,8 +90,9 @@ class _Student:
     for one_vs_all, which has nothing to learn.
     """
 
-    def __init__(self, head: nn.Module, decision: Any) -> None:
-        self.head, self.corrections, self.table = head, decision.corrections, decision.table
+    def __init__(self, head: nn.Module, decision: Any, tail: Tail) -> None:
+        self.head, self.tail = head, tail
+        self.corrections, self.table = decision.corrections, decision.table
         modules = [module for module in (head, decision.corrections) if module is not None]
         self.owners = [(module, name) for module in modules for name, _ in module.named_parameters()]
         self.weights = [owner.get_parameter(name).detach().float().requires_grad_() for owner, name in self.owners]
@@ -100,7 +103,7 @@ class _Student:
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Token scores `(tokens, V)` of hidden states `(tokens, hidden)`."""
-        outputs: Tensor = torch.func.functional_call(self.head, self._of(self.head), (hidden,))
+        outputs = self.tail(torch.func.functional_call(self.head, self._of(self.head), (hidden,)))
         if not self.numbers:
             return outputs
         signs, *further = [_Sign.apply(numbers) for numbers in self.numbers]

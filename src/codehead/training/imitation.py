@@ -15,16 +15,20 @@ Scores = Callable[[Tensor], Tensor]
 
 
 def imitate(
-    student: Scores, given: Tensor, teacher: Scores, hidden: Tensor, labels: Tensor | None, label_weight: float
+    student: Scores,
+    given: Tensor,
+    teacher: Scores,
+    hidden: Tensor,
+    labels: Tensor | None,
+    label_weight: float,
+    num_classes: int,
 ) -> float:
     """Add the gradients of the mean loss over some positions; returns it in nats.
 
     It is the Kullback-Leibler divergence of the student's softmax, of what is `given` to it, from the teacher's, of
     `hidden`; with labels `(tokens,)`, that and their cross entropy, which has the `label_weight`. No more than
-    CHUNK_SCORES scores are formed at a time, as many as one position has at least.
+    CHUNK_SCORES scores of the `num_classes` tokens are formed at a time, as many as one position has at least.
     """
-    with torch.no_grad():
-        num_classes = teacher(hidden[:1]).shape[-1]
     rows = max(1, CHUNK_SCORES // num_classes)
     known = [None] * -(-len(hidden) // rows) if labels is None else labels.split(rows)
     total = 0.0

@@ -38,11 +38,13 @@ def learn_together(
 
     Minimises what `distil` does, over the batches that `draw` gives: the divergence from the old model, whose head is
     the `teacher`, mixed with the labels' cross entropy by `options.label_weight`. In the end the adapters are folded
-    into the trunk, in place. With `stages`, it goes on where it was stopped.
+    into the trunk, in place. With `stages`, it goes on where it was stopped. A head of one_vs_all gives all V outputs
+    of a batch at once.
     """
     dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
     model.eval()
-    with torch.random.fork_rng(), peft_warnings_hidden():
+    learnable = {name for name, values in model.named_parameters() if values.requires_grad}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), peft_warnings_hidden():
         torch.manual_seed(options.seed)
         adapted: Any = with_lora(model, lora)
     learnt = [values for values in adapted.parameters() if values.requires_grad]
@@ -61,7 +63,8 @@ def learn_together(
             progress(loop.done, options.trunk_steps)
     _cast(learnt, dtype)
     merge(adapted)
-    model.requires_grad_(True)
+    for name, values in model.named_parameters():
+        values.requires_grad_(name in learnable)
 
 
 def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_weight: float) -> None:
@@ -74,7 +77,8 @@ def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_we
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     outputs = model.head_outputs(**inputs, use_cache=False)[:, :-1][labelled]
     given = outputs.detach().requires_grad_()
-    imitate(model.decision.logits, given, teacher, hidden, labels if label_weight else None, label_weight)
+    num_classes = model.decision.table.num_classes
+    imitate(model.decision.logits, given, teacher, hidden, labels if label_weight else None, label_weight, num_classes)
     outputs.backward(given.grad)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codehead.layer import Decision
+from codehead.models.tail import Tail
 
 STEPS = 300
 BATCH = 1024
@@ -28,11 +29,12 @@ def fit_bits(
     labels: Tensor,
     generator: torch.Generator,
     progress: Progress = lambda done, steps: None,
+    tail: Tail = Tail(),  # noqa: B008  (frozen)
 ) -> None:
     """Fit a head to the bits of labels `(tokens,)` at hidden states `(tokens, hidden)`, in place.
 
     Adam with a cosine schedule on the bitwise loss, in float32; where single tokens have rows or biases, which no bit
-    tells, on the codeword loss. Positions are drawn with the `generator`.
+    tells, on the codeword loss. Positions are drawn with the `generator`; `tail` is what the model will do to outputs.
     """
     weight = next(head.parameters())
     device, dtype = weight.device, weight.dtype
@@ -42,7 +44,7 @@ def fit_bits(
     with torch.enable_grad():
         for step in range(STEPS):
             chosen = torch.randint(len(hidden), (BATCH,), generator=generator)
-            outputs = head(hidden[chosen].to(device, torch.float32))
+            outputs = tail(head(hidden[chosen].to(device, torch.float32)))
             optimizer.zero_grad()
             decision.reading.loss("bitwise", outputs, labels[chosen].to(device), None).value.backward()
             optimizer.step()

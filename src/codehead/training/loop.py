@@ -83,8 +83,8 @@ class ResumableLoop:
         found = {name: tuple(values.shape) for name, values in tensors.items() if name.startswith("parameters.")}
         if found != shapes:
             raise CheckpointError(
-                f"the kept state of {self.name!r} has other parameters than this loop: it was begun by another version "
-                "of codehead; use --overwrite to start again"
+                f"the kept state of {self.name!r} in {str(self.stages.path)!r} has other parameters than this loop: it "
+                "was begun by another version of codehead; remove that folder to start again"
             )
         for i, values in enumerate(parameters):
             values.copy_(tensors[f"parameters.{i}"])

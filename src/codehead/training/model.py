@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from codehead.registry import did_you_mean
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
 from codehead.training.quiet import library_bars_hidden
-from codehead.training.replacement import Text, fit_decision_layer
+from codehead.training.replacement import Show, Text, fit_decision_layer
 from codehead.training.stages import Stages
 
 if TYPE_CHECKING:
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
 
 
 def build_model(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, text: Text | None = None, stages: Stages | None = None
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text | None = None,
+    stages: Stages | None = None,
+    show: Show = lambda stage, done, total: None,
 ) -> nn.Module:
     """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
 
     `text` is what the model will be trained on: a new decision layer that looks at text, or learns from the old head
-    before the training, does so there; `stages` keep what that has come to.
+    before the training, does so there, on the accelerator if there is one; `stages` keep what that has come to.
     """
     if isinstance(config.model, dict):
         model = new_model(config.model, tokenizer)
@@ -42,7 +47,9 @@ def build_model(
     if config.decision is not None and is_coded(model):
         model = _reread(model, config.decision)
     elif config.decision is not None:
-        model = fit_decision_layer(model, config, text, stages=stages)
+        if config.distil is not None:
+            model = model.to(_own_device(config))
+        model = fit_decision_layer(model, config, text, show, stages)
     if is_coded(model):
         refuse_softmax_only(config.training)
     return model
@@ -54,7 +61,7 @@ def _reread(model: Any, decision: Mapping[str, Any]) -> Any:
     if fixed:
         raise ConfigurationError(
             f"decision.{fixed[0]} is {decision[fixed[0]]!r}, but this checkpoint is coded already: leave --code, "
-            "--bits, --head, --width away; only --loss and --decoder can change"
+            "--bits, --head, --width, --budget away; only --loss and --decoder can change"
         )
     loss, decoder = decision.get("loss"), decision.get("decoder")
     if loss is not None:
@@ -64,6 +71,12 @@ def _reread(model: Any, decision: Mapping[str, Any]) -> Any:
         DECODERS.get(decoder)
         model.decision.decoder_name = decoder
     return model
+
+
+def _own_device(config: RunConfig) -> torch.device:
+    """The accelerator that this process will train on: of several processes each has its own."""
+    device = torch.device("cpu") if config.training.get("use_cpu") else default_device()
+    return device if device.type == "cpu" else torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def default_device() -> torch.device:

@@ -17,7 +17,8 @@ from codehead.errors import ConfigurationError
 from codehead.losses import IGNORE
 from codehead.models import attach
 from codehead.models.hidden import Statistics, labelled_states
-from codehead.models.stock import SOFT_CAP
+from codehead.models.tail import Tail
+from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels
 from codehead.training.distil import distil
@@ -99,6 +100,8 @@ def fit_decision_layer(
     counts = text.counts(len(old.weight))
     if not looks:
         return attach(model, **decision, statistics=Statistics(torch.from_numpy(counts)))
+    if config.distil is not None and config.distil.trunk_steps:
+        find_targets(model, config.lora)  # told before anything is learnt
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
 
     hidden, labels = _read(model, text, batch_size_of(config), tokens, stages, show)
@@ -112,7 +115,8 @@ def fit_decision_layer(
     if logistic:
         order = torch.Generator().manual_seed(config.seed)
         head = model.get_output_embeddings()
-        fit_bits(head, model.decision, hidden, labels, order, partial(show, "learning the bits"))
+        learning_bits, tail = partial(show, "learning the bits"), Tail.of(model)
+        fit_bits(head, model.decision, hidden, labels, order, learning_bits, tail)
     if config.distil is not None:
 
         def learning(done: int, total: int, nats: float) -> None:
@@ -181,11 +185,6 @@ def batch_size_of(config: RunConfig) -> int:
 
 
 def softmax_head(model: Any, head: nn.Linear) -> Scores:
-    """What a stock model makes of hidden states: the logits of its head, soft-capped where the model does so."""
-    cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
-
-    def teacher(hidden: Tensor) -> Tensor:
-        logits: Tensor = head(hidden.to(head.weight))
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    return teacher
+    """What a stock model makes of hidden states: the logits of its head, scaled or capped where the model does so."""
+    tail = Tail.of(model)
+    return lambda hidden: tail(head(hidden.to(head.weight)).float())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 from torch import nn
 from transformers import (
     PrinterCallback,
@@ -28,10 +29,10 @@ from codehead.training.data import Collator, Rows, check_labels, load_rows, toke
 from codehead.training.divergence import StopAtDivergence, refuse_divergence
 from codehead.training.folder import RunFolder
 from codehead.training.model import build_model
-from codehead.training.progress import RichProgress
+from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
-from codehead.training.replacement import Text, batch_size_of
+from codehead.training.replacement import Show, Text, batch_size_of
 from codehead.training.stages import Stages
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer
@@ -78,8 +79,10 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     set_seed(config.seed)
     text = Text(lambda: tokenize(rows.train, tokenizer, config.data.block_size), tokenizer.pad_token_id, config.seed)
     distils = config.distil is not None  # that takes long enough to be killed in, so it is kept
-    with folder.begun(origin, overwrite) if distils else nullcontext(Stages()) as stages:
-        model: Any = build_model(config, tokenizer, text, stages)
+    stages_of_run = folder.begun(origin, overwrite) if distils else nullcontext(Stages())
+    with stages_of_run as stages:
+        with _shown(progress and distils and folder.is_main) as show:
+            model: Any = build_model(config, tokenizer, text, stages, show)
         if config.calibrate is not None:
             check_calibration(model, config.calibrate.per_bit)
         origin["codebook"] = model.config.quantization_config["checksum"] if is_coded(model) else None
@@ -104,6 +107,11 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history, **calibration})
     folder.stages.remove()
     return folder.path
+
+
+def _shown(wanted: bool) -> AbstractContextManager[Show]:
+    """Where the learning before the training is shown; nowhere unless `wanted`."""
+    return shown(Console(stderr=True)) if wanted else nullcontext(lambda stage, done, total: None)
 
 
 class _Clock(TrainerCallback):
