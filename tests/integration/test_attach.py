@@ -401,6 +401,7 @@ def test_fused_losses_of_other_libraries_are_refused(library, remedy, coded):
 def test_unwrapping_mixed_precision_keeps_the_decision_layer(coded):
     accelerate = pytest.importorskip("accelerate")
     model, ids = coded(), tokens()
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # one for the process, whatever ran before
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
     prepared = accelerator.prepare_model(model)
     assert prepared(input_ids=ids).logits.shape[-1] == VOCAB

@@ -469,7 +469,7 @@ MISTAKES = {
     f"finetune --model {{model}} {TRAIN} --set training.eval_strategy=steps": "give data.validation or",
     f"finetune --model {{model}} {TRAIN} --set training.max_steps=abc": "training.max_steps is 'abc'; give a whole",
     f"finetune --model {{model}} {TRAIN} --set lora.alpha=abc": "lora.alpha is 'abc'; give a number",
-    f"finetune --model {{coded}} {TRAIN} --block-size 16 --bits 9": "leave --code, --bits, --head, --width away",
+    f"finetune --model {{coded}} {TRAIN} --block-size 16 --bits 9": "--bits, --head, --width, --budget away",
     f"finetune --model {{coded}} {TRAIN} --block-size 16 --loss bitwize": "unknown loss 'bitwize'; did you mean",
     "evaluate {here}/cut --data {text}": "cut/model.safetensors is not a complete safetensors file",
     "attach {model} --out {here}/coded --head-param bias": "--head-param 'bias' is not KEY=VALUE",

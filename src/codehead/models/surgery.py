@@ -112,6 +112,7 @@ def attach(
     log_probabilities = gives_log_probabilities(HEADS.get(head))
     if log_probabilities:
         Tokens(CodewordTable(codebook)).check()  # before a head for so few tokens is made
+        _refuse_factor(target, head)
     capped = codebook.design == "one_vs_all" and not log_probabilities
     if not capped:
         stock.refuse_fixed_soft_cap(target)
@@ -131,6 +132,15 @@ def attach(
     target.config.quantization_config = description.to_dict()
     install(target, new, decision, old if keep_head else None)
     return model
+
+
+def _refuse_factor(model: Any, head: str) -> None:
+    factor = Tail.of(model).scale
+    if factor != 1:
+        raise ConfigurationError(
+            f"{type(model).__name__} multiplies what its head gives by {factor:g}, which would make other numbers of "
+            f"the log-probabilities of head {head!r}; choose another head"
+        )
 
 
 def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | None = None) -> None:

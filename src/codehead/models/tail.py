@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from codehead.models.stock import SOFT_CAP, replace_head
 
 
+ROUNDING = 1e-4
+"""A factor this near to 1 is none: a soft cap was undone to find it."""
+
+
 @dataclass(frozen=True)
 class Tail:
     """`cap · tanh(scale · outputs / cap)`; without a cap, `scale · outputs`."""
@@ -38,7 +42,8 @@ class Tail:
         finally:
             replace_head(model, head)
         cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
-        return cls(found if cap is None else cap * math.atanh(found / cap), cap)
+        scale = found if cap is None else cap * math.atanh(found / cap)
+        return cls(1.0 if math.isclose(scale, 1, rel_tol=ROUNDING) else scale, cap)
 
 
 class _One(nn.Module):
