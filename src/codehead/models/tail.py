@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from codehead.models.stock import SOFT_CAP, replace_head
 
-
 ROUNDING = 1e-4
 """A factor this near to 1 is none: a soft cap was undone to find it."""
 
