@@ -96,38 +96,66 @@ def fit_decision_layer(
             "decision.shortlist, token_bias, refined, start, assignment, an adaptive head and a code that grows look "
             "at training text; give data.train"
         )
-    old = model.get_output_embeddings()
-    counts = text.counts(len(old.weight))
+    counts = text.counts(len(model.get_output_embeddings().weight))
     if not looks:
         return attach(model, **decision, statistics=Statistics(torch.from_numpy(counts)))
     if config.distil is not None and config.distil.trunk_steps:
         find_targets(model, config.lora)  # told before anything is learnt
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
-
     hidden, labels = _read(model, text, batch_size_of(config), tokens, stages, show)
-    teacher = softmax_head(model, old)
+    teacher = softmax_head(model, model.get_output_embeddings())
+    _attach(model, config, decision, counts, hidden, labels, show)
+    if config.distil is not None:
+        _learn(model, teacher, config, text, hidden, labels, show, stages)
+    return model
+
+
+def _attach(
+    model: Any,
+    config: RunConfig,
+    decision: Mapping[str, Any],
+    counts: np.ndarray,
+    hidden: Tensor,
+    labels: Tensor,
+    show: Show,
+) -> None:
+    """Give a model the decision layer that suits what a text shows of it."""
     statistics = Statistics.of(counts, hidden[:STATISTICS_TOKENS])
     if grows(decision):
-        code = grown(decision, statistics.seen(old.weight.detach().float()).cpu(), hidden.float(), labels)
+        rows = model.get_output_embeddings().weight.detach().float()
+        code = grown(decision, statistics.seen(rows).cpu(), hidden.float(), labels)
         decision = {**decision, "code": code, "bits": None, "code_params": None}
-    logistic = decision.get("start") == LOGISTIC
-    attach(model, **{**decision, "start": "random"} if logistic else decision, statistics=statistics)
-    if logistic:
-        order = torch.Generator().manual_seed(config.seed)
-        head = model.get_output_embeddings()
-        learning_bits, tail = partial(show, "learning the bits"), Tail.of(model)
-        fit_bits(head, model.decision, hidden, labels, order, learning_bits, tail)
-    if config.distil is not None:
+    if decision.get("start") != LOGISTIC:
+        attach(model, **decision, statistics=statistics)
+        return
+    attach(model, **{**decision, "start": "random"}, statistics=statistics)
+    order = torch.Generator().manual_seed(config.seed)
+    progress, head = partial(show, "learning the bits"), model.get_output_embeddings()
+    fit_bits(head, model.decision, hidden, labels, order, progress, Tail.of(model))
 
-        def learning(done: int, total: int, nats: float) -> None:
-            show("learning the new head", done, total)
 
-        distil(model, teacher, hidden, config.distil, learning, stages, labels)
-        if config.distil.trunk_steps:
-            together = partial(show, "learning with the trunk")
-            draw = partial(text.draw, batch_size_of(config))
-            learn_together(model, teacher, draw, config.distil, config.lora, together, stages)
-    return model
+def _learn(
+    model: Any,
+    teacher: Scores,
+    config: RunConfig,
+    text: Text,
+    hidden: Tensor,
+    labels: Tensor,
+    show: Show,
+    stages: Stages,
+) -> None:
+    """Let the decision layer learn from the old head, and then the trunk with it, as `config.distil` says."""
+    options = config.distil
+    assert options is not None
+
+    def learning(done: int, total: int, nats: float) -> None:
+        show("learning the new head", done, total)
+
+    distil(model, teacher, hidden, options, learning, stages, labels)
+    if options.trunk_steps:
+        together = partial(show, "learning with the trunk")
+        draw = partial(text.draw, batch_size_of(config))
+        learn_together(model, teacher, draw, options, config.lora, together, stages)
 
 
 def _read(model: Any, text: Text, size: int, tokens: int, stages: Stages, show: Show) -> tuple[Tensor, Tensor]:
