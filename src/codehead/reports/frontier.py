@@ -93,6 +93,6 @@ def _name(row: Row) -> str:
         return (
             " + ".join(str(row.decision[name]) for name in ("bits", "refined_bits") if row.decision.get(name)) + " bits"
         )
-    kind, _, way = row.label.partition(", ")
+    kind, _, way = row.label.removesuffix(", trained on").partition(", ")
     short = next((name for name in PEERS if kind.lower().startswith(name)), kind)
     return f"{short}*" if way == "error-corrected" else short if way in ("", "rounded") else f"{short}, {way}"
