@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,9 +239,15 @@ def test_the_commands(stock, tmp_path, codehead):
     model, data, out = str(stock / "model"), str(stock / "text.jsonl"), str(tmp_path / "out")
     blocks = ("--block-size", "32")
     status, told, errors = codehead(
-        "convert", model, "--data", data, "--out", out, "--budget", "60%", "--steps", "5", "--trunk-steps", "2", *blocks
-    )
+        "convert", model, "--data", data, "--out", out, "--budget", "60%", "--steps", "5", "--trunk-steps", "2",
+        *blocks, "--set", "distil.batch_tokens=64", "--set", "lora.r=2",
+    )  # fmt: skip
     assert status == 0, errors
+    described = json.loads((Path(out) / "run.json").read_text())["config"]
+    assert (described["distil"]["batch_tokens"], described["lora"]["r"]) == (64, 2)
+    wrong = ("--budget", "60%", "--set", "distil.stepz=4")
+    status, _, errors = codehead("convert", model, "--data", data, "--out", f"{out}-2", *wrong)
+    assert status == 2 and "unknown key 'distil.stepz'" in errors
     assert "perplexity" in told and "old head" in told and "Saved to" in told
     arguments = ("calibrate", out, "--data", data, "--out", str(tmp_path / "calibrated"), *blocks)
     status, told, errors = codehead(*arguments, "--temperature")
