@@ -514,6 +514,17 @@ def test_ctrl_c_tells_how_to_go_on(codehead, place, tmp_path, monkeypatch):
     assert f"Saved: {checkpoint}. The same command" in err
 
 
+def test_ctrl_c_while_the_new_head_learns_tells_that_this_was_kept(codehead, place, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codehead.training.replacement.softmax_head", interrupted)  # the text has been read by then
+    arguments = ("--train", place / "text.txt", "--out", tmp_path / "run", "--block-size", 16, "--budget", "60%")
+    status, _, err = codehead("finetune", "--model", place / "model", *arguments, "--set", "training.use_cpu=true")
+    assert status == 130
+    assert "What the new head has learnt was saved" in " ".join(err.split())
+
+
 # --- progress without a terminal
 
 
