@@ -288,6 +288,24 @@ def test_recommend_tells_cost_expectation_and_command(wide, measured, codehead):
     assert told.count("Yours may differ") == 2
 
 
+@pytest.mark.parametrize(("method", "reason"), [("codehead", "has a decision layer"), ("gptq", "quantised with gptq")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["recommend"],
+        ["convert", "--data", "absent.txt", "--out", "absent"],
+        ["finetune", "--train", "absent.txt", "--out", "absent", "--model"],
+    ],
+)
+def test_a_budget_for_a_checkpoint_without_a_stock_head_is_refused_before_anything_is_read(
+    tmp_path, codehead, command, method, reason
+):
+    config = {"model_type": "gpt2", "n_embd": 64, "vocab_size": 500, "quantization_config": {"quant_method": method}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    status, _, errors = codehead(*command, str(tmp_path), "--budget", "50%")
+    assert status == 2 and reason in " ".join(errors.split())
+
+
 def test_recommend_without_results_of_such_heads_says_so(wide, monkeypatch, codehead):
     monkeypatch.setattr("codehead.evaluation.expected.set_ups", lambda: ())
     status, told, _ = codehead("recommend", wide, "--budget", "5%")

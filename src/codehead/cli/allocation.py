@@ -17,10 +17,11 @@ def chosen(
 ) -> Allocation:
     """The decision layer that one of --budget, --bits and --speed asks for; a budget of `default` if none is given.
 
-    ConfigurationError if several are given, or none without a default.
+    ConfigurationError if several are given, or none without a default, or if the checkpoint is quantised or coded.
     """
     from codehead.evaluation.budget import allocate, allocate_bits, allocate_speed
 
+    _check_plain(shape)
     given = [name for name, value in (("--budget", budget), ("--bits", bits), ("--speed", speed)) if value is not None]
     if len(given) > 1 or not (given or default):
         raise ConfigurationError(
@@ -82,6 +83,18 @@ def told(found: Allocation) -> str:
         f"H = {shape.hidden_size:,}, V = {shape.num_classes:,}: {', '.join(parts)}. {found.bytes_stored:,} bytes, "
         f"{found.byte_share:.2%} of the Softmax head's {softmax_bytes(shape):,} in bf16."
     )
+
+
+def _check_plain(shape: ModelShape) -> None:
+    from codehead.models.description import METHOD
+
+    if shape.quantised == METHOD:
+        raise ConfigurationError("this model has a decision layer already; give its stock checkpoint")
+    if shape.quantised is not None:
+        raise ConfigurationError(
+            f"this checkpoint is quantised with {shape.quantised}, and transformers has one slot for a quantizer in "
+            "config.json; give the checkpoint before it was quantised"
+        )
 
 
 def _number(text: str) -> float:

@@ -142,6 +142,7 @@ class ModelShape:
     hidden_size: int
     num_classes: int
     tied: bool | None = None  # whether the Softmax head is the input embedding; None if unknown
+    quantised: str | None = None  # the method by which the checkpoint is quantised, "codehead" for a coded one
 
 
 def model_shape(name: str) -> ModelShape:
@@ -158,9 +159,11 @@ def config_shape(config: Any) -> ModelShape:
     """The shape that a configuration of transformers describes; tying is that of the stock model."""
     config = config.get_text_config()
     entry = getattr(config, "quantization_config", None) or {}
-    stock = entry.get("stock", {}) if isinstance(entry, dict) else {}
+    entry = entry if isinstance(entry, dict) else entry.to_dict()
+    stock = entry.get("stock", {})
     hidden = getattr(config, "word_embed_proj_dim", config.hidden_size)  # OPT-350m projects before its head
-    return ModelShape(hidden, config.vocab_size, bool(stock.get("tie_word_embeddings", config.tie_word_embeddings)))
+    tied = bool(stock.get("tie_word_embeddings", config.tie_word_embeddings))
+    return ModelShape(hidden, config.vocab_size, tied, entry.get("quant_method"))
 
 
 def compare_configurations(shape: ModelShape) -> list[dict[str, Any]]:
