@@ -6,6 +6,7 @@ one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
 from codehead.models import is_coded, to_int8
 from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
+from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows, tokenize
 from codehead.training.folder import RunFolder
@@ -103,7 +105,7 @@ def _changed(
     show: Show,
 ) -> dict[str, Any]:
     """Check, measure, change, measure and save a model; `change` gives the new one and what there is to tell of it."""
-    folder = RunFolder(config)
+    folder, began = RunFolder(config), time.monotonic()
     origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
     folder.check_foreign() if overwrite else folder.check(origin["data"])
     model, tokenizer = _load(config)
@@ -114,15 +116,15 @@ def _changed(
             "the model is measured before and after: give data.validation or data.validation_fraction"
         )
     with folder.begun(origin, overwrite) as stages:
-        job = _Job(config, model, tokenizer, rows, stages, show)
-        before = job.measure(model, "before", "measuring the old head")
-        model, told = change(job)
-        after = job.measure(model, "after", "measuring the new one")
+        job, clock = _Job(config, model, tokenizer, rows, stages, show), Clock(folder, origin, began)
+        with clock.kept_when_stopped():
+            before = job.measure(model, "before", "measuring the old head")
+            model, told = change(job)
+            after = job.measure(model, "after", "measuring the new one")
     with library_bars_hidden():
         model.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
-    origin |= folder.spent()
-    record = {"provenance": origin, "log_history": [], "before": before, "after": after, **told}
+    record = {**clock.record(), "log_history": [], "before": before, "after": after, **told}
     folder.write("finished", record)
     stages.remove()
     return record

@@ -112,6 +112,20 @@ def test_weights_offloaded_to_disk(offloaded, coded, tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
+def test_a_decision_layer_offloaded_to_disk(tmp_path):
+    layer = {"bits": 24, "loss": "codeword", "token_bias": True, "shortlist": [3, 50]}
+    model = codehead.attach(make("llama", tied=False), **layer)
+    torch.nn.init.normal_(model.decision.corrections.token_bias)
+    model.save_pretrained(tmp_path)
+    device_map = {"model": "cpu", "lm_head": "cpu", "decision": "disk"}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
+    assert torch.equal(logits(loaded), logits(model))
+    codehead.to_int8(model).save_pretrained(tmp_path)
+    device_map = {"model": "cpu", "lm_head": "disk", "decision": "cpu"}
+    with pytest.raises(ConfigurationError, match="int8 cannot be offloaded to disk"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
+
+
 def test_the_class_and_the_configuration_of_a_coded_model_can_load(coded, tmp_path):
     model = coded()
     model.save_pretrained(tmp_path)

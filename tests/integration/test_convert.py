@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from codehead.conversion import convert, recalibrate
 from codehead.errors import CheckpointError, ConfigurationError, DataError
 from codehead.evaluation.expected import SetUp, Value
 from codehead.training.config import RunConfig
+from codehead.training.run import train
 from codehead.training.tokenizer import train_bpe
 
 SEEN = [(a, b, c) for a in ("cat", "dog") for b in ("bird", "fish", "fox") for c in ("one", "two", "ten", "all")]
@@ -68,6 +70,26 @@ def test_the_new_head_is_close_and_the_trunk_is_the_old_one(stock, tmp_path):
     assert new.config.quantization_config["design"] == "learned"
     saved = json.loads((tmp_path / "out" / "run.json").read_text())
     assert saved["status"] == "finished" and saved["after"] == after and saved["provenance"]["data"]
+    assert saved["provenance"]["wall_seconds"] > 0
+
+
+def test_the_folder_of_the_model_is_never_written_to(stock, tmp_path):
+    kept = shutil.copytree(stock / "model", tmp_path / "model")
+    own = {**config(stock, kept).to_dict(), "model": f"{kept}/."}
+    for overwrite in (False, True):
+        with pytest.raises(ConfigurationError, match="is the folder of the model that is read"):
+            convert(RunConfig.from_dict(own), overwrite=overwrite)
+        with pytest.raises(ConfigurationError, match="is the folder of the model that is read"):
+            train(RunConfig.from_dict(own), overwrite=overwrite, progress=False)
+    AutoModelForCausalLM.from_pretrained(kept)
+
+
+@pytest.mark.parametrize("tokens", [50, 300])
+def test_no_more_text_is_learnt_from_than_asked_for(stock, tmp_path, monkeypatch, tokens):
+    seen = []
+    monkeypatch.setattr("codehead.training.replacement.distil", lambda *args: seen.append((len(args[2]), len(args[6]))))
+    convert(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": tokens}))
+    assert seen == [(tokens, tokens)]
 
 
 def test_a_finished_conversion_is_not_repeated_by_accident(stock, tmp_path):

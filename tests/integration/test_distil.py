@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import codehead
-from codehead.errors import ConfigurationError, DataError
+from codehead.errors import CodeheadError, ConfigurationError, DataError
 from codehead.models.hidden import Statistics, hidden_states
 from codehead.training.config import Distillation
 from codehead.training.distil import distil
@@ -212,3 +212,24 @@ def test_a_ternary_code_is_refused():
 def test_impossible_options_are_named(change):
     with pytest.raises(ConfigurationError, match=f"distil.{next(iter(change))} is"):
         Distillation(**change)
+
+
+@pytest.mark.parametrize(("nats", "message"), [(None, "ended .* nats from the old one"), (float("nan"), "diverged")])
+def test_a_head_that_does_not_learn_is_not_kept(nats, message, monkeypatch):
+    if nats is not None:
+        monkeypatch.setattr("codehead.training.distil.imitate", lambda *args: nats)
+    model = codehead.attach(make("llama", tied=False), "itq", bits=16, start="old_head", **CORRECTED)
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    wanted = make("llama", tied=False).get_output_embeddings()
+    options = Distillation(steps=3, batch_tokens=16, learning_rate=1e30)
+    with pytest.raises(CodeheadError, match=message):
+        distil(model, wanted, torch.randn(50, HIDDEN), options)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_codewords_that_stay_packed_do_so_when_they_are_learnt():
+    model = codehead.attach(make("llama", tied=False), "itq", bits=16, start="old_head", **CORRECTED)
+    model.decision.packed = True
+    distil(model, make("llama", tied=False).get_output_embeddings(), torch.randn(50, HIDDEN), Distillation(steps=1))
+    assert model.decision.packed

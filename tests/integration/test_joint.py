@@ -11,10 +11,13 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import codehead
+from codehead.errors import CodeheadError
 from codehead.models.tail import Tail
+from codehead.training.adapt import with_lora
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.imitation import imitate
-from codehead.training.joint import learn_together
+from codehead.training.joint import _gradients, learn_together
+from codehead.training.quiet import peft_warnings_hidden
 from codehead.training.replacement import softmax_head
 
 IDS = tokens(8, 12)
@@ -148,6 +151,51 @@ def test_low_precision_models_keep_their_dtype_and_come_nearer():
     before, after, _ = learnt(old)
     assert {values.dtype for values in after.parameters()} == {torch.bfloat16}
     assert divergence(after, old) < 0.8 * divergence(before, old)
+
+
+def test_small_gradients_are_not_lost_in_float16():
+    old = stock("llama")
+    moved = {}
+    for dtype in (torch.float32, torch.float16):
+        before, after, _ = learnt(copy.deepcopy(old).to(dtype), steps=1, batch=BATCH)
+        moved[dtype] = {
+            name for (name, new), was in zip(after.named_parameters(), before.parameters(), strict=True)
+            if not torch.equal(new, was)
+        }  # fmt: skip
+    assert moved[torch.float16] == moved[torch.float32]
+
+
+def test_gradients_are_those_of_the_loss():
+    """Whatever they are scaled by on their way."""
+    model = codehead.attach(stock("llama"), "itq", bits=16, loss="codeword", start="old_head", token_bias=True)
+    teacher = copy.deepcopy(model.get_output_embeddings())
+    with peft_warnings_hidden():
+        adapted = with_lora(model, LoraConfig())
+    codewords = model.decision.table.signs()
+
+    def wanted(hidden):
+        return teacher(hidden) @ codewords.T
+
+    nats = _gradients(adapted, model, wanted, BATCH, 0.0)
+    found = {name: values.grad.clone() for name, values in model.named_parameters() if values.grad is not None}
+    model.zero_grad()
+    labelled = BATCH["labels"][:, 1:] != -100
+    with torch.no_grad(), adapted.disable_adapter():
+        hidden = model.model(IDS, attention_mask=MASK).last_hidden_state[:, :-1][labelled]
+    outputs = model.head_outputs(input_ids=IDS, attention_mask=MASK)[:, :-1][labelled]
+    student, likely = model.decision.logits(outputs).log_softmax(-1), wanted(hidden).log_softmax(-1).detach()
+    loss = F.kl_div(student, likely, reduction="batchmean", log_target=True)
+    loss.backward()
+    assert nats == pytest.approx(loss.item(), rel=1e-4)
+    assert found.keys() == {name for name, values in model.named_parameters() if values.grad is not None}
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+
+
+def test_divergence_is_told(monkeypatch):
+    monkeypatch.setattr("codehead.training.joint._gradients", lambda *args: float("nan"))
+    with pytest.raises(CodeheadError, match=r"diverged.*trunk_learning_rate"):
+        learnt(stock("llama"), steps=1)
 
 
 def test_the_same_seed_learns_the_same_and_leaves_the_global_numbers_alone():

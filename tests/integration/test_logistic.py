@@ -47,7 +47,15 @@ def test_the_likelihood_of_labels_rises(layer, seen, monkeypatch):
 
 
 def test_a_head_keeps_its_dtype(seen, monkeypatch):
-    monkeypatch.setattr(logistic, "STEPS", 2)
-    model = codehead.attach(make("llama", tied=False).to(torch.bfloat16), bits=16)
-    fit_bits(model.get_output_embeddings(), model.decision, *seen, torch.Generator())
-    assert model.get_output_embeddings().weight.dtype == torch.bfloat16
+    """And learns what a float32 one does: steps of a bias are smaller than bfloat16 tells apart."""
+    monkeypatch.setattr(logistic, "STEPS", 20)
+    biases = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = codehead.attach(make("llama", tied=False).to(dtype), bits=16, loss="codeword", token_bias=True)
+        with torch.no_grad():
+            model.decision.corrections.token_bias.fill_(-12.0)
+        fit_bits(model.get_output_embeddings(), model.decision, *seen, torch.Generator())
+        assert {values.dtype for values in model.parameters()} == {dtype}
+        biases.append(model.decision.corrections.token_bias.detach().float())
+    torch.testing.assert_close(biases[1], biases[0], rtol=0, atol=0.1)
+    assert float((biases[0] + 12).abs().mean()) > 0.05

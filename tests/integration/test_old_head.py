@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import HIDDEN, VOCAB, make, tokens
+from architectures import HIDDEN, MODERN, VOCAB, make, tokens
+from transformers import AutoModelForCausalLM, PhiConfig
 
 import codehead
 from codehead.errors import ConfigurationError
@@ -140,7 +141,7 @@ def test_a_bias_of_the_old_head_needs_a_place():
     model = untied()
     model.lm_head = torch.nn.Linear(HIDDEN, VOCAB)
     wanted = logits(model)
-    with pytest.raises(ConfigurationError, match=r"has a bias; give head_params=\{'bias': True\}"):
+    with pytest.raises(ConfigurationError, match=r"has a bias, .*; give head_params=\{'bias': True\}"):
         codehead.attach(model, "one_vs_all", loss="codeword", start="old_head")
     codehead.attach(model, "one_vs_all", loss="codeword", start="old_head", head_params={"bias": True})
     assert torch.equal(logits(model), wanted)
@@ -180,3 +181,48 @@ def test_hidden_states_say_which_directions_matter(layer):
         ).item()
 
     assert distance(statistics=Statistics.of(torch.ones(VOCAB), hidden)) < 0.5 * distance()
+
+
+def phi():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(PhiConfig(**MODERN, tie_word_embeddings=False)).eval()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.5)
+    torch.nn.init.normal_(model.lm_head.bias, std=2.0)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("layer", "remedy"),
+    [
+        ({"code": "itq", "bits": 16}, "token_bias=True"),
+        ({"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 4}}, "'bias': True"),
+        (
+            {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"},
+            "'bias': True",
+        ),
+        ({"code": "one_vs_all"}, "'bias': True"),
+    ],
+    ids=["code", "low rank", "adaptive", "one_vs_all"],
+)
+def test_a_bias_of_the_old_head_is_not_lost(layer, remedy):
+    with pytest.raises(ConfigurationError, match=remedy):
+        codehead.attach(phi(), **layer, start="old_head")
+
+
+def test_listed_tokens_keep_the_bias_they_had_beside_a_split():
+    listed = list(range(0, VOCAB, 3))
+    layer = {"bits": VOCAB + 20, "loss": "codeword", "token_bias": True, "shortlist": listed, "start": "old_head"}
+    model = codehead.attach(phi(), "itq", shortlist_split=True, **layer)
+    wanted, found = (logits(each).softmax(-1) for each in (phi(), model))
+    among, others = (probabilities[..., listed].sum(-1, keepdim=True) for probabilities in (wanted, found))
+    torch.testing.assert_close(found[..., listed] / others, wanted[..., listed] / among, rtol=1e-3, atol=1e-4)
+    assert float((others - among).abs().mean()) < 0.15
+
+
+def test_a_split_shortlist_that_starts_anew_gives_tokens_their_frequencies():
+    counts = torch.arange(VOCAB).double() ** 2
+    layer = {"bits": 24, "loss": "codeword", "token_bias": True, "shortlist": 10, "shortlist_split": True}
+    model = codehead.attach(untied(), **layer, statistics=Statistics(counts))
+    torch.nn.init.zeros_(model.lm_head.bits.weight)
+    expected = (counts + 1) / (counts + 1).sum()
+    torch.testing.assert_close(logits(model)[0, 0].softmax(-1), expected, rtol=1e-5, atol=1e-8)

@@ -20,6 +20,7 @@ LAYERS = {
     "linear with biases": {"bits": 24, "head_params": {"bias": True}},
     "mtl": {"bits": 16, "head": "mtl", "width": 8},
     "corrected": {"bits": 24, **CORRECTED},
+    "refined": {"code": "itq", "bits": 24, **CORRECTED, "refined": [5, 6, 9], "refined_bits": 8},
     "low rank": {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 4}, "loss": "codeword"},
 }
 
@@ -101,3 +102,11 @@ def test_offloaded_weights_are_refused():
     model.get_output_embeddings().to("meta")
     with pytest.raises(ConfigurationError, match="offloaded cannot be rounded"):
         codehead.to_int8(model)
+
+
+def test_scales_of_frozen_weights_stay_frozen():
+    model = coded(LAYERS["corrected"])
+    model.lm_head.bits.requires_grad_(False)
+    codehead.to_int8(model)
+    asked = {name: values.requires_grad for name, values in model.lm_head.named_parameters()}
+    assert asked.pop("bits.parametrizations.weight.original1") is False and all(asked.values())

@@ -35,7 +35,8 @@ def test_a_split_shares_the_probability_between_the_listed_tokens_and_the_code()
     decision = coded(**SPLIT).decision
     outputs = torch.randn(5, 16 + 3 + 1, dtype=torch.float64)
     found = decision.logits(outputs)
-    bias = torch.tensor([0.0, 0.0, 0.0, decision.corrections.other_bias.item()])
+    corrections = decision.corrections
+    bias = torch.cat([corrections.token_bias[LISTED], corrections.other_bias]).double()
     shares = (outputs[:, 16:] + bias).softmax(-1)
     torch.testing.assert_close(found[:, LISTED].exp(), shares[:, :3])
     rest = [token for token in range(VOCAB) if token not in LISTED]

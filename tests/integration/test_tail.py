@@ -6,9 +6,11 @@ import pytest
 import torch
 from architectures import CONFIGS, MODERN, VOCAB, make, tokens
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, CohereConfig
+from transformers import AutoModelForCausalLM, CohereConfig, RecurrentGemmaConfig
 
 import codehead
+from codehead.errors import ConfigurationError
+from codehead.models.calibration import calibrate_on_text
 from codehead.models.hidden import Statistics, hidden_states
 from codehead.models.tail import Tail
 from codehead.training.config import Distillation
@@ -31,7 +33,7 @@ def stock(name):
 
 def logits(model):
     with torch.no_grad():
-        return model(input_ids=batch()["input_ids"]).logits.float()
+        return model(input_ids=batch()["input_ids"], use_cache=False).logits.float()
 
 
 def cohere():
@@ -86,6 +88,63 @@ def test_a_start_and_a_distillation_come_to_the_scaled_distribution(make_model):
         model.decision.corrections.token_bias.div_(4)
     distil(model, teacher, hidden, Distillation(steps=80, batch_tokens=44, code_learning_rate=0.0))
     assert divergence(model, wanted) < 0.7 * first
+
+
+@pytest.mark.parametrize("make_model", [lambda: stock("granite"), cohere], ids=["granite", "cohere"])
+def test_a_split_shortlist_starts_with_the_probability_that_its_tokens_had(make_model):
+    listed = list(range(0, VOCAB, 6))
+    wanted = logits(make_model()).softmax(-1)[..., listed].sum(-1)
+    model, hidden = make_model(), hidden_states(make_model(), [batch()], 100).float()
+    statistics = Statistics.of(torch.ones(VOCAB), hidden)
+    codehead.attach(
+        model, "itq", bits=120, loss="codeword", shortlist=listed, shortlist_split=True, token_bias=True,
+        start="old_head", statistics=statistics,
+    )  # fmt: skip
+    found = logits(model).softmax(-1)[..., listed].sum(-1)
+    assert float(found.mean()) == pytest.approx(float(wanted.mean()), abs=0.1)
+
+
+def recurrent_gemma():
+    torch.manual_seed(0)
+    shape = {name: value for name, value in MODERN.items() if name != "max_position_embeddings"}
+    config = RecurrentGemmaConfig(**shape, logits_soft_cap=2.0, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    torch.nn.init.normal_(model.get_output_embeddings().weight, std=2.0)
+    return model
+
+
+def test_a_cap_that_cannot_be_switched_off_is_one():
+    model, seen = recurrent_gemma(), []
+    hook = model.get_output_embeddings().register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    found = logits(model)
+    hook.remove()
+    assert Tail.of(model) == Tail(1.0, 2.0)
+    torch.testing.assert_close(Tail.of(model)(seen[0]), found, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigurationError, match="soft-caps its logits"):
+        codehead.attach(model, "one_vs_all", head="adaptive", head_params={"cutoffs": [20]})
+
+
+def test_a_temperature_under_a_cap_is_refused():
+    model = codehead.attach(stock("gemma2"), "one_vs_all", loss="codeword")
+    with pytest.raises(ConfigurationError, match=r"caps its logits softly at 0\.5"):
+        calibrate_on_text(model, [batch()], per_bit=False)
+    calibrate_on_text(codehead.attach(stock("gemma2"), bits=16), [batch()])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"},
+        {"bits": 16, "loss": "codeword", "token_bias": True, "start": "old_head"},
+        {"bits": 16, "refined": [1, 2, 3], "refined_bits": 8, "loss": "codeword"},
+    ],
+    ids=["adaptive", "start", "refined"],
+)
+def test_what_needs_weights_says_so_without_them(layer):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIGS["granite"](tie_word_embeddings=False))
+    with pytest.raises(ConfigurationError, match=r"meta\s+device"):
+        codehead.attach(model, **layer)
 
 
 def test_a_capped_head_learns_under_its_cap():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -115,15 +117,30 @@ def test_a_speed_too_high_names_the_highest():
     with pytest.raises(ConfigurationError, match=r"comes to (\d+\.\d) times; give no more") as told:
         allocate_speed(shape, 50)
     highest = float(str(told.value).split("comes to ")[1].split(" times")[0])
-    assert allocate_speed(shape, highest - 0.1).bits == 16
+    assert allocate_speed(shape, highest).bits == 16
     with pytest.raises(ConfigurationError, match="speed is nan"):
         allocate_speed(shape, float("nan"))
 
 
 def test_a_budget_too_small_for_codewords_names_the_least():
-    with pytest.raises(ConfigurationError, match=r"8,192 codewords of 16 bits and the head for them take 0\.72%"):
+    with pytest.raises(ConfigurationError, match=r"8,192 codewords of 16 bits and the head for them take 0\.73%"):
         allocate(ModelShape(160, 8192), 0.005)
     assert allocate(ModelShape(160, 8192), 0.0083).bits == 16
+
+
+@given(shape=SHAPES, share=st.floats(1e-6, 0.5), times=st.floats(2, 1e6))
+def test_the_remedies_of_refused_budgets_and_speeds_work(shape, share, times):
+    """What an error says to give instead is taken."""
+    try:
+        allocate(shape, share)
+    except ConfigurationError as error:
+        least = float(re.search(r"take ([\d.]+)%; give", str(error))[1]) / 100
+        assert least > 1 or allocate(shape, least).bytes_stored <= least * 2 * shape.hidden_size * shape.num_classes + 1
+    try:
+        allocate_speed(shape, times)
+    except ConfigurationError as error:
+        highest = float(re.search(r"comes to ([\d.]+) times", str(error))[1])
+        assert not highest or allocate_speed(shape, highest).speed >= highest
 
 
 @pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])

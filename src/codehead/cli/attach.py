@@ -17,8 +17,8 @@ def attach(
     code: Annotated[str, typer.Option("--code", help="Design, or a saved codebook.")] = "minrandom",
     param: opt.Params = None,
     bits: Annotated[int | None, typer.Option("--bits", help="Codeword length n.")] = None,
-    head: Annotated[str, typer.Option("--head", help="linear or mtl.")] = "linear",
-    width: Annotated[int | None, typer.Option("--width", help="Private width d of an mtl head.")] = None,
+    head: Annotated[str, typer.Option("--head", help="linear, mtl, tower, … (docs/heads.md).")] = "linear",
+    width: Annotated[int | None, typer.Option("--width", help="Width d of an mtl head or a tower.")] = None,
     head_param: Annotated[
         list[str] | None,
         typer.Option("--head-param", metavar="KEY=VALUE", help="An option of the head, e.g. bias=true; repeatable."),

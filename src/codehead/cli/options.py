@@ -50,7 +50,12 @@ TokenBias = Annotated[
     typer.Option("--token-bias/--no-token-bias", help="A bias for every token.", rich_help_panel=DECISION),
 ]
 Start = Annotated[
-    str | None, typer.Option("--start", help="random, or old_head: near the Softmax head.", rich_help_panel=DECISION)
+    str | None,
+    typer.Option(
+        "--start",
+        help="random, old_head (near the Softmax head), logistic (fits of the bits).",
+        rich_help_panel=DECISION,
+    ),
 ]
 
 Packed = Annotated[

@@ -16,7 +16,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from codehead.decoding.refinement import Refinement
 from codehead.errors import ConfigurationError
@@ -93,8 +92,13 @@ class Corrections(nn.Module):
         if self.token_bias is not None:
             scores = scores + self.token_bias.to(scores.dtype)
         if self.other_bias is not None:
-            return self._parted(scores, F.pad(self.other_bias.to(rows.dtype), (self.num_rows, 0)) + rows)
+            return self._parted(scores, rows + self._row_biases(self.other_bias).to(rows.dtype))
         return scores.index_add(-1, self.shortlist, rows) if self.num_rows else scores
+
+    def _row_biases(self, other: Tensor) -> Tensor:
+        """`(K + 1,)`: of the listed tokens, zero without a bias per token, and of all others."""
+        bias = self.token_bias
+        return torch.cat([other.new_zeros(self.num_rows) if bias is None else bias[self.shortlist.long()], other])
 
     def _parted(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Log-probabilities `(…, V)`: of listed tokens by `rows` `(…, K + 1)`, of others by their scores as well."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ STEP = 8
 """Codeword lengths are multiples of this, unless one is asked for: a packed row takes whole bytes."""
 ID_BYTES = 4
 """Of a token in the shortlist."""
+SLACK = 1e-6
+"""Bytes: a share that was written with few decimals is not exact in binary."""
 LONGEST = 1024
 """Bits: longer codes cost more time than they bring accuracy."""
 
@@ -118,13 +121,13 @@ def allocate(shape: ModelShape, share: float) -> Allocation:
     """
     if not 0 < share <= 1:
         raise ConfigurationError(f"budget is {share!r}; give a share of the Softmax head's bytes, such as 5%")
-    total = int(share * softmax_bytes(shape))
+    total = math.floor(share * softmax_bytes(shape) + SLACK)
     lengths = _lengths(shape.num_classes)
     code = _code(shape, _longest(lengths, partial(_code, shape), CODE_SHARE * total) or lengths[0])
     if code.bytes_stored > total:
         raise ConfigurationError(
             f"budget is {share:.2%} of the Softmax head's bytes, but {shape.num_classes:,} codewords of {code.bits} "
-            f"bits and the head for them take {code.byte_share:.2%}; give that at least"
+            f"bits and the head for them take {math.ceil(code.byte_share * 1e4) / 1e4:.2%}; give that at least"
         )
     return _filled(code, total)
 
@@ -161,7 +164,7 @@ def allocate_speed(shape: ModelShape, times: float) -> Allocation:
         most = max((allocation.speed for allocation in found), default=0.0)
         raise ConfigurationError(
             f"speed is {times:g} times fewer multiply-adds than Softmax's, but the shortest code for "
-            f"{shape.num_classes:,} tokens comes to {most:.1f} times; give no more than that"
+            f"{shape.num_classes:,} tokens comes to {math.floor(10 * most) / 10:.1f} times; give no more than that"
         )
     return fitting[-1]
 

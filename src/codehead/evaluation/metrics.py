@@ -168,7 +168,8 @@ def _add_batch(totals: _Totals, model: Any, batch: dict[str, Tensor], decoder: s
             f"the data hold the label {int(labels.max())}, but the model has {num_classes} tokens; "
             "tokenise with the model's own tokenizer"
         )
-    outputs = model(**inputs, use_cache=False).logits if decision is None else model.head_outputs(**inputs)
+    forward = (lambda **given: model(**given).logits) if decision is None else model.head_outputs
+    outputs = forward(**inputs, use_cache=False)
     outputs = outputs[:, :-1][scored]  # (tokens, n + K), or (tokens, V) of a stock model
     rows = max(1, SCORE_BYTES // (4 * num_classes))
     for some, wanted in zip(outputs.split(rows), labels.split(rows), strict=True):

@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import nn
 
+from codehead.codes.design import minimal_length
+from codehead.codes.packing import row_bytes
 from codehead.errors import ConfigurationError
 from codehead.heads import count_buffer_bytes, count_parameters
 from codehead.models import is_coded
@@ -179,7 +181,7 @@ def compare_configurations(shape: ModelShape) -> list[dict[str, Any]]:
 
 def usual_configurations(num_classes: int) -> list[Configuration]:
     """The configurations of the paper (protocol 1 and the length 100 of protocol 3)."""
-    minimal = max(1, (num_classes - 1).bit_length())
+    minimal = max(1, minimal_length(num_classes))
     return [
         Configuration("Softmax", num_classes, softmax=True),
         Configuration("Minimal ECOC", minimal),
@@ -200,7 +202,7 @@ def _size(
     other_bytes: int = 0,
 ) -> DecisionSize:
     planes = 0 if implicit else 2 if ternary else 1
-    packed = planes * num_classes * ((bits + 7) // 8)
+    packed = planes * num_classes * row_bytes(bits)
     unpacked = planes * num_classes * bits * FLOAT32_BYTES
     weights = parameters * weight_bytes + other_bytes
     return DecisionSize(parameters, weights + packed, weights + packed + unpacked, weights + unpacked, packed)

@@ -23,6 +23,8 @@ from codehead.errors import ConfigurationError, DataError
 from codehead.heads.scaling import last_map, scale_outputs
 from codehead.layer import Decision, DecisionLayer
 from codehead.losses import CHUNK_SCORES, IGNORE
+from codehead.models.hidden import at_labels
+from codehead.models.stock import soft_cap
 
 TOKENS = 20_000
 STORED = 2**29
@@ -110,6 +112,12 @@ def check_calibration(model: nn.Module, per_bit: bool) -> None:
             f"this {type(model).__name__} has no decision layer to calibrate; attach one, or give a coded checkpoint"
         )
     last_map(_head(model))
+    if not isinstance(model, DecisionLayer) and soft_cap(model) is not None:
+        raise ConfigurationError(
+            f"{type(model).__name__} caps its logits softly at {soft_cap(model):g}: a temperature of the head, before "
+            "the cap, is none of the logits; leave calibration away, or take a code other than one_vs_all, under which "
+            "there is no cap"
+        )
     if decision.table.is_implicit and per_bit:
         raise ConfigurationError(
             f"the code one_vs_all has as many bits as tokens ({decision.table.length}): a scale for each would be "
@@ -141,7 +149,6 @@ def fit_scales(
     return Calibrated(scales, len(labels), _perplexity(before), _perplexity(objective.least))
 
 
-@torch.no_grad()
 def text_outputs(
     model: Any,
     batches: Iterable[Mapping[str, Tensor]],
@@ -154,25 +161,7 @@ def text_outputs(
     called with (positions seen, positions wanted). DataError if there is no labelled position.
     """
     limit = max(1, min(tokens, STORED // model.decision.num_outputs))
-    device, was_training, seen = next(model.parameters()).device, model.training, 0
-    parts: list[tuple[Tensor, Tensor]] = []
-    model.eval()
-    try:
-        for batch in batches:
-            labels = batch["labels"][:, 1:].to(device)
-            known = labels != IGNORE
-            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-            parts.append((model.head_outputs(**inputs, use_cache=False)[:, :-1][known], labels[known]))
-            seen += len(parts[-1][1])
-            progress(min(seen, limit), limit)
-            if seen >= limit:
-                break
-    finally:
-        model.train(was_training)
-    if not seen:
-        raise DataError("the text holds no token to predict; give more text, or a longer block_size")
-    outputs, wanted = zip(*parts, strict=True)
-    return torch.cat(outputs)[:limit], torch.cat(wanted)[:limit]
+    return at_labels(model, batches, limit, model.head_outputs, progress)
 
 
 class _Objective:

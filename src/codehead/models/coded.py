@@ -28,6 +28,7 @@ class CodedCausalLM:
 
     # What the stock class brings; declared, not defined.
     _stock_class: Any
+    _labels_position: int  # among the arguments of forward after self
     config: Any
     decision: Decision
     training: bool
@@ -48,6 +49,7 @@ class CodedCausalLM:
         """
         for name in ("labels", "shift_labels", "num_items_in_batch", "output_token_logits"):
             kwargs.pop(name, None)
+        args, _ = _parted(args, self._labels_position)
         outputs: Tensor = self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True}).logits
         return outputs
 
@@ -140,9 +142,15 @@ def coded_class(base: Any) -> Any:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "_stock_class": base,
+        "_labels_position": [*inspect.signature(base.forward).parameters, "labels"].index("labels") - 1,
         "forward": _coded_forward(base),
     }
     return type(base.__name__, (CodedCausalLM, base), members)
+
+
+def _parted(args: tuple[Any, ...], position: int) -> tuple[tuple[Any, ...], Any]:
+    """Positional arguments of a forward without the labels, and the labels, if they are at `position` among them."""
+    return (args, None) if len(args) <= position else ((*args[:position], None, *args[position + 1 :]), args[position])
 
 
 def _coded_forward(base: Any) -> Callable[..., Any]:
@@ -150,8 +158,6 @@ def _coded_forward(base: Any) -> Callable[..., Any]:
 
     Labels are taken out of the call, so that the stock forward computes no loss from bit logits.
     """
-    signature = inspect.signature(base.forward)
-    position = [*signature.parameters, "labels"].index("labels") - 1  # among arguments after self
 
     @functools.wraps(base.forward)
     def forward(
@@ -164,8 +170,8 @@ def _coded_forward(base: Any) -> Callable[..., Any]:
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        if len(args) > position:
-            args, labels = (*args[:position], None, *args[position + 1 :]), args[position]
+        args, given = _parted(args, self._labels_position)
+        labels = given if labels is None else labels
         outputs = base.forward(self, *args, **kwargs, return_dict=True)
         if shift_labels is None and labels is not None:
             shift_labels = F.pad(labels, (0, 1), value=IGNORE)[..., 1:]
@@ -175,5 +181,5 @@ def _coded_forward(base: Any) -> Callable[..., Any]:
 
     # accelerate unwraps mixed precision by following __wrapped__ to its end, never to be the stock forward
     del forward.__wrapped__
-    forward.__signature__ = signature  # type: ignore[attr-defined]
+    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
     return forward

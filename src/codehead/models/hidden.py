@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,40 +112,52 @@ def labelled_states(
     labelled position.
     """
     own: Any = model
-    head, was_training = own.get_output_embeddings(), model.training
-    probe = _Probe()
+    head, probe = own.get_output_embeddings(), _Probe()
+    forward = getattr(model, "head_outputs", model)  # a decision layer could not read what the probe gives
+
+    def read(**inputs: Any) -> Tensor:
+        forward(**inputs)
+        return probe.seen.cpu()
+
     replace_head(model, probe)
-    model.eval()
     try:
-        parts = list(_take(own, probe, batches, limit, progress))
+        return at_labels(own, batches, limit, read, progress)
     finally:
         replace_head(model, head)
-        model.train(was_training)
-    if not parts:
-        raise DataError("the text holds no token to predict; give more text, or a longer block_size")
-    hidden, labels = zip(*parts, strict=True)
-    return torch.cat(hidden)[:limit], torch.cat(labels)[:limit]
 
 
-def _take(
+@torch.no_grad()
+def at_labels(
     model: Any,
-    probe: _Probe,
     batches: Iterable[Mapping[str, Tensor]],
     limit: int,
+    read: Callable[..., Tensor],
     progress: Callable[[int, int], None],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    device, seen = next(model.parameters()).device, 0
-    forward = getattr(model, "head_outputs", model)  # a decision layer could not read what the probe gives
-    for batch in batches:
-        forward(**{name: batch[name].to(device) for name in ("input_ids", "attention_mask")}, use_cache=False)
-        labels = batch["labels"][:, 1:].cpu()
-        labelled = labels != IGNORE
-        seen += int(labelled.sum())
-        progress(min(seen, limit), limit)
-        if labelled.any():
-            yield probe.seen[:, :-1].cpu()[labelled], labels[labelled]
-        if seen >= limit:
-            return
+) -> tuple[Tensor, Tensor]:
+    """What is read, `(batch, length, ·)`, at the first `limit` labelled positions of batches, and the labels there.
+
+    `read` is called with the inputs of the model, which does not train meanwhile. Both `(tokens, …)`, on the device of
+    what is read. DataError if there is no labelled position.
+    """
+    device, was_training, seen = next(model.parameters()).device, model.training, 0
+    parts: list[tuple[Tensor, Tensor]] = []
+    model.eval()
+    try:
+        for batch in batches:
+            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+            found = read(**inputs, use_cache=False)[:, :-1]
+            labels = batch["labels"][:, 1:].to(found.device)
+            parts.append((found[labels != IGNORE], labels[labels != IGNORE]))
+            seen += len(parts[-1][1])
+            progress(min(seen, limit), limit)
+            if seen >= limit:
+                break
+    finally:
+        model.train(was_training)
+    if not seen:
+        raise DataError("the text holds no token to predict; give more text, or a longer block_size")
+    values, wanted = zip(*parts, strict=True)
+    return torch.cat(values)[:limit], torch.cat(wanted)[:limit]
 
 
 class _Probe(nn.Module):

@@ -39,31 +39,44 @@ def initialise(
         raise ConfigurationError(f"unknown start {start!r}{hint} Known: {', '.join(STARTS)}")
     if isinstance(head, AdaptiveHead) and statistics is not None:
         head.sort_by(statistics.counts)
-    bias = None if decision.corrections is None else decision.corrections.token_bias
     if start == "old_head":
-        start_from(old, head, decision, statistics)
-        for added in () if decision.corrections is None else (bias, decision.corrections.other_bias):
-            if added is not None:
-                added.mul_(tail.scale)
-    elif bias is not None and statistics is not None:
-        frequencies = statistics.counts + 1
-        bias.copy_((frequencies / frequencies.sum()).log())
+        start_from(old, head, decision, statistics, tail)
+    elif decision.corrections is not None and statistics is not None:
+        _start_biases(decision.corrections, statistics)
 
 
-def start_from(old: nn.Linear, head: nn.Module, decision: Decision, statistics: Statistics | None) -> None:
+def _start_biases(corrections: Corrections, statistics: Statistics) -> None:
+    """The log frequencies of the tokens, and of all that are not listed together."""
+    frequencies = (statistics.counts + 1) / (statistics.counts + 1).sum()
+    if corrections.token_bias is not None:
+        corrections.token_bias.copy_(frequencies.log())
+        if corrections.other_bias is not None:
+            listed = corrections.shortlist.long().to(frequencies.device)
+            corrections.other_bias.copy_(frequencies.index_fill(0, listed, 0).sum().log())
+
+
+def start_from(
+    old: nn.Linear,
+    head: nn.Module,
+    decision: Decision,
+    statistics: Statistics | None,
+    tail: Tail = Tail(),  # noqa: B008  (frozen)
+) -> None:
     """Set the weights of a new head so that its token scores are close to those of the `old` Softmax head.
 
     A linear head with a binary code, or a low-rank head with one_vs_all, whose scores are linear in the hidden state,
     or an adaptive softmax, which is made of such heads; a linear head with one_vs_all is the old one, and gets its
     rows. The error in every row of the old weight W `(V, hidden)` counts as often as its token occurs (without
     statistics, equally), and what is the same for all rows does not count. The bias of the old head, and what the
-    scores of a token are short of in the mean, go into the bias per token where there is one.
+    scores of a token are short of in the mean, go into the bias per token where there is one, times what the `tail` of
+    the model multiplies the outputs of its head by.
 
     Raises:
-        ConfigurationError: the head or the code is another, or a bias has no place.
+        ConfigurationError: the head or the code is another, or the old bias has no place.
     """
     bits = head.bits if isinstance(head, ShortlistHead) else head
     table = decision.table
+    _refuse_lost_bias(old, bits, decision)
     if isinstance(bits, LowRankHead) and table.is_implicit:
         _start_low_rank(old, bits, statistics)
     elif isinstance(bits, AdaptiveHead):
@@ -71,7 +84,7 @@ def start_from(old: nn.Linear, head: nn.Module, decision: Decision, statistics: 
     elif isinstance(bits, nn.Linear) and table.is_implicit:
         _copy(old, bits)
     elif isinstance(bits, nn.Linear) and not table.is_ternary:
-        _start_linear(old, head, bits, decision, statistics)
+        _start_linear(old, head, bits, decision, statistics, tail)
     else:
         raise ConfigurationError(
             "start='old_head' solves for a linear head and a binary code or one_vs_all, or a low_rank head and "
@@ -80,16 +93,26 @@ def start_from(old: nn.Linear, head: nn.Module, decision: Decision, statistics: 
         )
 
 
+def _refuse_lost_bias(old: nn.Linear, head: nn.Module, decision: Decision) -> None:
+    """Raise ConfigurationError if the old head has a bias, and neither decision layer nor new head one per token."""
+    corrected = decision.corrections is not None and decision.corrections.token_bias is not None
+    own = getattr(head, "output_bias" if isinstance(head, LowRankHead) else "bias", None) is not None
+    if old.bias is None or corrected or (decision.table.is_implicit and own):
+        return
+    remedy = "head_params={'bias': True}" if decision.table.is_implicit else "token_bias=True"
+    raise ConfigurationError(
+        f"the old head has a bias, which start='old_head' has no place for; give {remedy}, or start='random'"
+    )
+
+
 def _copy(old: nn.Linear, head: nn.Linear) -> None:
-    if old.bias is not None and head.bias is None:
-        raise ConfigurationError("the old head has a bias; give head_params={'bias': True}, or start='random'")
     head.weight.copy_(old.weight)
     if head.bias is not None:
         head.bias.copy_(torch.zeros_like(head.bias) if old.bias is None else old.bias)
 
 
 def _start_linear(
-    old: nn.Linear, head: nn.Module, bits: nn.Linear, decision: Decision, statistics: Statistics | None
+    old: nn.Linear, head: nn.Module, bits: nn.Linear, decision: Decision, statistics: Statistics | None, tail: Tail
 ) -> None:
     """The least-squares solution P `(n, hidden)` of `½ C P + 1 mᵀ = W`; a shortlist's rows are what is left of theirs.
 
@@ -107,7 +130,7 @@ def _start_linear(
     if bits.bias is not None:
         bits.bias.zero_()
     if corrections is not None:
-        _correct(corrections, head, old, codewords, solution, common, statistics)
+        _correct(corrections, head, old, codewords, solution, common, statistics, tail)
 
 
 def _correct(
@@ -118,11 +141,12 @@ def _correct(
     solution: Tensor,
     common: Tensor,
     statistics: Statistics | None,
+    tail: Tail,
 ) -> None:
     """Put what the code leaves of the old rows into the rows of the shortlist, its mean score into the bias."""
     listed = corrections.shortlist.long()
     if corrections.other_bias is not None:
-        rows, constant = _parts(old, listed, statistics)
+        rows, constant = _parts(old, listed, statistics, tail)
         corrections.other_bias.copy_(constant)
     else:
         rows = old.weight[listed].double() - codewords[listed].double() @ solution - common
@@ -131,15 +155,15 @@ def _correct(
     if corrections.token_bias is not None:
         mean = _mean(statistics, solution)
         missing = _scores(old.weight, mean) - _scores(codewords, solution @ mean) - common @ mean
-        corrections.token_bias.copy_(_old_bias(old) + missing.index_fill(0, listed, 0))
+        corrections.token_bias.copy_(tail.scale * (_old_bias(old) + missing.index_fill(0, listed, 0)))
 
 
-def _parts(old: nn.Linear, listed: Tensor, statistics: Statistics | None) -> tuple[Tensor, Tensor]:
+def _parts(old: nn.Linear, listed: Tensor, statistics: Statistics | None, tail: Tail) -> tuple[Tensor, Tensor]:
     """Rows `(K + 1, hidden)` of a split: those of the listed tokens, and one, with a constant, for all others."""
     others = torch.ones(len(old.weight), dtype=torch.bool, device=old.weight.device).index_fill(0, listed, False)
     ids = others.nonzero().flatten()
     seen = None if statistics is None else replace(statistics, counts=statistics.counts[ids.cpu()])
-    slope, constant = _sum_of(_part(old, ids), seen)
+    slope, constant = _sum_of(_part(old, ids), seen, tail.scale)
     return torch.cat([old.weight[listed].double(), slope.unsqueeze(0)]), constant
 
 
@@ -195,8 +219,8 @@ def _part(old: nn.Linear, ids: Tensor) -> nn.Linear:
     return part
 
 
-def _sum_of(old: nn.Linear, statistics: Statistics | None) -> tuple[Tensor, Tensor]:
-    """The row r `(hidden,)` and constant c whose `r · h + c` is near log Σ exp of a head's scores, in float64.
+def _sum_of(old: nn.Linear, statistics: Statistics | None, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The row r `(hidden,)` and constant c whose `scale · r · h + c` is near log Σ exp(scale · scores), in float64.
 
     The row is the mean of the tokens' by their counts; the constant is what it is short of in the mean over normally
     distributed hidden states, of the mean and covariance that were seen (otherwise 0 and 1, as after a normalisation).
@@ -206,8 +230,8 @@ def _sum_of(old: nn.Linear, statistics: Statistics | None) -> tuple[Tensor, Tens
     noise = torch.randn(SAMPLES, len(slope), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     hidden = _mean(statistics, slope) + noise.to(slope) @ _root(statistics, slope)
     biases = _old_bias(old) + torch.zeros_like(weights)
-    sums = [(hidden @ rows.double().T + bias).logsumexp(-1) for rows, bias in pieces(old.weight, biases)]
-    return slope, (torch.stack(sums).logsumexp(0) - hidden @ slope).mean()
+    sums = [(scale * (hidden @ rows.double().T + bias)).logsumexp(-1) for rows, bias in pieces(old.weight, biases)]
+    return slope, (torch.stack(sums).logsumexp(0) - scale * (hidden @ slope)).mean()
 
 
 def _one(statistics: Statistics | None, like: Tensor) -> Tensor:

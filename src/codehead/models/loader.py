@@ -22,7 +22,7 @@ from codehead.codes.table import CodewordTable
 from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections, choose_tokens
 from codehead.decoding.refinement import Refinement
-from codehead.errors import CheckpointError, CodeheadError
+from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.heads.base import gives_log_probabilities
 from codehead.layer import Decision
 from codehead.models import manifest, stock, surgery
@@ -58,8 +58,16 @@ class CodeheadLoader(HfQuantizer):
 
     def update_device_map(self, device_map: Any) -> Any:
         """A device map written for the stock model: the codebook goes where the head goes."""
-        if isinstance(device_map, dict) and not {"", "decision"} & set(device_map):
-            return {**device_map, "decision": device_map.get("lm_head", list(device_map.values())[-1])}
+        if not isinstance(device_map, dict):
+            return device_map
+        if not {"", "decision"} & set(device_map):
+            device_map = {**device_map, "decision": device_map.get("lm_head", list(device_map.values())[-1])}
+        own = {part: device_map.get(part) for part in ("", "lm_head", "decision")}
+        if self.quantization_config.description.rounded and "disk" in own.values():
+            raise ConfigurationError(
+                f"device_map is {device_map}, but a decision layer in int8 cannot be offloaded to disk; give lm_head "
+                "and decision a device"
+            )
         return device_map
 
     def _process_model_before_weight_loading(
@@ -94,13 +102,17 @@ class CodeheadLoader(HfQuantizer):
         description = self.quantization_config.description
         _check_codebook(model.decision.table, description)
         _check_shortlist(model.decision.corrections)
-        head = model.get_output_embeddings().weight
-        if not head.is_meta:  # offloaded: its outputs come to where the decision layer is
-            model.decision.to(head.device)
+        head, own = (_tensors(part) for part in (model.get_output_embeddings(), model.decision))
+        if not any(values.is_meta for values in (*head, *own)):
+            model.decision.to(head[0].device)  # what is offloaded stays there: outputs come to where it is
         model.config.quantization_config = description.to_dict()
         del model.hf_quantizer, model.quantization_method, model.config._is_quantized
         model.is_quantized = False
         return model
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, Decision]:

@@ -46,6 +46,11 @@ def refine(
             f"refined makes the codewords of a binary code longer, and {codebook.design!r} is none; choose another "
             "code, or leave refined away"
         )
+    if old.weight.is_meta:
+        raise ConfigurationError(
+            f"refined={tokens!r} looks at the rows of the model's Softmax head, which is on the meta device; load the "
+            "weights first, or leave refined away"
+        )
     if len(ids) < 2:
         raise ConfigurationError(f"refined={tokens!r} is one token, whose dense row is smaller; use shortlist")
     rows = _left_over(codebook, old, statistics)[ids]

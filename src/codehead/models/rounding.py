@@ -41,13 +41,15 @@ def to_int8(model: Model) -> Model:
 def round_parts(head: nn.Module, decision: nn.Module) -> None:
     """Put integers in the place of all weights of a head, and of those of a decision."""
     for module, name in [*_weights(head), *_weights(decision)]:
-        module.get_parameter(name).requires_grad_(False)  # of integers there is no gradient
+        weight = module.get_parameter(name)
+        trained = weight.requires_grad
+        weight.requires_grad_(False)  # of integers there is no gradient
         parametrize.register_parametrization(module, name, _Rows(), unsafe=True)
         parts: Any = module.parametrizations[name]  # type: ignore[index]
         integers = parts.original0.data
         del parts.original0  # a parameter, which would tell its dtype to those who ask for that of the head
         parts.register_buffer("original0", integers)
-        parts.original1.requires_grad_()
+        parts.original1.requires_grad_(trained)
 
 
 def rounded_weights(module: nn.Module) -> int:

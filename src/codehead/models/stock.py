@@ -44,6 +44,13 @@ def replace_head(model: nn.Module, head: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, head)
 
 
+def soft_cap(model: Any) -> float | None:
+    """The cap in `cap · tanh(logits / cap)`, where the configuration of a model names one."""
+    config = model.config.get_text_config()
+    caps = (getattr(config, name, None) for name in (SOFT_CAP, *FIXED_SOFT_CAPS))
+    return next((float(cap) for cap in caps if cap is not None), None)
+
+
 def refuse_fixed_soft_cap(model: Any) -> None:
     """Raise a ConfigurationError where logits are soft-capped for good: bit logits would be distorted."""
     config = model.config.get_text_config()

@@ -112,10 +112,11 @@ def attach(
     log_probabilities = gives_log_probabilities(HEADS.get(head))
     if log_probabilities:
         Tokens(CodewordTable(codebook)).check()  # before a head for so few tokens is made
-        _refuse_factor(target, head)
     capped = codebook.design == "one_vs_all" and not log_probabilities
     if not capped:
         stock.refuse_fixed_soft_cap(target)
+    if log_probabilities:
+        _refuse_factor(target, head)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
     single = SingleTokens(shortlist, shortlist_split, token_bias, token_scale, refined, refined_bits)
     corrections = single.corrections(codebook, old, statistics, seed)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codehead.models.stock import SOFT_CAP, replace_head
+from codehead.errors import ConfigurationError
+from codehead.models.stock import replace_head, soft_cap
 
 ROUNDING = 1e-4
 """A factor this near to 1 is none: a soft cap was undone to find it."""
@@ -32,15 +33,21 @@ class Tail:
         """That of a model, stock or coded, from a forward pass of one token whose head says 1.
 
         Granite divides, Cohere multiplies, and names in configurations mean one or the other; so it is looked at.
+        ConfigurationError on the meta device.
         """
         head, device = model.get_output_embeddings(), next(model.parameters()).device
+        if device.type == "meta":
+            raise ConfigurationError(
+                f"what {type(model).__name__} does to its logits is seen by a forward pass, but its weights are on the "
+                "meta device; load them first"
+            )
         replace_head(model, _One())
         try:
             forward = getattr(model, "head_outputs", None) or (lambda **inputs: model(**inputs).logits)
             found = float(forward(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False).max())
         finally:
             replace_head(model, head)
-        cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
+        cap = soft_cap(model)
         scale = found if cap is None else cap * math.atanh(found / cap)
         return cls(1.0 if math.isclose(scale, 1, rel_tol=ROUNDING) else scale, cap)
 

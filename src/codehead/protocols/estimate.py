@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from codehead.codes.design import minimal_length
 from codehead.heads import count_parameters
 from codehead.training.config import RunConfig
 from codehead.training.model import default_device
@@ -97,5 +98,5 @@ def _bits(decision: Mapping[str, Any], vocabulary: int) -> int:
     """Codeword length, check bits included; ⌈log2 V⌉ of a design that has a length of its own."""
     if decision.get("code") == "one_vs_all":
         return vocabulary
-    bits = decision.get("bits") or (vocabulary - 1).bit_length()
+    bits = decision.get("bits") or minimal_length(vocabulary)
     return int(bits) + int((decision.get("code_params") or {}).get("parity", 0))

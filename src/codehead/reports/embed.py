@@ -12,6 +12,7 @@ A document marks the place with a folder of results, relative to the document, a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,9 @@ def embed(document: str | Path) -> bool:
     old = document.read_text(encoding="utf-8")
     new = rendered(old, document.parent)
     if new != old:
-        document.write_text(new, encoding="utf-8")
+        temporary = document.with_name(f".{document.name}.tmp")
+        temporary.write_text(new, encoding="utf-8")
+        os.replace(temporary, document)
     return new != old
 
 

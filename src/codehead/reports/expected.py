@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from codehead.codes.packing import row_bytes
 from codehead.evaluation.budget import Allocation
 from codehead.evaluation.expected import FILE, METRICS
 from codehead.evaluation.result import Result, write_json
@@ -88,7 +89,7 @@ def _learnt(run: Mapping[str, Any]) -> str:
 def _shape(evidence: Evidence, coded: Result) -> ModelShape:
     """H and V of the model, from what its heads weigh."""
     size, bits = coded.metrics["size"], coded.metrics["decision"]["bits"]
-    num_classes = size["codebook_bytes"] // ((bits + 7) // 8)
+    num_classes = size["codebook_bytes"] // row_bytes(bits)
     setting, cell = coded.config["setting"], coded.config["reference"]
     softmax = next(
         result

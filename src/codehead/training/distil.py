@@ -7,6 +7,7 @@ rows that have become equal are made distinct in the symbols that are nearest to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,15 +19,17 @@ from codehead.codes.codebook import PackedCodebook
 from codehead.codes.distinct import make_distinct
 from codehead.codes.packing import pack_bits
 from codehead.codes.table import CodewordTable
-from codehead.errors import ConfigurationError
+from codehead.errors import CodeheadError, ConfigurationError
 from codehead.models.tail import Tail
 from codehead.training.config import Distillation
+from codehead.training.divergence import refuse_divergence
 from codehead.training.imitation import Scores, imitate
 from codehead.training.loop import ResumableLoop
 from codehead.training.stages import Stages
 
 MARGIN = 0.3
 """Where the numbers behind the symbols begin, ±; gradients pass while they are between −1 and +1."""
+RATE = "distil.learning_rate or distil.code_learning_rate"
 BETAS = (0.9, 0.99)
 """Adam's averages: shorter than usual, since hundreds of steps are few."""
 
@@ -53,6 +56,7 @@ def distil(
 
     Raises:
         ConfigurationError: the code is ternary, the bits form a chain, or labels are asked for and not given.
+        CodeheadError: it diverged, or ended farther from the teacher than it began; the model is as it was.
     """
     decision = model.decision
     _check(decision)
@@ -67,7 +71,8 @@ def distil(
         betas=BETAS,
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    order = torch.Generator().manual_seed(options.seed)
+    order, num_classes = torch.Generator().manual_seed(options.seed), decision.table.num_classes
+    seen_nats: list[float] = []
     device = next(model.parameters()).device
     loop = ResumableLoop(stages or Stages(), "distillation", optimizer, schedule, order)
     with torch.enable_grad(), loop.saved_at_the_end():
@@ -76,15 +81,17 @@ def distil(
             known = None if labels is None or not options.label_weight else labels[chosen].to(device)
             optimizer.zero_grad()
             seen = hidden[chosen].to(device, torch.float32)
-            weight, num_classes = options.label_weight, student.table.num_classes
-            nats = imitate(student.scores, seen, teacher, seen, known, weight, num_classes)
+            nats = imitate(student.scores, seen, teacher, seen, known, options.label_weight, num_classes)
+            refuse_divergence(nats, loop.done, RATE)
+            seen_nats.append(nats)
             loop.step()
             progress(loop.done, options.steps, nats)
+    _refuse_failure(seen_nats, num_classes)
     student.write_back(model, options.seed)
 
 
 class _Student:
-    """float32 copies of what is trained; the model keeps its own dtype until the end.
+    """float32 copies of what is trained; the model stays as it is until the end.
 
     `numbers` holds the tensors whose signs are the code, `(V, n)` and, where some codewords are longer, `(K, m)`; none
     for one_vs_all, which has nothing to learn.
@@ -95,7 +102,9 @@ class _Student:
         self.corrections, self.table = decision.corrections, decision.table
         modules = [module for module in (head, decision.corrections) if module is not None]
         self.owners = [(module, name) for module in modules for name, _ in module.named_parameters()]
-        self.weights = [owner.get_parameter(name).detach().float().requires_grad_() for owner, name in self.owners]
+        self.weights = [
+            owner.get_parameter(name).detach().float().clone().requires_grad_() for owner, name in self.owners
+        ]
         self.refinement = None if decision.corrections is None else decision.corrections.refinement
         tables = [] if self.table.is_implicit else [self.table]
         tables += [] if self.refinement is None else [self.refinement.table]
@@ -126,7 +135,9 @@ class _Student:
         if self.numbers:
             old, numbers = model.config.quantization_config, self.numbers[0]
             codebook = _codebook(numbers.detach().cpu(), seed, old["design"])
+            packed = model.decision.packed
             model.decision.table = CodewordTable(codebook).to(numbers.device)
+            model.decision.table.packed = packed
             named = ("design", "seed", "params", "checksum")
             model.config.quantization_config = {**old, **{name: getattr(codebook, name) for name in named}}
         if self.refinement is not None:  # its rows may be equal: the codewords before them are not
@@ -159,6 +170,15 @@ class _Sign(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (numbers,) = ctx.saved_tensors
         return gradient * (numbers.abs() <= 1)
+
+
+def _refuse_failure(nats: list[float], num_classes: int) -> None:
+    """Raise CodeheadError if the last step was worse than the first, and than knowing nothing."""
+    if nats and nats[-1] > max(nats[0], math.log(num_classes)):
+        raise CodeheadError(
+            f"the new head ended {nats[-1]:.3g} nats from the old one, where it had begun {nats[0]:.3g} from it; lower "
+            f"{RATE}, and start again"
+        )
 
 
 def _check(decision: Any) -> None:

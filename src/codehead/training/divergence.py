@@ -24,10 +24,10 @@ class StopAtDivergence(TrainerCallback):
         refuse_divergence((logs or {}).get("loss", 0.0), state.global_step)
 
 
-def refuse_divergence(loss: float, step: int) -> None:
-    """Raise CodeheadError if a training loss is NaN or infinite."""
+def refuse_divergence(loss: float, step: int, rate: str = "training.learning_rate") -> None:
+    """Raise CodeheadError if a training loss is NaN or infinite; `rate` names the learning rate."""
     if not math.isfinite(loss):
         raise CodeheadError(
             f"the training loss is {loss} at step {step}: the run has diverged, or the model holds NaN. Lower "
-            "training.learning_rate, train in bf16 or float32 rather than fp16, and start the run again"
+            f"{rate}, train in bf16 or float32 rather than fp16, and start the run again"
         )

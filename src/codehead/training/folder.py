@@ -41,10 +41,10 @@ class RunFolder:
         Raises ConfigurationError if the folder holds something else, a run of another configuration or of
         other data, or a finished run.
         """
+        self.check_foreign()
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         where = f"output_dir {str(self.path)!r}"
-        self.check_foreign()
         record = read_record(self.path)
         difference = first_difference(record["config"], self.config)
         if difference:
@@ -61,7 +61,13 @@ class RunFolder:
             raise ConfigurationError(f"{where} holds this run, finished; use --overwrite to repeat it")
 
     def check_foreign(self) -> None:
-        """Raise ConfigurationError if the folder holds files but no run: they are somebody else's."""
+        """Raise ConfigurationError if the folder is that of the model, or holds files but no run: somebody else's."""
+        for name in ("model", "tokenizer"):
+            source = self.config.get(name)
+            if isinstance(source, str) and Path(source).expanduser().resolve() == self.path.resolve():
+                raise ConfigurationError(
+                    f"output_dir {str(self.path)!r} is the folder of the {name} that is read; choose another output_dir"
+                )
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / RECORD).exists():
             raise ConfigurationError(
                 f"output_dir {str(self.path)!r} is not empty and holds no run; choose another output_dir"

@@ -16,11 +16,15 @@ from codehead.losses import IGNORE
 from codehead.models.hidden import labelled_states
 from codehead.training.adapt import merge, with_lora
 from codehead.training.config import Distillation, LoraConfig
+from codehead.training.divergence import refuse_divergence
 from codehead.training.imitation import Scores, imitate
 from codehead.training.loop import ResumableLoop
 from codehead.training.quiet import peft_warnings_hidden
 from codehead.training.stages import Stages
 
+GRADIENT_SCALE = 2.0**10
+"""Of gradients on their way through the model, so that in float16 small ones are not lost (P. Micikevicius et al. 2018,
+https://arxiv.org/abs/1710.03740)."""
 Batch = dict[str, Tensor]
 """input_ids, attention_mask and labels, `(batch, length)`."""
 
@@ -58,7 +62,8 @@ def learn_together(
             batch = {name: values.to(device) for name, values in draw(order).items()}
             optimizer.zero_grad()
             with _mixed(device, dtype):
-                _gradients(adapted, model, teacher, batch, options.label_weight)
+                nats = _gradients(adapted, model, teacher, batch, options.label_weight)
+            refuse_divergence(nats, loop.done, "distil.trunk_learning_rate")
             loop.step()
             progress(loop.done, options.trunk_steps)
     _cast(learnt, dtype)
@@ -67,19 +72,25 @@ def learn_together(
         values.requires_grad_(name in learnable)
 
 
-def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_weight: float) -> None:
-    """Those of the loss over the labelled positions of a batch; none if there are none."""
+def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_weight: float) -> float:
+    """Those of the loss over the labelled positions of a batch, none if there are none; returns it in nats."""
     labelled = batch["labels"][:, 1:] != IGNORE
     if not bool(labelled.any()):
-        return
+        return 0.0
     with adapted.disable_adapter():
         hidden, labels = (part.to(labelled.device) for part in labelled_states(model, [batch], labelled.numel()))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     outputs = model.head_outputs(**inputs, use_cache=False)[:, :-1][labelled]
-    given = outputs.detach().requires_grad_()
-    num_classes = model.decision.table.num_classes
-    imitate(model.decision.logits, given, teacher, hidden, labels if label_weight else None, label_weight, num_classes)
-    outputs.backward(given.grad)
+    given = outputs.detach().float().requires_grad_()
+    wanted, num_classes = labels if label_weight else None, model.decision.table.num_classes
+    nats = imitate(model.decision.logits, given, teacher, hidden, wanted, label_weight, num_classes)
+    assert given.grad is not None
+    outputs.backward((GRADIENT_SCALE * given.grad).to(outputs.dtype))
+    own = {id(values) for values in model.decision.parameters()}  # which have theirs already
+    for values in adapted.parameters():
+        if values.grad is not None and id(values) not in own:
+            values.grad /= GRADIENT_SCALE
+    return nats
 
 
 def _cast(parameters: list[nn.Parameter], dtype: torch.dtype) -> None:

@@ -38,7 +38,9 @@ def fit_bits(
     """
     weight = next(head.parameters())
     device, dtype = weight.device, weight.dtype
-    head.float()
+    learnt = [head, *(part for part in (decision.corrections, decision.chain) if part is not None)]
+    for part in learnt:
+        part.float()  # bf16 rounds small steps away
     optimizer = torch.optim.Adam([*head.parameters(), *decision.parameters()], lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     with torch.enable_grad():
@@ -51,4 +53,5 @@ def fit_bits(
             schedule.step()
             progress(step + 1, STEPS)
     optimizer.zero_grad()
-    head.to(dtype)
+    for part in learnt:
+        part.to(dtype)

@@ -19,7 +19,7 @@ from codehead.registry import did_you_mean
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
 from codehead.training.quiet import library_bars_hidden
-from codehead.training.replacement import Show, Text, fit_decision_layer
+from codehead.training.replacement import Show, Text, fit_decision_layer, looks_at_text
 from codehead.training.stages import Stages
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def build_model(
     if config.decision is not None and is_coded(model):
         model = _reread(model, config.decision)
     elif config.decision is not None:
-        if config.distil is not None:
+        if looks_at_text(config, text):
             model = model.to(_own_device(config))
         model = fit_decision_layer(model, config, text, show, stages)
     if is_coded(model):

@@ -88,7 +88,7 @@ def fit_decision_layer(
     decision = dict(config.decision or {})
     if config.distil is not None:
         decision.setdefault("start", "old_head")
-    looks = _looks(decision, config, text)
+    looks = looks_at_text(config, text)
     if not looks and not _counts(decision):
         return attach(model, **decision)
     if text is None:
@@ -151,7 +151,7 @@ def _learn(
     def learning(done: int, total: int, nats: float) -> None:
         show("learning the new head", done, total)
 
-    distil(model, teacher, hidden, options, learning, stages, labels)
+    distil(model, teacher, hidden[: options.tokens], options, learning, stages, labels[: options.tokens])
     if options.trunk_steps:
         together = partial(show, "learning with the trunk")
         draw = partial(text.draw, batch_size_of(config))
@@ -188,11 +188,12 @@ def _counts(decision: Mapping[str, Any]) -> bool:
     return ordered or any(decision.get(key) for key in COUNTING)
 
 
-def _looks(decision: Mapping[str, Any], config: RunConfig, text: Text | None) -> bool:
+def looks_at_text(config: RunConfig, text: Text | None) -> bool:
     """Whether the decision layer depends on hidden states; a code that looks at the old head needs them not, but gains.
 
     A new model has neither.
     """
+    decision = config.decision or {}
     if decision.get("start") in ("old_head", LOGISTIC) or config.distil is not None or grows(decision):
         return True
     return text is not None and not config.is_pretraining and _sees_classes(decision)

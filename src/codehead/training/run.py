@@ -24,6 +24,7 @@ from codehead.errors import ConfigurationError
 from codehead.models import is_coded, to_int8
 from codehead.models.calibration import calibrate_on_text, check_calibration
 from codehead.training.adapt import adapt, merge
+from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, check_labels, load_rows, tokenize
 from codehead.training.divergence import StopAtDivergence, refuse_divergence
@@ -68,7 +69,7 @@ def train(
 
 
 def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback], progress: bool) -> Path:
-    folder = RunFolder(config)
+    folder, began = RunFolder(config), time.monotonic()
     origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
     if overwrite:
         folder.check_foreign()
@@ -81,7 +82,8 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     distils = config.distil is not None  # that takes long enough to be killed in, so it is kept
     stages_of_run = folder.begun(origin, overwrite) if distils else nullcontext(Stages())
     with stages_of_run as stages:
-        with _shown(progress and distils and folder.is_main) as show:
+        stopped = Clock(folder, origin, began).kept_when_stopped() if distils else nullcontext()
+        with _shown(progress and distils and folder.is_main) as show, stopped:
             model: Any = build_model(config, tokenizer, text, stages, show)
         if config.calibrate is not None:
             check_calibration(model, config.calibrate.per_bit)
@@ -91,11 +93,11 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
         model = adapt(model, config)
         validation = None if rows.validation is None else tokenize(rows.validation, tokenizer, config.data.block_size)
         trainer = _trainer(config, folder, model, tokenizer, [text.examples, validation], callbacks, progress)
-    # Only now is anything else written: whatever can be wrong with the configuration has been found.
-    if overwrite and not distils:
+    if overwrite and not distils:  # only now: whatever can be wrong with the configuration has been found
         folder.clear()
-    clock = _Clock(folder, origin)
-    trainer.add_callback(clock)
+    clock = Clock(folder, origin, began)
+    clock.keep()
+    trainer.add_callback(_KeepsTime(clock))
     _train(trainer, folder, has_validation=rows.validation is not None)
     trained = merge(trainer.accelerator.unwrap_model(trainer.model))
     calibration = _calibrate(trained, config, Text(lambda: validation, tokenizer.pad_token_id, config.seed))
@@ -114,20 +116,14 @@ def _shown(wanted: bool) -> AbstractContextManager[Show]:
     return shown(Console(stderr=True)) if wanted else nullcontext(lambda stage, done, total: None)
 
 
-class _Clock(TrainerCallback):
-    """Keeps the wall time in `run.json` at every checkpoint, so that it adds up over processes."""
+class _KeepsTime(TrainerCallback):
+    """Keeps the wall time at every checkpoint."""
 
-    def __init__(self, folder: RunFolder, origin: dict[str, Any]) -> None:
-        self.folder, self.origin = folder, {**origin, **folder.spent()}
-        self.started = time.monotonic() - self.origin.get("wall_seconds", 0.0)
-        folder.write("running", self.record())
-
-    def record(self) -> dict[str, Any]:
-        """The provenance with the seconds until now."""
-        return {"provenance": {**self.origin, "wall_seconds": round(time.monotonic() - self.started, 3)}}
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.folder.write("running", self.record())
+        self.clock.keep()
 
 
 def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
