@@ -76,15 +76,15 @@ class _Job:
     stages: Stages
     show: Show
 
-    def text(self, rows: Dataset) -> Text:
-        """Some rows, tokenised when they are looked at."""
-        load = partial(tokenize, rows, self.tokenizer, self.config.data.block_size)
+    def text(self, rows: Dataset, name: str) -> Text:
+        """Some rows, called by `name` in errors, tokenised when they are looked at."""
+        load = partial(tokenize, rows, self.tokenizer, self.config.data.block_size, name)
         return Text(load, self.tokenizer.pad_token_id, self.config.seed)
 
     def measure(self, model: Any, name: str, stage: str) -> dict[str, Any]:
         """The metrics of a model on the validation data, measured once."""
         assert self.rows.validation is not None
-        held_out = self.text(self.rows.validation).examples
+        held_out = self.text(self.rows.validation, "the text that is held out").examples
         check_labels(held_out, model.get_input_embeddings().num_embeddings)
         progress = partial(self.show, stage)
 
@@ -146,13 +146,13 @@ def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
     learnt, kept_back = job.rows.train, None
     if job.config.calibrate is not None:
         learnt, kept_back = _parted(job.rows.train, job.config.seed)
-    model = fit_decision_layer(job.model, job.config, job.text(learnt), job.show, job.stages)
-    told = {} if kept_back is None else _calibrate(job, model, job.text(kept_back))
+    model = fit_decision_layer(job.model, job.config, job.text(learnt, "the text to learn from"), job.show, job.stages)
+    told = {} if kept_back is None else _calibrate(job, model, job.text(kept_back, "the text to calibrate on"))
     return to_int8(model) if job.config.int8 else model, told
 
 
 def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:
-    return job.model, _calibrate(job, job.model, job.text(job.rows.train))
+    return job.model, _calibrate(job, job.model, job.text(job.rows.train, "the text to calibrate on"))
 
 
 def _calibrate(job: _Job, model: Any, text: Text) -> dict[str, Any]:

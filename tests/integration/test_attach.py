@@ -10,10 +10,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from architectures import CONFIGS, HIDDEN, VOCAB, make, tokens
+from architectures import CONFIGS, HIDDEN, MODERN, VOCAB, make, tokens
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, PhiConfig
 
 import codehead
 from codehead import codes
@@ -305,6 +306,37 @@ def test_fold_gives_a_stock_model_with_the_same_posterior(name, tied, bias, code
     assert type(model) is type(make(name))
     assert not hasattr(model.config, "quantization_config")
     torch.testing.assert_close(model(input_ids=tokens()).logits.softmax(-1), expected, rtol=1e-4, atol=1e-6)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=tokens()).logits
+
+
+def test_a_folded_bias_is_not_lost_in_a_checkpoint(tmp_path):
+    """Stock Llama has no bias in its head: a checkpoint with one would be loaded without it, and a warning."""
+    model = codehead.attach(make("llama", tied=False), bits=24, loss="codeword", token_bias=True)
+    torch.nn.init.normal_(model.decision.corrections.token_bias)
+    expected = logits(model)
+    torch.testing.assert_close(logits(codehead.fold(model)), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConfigurationError, match="LlamaForCausalLM has no bias"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    codehead.attach(model, bits=24).save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("token_bias", [False, True])
+def test_a_head_that_has_a_bias_is_folded_into_one(token_bias, tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(PhiConfig(**MODERN, tie_word_embeddings=False)).eval()
+    torch.nn.init.normal_(model.lm_head.bias)
+    codehead.attach(model, bits=24, loss="codeword", token_bias=token_bias)
+    if token_bias:
+        torch.nn.init.normal_(model.decision.corrections.token_bias)
+    expected = logits(model)
+    codehead.fold(model).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(loaded), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_fold_of_one_vs_all_keeps_its_weights():

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, Tra
 from codehead.cli.finetune import finetune
 from codehead.cli.options import KEYS
 from codehead.cli.pretrain import pretrain
-from codehead.errors import CheckpointError
+from codehead.errors import CheckpointError, ConfigurationError
 from codehead.evaluation.answers import generate_answers
 from codehead.evaluation.bertscore import bert_score
 from codehead.evaluation.encoder import find_encoder
@@ -394,6 +394,47 @@ def test_finetune_within_a_budget(codehead, place, tmp_path):
     assert described["rounded"] and described["design"] == "learned" and described["token_bias"]
     status, _, err = codehead("finetune", "--model", place / "model", *run, *options, "--bits", 20)
     assert status == 2 and "leave it away, or decision.bits" in " ".join(err.split())
+    options = (*options, "--set", "distil.steps=3", "--overwrite")
+    status, _, err = codehead("finetune", "--model", place / "model", *run, *options)
+    assert status == 0, err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["distil"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.optim=foo", "transformers refuses"),
+        ("training.lr_scheduler_type=foo", "transformers refuses"),
+        ("training.logging_steps=0", "transformers refuses"),
+        ("training.per_device_train_batch_size=0", "give a whole number of at least 1"),
+        ("training.gradient_accumulation_steps=0", "give a whole number of at least 1"),
+        ("training.max_steps=0", "training.max_steps is 0"),
+        ("lora.target_modules=[foo]", "matches no module"),
+        ("data.validation=SHORT", "the validation data has 3 tokens"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_learnt(codehead, place, tmp_path, monkeypatch, setting, message):
+    monkeypatch.setattr("codehead.training.model.fit_decision_layer", None)  # a call would fail
+    (tmp_path / "short.jsonl").write_text('{"text": "ab"}')
+    run = ("--train", place / "text.txt", "--out", tmp_path / "run", "--block-size", 16, "--budget", "60%")
+    setting = setting.replace("SHORT", str(tmp_path / "short.jsonl"))
+    status, _, err = codehead("finetune", "--model", place / "model", *run, "--set", setting)
+    assert status == 2 and message in " ".join(err.split())
+
+
+def test_a_mistake_does_not_lock_a_folder_that_was_to_be_overwritten(codehead, place, tmp_path, monkeypatch):
+    run = ("--train", place / "text.txt", "--out", tmp_path / "run", "--max-steps", 1, "--block-size", 16)
+    run = ("finetune", "--model", place / "model", *run, "--budget", "60%", "--set", "distil.steps=2")
+    assert codehead(*run)[0] == 0
+    monkeypatch.setattr("codehead.training.distil._check", refuse)
+    assert codehead(*run, "--overwrite")[0] == 2
+    monkeypatch.undo()
+    status, _, err = codehead(*run, "--overwrite")
+    assert status == 0, err
+
+
+def refuse(decision):
+    raise ConfigurationError("no")
 
 
 def test_finetune_passes_options_of_code_and_head(codehead, place, tmp_path):

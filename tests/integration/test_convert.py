@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -326,6 +327,12 @@ def test_a_budget_for_a_checkpoint_without_a_stock_head_is_refused_before_anythi
     (tmp_path / "config.json").write_text(json.dumps(config))
     status, _, errors = codehead(*command, str(tmp_path), "--budget", "50%")
     assert status == 2 and reason in " ".join(errors.split())
+
+
+def test_the_command_that_is_recommended_can_be_pasted(wide, tmp_path, measured, codehead):
+    place = shutil.copytree(wide, tmp_path / "my model")
+    _, told, _ = codehead("recommend", str(place), "--budget", "5%", "--json")
+    assert shlex.split(json.loads(told)["command"])[2] == str(place)
 
 
 def test_recommend_without_results_of_such_heads_says_so(wide, monkeypatch, codehead):

@@ -228,6 +228,13 @@ def test_a_head_that_does_not_learn_is_not_kept(nats, message, monkeypatch):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_batches_without_padding_need_no_mask():
+    given = {name: batch()[name][:1] for name in ("input_ids", "labels")}
+    masked = {**given, "attention_mask": torch.ones_like(given["input_ids"])}
+    model = make("llama", tied=False)
+    assert torch.equal(hidden_states(model, [given], limit=9), hidden_states(model, [masked], limit=9))
+
+
 def test_codewords_that_stay_packed_do_so_when_they_are_learnt():
     model = codehead.attach(make("llama", tied=False), "itq", bits=16, start="old_head", **CORRECTED)
     model.decision.packed = True

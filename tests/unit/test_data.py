@@ -203,7 +203,7 @@ def test_records_are_cut_and_those_without_response_left_out(tmp_path, tokenizer
     examples = load_examples(write_jsonl(tmp_path / "a.jsonl", records), tokenizer, block_size=8)
     assert len(examples) == 1
     assert len(examples[0]["input_ids"]) == len(examples[0]["labels"]) == len(examples[0]["num_bytes"]) == 8
-    with pytest.raises(DataError, match=r"every prompt fills data\.block_size=2"):
+    with pytest.raises(DataError, match=r"every prompt of the text fills data\.block_size=2"):
         load_examples(write_jsonl(tmp_path / "b.jsonl", records[:1]), tokenizer, block_size=2)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from codehead.errors import ConfigurationError
 
@@ -35,23 +36,25 @@ def chosen(
     return allocate(shape, read_budget(budget or default or ""))
 
 
-def within(run: RunConfig, budget: str) -> tuple[RunConfig, Allocation]:
-    """The run with the decision layer of a budget, which learns from the old head before the training; and that layer.
+def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, Allocation]:
+    """The run of these values with the decision layer of a budget, which learns from the old head; and that layer.
 
-    ConfigurationError if the run names a decision layer, or how to learn one, itself.
+    ConfigurationError if they name a decision layer themselves.
     """
     from codehead.evaluation.size import model_shape
-    from codehead.training.config import RunConfig
+    from codehead.training.config import RunConfig, require_block
 
-    named = [*(f"decision.{key}" for key in run.decision or {}), *(["distil"] if run.distil is not None else [])]
-    if named:
+    for name in ("decision", "distil"):
+        require_block(values.get(name) or {}, name)
+    if values.get("decision"):
         raise ConfigurationError(
-            f"--budget is {budget!r}, which chooses the decision layer and how it learns; leave it away, or "
-            f"{', '.join(named)}"
+            f"--budget is {budget!r}, which chooses the decision layer; leave it away, or "
+            + ", ".join(f"decision.{key}" for key in values["decision"])
         )
-    found = chosen(model_shape(str(run.model)), budget, None, None)
-    layer = {"decision": {**found.decision(), "seed": run.seed}, "distil": {"seed": run.seed}, "int8": True}
-    return RunConfig.from_dict({**run.to_dict(), **layer}), found
+    found, seed = chosen(model_shape(str(values.get("model"))), budget, None, None), values.get("seed", 0)
+    learning = {"seed": seed, **(values.get("distil") or {})}
+    layer = {"decision": {**found.decision(), "seed": seed}, "distil": learning, "int8": True}
+    return RunConfig.from_dict({**values, **layer}), found
 
 
 def read_budget(text: str) -> float:

@@ -205,6 +205,7 @@ def _lines(result: Result) -> list[tuple[str, str]]:
         *_answer_lines(values.get("answers")),
         ("tokens per second", _number(speed["tokens_per_second"] if speed else None)),
         ("head parameters", f"{size['head_parameters']:,}"),
+        ("bytes stored", f"{size['bytes_stored']:,}"),
         ("bytes resident", f"{size['bytes_resident']:,}"),
         ("bytes read per token", f"{size['bytes_read_per_token']:,}"),
     ]

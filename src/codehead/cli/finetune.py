@@ -61,15 +61,17 @@ def finetune(
     from codehead.cli.allocation import told, within
     from codehead.cli.training import run_training
     from codehead.errors import ConfigurationError
-    from codehead.training.config import RunConfig
+    from codehead.training.config import RunConfig, merged, read_yaml
 
-    run = RunConfig.from_yaml(config, opt.overrides(context.params))
-    if run.is_pretraining:
+    values = merged({} if config is None else read_yaml(config), opt.overrides(context.params))
+    if isinstance(values.get("model"), dict):
         raise ConfigurationError(
-            f"model is an architecture ({run.model!r}); give finetune a hub id or a local folder, "
+            f"model is an architecture ({values['model']!r}); give finetune a hub id or a local folder, "
             "or use codehead pretrain"
         )
-    if budget is not None:
-        run, found = within(run, budget)
-        Console(stderr=True, highlight=False).print(told(found), markup=False, soft_wrap=True)
+    if budget is None:
+        run_training(RunConfig.from_dict(values), overwrite)
+        return
+    run, found = within(values, budget)
+    Console(stderr=True, highlight=False).print(told(found), markup=False, soft_wrap=True)
     run_training(run, overwrite)

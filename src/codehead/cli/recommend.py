@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,7 +48,7 @@ def recommend(
     asked = next(
         f"{name} {value}" for name, value in (("--budget", budget), ("--bits", bits), ("--speed", speed)) if value
     )
-    command = f"codehead convert {model} --data YOUR_TEXT {asked} --out FOLDER"
+    command = f"codehead convert {shlex.quote(model)} --data YOUR_TEXT {asked} --out FOLDER"
     if as_json:
         typer.echo(json.dumps(_as_dict(found, command), indent=2))
     else:

@@ -20,8 +20,9 @@ def fold(model: Model) -> Model:
 
     The token scores of a binary code are `½ C z` and a linear head gives `z = P h + b`, so the weight is
     `½ C P`, `(V, hidden)`, and the bias `½ C b`; what a shortlist and a bias per token add is added to them.
-    The result is a stock model that every tool reads, without the saving in size. A ConfigurationError says why
-    if the head is not linear or the code is ternary.
+    The result is a stock model that every tool reads, without the saving in size. Where the stock head has no bias, one
+    per token is there in memory, but no checkpoint of that class has a place for it: `save_pretrained` is then refused.
+    A ConfigurationError says why if the head is not linear or the code is ternary.
     """
     description = describe(model, "fold")
     if description.head != "linear":
@@ -40,12 +41,19 @@ def fold(model: Model) -> Model:
             "without shortlist_split for a model that can be folded"
         )
     guards.refuse_patched_forward(model, "fold")
-    uninstall(model, _dense_head(model))
+    has_bias = description.stock["bias"]
+    weight, bias = _dense(model)
+    if bias is None and has_bias:
+        bias = weight.new_zeros(len(weight))
+    uninstall(model, _head(weight, bias))
+    if bias is not None and not has_bias:
+        guards.refuse_saving_bias(model)
     return model
 
 
 @torch.no_grad()
-def _dense_head(model: Any) -> nn.Linear:
+def _dense(model: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight `(V, hidden)` and bias `(V,)`, in the dtype of the head."""
     head, decision = model.get_output_embeddings(), model.decision
     linear: Any = head.bits if isinstance(head, ShortlistHead) else head
     corrections = decision.corrections
@@ -64,11 +72,16 @@ def _dense_head(model: Any) -> nn.Linear:
     if corrections is not None and corrections.token_bias is not None:
         added = corrections.token_bias.float() / Tail.of(model).scale  # of it the model makes the bias again
         bias = added + (0.0 if bias is None else bias)
-    folded = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
-    folded.weight = nn.Parameter(weight.to(linear.weight.dtype).contiguous())
+    dtype = linear.weight.dtype
+    return weight.to(dtype).contiguous(), None if bias is None else bias.to(dtype).contiguous()
+
+
+def _head(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    head = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
+    head.weight = nn.Parameter(weight)
     if bias is not None:
-        folded.bias = nn.Parameter(bias.to(linear.weight.dtype).contiguous())
-    return folded
+        head.bias = nn.Parameter(bias)
+    return head
 
 
 def _spread(values: Tensor, decision: Decision) -> Tensor:

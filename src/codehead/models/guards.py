@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -46,6 +47,18 @@ def guarded(model: nn.Module, path: str, state: dict[str, Tensor] | None) -> dic
     if name in own or any(values.is_meta for values in own.values()):
         return state
     return {**own, name: torch.zeros(0)}
+
+
+def refuse_saving_bias(model: Any) -> None:
+    """Let `save_pretrained` raise a ConfigurationError: loading would leave the bias of the head out."""
+    model.save_pretrained = functools.partial(_refuse_to_save, type(model).__name__)
+
+
+def _refuse_to_save(name: str, *args: Any, **kwargs: Any) -> None:
+    raise ConfigurationError(
+        f"a head of {name} has no bias, so a checkpoint would lose that of every token, and be another model. Save the "
+        "coded model, or fold one that was made without token_bias"
+    )
 
 
 def refuse_patched_forward(model: nn.Module, action: str) -> None:

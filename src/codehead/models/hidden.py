@@ -107,9 +107,9 @@ def labelled_states(
     """What the output embedding is given at the first `limit` labelled positions of batches, and the labels there.
 
     Hidden states `(tokens, hidden)`, in the dtype of the model, and labels `(tokens,)`, both on the CPU. Batches hold
-    input_ids, attention_mask and labels, each `(batch, length)`. The output embedding itself is not computed, so
-    nothing is as wide as the vocabulary. `progress` is called with (positions seen, `limit`). DataError if there is no
-    labelled position.
+    input_ids, labels and, where there is padding, attention_mask, each `(batch, length)`. The output embedding itself
+    is not computed, so nothing is as wide as the vocabulary. `progress` is called with (positions seen, `limit`).
+    DataError if there is no labelled position.
     """
     own: Any = model
     head, probe = own.get_output_embeddings(), _Probe()
@@ -144,7 +144,7 @@ def at_labels(
     model.eval()
     try:
         for batch in batches:
-            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask") if name in batch}
             found = read(**inputs, use_cache=False)[:, :-1]
             labels = batch["labels"][:, 1:].to(found.device)
             parts.append((found[labels != IGNORE], labels[labels != IGNORE]))

@@ -149,6 +149,7 @@ def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | No
     kept = stock.Kept(old, model.loss_type)
     stock.replace_head(model, head.train(model.training))
     model.decision = decision.train(model.training)
+    vars(model).pop("save_pretrained", None)  # of a folded head, which is gone
     model.loss_type = "ForCausalLM"  # so that the Trainer counts shifted labels
     stock_class: Any = type(model)
     model.__class__ = coded_class(stock_class)

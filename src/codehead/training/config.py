@@ -26,6 +26,8 @@ SOFTMAX_ONLY = {
     "label_smoothing_factor": "smoothing is defined on V logits, which a coded head never forms in training",
     "use_liger_kernel": "its fused loss reads the head as V rows, and would train the wrong objective",
 }
+POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+"""Of `training`: the Trainer would divide by them."""
 PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which YAML allows more than once
 Block = TypeVar("Block")
@@ -198,9 +200,7 @@ class RunConfig:
 
         Raises ConfigurationError for unknown or missing keys.
         """
-        blocks = copy.deepcopy(dict(values))
-        for key, value in (overrides or {}).items():
-            _set_dotted(blocks, key, value)
+        blocks = merged(values, overrides or {})
         blocks["data"] = read_block(DataConfig, blocks.get("data"), "data")
         blocks["lora"] = read_block(LoraConfig, blocks.get("lora"), "lora")
         for name, kind in (("distil", Distillation), ("calibrate", Calibration)):
@@ -275,6 +275,11 @@ class RunConfig:
 
         _check_keys(self.training, [f.name for f in fields(TrainingArguments) if f.init], "training")
         _check_types(TrainingArguments, self.training, "training")
+        for key in POSITIVE:
+            if self.training.get(key) is not None:
+                _require(self.training[key], f"training.{key}", minimum=1)
+        if self.training.get("max_steps") == 0:
+            raise ConfigurationError("training.max_steps is 0; give a number of steps, or codehead convert trains none")
 
     def _check_validation(self) -> None:
         if self.data.validation or self.data.validation_fraction:
@@ -296,6 +301,14 @@ def refuse_softmax_only(training: Mapping[str, Any]) -> None:
             raise ConfigurationError(
                 f"training.{key} is {training[key]!r}, which no coded head supports: {reason}; remove it"
             )
+
+
+def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the values of a run with `overrides` (dotted keys → values) laid over them."""
+    blocks = copy.deepcopy(dict(values))
+    for key, value in overrides.items():
+        _set_dotted(blocks, key, value)
+    return blocks
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -51,10 +51,13 @@ def load_rows(data: DataConfig, seed: int) -> Rows:
     return Rows(parts["train"], parts["test"].select(range(limit)))
 
 
-def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Dataset:
-    """Examples with `input_ids`, `labels` (−100 where no loss) and `num_bytes`, each `(length,)`."""
+def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str = "the text") -> Dataset:
+    """Examples with `input_ids`, `labels` (−100 where no loss) and `num_bytes`, each `(length,)`.
+
+    DataError, which calls the rows by `name`, if there are none.
+    """
     tokenise = tokenize_text if "text" in rows.column_names else tokenize_records
-    return tokenise(rows, tokenizer, block_size)
+    return tokenise(rows, tokenizer, block_size, name)
 
 
 def load_examples(

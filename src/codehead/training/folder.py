@@ -89,7 +89,7 @@ class RunFolder:
         """The stages that precede training; the folder is this run's from here on, its provenance being `origin`.
 
         A mistake in configuration or data that comes to light in the first process leaves the folder as if nothing had
-        begun, so that it does not stand in the way of its correction.
+        begun, so that it does not stand in the way of its correction; where it was overwritten, it may be again.
         """
         if overwrite:
             self.clear()
@@ -99,7 +99,7 @@ class RunFolder:
         try:
             yield self.stages
         except (ConfigurationError, DataError):
-            if is_new:
+            if is_new and not overwrite:
                 self.clear()
             raise
 

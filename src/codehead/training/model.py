@@ -16,6 +16,7 @@ from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.losses import LOSSES
 from codehead.models import is_coded
 from codehead.registry import did_you_mean
+from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
 from codehead.training.quiet import library_bars_hidden
@@ -44,6 +45,8 @@ def build_model(
         model = load_model(config.model, dtype=config.dtype)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_length(model, config.data.block_size, "data.block_size")
+    if config.adapt == "lora":
+        find_targets(model, config.lora)  # told before anything is learnt
     if config.decision is not None and is_coded(model):
         model = _reread(model, config.decision)
     elif config.decision is not None:

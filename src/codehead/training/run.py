@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +76,15 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
         folder.check_foreign()
     else:
         folder.check(origin["data"])
+    arguments = training_arguments(config, folder.checkpoints)  # before anything is read or learnt
     rows = load_rows(config.data, config.seed)
     tokenizer = _tokenizer(config, rows)
     set_seed(config.seed)
-    text = Text(lambda: tokenize(rows.train, tokenizer, config.data.block_size), tokenizer.pad_token_id, config.seed)
+    load = partial(tokenize, rows.train, tokenizer, config.data.block_size, "the training data")
+    text = Text(load, tokenizer.pad_token_id, config.seed)
+    validation = None
+    if rows.validation is not None:
+        validation = tokenize(rows.validation, tokenizer, config.data.block_size, "the validation data")
     distils = config.distil is not None  # that takes long enough to be killed in, so it is kept
     stages_of_run = folder.begun(origin, overwrite) if distils else nullcontext(Stages())
     with stages_of_run as stages:
@@ -91,8 +97,8 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
         if not overwrite:
             folder.check_codebook(origin["codebook"])
         model = adapt(model, config)
-        validation = None if rows.validation is None else tokenize(rows.validation, tokenizer, config.data.block_size)
-        trainer = _trainer(config, folder, model, tokenizer, [text.examples, validation], callbacks, progress)
+        shown_as = folder.path.name if progress else None
+        trainer = _trainer(arguments, model, tokenizer, [text.examples, validation], callbacks, shown_as)
     if overwrite and not distils:  # only now: whatever can be wrong with the configuration has been found
         folder.clear()
     clock = Clock(folder, origin, began)
@@ -137,26 +143,32 @@ def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments
 
 
 def _trainer(
-    config: RunConfig,
-    folder: RunFolder,
+    arguments: TrainingArguments,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     datasets: Sequence[Dataset | None],
     callbacks: Sequence[TrainerCallback],
-    progress: bool,
+    shown_as: str | None,
 ) -> Trainer:
+    """Of training and validation data; `shown_as` is the title of its progress, None for none.
+
+    ConfigurationError if a library that `arguments` ask for is missing.
+    """
     for examples in datasets:
         if examples is not None:
             check_labels(examples, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    trainer = NarrowTrainer(
-        model=model,
-        args=training_arguments(config, folder.checkpoints),
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
-        processing_class=tokenizer,
-        data_collator=Collator(tokenizer.pad_token_id),
-        callbacks=[StopAtDivergence(), *callbacks, *([RichProgress(folder.path.name)] if progress else [])],
-    )
+    try:
+        trainer = NarrowTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=tokenizer,
+            data_collator=Collator(tokenizer.pad_token_id),
+            callbacks=[StopAtDivergence(), *callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
+        )
+    except (ImportError, RuntimeError) as error:  # such as report_to: wandb without wandb
+        raise ConfigurationError(f"training: transformers refuses these arguments: {error}") from error
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -48,11 +48,11 @@ def read_rows(
     if as_text:
         rows = [{"text": "".join(row.values())} for row in rows]
     if not rows:
-        raise DataError(f"{source!r} holds no text; give a source with at least one document")
+        raise DataError(f"{', '.join(map(repr, sources))} holds no text; give a source with at least one document")
     kinds = {tuple(row) for row in rows}
     if len(kinds) > 1:
         raise DataError(
-            f"{source!r} mixes plain texts and instruction records; split it into two sources, "
+            f"{', '.join(map(repr, sources))} mixes plain texts and instruction records; split it into two sources, "
             "or read records as text (data.as_text)"
         )
     return Dataset.from_list(rows)

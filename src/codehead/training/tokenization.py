@@ -34,16 +34,21 @@ def byte_counts(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
     return np.diff(position[ends], prepend=0).tolist()
 
 
-def tokenize_text(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Dataset:
+def tokenize_text(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str = "the text"
+) -> Dataset:
     """Documents → blocks of `block_size` tokens: all documents in a row, each ended by the eos token.
 
-    The tokens that do not fill the last block are dropped. Raises DataError if there is no full block.
+    The tokens that do not fill the last block are dropped. Raises DataError, which calls them by `name`, if there is no
+    full block.
     """
     _require_offsets(tokenizer)
-    return _blocks(_map(rows, lambda batch: _documents(batch["text"], tokenizer)), block_size)
+    return _blocks(_map(rows, lambda batch: _documents(batch["text"], tokenizer)), block_size, name)
 
 
-def tokenize_records(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Dataset:
+def tokenize_records(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str = "the text"
+) -> Dataset:
     """Prompts and responses → one example each, cut at `block_size` tokens; only the response has labels.
 
     Prompt and response are tokenised apart, so that the prompt's tokens are those of a prompt at
@@ -52,7 +57,9 @@ def tokenize_records(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_si
     _require_offsets(tokenizer)
     examples = _map(rows, lambda batch: _records(batch["prompt"], batch["response"], tokenizer, block_size))
     if not len(examples):
-        raise DataError(f"every prompt fills data.block_size={block_size} tokens, which leaves no response; raise it")
+        raise DataError(
+            f"every prompt of {name} fills data.block_size={block_size} tokens, which leaves no response; raise it"
+        )
     return examples
 
 
@@ -116,20 +123,20 @@ def _encode(
     ]
 
 
-def _blocks(tokens: Dataset, block_size: int) -> Dataset:
+def _blocks(tokens: Dataset, block_size: int, name: str) -> Dataset:
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
-    columns = {name: _flat(tokens, name) for name in ("input_ids", "num_bytes")}
+    columns = {column: _flat(tokens, column) for column in ("input_ids", "num_bytes")}
     total = len(columns["input_ids"])
     kept = total // block_size * block_size
     if not kept:
         raise DataError(
-            f"the text has {total} tokens, less than one block of data.block_size={block_size}; "
+            f"{name} has {total} tokens, less than one block of data.block_size={block_size}; "
             f"lower data.block_size to at most {total} or give more text"
         )
     blocks: dict[str, Any] = {
-        name: pa.FixedSizeListArray.from_arrays(values[:kept], block_size) for name, values in columns.items()
+        column: pa.FixedSizeListArray.from_arrays(values[:kept], block_size) for column, values in columns.items()
     }
     blocks["labels"] = blocks["input_ids"]
     return Dataset(pa.table(blocks))
