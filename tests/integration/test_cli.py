@@ -406,6 +406,7 @@ def test_finetune_within_a_budget(codehead, place, tmp_path):
         ("training.optim=foo", "transformers refuses"),
         ("training.lr_scheduler_type=foo", "transformers refuses"),
         ("training.logging_steps=0", "transformers refuses"),
+        ("training.report_to=comet_ml", "transformers refuses"),
         ("training.per_device_train_batch_size=0", "give a whole number of at least 1"),
         ("training.gradient_accumulation_steps=0", "give a whole number of at least 1"),
         ("training.max_steps=0", "training.max_steps is 0"),

@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded, to_int8
@@ -137,8 +138,11 @@ def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments
     pin_memory = torch.accelerator.is_available()  # without one, torch warns of it
     values: dict[str, Any] = {"dataloader_pin_memory": pin_memory, **DEFAULTS, **config.training}
     try:
-        return TrainingArguments(output_dir=str(output_dir), seed=config.seed, **values)
-    except (ValueError, TypeError, ImportError) as error:
+        arguments = TrainingArguments(output_dir=str(output_dir), seed=config.seed, **values)
+        for reporter in get_reporting_integration_callbacks(arguments.report_to):
+            reporter()  # raises if its library is missing, as it would when all is ready to train
+        return arguments
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigurationError(f"training: transformers refuses these arguments: {error}") from error
 
 
@@ -150,25 +154,19 @@ def _trainer(
     callbacks: Sequence[TrainerCallback],
     shown_as: str | None,
 ) -> Trainer:
-    """Of training and validation data; `shown_as` is the title of its progress, None for none.
-
-    ConfigurationError if a library that `arguments` ask for is missing.
-    """
+    """Of training and validation data; `shown_as` is the title of its progress, None for none."""
     for examples in datasets:
         if examples is not None:
             check_labels(examples, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    try:
-        trainer = NarrowTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=datasets[0],
-            eval_dataset=datasets[1],
-            processing_class=tokenizer,
-            data_collator=Collator(tokenizer.pad_token_id),
-            callbacks=[StopAtDivergence(), *callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
-        )
-    except (ImportError, RuntimeError) as error:  # such as report_to: wandb without wandb
-        raise ConfigurationError(f"training: transformers refuses these arguments: {error}") from error
+    trainer = NarrowTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1],
+        processing_class=tokenizer,
+        data_collator=Collator(tokenizer.pad_token_id),
+        callbacks=[StopAtDivergence(), *callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
