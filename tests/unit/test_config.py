@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from codehead.errors import ConfigurationError
-from codehead.training.config import DECISION_KEYS, RunConfig, parse_assignment
+from codehead.training.blocks import parse_assignment
+from codehead.training.config import DECISION_KEYS, RunConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 YAML = """

@@ -42,7 +42,8 @@ def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, Allocatio
     ConfigurationError if they name a decision layer themselves.
     """
     from codehead.evaluation.size import model_shape
-    from codehead.training.config import RunConfig, require_block
+    from codehead.training.blocks import require_block
+    from codehead.training.config import RunConfig
 
     for name in ("decision", "distil"):
         require_block(values.get(name) or {}, name)

@@ -50,7 +50,8 @@ def convert(
     from codehead.cli.output import check_folder
     from codehead.conversion import convert as run
     from codehead.evaluation.size import model_shape
-    from codehead.training.config import RunConfig, parse_assignment
+    from codehead.training.blocks import parse_assignment
+    from codehead.training.config import RunConfig
     from codehead.training.progress import shown
 
     check_folder(out)

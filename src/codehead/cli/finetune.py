@@ -61,7 +61,8 @@ def finetune(
     from codehead.cli.allocation import told, within
     from codehead.cli.training import run_training
     from codehead.errors import ConfigurationError
-    from codehead.training.config import RunConfig, merged, read_yaml
+    from codehead.training.blocks import merged, read_yaml
+    from codehead.training.config import RunConfig
 
     values = merged({} if config is None else read_yaml(config), opt.overrides(context.params))
     if isinstance(values.get("model"), dict):

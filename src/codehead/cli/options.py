@@ -131,7 +131,7 @@ def key_values(flag: str, pairs: list[str] | None) -> dict[str, Any]:
 
 def overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration keys that the given options set; `--set` comes last."""
-    from codehead.training.config import parse_assignment
+    from codehead.training.blocks import parse_assignment
 
     given = {KEYS[name]: value for name, value in parameters.items() if name in KEYS and value is not None}
     for key, value in given.items():

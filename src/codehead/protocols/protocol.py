@@ -15,7 +15,7 @@ from codehead.errors import ConfigurationError
 from codehead.heads import HEADS
 from codehead.losses import LOSSES
 from codehead.registry import did_you_mean
-from codehead.training.config import read_block, read_yaml, require_block
+from codehead.training.blocks import read_block, read_yaml, require_block
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
-
-import yaml
+from typing import Any
 
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
+from codehead.training.blocks import check_keys, check_types, merged, read_block, read_yaml, require, require_block
 
 ADAPTATIONS = ("lora", "full", "head")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -28,9 +25,6 @@ SOFTMAX_ONLY = {
 }
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 """Of `training`: the Trainer would divide by them."""
-PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which YAML allows more than once
-Block = TypeVar("Block")
 
 
 @dataclass(frozen=True)
@@ -51,10 +45,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.train_sources or not all(isinstance(source, str) and source for source in self.train_sources):
             raise ConfigurationError(f"data.train is {self.train!r}; give a hub id or a local file, or a list of them")
-        _require(self.block_size, "data.block_size", minimum=2)
+        require(self.block_size, "data.block_size", minimum=2)
         for name in ("max_documents", "max_validation_documents"):
             if getattr(self, name) is not None:
-                _require(getattr(self, name), f"data.{name}", minimum=1)
+                require(getattr(self, name), f"data.{name}", minimum=1)
         if not isinstance(self.validation_fraction, int | float) or not 0 <= self.validation_fraction < 1:
             raise ConfigurationError(
                 f"data.validation_fraction is {self.validation_fraction!r}; give a number from 0 to below 1"
@@ -86,7 +80,7 @@ class LoraConfig:
     target_modules: str | list[str] = "auto"  # auto: every linear map of the attention blocks
 
     def __post_init__(self) -> None:
-        _require(self.r, "lora.r", minimum=1)
+        require(self.r, "lora.r", minimum=1)
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"lora.dropout is {self.dropout!r}; give a number from 0 to below 1")
         if not isinstance(self.target_modules, str | list):
@@ -111,11 +105,11 @@ class Distillation:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_tokens", "tokens"):
-            _require(getattr(self, name), f"distil.{name}", minimum=1)
+            require(getattr(self, name), f"distil.{name}", minimum=1)
         if not isinstance(self.label_weight, int | float) or not 0 <= self.label_weight <= 1:
             raise ConfigurationError(f"distil.label_weight is {self.label_weight!r}; give a share from 0 to 1")
         for name in ("trunk_steps", "seed"):
-            _require(getattr(self, name), f"distil.{name}", minimum=0)
+            require(getattr(self, name), f"distil.{name}", minimum=0)
         for name in ("learning_rate", "code_learning_rate", "trunk_learning_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"distil.{name} is {getattr(self, name)!r}; give a number of 0 or more")
@@ -129,7 +123,7 @@ class Calibration:
     per_bit: bool = True  # a scale for every bit; otherwise one for all, a temperature
 
     def __post_init__(self) -> None:
-        _require(self.tokens, "calibrate.tokens", minimum=1)
+        require(self.tokens, "calibrate.tokens", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -162,12 +156,12 @@ class RunConfig:
             raise ConfigurationError(f"unknown dtype {self.dtype!r}{hint} Known: {', '.join(DTYPES)}")
         if not isinstance(self.output_dir, str) or not self.output_dir:
             raise ConfigurationError(f"output_dir is {self.output_dir!r}; name the folder of this run")
-        _require(self.seed, "seed", minimum=0)
+        require(self.seed, "seed", minimum=0)
         self._check_model()
         self._check_tokenizer()
         self._check_adaptation()
         if self.decision is not None:
-            _check_keys(self.decision, DECISION_KEYS, "decision")
+            check_keys(self.decision, DECISION_KEYS, "decision")
             for key in ("code_params", "head_params"):
                 require_block(self.decision.get(key) or {}, f"decision.{key}")
             refuse_softmax_only(self.training)
@@ -228,10 +222,10 @@ class RunConfig:
 
     def _check_tokenizer(self) -> None:
         if isinstance(self.tokenizer, dict):
-            _check_keys(self.tokenizer, ("train", "vocab_size"), "tokenizer")
+            check_keys(self.tokenizer, ("train", "vocab_size"), "tokenizer")
             if self.tokenizer.get("train") != "bpe":
                 raise ConfigurationError(f"tokenizer.train is {self.tokenizer.get('train')!r}; the only kind is 'bpe'")
-            _require(self.tokenizer.get("vocab_size"), "tokenizer.vocab_size", minimum=257)
+            require(self.tokenizer.get("vocab_size"), "tokenizer.vocab_size", minimum=257)
         elif not isinstance(self.tokenizer, str) and (self.tokenizer is not None or self.is_pretraining):
             what = "missing" if self.tokenizer is None else repr(self.tokenizer)
             raise ConfigurationError(
@@ -273,11 +267,11 @@ class RunConfig:
                 raise ConfigurationError(f"training.{key} is set; set {place} at the top level instead")
         from transformers import TrainingArguments  # heavy: only a run with a training block needs it
 
-        _check_keys(self.training, [f.name for f in fields(TrainingArguments) if f.init], "training")
-        _check_types(TrainingArguments, self.training, "training")
+        check_keys(self.training, [f.name for f in fields(TrainingArguments) if f.init], "training")
+        check_types(TrainingArguments, self.training, "training")
         for key in POSITIVE:
             if self.training.get(key) is not None:
-                _require(self.training[key], f"training.{key}", minimum=1)
+                require(self.training[key], f"training.{key}", minimum=1)
         if self.training.get("max_steps") == 0:
             raise ConfigurationError("training.max_steps is 0; give a number of steps, or codehead convert trains none")
 
@@ -301,118 +295,3 @@ def refuse_softmax_only(training: Mapping[str, Any]) -> None:
             raise ConfigurationError(
                 f"training.{key} is {training[key]!r}, which no coded head supports: {reason}; remove it"
             )
-
-
-def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the values of a run with `overrides` (dotted keys → values) laid over them."""
-    blocks = copy.deepcopy(dict(values))
-    for key, value in overrides.items():
-        _set_dotted(blocks, key, value)
-    return blocks
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """`"training.learning_rate=3e-4"` → `("training.learning_rate", 0.0003)`; the value is YAML."""
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise ConfigurationError(f"--set {text!r} is not of the form key=value, as in training.max_steps=100")
-    try:
-        return key.strip(), yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        reason = getattr(error, "problem", error)
-        raise ConfigurationError(
-            f"{key.strip()} is {value!r}, which is not valid YAML ({reason}); close every bracket and quote"
-        ) from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigurationError if it is missing, broken or not a mapping."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise ConfigurationError(f"configuration file {str(path)!r} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"configuration file {str(path)!r} cannot be read ({error}); name another") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"configuration file {str(path)!r} must hold `key: value` lines")
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `3e-4` as a number, as YAML 1.2 does, and refuses a key that is given twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE_TAG:
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is given twice; rename or remove one", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(values.get(parent), dict):
-            values[parent] = {}
-        values = values[parent]
-    values[last] = value
-
-
-def read_block(kind: type[Block], values: Any, name: str) -> Block:
-    """A dataclass from the values of the block `name`; ConfigurationError for keys or types that it does not have."""
-    values = {} if values is None else values
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    _check_keys(values, known, name)
-    _check_types(kind, values, name)
-    try:
-        return kind(**values)
-    except TypeError as error:
-        missing = [key for key in known if f"'{key}'" in str(error)]
-        where = f"{name}." if name else ""
-        raise ConfigurationError(f"missing: {', '.join(where + key for key in missing)}") from None
-
-
-def require_block(values: Any, name: str) -> None:
-    """Raise ConfigurationError unless the value of `name` is a mapping."""
-    if not isinstance(values, Mapping):
-        raise ConfigurationError(f"{name} is {values!r}; it must be a block of `key: value` lines")
-
-
-def _check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
-    require_block(values, name)
-    for key in values:
-        if key not in known:
-            full = f"{name}.{key}" if name else str(key)
-            hint = did_you_mean(str(key), known) or f"; known: {', '.join(sorted(known))}"
-            raise ConfigurationError(f"unknown key {full!r}{hint}")
-
-
-def _check_types(kind: type, values: Mapping[str, Any], name: str) -> None:
-    """Whether the values of the fields of a dataclass `kind` that hold plain numbers or text are of their types."""
-    hints = get_type_hints(kind)
-    for key, value in values.items():
-        allowed = set(get_args(hints[key])) or {hints[key]}
-        if allowed <= set(PLAIN) and not _is_one_of(value, allowed):
-            full = f"{name}.{key}" if name else key
-            wanted = " or ".join(word for plain, word in PLAIN.items() if plain in allowed)
-            raise ConfigurationError(f"{full} is {value!r}; give {wanted}")
-
-
-def _is_one_of(value: Any, types: set[type]) -> bool:
-    return type(value) in types or (type(value) is int and float in types)
-
-
-def _require(value: Any, name: str, *, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {minimum}")

@@ -1,0 +1,136 @@
+"""Blocks of keys: YAML → mappings → dataclasses, with errors that name the key."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+
+from codehead.errors import ConfigurationError
+from codehead.registry import did_you_mean
+
+PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which YAML allows more than once
+Block = TypeVar("Block")
+
+
+def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the values of a run with `overrides` (dotted keys → values) laid over them."""
+    blocks = copy.deepcopy(dict(values))
+    for key, value in overrides.items():
+        _set_dotted(blocks, key, value)
+    return blocks
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`"training.learning_rate=3e-4"` → `("training.learning_rate", 0.0003)`; the value is YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigurationError(f"--set {text!r} is not of the form key=value, as in training.max_steps=100")
+    try:
+        return key.strip(), yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", error)
+        raise ConfigurationError(
+            f"{key.strip()} is {value!r}, which is not valid YAML ({reason}); close every bracket and quote"
+        ) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigurationError if it is missing, broken or not a mapping."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigurationError(f"configuration file {str(path)!r} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"configuration file {str(path)!r} cannot be read ({error}); name another") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"configuration file {str(path)!r} must hold `key: value` lines")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `3e-4` as a number, as YAML 1.2 does, and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE_TAG:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice; rename or remove one", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+    values[last] = value
+
+
+def read_block(kind: type[Block], values: Any, name: str) -> Block:
+    """A dataclass from the values of the block `name`; ConfigurationError for keys or types that it does not have."""
+    values = {} if values is None else values
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    check_keys(values, known, name)
+    check_types(kind, values, name)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        missing = [key for key in known if f"'{key}'" in str(error)]
+        where = f"{name}." if name else ""
+        raise ConfigurationError(f"missing: {', '.join(where + key for key in missing)}") from None
+
+
+def require_block(values: Any, name: str) -> None:
+    """Raise ConfigurationError unless the value of `name` is a mapping."""
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"{name} is {values!r}; it must be a block of `key: value` lines")
+
+
+def check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
+    """Raise ConfigurationError unless the value of `name` is a mapping of `known` keys."""
+    require_block(values, name)
+    for key in values:
+        if key not in known:
+            full = f"{name}.{key}" if name else str(key)
+            hint = did_you_mean(str(key), known) or f"; known: {', '.join(sorted(known))}"
+            raise ConfigurationError(f"unknown key {full!r}{hint}")
+
+
+def check_types(kind: type, values: Mapping[str, Any], name: str) -> None:
+    """Raise ConfigurationError unless values of fields of a dataclass that hold plain numbers or text are such."""
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        allowed = set(get_args(hints[key])) or {hints[key]}
+        if allowed <= set(PLAIN) and not _is_one_of(value, allowed):
+            full = f"{name}.{key}" if name else key
+            wanted = " or ".join(word for plain, word in PLAIN.items() if plain in allowed)
+            raise ConfigurationError(f"{full} is {value!r}; give {wanted}")
+
+
+def _is_one_of(value: Any, types: set[type]) -> bool:
+    return type(value) in types or (type(value) is int and float in types)
+
+
+def require(value: Any, name: str, *, minimum: int) -> None:
+    """Raise ConfigurationError unless the value of the key `name` is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {minimum}")
