@@ -305,10 +305,9 @@ def test_recommend_tells_cost_expectation_and_command(wide, measured, codehead):
     told = " ".join(told.split())
     assert status == 0 and "dense rows for" in told and "bytes read per token" in told
     assert f"codehead convert {wide} --data YOUR_TEXT --budget 5% --out FOLDER" in told
-    assert "90.0 ± 0.4% of Softmax's top-1 accuracy, 1.50 times its perplexity" in told
-    assert "results/frontier-8: measured on a model with H=160, V=8,192, after 70 steps of learning; 3 seeds" in told
-    assert "of the bytes is not between 20.00% and 30.00%. results/frontier-9, 2M: measured on" in told
-    assert told.count("Yours may differ") == 2
+    assert f"codehead finetune --model {wide} --train YOUR_TEXT --budget 5% --adapt full --out FOLDER" in told
+    assert "90.0 ± 0.4% × 1.50 H=160, V=8,192, after 70 steps of learning (results/frontier-8, 3 seeds)" in told
+    assert "– 20.0% to 30.0% only H=64, V=1,000, after 80 steps of learning (results/frontier-9, 2M, 1 seed)" in told
 
 
 @pytest.mark.parametrize(("method", "reason"), [("codehead", "has a decision layer"), ("gptq", "quantised with gptq")])
@@ -332,19 +331,24 @@ def test_a_budget_for_a_checkpoint_without_a_stock_head_is_refused_before_anythi
 def test_the_command_that_is_recommended_can_be_pasted(wide, tmp_path, measured, codehead):
     place = shutil.copytree(wide, tmp_path / "my model")
     _, told, _ = codehead("recommend", str(place), "--budget", "5%", "--json")
-    assert shlex.split(json.loads(told)["command"])[2] == str(place)
+    commands = json.loads(told)["commands"]
+    assert [shlex.split(commands[name])[at] for name, at in (("convert", 2), ("finetune", 3))] == [str(place)] * 2
 
 
 def test_recommend_without_results_of_such_heads_says_so(wide, monkeypatch, codehead):
     monkeypatch.setattr("codehead.evaluation.expected.set_ups", lambda: ())
     status, told, _ = codehead("recommend", wide, "--budget", "5%")
-    assert status == 0 and "Expected: no number" in told and "top-1 accuracy" not in told
+    assert status == 0 and "Expected: no number" in told and "top-1" not in told
 
 
 def test_recommend_takes_a_length_or_a_speed(wide, measured, codehead):
     status, told, _ = codehead("recommend", wide, "--bits", "100", "--json")
     found = json.loads(told)
-    assert status == 0 and found["decision"]["bits"] == 100 and found["command"].count("--bits 100") == 1
+    assert (
+        status == 0
+        and found["decision"]["bits"] == 100
+        and found["commands"] == {"convert": f"codehead convert {wide} --data YOUR_TEXT --bits 100 --out FOLDER"}
+    )
     assert found["costs"]["bytes_stored"] == pytest.approx(found["byte_share"] * 2 * 1024 * 50_000)
     first, second = found["expected"]
     assert first["expected"]["top1_share"] == {"mean": pytest.approx(0.9), "half_width": 0.004}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from codehead.cli import options as opt
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from codehead.evaluation.budget import Allocation
     from codehead.evaluation.expected import SetUp, Value
 
@@ -25,7 +28,10 @@ NOTE = (
     "Weights in int8, of Softmax in bf16; resident and read: with the codewords unpacked to float32, as the plain "
     "matrix product has them. Where they stay packed (--packed), both are the bytes stored."
 )
-TRAINED = "It learns from the old head alone; where training is part of what was measured, codehead finetune goes on."
+BUILDS = {
+    "convert": "It learns from the old head, and the rest of the model stays as it is:",
+    "finetune": "It learns from the old head, then both from the text (training):",
+}
 UNKNOWN = "Expected: no number, for none of our committed results is of such decision layers."
 TIED = "This model ties its head to the input embedding, which stays: a code saves what is computed, not memory."
 
@@ -45,17 +51,26 @@ def recommend(
     from codehead.evaluation.size import model_shape
 
     found = chosen(model_shape(model), budget, bits, speed)
+    commands = _commands(shlex.quote(model), budget, bits, speed)
+    if as_json:
+        typer.echo(json.dumps(_as_dict(found, commands), indent=2))
+    else:
+        _show(found, commands)
+
+
+def _commands(model: str, budget: str | None, bits: int | None, speed: str | None) -> dict[str, str]:
+    """What builds the decision layer: on a trunk that rests and, of a budget, with one that learns from the text."""
     asked = next(
         f"{name} {value}" for name, value in (("--budget", budget), ("--bits", bits), ("--speed", speed)) if value
     )
-    command = f"codehead convert {shlex.quote(model)} --data YOUR_TEXT {asked} --out FOLDER"
-    if as_json:
-        typer.echo(json.dumps(_as_dict(found, command), indent=2))
-    else:
-        _show(found, command)
+    commands = {"convert": f"codehead convert {model} --data YOUR_TEXT {asked} --out FOLDER"}
+    if budget is not None:
+        trained = f"codehead finetune --model {model} --train YOUR_TEXT {asked} --adapt full --out FOLDER"
+        commands["finetune"] = trained
+    return commands
 
 
-def _as_dict(found: Allocation, command: str) -> dict[str, Any]:
+def _as_dict(found: Allocation, commands: dict[str, str]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from codehead.evaluation.expected import set_ups
@@ -72,7 +87,7 @@ def _as_dict(found: Allocation, command: str) -> dict[str, Any]:
         "costs": _costs(found),
         "softmax": _softmax_costs(found),
         "expected": expected,
-        "command": command,
+        "commands": commands,
     }
 
 
@@ -88,7 +103,7 @@ def _softmax_costs(found: Allocation) -> dict[str, int]:
     return dict(zip(COSTS, (weights, weights, weights, products, products), strict=True))
 
 
-def _show(found: Allocation, command: str) -> None:
+def _show(found: Allocation, commands: dict[str, str]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -108,31 +123,43 @@ def _show(found: Allocation, command: str) -> None:
     console.print(NOTE)
     if found.shape.tied:
         console.print(TIED)
-    if not set_ups():
-        console.print(f"\n{UNKNOWN}")
-    for set_up in set_ups():
-        console.print(f"\n{_expectation(set_up, found.byte_share)}", markup=False)
-    console.print(f"\n{command}", markup=False, soft_wrap=True)
-    if set_ups():
-        console.print(TRAINED)
+    console.print()
+    console.print(_expected(found) if set_ups() else UNKNOWN)
+    for name, command in commands.items():
+        console.print(f"\n{BUILDS[name]}\n  {command}", markup=False, soft_wrap=True)
 
 
-def _expectation(set_up: SetUp, share: float) -> str:
-    """What one of our experiments lets expect at a share of bytes, with its source."""
-    low, high = set_up.measured
-    where = ", ".join(part for part in (set_up.results, set_up.setting) if part)
-    source = (
-        f"{where}: measured on a model with H={set_up.hidden_size:,}, V={set_up.num_classes:,}, after "
-        f"{set_up.learnt}; {set_up.seeds} seeds. Yours may differ."
-    )
+def _expected(found: Allocation) -> Table:
+    """What our experiments came to at its share of the bytes, those with a hidden size like the model's first."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from codehead.evaluation.expected import set_ups
+
+    title = f"What heads of {found.byte_share:.2%} of the bytes kept in our experiments. Yours may differ."
+    table = Table(box=SIMPLE_HEAD, show_edge=False, title=title, title_justify="left", title_style="")
+    for name in ("top-1", "perplexity"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("measured on a model")
+    for set_up in sorted(set_ups(), key=lambda some: abs(math.log(some.hidden_size / found.shape.hidden_size))):
+        source = ", ".join(part for part in (set_up.results, set_up.setting, _seeds(set_up.seeds)) if part)
+        model = f"H={set_up.hidden_size:,}, V={set_up.num_classes:,}, after {set_up.learnt} ({source})"
+        table.add_row(*_values(set_up, found.byte_share), model)
+    return table
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
+
+
+def _values(set_up: SetUp, share: float) -> tuple[str, str]:
+    """Top-1 accuracy and perplexity at a share of bytes, or where they were measured instead."""
     values = set_up.at(share)
     if values is None:
-        return f"Expected: no number, for {share:.2%} of the bytes is not between {low:.2%} and {high:.2%}.\n{source}"
+        low, high = set_up.measured
+        return "–", f"{low:.1%} to {high:.1%} only"
     top1, perplexity = values["top1_share"], values["perplexity_ratio"]
-    return (
-        f"Expected at {share:.2%} of the bytes: {_with_width(top1, 100, '.1f')}% of Softmax's top-1 accuracy, "
-        f"{_with_width(perplexity, 1, '.2f')} times its perplexity.\n{source}"
-    )
+    return f"{_with_width(top1, 100, '.1f')}%", f"× {_with_width(perplexity, 1, '.2f')}"
 
 
 def _with_width(value: Value, factor: float, form: str) -> str:
