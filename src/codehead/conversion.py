@@ -119,6 +119,7 @@ def _changed(
         job, clock = _Job(config, model, tokenizer, rows, stages, show), Clock(folder, origin, began)
         with clock.kept_when_stopped():
             before = job.measure(model, "before", "measuring the old head")
+            _check_numbers(config, before)
             model, told = change(job)
             after = job.measure(model, "after", "measuring the new one")
     with library_bars_hidden():
@@ -128,6 +129,15 @@ def _changed(
     folder.write("finished", record)
     stages.remove()
     return record
+
+
+def _check_numbers(config: RunConfig, measured: dict[str, Any]) -> None:
+    """Raise ConfigurationError if a model has no finite perplexity, which is measured as None."""
+    if measured["perplexity"] is None:
+        raise ConfigurationError(
+            f"model {config.model!r} has no finite perplexity on the text that is held out: its weights hold NaN, or it "
+            "can never say some token; give another checkpoint"
+        )
 
 
 def _check_stock(config: RunConfig, model: Any) -> None:

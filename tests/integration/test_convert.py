@@ -74,6 +74,16 @@ def test_the_new_head_is_close_and_the_trunk_is_the_old_one(stock, tmp_path):
     assert saved["provenance"]["wall_seconds"] > 0
 
 
+def test_a_model_of_nan_is_named_before_anything_is_learnt(stock, tmp_path, monkeypatch):
+    monkeypatch.setattr("codehead.conversion.fit_decision_layer", None)  # a call would fail
+    model = AutoModelForCausalLM.from_pretrained(stock / "model")
+    torch.nn.init.constant_(model.model.norm.weight, torch.nan)
+    broken = shutil.copytree(stock / "model", tmp_path / "broken")
+    model.save_pretrained(broken)
+    with pytest.raises(ConfigurationError, match="broken' has no finite perplexity"):
+        convert(config(stock, tmp_path / "out", model=str(broken)))
+
+
 def test_the_folder_of_the_model_is_never_written_to(stock, tmp_path):
     kept = shutil.copytree(stock / "model", tmp_path / "model")
     own = {**config(stock, kept).to_dict(), "model": f"{kept}/."}
