@@ -135,8 +135,8 @@ def _check_numbers(config: RunConfig, measured: dict[str, Any]) -> None:
     """Raise ConfigurationError if a model has no finite perplexity, which is measured as None."""
     if measured["perplexity"] is None:
         raise ConfigurationError(
-            f"model {config.model!r} has no finite perplexity on the text that is held out: its weights hold NaN, or it "
-            "can never say some token; give another checkpoint"
+            f"model {config.model!r} has no finite perplexity on the text that is held out: its weights hold NaN, or "
+            "it can never say some token; give another checkpoint"
         )
 
 
