@@ -214,15 +214,17 @@ def test_impossible_options_are_named(change):
         Distillation(**change)
 
 
-@pytest.mark.parametrize(("nats", "message"), [(None, "ended .* nats from the old one"), (float("nan"), "diverged")])
-def test_a_head_that_does_not_learn_is_not_kept(nats, message, monkeypatch):
+@pytest.mark.parametrize("nats", [None, float("nan")])
+def test_a_head_that_does_not_learn_is_not_kept(nats, monkeypatch):
+    expected = pytest.warns(UserWarning, match="stays as it began")
     if nats is not None:
+        expected = pytest.raises(CodeheadError, match="diverged")
         monkeypatch.setattr("codehead.training.distil.imitate", lambda *args: nats)
     model = codehead.attach(make("llama", tied=False), "itq", bits=16, start="old_head", **CORRECTED)
     before = {name: values.clone() for name, values in model.state_dict().items()}
     wanted = make("llama", tied=False).get_output_embeddings()
     options = Distillation(steps=3, batch_tokens=16, learning_rate=1e30)
-    with pytest.raises(CodeheadError, match=message):
+    with expected:
         distil(model, wanted, torch.randn(50, HIDDEN), options)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
