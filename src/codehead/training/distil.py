@@ -7,12 +7,14 @@ rows that have become equal are made distinct in the symbols that are nearest to
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codehead.codes.arrays import Floats, Integers
 from codehead.codes.codebook import PackedCodebook
@@ -20,6 +22,7 @@ from codehead.codes.distinct import make_distinct
 from codehead.codes.packing import pack_bits
 from codehead.codes.table import CodewordTable
 from codehead.errors import ConfigurationError
+from codehead.losses import CHUNK_SCORES
 from codehead.models.tail import Tail
 from codehead.training.config import Distillation
 from codehead.training.divergence import refuse_divergence
@@ -62,8 +65,8 @@ def distil(
         ConfigurationError: the code is ternary, the bits form a chain, or labels are asked for and not given.
         CodeheadError: it diverged; the model is as it was.
 
-    Where it ends farther from the teacher than it began, as after a start that is nearly exact, the model stays as it
-    was, with a warning.
+    Where it ends farther from the teacher than it began, and than knowing nothing (log V nats), the model stays as it
+    was, with a warning; but for labels, which may lead away from it.
     """
     decision = model.decision
     _check(decision)
@@ -83,12 +86,13 @@ def distil(
     @torch.enable_grad()
     def objective(chosen: Tensor) -> float:
         """The mean loss over chosen positions, whose gradients are added."""
-        seen = hidden[chosen].to(device, torch.float32)
+        given = hidden[chosen].to(device, torch.float32)
         known = None if labels is None or not options.label_weight else labels[chosen].to(device)
-        return imitate(student.scores, seen, teacher, seen, known, options.label_weight, decision.table.num_classes)
+        return imitate(student.scores, given, teacher, given, known, options.label_weight, decision.table.num_classes)
 
-    some = torch.arange(min(len(hidden), options.batch_tokens))
-    begun = objective(some)
+    seen = hidden[: max(1, min(options.batch_tokens, CHUNK_SCORES // decision.table.num_classes))]
+    seen = seen.to(device, torch.float32)
+    begun = _divergence(student.scores, teacher, seen)
     loop = ResumableLoop(stages or Stages(), "distillation", optimizer, schedule, order)
     with loop.saved_at_the_end():
         while loop.done < options.steps:
@@ -98,7 +102,8 @@ def distil(
             refuse_divergence(nats, loop.done, RATE)
             loop.step()
             progress(loop.done, options.steps, nats)
-    if not objective(some) <= begun:
+    failed = not _divergence(student.scores, teacher, seen) <= max(begun, math.log(decision.table.num_classes))
+    if failed and not options.label_weight:  # labels may well lead away from the teacher
         warnings.warn(NO_BETTER, stacklevel=2)
         return
     student.write_back(model, options.seed)
@@ -184,6 +189,13 @@ class _Sign(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (numbers,) = ctx.saved_tensors
         return gradient * (numbers.abs() <= 1)
+
+
+@torch.no_grad()
+def _divergence(student: Scores, teacher: Scores, hidden: Tensor) -> float:
+    """Mean nats from the teacher to the student at hidden states `(tokens, hidden)`."""
+    found, likely = student(hidden).log_softmax(-1), teacher(hidden).float().log_softmax(-1)
+    return float(F.kl_div(found, likely, reduction="batchmean", log_target=True))
 
 
 def _check(decision: Any) -> None:
