@@ -95,7 +95,8 @@ class Distillation:
 
     steps: int = 500
     batch_tokens: int = 512  # positions per step
-    learning_rate: float = 3e-3  # of the head and of what corrects tokens; falls to zero along a cosine
+    learning_rate: float | None = None  # of the head and of what corrects tokens; falls to zero along a cosine. None:
+    # 3e-3, and less for long codes on wide hidden states
     code_learning_rate: float = 1e-2  # of the numbers whose signs are the code; 0 keeps the code as it is
     tokens: int = 200_000  # positions of the training text whose hidden states are learnt from, kept in memory
     label_weight: float = 0.0  # of the labels' own cross entropy; the old head's distribution has the rest
@@ -111,7 +112,7 @@ class Distillation:
         for name in ("trunk_steps", "seed"):
             require(getattr(self, name), f"distil.{name}", minimum=0)
         for name in ("learning_rate", "code_learning_rate", "trunk_learning_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"distil.{name} is {getattr(self, name)!r}; give a number of 0 or more")
 
 

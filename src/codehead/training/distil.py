@@ -7,7 +7,6 @@ rows that have become equal are made distinct in the symbols that are nearest to
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +32,9 @@ from codehead.training.stages import Stages
 MARGIN = 0.3
 """Where the numbers behind the symbols begin, ±; gradients pass while they are between −1 and +1."""
 RATE = "distil.learning_rate or distil.code_learning_rate"
+LEARNING_RATE = 3e-3
+REACH = 24_576
+"""The largest hidden size × symbols of a codeword at which LEARNING_RATE is right."""
 NO_BETTER = (
     "what the new head learnt left it farther from the old one than it had begun, so it stays as it began; lower "
     f"{RATE} for it to learn more"
@@ -65,8 +67,8 @@ def distil(
         ConfigurationError: the code is ternary, the bits form a chain, or labels are asked for and not given.
         CodeheadError: it diverged; the model is as it was.
 
-    Where it ends farther from the teacher than it began, and than knowing nothing (log V nats), the model stays as it
-    was, with a warning; but for labels, which may lead away from it.
+    Where it ends farther from the teacher than it began, the model stays as it was, with a warning; but for labels,
+    which may lead away from it.
     """
     decision = model.decision
     _check(decision)
@@ -75,7 +77,7 @@ def distil(
     student = _Student(model.get_output_embeddings(), decision, Tail.of(model))
     optimizer = torch.optim.Adam(
         [
-            {"params": student.weights, "lr": options.learning_rate},
+            {"params": student.weights, "lr": _learning_rate(options, decision, hidden.shape[1])},
             {"params": student.numbers, "lr": options.code_learning_rate},
         ],
         betas=BETAS,
@@ -102,11 +104,23 @@ def distil(
             refuse_divergence(nats, loop.done, RATE)
             loop.step()
             progress(loop.done, options.steps, nats)
-    failed = not _divergence(student.scores, teacher, seen) <= max(begun, math.log(decision.table.num_classes))
-    if failed and not options.label_weight:  # labels may well lead away from the teacher
+    nearer = _divergence(student.scores, teacher, seen) <= begun
+    if not nearer and not options.label_weight:  # labels may well lead away from the teacher
         warnings.warn(NO_BETTER, stacklevel=2)
         return
     student.write_back(model, options.seed)
+
+
+def _learning_rate(options: Distillation, decision: Any, hidden_size: int) -> float:
+    """That of the options, or one that falls as hidden size × symbols grows.
+
+    A step of Adam moves every weight about equally far, and the score of a token sums over so many of them.
+    """
+    if options.learning_rate is not None:
+        return options.learning_rate
+    further = 0 if decision.corrections is None else decision.corrections.num_bits
+    symbols = 1 if decision.table.is_implicit else decision.table.length + further
+    return LEARNING_RATE * min(1.0, REACH / (hidden_size * symbols))
 
 
 class _Student:
