@@ -42,15 +42,17 @@ class Reading(ABC):
     def check(self) -> None:
         """Raise a ConfigurationError if the code cannot be read so."""
 
-    def check_loss(self, name: str) -> None:
+    @classmethod
+    def check_loss(cls, name: str) -> None:
         """Raise a ConfigurationError if the loss cannot train this."""
-        if self.losses and name not in self.losses:
-            raise ConfigurationError(f"loss={name!r} {self.no_loss}; choose loss={self.losses[0]!r}")
+        if cls.losses and name not in cls.losses:
+            raise ConfigurationError(f"loss={name!r} {cls.no_loss}; choose loss={cls.losses[0]!r}")
 
-    def check_decoder(self, name: str) -> None:
+    @classmethod
+    def check_decoder(cls, name: str) -> None:
         """Raise a ConfigurationError if the decoder cannot rank the tokens of this."""
-        if self.decoders and name not in self.decoders:
-            raise ConfigurationError(f"decoder={name!r} {self.no_decoder}; choose decoder={self.decoders[0]!r}")
+        if cls.decoders and name not in cls.decoders:
+            raise ConfigurationError(f"decoder={name!r} {cls.no_decoder}; choose decoder={cls.decoders[0]!r}")
 
     @abstractmethod
     def bit_logits(self, outputs: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -51,6 +52,25 @@ def config(stock, out, **changes):
         "distil": {"steps": 60, "tokens": 2000, "batch_tokens": 128},
     }
     return RunConfig.from_dict({**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shortlist": 291}, "shortlist=291 is not between 0 and the number of tokens 290"),
+        ({"refined": [290]}, "refined holds ids from 290 to 290"),
+        ({"loss": "bitwise"}, "loss='bitwise' cannot train a shortlist"),
+        ({"decoder": "hamming", "shortlist": 0}, "decoder='hamming' does not score tokens"),
+    ],
+)
+def test_what_single_tokens_cannot_have_is_told_before_the_model_reads(stock, tmp_path, monkeypatch, changes, message):
+    def read(*_):
+        pytest.fail("the model has read text")
+
+    monkeypatch.setattr("codehead.training.replacement.labelled_states", read)
+    wanted = config(stock, tmp_path / "out")
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        convert(replace(wanted, decision={**wanted.decision, **changes}))
 
 
 def test_the_new_head_is_close_and_the_trunk_is_the_old_one(stock, tmp_path):

@@ -214,8 +214,25 @@ def test_impossible_options_are_named(change):
         Distillation(**change)
 
 
-@pytest.mark.parametrize("nats", [None, float("nan")])
-def test_a_head_that_does_not_learn_is_not_kept(nats, monkeypatch):
+def test_rates_of_learning_fall_with_the_length_of_the_code(monkeypatch):
+    def learnt(**options):
+        model = codehead.attach(
+            make("llama", tied=False), "itq", bits=16, start="old_head", refined=range(20), refined_bits=8, **CORRECTED
+        )
+        teacher = make("llama", tied=False).get_output_embeddings()
+        distil(model, teacher, torch.randn(50, HIDDEN), Distillation(steps=2, batch_tokens=16, **options))
+        return model.get_output_embeddings().state_dict()
+
+    drawn = torch.random.get_rng_state()
+    monkeypatch.setattr("codehead.training.distil.REACH", 6 * HIDDEN)
+    found = learnt()
+    torch.random.set_rng_state(drawn)
+    for name, values in learnt(learning_rate=3e-3 / 4).items():
+        assert torch.equal(found[name], values), name
+
+
+@pytest.mark.parametrize(("nats", "rate"), [(None, 1e30), (None, 0.03), (float("nan"), 1e30)])
+def test_a_head_that_does_not_learn_is_not_kept(nats, rate, monkeypatch):
     expected = pytest.warns(UserWarning, match="stays as it began")
     if nats is not None:
         expected = pytest.raises(CodeheadError, match="diverged")
@@ -223,7 +240,7 @@ def test_a_head_that_does_not_learn_is_not_kept(nats, monkeypatch):
     model = codehead.attach(make("llama", tied=False), "itq", bits=16, start="old_head", **CORRECTED)
     before = {name: values.clone() for name, values in model.state_dict().items()}
     wanted = make("llama", tied=False).get_output_embeddings()
-    options = Distillation(steps=3, batch_tokens=16, learning_rate=1e30)
+    options = Distillation(steps=3, batch_tokens=16, learning_rate=rate)
     with expected:
         distil(model, wanted, torch.randn(50, HIDDEN), options)
     after = model.state_dict()

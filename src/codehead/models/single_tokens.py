@@ -5,24 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from codehead.codes.codebook import Codebook
 from codehead.decoding.corrections import Corrections, choose_tokens
 from codehead.models.hidden import Statistics
 from codehead.models.refining import refine
+from codehead.readings import CorrectedBits
 
 
 @dataclass(frozen=True)
 class SingleTokens:
     """The arguments of `attach` that name tokens, or give each of them a number."""
 
-    shortlist: int | Sequence[int]
-    shortlist_split: bool
-    token_bias: bool
-    token_scale: bool
-    refined: int | Sequence[int]
-    refined_bits: int
+    shortlist: int | Sequence[int] = 0
+    shortlist_split: bool = False
+    token_bias: bool = False
+    token_scale: bool = False
+    refined: int | Sequence[int] = 0
+    refined_bits: int = 64
+
+    def check(self, counts: Tensor, loss: str, decoder: str) -> None:
+        """Raise the ConfigurationError that a decision layer would, as far as counts `(V,)` tell: for a quick start."""
+        chosen = [choose_tokens(name, getattr(self, name), counts, len(counts)) for name in ("shortlist", "refined")]
+        if self._numbers or any(len(ids) for ids in chosen):
+            CorrectedBits.check_loss(loss)
+            CorrectedBits.check_decoder(decoder)
+
+    @property
+    def _numbers(self) -> bool:
+        """Whether all tokens get a number, or "other" does."""
+        return bool(self.token_bias or self.token_scale or self.shortlist_split)
 
     def corrections(
         self, codebook: Codebook, old: nn.Linear, statistics: Statistics | None, seed: int
@@ -34,8 +47,7 @@ class SingleTokens:
         counts = None if statistics is None else statistics.counts
         refinement = refine(codebook, old, self.refined, self.refined_bits, statistics, seed)
         listed = choose_tokens("shortlist", self.shortlist, counts, codebook.num_classes)
-        numbered = self.token_bias or self.token_scale or self.shortlist_split
-        if not len(listed) and refinement is None and not numbered:
+        if not len(listed) and refinement is None and not self._numbers:
             return None
         made = Corrections(
             codebook.num_classes,

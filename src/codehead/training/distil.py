@@ -39,6 +39,8 @@ NO_BETTER = (
     "what the new head learnt left it farther from the old one than it had begun, so it stays as it began; lower "
     f"{RATE} for it to learn more"
 )
+TOLERANCE = 0.01
+"""Nats, 1% of perplexity: a head that learnt may end so much farther from the teacher than it began."""
 BETAS = (0.9, 0.99)
 """Adam's averages: shorter than usual, since hundreds of steps are few."""
 
@@ -67,8 +69,8 @@ def distil(
         ConfigurationError: the code is ternary, the bits form a chain, or labels are asked for and not given.
         CodeheadError: it diverged; the model is as it was.
 
-    Where it ends farther from the teacher than it began, the model stays as it was, with a warning; but for labels,
-    which may lead away from it.
+    Where it ends farther from the teacher than it began, by more than TOLERANCE, the model stays as it was, with a
+    warning; but for labels, which may lead away from it.
     """
     decision = model.decision
     _check(decision)
@@ -104,8 +106,8 @@ def distil(
             refuse_divergence(nats, loop.done, RATE)
             loop.step()
             progress(loop.done, options.steps, nats)
-    nearer = _divergence(student.scores, teacher, seen) <= begun
-    if not nearer and not options.label_weight:  # labels may well lead away from the teacher
+    failed = not _divergence(student.scores, teacher, seen) <= begun + TOLERANCE
+    if failed and not options.label_weight:  # labels may well lead away from the teacher
         warnings.warn(NO_BETTER, stacklevel=2)
         return
     student.write_back(model, options.seed)

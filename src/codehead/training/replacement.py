@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from codehead.errors import ConfigurationError
 from codehead.losses import IGNORE
 from codehead.models import attach
 from codehead.models.hidden import Statistics, labelled_states
+from codehead.models.single_tokens import SingleTokens
 from codehead.models.tail import Tail
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig
@@ -97,6 +98,7 @@ def fit_decision_layer(
             "at training text; give data.train"
         )
     counts = text.counts(len(model.get_output_embeddings().weight))
+    _check_single_tokens(decision, counts)
     if not looks:
         return attach(model, **decision, statistics=Statistics(torch.from_numpy(counts)))
     if config.distil is not None and config.distil.trunk_steps:
@@ -108,6 +110,13 @@ def fit_decision_layer(
     if config.distil is not None:
         _learn(model, teacher, config, text, hidden, labels, show, stages)
     return model
+
+
+def _check_single_tokens(decision: Mapping[str, Any], counts: np.ndarray) -> None:
+    """Tell of what the decision layer would refuse while the model has read nothing yet."""
+    given = {key.name: decision[key.name] for key in fields(SingleTokens) if key.name in decision}
+    loss, decoder = decision.get("loss", "bitwise"), decision.get("decoder", "likelihood")
+    SingleTokens(**given).check(torch.from_numpy(counts), loss, decoder)
 
 
 def _attach(
