@@ -397,6 +397,16 @@ def test_the_plan_refuses_results_over_other_data(path: Path, monkeypatch: pytes
         plan_steps(protocol, out, Store(out / "store"), (), variables(path))
 
 
+def test_a_head_that_is_to_be_compressed_is_not_done_and_takes_no_training(path: Path) -> None:
+    cut = "seeds: [0]\n".join(FILE.split("seeds: [0, 1]\n"))
+    path.write_text(cut.replace("cells:\n", "cells:\n  int4: {peer: {bits: 4, group: 8}}\n"))
+    out = path.parent / "out"
+    steps = plan_steps(Protocol.from_yaml(path), out, Store(out / "store"), ("int4", "mtl"), variables(path))
+    told = {step.key.split("/")[-2]: (step.is_done, step.trains, step.seconds(1e9)) for step in steps}
+    assert told["int4"] == (False, False, 0.0)
+    assert told["mtl"][:2] == (False, True) and told["mtl"][2] > 0
+
+
 HOLD = """
 import sys, time
 from codehead.protocols.store import Store

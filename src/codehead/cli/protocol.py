@@ -131,7 +131,7 @@ def _show_plan(protocol: Protocol, out: Path, only: list[str], jobs: int, variab
     unknown = f", and {left.count(None)} runs of unknown length" if None in left else ""
     console.print(
         f"{len(left)} of {len(steps)} runs are left: about {_duration(known)} of training{unknown}"
-        f"{f', with --jobs {jobs} up to {jobs} times faster' if jobs > 1 else ''}; evaluation comes on top."
+        f"{f', with --jobs {jobs} up to {jobs} times faster' if jobs > 1 else ''}; evaluation and the compression of heads come on top."
     )
 
 
@@ -145,7 +145,8 @@ def _plan_table(steps: Any, speed: float) -> Table:
         table.add_column(heading, justify="right")
     for step in steps:
         seconds = step.seconds(speed)
-        length = "done" if step.is_done else "?" if seconds is None else _duration(seconds)
+        length = "?" if seconds is None else _duration(seconds) if step.trains else "no training"
+        length = "done" if step.is_done else length
         memory = "?" if step.cost is None else f"{step.cost.memory / 2**30:.1f} GiB"
         count = step.cost.steps if step.cost else None
         table.add_row(step.key, "?" if count is None else f"{count:,}", length, memory)

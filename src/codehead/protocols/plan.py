@@ -20,15 +20,16 @@ from codehead.training.config import RunConfig
 
 @dataclass(frozen=True)
 class Step:
-    """One training run that a protocol needs."""
+    """One run that a protocol needs."""
 
     key: str
     cost: Cost | None  # None: the model's configuration cannot be read from here
     is_done: bool
+    trains: bool = True  # False: it compresses the head of another run
 
     def seconds(self, speed: float) -> float | None:
-        """About how long it takes on a machine of this speed; 0 if it is done, None if that cannot be told."""
-        if self.is_done:
+        """About how long its training takes on a machine of this speed; 0 if none is left, None if nobody can tell."""
+        if self.is_done or not self.trains:
             return 0.0
         return None if self.cost is None else self.cost.seconds(speed)
 
@@ -55,8 +56,9 @@ def plan_steps(
         has_result = is_finished(protocol, cell, out)
         if has_result and is_prepared:
             check_data(protocol, cell, out, context)
-        is_done = has_result or is_trained(run) or cell.peer is not None  # another protocol may have run it
-        steps.append(Step(cell.key, _cost(run, protocol, cell, context), is_done))
+        trains = cell.peer is None
+        is_done = has_result or (trains and is_trained(run))  # another protocol may have trained it
+        steps.append(Step(cell.key, _cost(run, protocol, cell, context), is_done, trains))
     return steps
 
 
