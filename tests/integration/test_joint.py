@@ -32,12 +32,12 @@ def stock(name, dtype=torch.float32):
     return model.to(dtype)
 
 
-def learnt(old, steps=30, batch=BATCH, label_weight=0.0, **layer):
+def learnt(old, steps=30, batch=BATCH, label_weight=0.0, rate=None, **layer):
     """A coded copy of a stock model, before and after it was trained as a whole, and what the progress told."""
     made = {"code": "itq", "bits": 16, "loss": "codeword", "start": "old_head", **layer}
     before = codehead.attach(copy.deepcopy(old), **made, statistics=statistics(old))
     after, told = copy.deepcopy(before), []
-    options = Distillation(trunk_steps=steps, trunk_learning_rate=1e-2, label_weight=label_weight)
+    options = Distillation(trunk_steps=steps, trunk_learning_rate=1e-2, label_weight=label_weight, learning_rate=rate)
     learn_together(
         after,
         softmax_head(old, copy.deepcopy(old.get_output_embeddings())),
@@ -91,6 +91,13 @@ def test_corrections_and_the_trunk_learn_too():
         if not torch.equal(new, old)
     }
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_the_head_learns_no_faster_with_the_trunk_than_before_it():
+    before, after, _ = learnt(stock("llama"), steps=3, rate=0.0)
+    assert torch.equal(after.get_output_embeddings().weight, before.get_output_embeddings().weight)
+    pairs = zip(after.model.parameters(), before.model.parameters(), strict=True)
+    assert any(not torch.equal(new, old) for new, old in pairs)
 
 
 HEADS = {

@@ -129,9 +129,10 @@ def _show_plan(protocol: Protocol, out: Path, only: list[str], jobs: int, variab
     left = [step.seconds(speed) for step in steps if not step.is_done]
     known = sum(seconds for seconds in left if seconds is not None)
     unknown = f", and {left.count(None)} runs of unknown length" if None in left else ""
+    faster = f", with --jobs {jobs} up to {jobs} times faster" if jobs > 1 else ""
     console.print(
-        f"{len(left)} of {len(steps)} runs are left: about {_duration(known)} of training{unknown}"
-        f"{f', with --jobs {jobs} up to {jobs} times faster' if jobs > 1 else ''}; evaluation and the compression of heads come on top."
+        f"{len(left)} of {len(steps)} runs are left: about {_duration(known)} of training{unknown}{faster}; evaluation "
+        "and the compression of heads come on top."
     )
 
 

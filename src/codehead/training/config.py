@@ -101,7 +101,7 @@ class Distillation:
     tokens: int = 200_000  # positions of the training text whose hidden states are learnt from, kept in memory
     label_weight: float = 0.0  # of the labels' own cross entropy; the old head's distribution has the rest
     trunk_steps: int = 0  # after it, of LoRA on the trunk (`lora`, no dropout) with the head; 0: the trunk rests
-    trunk_learning_rate: float = 1e-3  # of both in these steps
+    trunk_learning_rate: float = 1e-3  # in these steps; the head's is no more than learning_rate
     seed: int = 0  # of the order of positions
 
     def __post_init__(self) -> None:

@@ -79,7 +79,7 @@ def distil(
     student = _Student(model.get_output_embeddings(), decision, Tail.of(model))
     optimizer = torch.optim.Adam(
         [
-            {"params": student.weights, "lr": _learning_rate(options, decision, hidden.shape[1])},
+            {"params": student.weights, "lr": head_rate(options, decision, hidden.shape[1])},
             {"params": student.numbers, "lr": options.code_learning_rate},
         ],
         betas=BETAS,
@@ -113,8 +113,8 @@ def distil(
     student.write_back(model, options.seed)
 
 
-def _learning_rate(options: Distillation, decision: Any, hidden_size: int) -> float:
-    """That of the options, or one that falls as hidden size × symbols grows.
+def head_rate(options: Distillation, decision: Any, hidden_size: int) -> float:
+    """The rate at which a head learns: that of the options, or one that falls as hidden size × symbols grows.
 
     A step of Adam moves every weight about equally far, and the score of a token sums over so many of them.
     """

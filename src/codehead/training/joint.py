@@ -53,7 +53,7 @@ def learn_together(
         adapted: Any = with_lora(model, lora)
     learnt = [values for values in adapted.parameters() if values.requires_grad]
     _cast(learnt, torch.float32)  # bf16 rounds small steps away
-    optimizer = torch.optim.Adam(learnt, lr=options.trunk_learning_rate)
+    optimizer = torch.optim.Adam(_groups(adapted, options))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.trunk_steps)
     order = torch.Generator().manual_seed(options.seed)
     loop = ResumableLoop(stages or Stages(), "trunk", optimizer, schedule, order)
@@ -70,6 +70,15 @@ def learn_together(
     merge(adapted)
     for name, values in model.named_parameters():
         values.requires_grad_(name in learnable)
+
+
+def _groups(adapted: Any, options: Distillation) -> list[dict[str, Any]]:
+    """What is learnt: adapters, and the decision layer at no more than a rate of its own."""
+    rates = [rate for rate in (options.trunk_learning_rate, options.learning_rate) if rate is not None]
+    found = [(name, values) for name, values in adapted.named_parameters() if values.requires_grad]
+    trunk = [values for name, values in found if "lora_" in name]
+    head = [values for name, values in found if "lora_" not in name]
+    return [{"params": trunk, "lr": options.trunk_learning_rate}, {"params": head, "lr": min(rates)}]
 
 
 def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_weight: float) -> float:

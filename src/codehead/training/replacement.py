@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from codehead.models.tail import Tail
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels
-from codehead.training.distil import distil
+from codehead.training.distil import distil, head_rate
 from codehead.training.growing import grown, grows
 from codehead.training.imitation import Scores
 from codehead.training.joint import learn_together
@@ -154,8 +154,9 @@ def _learn(
     stages: Stages,
 ) -> None:
     """Let the decision layer learn from the old head, and then the trunk with it, as `config.distil` says."""
-    options = config.distil
-    assert options is not None
+    assert config.distil is not None
+    rate = head_rate(config.distil, model.decision, hidden.shape[1])
+    options = replace(config.distil, learning_rate=rate)
 
     def learning(done: int, total: int, nats: float) -> None:
         show("learning the new head", done, total)
