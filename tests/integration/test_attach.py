@@ -323,6 +323,12 @@ def test_a_folded_bias_is_not_lost_in_a_checkpoint(tmp_path):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
     codehead.attach(model, bits=24).save_pretrained(tmp_path)
+    codehead.detach(model)  # the folded head is back
+    with pytest.raises(ConfigurationError, match="LlamaForCausalLM has no bias"):
+        model.save_pretrained(tmp_path)
+    codehead.fold(codehead.attach(model, bits=24, loss="codeword", token_bias=True))
+    with pytest.raises(ConfigurationError, match="LlamaForCausalLM has no bias"):
+        model.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("token_bias", [False, True])

@@ -410,6 +410,8 @@ def test_finetune_within_a_budget(codehead, place, tmp_path):
         ("training.per_device_train_batch_size=0", "give a whole number of at least 1"),
         ("training.gradient_accumulation_steps=0", "give a whole number of at least 1"),
         ("training.max_steps=0", "training.max_steps is 0"),
+        ("training.max_steps=-5", "training.max_steps is -5"),
+        ("training.num_train_epochs=0", "training.num_train_epochs is 0"),
         ("lora.target_modules=[foo]", "matches no module"),
         ("data.validation=SHORT", "the validation data has 3 tokens"),
     ],

@@ -108,11 +108,34 @@ def test_the_folder_of_the_model_is_never_written_to(stock, tmp_path):
     kept = shutil.copytree(stock / "model", tmp_path / "model")
     own = {**config(stock, kept).to_dict(), "model": f"{kept}/."}
     for overwrite in (False, True):
-        with pytest.raises(ConfigurationError, match="is the folder of the model that is read"):
+        with pytest.raises(ConfigurationError, match="holds the model that is read"):
             convert(RunConfig.from_dict(own), overwrite=overwrite)
-        with pytest.raises(ConfigurationError, match="is the folder of the model that is read"):
+        with pytest.raises(ConfigurationError, match="holds the model that is read"):
             train(RunConfig.from_dict(own), overwrite=overwrite, progress=False)
     AutoModelForCausalLM.from_pretrained(kept)
+
+
+def test_a_checkpoint_of_the_run_that_is_overwritten_is_no_model_for_it(stock, tmp_path):
+    inner = shutil.copytree(stock / "model", tmp_path / "out" / "checkpoints" / "checkpoint-4")
+    (tmp_path / "out" / "run.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="holds the model that is read"):
+        convert(config(stock, tmp_path / "out", model=str(inner)), overwrite=True)
+    AutoModelForCausalLM.from_pretrained(inner)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_mistake_in_a_new_folder_leaves_nothing_there(stock, tmp_path, overwrite):
+    wanted = config(stock, tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="shortlist=1000"):
+        convert(replace(wanted, decision={**wanted.decision, "shortlist": 1000}), overwrite=overwrite)
+    convert(wanted)
+
+
+def test_what_cannot_be_calibrated_is_told_before_the_new_head_learns(stock, tmp_path, monkeypatch):
+    monkeypatch.setattr("codehead.training.replacement.distil", None)  # a call would fail
+    low_rank = {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 4}, "loss": "codeword"}
+    with pytest.raises(ConfigurationError, match="has as many bits as tokens"):
+        convert(config(stock, tmp_path / "out", decision=low_rank, calibrate={"per_bit": True}))
 
 
 @pytest.mark.parametrize("tokens", [50, 300])

@@ -231,8 +231,10 @@ def test_rates_of_learning_fall_with_the_length_of_the_code(monkeypatch):
         assert torch.equal(found[name], values), name
 
 
-@pytest.mark.parametrize(("nats", "rate"), [(None, 1e30), (None, 0.03), (float("nan"), 1e30)])
-def test_a_head_that_does_not_learn_is_not_kept(nats, rate, monkeypatch):
+@pytest.mark.parametrize(
+    ("nats", "rate", "weight"), [(None, 1e30, 0.0), (None, 1e30, 0.5), (None, 0.03, 0.0), (float("nan"), 1e30, 0.5)]
+)
+def test_a_head_that_does_not_learn_is_not_kept(nats, rate, weight, monkeypatch):
     expected = pytest.warns(UserWarning, match="stays as it began")
     if nats is not None:
         expected = pytest.raises(CodeheadError, match="diverged")
@@ -240,9 +242,9 @@ def test_a_head_that_does_not_learn_is_not_kept(nats, rate, monkeypatch):
     model = codehead.attach(make("llama", tied=False), "itq", bits=16, start="old_head", **CORRECTED)
     before = {name: values.clone() for name, values in model.state_dict().items()}
     wanted = make("llama", tied=False).get_output_embeddings()
-    options = Distillation(steps=3, batch_tokens=16, learning_rate=rate)
+    options = Distillation(steps=3, batch_tokens=16, learning_rate=rate, label_weight=weight)
     with expected:
-        distil(model, wanted, torch.randn(50, HIDDEN), options)
+        distil(model, wanted, torch.randn(50, HIDDEN), options, labels=torch.arange(50))
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 

@@ -16,7 +16,7 @@ from codehead.models.tail import Tail
 from codehead.training.adapt import with_lora
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.imitation import imitate
-from codehead.training.joint import _gradients, learn_together
+from codehead.training.joint import GRADIENT_SCALE, _gradients, learn_together
 from codehead.training.quiet import peft_warnings_hidden
 from codehead.training.replacement import softmax_head
 
@@ -32,12 +32,14 @@ def stock(name, dtype=torch.float32):
     return model.to(dtype)
 
 
-def learnt(old, steps=30, batch=BATCH, label_weight=0.0, rate=None, **layer):
+def learnt(old, steps=30, batch=BATCH, label_weight=0.0, rate=None, trunk_rate=1e-2, **layer):
     """A coded copy of a stock model, before and after it was trained as a whole, and what the progress told."""
     made = {"code": "itq", "bits": 16, "loss": "codeword", "start": "old_head", **layer}
     before = codehead.attach(copy.deepcopy(old), **made, statistics=statistics(old))
     after, told = copy.deepcopy(before), []
-    options = Distillation(trunk_steps=steps, trunk_learning_rate=1e-2, label_weight=label_weight, learning_rate=rate)
+    options = Distillation(
+        trunk_steps=steps, trunk_learning_rate=trunk_rate, label_weight=label_weight, learning_rate=rate
+    )
     learn_together(
         after,
         softmax_head(old, copy.deepcopy(old.get_output_embeddings())),
@@ -160,16 +162,26 @@ def test_low_precision_models_keep_their_dtype_and_come_nearer():
     assert divergence(after, old) < 0.8 * divergence(before, old)
 
 
-def test_small_gradients_are_not_lost_in_float16():
-    old = stock("llama")
-    moved = {}
-    for dtype in (torch.float32, torch.float16):
-        before, after, _ = learnt(copy.deepcopy(old).to(dtype), steps=1, batch=BATCH)
-        moved[dtype] = {
-            name for (name, new), was in zip(after.named_parameters(), before.parameters(), strict=True)
-            if not torch.equal(new, was)
-        }  # fmt: skip
-    assert moved[torch.float16] == moved[torch.float32]
+def test_small_gradients_are_not_lost_in_float16(monkeypatch):
+    """Those of a head that is nearly its teacher."""
+
+    def lost(scale):
+        monkeypatch.setattr("codehead.training.joint.GRADIENT_SCALE", scale)
+        old = stock("llama", torch.float16)
+        model = codehead.attach(copy.deepcopy(old), "one_vs_all", loss="codeword", start="old_head")
+        head = old.get_output_embeddings()
+        with peft_warnings_hidden():
+            adapted = with_lora(model, LoraConfig())
+        _gradients(adapted, model, lambda hidden: (1 + 1e-6) * head(hidden).float(), BATCH, 0.0)
+        found = [values.grad for name, values in adapted.named_parameters() if "lora_B" in name]
+        return float(torch.cat([values.flatten() for values in found]).eq(0).float().mean())
+
+    assert lost(GRADIENT_SCALE) < 0.5 * lost(1.0)
+
+
+def test_a_trunk_that_the_last_step_ruined_is_told():
+    with pytest.raises(CodeheadError, match=r"distil\.trunk_learning_rate"):
+        learnt(stock("llama"), steps=1, trunk_rate=1e30)
 
 
 def test_gradients_are_those_of_the_loss():

@@ -477,6 +477,26 @@ def test_wall_time_adds_up_over_processes(stories, tmp_path):
     assert finished["started_at"] == record["provenance"]["started_at"]
 
 
+def test_a_run_that_is_stopped_before_it_goes_on_training_still_goes_on(pretrained, stories, tmp_path, monkeypatch):
+    decision = {**CORRECTED, "code": "itq"}
+    distil = {"steps": 2, "tokens": 100}
+    training = {"max_steps": 4, "save_steps": 2}
+    config = finetuning(
+        pretrained["softmax"], stories, tmp_path / "run", decision=decision, distil=distil, training=training
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, callbacks=[StopAt(3)])
+    with monkeypatch.context() as patched:
+        patched.setattr("codehead.training.model.fit_decision_layer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, progress=False)
+    train(config, progress=False)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_changed_data_are_noticed(stories, tmp_path):
     copy = tmp_path / "a.jsonl"
     copy.write_text(Path(stories).read_text())

@@ -52,7 +52,9 @@ def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, Allocatio
             f"--budget is {budget!r}, which chooses the decision layer; leave it away, or "
             + ", ".join(f"decision.{key}" for key in values["decision"])
         )
-    found, seed = chosen(model_shape(str(values.get("model"))), budget, None, None), values.get("seed", 0)
+    if not isinstance(values.get("model"), str):
+        raise ConfigurationError(f"--budget is {budget!r}, a share of the head of an existing model; give --model")
+    found, seed = chosen(model_shape(values["model"]), budget, None, None), values.get("seed", 0)
     learning = {"seed": seed, **(values.get("distil") or {})}
     layer = {"decision": {**found.decision(), "seed": seed}, "distil": learning, "int8": True}
     return RunConfig.from_dict({**values, **layer}), found

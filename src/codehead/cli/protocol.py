@@ -150,7 +150,8 @@ def _plan_table(steps: Any, speed: float) -> Table:
         length = "done" if step.is_done else length
         memory = "?" if step.cost is None else f"{step.cost.memory / 2**30:.1f} GiB"
         count = step.cost.steps if step.cost else None
-        table.add_row(step.key, "?" if count is None else f"{count:,}", length, memory)
+        steps_told = "–" if not step.trains else "?" if count is None else f"{count:,}"
+        table.add_row(step.key, steps_told, length, memory)
     return table
 
 

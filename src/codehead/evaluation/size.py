@@ -159,8 +159,8 @@ def model_shape(name: str) -> ModelShape:
 
 def config_shape(config: Any) -> ModelShape:
     """The shape that a configuration of transformers describes; tying is that of the stock model."""
-    config = config.get_text_config()
-    entry = getattr(config, "quantization_config", None) or {}
+    whole, config = config, config.get_text_config()  # of a model that sees images too, the whole one is quantised
+    entry = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None) or {}
     entry = entry if isinstance(entry, dict) else entry.to_dict()
     stock = entry.get("stock", {})
     hidden = getattr(config, "word_embed_proj_dim", config.hidden_size)  # OPT-350m projects before its head

@@ -24,7 +24,7 @@ from codehead.heads.scaling import last_map, scale_outputs
 from codehead.layer import Decision, DecisionLayer
 from codehead.losses import CHUNK_SCORES, IGNORE
 from codehead.models.hidden import at_labels
-from codehead.models.stock import soft_cap
+from codehead.models.stock import SOFT_CAP, soft_cap
 
 TOKENS = 20_000
 STORED = 2**29
@@ -113,10 +113,12 @@ def check_calibration(model: nn.Module, per_bit: bool) -> None:
         )
     last_map(_head(model))
     if not isinstance(model, DecisionLayer) and soft_cap(model) is not None:
+        config: Any = model.config
+        removable = getattr(config.get_text_config(), SOFT_CAP, None) is not None
         raise ConfigurationError(
             f"{type(model).__name__} caps its logits softly at {soft_cap(model):g}: a temperature of the head, before "
-            "the cap, is none of the logits; leave calibration away, or take a code other than one_vs_all, under which "
-            "there is no cap"
+            "the cap, is none of the logits; leave calibration away"
+            + (", or take a code other than one_vs_all, under which there is no cap" if removable else "")
         )
     if decision.table.is_implicit and per_bit:
         raise ConfigurationError(

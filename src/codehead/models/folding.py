@@ -46,8 +46,6 @@ def fold(model: Model) -> Model:
     if bias is None and has_bias:
         bias = weight.new_zeros(len(weight))
     uninstall(model, _head(weight, bias))
-    if bias is not None and not has_bias:
-        guards.refuse_saving_bias(model)
     return model
 
 

@@ -54,10 +54,21 @@ def refuse_saving_bias(model: Any) -> None:
     model.save_pretrained = functools.partial(_refuse_to_save, type(model).__name__)
 
 
+def refuses_saving(model: Any) -> bool:
+    """Whether `refuse_saving_bias` was called on a model."""
+    return getattr(vars(model).get("save_pretrained"), "func", None) is _refuse_to_save
+
+
+def allow_saving(model: Any) -> None:
+    """Undo `refuse_saving_bias`."""
+    if refuses_saving(model):
+        del model.save_pretrained
+
+
 def _refuse_to_save(name: str, *args: Any, **kwargs: Any) -> None:
     raise ConfigurationError(
         f"a head of {name} has no bias, so a checkpoint would lose that of every token, and be another model. Save the "
-        "coded model, or fold one that was made without token_bias"
+        "coded model before it is folded, or attach without token_bias and without a bias in head_params"
     )
 
 

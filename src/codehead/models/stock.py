@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from codehead.errors import ConfigurationError
+from codehead.models import guards
 
 SOFT_CAP = "final_logit_softcapping"
 """Gemma's `cap · tanh(logits / cap)`, applied to whatever the head returns; None switches it off."""
@@ -66,8 +67,9 @@ def refuse_fixed_soft_cap(model: Any) -> None:
 
 
 def before(model: Any, old: nn.Linear, *, capped: bool) -> dict[str, Any]:
-    """What `alter` is about to change: tying, the old head's bias and, unless it stays `capped`, the soft cap."""
-    values = {"bias": old.bias is not None, "tie_word_embeddings": bool(model.config.tie_word_embeddings)}
+    """What `alter` is about to change: tying, whether heads have a bias and, unless it stays `capped`, the soft cap."""
+    has_bias = old.bias is not None and not guards.refuses_saving(model)
+    values = {"bias": has_bias, "tie_word_embeddings": bool(model.config.tie_word_embeddings)}
     cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
     return values if capped or cap is None else {**values, SOFT_CAP: cap}
 

@@ -149,7 +149,7 @@ def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | No
     kept = stock.Kept(old, model.loss_type)
     stock.replace_head(model, head.train(model.training))
     model.decision = decision.train(model.training)
-    vars(model).pop("save_pretrained", None)  # of a folded head, which is gone
+    guards.allow_saving(model)  # a folded head is gone
     model.loss_type = "ForCausalLM"  # so that the Trainer counts shifted labels
     stock_class: Any = type(model)
     model.__class__ = coded_class(stock_class)
@@ -181,12 +181,15 @@ def detach(model: Model) -> Model:
 
 def uninstall(model: Any, head: nn.Linear) -> None:
     """Give a coded model its stock class back, with `head` as its output embedding."""
+    has_bias = describe(model, "uninstall").stock["bias"]
     if not head.weight.is_meta:
         head.to(next(model.get_output_embeddings().parameters()))
     stock.replace_head(model, head.train(model.training))
     model.loss_type = model._kept.loss_type
     model.__class__ = model._stock_class
     del model.decision, model._kept, model.config.quantization_config
+    if head.bias is not None and not has_bias:  # no checkpoint of this class has a place for it
+        guards.refuse_saving_bias(model)
 
 
 def describe(model: Any, action: str) -> Description:

@@ -17,7 +17,7 @@ class Clock:
     """
 
     def __init__(self, folder: RunFolder, origin: Mapping[str, Any], began: float) -> None:
-        self.folder, self.origin = folder, {**origin, **folder.spent()}
+        self.folder, self.origin = folder, {**folder.begun_with(), **origin, **folder.spent()}
         self.began = began - self.origin.get("wall_seconds", 0.0)
 
     def record(self) -> dict[str, Any]:

@@ -273,8 +273,11 @@ class RunConfig:
         for key in POSITIVE:
             if self.training.get(key) is not None:
                 require(self.training[key], f"training.{key}", minimum=1)
-        if self.training.get("max_steps") == 0:
-            raise ConfigurationError("training.max_steps is 0; give a number of steps, or codehead convert trains none")
+        steps, epochs = self.training.get("max_steps") or 0, self.training.get("num_train_epochs")
+        if "max_steps" in self.training and steps != -1 and steps < 1:
+            raise ConfigurationError(f"training.max_steps is {steps}; give a number of steps, or -1 to count epochs")
+        if epochs is not None and epochs <= 0 and steps < 1:
+            raise ConfigurationError(f"training.num_train_epochs is {epochs}; give a number above 0, or max_steps")
 
     def _check_validation(self) -> None:
         if self.data.validation or self.data.validation_fraction:

@@ -61,17 +61,21 @@ class RunFolder:
             raise ConfigurationError(f"{where} holds this run, finished; use --overwrite to repeat it")
 
     def check_foreign(self) -> None:
-        """Raise ConfigurationError if the folder is that of the model, or holds files but no run: somebody else's."""
+        """Raise ConfigurationError if the model is read from here, or there are files but no run: somebody else's."""
         for name in ("model", "tokenizer"):
             source = self.config.get(name)
-            if isinstance(source, str) and Path(source).expanduser().resolve() == self.path.resolve():
+            if isinstance(source, str) and self._holds(Path(source).expanduser().resolve()):
                 raise ConfigurationError(
-                    f"output_dir {str(self.path)!r} is the folder of the {name} that is read; choose another output_dir"
+                    f"output_dir {str(self.path)!r} holds the {name} that is read; choose another output_dir"
                 )
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / RECORD).exists():
             raise ConfigurationError(
                 f"output_dir {str(self.path)!r} is not empty and holds no run; choose another output_dir"
             )
+
+    def _holds(self, source: Path) -> bool:
+        """Whether a run that begins here may remove a file or folder."""
+        return source == self.path.resolve() or self.checkpoints.resolve() in (source, *source.parents)
 
     def clear(self) -> None:
         """Remove a run's own files, never those that somebody else put beside them; `check_foreign` comes first."""
@@ -89,17 +93,18 @@ class RunFolder:
         """The stages that precede training; the folder is this run's from here on, its provenance being `origin`.
 
         A mistake in configuration or data that comes to light in the first process leaves the folder as if nothing had
-        begun, so that it does not stand in the way of its correction; where it was overwritten, it may be again.
+        begun, so that it does not stand in the way of its correction. One that a run was overwritten in keeps a record
+        beside what others put there, so that it may be overwritten again.
         """
+        was_run = (self.path / RECORD).exists()
         if overwrite:
             self.clear()
-        is_new = not (self.path / RECORD).exists()
-        if is_new:
+        if overwrite or not was_run:
             self.write("running", {"provenance": dict(origin)})
         try:
             yield self.stages
         except (ConfigurationError, DataError):
-            if is_new and not overwrite:
+            if not was_run:
                 self.clear()
             raise
 
@@ -110,19 +115,23 @@ class RunFolder:
         earlier = read_record(self.path)["provenance"]
         return {key: earlier[key] for key in ("started_at", "wall_seconds") if key in earlier}
 
+    def begun_with(self) -> dict[str, Any]:
+        """`codebook`, the checksum of the code that was trained up to the last checkpoint; {} if there is none."""
+        if self.last_checkpoint() is None:
+            return {}
+        return {"codebook": read_record(self.path)["provenance"].get("codebook")}
+
     def check_codebook(self, checksum: str | None) -> None:
         """Raise ConfigurationError if the run would go on with another code than it began with.
 
         A code that was fitted to the model comes out the same on the same machine, not on every one.
         """
-        if self.last_checkpoint() is None:
-            return
-        begun = read_record(self.path)["provenance"].get("codebook")
-        if begun != checksum:
+        begun = self.begun_with()
+        if begun and begun["codebook"] != checksum:
             raise ConfigurationError(
-                f"output_dir {str(self.path)!r} holds a run that began with the codebook {begun}, but here it is "
-                f"{checksum}: another machine, library or number of threads fits it differently. Go on where the run "
-                "began, or use --overwrite"
+                f"output_dir {str(self.path)!r} holds a run that began with the codebook {begun['codebook']}, but here "
+                f"it is {checksum}: another machine, library or number of threads fits it differently. Go on where the "
+                "run began, or use --overwrite"
             )
 
     def last_checkpoint(self) -> Path | None:

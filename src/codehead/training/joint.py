@@ -57,15 +57,21 @@ def learn_together(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.trunk_steps)
     order = torch.Generator().manual_seed(options.seed)
     loop = ResumableLoop(stages or Stages(), "trunk", optimizer, schedule, order)
+
+    def learn() -> None:
+        """Gradients over a batch; CodeheadError if it has diverged."""
+        batch = {name: values.to(device) for name, values in draw(order).items()}
+        optimizer.zero_grad()
+        with _mixed(device, dtype):
+            nats = _gradients(adapted, model, teacher, batch, options.label_weight)
+        refuse_divergence(nats, loop.done, "distil.trunk_learning_rate")
+
     with torch.enable_grad(), loop.saved_at_the_end():
         while loop.done < options.trunk_steps:
-            batch = {name: values.to(device) for name, values in draw(order).items()}
-            optimizer.zero_grad()
-            with _mixed(device, dtype):
-                nats = _gradients(adapted, model, teacher, batch, options.label_weight)
-            refuse_divergence(nats, loop.done, "distil.trunk_learning_rate")
+            learn()
             loop.step()
             progress(loop.done, options.trunk_steps)
+        learn()  # the last step may be the one that ruined it
     _cast(learnt, dtype)
     merge(adapted)
     for name, values in model.named_parameters():

@@ -16,6 +16,7 @@ from codehead.codes import DESIGNS
 from codehead.errors import ConfigurationError
 from codehead.losses import IGNORE
 from codehead.models import attach
+from codehead.models.calibration import check_calibration
 from codehead.models.hidden import Statistics, labelled_states
 from codehead.models.single_tokens import SingleTokens
 from codehead.models.tail import Tail
@@ -107,6 +108,8 @@ def fit_decision_layer(
     hidden, labels = _read(model, text, batch_size_of(config), tokens, stages, show)
     teacher = softmax_head(model, model.get_output_embeddings())
     _attach(model, config, decision, counts, hidden, labels, show)
+    if config.calibrate is not None:
+        check_calibration(model, config.calibrate.per_bit)  # in the end, but told now
     if config.distil is not None:
         _learn(model, teacher, config, text, hidden, labels, show, stages)
     return model
