@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,10 +69,10 @@ def distil(
     Where it ends worse than it began, by more than TOLERANCE, the model stays as it was, with a warning.
     """
     decision = model.decision
-    _check(decision)
-    if options.label_weight and labels is None:
-        raise ConfigurationError(f"distil.label_weight is {options.label_weight}, but there are no labels; give them")
+    _check(decision, options, labels)
     student = _Student(model.get_output_embeddings(), decision, Tail.of(model))
+    device = next(model.parameters()).device
+    aim = _Aim(student.scores, teacher, hidden, labels, options.label_weight, decision.table.num_classes, device)
     rate = head_rate(options, decision, hidden.shape[1])
     optimizer = torch.optim.Adam(
         [
@@ -81,29 +82,18 @@ def distil(
         betas=BETAS,
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    order, device = torch.Generator().manual_seed(options.seed), next(model.parameters()).device
-
-    @torch.enable_grad()
-    def objective(chosen: Tensor) -> float:
-        """The mean loss over chosen positions, whose gradients are added."""
-        given = hidden[chosen].to(device, torch.float32)
-        known = None if labels is None or not options.label_weight else labels[chosen].to(device)
-        return imitate(student.scores, given, teacher, given, known, options.label_weight, decision.table.num_classes)
-
-    some = slice(max(1, min(options.batch_tokens, CHUNK_SCORES // decision.table.num_classes)))
-    seen = hidden[some].to(device, torch.float32)
-    known = None if labels is None or not options.label_weight else labels[some].to(device)
-    begun = _nats(student.scores, teacher, seen, known, options.label_weight)
+    order = torch.Generator().manual_seed(options.seed)
+    begun = aim.nats(options.batch_tokens)
     loop = ResumableLoop(stages or Stages(), "distillation", optimizer, schedule, order)
     with loop.saved_at_the_end():
         while loop.done < options.steps:
             chosen = torch.randint(len(hidden), (options.batch_tokens,), generator=order)
             optimizer.zero_grad()
-            nats = objective(chosen)
+            nats = aim.learn(chosen)
             refuse_divergence(nats, loop.done, RATE)
             loop.step()
             progress(loop.done, options.steps, nats)
-    ended = _nats(student.scores, teacher, seen, known, options.label_weight)
+    ended = aim.nats(options.batch_tokens)
     if ended <= begun + TOLERANCE:
         student.write_back(model, options.seed)
         return
@@ -124,6 +114,38 @@ def head_rate(options: Distillation, decision: Any, hidden_size: int) -> float:
     further = 0 if decision.corrections is None else decision.corrections.num_bits
     symbols = 1 if decision.table.is_implicit else decision.table.length + further
     return LEARNING_RATE * min(1.0, REACH / (hidden_size * symbols))
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """What is minimised: the divergence of a student from its teacher, and a share of the labels' cross entropy."""
+
+    student: Scores
+    teacher: Scores
+    hidden: Tensor  # (tokens, hidden)
+    labels: Tensor | None  # (tokens,)
+    label_weight: float
+    num_classes: int
+    device: torch.device
+
+    @torch.enable_grad()
+    def learn(self, chosen: Tensor) -> float:
+        """The mean over chosen positions, whose gradients are added."""
+        given, known = self._at(chosen)
+        return imitate(self.student, given, self.teacher, given, known, self.label_weight, self.num_classes)
+
+    @torch.no_grad()
+    def nats(self, positions: int) -> float:
+        """The mean over so many positions, the first, or as many as may be scored at once."""
+        given, known = self._at(slice(max(1, min(positions, CHUNK_SCORES // self.num_classes))))
+        found, likely = self.student(given).log_softmax(-1), self.teacher(given).float().log_softmax(-1)
+        nats = F.kl_div(found, likely, reduction="batchmean", log_target=True)
+        return float(nats if known is None else torch.lerp(nats, F.nll_loss(found, known), self.label_weight))
+
+    def _at(self, chosen: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        """Hidden states, and labels where they count, on the device of the student."""
+        known = None if self.labels is None or not self.label_weight else self.labels[chosen].to(self.device)
+        return self.hidden[chosen].to(self.device, torch.float32), known
 
 
 class _Student:
@@ -208,15 +230,9 @@ class _Sign(torch.autograd.Function):
         return gradient * (numbers.abs() <= 1)
 
 
-@torch.no_grad()
-def _nats(student: Scores, teacher: Scores, hidden: Tensor, labels: Tensor | None, label_weight: float) -> float:
-    """The mean loss at hidden states `(tokens, hidden)`."""
-    found, likely = student(hidden).log_softmax(-1), teacher(hidden).float().log_softmax(-1)
-    nats = F.kl_div(found, likely, reduction="batchmean", log_target=True)
-    return float(nats if labels is None else torch.lerp(nats, F.nll_loss(found, labels), label_weight))
-
-
-def _check(decision: Any) -> None:
+def _check(decision: Any, options: Distillation, labels: Tensor | None) -> None:
+    if options.label_weight and labels is None:
+        raise ConfigurationError(f"distil.label_weight is {options.label_weight}, but there are no labels; give them")
     if decision.table.is_ternary or getattr(decision, "chain", None) is not None:
         raise ConfigurationError(
             "distil learns a binary code of independent bits; choose such a code (itq, minrandom, …) and a head "
