@@ -99,7 +99,7 @@ class _Job:
 
 def _changed(
     config: RunConfig,
-    check: Callable[[RunConfig, Any], None],
+    check: Callable[[RunConfig, Any, Rows], None],
     change: Callable[[_Job], tuple[Any, dict[str, Any]]],
     overwrite: bool,
     show: Show,
@@ -109,8 +109,8 @@ def _changed(
     origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
     folder.check_foreign() if overwrite else folder.check(origin["data"])
     model, tokenizer = _load(config)
-    check(config, model)
     rows = load_rows(config.data, config.seed)
+    check(config, model, rows)
     if rows.validation is None:
         raise ConfigurationError(
             "the model is measured before and after: give data.validation or data.validation_fraction"
@@ -122,6 +122,7 @@ def _changed(
             _check_numbers(config, before)
             model, told = change(job)
             after = job.measure(model, "after", "measuring the new one")
+    folder.clear_model()  # of a run that is overwritten
     with library_bars_hidden():
         model.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
@@ -140,12 +141,14 @@ def _check_numbers(config: RunConfig, measured: dict[str, Any]) -> None:
         )
 
 
-def _check_stock(config: RunConfig, model: Any) -> None:
+def _check_stock(config: RunConfig, model: Any, rows: Rows) -> None:
     if is_coded(model):
         raise ConfigurationError(f"model {config.model!r} has a decision layer already; convert its stock checkpoint")
+    if config.calibrate is not None:
+        _parted(rows.train, config.seed)
 
 
-def _check_coded(config: RunConfig, model: Any) -> None:
+def _check_coded(config: RunConfig, model: Any, rows: Rows) -> None:
     if config.calibrate is None:
         raise ConfigurationError("recalibrate needs to know how: give calibrate, such as {per_bit: true}")
     check_calibration(model, config.calibrate.per_bit)
@@ -188,7 +191,7 @@ def _parted(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     if not held_back:
         raise DataError(
             f"calibrate takes {CALIBRATED_ON:.0%} of {len(rows)} training documents, which is none; give more text, or "
-            "no calibrate"
+            "leave calibration away (--no-calibrate)"
         )
     parts = rows.train_test_split(test_size=held_back, seed=seed)
     return parts["train"], parts["test"]

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from codehead.conversion import convert, recalibrate
-from codehead.errors import CheckpointError, ConfigurationError, DataError
+from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
 from codehead.evaluation.expected import SetUp, Value
 from codehead.training.config import RunConfig
 from codehead.training.run import train
@@ -94,14 +94,61 @@ def test_the_new_head_is_close_and_the_trunk_is_the_old_one(stock, tmp_path):
     assert saved["provenance"]["wall_seconds"] > 0
 
 
-def test_a_model_of_nan_is_named_before_anything_is_learnt(stock, tmp_path, monkeypatch):
+@pytest.fixture
+def broken(stock, tmp_path):
+    def save(value):
+        model = AutoModelForCausalLM.from_pretrained(stock / "model")
+        torch.nn.init.constant_(model.model.norm.weight, value)
+        model.save_pretrained(shutil.copytree(stock / "model", tmp_path / "broken"))
+        return str(tmp_path / "broken")
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(torch.nan, r"broken' holds NaN in model\.norm\.weight"), (torch.inf, "broken' has no finite perplexity")],
+)
+def test_a_ruined_model_is_named_before_anything_is_learnt(stock, tmp_path, monkeypatch, broken, value, message):
     monkeypatch.setattr("codehead.conversion.fit_decision_layer", None)  # a call would fail
-    model = AutoModelForCausalLM.from_pretrained(stock / "model")
-    torch.nn.init.constant_(model.model.norm.weight, torch.nan)
-    broken = shutil.copytree(stock / "model", tmp_path / "broken")
-    model.save_pretrained(broken)
-    with pytest.raises(ConfigurationError, match="broken' has no finite perplexity"):
-        convert(config(stock, tmp_path / "out", model=str(broken)))
+    with pytest.raises(CodeheadError, match=message):
+        convert(config(stock, tmp_path / "out", model=broken(value)))
+
+
+def test_a_mistake_leaves_the_run_that_it_would_have_overwritten(stock, tmp_path, broken):
+    convert(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 500}))
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(ConfigurationError, match="no finite perplexity"):
+        convert(config(stock, tmp_path / "out", model=broken(torch.inf)), overwrite=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_too_little_text_to_calibrate_on_is_told_before_anything_is_measured(stock, tmp_path, monkeypatch):
+    monkeypatch.setattr("codehead.conversion.evaluate", None)  # a call would fail
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:4]))
+    data = {"train": str(tmp_path / "few.jsonl"), "validation": str(stock / "text.jsonl"), "block_size": 32}
+    with pytest.raises(DataError, match="--no-calibrate"):
+        convert(config(stock, tmp_path / "out", data=data, calibrate={"per_bit": False}))
+
+
+def test_blocks_are_as_long_as_the_model_takes_and_validation_text_may_be_given(stock, tmp_path, codehead):
+    text, changes = str(stock / "text.jsonl"), ("--set", f"data.validation={stock / 'text.jsonl'}")
+    quick = ("--budget", "80%", "--steps", "2", "--tokens", "200")
+    status, _, errors = codehead(
+        "convert", stock / "model", "--data", text, "--out", tmp_path / "out", *quick, *changes
+    )
+    assert status == 0, errors
+    told = json.loads((tmp_path / "out" / "run.json").read_text())["config"]["data"]
+    assert (told["block_size"], told["validation_fraction"], told["validation"]) == (64, 0.0, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("absent/folder", "there is no such folder"), ("empty", r"holds none \(no config\.json\)")]
+)
+def test_a_model_that_is_not_there_is_told_so(stock, tmp_path, codehead, name, reason):
+    (tmp_path / "empty").mkdir()
+    status, _, errors = codehead("recommend", str(tmp_path / name), "--budget", "5%")
+    assert status == 2 and re.search(reason, " ".join(errors.split()))
 
 
 def test_the_folder_of_the_model_is_never_written_to(stock, tmp_path):

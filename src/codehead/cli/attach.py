@@ -58,9 +58,10 @@ def attach(
         coded.save_pretrained(out)
         tokenizer.save_pretrained(out)
     after = model_size(coded).head_parameters
+    state = "is untrained" if start == "random" else "starts near the old one"
     Console(highlight=False).print(
         f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.\n"
-        f"Its new head is untrained: codehead finetune --model {out} --train FILE --out FOLDER",
+        f"Its new head {state}: codehead finetune --model {out} --train FILE --out FOLDER",
         markup=False,
         soft_wrap=True,
     )

@@ -23,7 +23,12 @@ def calibrate(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="That the scales are fitted to.")] = 20_000,
     max_documents: opt.MaxDocuments = None,
     text_field: opt.TextField = None,
-    block_size: Annotated[int, typer.Option("--block-size", min=2, help="Tokens per example.")] = 256,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            "--block-size", min=2, help="Tokens per example.", show_default="256, or all that the model takes"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")] = 8,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the weights: auto, float32, bfloat16, float16.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Of which documents are held out.")] = 0,
@@ -47,7 +52,7 @@ def calibrate(
             "model": model,
             "output_dir": str(out),
             "data": {
-                "train": data, "validation_fraction": HELD_OUT, "block_size": block_size,
+                "train": data, "validation_fraction": HELD_OUT, "block_size": block_size or opt.block_size_for(model),
                 "max_documents": max_documents, "text_field": text_field,
             },
             "calibrate": {"tokens": tokens, "per_bit": per_bit},

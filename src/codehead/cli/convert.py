@@ -27,7 +27,12 @@ def convert(
     ] = 0,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1, help="Read no more.")] = None,
     text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
-    block_size: Annotated[int, typer.Option("--block-size", min=2, help="Tokens per example.")] = 256,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            "--block-size", min=2, help="Tokens per example.", show_default="256, or all that the model takes"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")] = 8,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the weights: auto, float32, bfloat16, float16.")] = "auto",
     calibrate: Annotated[
@@ -56,12 +61,14 @@ def convert(
 
     check_folder(out)
     found = chosen(model_shape(model), budget, bits, speed, default="5%")
+    given = dict(map(parse_assignment, assignments or []))
+    held_out = 0.0 if given.get("data.validation") else HELD_OUT
     config = RunConfig.from_dict(
         {
             "model": model,
             "output_dir": str(out),
             "data": {
-                "train": data, "validation_fraction": HELD_OUT, "block_size": block_size,
+                "train": data, "validation_fraction": held_out, "block_size": block_size or opt.block_size_for(model),
                 "max_documents": max_documents, "text_field": text_field,
             },
             "decision": {**found.decision(), "seed": seed},
@@ -72,7 +79,7 @@ def convert(
             "seed": seed,
             "dtype": dtype,
         },
-        dict(map(parse_assignment, assignments or [])),
+        given,
     )  # fmt: skip
     console = Console(stderr=True, highlight=False)
     console.print(told(found), markup=False, soft_wrap=True)

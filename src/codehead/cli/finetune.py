@@ -70,6 +70,8 @@ def finetune(
             f"model is an architecture ({values['model']!r}); give finetune a hub id or a local folder, "
             "or use codehead pretrain"
         )
+    if isinstance(values.get("model"), str) and "block_size" not in (values.get("data") or {}):
+        values = merged(values, {"data.block_size": opt.block_size_for(values["model"])})
     if budget is None:
         run_training(RunConfig.from_dict(values), overwrite)
         return

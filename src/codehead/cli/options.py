@@ -111,6 +111,13 @@ KEYS = {
 }
 
 
+def block_size_for(model: str) -> int:
+    """256 tokens, or all that a model takes."""
+    from codehead.evaluation.size import model_shape
+
+    return min(256, model_shape(model).positions or 256)
+
+
 def key_values(flag: str, pairs: list[str] | None) -> dict[str, Any]:
     """`KEY=VALUE` strings of a flag as keyword arguments; a value that is not JSON is a string."""
     from codehead.errors import ConfigurationError

@@ -20,7 +20,7 @@ from torch import nn
 
 from codehead.codes.design import minimal_length
 from codehead.codes.packing import row_bytes
-from codehead.errors import ConfigurationError
+from codehead.errors import not_loaded
 from codehead.heads import count_buffer_bytes, count_parameters
 from codehead.models import is_coded
 from codehead.models.rounding import rounded_weights
@@ -144,6 +144,7 @@ class ModelShape:
     hidden_size: int
     num_classes: int
     tied: bool | None = None  # whether the Softmax head is the input embedding; None if unknown
+    positions: int | None = None  # the most tokens that it takes; None if there is no limit
     quantised: str | None = None  # the method by which the checkpoint is quantised, "codehead" for a coded one
 
 
@@ -154,7 +155,7 @@ def model_shape(name: str) -> ModelShape:
     try:
         return config_shape(AutoConfig.from_pretrained(name))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"model {name!r} has no configuration that could be read: {error}") from error
+        raise not_loaded("model", name, error) from error
 
 
 def config_shape(config: Any) -> ModelShape:
@@ -165,7 +166,8 @@ def config_shape(config: Any) -> ModelShape:
     stock = entry.get("stock", {})
     hidden = getattr(config, "word_embed_proj_dim", config.hidden_size)  # OPT-350m projects before its head
     tied = bool(stock.get("tie_word_embeddings", config.tie_word_embeddings))
-    return ModelShape(hidden, config.vocab_size, tied, entry.get("quant_method"))
+    positions = getattr(config, "max_position_embeddings", None)
+    return ModelShape(hidden, config.vocab_size, tied, positions, entry.get("quant_method"))
 
 
 def compare_configurations(shape: ModelShape) -> list[dict[str, Any]]:

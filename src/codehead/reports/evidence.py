@@ -85,6 +85,8 @@ def _checked(evidence: Evidence, folder: str | Path) -> Evidence:
     if not evidence.results:
         names = ", ".join(file.name for file in evidence.damaged)
         because = f"all are damaged: {names}; measure them again" if names else "run the protocol first"
+        if (Path(folder) / "config.json").exists():
+            because = "it holds a model; name the folder that codehead protocol run wrote"
         raise DataError(f"no result files in {str(folder)!r} to report; {because}")
     check_one_protocol(evidence.results)
     return evidence

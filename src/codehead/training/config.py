@@ -283,13 +283,13 @@ class RunConfig:
         if self.data.validation or self.data.validation_fraction:
             return
         strategy = self.training.get("eval_strategy") or "no"
-        given = {"training.eval_strategy": strategy if strategy != "no" else None, "calibrate": self.calibrate}
-        for key, value in given.items():
-            if value is not None:
-                raise ConfigurationError(
-                    f"{key} is {value!r}, which needs validation data: give data.validation or "
-                    "data.validation_fraction, or remove the key"
-                )
+        needing = [f"training.eval_strategy is {strategy!r}"] if strategy != "no" else []
+        needing += ["calibrate is given"] if self.calibrate is not None else []
+        if needing:
+            raise ConfigurationError(
+                f"{needing[0]}, which needs validation data: give data.validation or data.validation_fraction, or "
+                "remove the key"
+            )
 
 
 def refuse_softmax_only(training: Mapping[str, Any]) -> None:

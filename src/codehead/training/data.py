@@ -44,7 +44,7 @@ def load_rows(data: DataConfig, seed: int) -> Rows:
     if not 0 < held_out < len(train):
         raise DataError(
             f"data.validation_fraction={data.validation_fraction} of {len(train)} documents leaves one side "
-            "empty; change the fraction or give data.validation"
+            "empty; give more documents, another fraction, or data.validation"
         )
     parts = train.train_test_split(test_size=held_out, seed=seed)
     limit = min(held_out, data.max_validation_documents or held_out)

@@ -29,5 +29,5 @@ def refuse_divergence(loss: float, step: int, rate: str = "training.learning_rat
     if not math.isfinite(loss):
         raise CodeheadError(
             f"the training loss is {loss} at step {step}: the run has diverged, or the model holds NaN. Lower "
-            f"{rate}, train in bf16 or float32 rather than fp16, and start the run again"
+            f"{rate}, train in bf16 or float32 rather than fp16, and start the run again with --overwrite"
         )

@@ -17,7 +17,7 @@ from codehead.training.stages import Stages
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
 STAGES = "conversion"
-OWN_FILES = (RECORD, "codehead.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+MODEL_FILES = ("codehead.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 MISSING = object()
 UNSET = (None, MISSING)  # a key that is younger than the record is not there
 
@@ -77,15 +77,18 @@ class RunFolder:
         """Whether a run that begins here may remove a file or folder."""
         return source == self.path.resolve() or self.checkpoints.resolve() in (source, *source.parents)
 
-    def clear(self) -> None:
-        """Remove a run's own files, never those that somebody else put beside them; `check_foreign` comes first."""
+    def clear_work(self) -> None:
+        """Remove stages and checkpoints, from which a run would go on; `check_foreign` comes first."""
         if not self.is_main:
             return
         self.stages.remove()
         for checkpoint in _numbered(self.checkpoints):
             shutil.rmtree(checkpoint)
-        for pattern in OWN_FILES:
-            for file in self.path.glob(pattern):
+
+    def clear_model(self) -> None:
+        """Remove the model that a run has ended with, never files that somebody else put beside it."""
+        for file in (file for pattern in MODEL_FILES for file in self.path.glob(pattern)):
+            if self.is_main:
                 file.unlink()
 
     @contextmanager
@@ -93,20 +96,31 @@ class RunFolder:
         """The stages that precede training; the folder is this run's from here on, its provenance being `origin`.
 
         A mistake in configuration or data that comes to light in the first process leaves the folder as if nothing had
-        begun, so that it does not stand in the way of its correction. One that a run was overwritten in keeps a record
-        beside what others put there, so that it may be overwritten again.
+        begun, so that it does not stand in the way of its correction; a finished run that was to be overwritten is
+        still there then.
         """
-        was_run = (self.path / RECORD).exists()
+        record = self.path / RECORD
+        earlier = record.read_text(encoding="utf-8") if record.exists() else None
         if overwrite:
-            self.clear()
-        if overwrite or not was_run:
+            self.clear_work()
+        if overwrite or earlier is None:
             self.write("running", {"provenance": dict(origin)})
         try:
             yield self.stages
         except (ConfigurationError, DataError):
-            if not was_run:
-                self.clear()
+            if overwrite or earlier is None:
+                self._take_back(earlier)
             raise
+
+    def _take_back(self, earlier: str | None) -> None:
+        """Remove what has begun; an `earlier` record is the folder's again."""
+        if not self.is_main:
+            return
+        self.stages.remove()
+        if earlier is None:
+            (self.path / RECORD).unlink(missing_ok=True)
+        else:
+            (self.path / RECORD).write_text(earlier, encoding="utf-8")
 
     def spent(self) -> dict[str, Any]:
         """`started_at` and `wall_seconds` of the processes whose work a run goes on from; {} if none."""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from codehead.decoding import DECODERS
-from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
+from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, not_loaded
 from codehead.losses import LOSSES
 from codehead.models import is_coded
 from codehead.registry import did_you_mean
@@ -91,7 +91,8 @@ def default_device() -> torch.device:
 def load_model(name: str, *, dtype: str = "float32", packed: bool = False) -> Any:
     """Load a coded or stock checkpoint, a coded one with its codewords `packed` in memory if so wished.
 
-    ConfigurationError names the model that cannot be loaded, or has no codewords.
+    ConfigurationError names the model that cannot be loaded, or has no codewords; CheckpointError a damaged file, or
+    weights that are not numbers.
     """
     from transformers import AutoModelForCausalLM
 
@@ -105,10 +106,20 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool = False) -> An
             f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
         ) from error
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"model {name!r} could not be loaded: {error}") from error
+        raise not_loaded("model", name, error) from error
+    _refuse_nan(model, name)
     if packed:
         _keep_packed(model, name)
     return _with_causal_loss(model)
+
+
+def _refuse_nan(model: nn.Module, name: str) -> None:
+    for key, values in model.named_parameters():
+        if not values.is_meta and values.is_floating_point() and bool(values.isnan().any()):
+            raise CheckpointError(
+                f"model {name!r} holds NaN in {key}: its training has diverged, or a file is damaged; give another "
+                "checkpoint"
+            )
 
 
 def _keep_packed(model: Any, name: str) -> None:
@@ -181,4 +192,6 @@ def check_length(model: nn.Module, length: int, name: str) -> None:
     """Raise ConfigurationError if the model has no positions for the `length` tokens that option `name` asks for."""
     limit = max_length(model)
     if limit is not None and limit < length:
-        raise ConfigurationError(f"{name} is {length}, but the model takes at most {limit} tokens; lower it")
+        raise ConfigurationError(
+            f"{name} is {length}, but the model takes at most {limit} tokens; lower it (--block-size {limit})"
+        )

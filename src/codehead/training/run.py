@@ -100,8 +100,10 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
         model = adapt(model, config)
         shown_as = folder.path.name if progress else None
         trainer = _trainer(arguments, model, tokenizer, [text.examples, validation], callbacks, shown_as)
-    if overwrite and not distils:  # only now: whatever can be wrong with the configuration has been found
-        folder.clear()
+    if overwrite:  # only now: whatever can be wrong with the configuration has been found
+        folder.clear_model()
+    if overwrite and not distils:
+        folder.clear_work()
     clock = Clock(folder, origin, began)
     clock.keep()
     trainer.add_callback(_KeepsTime(clock))
