@@ -436,7 +436,7 @@ def test_a_mistake_does_not_lock_a_folder_that_was_to_be_overwritten(codehead, p
     assert status == 0, err
 
 
-def refuse(decision):
+def refuse(*_):
     raise ConfigurationError("no")
 
 

@@ -112,10 +112,14 @@ KEYS = {
 
 
 def block_size_for(model: str) -> int:
-    """256 tokens, or all that a model takes."""
+    """256 tokens, or all that a model takes; what cannot be read is told when it is loaded."""
+    from codehead.errors import ConfigurationError
     from codehead.evaluation.size import model_shape
 
-    return min(256, model_shape(model).positions or 256)
+    try:
+        return min(256, model_shape(model).positions or 256)
+    except ConfigurationError:
+        return 256
 
 
 def key_values(flag: str, pairs: list[str] | None) -> dict[str, Any]:
