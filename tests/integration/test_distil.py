@@ -12,10 +12,10 @@ import codehead
 from codehead.errors import CodeheadError, ConfigurationError, DataError
 from codehead.models.hidden import Statistics, hidden_states
 from codehead.training.config import Distillation
-from codehead.training.distil import distil
+from codehead.training.distil import LARGE, RELATIVE_RATE, distil, row_sizes
 
 CORRECTED = {"loss": "codeword", "shortlist": [3, 50, 7], "token_bias": True}
-QUICK = {"steps": 100, "batch_tokens": 64, "learning_rate": 1e-2, "code_learning_rate": 2e-2}
+QUICK = {"steps": 100, "batch_tokens": 64, "learning_rate": 1e-2, "code_learning_rate": 6e-2}
 
 
 def batch(labels=None):
@@ -128,7 +128,7 @@ def test_head_code_and_corrections_learn():
     assert after < 0.75 * before
     kept, _, fixed = distilled(code_learning_rate=0.0)
     assert after < fixed - 0.02 < before
-    start = codehead.attach(peaked()[0], "itq", bits=24)
+    start = codehead.attach(peaked()[0], "itq", bits=24, start="old_head", **CORRECTED)
     assert torch.equal(kept.decision.table.sign_plane, start.decision.table.sign_plane)
     assert not torch.equal(model.decision.table.sign_plane, start.decision.table.sign_plane)
 
@@ -214,21 +214,26 @@ def test_impossible_options_are_named(change):
         Distillation(**change)
 
 
-def test_rates_of_learning_fall_with_the_length_of_the_code(monkeypatch):
-    def learnt(**options):
-        model = codehead.attach(
-            make("llama", tied=False), "itq", bits=16, start="old_head", refined=range(20), refined_bits=8, **CORRECTED
-        )
-        teacher = make("llama", tied=False).get_output_embeddings()
-        distil(model, teacher, torch.randn(50, HIDDEN), Distillation(steps=2, batch_tokens=16, **options))
-        return model.get_output_embeddings().state_dict()
+def test_rows_learn_at_rates_in_proportion_to_their_size():
+    model = codehead.attach(make("llama", tied=False), "additive", bits=16, start="old_head", **CORRECTED)
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.rows.weight[0] *= 100
+    before = {name: values.detach().clone() for name, values in model.named_parameters()}
+    teacher, options = make("llama", tied=False).get_output_embeddings(), Distillation(steps=1, batch_tokens=16)
+    distil(model, teacher, torch.randn(50, HIDDEN), options)
+    for name, values in model.named_parameters():
+        if values.dim() == 2 and not torch.equal(values, before[name]):
+            moved = (values.detach() - before[name]).abs().amax(1)  # Adam's first step has the size of the rate
+            sizes = before[name].square().mean(1).sqrt().clamp(max=LARGE)
+            torch.testing.assert_close(moved, RELATIVE_RATE * sizes, rtol=1e-3, atol=1e-6)
+    assert not torch.equal(head.rows.weight, before["lm_head.rows.weight"])
 
-    drawn = torch.random.get_rng_state()
-    monkeypatch.setattr("codehead.training.distil.REACH", 6 * HIDDEN)
-    found = learnt()
-    torch.random.set_rng_state(drawn)
-    for name, values in learnt(learning_rate=3e-3 / 4).items():
-        assert torch.equal(found[name], values), name
+
+def test_the_sizes_of_rows_that_learn():
+    sizes = row_sizes(torch.tensor([[3.0, -3.0], [0.0, 0.0], [0.03, -0.04]]))
+    torch.testing.assert_close(sizes, torch.tensor([[LARGE], [LARGE], [0.05 / 2**0.5]]))
+    assert torch.equal(row_sizes(torch.tensor([5.0, 0.0])), torch.full((1,), LARGE))
 
 
 @pytest.mark.parametrize(

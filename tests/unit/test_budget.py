@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import codehead
 from codehead.errors import ConfigurationError
-from codehead.evaluation.budget import allocate, allocate_bits, allocate_speed
+from codehead.evaluation.budget import CODE_SHARE, allocate, allocate_bits, allocate_speed
 from codehead.evaluation.size import ModelShape, model_size
 from codehead.models.hidden import Statistics
 
@@ -80,9 +80,9 @@ def test_a_codeword_length_comes_with_what_a_budget_would_add(shape, bits):
         return
     code = shape.num_classes * -(-bits // 8) + bits * (shape.hidden_size + 2)
     whole = 2 * shape.hidden_size * shape.num_classes
-    assert found.bits == bits and found.bytes_stored <= min(whole, code / 0.45)
-    if bits % 8 == 0 and code < 0.45 * whole:
-        assert allocate(shape, (code + 1) / 0.45 / whole).bits == bits
+    assert found.bits == bits and found.bytes_stored <= min(whole, code / CODE_SHARE)
+    if bits % 8 == 0 and code < CODE_SHARE * whole:
+        assert allocate(shape, (code + 1) / CODE_SHARE / whole).bits == bits
 
 
 def test_any_codeword_length_that_tells_tokens_apart():

@@ -21,7 +21,7 @@ from codehead.codes.prototypes import Prototypes
 from codehead.codes.random_bits import RandomBits
 from codehead.errors import CodebookError, ConfigurationError
 
-LOOKING = ["itq", "merged_decoc", "merged_forest"]
+LOOKING = ["additive", "itq", "merged_decoc", "merged_forest"]
 
 
 def clusters(num_classes: int, dimensions: int, seed: int = 0) -> np.ndarray:

@@ -16,7 +16,7 @@ from codehead.codes.design import free_length, register
 from codehead.codes.distinct import make_distinct
 from codehead.codes.packing import pack_bits
 from codehead.codes.principal import principal_directions, random_rotation
-from codehead.codes.prototypes import Prototypes, class_weights
+from codehead.codes.prototypes import Prototypes, class_weights, origins
 from codehead.codes.random_bits import RandomBits
 from codehead.errors import CodebookError
 
@@ -54,11 +54,7 @@ def itq(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None
         length=length,
         design="itq",
         seed=seed,
-        params={
-            "prototypes": vectors.origin(),
-            "collisions": collisions,
-            **({} if importance is None else {"weights": Prototypes(importance[:, None]).origin()}),
-        },
+        params={"collisions": collisions, **origins(vectors, importance)},
         sign_plane=plane,
     )
 

@@ -128,6 +128,12 @@ def class_weights(weights: Any, num_classes: int) -> Floats:
     return np.asarray(values / values.mean(dtype=np.float64), dtype=np.float64)
 
 
+def origins(vectors: Prototypes, weights: Floats | None) -> dict[str, Any]:
+    """What a codebook records of the prototypes, and weights if there are any, that it was made from."""
+    weighted = {} if weights is None else {"weights": Prototypes(weights[:, None]).origin()}
+    return {"prototypes": vectors.origin(), **weighted}
+
+
 def _load(path: Path, name: str) -> np.ndarray:
     """The array in a file."""
     try:

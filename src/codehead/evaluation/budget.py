@@ -14,9 +14,9 @@ from codehead.codes.packing import row_bytes
 from codehead.errors import ConfigurationError
 from codehead.evaluation.size import FLOAT32_BYTES, WEIGHT_BYTES, DecisionSize, ModelShape
 
-CODE_SHARE = 0.45
+CODE_SHARE = 0.5
 """Of the budget: the codewords of all tokens and the rows of the head that predict them."""
-LONGER_SHARE = 0.8
+LONGER_SHARE = 0.97
 """The same with a bias per token and the further bits of frequent tokens; dense rows get what is left."""
 FREQUENT = 4
 """One token in so many has a longer codeword."""
@@ -92,7 +92,7 @@ class Allocation:
     def decision(self) -> dict[str, Any]:
         """The keywords of `attach`, but for what it learns from text."""
         return {
-            "code": "itq",
+            "code": "additive",
             "bits": self.bits,
             "loss": "codeword",
             "refined": self.refined,

@@ -122,9 +122,7 @@ def _start_linear(
     if corrections is not None and corrections.refinement is not None:
         codewords = corrections.refinement.spread(codewords)
     codewords = 0.5 * codewords
-    weights = token_weights(old, statistics)
-    if corrections is not None and corrections.num_rows < len(weights):
-        weights = weights.index_fill(0, corrections.shortlist.long(), 0)  # theirs goes into rows of their own
+    weights = token_weights(old, statistics, None if corrections is None else corrections.shortlist)
     solution, common = least_squares(codewords, old.weight, weights)
     bits.weight.copy_(solution[: len(bits.weight)])
     if bits.bias is not None:

@@ -26,10 +26,16 @@ def least_squares(codewords: Tensor, rows: Tensor, weights: Tensor) -> tuple[Ten
     return solution[:-1], solution[-1]
 
 
-def token_weights(old: nn.Linear, statistics: Statistics | None) -> Tensor:
-    """How much every token counts, float64 `(V,)`, on the device of the head."""
+def token_weights(old: nn.Linear, statistics: Statistics | None, listed: Tensor | None = None) -> Tensor:
+    """How much every token counts, float64 `(V,)`, on the device of the head: one more than it occurs.
+
+    Those `listed` `(K,)`, which have rows of their own, do not count, if two or more are left.
+    """
     counts = torch.zeros(len(old.weight)) if statistics is None else statistics.counts
-    return (counts + 1).to(old.weight.device, torch.float64)
+    weights = (counts + 1).to(old.weight.device, torch.float64)
+    if listed is None or len(listed) > len(weights) - 2:
+        return weights
+    return weights.index_fill(0, listed.to(weights.device, torch.int64), 0)
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -16,7 +16,7 @@ from codehead.errors import ConfigurationError
 from codehead.models.hidden import Statistics
 from codehead.models.least_squares import least_squares, token_weights
 
-DESIGN = "itq"
+DESIGN = "additive"
 
 
 @torch.no_grad()
@@ -27,11 +27,13 @@ def refine(
     length: int,
     statistics: Statistics | None,
     seed: int,
+    listed: Tensor | None = None,
 ) -> Refinement | None:
     """`length` further symbols for some tokens, or None if `tokens` are none.
 
-    An itq code of the rows of the `old` Softmax head, less what a linear head with the codebook can make of them. With
-    statistics the rows are as the hidden states see them, weighted by the counts.
+    An additive code of the rows of the `old` Softmax head, less what a linear head with the codebook can make of them.
+    With statistics the rows are as the hidden states see them, weighted by the counts; the `listed` tokens, which have
+    rows of their own, do not count.
 
     Raises:
         ConfigurationError: the code is ternary or one_vs_all, `tokens` are no tokens, there are fewer than 2, or the
@@ -53,16 +55,19 @@ def refine(
         )
     if len(ids) < 2:
         raise ConfigurationError(f"refined={tokens!r} is one token, whose dense row is smaller; use shortlist")
-    rows = _left_over(codebook, old, statistics)[ids]
+    weights = token_weights(old, statistics, listed)
+    rows = _left_over(codebook, old, weights)[ids]
     seen = rows if statistics is None else statistics.seen(rows)
-    weights = None if counts is None else (counts[ids] + 1).numpy()
-    code = build(DESIGN, len(ids), bits=length, seed=seed, prototypes=seen.cpu().numpy(), weights=weights)
+    importance = weights[ids.to(weights.device)].cpu().numpy()
+    if (importance > 0).sum() < 2:
+        importance = None
+    code = build(DESIGN, len(ids), bits=length, seed=seed, prototypes=seen.cpu().numpy(), weights=importance)
     assert isinstance(code, PackedCodebook)
     return Refinement.of(codebook.num_classes, ids, torch.from_numpy(code.sign_plane.copy()), length)
 
 
-def _left_over(codebook: Codebook, old: nn.Linear, statistics: Statistics | None) -> Tensor:
+def _left_over(codebook: Codebook, old: nn.Linear, weights: Tensor) -> Tensor:
     """The old rows `(V, hidden)` in float32, less the nearest that `½ C P + 1 mᵀ` comes to them."""
     codewords = 0.5 * CodewordTable(codebook).signs().to(old.weight.device)
-    solution, common = least_squares(codewords, old.weight, token_weights(old, statistics))
+    solution, common = least_squares(codewords, old.weight, weights)
     return old.weight.float() - codewords @ solution.float() - common.float()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from codehead.codes.codebook import Codebook
 from codehead.decoding.corrections import Corrections, choose_tokens
 from codehead.models.hidden import Statistics
+from codehead.models.least_squares import token_weights
 from codehead.models.refining import refine
 from codehead.readings import CorrectedBits
 
@@ -37,6 +38,18 @@ class SingleTokens:
         """Whether all tokens get a number, or "other" does."""
         return bool(self.token_bias or self.token_scale or self.shortlist_split)
 
+    def weights(self, old: nn.Linear, statistics: Statistics | None) -> Tensor | None:
+        """How much every token counts for a code `(V,)`, float64; None if nothing tells them apart.
+
+        ConfigurationError as `corrections` has it for a shortlist.
+        """
+        listed = self._listed(old, statistics)
+        return token_weights(old, statistics, listed) if statistics is not None or len(listed) else None
+
+    def _listed(self, old: nn.Linear, statistics: Statistics | None) -> Tensor:
+        counts = None if statistics is None else statistics.counts
+        return choose_tokens("shortlist", self.shortlist, counts, len(old.weight))
+
     def corrections(
         self, codebook: Codebook, old: nn.Linear, statistics: Statistics | None, seed: int
     ) -> Corrections | None:
@@ -44,9 +57,8 @@ class SingleTokens:
 
         ConfigurationError if an argument is impossible, or tokens are counted on by number without statistics.
         """
-        counts = None if statistics is None else statistics.counts
-        refinement = refine(codebook, old, self.refined, self.refined_bits, statistics, seed)
-        listed = choose_tokens("shortlist", self.shortlist, counts, codebook.num_classes)
+        listed = self._listed(old, statistics)
+        refinement = refine(codebook, old, self.refined, self.refined_bits, statistics, seed, listed)
         if not len(listed) and refinement is None and not self._numbers:
             return None
         made = Corrections(

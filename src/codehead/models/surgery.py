@@ -88,7 +88,7 @@ def attach(
             head which rows and directions matter, weighs the tokens for start="old_head", and from start="random"
             begins the bias at their log frequency.
         code_params: further options of the design, and `parity`, `parity_kind`. A design that looks at the
-            classes (itq, merged_decoc, …) takes `prototypes`, by default the rows of the model's own
+            classes (additive, itq, merged_decoc, …) takes `prototypes`, by default the rows of the model's own
             Softmax head. They mean something only if that head was trained: for a model that starts
             from scratch give vectors from elsewhere, or choose another design.
         head_params: further options of the head.
@@ -106,7 +106,9 @@ def attach(
     old = _check(target)
     hidden_size = old.weight.shape[1]
     _check_statistics(statistics, old)
-    codebook = _codebook(code, old.weight, bits, seed, code_params or {}, statistics)
+    single = SingleTokens(shortlist, shortlist_split, token_bias, token_scale, refined, refined_bits)
+    importance = single.weights(old, statistics)
+    codebook = _codebook(code, old.weight, bits, seed, code_params or {}, statistics, importance)
     if assignment is not None:
         codebook = _assigned(codebook, assignment, old.weight, statistics, seed)
     log_probabilities = gives_log_probabilities(HEADS.get(head))
@@ -118,7 +120,6 @@ def attach(
     if log_probabilities:
         _refuse_factor(target, head)
     options = {**(head_params or {}), **({} if width is None else {"width": width})}
-    single = SingleTokens(shortlist, shortlist_split, token_bias, token_scale, refined, refined_bits)
     corrections = single.corrections(codebook, old, statistics, seed)
     rows = 0 if corrections is None else corrections.num_outputs
     new, chain = _seeded_head(head, hidden_size, codebook.length, rows, options, seed)
@@ -239,17 +240,18 @@ def _codebook(
     seed: int,
     params: dict[str, Any],
     statistics: Statistics | None,
+    importance: torch.Tensor | None,
 ) -> Codebook:
     """The codebook meant by `code`, with one codeword per row of the output embedding's `weight` (V, H).
 
     A design that looks at the classes sees these rows, as the hidden states see them if there are statistics and
-    weighted by the counts if it takes weights, unless `params` have something else for it to look at.
+    weighted by their importance `(V,)` if it takes weights, unless `params` have something else for it to look at.
     """
     num_classes = len(weight)
     if isinstance(code, str) and not code.endswith(".safetensors"):
         options = codes.DESIGNS.get(code).params()
         if "prototypes" in options and not {"prototypes", "samples"} & params.keys():
-            params = {**_looked_at(code, options, weight, statistics), **params}
+            params = {**_looked_at(code, options, weight, statistics, importance), **params}
         return codes.build(code, num_classes, bits=bits, seed=seed, **params)
     codebook = code if isinstance(code, Codebook) else codes.load(code)
     if params or (bits is not None and bits != codebook.length):
@@ -267,12 +269,16 @@ def _codebook(
 
 
 def _looked_at(
-    code: str, options: list[str], weight: torch.Tensor, statistics: Statistics | None
+    code: str,
+    options: list[str],
+    weight: torch.Tensor,
+    statistics: Statistics | None,
+    importance: torch.Tensor | None,
 ) -> dict[str, np.ndarray]:
     """What a design that looks at classes sees of an output embedding `(V, H)`."""
     seen = {"prototypes": _seen(f"code={code!r}", "give code_params={'prototypes': ...}", weight, statistics)}
-    weighted = statistics is not None and "weights" in options
-    return {**seen, "weights": (statistics.counts + 1).numpy()} if weighted else seen  # type: ignore[union-attr]
+    weighted = importance is not None and "weights" in options
+    return {**seen, "weights": importance.cpu().numpy()} if weighted else seen  # type: ignore[union-attr]
 
 
 def _seen(argument: str, remedy: str, weight: torch.Tensor, statistics: Statistics | None) -> np.ndarray:

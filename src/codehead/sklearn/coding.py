@@ -16,7 +16,7 @@ from codehead.codes.decoc import MAX_SAMPLES
 from codehead.codes.design import minimal_length, whole_number
 from codehead.errors import CodebookError, ConfigurationError
 
-SIZED = ("dense_random", "sparse_random", "minrandom", "itq", "merged_forest")
+SIZED = ("dense_random", "sparse_random", "minrandom", "additive", "itq", "merged_forest")
 """The designs of any length: `code_size` times the number of classes, as in scikit-learn."""
 
 FEW_COLUMNS = 64

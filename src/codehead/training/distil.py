@@ -30,12 +30,13 @@ from codehead.training.imitation import Scores, imitate
 from codehead.training.loop import ResumableLoop
 from codehead.training.stages import Stages
 
-MARGIN = 0.3
+MARGIN = 1.0
 """Where the numbers behind the symbols begin, ±; gradients pass while they are between −1 and +1."""
 RATE = "distil.learning_rate or distil.code_learning_rate"
-LEARNING_RATE = 3e-3
-REACH = 24_576
-"""The largest hidden size × symbols of a codeword at which LEARNING_RATE is right."""
+RELATIVE_RATE = 3e-2
+"""Without a learning rate: of the root mean square of a row of weights."""
+LARGE = 0.1
+"""Rows of larger weights, and biases, learn as if that were their root mean square."""
 TOLERANCE = 0.01
 """Nats, 1% of perplexity: by so much a head may end worse than it began."""
 BETAS = (0.9, 0.99)
@@ -70,10 +71,10 @@ def distil(
     """
     decision = model.decision
     _check(decision, options, labels)
-    student = _Student(model.get_output_embeddings(), decision, Tail.of(model))
+    student = _Student(model.get_output_embeddings(), decision, Tail.of(model), options.learning_rate is None)
     device = next(model.parameters()).device
     aim = _Aim(student.scores, teacher, hidden, labels, options.label_weight, decision.table.num_classes, device)
-    rate = head_rate(options, decision, hidden.shape[1])
+    rate = RELATIVE_RATE if options.learning_rate is None else options.learning_rate
     optimizer = torch.optim.Adam(
         [
             {"params": student.weights, "lr": rate},
@@ -99,21 +100,10 @@ def distil(
         return
     warnings.warn(
         f"learning took the new head from {begun:.3g} to {ended:.3g} nats, so it stays as it began; lower {RATE} (they "
-        f"were {rate:.2g} and {options.code_learning_rate:.2g})",
+        f"were {rate:.2g}{' of each row' if options.learning_rate is None else ''} and "
+        f"{options.code_learning_rate:.2g})",
         stacklevel=2,
     )
-
-
-def head_rate(options: Distillation, decision: Any, hidden_size: int) -> float:
-    """The rate at which a head learns: that of the options, or one that falls as hidden size × symbols grows.
-
-    A step of Adam moves every weight about equally far, and the score of a token sums over so many of them.
-    """
-    if options.learning_rate is not None:
-        return options.learning_rate
-    further = 0 if decision.corrections is None else decision.corrections.num_bits
-    symbols = 1 if decision.table.is_implicit else decision.table.length + further
-    return LEARNING_RATE * min(1.0, REACH / (hidden_size * symbols))
 
 
 @dataclass(frozen=True)
@@ -148,21 +138,31 @@ class _Aim:
         return self.hidden[chosen].to(self.device, torch.float32), known
 
 
+def row_sizes(values: Tensor) -> Tensor:
+    """The root mean square of every row of weights `(…, rows, 1)`, LARGE at most; LARGE for biases and rows of zeros."""
+    if values.dim() < 2:
+        return torch.full_like(values[..., :1], LARGE)
+    sizes = values.square().mean(-1, keepdim=True).sqrt()
+    return torch.where(sizes > 0, sizes, LARGE).clamp(max=LARGE)
+
+
 class _Student:
     """float32 copies of what is trained; the model stays as it is until the end.
 
-    `numbers` holds the tensors whose signs are the code, `(V, n)` and, where some codewords are longer, `(K, m)`; none
+    `weights` are learnt; each times its one of `scales` is what the model has. With `relative`, rows of weights are in
+    units of their root mean square: a step of Adam moves every number about equally far, but some rows of a head are a
+    hundred times larger than others. `numbers` holds the tensors whose signs are the code, `(V, n)` and, where some codewords are longer, `(K, m)`; none
     for one_vs_all, which has nothing to learn.
     """
 
-    def __init__(self, head: nn.Module, decision: Any, tail: Tail) -> None:
+    def __init__(self, head: nn.Module, decision: Any, tail: Tail, relative: bool = False) -> None:
         self.head, self.tail = head, tail
         self.corrections, self.table = decision.corrections, decision.table
         modules = [module for module in (head, decision.corrections) if module is not None]
         self.owners = [(module, name) for module in modules for name, _ in module.named_parameters()]
-        self.weights = [
-            owner.get_parameter(name).detach().float().clone().requires_grad_() for owner, name in self.owners
-        ]
+        own = [owner.get_parameter(name).detach().float() for owner, name in self.owners]
+        self.scales = [row_sizes(values) if relative else torch.ones_like(values[..., :1]) for values in own]
+        self.weights = [(values / scale).requires_grad_() for values, scale in zip(own, self.scales, strict=True)]
         self.refinement = None if decision.corrections is None else decision.corrections.refinement
         tables = [] if self.table.is_implicit else [self.table]
         tables += [] if self.refinement is None else [self.refinement.table]
@@ -182,14 +182,15 @@ class _Student:
         return corrected
 
     def _of(self, module: nn.Module) -> dict[str, Tensor]:
-        pairs = zip(self.owners, self.weights, strict=True)
-        return {name: weight for (owner, name), weight in pairs if owner is module}
+        triples = zip(self.owners, self.weights, self.scales, strict=True)
+        return {name: weight * scale for (owner, name), weight, scale in triples if owner is module}
 
     @torch.no_grad()
     def write_back(self, model: Any, seed: int) -> None:
         """Put the weights and the code, with distinct rows, into the model."""
-        for (owner, name), weight in zip(self.owners, self.weights, strict=True):
-            owner.get_parameter(name).copy_(weight)
+        for module in {id(owner): owner for owner, _ in self.owners}.values():
+            for name, values in self._of(module).items():
+                module.get_parameter(name).copy_(values)
         if self.numbers:
             old, numbers = model.config.quantization_config, self.numbers[0]
             codebook = _codebook(numbers.detach().cpu(), seed, old["design"])

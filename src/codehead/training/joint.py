@@ -16,6 +16,7 @@ from codehead.losses import IGNORE
 from codehead.models.hidden import labelled_states
 from codehead.training.adapt import merge, with_lora
 from codehead.training.config import Distillation, LoraConfig
+from codehead.training.distil import RELATIVE_RATE, row_sizes
 from codehead.training.divergence import refuse_divergence
 from codehead.training.imitation import Scores, imitate
 from codehead.training.loop import ResumableLoop
@@ -79,12 +80,19 @@ def learn_together(
 
 
 def _groups(adapted: Any, options: Distillation) -> list[dict[str, Any]]:
-    """What is learnt: adapters, and the decision layer at no more than a rate of its own."""
-    rates = [rate for rate in (options.trunk_learning_rate, options.learning_rate) if rate is not None]
+    """What is learnt: adapters, and the decision layer, each of its tensors at no more than the rate it learnt at."""
     found = [(name, values) for name, values in adapted.named_parameters() if values.requires_grad]
     trunk = [values for name, values in found if "lora_" in name]
     head = [values for name, values in found if "lora_" not in name]
-    return [{"params": trunk, "lr": options.trunk_learning_rate}, {"params": head, "lr": min(rates)}]
+    learning_at = [{"params": [values], "lr": _head_rate(values, options)} for values in head]
+    return [{"params": trunk, "lr": options.trunk_learning_rate}, *learning_at]
+
+
+def _head_rate(values: Tensor, options: Distillation) -> float:
+    own = options.learning_rate
+    if own is None:
+        own = RELATIVE_RATE * float(row_sizes(values.detach().float()).median())
+    return min(own, options.trunk_learning_rate)
 
 
 def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_weight: float) -> float:

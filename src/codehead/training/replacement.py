@@ -23,7 +23,7 @@ from codehead.models.tail import Tail
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels
-from codehead.training.distil import distil, head_rate
+from codehead.training.distil import distil
 from codehead.training.growing import grown, grows
 from codehead.training.imitation import Scores
 from codehead.training.joint import learn_together
@@ -158,8 +158,7 @@ def _learn(
 ) -> None:
     """Let the decision layer learn from the old head, and then the trunk with it, as `config.distil` says."""
     assert config.distil is not None
-    rate = head_rate(config.distil, model.decision, hidden.shape[1])
-    options = replace(config.distil, learning_rate=rate)
+    options = config.distil
 
     def learning(done: int, total: int, nats: float) -> None:
         show("learning the new head", done, total)
