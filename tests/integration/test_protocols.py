@@ -376,7 +376,7 @@ def test_a_result_of_another_configuration_is_refused(finished: Path, folder: Pa
         run_protocol(other, finished, variables=variables(folder))
 
 
-LEARNED = "Learned ECOC (12, 0) + 64 bits for 30 + bias, int8"
+LEARNED = "Learned ITQ ECOC (12, 0) + 64 bits for 30 + bias, int8"
 BIASED = {"code": "itq", "bits": 12, "loss": "codeword", "token_bias": True}
 PEERS = {
     "softmax": {},
@@ -441,7 +441,7 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
     trimmed = {"Trimmed to 50 tokens", "Trimmed to 50 tokens, int8"}
     assert {"int4, rounded", "int2, error-corrected", *trimmed, LEARNED} < set(rows)
     assert rows[LEARNED].family == "converted"
-    assert rows["Learned ECOC (12, 0) + bias, int8, trunk too"].family == "joint"
+    assert rows["Learned ITQ ECOC (12, 0) + bias, int8, trunk too"].family == "joint"
     assert rows["int4, rounded"].byte_share == pytest.approx(0.25 + 4 * 300 * 2 / whole)
     (picture,) = frontier(list(rows.values()))
     assert "Perplexity" in [panel.title for panel in picture.panels]
@@ -516,7 +516,7 @@ def test_heads_of_few_bytes_end_as_integers(folder: Path, tmp_path: Path) -> Non
     rows = {row.cell: row for row in summarise(read_evidence(tmp_path / "out/results"))}
     assert set(rows) == set(cells)
     assert rows["longer-int8"].byte_share < rows["longer"].byte_share
-    assert rows["longer-int8"].label == "Learned ECOC (16, 0) + 8 bits for 40 + bias, int8, trained on"
+    assert rows["longer-int8"].label == "Learned ITQ ECOC (16, 0) + 8 bits for 40 + bias, int8, trained on"
     assert [rows[cell].family for cell in ("longer", "longer-int8", "adaptive")] == ["refined", "trained", "peer"]
     assert rows["low-rank-int8"].label == "Low rank 2, int8, trained on"
     assert rows["adaptive"].label == "Adaptive softmax [20], trained on"

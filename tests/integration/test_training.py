@@ -18,9 +18,11 @@ from codehead.models import is_coded
 from codehead.models.trunk import attention_projections
 from codehead.training.config import RunConfig
 from codehead.training.data import load_rows, tokenize
+from codehead.training.distil import row_sizes
 from codehead.training.folder import last_complete
 from codehead.training.loop import ResumableLoop
 from codehead.training.model import load_model
+from codehead.training.rates import STEADY
 from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer
 
@@ -210,6 +212,43 @@ def test_a_decision_layer_learns_from_the_old_head_before_the_training(pretraine
 
 
 @pytest.mark.parametrize("adapt", ["lora", "full"])
+class KeepsRates(TrainerCallback):
+    """Keeps the learning rate that every parameter begins with."""
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        rates = {id(values): group["initial_lr"] for group in optimizer.param_groups for values in group["params"]}
+        trained = {name: values for name, values in model.named_parameters() if values.requires_grad}
+        assert rates.keys() == {id(values) for values in trained.values()}
+        self.rates = {name: rates[id(values)] for name, values in trained.items()}
+        self.sizes = {name: float(row_sizes(values.detach()).median()) for name, values in trained.items()}
+
+
+@pytest.mark.parametrize("adapt", ["full", "lora", "head"])
+@pytest.mark.parametrize("start", ["old_head", "random"])
+def test_a_code_that_began_at_the_old_head_moves_slowly(pretrained, stories, tmp_path, adapt, start):
+    decision = {"code": "additive", "bits": 12, "loss": "codeword", "token_bias": True, "start": start}
+    kept = KeepsRates()
+    train(finetuning(pretrained["softmax"], stories, tmp_path, decision=decision, adapt=adapt), callbacks=[kept], progress=False)
+    usual = max(kept.rates.values()) if adapt != "head" else 1.0
+    for name, rate in kept.rates.items():
+        layer = "lm_head" in name or "decision" in name
+        slowed = layer and start == "old_head"
+        assert rate == pytest.approx(min(usual, STEADY * kept.sizes[name])) if slowed else rate <= usual
+    if start == "random":
+        assert len(set(kept.rates.values())) == 1
+
+
+def test_the_decision_layer_may_have_a_rate_of_its_own(pretrained, stories, tmp_path):
+    kept, decision = KeepsRates(), {"code": "minrandom", "bits": 12}
+    config = finetuning(pretrained["softmax"], stories, tmp_path, decision=decision, adapt="full", head_learning_rate=0.5)
+    train(config, callbacks=[kept], progress=False)
+    assert {rate == 0.5 for name, rate in kept.rates.items() if name.startswith("lm_head")} == {True}
+    assert [name for name, rate in kept.rates.items() if rate == 0.5] == ["lm_head.weight"]
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["head_learning_rate"] == 0.5
+    with pytest.raises(ConfigurationError, match="head_learning_rate is -1"):
+        finetuning(pretrained["softmax"], stories, tmp_path, head_learning_rate=-1)
+
+
 def test_a_run_is_calibrated_on_its_validation_data_before_it_is_saved(pretrained, stories, tmp_path, adapt):
     changes = {"data": {"train": stories, "validation_fraction": 0.2, "block_size": 32}, "adapt": adapt}
     changes |= {"calibrate": {"tokens": 10_000}, "decision": {**CODED, "bits": 60}}
@@ -396,6 +435,7 @@ KILLED = """
 import json, os, signal, sys
 from transformers import TrainerCallback
 from codehead.training.config import RunConfig
+from codehead.training.rates import STEADY
 from codehead.training.run import train
 
 class Kill(TrainerCallback):

@@ -56,7 +56,7 @@ def test_between_two_budgets_it_is_linear_in_log_bytes():
 
 HIDDEN, VOCABULARY = 32, 1000
 WHOLE = 2 * HIDDEN * VOCABULARY
-OURS = {"code": "itq", "loss": "codeword", "token_bias": True}
+OURS = {"code": "additive", "loss": "codeword", "token_bias": True}
 
 
 def cell(bits=None, share=1.0, top1=0.4, **run):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median, stdev
 from typing import Any
 
+from codehead.codes import DESIGNS
 from codehead.evaluation.result import Result
 from codehead.reports.evidence import Evidence
 
@@ -98,6 +99,7 @@ class Row:
     times: dict[str, Times] = field(default_factory=dict)  # TIMED, all of one seed
     decoders: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     """Name of a decoder → `top1`, and `share` of the reference's: the same outputs read in other ways."""
+    code: str = ""  # the design that was asked for, which learning may have changed
     unmatched: tuple[int, ...] = ()  # seeds that the reference has no result of: then there are no SHARES
 
 
@@ -134,8 +136,14 @@ def label_of(result: Result) -> str:
         return _label_of_peer(peer)
     if decision is None:
         return "Softmax"
-    asked = (result.config.get("run") or {}).get("decision") or {}
+    asked = _asked(result)
     return ", ".join([_label_of_code(decision, asked), *(["int8"] if decision.get("rounded") else []), *_told(result)])
+
+
+def _asked(result: Result) -> Mapping[str, Any]:
+    """The keywords of a decision layer, of a run or a conversion."""
+    convert = (result.config.get("peer") or {}).get("convert")
+    return ((result.config.get("run") if convert is None else convert) or {}).get("decision") or {}
 
 
 def _told(result: Result) -> list[str]:
@@ -176,7 +184,9 @@ def _label_of_code(decision: Mapping[str, Any], asked: Mapping[str, Any]) -> str
         return f"Low rank {decision['rank']}"
     if decision["head"] == "adaptive":
         return f"Adaptive softmax {decision['head_options'].get('cutoffs') or ''}".strip()
-    design = DESIGN_NAMES.get(decision["design"], decision["design"].replace("_", " ").capitalize())
+    design = design_name(decision["design"])
+    if decision["design"] == "learned" and asked.get("code") in DESIGNS.names():
+        design += f" {design_name(asked['code'])}"
     kind = {"mtl": "MTL-ECOC", "chain": "chain", "tower": "tower"}.get(decision["head"], "ECOC")
     parity = (asked.get("code_params") or {}).get("parity", 0)
     bits = f"{decision['bits'] - parity} + {parity}" if parity else str(decision["bits"])
@@ -189,6 +199,11 @@ def _label_of_code(decision: Mapping[str, Any], asked: Mapping[str, Any]) -> str
     if decision.get("shortlist") or decision.get("token_bias"):  # these imply the codeword loss
         return f"{label} + {decision['shortlist']} tokens" if decision["shortlist"] else f"{label} + bias"
     return label if decision["loss"] == "bitwise" else f"{label} + {decision['loss']} loss"
+
+
+def design_name(design: str) -> str:
+    """A design as tables call it."""
+    return DESIGN_NAMES.get(design, design.replace("_", " ").capitalize())
 
 
 def _label_of_peer(peer: Mapping[str, Any]) -> str:
@@ -254,6 +269,7 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         values={name: Estimate.of(column) for name, column in columns.items() if None not in column},
         is_reference=first.config["cell"] == first.config["reference"],
         decision=first.metrics["decision"],
+        code=str(_asked(first).get("code", "")),
         bytes_resident=size.get("bytes_resident"),
         byte_share=_ratio(size.get("bytes_in_bf16"), whole_size.get("bytes_in_bf16")),
         bit_accuracies=_mean_bits([result.metrics["test"].get("bit_accuracies") for result in group]),

@@ -20,7 +20,7 @@ def adapt(model: nn.Module, config: RunConfig) -> nn.Module:
     untie(model)
     if config.adapt == "head":
         model.requires_grad_(False)
-        for path in _decision_paths(model):
+        for path in decision_paths(model):
             model.get_submodule(path).requires_grad_(True)
         return model
     return with_lora(model, config.lora)
@@ -42,7 +42,7 @@ def with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=names,
-        modules_to_save=_decision_paths(model),
+        modules_to_save=decision_paths(model),
         fan_in_fan_out=is_transposed(model, found),
         task_type="CAUSAL_LM",
     )
@@ -64,7 +64,7 @@ def find_targets(model: nn.Module, options: LoraConfig) -> tuple[list[str], list
     return names, found
 
 
-def _decision_paths(model: Any) -> list[str]:
+def decision_paths(model: Any) -> list[str]:
     """The modules that hold the parameters of the decision layer."""
     parts = ("corrections", "chain") if is_coded(model) else ()
     return [head_path(model), *(f"decision.{part}" for part in parts if getattr(model.decision, part) is not None)]

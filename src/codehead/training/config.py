@@ -127,6 +127,10 @@ class Calibration:
         require(self.tokens, "calibrate.tokens", minimum=1)
 
 
+UNSET = ("calibrate", "int8", "head_learning_rate")
+"""Keys of a run that are written down only if they are set."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One training run.
@@ -148,6 +152,8 @@ class RunConfig:
     adapt: str | None = None  # None: lora for an existing model, full for a new one
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: dict[str, Any] = field(default_factory=dict)
+    head_learning_rate: float | None = None  # of the decision layer in the training. None: training.learning_rate, but
+    # for a code that began at the old head no more than 1% of the root mean square of its rows
     seed: int = 0
     dtype: str = "float32"  # in which an existing model is loaded; `training.bf16` sets the arithmetic
 
@@ -168,6 +174,9 @@ class RunConfig:
             refuse_softmax_only(self.training)
         if self.int8 and self.decision is None:
             raise ConfigurationError("int8 is true, but there is no new decision layer to be rounded: give decision")
+        rate = self.head_learning_rate
+        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf):
+            raise ConfigurationError(f"head_learning_rate is {rate!r}; give a number of 0 or more")
         self._check_distillation()
         self._check_calibration()
         self._check_training()
@@ -181,10 +190,13 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values; `from_dict` restores it.
 
-        `calibrate`, `int8` and the keys of a trunk that learns are there if they are set: runs that are older than
-        these keys keep the checksums of their values.
+        `calibrate`, `int8`, `head_learning_rate` and the keys of a trunk that learns are there if they are set: runs
+        that are older than these keys keep the checksums of their values.
         """
-        values = {key: value for key, value in asdict(self).items() if key not in ("calibrate", "int8") or value}
+        values = asdict(self)
+        for key in UNSET:
+            if values[key] is None or values[key] is False:
+                del values[key]
         if self.distil is not None and not self.distil.trunk_steps:
             values["distil"] = {key: value for key, value in values["distil"].items() if not key.startswith("trunk_")}
         return values

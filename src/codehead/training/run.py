@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded, to_int8
 from codehead.models.calibration import calibrate_on_text, check_calibration
-from codehead.training.adapt import adapt, merge
+from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, check_labels, load_rows, tokenize
@@ -35,6 +35,7 @@ from codehead.training.model import build_model
 from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
+from codehead.training.rates import decision_rates
 from codehead.training.replacement import Show, Text, batch_size_of
 from codehead.training.stages import Stages
 from codehead.training.tokenizer import load_tokenizer, train_bpe
@@ -97,9 +98,11 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
         origin["codebook"] = model.config.quantization_config["checksum"] if is_coded(model) else None
         if not overwrite:
             folder.check_codebook(origin["codebook"])
+        paths = decision_paths(model)
         model = adapt(model, config)
+        rates = decision_rates(model, paths, config, arguments.learning_rate)
         shown_as = folder.path.name if progress else None
-        trainer = _trainer(arguments, model, tokenizer, [text.examples, validation], callbacks, shown_as)
+        trainer = _trainer(arguments, model, tokenizer, [text.examples, validation], callbacks, shown_as, rates)
     if overwrite:  # only now: whatever can be wrong with the configuration has been found
         folder.clear_model()
     if overwrite and not distils:
@@ -155,8 +158,9 @@ def _trainer(
     datasets: Sequence[Dataset | None],
     callbacks: Sequence[TrainerCallback],
     shown_as: str | None,
+    rates: Mapping[str, float],
 ) -> Trainer:
-    """Of training and validation data; `shown_as` is the title of its progress, None for none."""
+    """Of training and validation data; `shown_as` is the title of its progress, None for none; `rates` of parameters."""
     for examples in datasets:
         if examples is not None:
             check_labels(examples, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
@@ -167,6 +171,7 @@ def _trainer(
         eval_dataset=datasets[1],
         processing_class=tokenizer,
         data_collator=Collator(tokenizer.pad_token_id),
+        own_rates=rates,
         callbacks=[StopAtDivergence(), *callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
     )
     trainer.remove_callback(PrinterCallback)

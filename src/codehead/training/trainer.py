@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,10 +10,26 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from codehead.models import is_coded
+from codehead.training.rates import give_own_rates
 
 
 class NarrowTrainer(Trainer):
-    """Asks a coded model for its evaluation loss alone: no `(batch, length, V)` logits are formed."""
+    """Asks a coded model for its evaluation loss alone: no `(batch, length, V)` logits are formed.
+
+    `own_rates` are learning rates of parameters, by name, that do not learn at the rate of the others.
+    """
+
+    def __init__(self, *args: Any, own_rates: Mapping[str, float], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own_rates = own_rates
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As in transformers, with the own rates."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and self.own_rates:
+            give_own_rates(optimizer, self.model if model is None else model, self.own_rates)
+        return optimizer
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
