@@ -16,6 +16,7 @@ from codehead.models.tail import Tail
 from codehead.training.adapt import with_lora
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.imitation import imitate
+from codehead.training.distil import RELATIVE_RATE, row_sizes
 from codehead.training.joint import GRADIENT_SCALE, _gradients, learn_together
 from codehead.training.quiet import peft_warnings_hidden
 from codehead.training.replacement import softmax_head
@@ -32,7 +33,7 @@ def stock(name, dtype=torch.float32):
     return model.to(dtype)
 
 
-def learnt(old, steps=30, batch=BATCH, label_weight=0.0, rate=None, trunk_rate=1e-2, **layer):
+def learnt(old, steps=30, batch=BATCH, label_weight=0.0, rate=1e-2, trunk_rate=1e-2, **layer):
     """A coded copy of a stock model, before and after it was trained as a whole, and what the progress told."""
     made = {"code": "itq", "bits": 16, "loss": "codeword", "start": "old_head", **layer}
     before = codehead.attach(copy.deepcopy(old), **made, statistics=statistics(old))
@@ -64,6 +65,14 @@ def divergence(model, old):
             each(input_ids=IDS, attention_mask=MASK).logits[known].float().log_softmax(-1) for each in (model, old)
         )
     return float(F.kl_div(found, wanted, reduction="batchmean", log_target=True))
+
+
+def test_without_a_rate_a_head_moves_in_proportion_to_its_rows():
+    before, after, _ = learnt(stock("llama"), steps=1, rate=None)
+    old, new = (model.get_output_embeddings().weight.detach() for model in (before, after))
+    rate = RELATIVE_RATE * row_sizes(old).median()
+    assert rate < 1e-2
+    torch.testing.assert_close((new - old).abs().max(), rate, rtol=1e-3, atol=0.0)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

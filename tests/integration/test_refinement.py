@@ -86,6 +86,21 @@ def test_longer_codewords_start_nearer_to_the_old_head():
     assert error(refined=40, refined_bits=24) < 0.8 * error(refined=40, refined_bits=8) < 0.8 * error()
 
 
+def test_tokens_with_rows_of_their_own_take_no_bits():
+    """What the rows of listed tokens are makes no difference to the codewords of all others."""
+
+    def codewords(factor):
+        model = make("llama", tied=False)
+        with torch.no_grad():
+            model.get_output_embeddings().weight[-5:] *= factor  # the most frequent ones, which are listed
+        codehead.attach(model, **{**LAYER, "code": "additive"}, start="old_head", statistics=Statistics(COUNTS))
+        further = model.decision.corrections.refinement
+        return model.decision.table.signs()[:-5], further.table.signs()[:-5]
+
+    for ours, theirs in zip(codewords(1.0), codewords(30.0), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_distillation_learns_the_further_symbols_too():
     hidden = torch.randn(400, HIDDEN, generator=torch.Generator().manual_seed(0))
 

@@ -117,6 +117,21 @@ def test_heads_that_were_converted_without_training(tmp_path):
     assert len(found["points"]) == 2
 
 
+def test_codes_that_budgets_came_to_before_are_told(tmp_path):
+    before = {**OURS, "code": "itq"}
+    cells = {
+        **CELLS,
+        "small-itq": cell(16, 0.02, 0.25, decision={**before, "bits": 16}),
+        "large-itq": cell(48, 0.08, 0.35, decision={**before, "bits": 48}),
+        "small-other": cell(16, 0.02, 0.25, decision={**OURS, "code": "minrandom", "bits": 16}),
+        "large-other": cell(48, 0.08, 0.35, decision={**OURS, "code": "minrandom", "bits": 48}),
+    }
+    write(tmp_path / "frontier-1", cells)
+    found = {one["learnt"]: one["points"][1]["top1_share"]["mean"] for one in render(tmp_path)["set_ups"]}
+    learnt = "70 steps of learning from the old head, then 20 of training (lora)"
+    assert found == {learnt: pytest.approx(0.9, abs=0.002), f"{learnt}, with itq codes": pytest.approx(0.875, abs=0.002)}
+
+
 def test_all_folders_and_settings_are_told_each_by_itself(tmp_path):
     write(tmp_path / "frontier-1", CELLS)
     write(tmp_path / "frontier-2", CELLS, setting="wide")

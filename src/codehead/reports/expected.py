@@ -21,9 +21,12 @@ from codehead.reports.summary import Estimate, Row, summarise
 
 FOLDERS = "frontier-*"
 SHARES = dict(zip(METRICS, ("share", "perplexity_ratio"), strict=True))  # what the summary calls them
-BY_SIZE = ("bits", "refined", "refined_bits", "shortlist", "token_bias", "seed")
-"""Keys of a decision that a budget decides, or that make no difference."""
+BY_SIZE = ("bits", "refined", "refined_bits", "shortlist", "token_bias", "seed", "code")
+"""Keys of a decision that a budget decides, that make no difference, or that are told."""
+CODES = ("additive", "itq")
+"""Those that budgets come to, and have come to before: what they kept is less, and there is more of it."""
 DIGITS = 6
+_OURS = Allocation(ModelShape(1, 2), 1).decision()
 
 
 def render(results: Path) -> dict[str, Any]:
@@ -66,9 +69,10 @@ def _way(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_like_ours(run: Mapping[str, Any]) -> bool:
     """Whether a run's decision layer is one that `allocate` may give, learnt from the old head."""
-    decision, like = run.get("decision") or {}, Allocation(ModelShape(1, 2), 1).decision()
+    decision, like = run.get("decision") or {}, _OURS
     fixed = [{key: value for key, value in keys.items() if key not in BY_SIZE} for keys in (decision, like)]
-    return run.get("distil") is not None and bool(run.get("int8")) and fixed[0] == fixed[1]
+    same = fixed[0] == fixed[1] and decision.get("code") in CODES
+    return run.get("distil") is not None and bool(run.get("int8")) and same
 
 
 def _learnt(run: Mapping[str, Any]) -> str:
@@ -83,7 +87,8 @@ def _learnt(run: Mapping[str, Any]) -> str:
         words.append(f"{training['max_steps']} of training ({run.get('adapt') or 'lora'})")
     if run.get("calibrate") is not None:
         words.append("calibrated")
-    return ", then ".join(words)
+    code = run["decision"]["code"]
+    return ", then ".join(words) + ("" if code == _OURS["code"] else f", with {code} codes")
 
 
 def _shape(evidence: Evidence, coded: Result) -> ModelShape:
