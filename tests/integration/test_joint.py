@@ -15,10 +15,11 @@ from codehead.errors import CodeheadError
 from codehead.models.tail import Tail
 from codehead.training.adapt import with_lora
 from codehead.training.config import Distillation, LoraConfig
+from codehead.training.distil import row_sizes
 from codehead.training.imitation import imitate
-from codehead.training.distil import RELATIVE_RATE, row_sizes
 from codehead.training.joint import GRADIENT_SCALE, _gradients, learn_together
 from codehead.training.quiet import peft_warnings_hidden
+from codehead.training.rates import STEADY
 from codehead.training.replacement import softmax_head
 
 IDS = tokens(8, 12)
@@ -70,7 +71,7 @@ def divergence(model, old):
 def test_without_a_rate_a_head_moves_in_proportion_to_its_rows():
     before, after, _ = learnt(stock("llama"), steps=1, rate=None)
     old, new = (model.get_output_embeddings().weight.detach() for model in (before, after))
-    rate = RELATIVE_RATE * row_sizes(old).median()
+    rate = STEADY * row_sizes(old).median()
     assert rate < 1e-2
     torch.testing.assert_close((new - old).abs().max(), rate, rtol=1e-3, atol=0.0)
 

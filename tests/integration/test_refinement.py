@@ -97,7 +97,7 @@ def test_tokens_with_rows_of_their_own_take_no_bits():
         further = model.decision.corrections.refinement
         return model.decision.table.signs()[:-5], further.table.signs()[:-5]
 
-    for ours, theirs in zip(codewords(1.0), codewords(30.0), strict=True):
+    for ours, theirs in zip(codewords(1.0), codewords(3.0), strict=True):
         assert torch.equal(ours, theirs)
 
 

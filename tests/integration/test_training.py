@@ -211,7 +211,6 @@ def test_a_decision_layer_learns_from_the_old_head_before_the_training(pretraine
     assert load_model(str(tmp_path / "learnt")).config.quantization_config["design"] == "learned"
 
 
-@pytest.mark.parametrize("adapt", ["lora", "full"])
 class KeepsRates(TrainerCallback):
     """Keeps the learning rate that every parameter begins with."""
 
@@ -228,7 +227,11 @@ class KeepsRates(TrainerCallback):
 def test_a_code_that_began_at_the_old_head_moves_slowly(pretrained, stories, tmp_path, adapt, start):
     decision = {"code": "additive", "bits": 12, "loss": "codeword", "token_bias": True, "start": start}
     kept = KeepsRates()
-    train(finetuning(pretrained["softmax"], stories, tmp_path, decision=decision, adapt=adapt), callbacks=[kept], progress=False)
+    train(
+        finetuning(pretrained["softmax"], stories, tmp_path, decision=decision, adapt=adapt),
+        callbacks=[kept],
+        progress=False,
+    )
     usual = max(kept.rates.values()) if adapt != "head" else 1.0
     for name, rate in kept.rates.items():
         layer = "lm_head" in name or "decision" in name
@@ -240,15 +243,34 @@ def test_a_code_that_began_at_the_old_head_moves_slowly(pretrained, stories, tmp
 
 def test_the_decision_layer_may_have_a_rate_of_its_own(pretrained, stories, tmp_path):
     kept, decision = KeepsRates(), {"code": "minrandom", "bits": 12}
-    config = finetuning(pretrained["softmax"], stories, tmp_path, decision=decision, adapt="full", head_learning_rate=0.5)
+    config = finetuning(
+        pretrained["softmax"], stories, tmp_path, decision=decision, adapt="full", head_learning_rate=0.5
+    )
     train(config, callbacks=[kept], progress=False)
     assert {rate == 0.5 for name, rate in kept.rates.items() if name.startswith("lm_head")} == {True}
     assert [name for name, rate in kept.rates.items() if rate == 0.5] == ["lm_head.weight"]
     assert json.loads((tmp_path / "run.json").read_text())["config"]["head_learning_rate"] == 0.5
     with pytest.raises(ConfigurationError, match="head_learning_rate is -1"):
         finetuning(pretrained["softmax"], stories, tmp_path, head_learning_rate=-1)
+    tied = finetuning(pretrained["softmax"], stories, tmp_path / "tied", adapt="full", head_learning_rate=0.5)
+    with pytest.raises(ConfigurationError, match=r"head_learning_rate is 0\.5, but the head is the input embedding"):
+        train(tied, progress=False)
 
 
+def test_a_code_that_was_trained_before_moves_slowly_too(pretrained, stories, tmp_path):
+    decision = {"code": "additive", "bits": 12, "loss": "codeword", "token_bias": True}
+    first = finetuning(pretrained["softmax"], stories, tmp_path / "first", decision=decision, adapt="full")
+    again, bitwise = KeepsRates(), KeepsRates()
+    train(finetuning(train(first, progress=False), stories, tmp_path / "again"), callbacks=[again], progress=False)
+    rates = {name: rate for name, rate in again.rates.items() if "lora_" not in name}
+    assert len(rates) == 2
+    assert rates == {name: pytest.approx(min(0.01, STEADY * again.sizes[name])) for name in rates}
+    assert json.loads((tmp_path / "again/run.json").read_text())["head_rates"] == rates
+    train(finetuning(pretrained["coded"], stories, tmp_path / "bits"), callbacks=[bitwise], progress=False)
+    assert set(bitwise.rates.values()) == {0.01}
+
+
+@pytest.mark.parametrize("adapt", ["lora", "full"])
 def test_a_run_is_calibrated_on_its_validation_data_before_it_is_saved(pretrained, stories, tmp_path, adapt):
     changes = {"data": {"train": stories, "validation_fraction": 0.2, "block_size": 32}, "adapt": adapt}
     changes |= {"calibrate": {"tokens": 10_000}, "decision": {**CODED, "bits": 60}}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codehead.codes import build
-from codehead.codes.additive import flipped, water_filling
+from codehead.codes.additive import MAX_DIGITS, flipped, water_filling
 from codehead.errors import CodebookError
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -54,6 +54,7 @@ def test_bits_take_the_side_that_is_nearer_one_after_the_other(rows: int, bits: 
 
 @given(variances=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=4), total=st.integers(1, 8))
 def test_bits_go_where_they_leave_the_least(variances: list[float], total: int) -> None:
+    assert total <= MAX_DIGITS
     found = water_filling(np.array(variances), total)
     assert found.sum() == total and len(found) == len(variances)
     least = min(
@@ -97,17 +98,45 @@ def test_of_equal_rows_those_that_count_most_stay() -> None:
     assert alone < error(signs(codebook), prototypes) / 2
 
 
-def test_chunks_and_seeds_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_seeds_that_draw_nothing_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     prototypes = decaying(90, 7)
     expected = build("additive", 90, bits=20, prototypes=prototypes)
-    assert build("additive", 90, bits=20, prototypes=prototypes, seed=5).checksum == expected.checksum
+    again = build("additive", 90, bits=20, prototypes=prototypes, seed=5)
+    assert again.checksum == expected.checksum and again.seed is expected.seed is None
     monkeypatch.setattr("codehead.codes.additive.CHUNK_VALUES", 100)
     assert build("additive", 90, bits=20, prototypes=prototypes).checksum == expected.checksum
 
 
-def test_more_bits_than_numbers_have_digits_are_refused() -> None:
-    with pytest.raises(CodebookError, match="bits=100 is too many for prototypes of rank 2, of at most 48 each"):
-        build("additive", 500, bits=100, prototypes=decaying(500, 2))
+@pytest.mark.parametrize(("num_classes", "dimensions"), [(2, 16), (2, 1), (3, 1), (5, 1), (5, 3)])
+def test_few_classes_of_few_dimensions_have_codes_of_any_length(num_classes: int, dimensions: int) -> None:
+    prototypes = decaying(num_classes, dimensions)
+    codebook = build("additive", num_classes, prototypes=prototypes)
+    assert codebook.length == 64
+    assert len(np.unique(codebook.to_array(), axis=0)) == num_classes
+
+
+def test_more_columns_than_splits_are_refused() -> None:
+    with pytest.raises(
+        CodebookError, match=r"bits=64 is too many for these 500 prototypes of rank 1: .* ask for fewer"
+    ):
+        build("additive", 500, bits=64, prototypes=decaying(500, 1))
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-20, 1e150])
+def test_the_scale_of_prototypes_makes_no_difference(scale: float) -> None:
+    prototypes = decaying(100, 6)
+    expected = build("additive", 100, bits=16, prototypes=prototypes)
+    assert build("additive", 100, bits=16, prototypes=scale * prototypes).checksum == expected.checksum
+
+
+def test_equal_rows_flip_what_costs_least_even_if_they_count_little() -> None:
+    prototypes = decaying(60, 8)
+    prototypes[58] = prototypes[59]
+    weights = np.r_[np.ones(58), 1e-6, 1e-6]
+    rows = signs(build("additive", 60, bits=24, prototypes=prototypes, weights=weights))
+    (differing,) = np.flatnonzero(rows[58] != rows[59])
+    sizes = np.linalg.norm(np.linalg.lstsq(rows, prototypes - prototypes.mean(0), rcond=None)[0], axis=1)
+    assert sizes[differing] < np.median(sizes)
 
 
 def test_columns_that_repeat_are_drawn_anew() -> None:
@@ -115,3 +144,5 @@ def test_columns_that_repeat_are_drawn_anew() -> None:
     codebook = build("additive", 120, bits=40, prototypes=prototypes)
     codebook.check_columns()
     assert len(np.unique(codebook.to_array(), axis=0)) == 120
+    assert codebook.seed == 0
+    assert build("additive", 120, bits=40, prototypes=prototypes, seed=1).checksum != codebook.checksum

@@ -129,7 +129,10 @@ def test_codes_that_budgets_came_to_before_are_told(tmp_path):
     write(tmp_path / "frontier-1", cells)
     found = {one["learnt"]: one["points"][1]["top1_share"]["mean"] for one in render(tmp_path)["set_ups"]}
     learnt = "70 steps of learning from the old head, then 20 of training (lora)"
-    assert found == {learnt: pytest.approx(0.9, abs=0.002), f"{learnt}, with itq codes": pytest.approx(0.875, abs=0.002)}
+    assert found == {
+        learnt: pytest.approx(0.9, abs=0.002),
+        f"{learnt}, with itq codes": pytest.approx(0.875, abs=0.002),
+    }
 
 
 def test_all_folders_and_settings_are_told_each_by_itself(tmp_path):

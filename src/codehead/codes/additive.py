@@ -35,8 +35,8 @@ ROUNDS = 4
 RIDGE = 1e-6
 """Relative weight of the vectors' squares, so that columns that depend on each other are no obstacle."""
 
-MAX_DIGITS = 48
-"""Bits of one component at most: float64 has few more digits."""
+MAX_DIGITS = 24
+"""Bits of one component at most: a float32 has no more."""
 
 MAX_REDRAWS = 100
 """Rounds in which faulty columns are drawn again before the code counts as impossible."""
@@ -49,17 +49,17 @@ def additive(num_classes: int, bits: int | None, seed: int, *, prototypes: Any =
     A linear head whose rows are close to P then scores every class nearly as its prototype would. The squared error of
     a class counts as much as its one of `weights` (V,), 0 or more, by default 1: for tokens, how often they occur. Rows
     that come out equal are made distinct in the bits that matter least, `params["collisions"]` says how many; columns
-    that repeat others are replaced by the signs of random projections.
+    that repeat others are replaced by the signs of random projections, which is all that `seed` is for.
     """
     length = free_length("additive", num_classes, bits, ADDITIVE_LENGTH)
     vectors = Prototypes.of("additive", prototypes, num_classes)
     importance = None if weights is None else class_weights(weights, num_classes)
-    plane, collisions = _plane(_Components.of(vectors, importance, length), length, RandomBits(seed))
+    plane, collisions, drawn = _plane(_Components.of(vectors, importance, length), length, RandomBits(seed))
     return PackedCodebook(
         num_classes=num_classes,
         length=length,
         design="additive",
-        seed=seed,
+        seed=seed if drawn else None,
         params={"collisions": collisions, **origins(vectors, importance)},
         sign_plane=plane,
     )
@@ -74,10 +74,12 @@ class _Components:
 
     @classmethod
     def of(cls, vectors: Prototypes, weights: Floats | None, length: int) -> _Components:
-        """The leading components of prototypes, at most one per bit."""
+        """The leading components of prototypes, at most one per bit, in a unit that suits float32."""
         mean = vectors.mean(weights)
         directions = principal_directions(vectors, mean, weights)[:, :length]
-        values = np.concatenate([((chunk - mean) @ directions).astype(np.float32) for _, chunk in vectors.chunks()])
+        unit = max(np.abs(chunk - mean).max() for _, chunk in vectors.chunks())
+        parts = [((chunk - mean) / unit @ directions).astype(np.float32) for _, chunk in vectors.chunks()]
+        values = np.concatenate(parts)
         return cls(values, np.ones(len(values)) if weights is None else weights)
 
     def chunks(self, length: int) -> Iterator[tuple[slice, Floats]]:
@@ -88,8 +90,8 @@ class _Components:
             yield rows, self.values[rows].astype(np.float64)
 
 
-def _plane(components: _Components, length: int, source: RandomBits) -> tuple[Bytes, int]:
-    """The sign plane (V, bytes), and how many rows had to be changed to be distinct."""
+def _plane(components: _Components, length: int, source: RandomBits) -> tuple[Bytes, int, bool]:
+    """The sign plane (V, bytes), how many rows had to be changed to be distinct, and whether columns were drawn."""
     plane, vectors = fit(components, length)
 
     def margins(ids: Integers) -> Floats:
@@ -97,13 +99,13 @@ def _plane(components: _Components, length: int, source: RandomBits) -> tuple[By
         costs = np.abs(_pulls(chosen.T, _signs(plane[ids], length).T, vectors)).T
         return np.asarray(components.weights[ids, None] * costs)
 
-    for _ in range(MAX_REDRAWS):
+    for draws in range(MAX_REDRAWS):
         distinct, collisions = make_distinct(plane, length, margins)
         if not enough_binary_columns(len(plane), length):
-            return distinct, collisions
+            return distinct, collisions, bool(draws)
         faulty = column_faults(distinct, None, length).columns
         if not len(faulty):
-            return distinct, collisions
+            return distinct, collisions, bool(draws)
         plane = _redrawn(plane, length, faulty, components, source)
     message = f"bits={length} is too many for these {len(plane)} prototypes of rank {components.values.shape[1]}: they "
     raise CodebookError(f"{message}do not yield so many different columns; ask for fewer bits")
@@ -136,11 +138,11 @@ def flipped(values: Floats, signs: Floats, vectors: Floats) -> Floats:
 def _pulls(values: Floats, signs: Floats, vectors: Floats) -> Floats:
     """How strongly every bit (n, rows) is drawn to +1 or −1 as long as the others stay; |·| is what a flip costs."""
     squares = np.square(vectors).sum(axis=1, keepdims=True)
-    return vectors @ (values - vectors.T @ signs) + squares * signs
+    return np.asarray(vectors @ (values - vectors.T @ signs) + squares * signs)
 
 
 def _binary_expansions(components: _Components, length: int) -> Bytes:
-    """The plane (V, bytes) of the components, each rounded to 2ᵇ levels written in its b bits."""
+    """The plane (V, bytes) of the components, each rounded to 2ᵇ levels written in its b bits; any more bits are 0."""
     spread = np.sqrt(
         sum(components.weights[rows] @ np.square(values) for rows, values in components.chunks(length))
         / components.weights.sum()
@@ -151,15 +153,17 @@ def _binary_expansions(components: _Components, length: int) -> Bytes:
     for _, values in components.chunks(length):
         levels = np.clip(np.floor(values / steps) + 2.0 ** (digits - 1), 0, 2.0**digits - 1).astype(np.int64)
         columns = [(levels[:, j] >> place) & 1 for j, count in enumerate(digits) for place in reversed(range(count))]
-        parts.append(pack_bits(np.stack(columns, axis=1).astype(np.uint8)))
+        written = np.zeros((len(values), length), dtype=np.uint8)
+        written[:, : len(columns)] = np.stack(columns, axis=1)
+        parts.append(pack_bits(written))
     return np.concatenate(parts)
 
 
 def water_filling(variances: Floats, total: int) -> Integers:
-    """So many bits (k,) for each variance (k,), `total` in all: every bit quarters what is left of one."""
-    if total > MAX_DIGITS * len(variances):
-        message = f"bits={total} is too many for prototypes of rank {len(variances)}, of at most {MAX_DIGITS} each"
-        raise CodebookError(f"{message}; ask for fewer bits")
+    """So many bits (k,) for each variance (k,): every bit quarters what is left of one.
+
+    `total` in all, or MAX_DIGITS each if those are fewer.
+    """
     left = np.log(variances) - np.log(4.0) * np.arange(MAX_DIGITS)[:, None]
     chosen = np.argsort(-left, axis=None, kind="stable")[:total]
     return np.bincount(chosen % len(variances), minlength=len(variances))
@@ -170,7 +174,7 @@ def _loads(digits: Integers) -> Floats:
 
     A line through the optima of J. Max (1960, "Quantizing for Minimum Distortion", table II), off by 3% at most.
     """
-    return 1.26 + 0.345 * digits
+    return np.asarray(1.26 + 0.345 * digits)
 
 
 def _least_squares(components: _Components, plane: Bytes, length: int) -> Floats:
@@ -183,7 +187,7 @@ def _least_squares(components: _Components, plane: Bytes, length: int) -> Floats
         square += signs.T @ weighted
         target += weighted.T @ values
     square += RIDGE * components.weights.sum() * np.eye(length)
-    return np.linalg.solve(square, target)
+    return np.asarray(np.linalg.solve(square, target))
 
 
 def _redrawn(plane: Bytes, length: int, faulty: Integers, components: _Components, source: RandomBits) -> Bytes:
@@ -197,4 +201,4 @@ def _redrawn(plane: Bytes, length: int, faulty: Integers, components: _Component
 
 def _signs(plane: Bytes, length: int) -> Floats:
     """±1 (rows, n) in float64."""
-    return 2.0 * unpack_bits(plane, length) - 1.0
+    return np.asarray(2.0 * unpack_bits(plane, length) - 1.0)

@@ -189,13 +189,22 @@ def _code(shape: ModelShape, bits: int) -> Allocation:
 
 
 def _filled(code: Allocation, total: int) -> Allocation:
-    """With the bias, the further bits and the dense rows that bring it to `total` bytes."""
+    """With the bias, the further bits and the dense rows that bring it to `total` bytes.
+
+    Where the most frequent tokens all come to have rows of their own, further bits would be lost on them.
+    """
     biased = replace(code, token_bias=True)
     found = biased if biased.bytes_stored <= total else code
     frequent = found.shape.num_classes // FREQUENT
     if frequent > 1:
         longer = partial(_longer, found)
         found = longer(_longest(_lengths(frequent), longer, LONGER_SHARE * total) or 0)
+    listed = _listed(found, total)
+    return _listed(replace(found, refined_bits=0), total) if listed.shortlist >= listed.refined else listed
+
+
+def _listed(found: Allocation, total: int) -> Allocation:
+    """With the dense rows that bring it to `total` bytes."""
     row = found.shape.hidden_size + WEIGHT_BYTES + ID_BYTES
     return replace(found, shortlist=min((total - found.bytes_stored) // row, found.shape.num_classes))
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from codehead.models.hidden import PIECE, Statistics
 
+LISTED = 1e-6
+"""The weight of a token that has a row of its own: enough to tell it from the others if all have."""
 RIDGE = 1e-6
 """Relative weight of |P|², so that columns that depend on each other are no obstacle."""
 
@@ -29,13 +31,11 @@ def least_squares(codewords: Tensor, rows: Tensor, weights: Tensor) -> tuple[Ten
 def token_weights(old: nn.Linear, statistics: Statistics | None, listed: Tensor | None = None) -> Tensor:
     """How much every token counts, float64 `(V,)`, on the device of the head: one more than it occurs.
 
-    Those `listed` `(K,)`, which have rows of their own, do not count, if two or more are left.
+    Those `listed` `(K,)`, which have rows of their own, count next to nothing.
     """
     counts = torch.zeros(len(old.weight)) if statistics is None else statistics.counts
     weights = (counts + 1).to(old.weight.device, torch.float64)
-    if listed is None or len(listed) > len(weights) - 2:
-        return weights
-    return weights.index_fill(0, listed.to(weights.device, torch.int64), 0)
+    return weights if listed is None else weights.index_fill(0, listed.to(weights.device, torch.int64), LISTED)
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

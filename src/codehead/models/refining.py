@@ -33,7 +33,7 @@ def refine(
 
     An additive code of the rows of the `old` Softmax head, less what a linear head with the codebook can make of them.
     With statistics the rows are as the hidden states see them, weighted by the counts; the `listed` tokens, which have
-    rows of their own, do not count.
+    rows of their own, count next to nothing.
 
     Raises:
         ConfigurationError: the code is ternary or one_vs_all, `tokens` are no tokens, there are fewer than 2, or the
@@ -59,8 +59,6 @@ def refine(
     rows = _left_over(codebook, old, weights)[ids]
     seen = rows if statistics is None else statistics.seen(rows)
     importance = weights[ids.to(weights.device)].cpu().numpy()
-    if (importance > 0).sum() < 2:
-        importance = None
     code = build(DESIGN, len(ids), bits=length, seed=seed, prototypes=seen.cpu().numpy(), weights=importance)
     assert isinstance(code, PackedCodebook)
     return Refinement.of(codebook.num_classes, ids, torch.from_numpy(code.sign_plane.copy()), length)

@@ -107,8 +107,7 @@ def attach(
     hidden_size = old.weight.shape[1]
     _check_statistics(statistics, old)
     single = SingleTokens(shortlist, shortlist_split, token_bias, token_scale, refined, refined_bits)
-    importance = single.weights(old, statistics)
-    codebook = _codebook(code, old.weight, bits, seed, code_params or {}, statistics, importance)
+    codebook = _codebook(code, old, bits, seed, code_params or {}, statistics, single)
     if assignment is not None:
         codebook = _assigned(codebook, assignment, old.weight, statistics, seed)
     log_probabilities = gives_log_probabilities(HEADS.get(head))
@@ -235,23 +234,23 @@ def _check(model: Any) -> nn.Linear:
 
 def _codebook(
     code: str | Path | Codebook,
-    weight: torch.Tensor,
+    old: nn.Linear,
     bits: int | None,
     seed: int,
     params: dict[str, Any],
     statistics: Statistics | None,
-    importance: torch.Tensor | None,
+    single: SingleTokens,
 ) -> Codebook:
-    """The codebook meant by `code`, with one codeword per row of the output embedding's `weight` (V, H).
+    """The codebook meant by `code`, with one codeword per row of the `old` output embedding.
 
     A design that looks at the classes sees these rows, as the hidden states see them if there are statistics and
-    weighted by their importance `(V,)` if it takes weights, unless `params` have something else for it to look at.
+    weighted by what single tokens count if it takes weights, unless `params` have something else for it to look at.
     """
-    num_classes = len(weight)
+    num_classes = len(old.weight)
     if isinstance(code, str) and not code.endswith(".safetensors"):
         options = codes.DESIGNS.get(code).params()
         if "prototypes" in options and not {"prototypes", "samples"} & params.keys():
-            params = {**_looked_at(code, options, weight, statistics, importance), **params}
+            params = {**_looked_at(code, options, old, statistics, single), **params}
         return codes.build(code, num_classes, bits=bits, seed=seed, **params)
     codebook = code if isinstance(code, Codebook) else codes.load(code)
     if params or (bits is not None and bits != codebook.length):
@@ -269,16 +268,12 @@ def _codebook(
 
 
 def _looked_at(
-    code: str,
-    options: list[str],
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    importance: torch.Tensor | None,
+    code: str, options: list[str], old: nn.Linear, statistics: Statistics | None, single: SingleTokens
 ) -> dict[str, np.ndarray]:
-    """What a design that looks at classes sees of an output embedding `(V, H)`."""
-    seen = {"prototypes": _seen(f"code={code!r}", "give code_params={'prototypes': ...}", weight, statistics)}
-    weighted = importance is not None and "weights" in options
-    return {**seen, "weights": importance.cpu().numpy()} if weighted else seen  # type: ignore[union-attr]
+    """What a design that looks at classes sees of the `old` output embedding."""
+    seen = {"prototypes": _seen(f"code={code!r}", "give code_params={'prototypes': ...}", old.weight, statistics)}
+    weights = single.weights(old, statistics) if "weights" in options else None
+    return seen if weights is None else {**seen, "weights": weights.cpu().numpy()}
 
 
 def _seen(argument: str, remedy: str, weight: torch.Tensor, statistics: Statistics | None) -> np.ndarray:

@@ -101,7 +101,8 @@ class Distillation:
     tokens: int = 200_000  # positions of the training text whose hidden states are learnt from, kept in memory
     label_weight: float = 0.0  # of the labels' own cross entropy; the old head's distribution has the rest
     trunk_steps: int = 0  # after it, of LoRA on the trunk (`lora`, no dropout) with the head; 0: the trunk rests
-    trunk_learning_rate: float = 1e-3  # in these steps; the head's is no more than learning_rate
+    trunk_learning_rate: float = 1e-3  # in these steps; the head's is no more than learning_rate, by default 1% of the
+    # root mean square of its median row
     seed: int = 0  # of the order of positions
 
     def __post_init__(self) -> None:
@@ -153,7 +154,7 @@ class RunConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: dict[str, Any] = field(default_factory=dict)
     head_learning_rate: float | None = None  # of the decision layer in the training. None: training.learning_rate, but
-    # for a code that began at the old head no more than 1% of the root mean square of its rows
+    # for a code that has learnt its tokens no more than 1% of the root mean square of its median row
     seed: int = 0
     dtype: str = "float32"  # in which an existing model is loaded; `training.bf16` sets the arithmetic
 
@@ -175,7 +176,7 @@ class RunConfig:
         if self.int8 and self.decision is None:
             raise ConfigurationError("int8 is true, but there is no new decision layer to be rounded: give decision")
         rate = self.head_learning_rate
-        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf):
+        if rate is not None and not 0 <= rate < math.inf:
             raise ConfigurationError(f"head_learning_rate is {rate!r}; give a number of 0 or more")
         self._check_distillation()
         self._check_calibration()

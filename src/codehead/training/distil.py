@@ -99,9 +99,8 @@ def distil(
         student.write_back(model, options.seed)
         return
     warnings.warn(
-        f"learning took the new head from {begun:.3g} to {ended:.3g} nats, so it stays as it began; lower {RATE} (they "
-        f"were {rate:.2g}{' of each row' if options.learning_rate is None else ''} and "
-        f"{options.code_learning_rate:.2g})",
+        f"learning took the new head from {begun:.3g} to {ended:.3g} nats, so it stays as it began; give a smaller "
+        f"{RATE} (it learnt at {_told(options)} and {options.code_learning_rate:.2g})",
         stacklevel=2,
     )
 
@@ -138,8 +137,14 @@ class _Aim:
         return self.hidden[chosen].to(self.device, torch.float32), known
 
 
+def _told(options: Distillation) -> str:
+    if options.learning_rate is not None:
+        return f"{options.learning_rate:.2g}"
+    return f"{RELATIVE_RATE:g} of what rows measure, {RELATIVE_RATE * LARGE:g} at most"
+
+
 def row_sizes(values: Tensor) -> Tensor:
-    """The root mean square of every row of weights `(…, rows, 1)`, LARGE at most; LARGE for biases and rows of zeros."""
+    """The root mean square of every row of weights `(…, rows, 1)`, LARGE at most, and for vectors and rows of zeros."""
     if values.dim() < 2:
         return torch.full_like(values[..., :1], LARGE)
     sizes = values.square().mean(-1, keepdim=True).sqrt()
@@ -150,9 +155,9 @@ class _Student:
     """float32 copies of what is trained; the model stays as it is until the end.
 
     `weights` are learnt; each times its one of `scales` is what the model has. With `relative`, rows of weights are in
-    units of their root mean square: a step of Adam moves every number about equally far, but some rows of a head are a
-    hundred times larger than others. `numbers` holds the tensors whose signs are the code, `(V, n)` and, where some codewords are longer, `(K, m)`; none
-    for one_vs_all, which has nothing to learn.
+    units of their size: a step of Adam moves all numbers about equally far, but some rows of a head are a hundred times
+    larger than others. `numbers` holds the tensors whose signs are the code, `(V, n)` and, where some codewords are
+    longer, `(K, m)`; none for one_vs_all, which has nothing to learn.
     """
 
     def __init__(self, head: nn.Module, decision: Any, tail: Tail, relative: bool = False) -> None:
@@ -236,6 +241,6 @@ def _check(decision: Any, options: Distillation, labels: Tensor | None) -> None:
         raise ConfigurationError(f"distil.label_weight is {options.label_weight}, but there are no labels; give them")
     if decision.table.is_ternary or getattr(decision, "chain", None) is not None:
         raise ConfigurationError(
-            "distil learns a binary code of independent bits; choose such a code (itq, minrandom, …) and a head "
+            "distil learns a binary code of independent bits; choose such a code (additive, minrandom, …) and a head "
             "without a chain"
         )

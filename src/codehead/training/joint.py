@@ -16,11 +16,11 @@ from codehead.losses import IGNORE
 from codehead.models.hidden import labelled_states
 from codehead.training.adapt import merge, with_lora
 from codehead.training.config import Distillation, LoraConfig
-from codehead.training.distil import RELATIVE_RATE, row_sizes
 from codehead.training.divergence import refuse_divergence
 from codehead.training.imitation import Scores, imitate
 from codehead.training.loop import ResumableLoop
 from codehead.training.quiet import peft_warnings_hidden
+from codehead.training.rates import steady_rate
 from codehead.training.stages import Stages
 
 GRADIENT_SCALE = 2.0**10
@@ -80,7 +80,7 @@ def learn_together(
 
 
 def _groups(adapted: Any, options: Distillation) -> list[dict[str, Any]]:
-    """What is learnt: adapters, and the decision layer, each of its tensors at no more than the rate it learnt at."""
+    """What is learnt: adapters, and the decision layer at no more than its own rate, or what keeps what it knows."""
     found = [(name, values) for name, values in adapted.named_parameters() if values.requires_grad]
     trunk = [values for name, values in found if "lora_" in name]
     head = [values for name, values in found if "lora_" not in name]
@@ -89,9 +89,7 @@ def _groups(adapted: Any, options: Distillation) -> list[dict[str, Any]]:
 
 
 def _head_rate(values: Tensor, options: Distillation) -> float:
-    own = options.learning_rate
-    if own is None:
-        own = RELATIVE_RATE * float(row_sizes(values.detach().float()).median())
+    own = steady_rate(values) if options.learning_rate is None else options.learning_rate
     return min(own, options.trunk_learning_rate)
 
 

@@ -81,7 +81,7 @@ class ResumableLoop:
         parameters = self._parameters()
         shapes = {f"parameters.{i}": tuple(values.shape) for i, values in enumerate(parameters)}
         found = {name: tuple(values.shape) for name, values in tensors.items() if name.startswith("parameters.")}
-        if found != shapes:
+        if found != shapes or len(notes["groups"]) != len(self.optimizer.param_groups):
             raise CheckpointError(
                 f"the kept state of {self.name!r} in {str(self.stages.path)!r} has other parameters than this loop: it "
                 "was begun by another version of codehead; remove that folder to start again"

@@ -3,37 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from codehead.errors import ConfigurationError
+from codehead.models import is_coded
 from codehead.training.config import RunConfig
 from codehead.training.distil import row_sizes
 
 STEADY = 0.01
-"""Of the median root mean square of a tensor's rows: how far they move in a step at most."""
+"""Of the median root mean square of a tensor's rows: how far its weights move in a step at most."""
 
 
 def decision_rates(
-    model: nn.Module, paths: list[str], config: RunConfig, learning_rate: float
+    model: nn.Module, paths: list[str], config: RunConfig, learning_rate: float, knowing: bool
 ) -> dict[str, float]:
     """A learning rate for each trained tensor of the decision layer, by its name in the `model` that is trained.
 
     `paths` are the modules of the decision layer. The rate is `config.head_learning_rate`; by default that of the run,
-    and for a code that began near the old head no more than STEADY allows: the rows of a code serve all tokens at once,
+    and for a code that is `knowing` its tokens no more than `steady_rate`: the rows of a code serve all tokens at once,
     so that a score adds up what hundreds of them moved by, and steps that suit a trunk undo what the head knows. Empty
-    if all learns at the rate of the run.
+    if all learns at the rate of the run. ConfigurationError if the head is to have a rate of its own and cannot.
     """
-    if config.head_learning_rate is None and not _began_near(config):
+    if config.head_learning_rate is None and not knowing:
         return {}
     named = {
         name: values
         for name, values in model.named_parameters()
         if values.requires_grad and any(f".{path}." in f".{name}" for path in paths)
     }
-    if config.head_learning_rate is not None:
-        return dict.fromkeys(named, config.head_learning_rate)
-    return {name: min(learning_rate, STEADY * _size(values)) for name, values in named.items()}
+    if config.head_learning_rate is None:
+        return {name: min(learning_rate, steady_rate(values)) for name, values in named.items()}
+    if not named:
+        raise ConfigurationError(
+            f"head_learning_rate is {config.head_learning_rate}, but the head is the input embedding, which learns at "
+            "training.learning_rate; leave it out, or choose adapt: head or lora, which untie them"
+        )
+    return dict.fromkeys(named, config.head_learning_rate)
+
+
+def steady_rate(values: Tensor) -> float:
+    """The rate at which a tensor of a head keeps what it knows: STEADY of the median size of its rows."""
+    return STEADY * float(row_sizes(values.detach().float()).median())
+
+
+def knows_its_tokens(model: Any, config: RunConfig) -> bool:
+    """Whether a run begins with a code that was near an old head, or was trained before."""
+    if not is_coded(model) or model.decision.table.is_implicit or config.is_pretraining:
+        return False
+    decision = config.decision
+    if decision is None or decision.get("code") is None:
+        return bool(model.decision.loss_name == "codeword")
+    return config.distil is not None or decision.get("start") == "old_head"
 
 
 def give_own_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float]) -> None:
@@ -43,15 +66,7 @@ def give_own_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rates: Ma
         moved = [values for values in group["params"] if id(values) in own]
         group["params"] = [values for values in group["params"] if id(values) not in own]
         options = {key: value for key, value in group.items() if key != "params"}
+        if not group["params"]:
+            optimizer.param_groups.remove(group)
         for values in moved:
             optimizer.add_param_group({**options, "params": [values], "lr": own[id(values)]})
-
-
-def _began_near(config: RunConfig) -> bool:
-    """Whether a code begins where the old head was."""
-    decision = config.decision or {}
-    return decision.get("code") != "one_vs_all" and (config.distil is not None or decision.get("start") == "old_head")
-
-
-def _size(values: torch.Tensor) -> float:
-    return float(row_sizes(values.detach().float()).median())

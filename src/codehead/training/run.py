@@ -35,7 +35,7 @@ from codehead.training.model import build_model
 from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
-from codehead.training.rates import decision_rates
+from codehead.training.rates import decision_rates, knows_its_tokens
 from codehead.training.replacement import Show, Text, batch_size_of
 from codehead.training.stages import Stages
 from codehead.training.tokenizer import load_tokenizer, train_bpe
@@ -98,9 +98,9 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
         origin["codebook"] = model.config.quantization_config["checksum"] if is_coded(model) else None
         if not overwrite:
             folder.check_codebook(origin["codebook"])
-        paths = decision_paths(model)
+        paths, knowing = decision_paths(model), knows_its_tokens(model, config)
         model = adapt(model, config)
-        rates = decision_rates(model, paths, config, arguments.learning_rate)
+        rates = decision_rates(model, paths, config, arguments.learning_rate, knowing)
         shown_as = folder.path.name if progress else None
         trainer = _trainer(arguments, model, tokenizer, [text.examples, validation], callbacks, shown_as, rates)
     if overwrite:  # only now: whatever can be wrong with the configuration has been found
@@ -112,13 +112,14 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     trainer.add_callback(_KeepsTime(clock))
     _train(trainer, folder, has_validation=rows.validation is not None)
     trained = merge(trainer.accelerator.unwrap_model(trainer.model))
+    told = {"head_rates": rates} if rates else {}
     calibration = _calibrate(trained, config, Text(lambda: validation, tokenizer.pad_token_id, config.seed))
     if config.int8:
         to_int8(trained)
     if trainer.is_world_process_zero():
         trained.save_pretrained(folder.path)  # type: ignore[operator]
         tokenizer.save_pretrained(folder.path)
-    folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history, **calibration})
+    folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history, **told, **calibration})
     folder.stages.remove()
     return folder.path
 
@@ -160,7 +161,7 @@ def _trainer(
     shown_as: str | None,
     rates: Mapping[str, float],
 ) -> Trainer:
-    """Of training and validation data; `shown_as` is the title of its progress, None for none; `rates` of parameters."""
+    """Of training and validation data; `shown_as` is the title of its progress, None for none."""
     for examples in datasets:
         if examples is not None:
             check_labels(examples, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
