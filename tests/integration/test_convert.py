@@ -133,7 +133,7 @@ def test_too_little_text_to_calibrate_on_is_told_before_anything_is_measured(sto
 
 def test_blocks_are_as_long_as_the_model_takes_and_validation_text_may_be_given(stock, tmp_path, codehead):
     text, changes = str(stock / "text.jsonl"), ("--set", f"data.validation={stock / 'text.jsonl'}")
-    quick = ("--budget", "80%", "--steps", "2", "--tokens", "200")
+    quick = ("--budget", "80%", "--steps", "2", "--tokens", "200", "--set", "distil.learning_rate=1e-4")
     status, _, errors = codehead(
         "convert", stock / "model", "--data", text, "--out", tmp_path / "out", *quick, *changes
     )
