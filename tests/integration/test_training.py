@@ -241,6 +241,13 @@ def test_a_code_that_began_at_the_old_head_moves_slowly(pretrained, stories, tmp
         assert len(set(kept.rates.values())) == 1
 
 
+def test_a_new_head_whose_code_is_not_named_learns_at_the_rate_of_the_run(pretrained, stories, tmp_path):
+    kept, decision = KeepsRates(), {"loss": "codeword"}
+    config = finetuning(pretrained["softmax"], stories, tmp_path, decision=decision, adapt="full")
+    train(config, callbacks=[kept], progress=False)
+    assert set(kept.rates.values()) == {0.01}
+
+
 def test_the_decision_layer_may_have_a_rate_of_its_own(pretrained, stories, tmp_path):
     kept, decision = KeepsRates(), {"code": "minrandom", "bits": 12}
     config = finetuning(
@@ -457,7 +464,6 @@ KILLED = """
 import json, os, signal, sys
 from transformers import TrainerCallback
 from codehead.training.config import RunConfig
-from codehead.training.rates import STEADY
 from codehead.training.run import train
 
 class Kill(TrainerCallback):

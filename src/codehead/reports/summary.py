@@ -99,7 +99,6 @@ class Row:
     times: dict[str, Times] = field(default_factory=dict)  # TIMED, all of one seed
     decoders: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     """Name of a decoder → `top1`, and `share` of the reference's: the same outputs read in other ways."""
-    code: str = ""  # the design that was asked for, which learning may have changed
     unmatched: tuple[int, ...] = ()  # seeds that the reference has no result of: then there are no SHARES
 
 
@@ -269,7 +268,6 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         values={name: Estimate.of(column) for name, column in columns.items() if None not in column},
         is_reference=first.config["cell"] == first.config["reference"],
         decision=first.metrics["decision"],
-        code=str(_asked(first).get("code", "")),
         bytes_resident=size.get("bytes_resident"),
         byte_share=_ratio(size.get("bytes_in_bf16"), whole_size.get("bytes_in_bf16")),
         bit_accuracies=_mean_bits([result.metrics["test"].get("bit_accuracies") for result in group]),

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
+from codehead.models.description import METHOD
 from codehead.training.config import RunConfig
 from codehead.training.distil import row_sizes
 
@@ -53,20 +55,20 @@ def knows_its_tokens(model: Any, config: RunConfig) -> bool:
     """Whether a run begins with a code that was near an old head, or was trained before."""
     if not is_coded(model) or model.decision.table.is_implicit or config.is_pretraining:
         return False
-    decision = config.decision
-    if decision is None or decision.get("code") is None:
+    stored = getattr(AutoConfig.from_pretrained(config.model), "quantization_config", None) or {}
+    if stored.get("quant_method") == METHOD:
         return bool(model.decision.loss_name == "codeword")
-    return config.distil is not None or decision.get("start") == "old_head"
+    return config.distil is not None or (config.decision or {}).get("start") == "old_head"
 
 
 def give_own_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float]) -> None:
     """Move the parameters of a `model` named in `rates` into groups of their own, before the first step."""
     own = {id(values): rates[name] for name, values in model.named_parameters() if name in rates}
-    for group in list(optimizer.param_groups):
+    groups = list(optimizer.param_groups)
+    for group in groups:
         moved = [values for values in group["params"] if id(values) in own]
         group["params"] = [values for values in group["params"] if id(values) not in own]
         options = {key: value for key, value in group.items() if key != "params"}
-        if not group["params"]:
-            optimizer.param_groups.remove(group)
         for values in moved:
             optimizer.add_param_group({**options, "params": [values], "lr": own[id(values)]})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
