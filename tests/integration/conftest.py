@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from architectures import make
+from small_runs import WORDS, pretraining
 from transformers import PreTrainedModel
 
 import codehead
 from codehead.cli import main as cli
+from codehead.training.run import train
 
 
 @pytest.fixture
@@ -39,6 +43,35 @@ def _starting_at_zero(model: Any) -> list[torch.nn.Parameter]:
         *model.decision.corrections.parameters(),
         *getattr(model.get_output_embeddings(), "rows", torch.nn.Module()).parameters(),
     ]
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of forty short texts."""
+    path = tmp_path_factory.mktemp("data") / "stories.jsonl"
+    records = [{"text": " ".join(WORDS[(i * j) % 17] for j in range(1, 40)) + "."} for i in range(1, 41)]
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def instructions(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of records with an answer each."""
+    path = tmp_path_factory.mktemp("data") / "instructions.jsonl"
+    records = [{"instruction": f"Say {w}.", "input": "", "output": f"{w}!"} for w in WORDS]
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def pretrained(stories: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of two finished runs from scratch, with a coded head and with Softmax."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = pretraining(stories, folder / "coded")
+    return {
+        "coded": train(config, progress=False),
+        "softmax": train(pretraining(stories, folder / "softmax", decision=None), progress=False),
+    }
 
 
 @pytest.fixture(name="codehead")
