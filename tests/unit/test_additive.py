@@ -64,6 +64,17 @@ def test_bits_go_where_they_leave_the_least(variances: list[float], total: int) 
     assert sum(v * 4.0**-b for v, b in zip(variances, found, strict=True)) == pytest.approx(least)
 
 
+@pytest.mark.parametrize("decay", [1.0, 0.95])
+def test_short_codes_also_start_from_rotated_signs(monkeypatch: pytest.MonkeyPatch, decay: float) -> None:
+    random = np.random.default_rng(0)
+    prototypes = random.standard_normal((400, 40)) * decay ** np.arange(40)
+    found = build("additive", 400, bits=24, prototypes=prototypes, seed=3)
+    monkeypatch.setattr("codehead.codes.additive.SHORT_LENGTH", 0)
+    expanded = build("additive", 400, bits=24, prototypes=prototypes, seed=3)
+    assert found.seed == 3 and expanded.seed is None
+    assert error(signs(found), prototypes) < 0.98 * error(signs(expanded), prototypes)
+
+
 def test_prototypes_that_are_sums_are_found() -> None:
     random = np.random.default_rng(0)
     summed = np.array(list(itertools.product((-1.0, 1.0), repeat=6)))

@@ -4,7 +4,7 @@ Additive quantisation (A. Babenko, V. Lempitsky 2014, "Additive Quantization for
 vectors per codebook. It starts as transform coding: principal components get bits by reverse water-filling and are
 rounded to levels in natural binary (A. Gersho, R. Gray 1992, "Vector Quantization and Signal Compression", chapter 8).
 Then vectors and bits are fitted to each other in turns: least squares, and the bits one by one (iterated conditional
-modes, J. Besag 1986).
+modes, J. Besag 1986). A short code also starts as one sign for each rotated component (`itq`); the nearer one stays.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from codehead.codes.checks import column_faults, enough_binary_columns
 from codehead.codes.codebook import Codebook, PackedCodebook
 from codehead.codes.design import free_length, register
 from codehead.codes.distinct import make_distinct
+from codehead.codes.itq import ROTATION_ROWS, fit_rotation
 from codehead.codes.packing import pack_bits, unpack_bits
-from codehead.codes.principal import principal_directions
+from codehead.codes.principal import principal_directions, random_rotation
 from codehead.codes.prototypes import CHUNK_VALUES, Prototypes, class_weights, origins
 from codehead.codes.random_bits import RandomBits
 from codehead.errors import CodebookError
@@ -34,6 +35,9 @@ ROUNDS = 4
 
 RIDGE = 1e-6
 """Relative weight of the vectors' squares, so that columns that depend on each other are no obstacle."""
+
+SHORT_LENGTH = 64
+"""Bits: in longer codes binary expansions are the nearer start by far, and a rotation takes long."""
 
 MAX_DIGITS = 24
 """Bits of one component at most: a float32 has no more."""
@@ -49,7 +53,8 @@ def additive(num_classes: int, bits: int | None, seed: int, *, prototypes: Any =
     A linear head whose rows are close to P then scores every class nearly as its prototype would. The squared error of
     a class counts as much as its one of `weights` (V,), 0 or more, by default 1: for tokens, how often they occur. Rows
     that come out equal are made distinct in the bits that matter least, `params["collisions"]` says how many; columns
-    that repeat others are replaced by the signs of random projections, which is all that `seed` is for.
+    that repeat others are replaced by the signs of random projections. `seed` is for these, and for the rotation that
+    a code of up to SHORT_LENGTH bits may have started from.
     """
     length = free_length("additive", num_classes, bits, ADDITIVE_LENGTH)
     vectors = Prototypes.of("additive", prototypes, num_classes)
@@ -90,37 +95,64 @@ class _Components:
             yield rows, self.values[rows].astype(np.float64)
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What comes near the components: bits, a plane (V, bytes), times vectors (length, k)."""
+
+    plane: Bytes
+    vectors: Floats
+    drawn: bool  # whether chance had a part in it
+
+
 def _plane(components: _Components, length: int, source: RandomBits) -> tuple[Bytes, int, bool]:
-    """The sign plane (V, bytes), how many rows had to be changed to be distinct, and whether columns were drawn."""
-    plane, vectors = fit(components, length)
+    """The sign plane (V, bytes), how many rows had to change to be distinct, and whether chance had a part in it."""
+    found = fit(components, length, source)
+    plane = found.plane
 
     def margins(ids: Integers) -> Floats:
         chosen = components.values[ids].astype(np.float64)
-        costs = np.abs(_pulls(chosen.T, _signs(plane[ids], length).T, vectors)).T
+        costs = np.abs(_pulls(chosen.T, _signs(plane[ids], length).T, found.vectors)).T
         return np.asarray(components.weights[ids, None] * costs)
 
     for draws in range(MAX_REDRAWS):
         distinct, collisions = make_distinct(plane, length, margins)
         if not enough_binary_columns(len(plane), length):
-            return distinct, collisions, bool(draws)
+            return distinct, collisions, found.drawn or bool(draws)
         faulty = column_faults(distinct, None, length).columns
         if not len(faulty):
-            return distinct, collisions, bool(draws)
+            return distinct, collisions, found.drawn or bool(draws)
         plane = _redrawn(plane, length, faulty, components, source)
     message = f"bits={length} is too many for these {len(plane)} prototypes of rank {components.values.shape[1]}: they "
     raise CodebookError(f"{message}do not yield so many different columns; ask for fewer bits")
 
 
-def fit(components: _Components, length: int) -> tuple[Bytes, Floats]:
-    """Bits, a plane (V, bytes), and vectors (length, k), that add up to the components as nearly as turns come."""
-    plane = _binary_expansions(components, length)
+def fit(components: _Components, length: int, source: RandomBits) -> _Sums:
+    """The sums that come nearest to the components, of the starts that there are."""
+    found = _in_turns(components, _binary_expansions(components, length), length, drawn=False)
+    if length > min(SHORT_LENGTH, components.values.shape[1]):
+        return found
+    other = _in_turns(components, _rotated_signs(components, length, source), length, drawn=True)
+    return min(found, other, key=lambda sums: _squared_error(components, sums))
+
+
+def _in_turns(components: _Components, plane: Bytes, length: int, drawn: bool) -> _Sums:
+    """Vectors and bits fitted to each other, from the bits of a plane."""
     for _ in range(ROUNDS):
         vectors = _least_squares(components, plane, length)
         parts = []
         for rows, values in components.chunks(length):
             parts.append(pack_bits(flipped(values.T, _signs(plane[rows], length).T, vectors).T > 0))
         plane = np.concatenate(parts)
-    return plane, _least_squares(components, plane, length)
+    return _Sums(plane, _least_squares(components, plane, length), drawn)
+
+
+def _squared_error(components: _Components, sums: _Sums) -> float:
+    """Of all classes, each as much as its weight."""
+    length, total = len(sums.vectors), 0.0
+    for rows, values in components.chunks(length):
+        left = values - _signs(sums.plane[rows], length) @ sums.vectors
+        total += float(components.weights[rows] @ np.square(left).sum(axis=1))
+    return total
 
 
 def flipped(values: Floats, signs: Floats, vectors: Floats) -> Floats:
@@ -156,6 +188,15 @@ def _binary_expansions(components: _Components, length: int) -> Bytes:
         written = np.zeros((len(values), length), dtype=np.uint8)
         written[:, : len(columns)] = np.stack(columns, axis=1)
         parts.append(pack_bits(written))
+    return np.concatenate(parts)
+
+
+def _rotated_signs(components: _Components, length: int, source: RandomBits) -> Bytes:
+    """The plane (V, bytes) of the signs of so many leading components, rotated for the signs to be near them."""
+    rows = np.sort(np.argsort(-components.weights, kind="stable")[:ROTATION_ROWS])
+    heaviest = components.values[rows].astype(np.float64)
+    rotation = fit_rotation(heaviest, random_rotation(source.normal(length, length)), components.weights[rows])
+    parts = [pack_bits(values @ rotation >= 0) for _, values in components.chunks(length)]
     return np.concatenate(parts)
 
 
