@@ -161,7 +161,11 @@ def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
         learnt, kept_back = _parted(job.rows.train, job.config.seed)
     model = fit_decision_layer(job.model, job.config, job.text(learnt, "the text to learn from"), job.show, job.stages)
     told = {} if kept_back is None else _calibrate(job, model, job.text(kept_back, "the text to calibrate on"))
-    return to_int8(model) if job.config.int8 else model, told
+    if job.config.int8:
+        to_int8(model)
+    if job.config.packed:
+        model.decision.packed = True
+    return model, told
 
 
 def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:

@@ -173,6 +173,23 @@ def test_packed_codewords_give_the_same_figures_from_fewer_bytes(codehead, place
         assert "has no codewords that could stay packed; leave --packed away" in " ".join(err.split())
 
 
+def test_what_was_saved_packed_stays_so_unless_asked(codehead, place, coded, tmp_path):
+    model = load_model(str(coded), packed=True)
+    model.save_pretrained(tmp_path / "packed")
+    load_tokenizer(str(coded)).save_pretrained(tmp_path / "packed")
+    assert load_model(str(tmp_path / "packed")).decision.packed
+    assert not load_model(str(tmp_path / "packed"), packed=False).decision.packed
+    arguments = ("--data", place / "text.txt", "--block-size", 16, "--repeats", 0, "--json")
+    found = [
+        json.loads(codehead("evaluate", tmp_path / "packed", *arguments, *flag)[1]) for flag in ((), ("--unpacked",))
+    ]
+    assert [result["config"]["packed"] for result in found] == [True, False]
+    stored, resident = (
+        tuple(result["metrics"]["size"][f"bytes_{kind}"] for result in found) for kind in ("stored", "resident")
+    )
+    assert stored[0] == stored[1] == resident[0] < resident[1]
+
+
 def test_evaluate_takes_what_the_model_has_positions_for(codehead, place):
     arguments = ("--data", place / "text.txt", "--repeats", 1, "--json")
     status, out, err = codehead("evaluate", place / "short", *arguments)
@@ -391,7 +408,7 @@ def test_finetune_within_a_budget(codehead, place, tmp_path):
     assert status == 0, err
     assert "% of the Softmax head's 8,704 in bf16" in " ".join(err.split())
     described = load_model(str(tmp_path / "run")).config.quantization_config
-    assert described["rounded"] and described["design"] == "learned" and described["token_bias"]
+    assert described["rounded"] and described["design"] == "learned" and described["token_bias"] and described["packed"]
     status, _, err = codehead("finetune", "--model", place / "model", *run, *options, "--bits", 20)
     assert status == 2 and "leave it away, or decision.bits" in " ".join(err.split())
     options = (*options, "--set", "distil.steps=3", "--overwrite")

@@ -17,6 +17,7 @@ from codehead.conversion import convert, recalibrate
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
 from codehead.evaluation.expected import SetUp, Value
 from codehead.training.config import RunConfig
+from codehead.training.model import load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import train_bpe
 
@@ -140,6 +141,7 @@ def test_blocks_are_as_long_as_the_model_takes_and_validation_text_may_be_given(
     assert status == 0, errors
     told = json.loads((tmp_path / "out" / "run.json").read_text())["config"]["data"]
     assert (told["block_size"], told["validation_fraction"], told["validation"]) == (64, 0.0, text)
+    assert load_model(str(tmp_path / "out")).decision.packed
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def test_every_set_up_has_numbers_at_what_was_measured_and_none_beyond():
                 name: pytest.approx(value.mean) for name, value in values.items()
             }
         low, high = set_up.measured
-        assert set_up.at(low * 0.999) is None and set_up.at(high * 1.001) is None
+        assert set_up.at(low * 0.98) is None and set_up.at(high * 1.02) is None
+        for share, nearly in ((low, low * 0.995), (high, high * 1.005)):
+            assert set_up.at(nearly) == set_up.at(share)
 
 
 def points(*shares):

@@ -38,6 +38,7 @@ def convert(
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Fit a temperature to a tenth of the text, set aside.")
     ] = True,
+    packed: Annotated[bool, typer.Option("--packed/--unpacked", help=opt.PACKED)] = True,
     seed: Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")] = 0,
     assignments: opt.Assignments = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
@@ -75,6 +76,7 @@ def convert(
             "distil": {"steps": steps, "tokens": tokens, "trunk_steps": trunk_steps, "seed": seed},
             "calibrate": {"per_bit": False} if calibrate else None,  # what has learnt a posterior needs no more
             "int8": True,
+            "packed": packed,
             "training": {"per_device_train_batch_size": batch_size},
             "seed": seed,
             "dtype": dtype,

@@ -41,7 +41,7 @@ def evaluate(
         ),
     ] = None,
     decoder: Annotated[str | None, typer.Option("--decoder", help="likelihood, hamming, … (docs/decoders.md).")] = None,
-    packed: opt.Packed = False,
+    packed: opt.Packed = None,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1)] = None,
     text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
     as_text: Annotated[
@@ -79,7 +79,7 @@ def evaluate(
     of_data = {
         "block_size": block_size,
         "decoder": decoder,
-        "packed": packed or None,
+        "packed": packed,
         "max_documents": max_documents,
         "text_field": text_field,
         "as_text": as_text or None,

@@ -52,9 +52,9 @@ def finetune(
 ) -> None:
     """Adapt an existing model: its own decision layer, or a new one given by --code or --budget.
 
-    With --budget the new head learns from the old one first, trunk and head then learn from the text, and the head is
-    rounded to int8. A run that was stopped goes on from its last complete checkpoint when the same command is given
-    again.
+    With --budget the new head learns from the old one first, trunk and head then learn from the text, the head is
+    rounded to int8, and codewords stay packed. A run that was stopped goes on from its last complete checkpoint when
+    the same command is given again.
     """
     from rich.console import Console
 

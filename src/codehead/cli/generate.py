@@ -21,7 +21,7 @@ def generate(
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beam search; text comes at the end.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 0,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="If not the model's own.")] = None,
-    packed: opt.Packed = False,
+    packed: opt.Packed = None,
 ) -> None:
     """Continue a prompt and show the text as it comes."""
     from codehead.evaluation.generation import generate_text

@@ -58,9 +58,8 @@ Start = Annotated[
     ),
 ]
 
-Packed = Annotated[
-    bool, typer.Option("--packed", help="Keep codewords packed in memory: a 32nd of the bytes, somewhat slower.")
-]
+PACKED = "Keep codewords packed in memory: a 32nd of the bytes, somewhat slower."
+Packed = Annotated[bool | None, typer.Option("--packed/--unpacked", help=PACKED, show_default="as the checkpoint says")]
 
 BUDGET = "Bytes of the new head, as a share of the old one's in bf16, such as 5%."
 Budget = Annotated[str | None, typer.Option("--budget", help=BUDGET)]

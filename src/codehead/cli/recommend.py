@@ -25,8 +25,8 @@ COSTS = {
     "multiply_adds": "multiply-adds per token",
 }
 NOTE = (
-    "Weights in int8, of Softmax in bf16; resident and read: with the codewords unpacked to float32, as the plain "
-    "matrix product has them. Where they stay packed (--packed), both are the bytes stored."
+    "Weights in int8, of Softmax in bf16; codewords stay packed. Unpacked to float32 (--unpacked) a token is decoded "
+    "faster, and {:,} bytes are resident ({:.1%})."
 )
 BUILDS = {
     "convert": "It learns from the old head, and the rest of the model stays as it is:",
@@ -92,7 +92,7 @@ def _as_dict(found: Allocation, commands: dict[str, str]) -> dict[str, Any]:
 
 
 def _costs(found: Allocation) -> dict[str, int]:
-    values = {**found.size.as_dict(), "multiply_adds": found.multiply_adds}
+    values = {**found.size.packed.as_dict(), "multiply_adds": found.multiply_adds}
     return {name: values[name] for name in COSTS}
 
 
@@ -120,7 +120,8 @@ def _show(found: Allocation, commands: dict[str, str]) -> None:
         table.add_row(COSTS[name], f"{value:,}", f"{whole[name]:,}", f"{value / whole[name]:.1%}")
     console.print(told(found), markup=False, soft_wrap=True)
     console.print(table)
-    console.print(NOTE)
+    unpacked = found.size.bytes_resident
+    console.print(NOTE.format(unpacked, unpacked / whole["bytes_resident"]))
     if found.shape.tied:
         console.print(TIED)
     console.print()

@@ -40,7 +40,7 @@ def evaluate_checkpoint(
     block_size: int | None = None,
     batch_size: int = 8,
     decoder: str | None = None,
-    packed: bool = False,
+    packed: bool | None = None,
     text_field: str | None = None,
     as_text: bool = False,
     split: str = "test",
@@ -106,7 +106,7 @@ def evaluate_checkpoint(
     config = {
         "model": public_name(model_name),
         "decision": dict(model.config.quantization_config) if is_coded(model) else None,
-        "packed": packed,
+        "packed": is_coded(model) and model.decision.packed,
         "batch_size": batch_size,
         "split": split,
         "subset": subset,

@@ -25,7 +25,7 @@ def generate_text(
     top_p: float | None = None,
     num_beams: int = 1,
     seed: int = 0,
-    packed: bool = False,
+    packed: bool | None = None,
 ) -> str:
     """The prompt and its continuation; `write` gets both in pieces (with beams: once, at the end).
 

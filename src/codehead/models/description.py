@@ -16,7 +16,7 @@ from codehead.registry import did_you_mean
 METHOD = "codehead"
 """The name under which transformers finds the loader: `quantization_config.quant_method`."""
 
-YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded")
+YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded", "packed")
 """Fields that checkpoints of older versions do not have."""
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -62,6 +62,8 @@ class Description:
     """Whether every token has a scale."""
     rounded: bool = False
     """Whether the weights of head and corrections are int8, with a scale per row."""
+    packed: bool = False
+    """Whether codewords stay packed in memory."""
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -123,10 +125,14 @@ class Description:
 
     @classmethod
     def current(cls, model: Any) -> Description:
-        """The description of a coded model as it is now: loss, decoder or codebook may have been replaced since."""
+        """The description of a coded model as it is now: loss, decoder, codebook or packing may have changed since."""
         old = cls.from_dict(model.config.quantization_config)
-        table = model.decision.table
-        changed: dict[str, Any] = {"loss": model.decision.loss_name, "decoder": model.decision.decoder_name}
+        decision, table = model.decision, model.decision.table
+        changed: dict[str, Any] = {
+            "loss": decision.loss_name,
+            "decoder": decision.decoder_name,
+            "packed": decision.packed,
+        }
         if table.sign_plane is not None and not table.sign_plane.is_meta:  # meta: offloaded, so not replaced
             checksum = table.to_codebook(old.design, old.seed, old.params).checksum
             if checksum != old.checksum:

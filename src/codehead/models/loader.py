@@ -125,7 +125,9 @@ def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, De
         )
         log_probabilities = gives_log_probabilities(head)
         parts = (_empty_corrections(description), Chain.of(head), log_probabilities)
-        return head, Decision(table, description.loss, description.decoder, *parts)
+        decision = Decision(table, description.loss, description.decoder, *parts)
+        decision.packed = description.packed
+        return head, decision
 
 
 def _empty_corrections(description: Description) -> Corrections | None:

@@ -128,7 +128,7 @@ class Calibration:
         require(self.tokens, "calibrate.tokens", minimum=1)
 
 
-UNSET = ("calibrate", "int8", "head_learning_rate")
+UNSET = ("calibrate", "int8", "packed", "head_learning_rate")
 """Keys of a run that are written down only if they are set."""
 
 
@@ -150,6 +150,7 @@ class RunConfig:
     distil: Distillation | None = None  # a new decision layer learns from the old head first; None: it does not
     calibrate: Calibration | None = None  # in the end, on the validation data; None: it is not
     int8: bool = False  # whether the weights of the decision layer are rounded to int8 in the end
+    packed: bool = False  # whether its codewords stay packed in memory from then on: fewer bytes, somewhat slower
     adapt: str | None = None  # None: lora for an existing model, full for a new one
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: dict[str, Any] = field(default_factory=dict)
@@ -173,8 +174,9 @@ class RunConfig:
             for key in ("code_params", "head_params"):
                 require_block(self.decision.get(key) or {}, f"decision.{key}")
             refuse_softmax_only(self.training)
-        if self.int8 and self.decision is None:
-            raise ConfigurationError("int8 is true, but there is no new decision layer to be rounded: give decision")
+        for name in ("int8", "packed"):
+            if getattr(self, name) and self.decision is None:
+                raise ConfigurationError(f"{name} is true, but there is no new decision layer: give decision")
         rate = self.head_learning_rate
         if rate is not None and not 0 <= rate < math.inf:
             raise ConfigurationError(f"head_learning_rate is {rate!r}; give a number of 0 or more")
@@ -191,8 +193,8 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values; `from_dict` restores it.
 
-        `calibrate`, `int8`, `head_learning_rate` and the keys of a trunk that learns are there if they are set: runs
-        that are older than these keys keep the checksums of their values.
+        What UNSET names, and the keys of a trunk that learns, are there if they are set: runs that are older than these
+        keys keep the checksums of their values.
         """
         values = asdict(self)
         for key in UNSET:

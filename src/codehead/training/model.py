@@ -88,8 +88,8 @@ def default_device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-def load_model(name: str, *, dtype: str = "float32", packed: bool = False) -> Any:
-    """Load a coded or stock checkpoint, a coded one with its codewords `packed` in memory if so wished.
+def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None) -> Any:
+    """Load a coded or stock checkpoint, its codewords `packed` in memory or not, by default as it says itself.
 
     ConfigurationError names the model that cannot be loaded, or has no codewords; CheckpointError a damaged file, or
     weights that are not numbers.
@@ -108,8 +108,8 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool = False) -> An
     except (OSError, ValueError) as error:
         raise not_loaded("model", name, error) from error
     _refuse_nan(model, name)
-    if packed:
-        _keep_packed(model, name)
+    if packed is not None:
+        _pack(model, packed, name)
     return _with_causal_loss(model)
 
 
@@ -122,10 +122,11 @@ def _refuse_nan(model: nn.Module, name: str) -> None:
             )
 
 
-def _keep_packed(model: Any, name: str) -> None:
+def _pack(model: Any, packed: bool, name: str) -> None:
     if not is_coded(model):
-        raise ConfigurationError(f"model {name!r} has no codewords that could stay packed; leave --packed away")
-    model.decision.packed = True
+        option = "--packed" if packed else "--unpacked"
+        raise ConfigurationError(f"model {name!r} has no codewords that could stay packed; leave {option} away")
+    model.decision.packed = packed
 
 
 def _damaged(name: str) -> str:

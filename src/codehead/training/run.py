@@ -111,13 +111,15 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     clock.keep()
     trainer.add_callback(_KeepsTime(clock))
     _train(trainer, folder, has_validation=rows.validation is not None)
-    trained = merge(trainer.accelerator.unwrap_model(trainer.model))
+    trained: Any = merge(trainer.accelerator.unwrap_model(trainer.model))
     told = {"head_rates": rates} if rates else {}
     calibration = _calibrate(trained, config, Text(lambda: validation, tokenizer.pad_token_id, config.seed))
     if config.int8:
         to_int8(trained)
+    if config.packed:
+        trained.decision.packed = True
     if trainer.is_world_process_zero():
-        trained.save_pretrained(folder.path)  # type: ignore[operator]
+        trained.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
     folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history, **told, **calibration})
     folder.stages.remove()
