@@ -255,6 +255,15 @@ def test_findings_are_numbers_of_the_rows(tmp_path: Path) -> None:
     assert "one seed" in findings(single)[-1]
 
 
+def test_findings_count_bytes_where_they_are_known(tmp_path: Path) -> None:
+    softmax, *heads = [replace(row, parameter_share=1.0) for row in rows_of(1, tmp_path)]
+    best = max(heads, key=lambda row: row.values["share"].mean)
+    weighed = [replace(softmax, byte_share=1.0), *(replace(row, byte_share=0.01) for row in heads)]
+    text = " ".join(findings(weighed))
+    assert f"Of the {len(heads)} heads with at most 2% of Softmax’s bytes, {best.label} (1.00%) keeps most" in text
+    assert "parameters" not in text
+
+
 @pytest.mark.parametrize(
     ("paper", "names"),
     [

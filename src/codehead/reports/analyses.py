@@ -156,11 +156,17 @@ def _bits(rows: Sequence[Row]) -> Picture | None:
         )  # fmt: skip
     if not panels:
         return None
-    note = (
-        "Share of test tokens with the right bit, mean over seeds. Left of the mark stand the minimal bits of the "
-        "token's index (most significant first), right of it the random bits of MinRandom."
-    )
+    note = "Share of test tokens with the right bit, mean over seeds."
+    if any(row.bit_accuracies and _is_minrandom(row) for row in rows):
+        note += (
+            " Left of the mark in a row of MinRandom stand the minimal bits of the token's index (most significant "
+            "first), right of it the random ones."
+        )
     return Picture("bits", "Accuracy of single bits", note, tuple(panels), is_wide=True)
+
+
+def _is_minrandom(row: Row) -> bool:
+    return row.decision is not None and row.decision["design"] == "minrandom"
 
 
 def minimal_bits(rows: Sequence[Row]) -> int | None:
@@ -203,8 +209,7 @@ def _draw_bits(axis: Any, rows: Sequence[Row], minimal: int | None) -> None:
 def _mark_random_bits(axis: Any, rows: Sequence[Row], minimal: int | None) -> None:
     """A stroke in every MinRandom row where its random bits begin."""
     for number, row in enumerate(rows):
-        is_minrandom = row.decision is not None and row.decision["design"] == "minrandom"
-        if minimal and is_minrandom and len(row.bit_accuracies) > minimal:
+        if minimal and _is_minrandom(row) and len(row.bit_accuracies) > minimal:
             axis.plot([minimal, minimal], [number + 0.04, number + 0.96], color="#D55E00", linewidth=2.4)
 
 

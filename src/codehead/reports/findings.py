@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from codehead.reports.summary import Estimate, Row, by_setting, setting_title
 from codehead.reports.tables import percent
 
-BUDGETS = (0.02, 0.15, 0.55)  # largest share of the Softmax head's parameters
+BUDGETS = (0.02, 0.15, 0.55)  # largest share of the Softmax head's bytes, or parameters where bytes are not known
 METRICS = {"share": "top-1 accuracy", "f1_share": "BERTScore F1"}
 
 
@@ -19,34 +19,39 @@ def findings(rows: Sequence[Row]) -> list[str]:
 
 
 def _of_setting(setting: str, rows: Sequence[Row]) -> str:
-    """What the best heads within growing budgets of parameters reach; a budget that changes nothing is not told."""
+    """What the best heads within growing budgets reach; a budget that changes nothing is not told."""
     sentences = []
+    unit = "bytes" if all(row.byte_share is not None for row in rows) else "parameters"
     told: dict[str, Row] = {}
     for budget in BUDGETS:
-        within = [row for row in rows if not row.is_reference and (row.parameter_share or 1.0) <= budget]
+        within = [row for row in rows if not row.is_reference and (_share(row, unit) or 1.0) <= budget]
         best = {metric: _best(metric, within) for metric in METRICS if _best(metric, within)}
         new = {metric: row for metric, row in best.items() if row and told.get(metric) is not row}
         told |= new
         for cell in dict.fromkeys(row.cell for row in new.values()):
             metrics = [metric for metric, row in new.items() if row.cell == cell]
-            sentences.append(_sentence(budget, metrics, new[metrics[0]], within))
+            sentences.append(_sentence(budget, unit, metrics, new[metrics[0]], within))
     beginning = f"{setting_title(setting)}: " if setting else ""
     return beginning + " ".join(sentences) if sentences else ""
+
+
+def _share(row: Row, unit: str) -> float | None:
+    return row.byte_share if unit == "bytes" else row.parameter_share
 
 
 def _best(metric: str, rows: Sequence[Row]) -> Row | None:
     return max((row for row in rows if metric in row.values), key=lambda row: row.values[metric].mean, default=None)
 
 
-def _sentence(budget: float, metrics: Sequence[str], best: Row, within: Sequence[Row]) -> str:
-    """`Of the 3 heads with at most 15% of Softmax’s parameters, … keeps most: 82.1 ± 8.7% of its BERTScore F1.`"""
+def _sentence(budget: float, unit: str, metrics: Sequence[str], best: Row, within: Sequence[Row]) -> str:
+    """`Of the 3 heads with at most 15% of Softmax’s bytes, … keeps most: 82.1 ± 8.7% of its BERTScore F1.`"""
     reached = " and ".join(
         f"{percent(best.values[metric])} of {'its' if number else 'Softmax’s'} {METRICS[metric]}"
         for number, metric in enumerate(metrics)
     )
-    size = percent(best.parameter_share)
+    size = percent(_share(best, unit))
     if len(within) == 1:
-        return f"With {size} of Softmax’s parameters, {best.label} reaches {reached}."
+        return f"With {size} of Softmax’s {unit}, {best.label} reaches {reached}."
     rivals = {
         row.label: None
         for metric in metrics
@@ -55,7 +60,7 @@ def _sentence(budget: float, metrics: Sequence[str], best: Row, within: Sequence
     }
     doubt = f"; the interval of {_listed(list(rivals))} overlaps" if rivals else ""
     return (
-        f"Of the {len(within)} heads with at most {budget:.0%} of Softmax’s parameters, {best.label} ({size}) keeps "
+        f"Of the {len(within)} heads with at most {budget:.0%} of Softmax’s {unit}, {best.label} ({size}) keeps "
         f"most: {reached}{doubt}."
     )
 
