@@ -34,7 +34,7 @@ TERMS = {
     "P, R, F1": "BERTScore of generated answers against reference answers, mean over prompts",
     "of Softmax, × Softmax": "divided by the Softmax head of the same seed and setting, then averaged over seeds",
     "Resident": "bytes in memory: weights, packed codebook, and the float32 matrix that decoding unpacks from it",
-    "Bytes": "stored: weights (bf16, or as the name says), biases, packed codebook, scales; share of the Softmax head's",
+    "Bytes": "stored: weights (bf16, or as the name says), biases, codebook, scales; share of the Softmax head's",
     "+ 88 tokens": "dense rows beside the code for the most frequent tokens, and a bias for every token",
     "+ 128 bits for 2,048": "further bits of so many tokens, the most frequent ones",
     "int8": "the weights of a head end as integers with a scale per row",
