@@ -71,7 +71,8 @@ def distil(
     """
     decision = model.decision
     _check(decision, options, labels)
-    student = _Student(model.get_output_embeddings(), decision, Tail.of(model), options.learning_rate is None)
+    units = row_sizes if options.learning_rate is None else _ones
+    student = _Student(model.get_output_embeddings(), decision, Tail.of(model), units)
     device = next(model.parameters()).device
     aim = _Aim(student.scores, teacher, hidden, labels, options.label_weight, decision.table.num_classes, device)
     rate = RELATIVE_RATE if options.learning_rate is None else options.learning_rate
@@ -151,22 +152,26 @@ def row_sizes(values: Tensor) -> Tensor:
     return torch.where(sizes > 0, sizes, LARGE).clamp(max=LARGE)
 
 
+def _ones(values: Tensor) -> Tensor:
+    return torch.ones_like(values[..., :1])
+
+
 class _Student:
     """float32 copies of what is trained; the model stays as it is until the end.
 
-    `weights` are learnt; each times its one of `scales` is what the model has. With `relative`, rows of weights are in
-    units of their size: a step of Adam moves all numbers about equally far, but some rows of a head are a hundred times
-    larger than others. `numbers` holds the tensors whose signs are the code, `(V, n)` and, where some codewords are
-    longer, `(K, m)`; none for one_vs_all, which has nothing to learn.
+    `weights` are learnt; each times its one of `scales` is what the model has. `units` gives the scales of a tensor of
+    weights. Those of `row_sizes` put rows in units of their size: a step of Adam moves all numbers about equally far,
+    but some rows of a head are a hundred times larger than others. `numbers` holds the tensors whose signs are the
+    code, `(V, n)` and, where some codewords are longer, `(K, m)`; none for one_vs_all, which has nothing to learn.
     """
 
-    def __init__(self, head: nn.Module, decision: Any, tail: Tail, relative: bool = False) -> None:
+    def __init__(self, head: nn.Module, decision: Any, tail: Tail, units: Callable[[Tensor], Tensor]) -> None:
         self.head, self.tail = head, tail
         self.corrections, self.table = decision.corrections, decision.table
         modules = [module for module in (head, decision.corrections) if module is not None]
         self.owners = [(module, name) for module in modules for name, _ in module.named_parameters()]
         own = [owner.get_parameter(name).detach().float() for owner, name in self.owners]
-        self.scales = [row_sizes(values) if relative else torch.ones_like(values[..., :1]) for values in own]
+        self.scales = [units(values) for values in own]
         self.weights = [(values / scale).requires_grad_() for values, scale in zip(own, self.scales, strict=True)]
         self.refinement = None if decision.corrections is None else decision.corrections.refinement
         tables = [] if self.table.is_implicit else [self.table]
