@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
-from codehead.models import is_coded, to_int8
+from codehead.models import is_coded
 from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows, tokenize
+from codehead.training.finish import finish
 from codehead.training.folder import RunFolder
 from codehead.training.model import check_length, default_device, load_model
 from codehead.training.provenance import provenance, utc_now
@@ -156,16 +157,14 @@ def _check_coded(config: RunConfig, model: Any, rows: Rows) -> None:
 
 def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
     """A new decision layer, calibrated if the configuration says so."""
-    learnt, kept_back = job.rows.train, None
+    learnt, other = job.rows.train, None
     if job.config.calibrate is not None:
         learnt, kept_back = _parted(job.rows.train, job.config.seed)
+        other = job.text(kept_back, "the text to calibrate on")
+        len(other.examples)  # that it is too short is told before anything is learnt
     model = fit_decision_layer(job.model, job.config, job.text(learnt, "the text to learn from"), job.show, job.stages)
-    told = {} if kept_back is None else _calibrate(job, model, job.text(kept_back, "the text to calibrate on"))
-    if job.config.int8:
-        to_int8(model)
-    if job.config.packed:
-        model.decision.packed = True
-    return model, told
+    told = {} if other is None else _calibrate(job, model, other)
+    return finish(model, job.config), told
 
 
 def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:

@@ -119,11 +119,15 @@ class Decision(nn.Module):
     @packed.setter
     def packed(self, packed: bool) -> None:
         if packed:
-            self._refuse_packed(self.decoder_name)
+            self.check_packable()
         for module in self.modules():
             if isinstance(module, CodewordTable):
                 module.packed = packed
                 module.reset_cache()
+
+    def check_packable(self) -> None:
+        """Raise a ConfigurationError if codewords cannot stay packed."""
+        self._refuse_packed(self.decoder_name)
 
     def _refuse_packed(self, decoder: str) -> None:
         if self.table.is_implicit:

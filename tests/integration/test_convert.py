@@ -132,6 +132,14 @@ def test_too_little_text_to_calibrate_on_is_told_before_anything_is_measured(sto
         convert(config(stock, tmp_path / "out", data=data, calibrate={"per_bit": False}))
 
 
+def test_a_text_to_calibrate_on_of_less_than_a_block_is_told_before_anything_is_learnt(stock, tmp_path, monkeypatch):
+    monkeypatch.setattr("codehead.conversion.fit_decision_layer", None)  # a call would fail
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:12]))
+    data = {"train": str(tmp_path / "few.jsonl"), "validation": str(stock / "text.jsonl"), "block_size": 64}
+    with pytest.raises(DataError, match="the text to calibrate on has"):
+        convert(config(stock, tmp_path / "out", data=data, calibrate={"per_bit": False}))
+
+
 def test_blocks_are_as_long_as_the_model_takes_and_validation_text_may_be_given(stock, tmp_path, codehead):
     text, changes = str(stock / "text.jsonl"), ("--set", f"data.validation={stock / 'text.jsonl'}")
     quick = ("--budget", "80%", "--steps", "2", "--tokens", "200", "--set", "distil.learning_rate=1e-4")
@@ -287,6 +295,13 @@ def test_a_conversion_that_was_stopped_is_not_gone_on_with_in_another_way(stock,
     assert not (tmp_path / "out" / "conversion").exists()
 
 
+def test_what_was_kept_of_another_code_is_refused(stock, tmp_path, monkeypatch):
+    stopped(stock, tmp_path / "out")
+    monkeypatch.setattr("codehead.codes.itq.fit_rotation", lambda components, rotation, *_: rotation)
+    with pytest.raises(CheckpointError, match="begun by another version of codehead"):
+        convert(config(stock, tmp_path / "out"))
+
+
 def test_a_kept_file_that_is_damaged_is_named(stock, tmp_path):
     stopped(stock, tmp_path / "out")
     kept = tmp_path / "out" / "conversion" / "distillation.safetensors"
@@ -325,7 +340,7 @@ def test_what_is_calibrated_on_is_neither_learnt_from_nor_measured(stock, tmp_pa
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     data = {"train": str(tmp_path / "text.jsonl"), "validation_fraction": 0.1, "block_size": 32}
     convert(config(stock, tmp_path / "out", data=data, calibrate={}, distil={"steps": 2, "tokens": 200}))
-    measured, learnt, calibrated_on = (texts[i] for i in range(3))
+    measured, calibrated_on, learnt = (texts[i] for i in range(3))
     assert len(measured) == 10 and len(calibrated_on) == 9 and len(learnt) == 77
     assert not measured & learnt and not measured & calibrated_on and not learnt & calibrated_on
 

@@ -199,6 +199,31 @@ def test_attention_projections_of_another_architecture():
 
 
 @pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        ({"head": "chain", "head_params": {"block": 10, "width": 4}}, "a chain needs the codewords unpacked"),
+        ({"code": "one_vs_all", "bits": None, "loss": "codeword"}, "no codewords that could stay packed"),
+    ],
+)
+def test_an_end_that_a_head_cannot_have_is_told_before_the_training(pretrained, stories, tmp_path, decision, message):
+    decision = {**CODED, **decision}
+    config = finetuning(pretrained["softmax"], stories, tmp_path / "run", decision=decision, packed=True)
+    with pytest.raises(ConfigurationError, match=message):
+        train(config, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_in_int8_is_not_rounded_again_after_a_training(pretrained, stories, tmp_path):
+    first = finetuning(pretrained["softmax"], stories, tmp_path / "first", decision=CODED, int8=True)
+    again = finetuning(
+        train(first, progress=False), stories, tmp_path / "again", decision={"loss": "codeword"}, int8=True
+    )
+    with pytest.raises(ConfigurationError, match="int8 already; leave int8 away"):
+        train(again, progress=False)
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": {"model_type": "gpt22"}}, r"unknown model.model_type 'gpt22'; did you mean 'gpt2'\?"),

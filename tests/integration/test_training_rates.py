@@ -8,8 +8,11 @@ from transformers import TrainerCallback
 
 from codehead.errors import ConfigurationError
 from codehead.training.distil import row_sizes
+from codehead.training.model import load_model
 from codehead.training.rates import STEADY
 from codehead.training.run import train
+
+SCALE = "decision.corrections.parametrizations.token_bias.original1"
 
 
 class KeepsRates(TrainerCallback):
@@ -76,3 +79,17 @@ def test_a_code_that_was_trained_before_moves_slowly_too(pretrained, stories, tm
     assert json.loads((tmp_path / "again/run.json").read_text())["head_rates"] == rates
     train(finetuning(pretrained["coded"], stories, tmp_path / "bits"), callbacks=[bitwise], progress=False)
     assert set(bitwise.rates.values()) == {0.01}
+
+
+def test_the_scale_of_rounded_biases_moves_slowly_for_its_size(pretrained, stories, tmp_path):
+    decision = {"code": "additive", "bits": 12, "loss": "codeword", "token_bias": True, "start": "old_head"}
+    first = finetuning(pretrained["softmax"], stories, tmp_path / "first", decision=decision, int8=True)
+    again = KeepsRates()
+    train(
+        finetuning(train(first, progress=False), stories, tmp_path / "again", adapt="head"),
+        callbacks=[again],
+        progress=False,
+    )
+    scale = dict(load_model(str(tmp_path / "first")).named_parameters())[SCALE]
+    assert scale.shape == (1,)
+    assert again.rates[SCALE] == pytest.approx(STEADY * abs(scale.item()))

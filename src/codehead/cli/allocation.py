@@ -56,8 +56,8 @@ def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, Allocatio
         raise ConfigurationError(f"--budget is {budget!r}, a share of the head of an existing model; give --model")
     found, seed = chosen(model_shape(values["model"]), budget, None, None), values.get("seed", 0)
     learning = {"seed": seed, **(values.get("distil") or {})}
-    layer = {"decision": {**found.decision(), "seed": seed}, "distil": learning, "int8": True, "packed": True}
-    return RunConfig.from_dict({**values, **layer}), found
+    layer = {"decision": {**found.decision(), "seed": seed}, "distil": learning}
+    return RunConfig.from_dict({"int8": True, "packed": True, **values, **layer}), found
 
 
 def read_budget(text: str) -> float:

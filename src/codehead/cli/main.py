@@ -38,7 +38,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            remedy = "; give the same command again to go on" if ctx.invoked_subcommand in RESUMED else ""
+            again = "again, without --overwrite," if "--overwrite" in sys.argv else "again"
+            remedy = f"; give the same command {again} to go on" if ctx.invoked_subcommand in RESUMED else ""
             Console(stderr=True).print(f"\nInterrupted{remedy}.", style="yellow")
             raise typer.Exit(130) from None
 

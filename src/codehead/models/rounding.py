@@ -27,15 +27,22 @@ def to_int8(model: Model) -> Model:
     ConfigurationError if the model has no decision layer, or is rounded already.
     """
     target: Any = model
-    description = describe(target, "round to int8")
+    describe(target, "round to int8")
     parts = (target.get_output_embeddings(), target.decision)
     if any(values.is_meta for part in parts for values in part.parameters()):
         raise ConfigurationError("weights that are offloaded cannot be rounded; load the model without a device_map")
-    if description.rounded:
-        raise ConfigurationError("the weights of this decision layer are int8 already")
+    check_unrounded(target)
     round_parts(*parts)
     target.config.quantization_config = {**target.config.quantization_config, "rounded": True}
     return model
+
+
+def check_unrounded(model: Any) -> None:
+    """Raise ConfigurationError if the decision layer of a coded model is in int8."""
+    if describe(model, "round to int8").rounded:
+        raise ConfigurationError(
+            "the weights of this decision layer are int8 already; leave int8 away, or give the checkpoint before it"
+        )
 
 
 def round_parts(head: nn.Module, decision: nn.Module) -> None:

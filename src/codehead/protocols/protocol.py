@@ -16,6 +16,7 @@ from codehead.heads import HEADS
 from codehead.losses import LOSSES
 from codehead.registry import did_you_mean
 from codehead.training.blocks import read_block, read_yaml, require_block
+from codehead.training.config import Distillation
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -76,6 +77,8 @@ class PeerConfig:
             )
         given = [name for name in ("bits", "keep") if getattr(self, name) is not None]
         _require_positive(self, "peer.", ("group", *given))
+        if self.bits is not None and not 2 <= self.bits <= 8:
+            raise ConfigurationError(f"peer.bits is {self.bits!r}; give 2 to 8")
 
     def _check_conversion(self) -> None:
         require_block(self.convert, "peer.convert")
@@ -89,6 +92,9 @@ class PeerConfig:
         if not self.convert.get("decision"):
             raise ConfigurationError("peer.convert has no decision; describe the decision layer that the head becomes")
         check_decision(self.convert["decision"], "peer.convert")
+        read_block(Distillation, self.convert.get("distil") or {}, "peer.convert.distil")
+        if not isinstance(self.convert.get("int8", False), bool):
+            raise ConfigurationError(f"peer.convert.int8 is {self.convert['int8']!r}; give true or false")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields; `convert` if it is set."""

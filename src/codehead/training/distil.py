@@ -7,6 +7,7 @@ rows that have become equal are made distinct in the symbols that are nearest to
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def distil(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     order = torch.Generator().manual_seed(options.seed)
     begun = aim.nats(options.batch_tokens)
-    loop = ResumableLoop(stages or Stages(), "distillation", optimizer, schedule, order)
+    loop = ResumableLoop(stages or Stages(), "distillation", optimizer, schedule, order, student.checksum())
     with loop.saved_at_the_end():
         while loop.done < options.steps:
             chosen = torch.randint(len(hidden), (options.batch_tokens,), generator=order)
@@ -177,6 +178,13 @@ class _Student:
         tables = [] if self.table.is_implicit else [self.table]
         tables += [] if self.refinement is None else [self.refinement.table]
         self.numbers = [(MARGIN * table.signs()).clone().requires_grad_() for table in tables]
+
+    def checksum(self) -> str:
+        """Of the code, by which a kept state tells whether it belongs to this one."""
+        digest = hashlib.sha256()
+        for numbers in self.numbers:
+            digest.update(pack_bits((numbers.detach().cpu() >= 0).numpy()).tobytes())
+        return digest.hexdigest()
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Token scores `(tokens, V)` of hidden states `(tokens, hidden)`."""

@@ -19,7 +19,8 @@ SAVE_STEPS = 50
 class ResumableLoop:
     """Optimizer, schedule and random numbers of a loop, kept as the stage `name`; begins where that one was.
 
-    Everything that the loop changes must be a parameter of the optimizer. `done` counts whole steps.
+    Everything that the loop changes must be a parameter of the optimizer. `done` counts whole steps. `origin` is a
+    checksum of what the loop begins with: what was kept of another one is refused.
     """
 
     def __init__(
@@ -29,8 +30,9 @@ class ResumableLoop:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
         generator: torch.Generator,
+        origin: str | None = None,
     ) -> None:
-        self.stages, self.name = stages, name
+        self.stages, self.name, self.origin = stages, name, origin
         self.optimizer, self.schedule, self.generator = optimizer, schedule, generator
         self.done, self.kept = 0, 0
         self._drawn = generator.get_state()  # after the last whole step
@@ -69,7 +71,12 @@ class ResumableLoop:
         state = self.optimizer.state_dict()
         for number, moments in state["state"].items():
             tensors |= {f"moments.{number}.{key}": values for key, values in moments.items()}
-        notes = {"done": self.done, "groups": state["param_groups"], "schedule": self.schedule.state_dict()}
+        notes = {
+            "done": self.done,
+            "origin": self.origin,
+            "groups": state["param_groups"],
+            "schedule": self.schedule.state_dict(),
+        }
         self.stages.save(self.name, {**tensors, "drawn": self._drawn}, notes)
         self.kept = self.done
 
@@ -81,7 +88,8 @@ class ResumableLoop:
         parameters = self._parameters()
         shapes = {f"parameters.{i}": tuple(values.shape) for i, values in enumerate(parameters)}
         found = {name: tuple(values.shape) for name, values in tensors.items() if name.startswith("parameters.")}
-        if found != shapes or len(notes["groups"]) != len(self.optimizer.param_groups):
+        same = found == shapes and len(notes["groups"]) == len(self.optimizer.param_groups)
+        if not same or notes.get("origin") != self.origin:
             raise CheckpointError(
                 f"the kept state of {self.name!r} in {str(self.stages.path)!r} has other parameters than this loop: it "
                 "was begun by another version of codehead; remove that folder to start again"

@@ -47,8 +47,12 @@ def decision_rates(
 
 
 def steady_rate(values: Tensor) -> float:
-    """The rate at which a tensor of a head keeps what it knows: STEADY of the median size of its rows."""
-    return STEADY * float(row_sizes(values.detach().float()).median())
+    """The rate at which a tensor of a head keeps what it knows: STEADY of the median size of its rows.
+
+    A single number is the scale of a bias in int8, and its size is its magnitude.
+    """
+    values = values.detach().float()
+    return STEADY * float((values.abs() if values.numel() == 1 else row_sizes(values)).median())
 
 
 def knows_its_tokens(model: Any, config: RunConfig) -> bool:

@@ -24,6 +24,7 @@ from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels
 from codehead.training.distil import distil
+from codehead.training.finish import check_finish
 from codehead.training.growing import grown, grows
 from codehead.training.imitation import Scores
 from codehead.training.joint import learn_together
@@ -110,6 +111,7 @@ def fit_decision_layer(
     _attach(model, config, decision, counts, hidden, labels, show)
     if config.calibrate is not None:
         check_calibration(model, config.calibrate.per_bit)  # in the end, but told now
+    check_finish(model, config)
     if config.distil is not None:
         _learn(model, teacher, config, text, hidden, labels, show, stages)
     return model

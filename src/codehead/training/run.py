@@ -23,13 +23,14 @@ from transformers import (
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from codehead.errors import ConfigurationError
-from codehead.models import is_coded, to_int8
+from codehead.models import is_coded
 from codehead.models.calibration import calibrate_on_text, check_calibration
 from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, check_labels, load_rows, tokenize
 from codehead.training.divergence import StopAtDivergence, refuse_divergence
+from codehead.training.finish import check_finish, finish
 from codehead.training.folder import RunFolder
 from codehead.training.model import build_model
 from codehead.training.progress import RichProgress, shown
@@ -95,6 +96,7 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
             model: Any = build_model(config, tokenizer, text, stages, show)
         if config.calibrate is not None:
             check_calibration(model, config.calibrate.per_bit)
+        check_finish(model, config)
         origin["codebook"] = model.config.quantization_config["checksum"] if is_coded(model) else None
         if not overwrite:
             folder.check_codebook(origin["codebook"])
@@ -114,10 +116,7 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     trained: Any = merge(trainer.accelerator.unwrap_model(trainer.model))
     told = {"head_rates": rates} if rates else {}
     calibration = _calibrate(trained, config, Text(lambda: validation, tokenizer.pad_token_id, config.seed))
-    if config.int8:
-        to_int8(trained)
-    if config.packed:
-        trained.decision.packed = True
+    finish(trained, config)
     if trainer.is_world_process_zero():
         trained.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
