@@ -201,7 +201,10 @@ def test_attention_projections_of_another_architecture():
 @pytest.mark.parametrize(
     ("decision", "message"),
     [
-        ({"head": "chain", "head_params": {"block": 10, "width": 4}}, "a chain needs the codewords unpacked"),
+        (
+            {"code": "minimal", "bits": None, "head": "chain", "head_params": {"width": 4}},
+            "a chain needs the codewords unpacked",
+        ),
         ({"code": "one_vs_all", "bits": None, "loss": "codeword"}, "no codewords that could stay packed"),
     ],
 )

@@ -47,7 +47,7 @@ def convert(
 
     The rest of the model stays as it is, unless --trunk-steps lets it learn to serve the new head. A twentieth of the
     documents is held out: both heads are measured on it. A conversion that was stopped goes on where it was when the
-    same command is given again.
+    same command is given again, without --overwrite.
     """
     from rich.console import Console
 
