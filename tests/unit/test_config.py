@@ -185,3 +185,13 @@ def test_decision_keys_are_those_of_attach():
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_examples_are_valid(path):
     assert RunConfig.from_yaml(path).training
+
+
+@pytest.mark.parametrize("name", ["int8", "packed"])
+def test_what_a_head_ends_as_is_true_or_false(name: str) -> None:
+    values = {"model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"bits": 9}}
+    assert getattr(RunConfig.from_dict({**values, name: True}), name)
+    with pytest.raises(ConfigurationError, match=f"{name} is 'no'; give true or false"):
+        RunConfig.from_dict({**values, name: "no"})
+    with pytest.raises(ConfigurationError, match=f"{name} is true, but there is no new decision layer"):
+        RunConfig.from_dict({**values, name: True, "decision": None})

@@ -175,6 +175,8 @@ class RunConfig:
                 require_block(self.decision.get(key) or {}, f"decision.{key}")
             refuse_softmax_only(self.training)
         for name in ("int8", "packed"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give true or false")
             if getattr(self, name) and self.decision is None:
                 raise ConfigurationError(f"{name} is true, but there is no new decision layer: give decision")
         rate = self.head_learning_rate
