@@ -22,7 +22,7 @@ from codehead.training.config import RunConfig
 from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows, tokenize
 from codehead.training.finish import finish
 from codehead.training.folder import RunFolder
-from codehead.training.model import check_length, default_device, load_model
+from codehead.training.model import check_length, device_of, load_model
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden
 from codehead.training.replacement import Show, Text, batch_size_of, fit_decision_layer
@@ -201,11 +201,11 @@ def _parted(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def _load(config: RunConfig) -> tuple[Any, Any]:
-    """The model, on the accelerator if there is one, and its tokenizer."""
+    """The model, on the device that the run computes on, and its tokenizer."""
     assert isinstance(config.model, str)
     model = load_model(config.model, dtype=config.dtype)
     name = config.tokenizer if isinstance(config.tokenizer, str) else config.model
     tokenizer = load_tokenizer(name)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     check_length(model, config.data.block_size, "data.block_size")
-    return model.to(default_device()), tokenizer
+    return model.to(device_of(config)), tokenizer

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import codehead
 from codehead.errors import CodeheadError
-from codehead.models.tail import Tail
+from codehead.models.tail import Tail, softmax_head
 from codehead.training.adapt import with_lora
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.distil import row_sizes
@@ -20,7 +20,6 @@ from codehead.training.imitation import imitate
 from codehead.training.joint import GRADIENT_SCALE, _gradients, learn_together
 from codehead.training.quiet import peft_warnings_hidden
 from codehead.training.rates import STEADY
-from codehead.training.replacement import softmax_head
 
 IDS = tokens(8, 12)
 MASK = torch.ones_like(IDS)
@@ -44,7 +43,7 @@ def learnt(old, steps=30, batch=BATCH, label_weight=0.0, rate=1e-2, trunk_rate=1
     )
     learn_together(
         after,
-        softmax_head(old, copy.deepcopy(old.get_output_embeddings())),
+        softmax_head(old),
         lambda generator: {name: values[torch.randperm(8, generator=generator)[:4]] for name, values in batch.items()},
         options,
         LoraConfig(),

@@ -12,10 +12,9 @@ import codehead
 from codehead.errors import ConfigurationError
 from codehead.models.calibration import calibrate_on_text
 from codehead.models.hidden import Statistics, hidden_states
-from codehead.models.tail import Tail
+from codehead.models.tail import Tail, softmax_head
 from codehead.training.config import Distillation
 from codehead.training.distil import distil
-from codehead.training.replacement import softmax_head
 
 LAYER = {"code": "itq", "bits": 60, "loss": "codeword", "token_bias": True, "shortlist": list(range(0, 120, 7))}
 
@@ -78,7 +77,7 @@ def divergence(model, wanted):
 @pytest.mark.parametrize("make_model", [lambda: stock("granite"), cohere], ids=["granite", "cohere"])
 def test_a_start_and_a_distillation_come_to_the_scaled_distribution(make_model):
     old = make_model()
-    wanted, teacher = logits(old), softmax_head(old, old.get_output_embeddings())
+    wanted, teacher = logits(old), softmax_head(old)
     model, hidden = started(make_model())
     first = divergence(model, wanted)
     with torch.no_grad():
@@ -150,7 +149,7 @@ def test_what_needs_weights_says_so_without_them(layer):
 def test_a_capped_head_learns_under_its_cap():
     old = stock("gemma2")
     wanted, hidden = logits(old), hidden_states(old, [batch()], 100).float()
-    teacher = softmax_head(old, old.get_output_embeddings())
+    teacher = softmax_head(old)
     model = stock("gemma2")
     low_rank = {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 8}, "loss": "codeword"}
     codehead.attach(model, **low_rank, start="old_head")

@@ -7,10 +7,12 @@ from small_runs import finetuning
 from transformers import TrainerCallback
 
 from codehead.errors import ConfigurationError
+from codehead.models import attach
 from codehead.training.distil import row_sizes
 from codehead.training.model import load_model
 from codehead.training.rates import STEADY
 from codehead.training.run import train
+from codehead.training.tokenizer import load_tokenizer
 
 SCALE = "decision.corrections.parametrizations.token_bias.original1"
 
@@ -79,6 +81,17 @@ def test_a_code_that_was_trained_before_moves_slowly_too(pretrained, stories, tm
     assert json.loads((tmp_path / "again/run.json").read_text())["head_rates"] == rates
     train(finetuning(pretrained["coded"], stories, tmp_path / "bits"), callbacks=[bitwise], progress=False)
     assert set(bitwise.rates.values()) == {0.01}
+
+
+def test_a_stored_head_that_was_never_trained_learns_at_the_rate_of_the_run(pretrained, stories, tmp_path):
+    model = load_model(str(pretrained["softmax"]))
+    attach(model, "additive", bits=12, loss="codeword", token_bias=True).save_pretrained(tmp_path / "new")
+    load_tokenizer(str(pretrained["softmax"])).save_pretrained(tmp_path / "new")
+    kept = [KeepsRates(), KeepsRates()]
+    first = train(finetuning(tmp_path / "new", stories, tmp_path / "first", adapt="full"), callbacks=kept[:1])
+    assert set(kept[0].rates.values()) == {0.01}
+    train(finetuning(first, stories, tmp_path / "again", adapt="full"), callbacks=kept[1:])
+    assert kept[1].rates["lm_head.weight"] < 0.01
 
 
 def test_the_scale_of_rounded_biases_moves_slowly_for_its_size(pretrained, stories, tmp_path):

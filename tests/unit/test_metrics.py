@@ -137,6 +137,15 @@ def test_small_chunks_change_nothing(examples, monkeypatch):
     assert parts["node_losses"] == pytest.approx(whole["node_losses"], rel=1e-6)
 
 
+@pytest.mark.parametrize("decision", [{}, {"code": "one_vs_all"}, {"code": "minrandom", "bits": 11}])
+def test_the_head_is_given_no_more_positions_at_a_time_than_scores_are_held_for(decision, examples, monkeypatch):
+    model, given = make_model(**decision), []
+    model.get_output_embeddings().register_forward_hook(lambda head, args, found: given.append(found[..., 0].numel()))
+    monkeypatch.setattr(metrics, "SCORE_BYTES", 4 * V * 2)
+    tokens = evaluate(model, None, examples).tokens
+    assert sum(given) == tokens > 2 == max(given)
+
+
 def test_without_byte_counts_there_are_no_bits_per_byte(examples):
     bare = [{key: row[key] for key in ("input_ids", "labels")} for row in examples]
     assert evaluate(make_model(), None, bare).bits_per_byte is None

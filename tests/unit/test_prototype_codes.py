@@ -53,6 +53,8 @@ def distances(rows: np.ndarray) -> np.ndarray:
         (np.ones((10, 3)), "all rows of prototypes are equal"),
         (np.eye(9), "prototypes has 9 rows for num_classes=10"),
         (np.where(np.eye(10) > 0, np.inf, 0), "not finite in row 0"),
+        (1e-170 * np.eye(10), "by less than float64 can square"),
+        (1e180 * np.eye(10), "by less than float64 can square"),
         ("none.npy", "prototypes='none.npy': there is no such file"),
         ("none.safetensors", "there is no such file"),
         ("none.txt", r"vectors are read from \.npy and \.safetensors files"),

@@ -6,6 +6,7 @@ import numpy as np
 
 from codehead.codes.arrays import Floats
 from codehead.codes.prototypes import Prototypes
+from codehead.errors import ConfigurationError
 
 
 def principal_directions(prototypes: Prototypes, mean: Floats, weights: Floats | None = None) -> Floats:
@@ -13,13 +14,21 @@ def principal_directions(prototypes: Prototypes, mean: Floats, weights: Floats |
 
     Each vector counts as much as its one of `weights` (V,), by default all the same. r is the rank: directions in
     which the vectors do not differ are left out. Of the two signs, the one that makes the largest component of a
-    direction positive.
+    direction positive. ConfigurationError if the vectors that count do not differ, or too much for
+    float64.
     """
     rows, dimensions = prototypes.shape
     scatter = np.zeros((dimensions, dimensions))
     for start, chunk in prototypes.chunks():
         centred = chunk - mean
-        scatter += centred.T @ (centred if weights is None else weights[start : start + len(chunk), None] * centred)
+        counted = centred if weights is None else weights[start : start + len(chunk), None] * centred
+        with np.errstate(over="ignore"):
+            scatter += centred.T @ counted
+    if not 0 < np.trace(scatter) < np.inf:
+        raise ConfigurationError(
+            "prototypes: those that count (weights above 0) are equal, or differ by more or by less than float64 can "
+            "square; give vectors that tell the classes apart, with values near 1"
+        )
     variances, directions = np.linalg.eigh(scatter)
     variances, directions = variances[::-1], directions[:, ::-1]
     noise = max(rows, dimensions) * np.finfo(np.float64).eps * variances[0]

@@ -15,6 +15,8 @@ from codehead.decoding import DECODERS, decode
 from codehead.decoding.topk import top_k
 from codehead.errors import ConfigurationError, DataError
 from codehead.models import is_coded
+from codehead.models.hidden import labelled_states
+from codehead.models.tail import Tail
 from codehead.training.data import Collator
 from codehead.training.tokenization import IGNORED
 
@@ -83,9 +85,10 @@ def evaluate(
     was_training = model.training
     model.eval()
     totals = _Totals()
+    tail = Tail.of(model)
     try:
         for done, batch in _batches(model, tokenizer, dataset, batch_size):
-            _add_batch(totals, model, batch, decoder)
+            _add_batch(totals, model, tail, batch, decoder)
             if progress is not None:
                 progress(done, len(dataset))
     finally:
@@ -156,28 +159,28 @@ def _batches(
         yield stop, {name: values.to(device) for name, values in batch.items()}
 
 
-def _add_batch(totals: _Totals, model: Any, batch: dict[str, Tensor], decoder: str) -> None:
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    labels = batch["labels"][:, 1:]
-    scored = labels != IGNORED
-    labels = labels[scored]
-    decision: Decision | None = model.decision if is_coded(model) else None
-    num_classes = len(model.get_output_embeddings().weight) if decision is None else decision.table.num_classes
-    if labels.numel() and int(labels.max()) >= num_classes:
-        raise DataError(
-            f"the data hold the label {int(labels.max())}, but the model has {num_classes} tokens; "
-            "tokenise with the model's own tokenizer"
-        )
-    forward = (lambda **given: model(**given).logits) if decision is None else model.head_outputs
-    outputs = forward(**inputs, use_cache=False)
-    outputs = outputs[:, :-1][scored]  # (tokens, n + K), or (tokens, V) of a stock model
-    rows = max(1, SCORE_BYTES // (4 * num_classes))
-    for some, wanted in zip(outputs.split(rows), labels.split(rows), strict=True):
-        _add_tokens(totals, decision, some, wanted, decoder)
+def _add_batch(totals: _Totals, model: Any, tail: Tail, batch: dict[str, Tensor], decoder: str) -> None:
+    """Add the labelled positions of a batch, scored so many at a time that nothing V wide exceeds SCORE_BYTES."""
+    scored = batch["labels"][:, 1:] != IGNORED
     if "num_bytes" not in batch:
         totals.num_bytes = None
     elif totals.num_bytes is not None:
         totals.num_bytes += int(batch["num_bytes"][:, 1:][scored].sum())
+    if not bool(scored.any()):
+        return
+    head, decision = model.get_output_embeddings(), model.decision if is_coded(model) else None
+    num_classes = len(head.weight) if decision is None else decision.table.num_classes
+    highest = int(batch["labels"].max())
+    if highest >= num_classes:
+        raise DataError(
+            f"the data hold the label {highest}, but the model has {num_classes} tokens; "
+            "tokenise with the model's own tokenizer"
+        )
+    hidden, labels = labelled_states(model, [batch], scored.numel())
+    rows = max(1, SCORE_BYTES // (4 * num_classes))
+    for some, wanted in zip(hidden.split(rows), labels.split(rows), strict=True):
+        outputs = tail(head(some.to(scored.device)))  # (tokens, n + K), or (tokens, V) of a stock model
+        _add_tokens(totals, decision, outputs, wanted.to(outputs.device), decoder)
 
 
 def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, labels: Tensor, decoder: str) -> None:

@@ -16,7 +16,7 @@ from codehead.registry import did_you_mean
 METHOD = "codehead"
 """The name under which transformers finds the loader: `quantization_config.quant_method`."""
 
-YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded", "packed")
+YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded", "packed", "untrained")
 """Fields that checkpoints of older versions do not have."""
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -64,6 +64,8 @@ class Description:
     """Whether the weights of head and corrections are int8, with a scale per row."""
     packed: bool = False
     """Whether codewords stay packed in memory."""
+    untrained: bool = False
+    """Whether the head has its random weights still; that it was trained without codehead is not known."""
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -89,6 +91,7 @@ class Description:
         head_options: dict[str, Any],
         decision: Decision,
         stock: dict[str, Any],
+        untrained: bool,
     ) -> Description:
         """The description of a decision layer that is about to be attached.
 
@@ -121,6 +124,7 @@ class Description:
             refined=0 if refinement is None else refinement.num_tokens,
             refined_bits=0 if refinement is None else refinement.length,
             stock=stock,
+            untrained=untrained,
         )
 
     @classmethod

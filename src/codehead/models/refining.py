@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from codehead.codes import build
 from codehead.codes.codebook import Codebook, PackedCodebook
+from codehead.codes.design import minimal_length, whole_number
 from codehead.codes.table import CodewordTable
 from codehead.decoding.corrections import choose_tokens
 from codehead.decoding.refinement import Refinement
-from codehead.errors import ConfigurationError
+from codehead.errors import CodebookError, ConfigurationError
 from codehead.models.hidden import Statistics
 from codehead.models.least_squares import least_squares, token_weights
 
@@ -53,15 +54,25 @@ def refine(
             f"refined={tokens!r} looks at the rows of the model's Softmax head, which is on the meta device; load the "
             "weights first, or leave refined away"
         )
-    if len(ids) < 2:
-        raise ConfigurationError(f"refined={tokens!r} is one token, whose dense row is smaller; use shortlist")
+    check_refined(ids, length)
     weights = token_weights(old, statistics, listed)
     rows = _left_over(codebook, old, weights)[ids]
     seen = rows if statistics is None else statistics.seen(rows)
     importance = weights[ids.to(weights.device)].cpu().numpy()
-    code = build(DESIGN, len(ids), bits=length, seed=seed, prototypes=seen.cpu().numpy(), weights=importance)
+    try:
+        code = build(DESIGN, len(ids), bits=length, seed=seed, prototypes=seen.cpu().numpy(), weights=importance)
+    except CodebookError as error:
+        raise ConfigurationError(f"refined_bits={length} of {len(ids)} tokens: {error}") from error
     assert isinstance(code, PackedCodebook)
     return Refinement.of(codebook.num_classes, ids, torch.from_numpy(code.sign_plane.copy()), length)
+
+
+def check_refined(ids: Tensor, length: int) -> None:
+    """Raise ConfigurationError if the tokens `ids` `(K,)` are one, or `length` symbols cannot tell them apart."""
+    if len(ids) == 1:
+        raise ConfigurationError(f"refined={ids.tolist()} is one token, whose dense row is smaller; use shortlist")
+    if len(ids):
+        whole_number("refined_bits", length, minimal_length(len(ids)))
 
 
 def _left_over(codebook: Codebook, old: nn.Linear, weights: Tensor) -> Tensor:

@@ -11,8 +11,11 @@ from codehead.codes.codebook import Codebook
 from codehead.decoding.corrections import Corrections, choose_tokens
 from codehead.models.hidden import Statistics
 from codehead.models.least_squares import token_weights
-from codehead.models.refining import refine
+from codehead.models.refining import check_refined, refine
 from codehead.readings import CorrectedBits
+
+TOKENS = ("shortlist", "refined")
+"""The arguments that choose tokens."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class SingleTokens:
 
     def check(self, counts: Tensor, loss: str, decoder: str) -> None:
         """Raise the ConfigurationError that a decision layer would, as far as counts `(V,)` tell: for a quick start."""
-        chosen = [choose_tokens(name, getattr(self, name), counts, len(counts)) for name in ("shortlist", "refined")]
-        if self._numbers or any(len(ids) for ids in chosen):
+        listed, longer = (choose_tokens(name, getattr(self, name), counts, len(counts)) for name in TOKENS)
+        check_refined(longer, self.refined_bits)
+        if self._numbers or len(listed) or len(longer):
             CorrectedBits.check_loss(loss)
             CorrectedBits.check_decoder(decoder)
 

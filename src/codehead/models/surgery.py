@@ -128,7 +128,7 @@ def attach(
     initialise(start, old, new, decision, statistics, tail)
 
     changed = stock.before(target, old, capped=capped)
-    description = Description.of(codebook, head, options, decision, changed)
+    description = Description.of(codebook, head, options, decision, changed, untrained=start == "random")
     stock.alter(target, changed)
     target.config.quantization_config = description.to_dict()
     install(target, new, decision, old if keep_head else None)

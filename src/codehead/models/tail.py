@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,15 @@ class Tail:
         cap = soft_cap(model)
         scale = found if cap is None else cap * math.atanh(found / cap)
         return cls(1.0 if math.isclose(scale, 1, rel_tol=ROUNDING) else scale, cap)
+
+
+def softmax_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """What a stock model makes of hidden states `(…, hidden)`: its logits `(…, V)`, in float32.
+
+    The head as it is now; scaled or capped where the model does so.
+    """
+    head, tail = model.get_output_embeddings(), Tail.of(model)
+    return lambda hidden: tail(head(hidden.to(head.weight)).float())
 
 
 class _One(nn.Module):

@@ -18,7 +18,9 @@ def check_finish(model: Any, config: RunConfig) -> None:
 
 
 def finish(model: Any, config: RunConfig) -> Any:
-    """The model with its decision layer as `int8` and `packed` say, in place."""
+    """The trained model with its decision layer as `int8` and `packed` say, in place."""
+    if is_coded(model):
+        model.config.quantization_config["untrained"] = False
     if config.int8:
         to_int8(model)
     if config.packed:

@@ -51,7 +51,7 @@ def build_model(
         model = _reread(model, config.decision)
     elif config.decision is not None:
         if looks_at_text(config, text):
-            model = model.to(_own_device(config))
+            model = model.to(device_of(config))
         model = fit_decision_layer(model, config, text, show, stages)
     if is_coded(model):
         refuse_softmax_only(config.training)
@@ -76,7 +76,7 @@ def _reread(model: Any, decision: Mapping[str, Any]) -> Any:
     return model
 
 
-def _own_device(config: RunConfig) -> torch.device:
+def device_of(config: RunConfig) -> torch.device:
     """The accelerator that this process will train on: of several processes each has its own."""
     device = torch.device("cpu") if config.training.get("use_cpu") else default_device()
     return device if device.type == "cpu" else torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))

@@ -61,7 +61,7 @@ def knows_its_tokens(model: Any, config: RunConfig) -> bool:
         return False
     stored = getattr(AutoConfig.from_pretrained(config.model), "quantization_config", None) or {}
     if stored.get("quant_method") == METHOD:
-        return bool(model.decision.loss_name == "codeword")
+        return bool(model.decision.loss_name == "codeword") and not stored.get("untrained", False)
     return config.distil is not None or (config.decision or {}).get("start") == "old_head"
 
 

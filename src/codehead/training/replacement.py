@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codehead.codes import DESIGNS
 from codehead.errors import ConfigurationError
@@ -19,7 +19,7 @@ from codehead.models import attach
 from codehead.models.calibration import check_calibration
 from codehead.models.hidden import Statistics, labelled_states
 from codehead.models.single_tokens import SingleTokens
-from codehead.models.tail import Tail
+from codehead.models.tail import Tail, softmax_head
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels
@@ -107,7 +107,7 @@ def fit_decision_layer(
         find_targets(model, config.lora)  # told before anything is learnt
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
     hidden, labels = _read(model, text, batch_size_of(config), tokens, stages, show)
-    teacher = softmax_head(model, model.get_output_embeddings())
+    teacher = softmax_head(model)
     _attach(model, config, decision, counts, hidden, labels, show)
     if config.calibrate is not None:
         check_calibration(model, config.calibrate.per_bit)  # in the end, but told now
@@ -134,6 +134,7 @@ def _attach(
     show: Show,
 ) -> None:
     """Give a model the decision layer that suits what a text shows of it."""
+    show("starting the new head", 0, 1)
     statistics = Statistics.of(counts, hidden[:STATISTICS_TOKENS])
     if grows(decision):
         rows = model.get_output_embeddings().weight.detach().float()
@@ -225,9 +226,3 @@ def _sees_classes(decision: Mapping[str, Any]) -> bool:
 def batch_size_of(config: RunConfig) -> int:
     """Examples per forward pass."""
     return int(config.training.get("per_device_train_batch_size", 8))
-
-
-def softmax_head(model: Any, head: nn.Linear) -> Scores:
-    """What a stock model makes of hidden states: the logits of its head, scaled or capped where the model does so."""
-    tail = Tail.of(model)
-    return lambda hidden: tail(head(hidden.to(head.weight)).float())
