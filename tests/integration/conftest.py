@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from architectures import make
-from small_runs import WORDS, pretraining
-from transformers import PreTrainedModel
+from small_runs import TEXT, WORDS, pretraining
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import codehead
 from codehead.cli import main as cli
+from codehead.cli.attach import attach
 from codehead.training.run import train
+from codehead.training.tokenizer import train_bpe
 
 
 @pytest.fixture
@@ -72,6 +74,31 @@ def pretrained(stories: str, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "coded": train(config, progress=False),
         "softmax": train(pretraining(stories, folder / "softmax", decision=None), progress=False),
     }
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, two tiny models, one of them with few positions, and a tokenizer too large for them."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text(TEXT)
+    tokenizer = train_bpe([TEXT], 270)
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=272, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    config.n_positions = 32
+    GPT2LMHeadModel(config).save_pretrained(folder / "short")
+    tokenizer.save_pretrained(folder / "short")
+    tokenizer.add_tokens([f"<{number}>" for number in range(279 - len(tokenizer))])
+    tokenizer.save_pretrained(folder / "large")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coded_folder(place: Path) -> Path:
+    """The model of `place` with a decision layer, saved."""
+    attach(str(place / "model"), place / "coded", bits=20)
+    return place / "coded"
 
 
 @pytest.fixture(name="codehead")

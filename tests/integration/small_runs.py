@@ -26,6 +26,7 @@ WORDS = [
     "big",
     "birds",
 ]
+TEXT = "The cat sat on the mat.\n\nThe dog ran to the park.\n\n" * 12
 CODED = {"code": "minrandom", "bits": 20}
 CORRECTED = {**CODED, "loss": "codeword", "shortlist": 20, "token_bias": True}
 
