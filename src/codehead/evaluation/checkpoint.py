@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -71,54 +71,68 @@ def evaluate_checkpoint(
     if judge is not None:
         _check_records(asked, judge, source)
     model = load_model(model_name, dtype=dtype, packed=packed).to(default_device())
-    num_embeddings = model.get_input_embeddings().num_embeddings
-    check_vocabulary(tokenizer, num_embeddings)
-    limit = max_length(model) or BLOCK_SIZE
-    block_size = block_size or min(BLOCK_SIZE, limit)
-    new_tokens = new_tokens or min(NEW_TOKENS, limit - PROMPT_TOKENS)
-    check_length(model, block_size, "--block-size")
-    if repeats:
-        check_length(model, PROMPT_TOKENS + new_tokens, f"a prompt of {PROMPT_TOKENS} with --new-tokens {new_tokens}")
-    examples = tokenize(rows, tokenizer, block_size)
-    if not len(examples):
-        raise DataError(f"{source!r} gives no example to evaluate")
-    check_labels(examples, num_embeddings)
+    block_size, new_tokens = _lengths(model, block_size, new_tokens, generates=bool(repeats))
+    examples = _examples(model, tokenizer, rows, block_size, source)
     if judge is not None:
         fitting_prompts(model, tokenizer, asked, answer_tokens)  # a model without room is told before it is measured
-    scores = evaluate(
-        model, tokenizer, examples, batch_size=batch_size, decoder=decoder, progress=partial(report, "evaluating")
-    )
+    measuring = partial(report, "evaluating")
+    scores = evaluate(model, tokenizer, examples, batch_size=batch_size, decoder=decoder, progress=measuring)
     metrics = {**scores.as_dict(), "size": model_size(model).as_dict()}
     if repeats:
         prompt = torch.tensor([examples[0]["input_ids"][:PROMPT_TOKENS]])
         speed = generation_speed({"model": model}, prompt, new_tokens=new_tokens, repeats=repeats)
         metrics["generation"] = speed["model"].as_dict()
     if judge is not None:
+        options: Any = {"max_new_tokens": answer_tokens, "batch_size": batch_size}
         metrics["answers"] = score_answers(
-            model,
-            tokenizer,
-            asked,
-            judge,
-            max_new_tokens=answer_tokens,
-            batch_size=batch_size,
-            progress=partial(report, "answering"),
+            model, tokenizer, asked, judge, **options, progress=partial(report, "answering")
         )
     config = {
-        "model": public_name(model_name),
-        "decision": dict(model.config.quantization_config) if is_coded(model) else None,
-        "packed": is_coded(model) and model.decision.packed,
+        **_described(model, model_name),
         "batch_size": batch_size,
         "split": split,
         "subset": subset,
-        "dtype": str(model.dtype).removeprefix("torch."),
         "block_size": block_size,
         "text_field": text_field,
         "as_text": as_text,
         "max_documents": max_documents,
+        "data": file_record(source)["name"],
     }
     record = {**provenance(sources=[source]), "started_at": started}
     record["wall_seconds"] = round(time.monotonic() - start, 3)
-    return Result(public_name(model_name), {**config, "data": file_record(source)["name"]}, metrics, record)
+    return Result(public_name(model_name), config, metrics, record)
+
+
+def _lengths(model: Any, block_size: int | None, new_tokens: int | None, *, generates: bool) -> tuple[int, int]:
+    """Tokens per example and to generate: those asked for, else the usual ones or what the model has positions for."""
+    limit = max_length(model) or BLOCK_SIZE
+    block_size = block_size or min(BLOCK_SIZE, limit)
+    new_tokens = new_tokens or min(NEW_TOKENS, limit - PROMPT_TOKENS)
+    check_length(model, block_size, "--block-size")
+    if generates:
+        check_length(model, PROMPT_TOKENS + new_tokens, f"a prompt of {PROMPT_TOKENS} with --new-tokens {new_tokens}")
+    return block_size, new_tokens
+
+
+def _examples(model: Any, tokenizer: Any, rows: Dataset, block_size: int, source: str) -> Dataset:
+    """The rows tokenised; DataError if they give no example, or one that the model has no tokens for."""
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    check_vocabulary(tokenizer, num_embeddings)
+    examples = tokenize(rows, tokenizer, block_size)
+    if not len(examples):
+        raise DataError(f"{source!r} gives no example to evaluate")
+    check_labels(examples, num_embeddings)
+    return examples
+
+
+def _described(model: Any, name: str) -> dict[str, Any]:
+    """What a result says of the model itself."""
+    return {
+        "model": public_name(name),
+        "decision": dict(model.config.quantization_config) if is_coded(model) else None,
+        "packed": is_coded(model) and model.decision.packed,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
 
 
 def _check_records(rows: Dataset, encoder: Encoder, source: str) -> None:

@@ -83,28 +83,21 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     rows = load_rows(config.data, config.seed)
     tokenizer = _tokenizer(config, rows)
     set_seed(config.seed)
-    load = partial(tokenize, rows.train, tokenizer, config.data.block_size, "the training data")
-    text = Text(load, tokenizer.pad_token_id, config.seed)
-    validation = None
-    if rows.validation is not None:
-        validation = tokenize(rows.validation, tokenizer, config.data.block_size, "the validation data")
+    text, validation = _texts(config, rows, tokenizer)
     distils = config.distil is not None  # that takes long enough to be killed in, so it is kept
     stages_of_run = folder.begun(origin, overwrite) if distils else nullcontext(Stages())
     with stages_of_run as stages:
         stopped = Clock(folder, origin, began).kept_when_stopped() if distils else nullcontext()
         with _shown(progress and distils and folder.is_main) as show, stopped:
             model: Any = build_model(config, tokenizer, text, stages, show)
-        if config.calibrate is not None:
-            check_calibration(model, config.calibrate.per_bit)
-        check_finish(model, config)
+        _check_end(model, config)
         origin["codebook"] = model.config.quantization_config["checksum"] if is_coded(model) else None
         if not overwrite:
             folder.check_codebook(origin["codebook"])
-        paths, knowing = decision_paths(model), knows_its_tokens(model, config)
-        model = adapt(model, config)
-        rates = decision_rates(model, paths, config, arguments.learning_rate, knowing)
+        model, rates = _adapted(model, config, arguments)
         shown_as = folder.path.name if progress else None
-        trainer = _trainer(arguments, model, tokenizer, [text.examples, validation], callbacks, shown_as, rates)
+        datasets = [text.examples, None if validation is None else validation.examples]
+        trainer = _trainer(arguments, model, tokenizer, datasets, callbacks, shown_as, rates)
     if overwrite:  # only now: whatever can be wrong with the configuration has been found
         folder.clear_model()
     if overwrite and not distils:
@@ -112,17 +105,49 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     clock = Clock(folder, origin, began)
     clock.keep()
     trainer.add_callback(_KeepsTime(clock))
-    _train(trainer, folder, has_validation=rows.validation is not None)
-    trained: Any = merge(trainer.accelerator.unwrap_model(trainer.model))
-    told = {"head_rates": rates} if rates else {}
-    calibration = _calibrate(trained, config, Text(lambda: validation, tokenizer.pad_token_id, config.seed))
-    finish(trained, config)
+    _train(trainer, folder, has_validation=validation is not None)
+    trained, told = _ended(trainer, config, validation)
     if trainer.is_world_process_zero():
         trained.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
-    folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history, **told, **calibration})
+    told |= {"head_rates": rates} if rates else {}
+    folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history, **told})
     folder.stages.remove()
     return folder.path
+
+
+def _texts(config: RunConfig, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> tuple[Text, Text | None]:
+    """The training text, tokenised when it is looked at, and the validation text, tokenised now."""
+
+    def text(of: Dataset, name: str) -> Text:
+        load = partial(tokenize, of, tokenizer, config.data.block_size, name)
+        return Text(load, tokenizer.pad_token_id, config.seed)
+
+    validation = None if rows.validation is None else text(rows.validation, "the validation data")
+    if validation is not None:
+        len(validation.examples)  # what is wrong with it is told before anything is learnt
+    return text(rows.train, "the training data"), validation
+
+
+def _check_end(model: Any, config: RunConfig) -> None:
+    """Raise ConfigurationError, before the training, if the model cannot end as the run wants it to."""
+    if config.calibrate is not None:
+        check_calibration(model, config.calibrate.per_bit)
+    check_finish(model, config)
+
+
+def _adapted(model: Any, config: RunConfig, arguments: TrainingArguments) -> tuple[Any, dict[str, float]]:
+    """The model ready to be trained as `config.adapt` says, and the rates of its decision layer if it has its own."""
+    paths, knowing = decision_paths(model), knows_its_tokens(model, config)
+    model = adapt(model, config)
+    return model, decision_rates(model, paths, config, arguments.learning_rate, knowing)
+
+
+def _ended(trainer: Trainer, config: RunConfig, validation: Text | None) -> tuple[Any, dict[str, Any]]:
+    """The trained model, plain, calibrated and finished, and what `run.json` tells of the calibration."""
+    model: Any = merge(trainer.accelerator.unwrap_model(trainer.model))
+    told = {} if config.calibrate is None else _calibrate(model, config, validation)
+    return finish(model, config), told
 
 
 def _shown(wanted: bool) -> AbstractContextManager[Show]:
@@ -194,10 +219,9 @@ def _train(trainer: Trainer, folder: RunFolder, *, has_validation: bool) -> None
         trainer.evaluate()
 
 
-def _calibrate(model: nn.Module, config: RunConfig, validation: Text) -> dict[str, Any]:
-    """Scale the bits on the validation data if the run says so; what `run.json` tells of it."""
-    if config.calibrate is None:
-        return {}
+def _calibrate(model: nn.Module, config: RunConfig, validation: Text | None) -> dict[str, Any]:
+    """Scale the bits on the validation data."""
+    assert config.calibrate is not None and validation is not None  # RunConfig asks for the data
     batches = validation.batches(batch_size_of(config))
     found = calibrate_on_text(model, batches, config.calibrate.tokens, per_bit=config.calibrate.per_bit)
     return {"calibration": found.as_dict()}
