@@ -414,6 +414,22 @@ def test_a_conversion_that_was_stopped_goes_on_where_it_was(
     assert not kept.parent.exists()
 
 
+@pytest.mark.parametrize(
+    ("peer", "message"),
+    [
+        ({"bits": 4, "group": 12}, "peer/seed-0: peer.group is 12, which does not divide the hidden size 16"),
+        ({"keep": 301}, "peer/seed-0: peer.keep is 301, but the model has 300 tokens"),
+    ],
+)
+def test_peers_that_do_not_fit_the_model_are_told_before_anything_is_trained(
+    folder: Path, tmp_path: Path, peer: dict[str, Any], message: str
+) -> None:
+    run = protocol(folder, tmp_path, name="peers", cells={"softmax": {}, "peer": {"peer": peer}}, seeds=[0])
+    with pytest.raises(ConfigurationError, match=message):
+        run_protocol(run, tmp_path / "out", variables=variables(folder))
+    assert not list((tmp_path / "out").glob("**/run.json"))
+
+
 def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
     finished: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 from codehead.errors import ConfigurationError
 from codehead.evaluation.encoder import find_encoder
 from codehead.evaluation.result import Result, canonical_json
+from codehead.evaluation.size import ModelShape, config_shape
+from codehead.protocols.architecture import cell_architecture
 from codehead.protocols.backbones import backbone_config
 from codehead.protocols.cells import cell_config, result_config
 from codehead.protocols.layout import result_path
 from codehead.protocols.preparation import Context, prepared_sources
-from codehead.protocols.protocol import Cell, Protocol
+from codehead.protocols.protocol import Cell, PeerConfig, Protocol
 from codehead.training.config import RunConfig
 from codehead.training.provenance import file_records
 from codehead.training.sources import check_source
@@ -29,6 +31,9 @@ def check_runs(protocol: Protocol, cells: Sequence[Cell], context: Context) -> N
     """
     if protocol.answers is not None:  # what could not be scored in the end
         find_encoder(protocol.answers.encoder, protocol.answers.encoder_layers)
+    for cell in cells:
+        if cell.peer is not None and cell.peer.convert is None:
+            _check_peer(cell.key, cell.peer, config_shape(cell_architecture(protocol, cell, context)))
     configs = {cell.key: cell_config(protocol, cell, context) for cell in cells}
     names = dict.fromkeys(cell.backbone for cell in cells if cell.backbone is not None)
     runs = [*(backbone_config(protocol, name, context) for name in names), *configs.values()]
@@ -62,6 +67,16 @@ def check_data(protocol: Protocol, cell: Cell, out: Path, context: Context) -> N
         raise ConfigurationError(
             f"{str(path)!r} was measured on other data: a file has changed since; remove it or choose another --out"
         )
+
+
+def _check_peer(key: str, peer: PeerConfig, shape: ModelShape) -> None:
+    """Raise ConfigurationError, before anything is trained, if a head of this shape cannot be compressed so."""
+    if peer.bits is not None and shape.hidden_size % peer.group:
+        raise ConfigurationError(
+            f"{key}: peer.group is {peer.group}, which does not divide the hidden size {shape.hidden_size}"
+        )
+    if peer.keep is not None and peer.keep > shape.num_classes:
+        raise ConfigurationError(f"{key}: peer.keep is {peer.keep}, but the model has {shape.num_classes} tokens")
 
 
 def _check_folders(configs: Mapping[str, RunConfig]) -> None:
