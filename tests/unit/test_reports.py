@@ -13,15 +13,9 @@ from codehead.errors import CheckpointError, DataError
 from codehead.evaluation.result import Result
 from codehead.reports.evidence import read_results
 from codehead.reports.findings import findings
+from codehead.reports.naming import label_of
 from codehead.reports.render import render
-from codehead.reports.summary import (
-    Estimate,
-    final_loss,
-    label_of,
-    setting_size,
-    summarise,
-    t_quantile,
-)
+from codehead.reports.summary import Estimate, final_loss, setting_size, summarise, t_quantile
 from codehead.reports.tables import markdown_table, rich_table
 
 MTL = {"design": "minrandom", "bits": 50, "head": "mtl", "width": 81, "loss": "bitwise", "decoder": "likelihood"}

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from codehead.reports.drawing import INK, PALETTE, PAPER, SOFTMAX_DASH, Key, Panel, Picture
+from codehead.reports.naming import LEARNT
 from codehead.reports.pictures import METRICS, TITLES, as_percent, look, short
-from codehead.reports.summary import LEARNT, TIMED, Row, by_setting, setting_title
+from codehead.reports.summary import TIMED, Row, by_setting, setting_title
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PAPER_DESIGNS = ("minimal", "minrandom")  # MinRandom without random bits is Minimal, so they make one curve

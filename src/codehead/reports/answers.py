@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codehead.evaluation.result import Result
-from codehead.reports.summary import Row, label_of, setting_size
+from codehead.reports.naming import label_of
+from codehead.reports.summary import Row, setting_size
 
 QUESTION_LENGTH = 400  # characters
 ANSWER_LENGTH = 700

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from codehead.evaluation.result import Result
 from codehead.reports.evidence import read_results
 from codehead.reports.markdown import write_markdown
+from codehead.reports.naming import label_of
 from codehead.reports.report import compose
-from codehead.reports.summary import label_of, summarise
+from codehead.reports.summary import summarise
 from codehead.reports.tables import rich_table
 
 if TYPE_CHECKING:

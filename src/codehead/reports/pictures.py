@@ -23,7 +23,8 @@ from codehead.reports.drawing import (
     save_png,
 )
 from codehead.reports.labels import place_labels
-from codehead.reports.summary import OVER_TOKENS, Row, by_setting, family_of, label_of, setting_size, setting_title
+from codehead.reports.naming import OVER_TOKENS, family_of, label_of
+from codehead.reports.summary import Row, by_setting, setting_size, setting_title
 
 FAMILIES = {
     "softmax": ("Softmax", INK, "D"),

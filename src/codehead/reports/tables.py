@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from codehead.reports.summary import OVER_TOKENS, Estimate, Row
+from codehead.reports.naming import OVER_TOKENS
+from codehead.reports.summary import Estimate, Row
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
