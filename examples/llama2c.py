@@ -1,0 +1,153 @@
+"""A model of llama2.c as transformers loads it, to be given another decision layer.
+
+    python examples/llama2c.py stories260K.bin tok512.bin --out stories260K
+    codehead convert stories260K --data stories.jsonl --budget 15% --out stories260K-coded
+
+Reads the checkpoints and vocabularies of https://github.com/karpathy/llama2.c (version 0: seven integers, then
+float32), such as those of https://huggingface.co/karpathy/tinyllamas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, normalizers, processors
+from tokenizers.models import BPE
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = ("<unk>", "<s>", "</s>")
+BYTES = 256
+"""Pieces after the special ones that stand for single bytes."""
+SPACE = "▁"
+
+
+class Header(NamedTuple):
+    """The first seven integers of a checkpoint."""
+
+    dim: int
+    hidden_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int  # negative if the head is not the embedding
+    seq_len: int
+
+
+def read_model(path: Path) -> LlamaForCausalLM:
+    """The model in a checkpoint; ValueError if the file is of another length than its header says."""
+    data = path.read_bytes()
+    head = Header(*struct.unpack("7i", data[:28]))
+    config = LlamaConfig(
+        vocab_size=abs(head.vocab_size),
+        hidden_size=head.dim,
+        intermediate_size=head.hidden_dim,
+        num_hidden_layers=head.n_layers,
+        num_attention_heads=head.n_heads,
+        num_key_value_heads=head.n_kv_heads,
+        max_position_embeddings=head.seq_len,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=head.vocab_size > 0,
+        bos_token_id=1,
+        eos_token_id=1,  # stories are told apart by <s>
+    )
+    model = LlamaForCausalLM(config)
+    values = np.frombuffer(data, dtype="<f4", offset=28)
+    shapes = _shapes(head)
+    if len(values) != sum(int(np.prod(shape)) for _, shape in shapes):
+        raise ValueError(f"{str(path)!r} holds {len(values):,} numbers, which do not fit its header {head}")
+    state = model.state_dict()
+    for name, shape in shapes:
+        size = int(np.prod(shape))
+        found, values = torch.from_numpy(values[:size].copy()).view(*shape), values[size:]
+        for key, part in _named(name, found, head).items():
+            state[key].copy_(part)
+    return model
+
+
+def _shapes(head: Header) -> list[tuple[str, tuple[int, ...]]]:
+    """What follows the header, in order; the two tables of rotations are not read."""
+    layers, dim, hidden = head.n_layers, head.dim, head.hidden_dim
+    size = dim // head.n_heads
+    keys = size * head.n_kv_heads
+    found: list[tuple[str, tuple[int, ...]]] = [
+        ("model.embed_tokens.weight", (abs(head.vocab_size), dim)),
+        ("input_layernorm", (layers, dim)),
+        ("self_attn.q_proj", (layers, dim, dim)),
+        ("self_attn.k_proj", (layers, keys, dim)),
+        ("self_attn.v_proj", (layers, keys, dim)),
+        ("self_attn.o_proj", (layers, dim, dim)),
+        ("post_attention_layernorm", (layers, dim)),
+        ("mlp.gate_proj", (layers, hidden, dim)),
+        ("mlp.down_proj", (layers, dim, hidden)),
+        ("mlp.up_proj", (layers, hidden, dim)),
+        ("model.norm.weight", (dim,)),
+        ("rotations", (2, head.seq_len, size // 2)),
+    ]
+    return found if head.vocab_size > 0 else [*found, ("lm_head.weight", (-head.vocab_size, dim))]
+
+
+def _named(name: str, values: Tensor, head: Header) -> dict[str, Tensor]:
+    """The tensors by the names that transformers gives them."""
+    if name == "rotations":
+        return {}
+    if name.startswith(("model.", "lm_head.")):
+        return {name: values}
+    heads = {"self_attn.q_proj": head.n_heads, "self_attn.k_proj": head.n_kv_heads}.get(name)
+    parts = values if heads is None else torch.stack([_halves(part, heads) for part in values])
+    return {f"model.layers.{layer}.{name}.weight": part for layer, part in enumerate(parts)}
+
+
+def _halves(weight: Tensor, heads: int) -> Tensor:
+    """Rows of a projection `(heads · size, dim)`: llama2.c turns neighbours, transformers the two halves of a head."""
+    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a vocabulary: byte pairs, the one of the highest score first, and bytes for what has no piece."""
+    pieces = [text.decode("utf-8").replace(" ", SPACE) for text in _pieces(path.read_bytes())]
+    pieces[: len(SPECIAL)] = SPECIAL
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    merges = [  # pieces are in the order of their scores
+        (piece[:cut], piece[cut:])
+        for piece in pieces[len(SPECIAL) + BYTES :]
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+    ]
+    own = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    own.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    own.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    own.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>", bos_token="<s>", eos_token="<s>")
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    """What every token says; each is stored with its score, four bytes, and its length."""
+    found, start = [], 4
+    while start < len(data):
+        _, length = struct.unpack_from("fi", data, start)
+        found.append(data[start + 8 : start + 8 + length])
+        start += 8 + length
+    return found
+
+
+def main() -> None:
+    """Read the command line, convert, save."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("vocabulary", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    read_model(given.checkpoint).save_pretrained(given.out)
+    read_tokenizer(given.vocabulary).save_pretrained(given.out)
+
+
+if __name__ == "__main__":
+    main()
