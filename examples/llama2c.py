@@ -25,6 +25,8 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 BYTES = 256
 """Pieces after the special ones that stand for single bytes."""
 SPACE = "▁"
+HEADER = 28
+"""Bytes."""
 
 
 class Header(NamedTuple):
@@ -42,7 +44,9 @@ class Header(NamedTuple):
 def read_model(path: Path) -> LlamaForCausalLM:
     """The model in a checkpoint; ValueError if the file is of another length than its header says."""
     data = path.read_bytes()
-    head = Header(*struct.unpack("7i", data[:28]))
+    if len(data) < HEADER or len(data) % 4:
+        raise ValueError(f"{str(path)!r} holds {len(data)} bytes, which are no checkpoint; copy or download it again")
+    head = Header(*struct.unpack("7i", data[:HEADER]))
     config = LlamaConfig(
         vocab_size=abs(head.vocab_size),
         hidden_size=head.dim,
@@ -57,7 +61,7 @@ def read_model(path: Path) -> LlamaForCausalLM:
         eos_token_id=1,  # stories are told apart by <s>
     )
     model = LlamaForCausalLM(config)
-    values = np.frombuffer(data, dtype="<f4", offset=28)
+    values = np.frombuffer(data, dtype="<f4", offset=HEADER)
     shapes = _shapes(head)
     if len(values) != sum(int(np.prod(shape)) for _, shape in shapes):
         raise ValueError(f"{str(path)!r} holds {len(values):,} numbers, which do not fit its header {head}")
@@ -109,7 +113,7 @@ def _halves(weight: Tensor, heads: int) -> Tensor:
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a vocabulary: byte pairs, the one of the highest score first, and bytes for what has no piece."""
+    """The tokenizer of a vocabulary: pairs by their scores, and bytes for what has no piece."""
     pieces = [text.decode("utf-8").replace(" ", SPACE) for text in _pieces(path.read_bytes())]
     pieces[: len(SPECIAL)] = SPECIAL
     vocabulary = {piece: number for number, piece in enumerate(pieces)}

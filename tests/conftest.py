@@ -21,7 +21,7 @@ def data_dir() -> Callable[[str], Path]:
     """Path of a file or folder of real data: skips if no data folder is named, fails if it lacks the file."""
     folder = os.environ.get(DATA_VARIABLE)
     if not folder:
-        pytest.skip(f"{DATA_VARIABLE} is not set: it names the folder with alpaca/, tinystories/, tokenizers/")
+        pytest.skip(f"{DATA_VARIABLE} is not set: it names a folder with alpaca/, tinystories/, tokenizers/, …")
 
     def find(name: str) -> Path:
         path = Path(folder) / name
