@@ -10,6 +10,7 @@ float32), such as those of https://huggingface.co/karpathy/tinyllamas.
 from __future__ import annotations
 
 import argparse
+import math
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -42,12 +43,25 @@ class Header(NamedTuple):
 
 
 def read_model(path: Path) -> LlamaForCausalLM:
-    """The model in a checkpoint; ValueError if the file is of another length than its header says."""
+    """The model in a checkpoint; ValueError if the file is none of version 0, or not whole."""
     data = path.read_bytes()
     if len(data) < HEADER or len(data) % 4:
         raise ValueError(f"{str(path)!r} holds {len(data)} bytes, which are no checkpoint; copy or download it again")
     head = Header(*struct.unpack("7i", data[:HEADER]))
-    config = LlamaConfig(
+    values, shapes = np.frombuffer(data, dtype="<f4", offset=HEADER), _shapes(head)
+    if len(values) != sum(math.prod(shape) for _, shape in shapes):
+        raise ValueError(f"{str(path)!r} holds {len(values):,} numbers, which do not fit what it begins with, {head}")
+    model = LlamaForCausalLM(_config(head))
+    state = model.state_dict()
+    for name, shape in shapes:
+        found, values = values[: math.prod(shape)], values[math.prod(shape) :]
+        for key, part in _named(name, torch.from_numpy(found.copy()).view(*shape), head).items():
+            state[key].copy_(part)
+    return model
+
+
+def _config(head: Header) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=abs(head.vocab_size),
         hidden_size=head.dim,
         intermediate_size=head.hidden_dim,
@@ -60,24 +74,12 @@ def read_model(path: Path) -> LlamaForCausalLM:
         bos_token_id=1,
         eos_token_id=1,  # stories are told apart by <s>
     )
-    model = LlamaForCausalLM(config)
-    values = np.frombuffer(data, dtype="<f4", offset=HEADER)
-    shapes = _shapes(head)
-    if len(values) != sum(int(np.prod(shape)) for _, shape in shapes):
-        raise ValueError(f"{str(path)!r} holds {len(values):,} numbers, which do not fit its header {head}")
-    state = model.state_dict()
-    for name, shape in shapes:
-        size = int(np.prod(shape))
-        found, values = torch.from_numpy(values[:size].copy()).view(*shape), values[size:]
-        for key, part in _named(name, found, head).items():
-            state[key].copy_(part)
-    return model
 
 
 def _shapes(head: Header) -> list[tuple[str, tuple[int, ...]]]:
     """What follows the header, in order; the two tables of rotations are not read."""
     layers, dim, hidden = head.n_layers, head.dim, head.hidden_dim
-    size = dim // head.n_heads
+    size = dim // max(head.n_heads, 1)
     keys = size * head.n_kv_heads
     found: list[tuple[str, tuple[int, ...]]] = [
         ("model.embed_tokens.weight", (abs(head.vocab_size), dim)),

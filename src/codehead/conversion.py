@@ -19,7 +19,7 @@ from codehead.models import is_coded
 from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
-from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows, tokenize
+from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows
 from codehead.training.finish import finish
 from codehead.training.folder import RunFolder
 from codehead.training.model import check_length, device_of, load_model
@@ -79,8 +79,7 @@ class _Job:
 
     def text(self, rows: Dataset, name: str) -> Text:
         """Some rows, called by `name` in errors, tokenised when they are looked at."""
-        load = partial(tokenize, rows, self.tokenizer, self.config.data.block_size, name)
-        return Text(load, self.tokenizer.pad_token_id, self.config.seed)
+        return Text.of(rows, self.tokenizer, self.config.data.block_size, name, self.config.seed)
 
     def measure(self, model: Any, name: str, stage: str) -> dict[str, Any]:
         """The metrics of a model on the validation data, measured once."""
@@ -160,8 +159,7 @@ def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
     learnt, other = job.rows.train, None
     if job.config.calibrate is not None:
         learnt, kept_back = _parted(job.rows.train, job.config.seed)
-        other = job.text(kept_back, "the text to calibrate on")
-        len(other.examples)  # that it is too short is told before anything is learnt
+        other = job.text(kept_back, "the text to calibrate on").read()
     model = fit_decision_layer(job.model, job.config, job.text(learnt, "the text to learn from"), job.show, job.stages)
     told = {} if other is None else _calibrate(job, model, other)
     return finish(model, job.config), told

@@ -228,6 +228,14 @@ def test_without_held_out_text_nothing_can_be_measured(stock, tmp_path):
         convert(config(stock, tmp_path / "out", data=data))
 
 
+def test_a_conversion_computes_where_the_run_does(stock, tmp_path, monkeypatch):
+    monkeypatch.setattr("codehead.training.model.default_device", lambda: torch.device("meta"))
+    distil = {"steps": 2, "tokens": 200}
+    with pytest.raises((ConfigurationError, NotImplementedError, RuntimeError)):
+        convert(config(stock, tmp_path / "elsewhere", distil=distil))
+    convert(config(stock, tmp_path / "out", distil=distil, training={"use_cpu": True}))
+
+
 # Interruptions
 
 
@@ -275,7 +283,7 @@ def test_a_conversion_that_was_stopped_goes_on_where_it_was(stock, tmp_path, who
         convert(small_batches(stock, out), show=stop_at(stage, call, error))
     assert json.loads((out / "run.json").read_text())["status"] == "running"
     record = convert(small_batches(stock, out), show=lambda stage, done, total: seen.append((stage, done)))
-    assert next((stage, done) for stage, done in seen if done) == where[error is SystemExit]
+    assert next(found for found in seen if found[0] != "starting the new head") == where[error is SystemExit]
     for key in ("before", "after", "calibration"):
         assert record[key] == whole[1][key]
     assert (out / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import struct
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import codehead
 from codehead.conversion import convert
@@ -56,13 +57,54 @@ def test_the_model_says_what_it_says_in_llama2c(folder, wanted):
     assert tokenizer(wanted["expected"]).input_ids == ids
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_is_read_as_it_was_written(example, tmp_path, tied):
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=12, tie_word_embeddings=tied, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    model, path = LlamaForCausalLM(config).eval(), tmp_path / "tiny.bin"
+    path.write_bytes(written(model))
+    ids = torch.arange(12)[None]
+    found = example.read_model(path).eval()
+    assert found.config.tie_word_embeddings is tied
+    torch.testing.assert_close(found(ids).logits, model(ids).logits, rtol=0, atol=0)
+
+
+def written(model):
+    """A model as llama2.c writes it: rows of query and key such that neighbours are turned together."""
+    config, state = model.config, model.state_dict()
+    tied = config.tie_word_embeddings
+    shape = [config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads]
+    shape += [config.num_key_value_heads, config.vocab_size * (1 if tied else -1), config.max_position_embeddings]
+
+    def layers(name, heads=None):
+        found = torch.stack([state[f"model.layers.{i}.{name}.weight"] for i in range(config.num_hidden_layers)])
+        return found if heads is None else found.unflatten(1, (heads, 2, -1)).transpose(2, 3).flatten(1, 3)
+
+    parts = [
+        state["model.embed_tokens.weight"], layers("input_layernorm"),
+        layers("self_attn.q_proj", config.num_attention_heads), layers("self_attn.k_proj", config.num_key_value_heads),
+        layers("self_attn.v_proj"), layers("self_attn.o_proj"), layers("post_attention_layernorm"),
+        layers("mlp.gate_proj"), layers("mlp.down_proj"), layers("mlp.up_proj"), state["model.norm.weight"],
+        torch.zeros(2, config.max_position_embeddings, config.hidden_size // config.num_attention_heads // 2),
+        *([] if tied else [state["lm_head.weight"]]),
+    ]  # fmt: skip
+    return struct.pack("7i", *shape) + b"".join(part.contiguous().numpy().tobytes() for part in parts)
+
+
 @pytest.mark.parametrize(
-    ("length", "message"),
-    [(1_056_140, "264,028 numbers, which do not fit its header"), (1001, "1001 bytes"), (0, "0 bytes, which are no")],
+    ("data", "message"),
+    [
+        (b"", "0 bytes, which are no checkpoint"),
+        (bytes(1001), "1001 bytes"),
+        (bytes(1000), "243 numbers, which do not fit what it begins with"),
+        (b"ak42" + bytes(996), "243 numbers, which do not fit"),
+        (struct.pack("7i", 16, 24, 2, 4, 2, 20, 12) + bytes(4000), "1,000 numbers, which do not fit"),
+    ],
 )
-def test_a_checkpoint_that_is_cut_off_is_told(example, data_dir, tmp_path, length, message):
-    whole = (data_dir("stories260K") / "stories260K.bin").read_bytes()
-    (tmp_path / "cut.bin").write_bytes(whole[:length])
+def test_what_is_no_checkpoint_is_told(example, tmp_path, data, message):
+    (tmp_path / "cut.bin").write_bytes(data)
     with pytest.raises(ValueError, match=rf"cut\.bin' holds {message}"):
         example.read_model(tmp_path / "cut.bin")
 

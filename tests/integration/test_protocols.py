@@ -21,6 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.evaluation.result import Result
 from codehead.protocols.catalogue import names
+from codehead.protocols.checks import check_runs
 from codehead.protocols.layout import failure_path
 from codehead.protocols.plan import plan_steps
 from codehead.protocols.preparation import prepare
@@ -428,6 +429,18 @@ def test_peers_that_do_not_fit_the_model_are_told_before_anything_is_trained(
     with pytest.raises(ConfigurationError, match=message):
         run_protocol(run, tmp_path / "out", variables=variables(folder))
     assert not list((tmp_path / "out").glob("**/run.json"))
+
+
+def test_a_plan_with_peers_needs_no_hub_and_mistakes_are_told_as_before(folder: Path, tmp_path: Path) -> None:
+    base, cells = described()["base"], {"softmax": {}, "peer": {"peer": {"bits": 4, "group": 8}}}
+
+    def check(model: Any) -> None:
+        run = protocol(folder, tmp_path, cells=cells, base={**base, "model": model}, backbones={}, answers=None)
+        check_runs(run, run.plan(), prepare(run, Store(tmp_path / "store"), variables(folder)))
+
+    check("somebody/nothing")
+    with pytest.raises(ConfigurationError, match="tokenizer is missing"):
+        check(ARCHITECTURE)
 
 
 def test_peers_are_the_run_of_the_reference_with_a_compressed_head(

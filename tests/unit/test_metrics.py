@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 import codehead
 from codehead.errors import ConfigurationError, DataError
@@ -137,13 +137,46 @@ def test_small_chunks_change_nothing(examples, monkeypatch):
     assert parts["node_losses"] == pytest.approx(whole["node_losses"], rel=1e-6)
 
 
-@pytest.mark.parametrize("decision", [{}, {"code": "one_vs_all"}, {"code": "minrandom", "bits": 11}])
-def test_the_head_is_given_no_more_positions_at_a_time_than_scores_are_held_for(decision, examples, monkeypatch):
-    model, given = make_model(**decision), []
-    model.get_output_embeddings().register_forward_hook(lambda head, args, found: given.append(found[..., 0].numel()))
+@pytest.mark.parametrize("decision", [{}, {"code": "one_vs_all"}])
+def test_a_wide_head_is_given_no_more_positions_at_a_time_than_scores_are_held_for(decision, examples, monkeypatch):
+    model, given = make_model(**decision), positions_given(monkeypatch)
+    assert sum(found := given(model, examples)) > 2 == max(found)
+
+
+def test_a_narrow_head_is_given_all_positions_of_a_batch_at_once(examples, monkeypatch):
+    model, given = make_model(code="minrandom", bits=11), positions_given(monkeypatch)
+    assert len(given(model, examples)) == 1
+
+
+def positions_given(monkeypatch):
+    """A function of model and examples: how many positions the head is given by each of its calls in an evaluation."""
     monkeypatch.setattr(metrics, "SCORE_BYTES", 4 * V * 2)
-    tokens = evaluate(model, None, examples).tokens
-    assert sum(given) == tokens > 2 == max(given)
+
+    def measure(model, examples):
+        calls = []
+        model.get_output_embeddings().register_forward_hook(lambda head, args, found: calls.append(len(args[0])))
+        assert evaluate(model, None, examples).tokens == sum(calls)
+        return calls
+
+    return measure
+
+
+@pytest.mark.parametrize("decision", [{}, {"code": "minrandom", "bits": 11}])
+def test_models_that_ask_for_the_dtype_of_their_head(decision, examples):
+    config = MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, state_size=4, initializer_range=0.6)
+    model = MambaForCausalLM(config).bfloat16()
+    if decision:
+        codehead.attach(model, **decision)
+    found, nats = evaluate(model, None, examples, batch_size=1), by_hand(model, examples, None)[3]
+    assert math.log(found.perplexity) == pytest.approx(nats, rel=1e-3)
+
+
+def test_a_model_that_cannot_be_measured_stays_in_training_mode(examples):
+    with torch.device("meta"):
+        model = make_model().train()
+    with pytest.raises(ConfigurationError, match="meta"):
+        evaluate(model, None, examples)
+    assert model.training
 
 
 def test_without_byte_counts_there_are_no_bits_per_byte(examples):

@@ -526,7 +526,8 @@ def test_an_unfinished_run_goes_on_unless_its_data_are_others(
 def test_protocols_of_the_catalogue_are_valid(name: str, tmp_path: Path) -> None:
     protocol = find(name)
     assert protocol.name == name
-    place = locate(protocol, Store(tmp_path), {"CODEHEAD_DATA": str(tmp_path)})
+    folders = dict.fromkeys(("CODEHEAD_DATA", "STORIES260K"), str(tmp_path))
+    place = locate(protocol, Store(tmp_path), folders)
     for cell in protocol.plan():
         cell_config(protocol, cell, place)
 

@@ -14,20 +14,17 @@ def principal_directions(prototypes: Prototypes, mean: Floats, weights: Floats |
 
     Each vector counts as much as its one of `weights` (V,), by default all the same. r is the rank: directions in
     which the vectors do not differ are left out. Of the two signs, the one that makes the largest component of a
-    direction positive. ConfigurationError if the vectors that count do not differ, or too much for
-    float64.
+    direction positive. ConfigurationError if the vectors that count do not differ.
     """
     rows, dimensions = prototypes.shape
     scatter = np.zeros((dimensions, dimensions))
     for start, chunk in prototypes.chunks():
         centred = chunk - mean
-        counted = centred if weights is None else weights[start : start + len(chunk), None] * centred
-        with np.errstate(over="ignore"):
-            scatter += centred.T @ counted
-    if not 0 < np.trace(scatter) < np.inf:
+        scatter += centred.T @ (centred if weights is None else weights[start : start + len(chunk), None] * centred)
+    if not np.trace(scatter) > 0:
         raise ConfigurationError(
-            "prototypes: those that count (weights above 0) are equal, or differ by more or by less than float64 can "
-            "square; give vectors that tell the classes apart, with values near 1"
+            "prototypes: those that count (weights above 0) are equal, or differ by less than float64 can square; give "
+            "vectors that tell the classes apart, with values near 1"
         )
     variances, directions = np.linalg.eigh(scatter)
     variances, directions = variances[::-1], directions[:, ::-1]

@@ -17,6 +17,8 @@ from codehead.errors import ConfigurationError
 CHUNK_VALUES = 2**22
 """Numbers turned into float64 at a time (32 MiB), so that a large array is never held twice."""
 
+LARGEST_VALUE = 1e150
+
 TENSOR = "prototypes"
 """The tensor that is read from a safetensors file with several."""
 
@@ -62,6 +64,9 @@ class Prototypes:
             if len(wrong):
                 message = f"{name} has a value that is not finite in row {start + wrong[0]}"
                 raise ConfigurationError(f"{message}; replace it, e.g. by the mean of the other rows")
+            if np.abs(chunk).max() > LARGEST_VALUE:
+                message = f"{name} has values beyond ±{LARGEST_VALUE:g}, whose squares float64 cannot add up"
+                raise ConfigurationError(f"{message}; scale them down")
         if not differ:
             message = f"all rows of {name} are equal, so nothing tells the classes apart"
             raise ConfigurationError(f"{message}; give vectors that were trained, or choose a random design")

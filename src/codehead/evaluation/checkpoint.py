@@ -83,9 +83,14 @@ def evaluate_checkpoint(
         speed = generation_speed({"model": model}, prompt, new_tokens=new_tokens, repeats=repeats)
         metrics["generation"] = speed["model"].as_dict()
     if judge is not None:
-        options: Any = {"max_new_tokens": answer_tokens, "batch_size": batch_size}
         metrics["answers"] = score_answers(
-            model, tokenizer, asked, judge, **options, progress=partial(report, "answering")
+            model,
+            tokenizer,
+            asked,
+            judge,
+            max_new_tokens=answer_tokens,
+            batch_size=batch_size,
+            progress=partial(report, "answering"),
         )
     config = {
         **_described(model, model_name),

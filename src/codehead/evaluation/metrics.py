@@ -15,7 +15,7 @@ from codehead.decoding import DECODERS, decode
 from codehead.decoding.topk import top_k
 from codehead.errors import ConfigurationError, DataError
 from codehead.models import is_coded
-from codehead.models.hidden import labelled_states
+from codehead.models.hidden import probed
 from codehead.models.tail import Tail
 from codehead.training.data import Collator
 from codehead.training.tokenization import IGNORED
@@ -85,12 +85,13 @@ def evaluate(
     was_training = model.training
     model.eval()
     totals = _Totals()
-    tail = Tail.of(model)
     try:
-        for done, batch in _batches(model, tokenizer, dataset, batch_size):
-            _add_batch(totals, model, tail, batch, decoder)
-            if progress is not None:
-                progress(done, len(dataset))
+        head = _Head.of(model)
+        with probed(model) as read:
+            for done, batch in _batches(model, tokenizer, dataset, batch_size):
+                _add_batch(totals, head, read, batch, decoder)
+                if progress is not None:
+                    progress(done, len(dataset))
     finally:
         model.train(was_training)
     return totals.finish(decoder)
@@ -159,7 +160,33 @@ def _batches(
         yield stop, {name: values.to(device) for name, values in batch.items()}
 
 
-def _add_batch(totals: _Totals, model: Any, tail: Tail, batch: dict[str, Tensor], decoder: str) -> None:
+@dataclass(frozen=True)
+class _Head:
+    """The last layer of a model, beside it, while hidden states are read of the model."""
+
+    module: nn.Module
+    tail: Tail
+    decision: Decision | None  # None for a stock model
+
+    @classmethod
+    def of(cls, model: Any) -> _Head:
+        return cls(model.get_output_embeddings(), Tail.of(model), model.decision if is_coded(model) else None)
+
+    @property
+    def num_classes(self) -> int:
+        weight: Any = self.module.weight if self.decision is None else None
+        return len(weight) if self.decision is None else self.decision.table.num_classes
+
+    def outputs(self, hidden: Tensor, rows: int) -> Iterator[Tensor]:
+        """Outputs `(rows, n + K)` of hidden states `(tokens, hidden)`, in order; V wide ones are formed one by one."""
+        is_wide = self.decision is None or self.decision.table.is_implicit
+        for some in hidden.split(rows if is_wide else len(hidden)):
+            yield from self.tail(self.module(some)).split(rows)
+
+
+def _add_batch(
+    totals: _Totals, head: _Head, read: Callable[..., Tensor], batch: dict[str, Tensor], decoder: str
+) -> None:
     """Add the labelled positions of a batch, scored so many at a time that nothing V wide exceeds SCORE_BYTES."""
     scored = batch["labels"][:, 1:] != IGNORED
     if "num_bytes" not in batch:
@@ -168,19 +195,18 @@ def _add_batch(totals: _Totals, model: Any, tail: Tail, batch: dict[str, Tensor]
         totals.num_bytes += int(batch["num_bytes"][:, 1:][scored].sum())
     if not bool(scored.any()):
         return
-    head, decision = model.get_output_embeddings(), model.decision if is_coded(model) else None
-    num_classes = len(head.weight) if decision is None else decision.table.num_classes
-    highest = int(batch["labels"].max())
-    if highest >= num_classes:
+    labels = batch["labels"][:, 1:][scored]
+    if int(labels.max()) >= head.num_classes:
         raise DataError(
-            f"the data hold the label {highest}, but the model has {num_classes} tokens; "
+            f"the data hold the label {int(labels.max())}, but the model has {head.num_classes} tokens; "
             "tokenise with the model's own tokenizer"
         )
-    hidden, labels = labelled_states(model, [batch], scored.numel())
-    rows = max(1, SCORE_BYTES // (4 * num_classes))
-    for some, wanted in zip(hidden.split(rows), labels.split(rows), strict=True):
-        outputs = tail(head(some.to(scored.device)))  # (tokens, n + K), or (tokens, V) of a stock model
-        _add_tokens(totals, decision, outputs, wanted.to(outputs.device), decoder)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    hidden = read(**inputs, use_cache=False)[:, :-1]
+    hidden = hidden[scored.to(hidden.device)]
+    rows = max(1, SCORE_BYTES // (4 * head.num_classes))
+    for outputs, wanted in zip(head.outputs(hidden, rows), labels.split(rows), strict=True):
+        _add_tokens(totals, head.decision, outputs, wanted.to(outputs.device), decoder)
 
 
 def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, labels: Tensor, decoder: str) -> None:

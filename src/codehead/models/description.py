@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from codehead import __version__
 from codehead.codes.codebook import Codebook
@@ -16,8 +19,11 @@ from codehead.registry import did_you_mean
 METHOD = "codehead"
 """The name under which transformers finds the loader: `quantization_config.quant_method`."""
 
-YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded", "packed", "untrained")
+YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded", "packed", "fresh")
 """Fields that checkpoints of older versions do not have."""
+
+PIECE = 2**24
+"""Numbers of a head that a checksum looks at at a time."""
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -26,6 +32,17 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "dict[str, Any]": (dict,),
 }
+
+
+def weights_checksum(head: nn.Module) -> str:
+    """sha256 of the weights of a head as float32, so that a wider dtype changes nothing; empty on the meta device."""
+    digest = hashlib.sha256()
+    for values in head.parameters():
+        if values.is_meta:
+            return ""
+        for some in values.detach().flatten().split(PIECE):
+            digest.update(some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -64,8 +81,8 @@ class Description:
     """Whether the weights of head and corrections are int8, with a scale per row."""
     packed: bool = False
     """Whether codewords stay packed in memory."""
-    untrained: bool = False
-    """Whether the head has its random weights still; that it was trained without codehead is not known."""
+    fresh: str = ""
+    """sha256 of the random weights that the head began with; empty if it began at the old head, or with one_vs_all."""
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -91,7 +108,7 @@ class Description:
         head_options: dict[str, Any],
         decision: Decision,
         stock: dict[str, Any],
-        untrained: bool,
+        fresh: str,
     ) -> Description:
         """The description of a decision layer that is about to be attached.
 
@@ -124,7 +141,7 @@ class Description:
             refined=0 if refinement is None else refinement.num_tokens,
             refined_bits=0 if refinement is None else refinement.length,
             stock=stock,
-            untrained=untrained,
+            fresh=fresh,
         )
 
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,17 +112,27 @@ def labelled_states(
     is not computed, so nothing is as wide as the vocabulary. `progress` is called with (positions seen, `limit`).
     DataError if there is no labelled position.
     """
-    own: Any = model
-    head, probe = own.get_output_embeddings(), _Probe()
+    with probed(model) as read:
+        return at_labels(model, batches, limit, lambda **inputs: read(**inputs).cpu(), progress)
+
+
+@contextmanager
+def probed(model: Any) -> Iterator[Callable[..., Tensor]]:
+    """Gives a function of the inputs of a model: what they bring to its output embedding, `(batch, length, hidden)`.
+
+    The output embedding itself is away meanwhile, and nothing is computed by it.
+    """
+    head = model.get_output_embeddings()
+    probe = _Probe(next(head.parameters()).dtype)
     forward = getattr(model, "head_outputs", model)  # a decision layer could not read what the probe gives
 
     def read(**inputs: Any) -> Tensor:
         forward(**inputs)
-        return probe.seen.cpu()
+        return probe.seen
 
     replace_head(model, probe)
     try:
-        return at_labels(own, batches, limit, read, progress)
+        yield read
     finally:
         replace_head(model, head)
 
@@ -163,14 +174,15 @@ def at_labels(
 class _Probe(nn.Module):
     """Stands where the output embedding is and keeps what it is given; one zero per position leaves it.
 
-    The zeros have the place of logits, which some models cap or scale.
+    The zeros have the place of logits, which some models cap or scale. The weight has the `dtype` of the output
+    embedding's, which some models (Mamba) ask for.
     """
 
     seen: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.seen = hidden

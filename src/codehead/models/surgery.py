@@ -20,7 +20,7 @@ from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
 from codehead.models import guards, stock
 from codehead.models.coded import CodedCausalLM, coded_class
-from codehead.models.description import METHOD, Description
+from codehead.models.description import METHOD, Description, weights_checksum
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
 from codehead.models.single_tokens import SingleTokens
@@ -128,7 +128,8 @@ def attach(
     initialise(start, old, new, decision, statistics, tail)
 
     changed = stock.before(target, old, capped=capped)
-    description = Description.of(codebook, head, options, decision, changed, untrained=start == "random")
+    fresh = weights_checksum(new) if start == "random" and not decision.table.is_implicit else ""
+    description = Description.of(codebook, head, options, decision, changed, fresh)
     stock.alter(target, changed)
     target.config.quantization_config = description.to_dict()
     install(target, new, decision, old if keep_head else None)

@@ -56,7 +56,7 @@ class Tail:
 def softmax_head(model: Any) -> Callable[[Tensor], Tensor]:
     """What a stock model makes of hidden states `(…, hidden)`: its logits `(…, V)`, in float32.
 
-    The head as it is now; scaled or capped where the model does so.
+    By the head that it has now, the module itself and no copy; scaled or capped where the model does so.
     """
     head, tail = model.get_output_embeddings(), Tail.of(model)
     return lambda hidden: tail(head(hidden.to(head.weight)).float())

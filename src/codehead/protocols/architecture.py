@@ -32,7 +32,10 @@ def source_architecture(source: Mapping[str, Any]) -> Any:
             raise ConfigurationError(f"model {model!r} has no configuration that could be read: {error}") from error
     options = {key: value for key, value in model.items() if key != "model_type"}
     options.setdefault("vocab_size", _entries(source["tokenizer"]))
-    return AutoConfig.for_model(model["model_type"], **options)
+    try:
+        return AutoConfig.for_model(model["model_type"], **options)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"model {model!r} is no architecture that could be built: {error}") from error
 
 
 def _entries(tokenizer: Any) -> int:

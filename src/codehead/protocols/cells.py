@@ -25,7 +25,7 @@ from codehead.protocols.store import digest, folder_record
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
 from codehead.training.folder import read_record
-from codehead.training.model import default_device, load_model
+from codehead.training.model import device_of, load_model
 from codehead.training.provenance import file_record, file_records, git_state, hardware, utc_now
 from codehead.training.sources import read_rows
 from codehead.training.stages import Stages
@@ -143,7 +143,7 @@ def _of_decoders(protocol: Protocol) -> dict[str, Any]:
 
 def _measure(protocol: Protocol, config: RunConfig, peer: PeerConfig | None, stages: Stages) -> dict[str, Any]:
     """The measurements of a trained run, or of what a peer makes of it; `stages` keep what a conversion has come to."""
-    model = load_model(config.output_dir).to(default_device())
+    model = load_model(config.output_dir).to(device_of(config))
     compressed = None if peer is None else compress(model, peer, config, protocol.batch_size, stages)
     size, in_bf16 = (
         compressed or model_size(model, weight_bytes=weight_bytes) for weight_bytes in (None, WEIGHT_BYTES)

@@ -31,9 +31,6 @@ def check_runs(protocol: Protocol, cells: Sequence[Cell], context: Context) -> N
     """
     if protocol.answers is not None:  # what could not be scored in the end
         find_encoder(protocol.answers.encoder, protocol.answers.encoder_layers)
-    for cell in cells:
-        if cell.peer is not None and cell.peer.convert is None:
-            _check_peer(cell.key, cell.peer, config_shape(cell_architecture(protocol, cell, context)))
     configs = {cell.key: cell_config(protocol, cell, context) for cell in cells}
     names = dict.fromkeys(cell.backbone for cell in cells if cell.backbone is not None)
     runs = [*(backbone_config(protocol, name, context) for name in names), *configs.values()]
@@ -42,6 +39,10 @@ def check_runs(protocol: Protocol, cells: Sequence[Cell], context: Context) -> N
         if source not in context.data.values():  # those are made from the others
             check_source(source)
     _check_folders({cell.key: configs[cell.key] for cell in cells if cell.peer is None})
+    for cell in {(cell.setting, cell.name): cell for cell in cells}.values():
+        shape = _shape(protocol, cell, context)
+        if cell.peer is not None and shape is not None:
+            _check_peer(cell.key, cell.peer, shape)
 
 
 def is_finished(protocol: Protocol, cell: Cell, out: Path) -> bool:
@@ -67,6 +68,16 @@ def check_data(protocol: Protocol, cell: Cell, out: Path, context: Context) -> N
         raise ConfigurationError(
             f"{str(path)!r} was measured on other data: a file has changed since; remove it or choose another --out"
         )
+
+
+def _shape(protocol: Protocol, cell: Cell, context: Context) -> ModelShape | None:
+    """The shape of a cell's model; None if it has no peer to check, or the model cannot be looked at from here."""
+    if cell.peer is None or cell.peer.convert is not None:
+        return None
+    try:
+        return config_shape(cell_architecture(protocol, cell, context))
+    except ConfigurationError:  # a hub that cannot be reached: what is wrong is told when the model is loaded
+        return None
 
 
 def _check_peer(key: str, peer: PeerConfig, shape: ModelShape) -> None:

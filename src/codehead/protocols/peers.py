@@ -16,7 +16,7 @@ from codehead.models.hidden import hidden_states
 from codehead.models.stock import replace_head
 from codehead.protocols.protocol import PeerConfig
 from codehead.training.config import RunConfig
-from codehead.training.data import load_rows, tokenize
+from codehead.training.data import load_rows
 from codehead.training.replacement import STATISTICS_TOKENS, Text, fit_decision_layer
 from codehead.training.stages import Stages
 from codehead.training.tokenizer import load_tokenizer
@@ -90,9 +90,6 @@ def _quantised(model: Any, weight: torch.Tensor, peer: PeerConfig, text: Text, b
 
 def _text(config: RunConfig) -> Text:
     """The training text of a run, tokenised as it was."""
+    rows = load_rows(config.data, config.seed).train
     tokenizer = load_tokenizer(config.output_dir)
-
-    def load() -> Any:
-        return tokenize(load_rows(config.data, config.seed).train, tokenizer, config.data.block_size)
-
-    return Text(load, tokenizer.pad_token_id, config.seed)
+    return Text.of(rows, tokenizer, config.data.block_size, "the training data", config.seed)

@@ -18,9 +18,7 @@ def check_finish(model: Any, config: RunConfig) -> None:
 
 
 def finish(model: Any, config: RunConfig) -> Any:
-    """The trained model with its decision layer as `int8` and `packed` say, in place."""
-    if is_coded(model):
-        model.config.quantization_config["untrained"] = False
+    """The model with its decision layer as `int8` and `packed` say, in place."""
     if config.int8:
         to_int8(model)
     if config.packed:

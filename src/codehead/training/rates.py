@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
-from codehead.models.description import METHOD
+from codehead.models.description import METHOD, weights_checksum
 from codehead.training.config import RunConfig
 from codehead.training.distil import row_sizes
 
@@ -61,7 +61,8 @@ def knows_its_tokens(model: Any, config: RunConfig) -> bool:
         return False
     stored = getattr(AutoConfig.from_pretrained(config.model), "quantization_config", None) or {}
     if stored.get("quant_method") == METHOD:
-        return bool(model.decision.loss_name == "codeword") and not stored.get("untrained", False)
+        is_fresh = stored.get("fresh", "") == weights_checksum(model.get_output_embeddings())
+        return bool(model.decision.loss_name == "codeword") and not is_fresh
     return config.distil is not None or (config.decision or {}).get("start") == "old_head"
 
 

@@ -22,7 +22,7 @@ from codehead.models.single_tokens import SingleTokens
 from codehead.models.tail import Tail, softmax_head
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig
-from codehead.training.data import Collator, count_labels
+from codehead.training.data import Collator, count_labels, tokenize
 from codehead.training.distil import distil
 from codehead.training.finish import check_finish
 from codehead.training.growing import grown, grows
@@ -33,6 +33,7 @@ from codehead.training.stages import Stages
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 COUNTING = ("shortlist", "token_bias", "refined")
 """What in a decision layer depends on how often tokens occur."""
@@ -53,6 +54,17 @@ class Text:
     load: Callable[[], Dataset]
     pad_id: int
     seed: int = 0  # of the order in which examples are looked at
+
+    @classmethod
+    def of(cls, rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str, seed: int) -> Text:
+        """Rows that errors call by `name`, tokenised by a tokenizer that has a pad token."""
+        pad_id: Any = tokenizer.pad_token_id
+        return cls(partial(tokenize, rows, tokenizer, block_size, name), pad_id, seed)
+
+    def read(self) -> Text:
+        """Itself, read: what is wrong with the text is told now."""
+        assert self.examples is not None
+        return self
 
     @cached_property
     def examples(self) -> Dataset:
@@ -140,10 +152,11 @@ def _attach(
         rows = model.get_output_embeddings().weight.detach().float()
         code = grown(decision, statistics.seen(rows).cpu(), hidden.float(), labels)
         decision = {**decision, "code": code, "bits": None, "code_params": None}
-    if decision.get("start") != LOGISTIC:
-        attach(model, **decision, statistics=statistics)
+    learns_bits = decision.get("start") == LOGISTIC
+    attach(model, **{**decision, **({"start": "random"} if learns_bits else {})}, statistics=statistics)
+    show("starting the new head", 1, 1)
+    if not learns_bits:
         return
-    attach(model, **{**decision, "start": "random"}, statistics=statistics)
     order = torch.Generator().manual_seed(config.seed)
     progress, head = partial(show, "learning the bits"), model.get_output_embeddings()
     fit_bits(head, model.decision, hidden, labels, order, progress, Tail.of(model))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from codehead.models.calibration import calibrate_on_text, check_calibration
 from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
-from codehead.training.data import Collator, Rows, check_labels, load_rows, tokenize
+from codehead.training.data import Collator, Rows, check_labels, load_rows
 from codehead.training.divergence import StopAtDivergence, refuse_divergence
 from codehead.training.finish import check_finish, finish
 from codehead.training.folder import RunFolder
@@ -118,15 +117,11 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
 
 def _texts(config: RunConfig, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> tuple[Text, Text | None]:
     """The training text, tokenised when it is looked at, and the validation text, tokenised now."""
-
-    def text(of: Dataset, name: str) -> Text:
-        load = partial(tokenize, of, tokenizer, config.data.block_size, name)
-        return Text(load, tokenizer.pad_token_id, config.seed)
-
-    validation = None if rows.validation is None else text(rows.validation, "the validation data")
-    if validation is not None:
-        len(validation.examples)  # what is wrong with it is told before anything is learnt
-    return text(rows.train, "the training data"), validation
+    size, seed = config.data.block_size, config.seed
+    text = Text.of(rows.train, tokenizer, size, "the training data", seed)
+    if rows.validation is None:
+        return text, None
+    return text, Text.of(rows.validation, tokenizer, size, "the validation data", seed).read()
 
 
 def _check_end(model: Any, config: RunConfig) -> None:
@@ -220,7 +215,7 @@ def _train(trainer: Trainer, folder: RunFolder, *, has_validation: bool) -> None
 
 
 def _calibrate(model: nn.Module, config: RunConfig, validation: Text | None) -> dict[str, Any]:
-    """Scale the bits on the validation data."""
+    """Scale the bits on the validation data; what `run.json` tells of it."""
     assert config.calibrate is not None and validation is not None  # RunConfig asks for the data
     batches = validation.batches(batch_size_of(config))
     found = calibrate_on_text(model, batches, config.calibrate.tokens, per_bit=config.calibrate.per_bit)
