@@ -162,7 +162,7 @@ def _batches(
 
 @dataclass(frozen=True)
 class _Head:
-    """The last layer of a model, beside it, while hidden states are read of the model."""
+    """The last layer of a model, which is taken out while its hidden states are read."""
 
     module: nn.Module
     tail: Tail
@@ -174,8 +174,11 @@ class _Head:
 
     @property
     def num_classes(self) -> int:
-        weight: Any = self.module.weight if self.decision is None else None
-        return len(weight) if self.decision is None else self.decision.table.num_classes
+        """V."""
+        if self.decision is not None:
+            return self.decision.table.num_classes
+        weight: Any = self.module.weight
+        return len(weight)
 
     def outputs(self, hidden: Tensor, rows: int) -> Iterator[Tensor]:
         """Outputs `(rows, n + K)` of hidden states `(tokens, hidden)`, in order; V wide ones are formed one by one."""
