@@ -63,7 +63,7 @@ class Text:
 
     def read(self) -> Text:
         """Itself, read: what is wrong with the text is told now."""
-        assert self.examples is not None
+        _ = self.examples
         return self
 
     @cached_property
