@@ -17,6 +17,7 @@ from codehead.conversion import convert, recalibrate
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
 from codehead.evaluation.expected import SetUp, Value
 from codehead.training.config import RunConfig
+from codehead.training.data import tokenize
 from codehead.training.model import load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import train_bpe
@@ -332,24 +333,18 @@ def test_a_mistake_that_comes_to_light_late_does_not_stand_in_the_way(stock, tmp
 
 
 def test_what_is_calibrated_on_is_neither_learnt_from_nor_measured(stock, tmp_path, monkeypatch):
-    texts = {}
+    texts = []
 
-    def noted(name, real):
-        def read(rows, *arguments):
-            found = real(rows, *arguments)
-            texts.setdefault(len(texts), set(rows["text"]))
-            return found
+    def noted(rows, *arguments):
+        texts.append(set(rows["text"]))
+        return tokenize(rows, *arguments)
 
-        return read
-
-    import codehead.conversion as conversion
-
-    monkeypatch.setattr(conversion, "tokenize", noted("", conversion.tokenize))
+    monkeypatch.setattr("codehead.training.replacement.tokenize", noted)
     lines = [json.dumps({"text": f"{i} {text} {i}"}) for i, text in enumerate(4 * TEXTS)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     data = {"train": str(tmp_path / "text.jsonl"), "validation_fraction": 0.1, "block_size": 32}
     convert(config(stock, tmp_path / "out", data=data, calibrate={}, distil={"steps": 2, "tokens": 200}))
-    measured, calibrated_on, learnt = (texts[i] for i in range(3))
+    measured, calibrated_on, learnt, *_ = texts
     assert len(measured) == 10 and len(calibrated_on) == 9 and len(learnt) == 77
     assert not measured & learnt and not measured & calibrated_on and not learnt & calibrated_on
 
