@@ -13,9 +13,10 @@ from codehead.errors import CheckpointError, DataError
 from codehead.evaluation.result import Result
 from codehead.reports.evidence import read_results
 from codehead.reports.findings import findings
+from codehead.reports.frontier import frontier
 from codehead.reports.naming import label_of
 from codehead.reports.render import render
-from codehead.reports.summary import Estimate, final_loss, setting_size, summarise, t_quantile
+from codehead.reports.summary import Estimate, Row, final_loss, setting_size, summarise, t_quantile
 from codehead.reports.tables import markdown_table, rich_table
 
 MTL = {"design": "minrandom", "bits": 50, "head": "mtl", "width": 81, "loss": "bitwise", "decoder": "likelihood"}
@@ -169,3 +170,19 @@ def test_the_number_of_seeds_is_shown_where_it_differs() -> None:
     even, uneven = summarise(made_up()), summarise(made_up()[:-1])
     assert "Seeds" not in markdown_table(even)
     assert "| Minimal ECOC (13, 0) | 1 | 20 |" in markdown_table(uneven)
+
+
+def weighed(label: str, byte_share: float, **values: float) -> Row:
+    estimates = {name: Estimate(value, None, 1) for name, value in values.items()}
+    return Row(label, label, "peer", "", 1, 10, 0.1, estimates, label == "Softmax", byte_share=byte_share)
+
+
+def test_what_is_beyond_the_scale_of_the_picture_is_told_below_it() -> None:
+    near = [weighed("Near", 0.1, share=0.9, perplexity_ratio=1.1), weighed("Nearer", 0.2, share=0.95)]
+    rows = [weighed("Softmax", 1.0, share=1.0), *near]
+    (picture,) = frontier(rows)
+    assert "Beyond" not in picture.note
+    far = weighed("Far", 0.05, share=0.5, perplexity_ratio=6.5)
+    half = weighed("Half", 0.05, share=0.8, perplexity_ratio=2.6)
+    (picture,) = frontier([*rows, far, half])
+    assert picture.note.endswith("* errors corrected. Beyond the scale: Far (50.0%, 6.5×); Half (2.6×).")

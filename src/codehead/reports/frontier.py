@@ -16,7 +16,7 @@ METRICS = {
     "perplexity_ratio": ("Perplexity", "perplexity, times Softmax’s"),
 }
 LIMITS = {"share": (0.75, 1.25), "perplexity_ratio": (0.5, 2.5)}
-"""What lies beyond is off the picture, so that the rest can be told apart; the table has it."""
+"""What lies beyond is off the picture, so that the rest can be told apart; the note below and the table have it."""
 PEERS = ("trimmed", "low rank", "adaptive")
 UNIT = "bytes of the head, share of Softmax in bf16"
 
@@ -33,7 +33,7 @@ def frontier(rows: Sequence[Row]) -> list[Picture]:
         note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax; * errors corrected."
         softmax = Key("Softmax", INK, line=SOFTMAX_DASH)
         name = f"frontier-{setting}" if setting else "frontier"
-        found.append(Picture(name, title, note, tuple(panels), (softmax, *keys)))
+        found.append(Picture(name, title, note + _left_out(group), tuple(panels), (softmax, *keys)))
     return [picture for picture in found if picture.panels]
 
 
@@ -49,9 +49,28 @@ def _key(family: str) -> Key:
 
 def _shown(rows: Sequence[Row], metric: str) -> list[Row]:
     """The rows that a panel has room for, the reference left to its line."""
-    low, high = LIMITS[metric]
     measured = [row for row in rows if metric in row.values and not row.is_reference]
-    return [row for row in measured if low <= row.values[metric].mean <= high]
+    return [row for row in measured if not _is_beyond(row, metric)]
+
+
+def _left_out(rows: Sequence[Row]) -> str:
+    """What a note tells of the rows that a panel has no room for."""
+    beyond = [
+        f"{row.label} ({', '.join(_told(row, metric) for metric in METRICS if _is_beyond(row, metric))})"
+        for row in rows
+        if any(_is_beyond(row, metric) for metric in METRICS)
+    ]
+    return f" Beyond the scale: {'; '.join(beyond)}." if beyond else ""
+
+
+def _is_beyond(row: Row, metric: str) -> bool:
+    low, high = LIMITS[metric]
+    return metric in row.values and not row.is_reference and not low <= row.values[metric].mean <= high
+
+
+def _told(row: Row, metric: str) -> str:
+    mean = row.values[metric].mean
+    return f"{mean:.3g}×" if metric == "perplexity_ratio" else f"{mean:.1%}"
 
 
 def _panel(metric: str, rows: Sequence[Row]) -> Panel:
