@@ -230,11 +230,13 @@ def test_without_held_out_text_nothing_can_be_measured(stock, tmp_path):
 
 
 def test_a_conversion_computes_where_the_run_does(stock, tmp_path, monkeypatch):
-    monkeypatch.setattr("codehead.training.model.default_device", lambda: torch.device("meta"))
+    asked = []
+    monkeypatch.setattr("codehead.training.model.default_device", lambda: asked.append(1) or torch.device("cpu"))
     distil = {"steps": 2, "tokens": 200}
-    with pytest.raises((ConfigurationError, NotImplementedError, RuntimeError)):
-        convert(config(stock, tmp_path / "elsewhere", distil=distil))
-    convert(config(stock, tmp_path / "out", distil=distil, training={"use_cpu": True}))
+    convert(config(stock, tmp_path / "cpu", distil=distil, training={"use_cpu": True}))
+    assert not asked
+    convert(config(stock, tmp_path / "any", distil=distil))
+    assert asked
 
 
 # Interruptions

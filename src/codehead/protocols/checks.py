@@ -40,9 +40,8 @@ def check_runs(protocol: Protocol, cells: Sequence[Cell], context: Context) -> N
             check_source(source)
     _check_folders({cell.key: configs[cell.key] for cell in cells if cell.peer is None})
     for cell in {(cell.setting, cell.name): cell for cell in cells}.values():
-        shape = _shape(protocol, cell, context)
-        if cell.peer is not None and shape is not None:
-            _check_peer(cell.key, cell.peer, shape)
+        if cell.peer is not None and cell.peer.convert is None:
+            _check_peer(cell.key, cell.peer, _shape(protocol, cell, context))
 
 
 def is_finished(protocol: Protocol, cell: Cell, out: Path) -> bool:
@@ -71,17 +70,17 @@ def check_data(protocol: Protocol, cell: Cell, out: Path, context: Context) -> N
 
 
 def _shape(protocol: Protocol, cell: Cell, context: Context) -> ModelShape | None:
-    """The shape of a cell's model; None if it has no peer to check, or the model cannot be looked at from here."""
-    if cell.peer is None or cell.peer.convert is not None:
-        return None
+    """The shape of a cell's model; None if it cannot be looked at from here."""
     try:
         return config_shape(cell_architecture(protocol, cell, context))
     except ConfigurationError:  # a hub that cannot be reached: what is wrong is told when the model is loaded
         return None
 
 
-def _check_peer(key: str, peer: PeerConfig, shape: ModelShape) -> None:
-    """Raise ConfigurationError, before anything is trained, if a head of this shape cannot be compressed so."""
+def _check_peer(key: str, peer: PeerConfig, shape: ModelShape | None) -> None:
+    """Raise ConfigurationError, before anything is trained, if a head of a known shape cannot be so compressed."""
+    if shape is None:
+        return
     if peer.bits is not None and shape.hidden_size % peer.group:
         raise ConfigurationError(
             f"{key}: peer.group is {peer.group}, which does not divide the hidden size {shape.hidden_size}"
