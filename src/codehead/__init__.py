@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from codehead.layer import Decision, DecisionLayer
     from codehead.models.calibration import calibrate
     from codehead.models.folding import fold
-    from codehead.models.rounding import to_int8
+    from codehead.models.rounding import to_int4, to_int8
     from codehead.models.surgery import attach, detach, is_coded
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ __all__ = [
     "detach",
     "fold",
     "is_coded",
+    "to_int4",
     "to_int8",
 ]
 
@@ -45,6 +46,7 @@ _HOMES = {
     "detach": "codehead.models.surgery",
     "fold": "codehead.models.folding",
     "is_coded": "codehead.models.surgery",
+    "to_int4": "codehead.models.rounding",
     "to_int8": "codehead.models.rounding",
 }
 _SUBPACKAGES = ("codes", "decoding", "errors", "heads", "layer", "losses")

@@ -25,8 +25,9 @@ from codehead.training.folder import RunFolder
 from codehead.training.model import check_length, device_of, load_model
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden
-from codehead.training.replacement import Show, Text, batch_size_of, fit_decision_layer
+from codehead.training.replacement import fit_decision_layer
 from codehead.training.stages import Stages
+from codehead.training.text import Show, Text, batch_size_of
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -160,9 +161,10 @@ def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
     if job.config.calibrate is not None:
         learnt, kept_back = _parted(job.rows.train, job.config.seed)
         other = job.text(kept_back, "the text to calibrate on").read()
-    model = fit_decision_layer(job.model, job.config, job.text(learnt, "the text to learn from"), job.show, job.stages)
+    text = job.text(learnt, "the text to learn from")
+    model = fit_decision_layer(job.model, job.config, text, job.show, job.stages)
     told = {} if other is None else _calibrate(job, model, other)
-    return finish(model, job.config), told
+    return finish(model, job.config, text, job.show), told
 
 
 def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:

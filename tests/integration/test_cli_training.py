@@ -62,7 +62,7 @@ def test_finetune_within_a_budget(codehead, place, tmp_path):
     assert "% of the Softmax head's 8,704 in bf16" in " ".join(err.split())
     described = load_model(str(tmp_path / "run")).config.quantization_config
     assert described["rounded"] and described["design"] == "learned" and described["token_bias"] and described["packed"]
-    plain = (*options, "--set", "packed=false", "--set", "int8=false", "--overwrite")
+    plain = (*options, "--set", "packed=false", "--set", "int4=false", "--overwrite")
     assert codehead("finetune", "--model", place / "model", *run, *plain)[0] == 0
     described = load_model(str(tmp_path / "run")).config.quantization_config
     assert not described["packed"] and not described["rounded"]

@@ -341,7 +341,7 @@ def test_what_is_calibrated_on_is_neither_learnt_from_nor_measured(stock, tmp_pa
         texts.append(set(rows["text"]))
         return tokenize(rows, *arguments)
 
-    monkeypatch.setattr("codehead.training.replacement.tokenize", noted)
+    monkeypatch.setattr("codehead.training.text.tokenize", noted)
     lines = [json.dumps({"text": f"{i} {text} {i}"}) for i, text in enumerate(4 * TEXTS)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     data = {"train": str(tmp_path / "text.jsonl"), "validation_fraction": 0.1, "block_size": 32}
@@ -386,7 +386,7 @@ def test_the_commands(stock, tmp_path, codehead):
     blocks = ("--block-size", "32")
     status, told, errors = codehead(
         "convert", model, "--data", data, "--out", out, "--budget", "60%", "--steps", "5", "--trunk-steps", "2",
-        *blocks, "--set", "distil.batch_tokens=64", "--set", "lora.r=2",
+        *blocks, "--set", "distil.batch_tokens=64", "--set", "lora.r=2", "--set", "distil.learning_rate=1e-4",
     )  # fmt: skip
     assert status == 0, errors
     described = json.loads((Path(out) / "run.json").read_text())["config"]

@@ -386,6 +386,7 @@ PEERS = {
     "trimmed": {"peer": {"keep": 50}},
     "trimmed-int8": {"peer": {"keep": 50, "bits": 8, "group": 16}},
     "converted": {"peer": {"convert": {"decision": {**BIASED, "refined": 30}, "distil": {"steps": 3}, "int8": True}}},
+    "shorter": {"peer": {"convert": {"decision": {**BIASED, "refined": 30}, "distil": {"steps": 3}, "int4": True}}},
     "joint": {"peer": {"convert": {"decision": BIASED, "distil": {"steps": 3, "trunk_steps": 2}, "int8": True}}},
     "coded": {"decision": BIASED, "distil": {"steps": 3}},
 }
@@ -448,9 +449,13 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
 ) -> None:
     run = protocol(folder, tmp_path, name="peers", cells=PEERS, seeds=[0], timing=None)
     only_peers = run_protocol(
-        run, tmp_path, store=finished / "store", variables=variables(folder), only=["int", "trim", "converted"]
+        run,
+        tmp_path,
+        store=finished / "store",
+        variables=variables(folder),
+        only=["int", "trim", "converted", "shorter"],
     )
-    assert len(only_peers.finished) == 6  # "joint" holds "int" too
+    assert len(only_peers.finished) == 7  # "joint" holds "int" too
     outcome = run_protocol(run, tmp_path, store=finished / "store", variables=variables(folder))
     assert sorted(outcome.finished) == ["coded/seed-0", "softmax/seed-0"] and not outcome.failed
     found = {name.split("/")[1]: result.metrics for name, result in results(tmp_path).items()}
@@ -466,10 +471,11 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
     assert found["converted"]["decision"]["refined"] == 30 and found["converted"]["decision"]["rounded"]
     rows_and_codewords = (12 + 64) * (16 + 2) + 2 * 300 + 8 * 30
     assert found["converted"]["size"]["bytes_in_bf16"] == rows_and_codewords + (300 + 2) + 38  # bias, marks
+    assert found["shorter"]["size"]["bytes_in_bf16"] == rows_and_codewords + (300 + 2) + 38 - (12 + 64) * 16 // 2
     rows = {row.label: row for row in summarise(read_evidence(tmp_path / "results"))}
     trimmed = {"Trimmed to 50 tokens", "Trimmed to 50 tokens, int8"}
     assert {"int4, rounded", "int2, error-corrected", *trimmed, LEARNED} < set(rows)
-    assert rows[LEARNED].family == "converted"
+    assert rows[LEARNED].family == rows[LEARNED.replace("int8", "int4")].family == "converted"
     assert rows["Learned ITQ ECOC (12, 0) + bias, int8, trunk too"].family == "joint"
     assert rows["int4, rounded"].byte_share == pytest.approx(0.25 + 4 * 300 * 2 / whole)
     (picture,) = frontier(list(rows.values()))
@@ -484,6 +490,10 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
         ({"int4": {"peer": {}}}, "or convert: give one"),
         ({"code": {"peer": {"convert": {}}}}, "peer.convert has no decision"),
         ({"code": {"peer": {"convert": {"decision": {"code": "itqq"}}}}}, "unknown design 'itqq'"),
+        (
+            {"code": {"peer": {"convert": {"decision": {"code": "itq"}, "int4": 1}}}},
+            "peer.convert.int4 is 1; give true",
+        ),
         ({"code": {"peer": {"convert": {"decisoin": {}}}}}, "unknown key 'peer.convert.decisoin'"),
         ({"code": {"peer": {"bits": 4, "convert": {"decision": {"code": "itq"}}}}}, "nothing to compress"),
         ({"int4": {"peer": {"bitz": 4}}}, r"unknown key 'cells.int4.peer.bitz'; did you mean 'bits'"),

@@ -1,4 +1,4 @@
-"""Weights of a decision layer in int8: close to what they were, small in a checkpoint, and the same after reloading."""
+"""Weights of a decision layer as integers: close to what they were, small in a checkpoint, the same after reloading."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import codehead
 from codehead.errors import ConfigurationError
 from codehead.evaluation.size import model_size
+from codehead.models.rounding import round_parts, rounded_weights
 
 CORRECTED = {"loss": "codeword", "shortlist": [3, 50, 7], "token_bias": True}
 LAYERS = {
@@ -21,6 +22,7 @@ LAYERS = {
     "mtl": {"bits": 16, "head": "mtl", "width": 8},
     "corrected": {"bits": 24, **CORRECTED},
     "refined": {"code": "itq", "bits": 24, **CORRECTED, "refined": [5, 6, 9], "refined_bits": 8},
+    "tower": {"bits": 16, "head": "tower", "width": 12, "head_params": {"groups": 2}},
     "low rank": {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 4}, "loss": "codeword"},
 }
 
@@ -52,15 +54,91 @@ def test_every_weight_is_within_half_a_step_of_what_it_was(layer):
         assert not torch.equal(new, old)
 
 
+def states(hidden=16, tokens=2000):
+    """Hidden states of very different spread along correlated directions."""
+    generator = torch.Generator().manual_seed(1)
+    mix = torch.randn(hidden, hidden, generator=generator) * torch.logspace(0, -2, hidden)[:, None]
+    return torch.randn(tokens, hidden, generator=generator) @ mix
+
+
+ROUNDINGS = {"int8": codehead.to_int8, "int4": codehead.to_int4}
+
+
+@pytest.mark.parametrize("kind", ROUNDINGS)
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_a_checkpoint_reloads_bit_for_bit(layer, tmp_path):
-    model = codehead.to_int8(coded(layer))
+def test_a_checkpoint_reloads_bit_for_bit(kind, layer, tmp_path):
+    model = ROUNDINGS[kind](coded(layer))
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(logits(loaded), logits(model))
     assert model_size(loaded) == model_size(model)
-    with pytest.raises(ConfigurationError, match="are int8 already"):
-        codehead.to_int8(loaded)
+    for again in ROUNDINGS.values():
+        with pytest.raises(ConfigurationError, match=f"are {kind} already"):
+            again(loaded)
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_rows_of_int4_have_16_values_and_biases_more(layer):
+    model = coded(layer)
+    head, before = model.get_output_embeddings(), copy.deepcopy(model.get_output_embeddings())
+    assert codehead.to_int4(model) is model
+    for name, old in before.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        new = getattr(head.get_submodule(path), leaf)
+        assert new.shape == old.shape and (new - old).norm() < (0.01 if old.ndim == 1 else 0.12) * old.norm()
+        if old.ndim > 1:
+            assert all(1 < len(row.unique()) <= 16 for row in new.flatten(0, -2))
+    if model.decision.corrections is not None:
+        assert len(model.decision.corrections.token_bias.unique()) > 16
+
+
+def test_scales_of_int4_err_less_than_the_largest_magnitude_would_have_it():
+    weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)) ** 3
+    head = torch.nn.Linear(64, 50, bias=False)
+    head.weight.data = weight.clone()
+    round_parts(head, torch.nn.Module(), 4)
+    step = weight.abs().amax(-1, keepdim=True) / 7
+    plain = (weight / step).round() * step
+    errors = [(found - weight).square().sum(-1) for found in (head.weight.detach(), plain)]
+    assert (errors[0] <= errors[1] * (1 + 1e-5)).all() and errors[0].sum() < 0.95 * errors[1].sum()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_hidden_states_tell_how_errors_of_int4_are_spread(layer):
+    """Outputs change less; what the head is given in the end is of the same kind, not the same."""
+    seen, held_out = states().split(1000)
+    change = {}
+    for given in (None, seen):
+        model = coded(LAYERS[layer])
+        before = model.get_output_embeddings()(held_out)
+        codehead.to_int4(model, given)
+        change[given is None] = (model.get_output_embeddings()(held_out) - before).norm().item()
+    assert change[False] < (0.95 if layer in ("mtl", "tower") else 0.8) * change[True]
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 16])
+def test_integers_are_packed_two_to_a_byte(width):
+    head = torch.nn.Linear(width, 5, bias=False)
+    wanted = torch.randint(-7, 8, (5, width), generator=torch.Generator().manual_seed(width)).float()
+    wanted[:, 0] = 7.0  # so that the scale is 1
+    head.weight.data = wanted.clone()
+    round_parts(head, torch.nn.Module(), 4)
+    stored = head.parametrizations.weight.original0
+    assert stored.dtype == torch.uint8 and stored.shape == (5, -(-width // 2))
+    assert rounded_weights(head) == 5 * width
+    torch.testing.assert_close(head.weight, wanted)
+
+
+def test_hidden_states_of_something_else_are_refused():
+    for hidden, message in (
+        (states(hidden=8), r"shape \(2000, 8\); give \(tokens, 16\)"),
+        (states() * float("nan"), "hidden holds NaN"),
+        (states() * 0, "only zeros"),
+    ):
+        model = coded(LAYERS["corrected"])
+        with pytest.raises(ConfigurationError, match=message):
+            codehead.to_int4(model, hidden)
+        assert not rounded_weights(model)  # nothing has changed
 
 
 def test_the_file_holds_integers_and_the_size_counts_them(tmp_path):
@@ -77,36 +155,37 @@ def test_the_file_holds_integers_and_the_size_counts_them(tmp_path):
     assert len(kinds) == 3 and set(kinds.values()) == {torch.int8}
 
 
-def test_half_precision_generation_and_folding(tmp_path):
-    model = codehead.to_int8(coded(LAYERS["corrected"]).to(torch.bfloat16))
+@pytest.mark.parametrize("rounded", ROUNDINGS.values(), ids=ROUNDINGS)
+def test_half_precision_generation_and_folding(rounded):
+    model = rounded(coded(LAYERS["corrected"]).to(torch.bfloat16))
     expected = logits(model)
     assert model.generate(tokens(), max_new_tokens=3, do_sample=False).shape[1] == tokens().shape[1] + 3
     folded = codehead.fold(copy.deepcopy(model))
     torch.testing.assert_close(logits(folded).softmax(-1).float(), expected.softmax(-1).float(), atol=0.02, rtol=0.05)
 
 
-def test_a_row_of_zeros_stays_one():
+@pytest.mark.parametrize("rounded", ROUNDINGS.values(), ids=ROUNDINGS)
+def test_a_row_of_zeros_stays_one(rounded):
     model = coded(LAYERS["corrected"])
     torch.nn.init.zeros_(model.get_output_embeddings().rows.weight)
-    codehead.to_int8(model)
+    rounded(model)
     assert not model.get_output_embeddings().rows.weight.any()
 
 
-def test_a_stock_model_is_refused():
+@pytest.mark.parametrize("rounded", ROUNDINGS.values(), ids=ROUNDINGS)
+def test_what_cannot_be_rounded_is_refused(rounded):
     with pytest.raises(ConfigurationError, match="has no decision layer"):
-        codehead.to_int8(make("llama"))
-
-
-def test_offloaded_weights_are_refused():
+        rounded(make("llama"))
     model = coded(LAYERS["corrected"])
     model.get_output_embeddings().to("meta")
     with pytest.raises(ConfigurationError, match="offloaded cannot be rounded"):
-        codehead.to_int8(model)
+        rounded(model)
 
 
-def test_scales_of_frozen_weights_stay_frozen():
+@pytest.mark.parametrize("rounded", ROUNDINGS.values(), ids=ROUNDINGS)
+def test_scales_of_frozen_weights_stay_frozen(rounded):
     model = coded(LAYERS["corrected"])
     model.lm_head.bits.requires_grad_(False)
-    codehead.to_int8(model)
+    rounded(model)
     asked = {name: values.requires_grad for name, values in model.lm_head.named_parameters()}
     assert asked.pop("bits.parametrizations.weight.original1") is False and all(asked.values())

@@ -8,11 +8,13 @@ from small_runs import CODED, CORRECTED, StopAt, finetuning, log, losses, pretra
 
 from codehead.errors import CodeheadError, ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
-from codehead.models import is_coded
+from codehead.models import is_coded, to_int4
+from codehead.models.hidden import hidden_states
 from codehead.models.trunk import attention_projections
 from codehead.training.data import load_rows, tokenize
 from codehead.training.model import load_model
 from codehead.training.run import train
+from codehead.training.text import STATISTICS_TOKENS, Text, batch_size_of
 from codehead.training.tokenizer import load_tokenizer
 
 # --- what a run leaves behind
@@ -170,13 +172,30 @@ def test_options_of_the_trainer_pass_through(stories, tmp_path):
     assert evaluated[-1] == pytest.approx(min(evaluated), rel=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "stored"), [("int8", torch.int8), ("int4", torch.uint8)])
 @pytest.mark.parametrize("adapt", ["full", "head", "lora"])
-def test_weights_are_rounded_after_mixed_precision(pretrained, stories, tmp_path, adapt):
+def test_weights_are_rounded_after_mixed_precision(pretrained, stories, tmp_path, adapt, kind, stored):
     training = {"max_steps": 2, "per_device_train_batch_size": 2, "bf16": True, "use_cpu": True}
-    changes = {"decision": {"bits": 24}, "adapt": adapt, "training": training, "int8": True}
+    changes = {"decision": {"bits": 24}, "adapt": adapt, "training": training, kind: True}
     config = finetuning(pretrained["softmax"], stories, tmp_path / "run", **changes)
     head = load_model(str(train(config, progress=False))).get_output_embeddings()
-    assert torch.int8 in {values.dtype for values in head.buffers()}
+    assert {values.dtype for values in head.buffers()} == {stored}
+
+
+def test_errors_of_int4_are_spread_by_what_the_trained_trunk_gives(pretrained, stories, tmp_path, monkeypatch):
+    given = []
+
+    def noted(model, hidden):
+        given.append(hidden)
+        return to_int4(model, hidden)
+
+    monkeypatch.setattr("codehead.training.finish.to_int4", noted)
+    config = finetuning(pretrained["softmax"], stories, tmp_path / "run", decision=CODED, adapt="full", int4=True)
+    model, tokenizer = load_model(str(train(config, progress=False))), load_tokenizer(str(tmp_path / "run"))
+    rows = load_rows(config.data, config.seed).train
+    text = Text.of(rows, tokenizer, config.data.block_size, "the text", config.seed)
+    wanted = hidden_states(model, text.batches(batch_size_of(config)), STATISTICS_TOKENS)
+    torch.testing.assert_close(given[0], wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_attention_projections_of_another_architecture():
@@ -221,7 +240,7 @@ def test_a_head_in_int8_is_not_rounded_again_after_a_training(pretrained, storie
     again = finetuning(
         train(first, progress=False), stories, tmp_path / "again", decision={"loss": "codeword"}, int8=True
     )
-    with pytest.raises(ConfigurationError, match="int8 already; leave int8 away"):
+    with pytest.raises(ConfigurationError, match="int8 already; leave int8 and int4 away"):
         train(again, progress=False)
     assert not (tmp_path / "again").exists()
 

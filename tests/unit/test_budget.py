@@ -29,7 +29,7 @@ def test_a_budget_is_kept_and_used(shape, share):
     whole = 2 * shape.num_classes * shape.hidden_size
     assert found.bytes_stored <= share * whole
     unused = share * whole - found.bytes_stored
-    assert unused < shape.hidden_size + 6 + 1 or found.shortlist == shape.num_classes
+    assert unused < shape.hidden_size // 2 + 6 + 1 or found.shortlist == shape.num_classes
     assert 2**found.bits >= shape.num_classes and found.bits % 8 == 0
 
 
@@ -50,7 +50,7 @@ def test_the_bytes_are_those_of_the_model_that_is_built():
         found = allocate(ModelShape(64, 300), share)
         model = GPT2LMHeadModel(config)
         codehead.attach(model, **found.decision(), statistics=Statistics(torch.arange(300)))
-        assert model_size(codehead.to_int8(model), weight_bytes=2) == found.size
+        assert model_size(codehead.to_int4(model), weight_bytes=2) == found.size
     assert found.shortlist > 0 and found.refined == 75 and found.token_bias
 
 
@@ -76,9 +76,9 @@ def test_a_codeword_length_comes_with_what_a_budget_would_add(shape, bits):
     try:
         found = allocate_bits(shape, bits)
     except ConfigurationError:
-        assert shape.num_classes * bits / 8 + bits * shape.hidden_size > shape.num_classes * shape.hidden_size
+        assert shape.num_classes * bits / 8 + bits * shape.hidden_size / 2 > shape.num_classes * shape.hidden_size
         return
-    code = shape.num_classes * -(-bits // 8) + bits * (shape.hidden_size + 2)
+    code = shape.num_classes * -(-bits // 8) + bits * (shape.hidden_size // 2 + 2)
     whole = 2 * shape.hidden_size * shape.num_classes
     assert found.bits == bits and found.bytes_stored <= min(whole, code / CODE_SHARE)
     if bits % 8 == 0 and code < CODE_SHARE * whole:
@@ -90,7 +90,7 @@ def test_any_codeword_length_that_tells_tokens_apart():
     with pytest.raises(ConfigurationError, match="8,192 tokens need codewords of 13 at least"):
         allocate_bits(ModelShape(160, 8192), 12)
     with pytest.raises(ConfigurationError, match="of the Softmax head's bytes; give fewer"):
-        allocate_bits(ModelShape(64, 300), 400)
+        allocate_bits(ModelShape(64, 300), 700)
 
 
 @given(shape=SHAPES, times=st.floats(0.5, 60))
@@ -123,9 +123,9 @@ def test_a_speed_too_high_names_the_highest():
 
 
 def test_a_budget_too_small_for_codewords_names_the_least():
-    with pytest.raises(ConfigurationError, match=r"8,192 codewords of 16 bits and the head for them take 0\.73%"):
+    with pytest.raises(ConfigurationError, match=r"8,192 codewords of 16 bits and the head for them take 0\.68%"):
         allocate(ModelShape(160, 8192), 0.005)
-    assert allocate(ModelShape(160, 8192), 0.0083).bits == 16
+    assert allocate(ModelShape(160, 8192), 0.0078).bits == 16
 
 
 @given(shape=SHAPES, share=st.floats(1e-6, 0.5), times=st.floats(2, 1e6))

@@ -175,11 +175,12 @@ def test_a_head_that_ends_in_no_linear_map_is_refused():
 
 
 @pytest.mark.parametrize("name", ["linear", "mtl"])
-def test_weights_in_int8_are_scaled_by_the_scales_of_their_rows(name):
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integers_are_scaled_by_the_scales_of_their_rows(name, bits):
     torch.manual_seed(0)
     head = ShortlistHead(heads.build(name, HIDDEN, 9, **{**SCALABLE[name], "bias": False}), HIDDEN, 2)
     torch.nn.init.normal_(head.rows.weight)
-    round_parts(head, torch.nn.Module())
+    round_parts(head, torch.nn.Module(), bits)
     hidden, scales = torch.randn(20, HIDDEN), torch.rand(9) + 0.5
     wanted = head(hidden) * torch.cat([scales, torch.ones(2)])
     scale_outputs(head, scales)
@@ -189,7 +190,7 @@ def test_weights_in_int8_are_scaled_by_the_scales_of_their_rows(name):
 
 def test_what_has_no_scale_per_bit_is_refused():
     rounded, normed = (heads.build("linear", HIDDEN, 9, bias=True) for _ in range(2))
-    round_parts(rounded, torch.nn.Module())
+    round_parts(rounded, torch.nn.Module(), 8)
     torch.nn.utils.parametrizations.weight_norm(normed)
     for head, name in ((rounded, "bias"), (normed, "weight")):
         with pytest.raises(ConfigurationError, match=f"^{name} of this .* no scale per bit"):

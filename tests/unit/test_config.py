@@ -187,7 +187,7 @@ def test_the_examples_are_valid(path):
     assert RunConfig.from_yaml(path).training
 
 
-@pytest.mark.parametrize("name", ["int8", "packed"])
+@pytest.mark.parametrize("name", ["int8", "int4", "packed"])
 def test_what_a_head_ends_as_is_true_or_false(name: str) -> None:
     values = {"model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"bits": 9}}
     assert getattr(RunConfig.from_dict({**values, name: True}), name)
@@ -195,3 +195,9 @@ def test_what_a_head_ends_as_is_true_or_false(name: str) -> None:
         RunConfig.from_dict({**values, name: "no"})
     with pytest.raises(ConfigurationError, match=f"{name} is true, but there is no new decision layer"):
         RunConfig.from_dict({**values, name: True, "decision": None})
+
+
+def test_weights_end_in_one_kind_of_integers() -> None:
+    values = {"model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"bits": 9}}
+    with pytest.raises(ConfigurationError, match="int8 and int4 are both true"):
+        RunConfig.from_dict({**values, "int8": True, "int4": True})

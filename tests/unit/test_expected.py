@@ -67,7 +67,7 @@ def cell(bits=None, share=1.0, top1=0.4, **run):
         run = {
             "decision": {**OURS, "bits": bits, "shortlist": bits, "seed": 3},
             "distil": {"steps": 70},
-            "int8": True,
+            "int4": True,
             **run,
         }
     return {"bits": bits, "share": share, "top1": top1, "run": {"training": {"max_steps": 20}, **run}}
@@ -110,7 +110,7 @@ def test_what_is_rendered_is_what_was_measured(tmp_path):
 def test_heads_that_were_converted_without_training(tmp_path):
     def converted(bits, share, top1):
         made = cell(bits, share, top1)
-        return {**made, "peer": {"convert": {key: made["run"][key] for key in ("decision", "distil", "int8")}}}
+        return {**made, "peer": {"convert": {key: made["run"][key] for key in ("decision", "distil", "int4")}}}
 
     cells = {"softmax": cell(), "small": converted(16, 0.02, 0.3), "large": converted(48, 0.08, 0.36)}
     write(tmp_path / "frontier-1", cells)
@@ -137,6 +137,17 @@ def test_codes_that_budgets_came_to_before_are_told(tmp_path):
     }
 
 
+def test_weights_in_int8_are_told(tmp_path):
+    cells = {
+        "softmax": cell(),
+        "small": cell(16, 0.02, 0.3, int8=True, int4=False),
+        "large": cell(48, 0.08, 0.36, int8=True, int4=False),
+    }
+    write(tmp_path / "frontier-1", cells)
+    (found,) = render(tmp_path)["set_ups"]
+    assert found["learnt"].endswith("then 20 of training (lora), with rows in int8")
+
+
 def test_all_folders_and_settings_are_told_each_by_itself(tmp_path):
     write(tmp_path / "frontier-1", CELLS)
     write(tmp_path / "frontier-2", CELLS, setting="wide")
@@ -160,7 +171,7 @@ def test_ways_of_learning_are_not_mixed(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"int8": False},
+        {"int4": False},
         {"distil": None},
         {"decision": {**OURS, "code": "minrandom", "bits": 48}},
         {"decision": {**OURS, "bits": 48, "head": "mtl", "width": 8}},

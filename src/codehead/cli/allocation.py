@@ -57,7 +57,7 @@ def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, Allocatio
     found, seed = chosen(model_shape(values["model"]), budget, None, None), values.get("seed", 0)
     learning = {"seed": seed, **(values.get("distil") or {})}
     layer = {"decision": {**found.decision(), "seed": seed}, "distil": learning}
-    return RunConfig.from_dict({"int8": True, "packed": True, **values, **layer}), found
+    return RunConfig.from_dict({"int4": True, "packed": True, **values, **layer}), found
 
 
 def read_budget(text: str) -> float:

@@ -75,7 +75,7 @@ def convert(
             "decision": {**found.decision(), "seed": seed},
             "distil": {"steps": steps, "tokens": tokens, "trunk_steps": trunk_steps, "seed": seed},
             "calibrate": {"per_bit": False} if calibrate else None,  # what has learnt a posterior needs no more
-            "int8": True,
+            "int4": True,
             "packed": packed,
             "training": {"per_device_train_batch_size": batch_size},
             "seed": seed,

@@ -25,8 +25,8 @@ COSTS = {
     "multiply_adds": "multiply-adds per token",
 }
 NOTE = (
-    "Weights in int8, of Softmax in bf16; codewords stay packed. Unpacked to float32 (--unpacked) a token is decoded "
-    "faster, and {:,} bytes are resident ({:.1%})."
+    "Rows in int4 and the bias in int8, Softmax in bf16; codewords stay packed. Unpacked to float32 (--unpacked) a "
+    "token is decoded faster, and {:,} bytes are resident ({:.1%})."
 )
 BUILDS = {
     "convert": "It learns from the old head, and the rest of the model stays as it is:",

@@ -32,7 +32,7 @@ LONGEST = 1024
 
 @dataclass(frozen=True)
 class Allocation:
-    """A decision layer for a model of this shape, its weights in int8."""
+    """A decision layer for a model of this shape, its rows in int4, its bias in int8."""
 
     shape: ModelShape
     bits: int
@@ -54,14 +54,15 @@ class Allocation:
 
     @property
     def size(self) -> DecisionSize:
-        """What it weighs: weights in int8, a scale in bf16 per row and one for the bias."""
+        """What it weighs: rows in int4, a bias in int8, a scale in bf16 for each row and for the bias."""
         hidden, tokens = self.shape.hidden_size, self.shape.num_classes
-        weights = self.rows * hidden + (tokens if self.token_bias else 0)
+        biases = tokens if self.token_bias else 0
+        weights = self.rows * hidden + biases
         scales = self.rows + int(self.token_bias)
         packed = tokens * row_bytes(self.bits)
         further = self.refined * row_bytes(self.refined_bits) + (row_bytes(tokens) if self.refined else 0)
         unpacked = FLOAT32_BYTES * (tokens * self.bits + self.refined * self.refined_bits)
-        stored = weights + WEIGHT_BYTES * scales + further + ID_BYTES * self.shortlist
+        stored = self.rows * _int4_bytes(hidden) + biases + WEIGHT_BYTES * scales + further + ID_BYTES * self.shortlist
         return DecisionSize(weights + scales, stored + packed, stored + packed + unpacked, stored + unpacked, packed)
 
     @property
@@ -205,8 +206,12 @@ def _filled(code: Allocation, total: int) -> Allocation:
 
 def _listed(found: Allocation, total: int) -> Allocation:
     """With the dense rows that bring it to `total` bytes."""
-    row = found.shape.hidden_size + WEIGHT_BYTES + ID_BYTES
+    row = _int4_bytes(found.shape.hidden_size) + WEIGHT_BYTES + ID_BYTES
     return replace(found, shortlist=min((total - found.bytes_stored) // row, found.shape.num_classes))
+
+
+def _int4_bytes(width: int) -> int:
+    return -(-width // 2)
 
 
 def _longer(found: Allocation, bits: int) -> Allocation:

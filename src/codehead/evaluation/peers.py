@@ -5,16 +5,16 @@ Every peer is simulated: it returns the dense weight that its stored form stands
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from codehead.errors import ConfigurationError
+from codehead.models.error_correction import Rounding, error_corrected
 
 SCALE_BYTES = 2  # bf16
-DAMPING = 0.01
-"""Added to the diagonal of the second moments, relative to its mean, as GPTQ does."""
 
 
 class Peer(NamedTuple):
@@ -30,8 +30,7 @@ def quantised(weight: Tensor, bits: int, group: int, moments: Tensor | None = No
     """A head `(V, hidden)` in integers of `bits`, with a scale and an offset per `group` neighbours of a row.
 
     Rounds to the nearest integer. With the second moments `(hidden, hidden)` of the hidden states the error of each
-    column is spread over the columns that are still to be rounded, so that scores change least (E. Frantar et al.
-    2022, "GPTQ", https://arxiv.org/abs/2210.17323).
+    column is spread over the columns that are still to be rounded, so that scores change least (`error_corrected`).
 
     Raises ConfigurationError if the groups do not divide a row or bits are not 2 … 8.
     """
@@ -43,8 +42,8 @@ def quantised(weight: Tensor, bits: int, group: int, moments: Tensor | None = No
     num_bytes = rows * hidden * bits // 8 + 2 * SCALE_BYTES * rows * (hidden // group)
     if moments is None:
         grouped = weight.float().unflatten(1, (-1, group))
-        return Peer(_rounded(grouped, *_grid(grouped, bits), bits).flatten(1), num_bytes)
-    return Peer(_error_corrected(weight, bits, group, moments), num_bytes)
+        return Peer(_rounding(grouped, bits)(grouped).flatten(1), num_bytes)
+    return Peer(error_corrected(weight, moments, group, partial(_rounding, bits=bits)), num_bytes)
 
 
 def trimmed(weight: Tensor, keep: Tensor) -> Peer:
@@ -60,26 +59,12 @@ def spread(kept: Peer, keep: Tensor, num_classes: int) -> Peer:
     return Peer(rows, kept.num_bytes)
 
 
-def _grid(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale and offset in bf16 of the integers that cover the values along the last axis."""
+def _rounding(values: Tensor, bits: int) -> Rounding:
+    """To the nearest of the integers that cover `values` along the last axis, with scale and offset in bf16."""
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     scale = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.bfloat16).tiny)
-    return scale.bfloat16().float(), low.bfloat16().float()
+    return partial(_rounded, scale=scale.bfloat16().float(), low=low.bfloat16().float(), bits=bits)
 
 
 def _rounded(values: Tensor, scale: Tensor, low: Tensor, bits: int) -> Tensor:
     return ((values - low) / scale).round().clamp(0, 2**bits - 1) * scale + low
-
-
-def _error_corrected(weight: Tensor, bits: int, group: int, moments: Tensor) -> Tensor:
-    left, result = weight.double().clone(), torch.empty_like(weight, dtype=torch.float64)
-    damped = moments.double() + DAMPING * moments.double().diagonal().mean() * torch.eye(len(moments)).double()
-    spread = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
-    for column in range(weight.shape[1]):
-        if column % group == 0:
-            scale, low = _grid(left[:, column : column + group].float(), bits)
-        rounded = _rounded(left[:, column : column + 1].float(), scale, low, bits).double()
-        error = (left[:, column : column + 1] - rounded) / spread[column, column]
-        left[:, column:] -= error * spread[column, column:]
-        result[:, column : column + 1] = rounded
-    return result.float()

@@ -11,12 +11,15 @@ from torch.nn.utils import parametrize
 from codehead.errors import ConfigurationError
 from codehead.heads.shortlist import ShortlistHead
 
+INTEGERS = (torch.int8, torch.uint8)
+"""What the weights of a rounded head are kept as."""
+
 
 def last_map(head: nn.Module) -> list[Tensor]:
     """The weight `(n, …)` and, if there is one, the bias `(n,)` that a row each makes the n bit logits.
 
     They are `output_weight` and `output_bias` of a head that has them, otherwise weight and bias of a linear map; of a
-    head with a shortlist, those of its bits. Of a weight in int8, the scales of its rows `(n, 1)` stand for it.
+    head with a shortlist, those of its bits. Of a weight in int8 or int4, the scales of its rows `(n, 1)` stand for it.
     ConfigurationError if the head ends in something else, or its bias is in int8, with one scale for all bits.
     """
     bits: Any = head.bits if isinstance(head, ShortlistHead) else head
@@ -48,7 +51,7 @@ def _rows(module: Any, name: str) -> Tensor:
         rows: Tensor = getattr(module, name)
         return rows
     originals = module.parametrizations[name]
-    if originals.original0.dtype != torch.int8 or name.endswith("bias"):
+    if originals.original0.dtype not in INTEGERS or name.endswith("bias"):
         raise ConfigurationError(
             f"{name} of this {type(module).__name__} is made from other tensors, which have no scale per bit; scale "
             "the outputs before that"

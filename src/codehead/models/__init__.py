@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from codehead.models.coded import CodedCausalLM
     from codehead.models.folding import fold
-    from codehead.models.rounding import to_int8
+    from codehead.models.rounding import to_int4, to_int8
     from codehead.models.surgery import attach, detach, is_coded
 
-__all__ = ["CodedCausalLM", "attach", "detach", "fold", "is_coded", "to_int8"]
+__all__ = ["CodedCausalLM", "attach", "detach", "fold", "is_coded", "to_int4", "to_int8"]
 
 _HOMES = {
     "CodedCausalLM": "coded",
@@ -19,6 +19,7 @@ _HOMES = {
     "detach": "surgery",
     "fold": "folding",
     "is_coded": "surgery",
+    "to_int4": "rounding",
     "to_int8": "rounding",
 }
 

@@ -19,7 +19,7 @@ from codehead.registry import did_you_mean
 METHOD = "codehead"
 """The name under which transformers finds the loader: `quantization_config.quant_method`."""
 
-YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded", "packed", "fresh")
+YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded", "rounded_bits", "packed", "fresh")
 """Fields that checkpoints of older versions do not have."""
 
 PIECE = 2**24
@@ -78,7 +78,9 @@ class Description:
     token_scale: bool = False
     """Whether every token has a scale."""
     rounded: bool = False
-    """Whether the weights of head and corrections are int8, with a scale per row."""
+    """Whether the weights of head and corrections are integers, with a scale per row."""
+    rounded_bits: int = 8
+    """Of an integer in the matrices of the head, 8 or 4; biases have 8."""
     packed: bool = False
     """Whether codewords stay packed in memory."""
     fresh: str = ""

@@ -65,8 +65,8 @@ class CodeheadLoader(HfQuantizer):
         own = {part: device_map.get(part) for part in ("", "lm_head", "decision")}
         if self.quantization_config.description.rounded and "disk" in own.values():
             raise ConfigurationError(
-                f"device_map is {device_map}, but a decision layer in int8 cannot be offloaded to disk; give lm_head "
-                "and decision a device"
+                f"device_map is {device_map}, but a decision layer in int8 or int4 cannot be offloaded to disk; give "
+                "lm_head and decision a device"
             )
         return device_map
 
@@ -89,7 +89,7 @@ class CodeheadLoader(HfQuantizer):
                 part.to(old.weight.dtype)
         head = head.to(old.weight.dtype)
         if description.rounded:
-            round_parts(head, decision)
+            round_parts(head, decision, description.rounded_bits)
         surgery.install(model, head, decision)
         _expect_guard(model)
         if checkpoint_files:

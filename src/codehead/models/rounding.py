@@ -1,4 +1,4 @@
-"""Weights of a decision layer as 8-bit integers with a scale per row: half of bf16's bytes.
+"""Weights of a decision layer as integers with a scale per row: of 8 bits, half of bf16's bytes, or of 4, a quarter.
 
 The integers are turned back into numbers whenever they are used, so that every part of a decision layer works as
 before; they cannot be trained, their scales can.
@@ -6,17 +6,26 @@ before; they cannot be trained, their scales can.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from codehead.errors import ConfigurationError
+from codehead.models.error_correction import error_corrected
 from codehead.models.surgery import Model, describe
 
+INT8, INT4 = 8, 4
 LARGEST = 127
+LARGEST_NIBBLE = 7
+POSITIONS = 512
+"""Of hidden states that a head is looked at with at a time: some heads answer with something V wide."""
+SHARES = (0.5, 1.0, 26)
+"""Of its largest magnitude, what the largest integer of a row may stand for: from, to, and in so many steps."""
 
 
 @torch.no_grad()
@@ -26,42 +35,119 @@ def to_int8(model: Model) -> Model:
     Every row (everything along the last axis) gets one scale, the largest magnitude over 127; a bias is one row.
     ConfigurationError if the model has no decision layer, or is rounded already.
     """
+    return _round(model, INT8, {})
+
+
+@torch.no_grad()
+def to_int4(model: Model, hidden: Tensor | None = None) -> Model:
+    """Round the matrices of a coded model's head and shortlist to int4, and biases to int8, in place.
+
+    Every row gets the scale that errs least. `hidden` `(tokens, hidden)` is what the head is given at some thousand
+    positions of text like yours (`codehead.models.hidden.hidden_states`): the error of each column is then spread over
+    those after it, so that outputs change least (`error_corrected`). Without, each weight is rounded to the nearest,
+    which loses more; so is what a head does not apply as one linear map, as the last layer of "mtl".
+
+    ConfigurationError if the model has no decision layer, or one that is rounded already, or `hidden` is not of it.
+    """
     target: Any = model
-    describe(target, "round to int8")
-    parts = (target.get_output_embeddings(), target.decision)
-    if any(values.is_meta for part in parts for values in part.parameters()):
-        raise ConfigurationError("weights that are offloaded cannot be rounded; load the model without a device_map")
     check_unrounded(target)
-    round_parts(*parts)
-    target.config.quantization_config = {**target.config.quantization_config, "rounded": True}
-    return model
+    head = target.get_output_embeddings()
+    return _round(model, INT4, {} if hidden is None else input_moments(head, _checked(hidden, target)))
 
 
 def check_unrounded(model: Any) -> None:
-    """Raise ConfigurationError if the decision layer of a coded model is in int8."""
-    if describe(model, "round to int8").rounded:
+    """Raise ConfigurationError unless a model is coded and the weights of its decision layer are no integers yet."""
+    description = describe(model, "round")
+    if description.rounded:
+        kind = f"int{description.rounded_bits}"
         raise ConfigurationError(
-            "the weights of this decision layer are int8 already; leave int8 away, or give the checkpoint before it"
+            f"the weights of this decision layer are {kind} already; leave int8 and int4 away, or give the checkpoint "
+            "before it"
         )
 
 
-def round_parts(head: nn.Module, decision: nn.Module) -> None:
-    """Put integers in the place of all weights of a head, and of those of a decision."""
-    for module, name in [*_weights(head), *_weights(decision)]:
+def round_parts(
+    head: nn.Module, decision: nn.Module, bits: int, moments: Mapping[tuple[int, int], Tensor] | None = None
+) -> None:
+    """Put integers in the place of all weights of a head, and of those of a decision; `moments` as `input_moments`."""
+    for module, name in _weights(head):
         weight = module.get_parameter(name)
-        trained = weight.requires_grad
-        weight.requires_grad_(False)  # of integers there is no gradient
-        parametrize.register_parametrization(module, name, _Rows(), unsafe=True)
-        parts: Any = module.parametrizations[name]  # type: ignore[index]
-        integers = parts.original0.data
-        del parts.original0  # a parameter, which would tell its dtype to those who ask for that of the head
-        parts.register_buffer("original0", integers)
-        parts.original1.requires_grad_(trained)
+        nibbles = bits == INT4 and weight.ndim > 1
+        _put(module, name, _Nibbles(weight.shape[-1], (moments or {}).get(_key(weight))) if nibbles else _Bytes())
+    for module, name in _weights(decision):
+        _put(module, name, _Bytes())
+
+
+def input_moments(head: nn.Module, hidden: Tensor) -> dict[tuple[int, int], Tensor]:
+    """The second moments, on the CPU, of what each weight of a head is multiplied with for hidden states `(tokens, H)`.
+
+    Known by address and size of the weight, of those that are applied as one linear map.
+    """
+    with _Inputs() as inputs:
+        for some in hidden.split(POSITIONS):
+            head(some)
+    return {key: total / len(hidden) for key, total in inputs.totals.items()}
 
 
 def rounded_weights(module: nn.Module) -> int:
     """How many weights of a module and those in it are integers."""
-    return sum(values.numel() for values in module.buffers() if values.dtype == torch.int8)
+    lists: list[Any] = [part for part in module.modules() if isinstance(part, parametrize.ParametrizationList)]
+    return sum(part[0].count(part.original0) for part in lists if isinstance(part[0], _Bytes))
+
+
+def _round(model: Model, bits: int, moments: Mapping[tuple[int, int], Tensor]) -> Model:
+    target: Any = model
+    check_unrounded(target)
+    parts = (target.get_output_embeddings(), target.decision)
+    if any(values.is_meta for part in parts for values in part.parameters()):
+        raise ConfigurationError("weights that are offloaded cannot be rounded; load the model without a device_map")
+    round_parts(*parts, bits, moments)
+    target.config.quantization_config = {**target.config.quantization_config, "rounded": True, "rounded_bits": bits}
+    return model
+
+
+def _put(module: nn.Module, name: str, form: _Bytes) -> None:
+    """Integers in the place of one weight."""
+    weight = module.get_parameter(name)
+    trained = weight.requires_grad
+    weight.requires_grad_(False)  # of integers there is no gradient
+    parametrize.register_parametrization(module, name, form, unsafe=True)
+    form.moments = None  # it is rounded
+    parts: Any = module.parametrizations[name]  # type: ignore[index]
+    integers = parts.original0.data
+    del parts.original0  # a parameter, which would tell its dtype to those who ask for that of the head
+    parts.register_buffer("original0", integers)
+    parts.original1.requires_grad_(trained)
+
+
+def _checked(hidden: Tensor, model: Any) -> Tensor:
+    """Hidden states as the head of a model takes them; ConfigurationError if they are none of it."""
+    width = model.get_output_embeddings().weight.shape[-1]
+    if hidden.ndim != 2 or hidden.shape[1] != width:
+        raise ConfigurationError(
+            f"hidden has shape {tuple(hidden.shape)}; give (tokens, {width}), what the head is given"
+        )
+    if not hidden.isfinite().all() or not hidden.any():
+        raise ConfigurationError("hidden holds NaN or infinite values, or only zeros; give hidden states of a text")
+    return hidden.to(next(model.get_output_embeddings().parameters()))
+
+
+def _key(weight: Tensor) -> tuple[int, int]:
+    return weight.data_ptr(), weight.numel()
+
+
+class _Inputs(TorchFunctionMode):
+    """Adds up the second moments of what linear maps are given, by `_key` of their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.totals: dict[tuple[int, int], Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            given, key = args[0].flatten(0, -2).float(), _key(args[1])
+            self.totals[key] = self.totals.get(key, 0.0) + (given.T @ given).cpu()
+        return func(*args, **(kwargs or {}))
 
 
 def _weights(root: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -74,14 +160,66 @@ def _own_weights(module: nn.Module) -> Iterator[str]:
             yield name
 
 
-class _Rows(nn.Module):
-    """Integers and the scale of each row ↔ the weights that they stand for."""
+class _Bytes(nn.Module):
+    """Integers `(…, width)` and the scale of each row ↔ the weights that they stand for."""
+
+    moments: Tensor | None = None
 
     def forward(self, integers: Tensor, scale: Tensor) -> Tensor:
         return integers.to(scale.dtype) * scale
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
-        scale = weight.abs().amax(-1, keepdim=True) / LARGEST
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # a row of zeros
+        scale = _positive(weight.abs().amax(-1, keepdim=True) / LARGEST)
         integers = (weight.float() / scale.float()).round().clamp(-LARGEST, LARGEST).to(torch.int8)
         return integers, nn.Parameter(scale)
+
+    def count(self, integers: Tensor) -> int:
+        return integers.numel()
+
+
+class _Nibbles(_Bytes):
+    """The same with two integers of 4 bits to a byte, `(…, ⌈width / 2⌉)`, the first one in its lower half."""
+
+    def __init__(self, width: int, moments: Tensor | None) -> None:
+        super().__init__()
+        self.width = width
+        self.moments = moments
+
+    def forward(self, packed: Tensor, scale: Tensor) -> Tensor:
+        integers = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)[..., : self.width]
+        return (integers.to(scale.dtype) - (LARGEST_NIBBLE + 1)) * scale
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
+        scale = _least_squares_scale(weight)
+        integers = _integers(self._rounded(weight.float(), scale.float()), scale.float())
+        filled = F.pad(integers + LARGEST_NIBBLE + 1, (0, self.width % 2)).to(torch.uint8)
+        return filled[..., ::2] | filled[..., 1::2] << 4, nn.Parameter(scale)
+
+    def count(self, integers: Tensor) -> int:
+        return integers[..., 0].numel() * self.width
+
+    def _rounded(self, weight: Tensor, scale: Tensor) -> Tensor:
+        if self.moments is None:
+            return weight
+        steps, rows = scale.flatten(0, -2).cpu(), weight.flatten(0, -2)
+        found = error_corrected(rows, self.moments, self.width, lambda _: lambda some: _integers(some, steps) * steps)
+        return found.view_as(weight).to(weight.device)
+
+
+def _integers(weight: Tensor, scale: Tensor) -> Tensor:
+    return (weight / scale).round().clamp(-LARGEST_NIBBLE - 1, LARGEST_NIBBLE)
+
+
+def _positive(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, scale, torch.ones_like(scale))  # of a row of zeros
+
+
+def _least_squares_scale(weight: Tensor) -> Tensor:
+    """Of each row `(rows, 1)`, the one of several scales with which it errs least when rounded to int4."""
+    values, largest = weight.float(), weight.abs().amax(-1, keepdim=True) / LARGEST_NIBBLE
+    best, least = largest, torch.full_like(largest, torch.inf, dtype=torch.float32)
+    for share in torch.linspace(*SHARES).tolist():
+        scale = _positive(largest * share)
+        error = (_integers(values, scale.float()) * scale.float() - values).square().sum(-1, keepdim=True)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    return best

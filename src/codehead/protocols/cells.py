@@ -109,6 +109,7 @@ def describe(model: Any) -> dict[str, Any] | None:
         "refined": entry["refined"],
         "refined_bits": entry["refined_bits"],
         "rounded": entry["rounded"],
+        "rounded_bits": entry["rounded_bits"],
         "token_bias": decision.corrections is not None and decision.corrections.token_bias is not None,
         "loss": decision.loss_name,
         "decoder": decision.decoder_name,

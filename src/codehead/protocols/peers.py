@@ -11,14 +11,16 @@ from torch import nn
 from codehead.errors import ConfigurationError
 from codehead.evaluation.peers import Peer, quantised, spread, trimmed
 from codehead.evaluation.size import DecisionSize
-from codehead.models import is_coded, to_int8
+from codehead.models import is_coded
 from codehead.models.hidden import hidden_states
 from codehead.models.stock import replace_head
 from codehead.protocols.protocol import PeerConfig
-from codehead.training.config import RunConfig
+from codehead.training.config import WEIGHTS, RunConfig
 from codehead.training.data import load_rows
-from codehead.training.replacement import STATISTICS_TOKENS, Text, fit_decision_layer
+from codehead.training.finish import finish
+from codehead.training.replacement import fit_decision_layer
 from codehead.training.stages import Stages
+from codehead.training.text import STATISTICS_TOKENS, Text
 from codehead.training.tokenizer import load_tokenizer
 
 NEVER = -torch.inf
@@ -43,10 +45,10 @@ def compress(
 def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages | None) -> None:
     """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
     parts = {key: {"seed": config.seed, **converted[key]} for key in ("decision", "distil") if converted.get(key)}
-    described = RunConfig.from_dict({**config.to_dict(), **parts, "model": config.output_dir, "adapt": "head"})
-    fit_decision_layer(model, described, _text(config), stages=stages)
-    if converted.get("int8"):
-        to_int8(model)
+    ends = {key: converted[key] for key in WEIGHTS if key in converted}
+    described = RunConfig.from_dict({**config.to_dict(), **parts, **ends, "model": config.output_dir, "adapt": "head"})
+    text = _text(config)
+    finish(fit_decision_layer(model, described, text, stages=stages), described, text)
 
 
 @torch.no_grad()

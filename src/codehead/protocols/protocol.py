@@ -16,14 +16,14 @@ from codehead.heads import HEADS
 from codehead.losses import LOSSES
 from codehead.registry import did_you_mean
 from codehead.training.blocks import read_block, read_yaml, require_block
-from codehead.training.config import Distillation
+from codehead.training.config import WEIGHTS, Distillation, check_weights
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 PAPER_PROTOCOLS = (1, 2, 3, 4)
 PREPARED = ("train", "subset", "text_field", "as_text", "max_documents")  # keys of `data` that a split is made from
 HALF = "half"  # a width that gives the MTL head half of the Softmax parameters
-CONVERTED = ("decision", "distil", "int8")  # keys of a run that say what a head is converted to
+CONVERTED = ("decision", "distil", *WEIGHTS)  # keys of a run that say what a head is converted to
 PARTS = {"code": DESIGNS, "head": HEADS, "loss": LOSSES, "decoder": DECODERS}
 
 
@@ -65,7 +65,7 @@ class PeerConfig:
     corrected: bool = False  # spread rounding errors over the columns still to be rounded (GPTQ)
     keep: int | None = None  # the tokens that a trimmed head keeps, the most frequent of the training text
     convert: dict[str, Any] | None = None
-    """The `decision`, `distil` and `int8` of a run: the head is replaced as by `codehead convert`."""
+    """The `decision`, `distil`, `int8` and `int4` of a run: the head is replaced as by `codehead convert`."""
 
     def __post_init__(self) -> None:
         if self.convert is not None:
@@ -93,8 +93,7 @@ class PeerConfig:
             raise ConfigurationError("peer.convert has no decision; describe the decision layer that the head becomes")
         check_decision(self.convert["decision"], "peer.convert")
         read_block(Distillation, self.convert.get("distil") or {}, "peer.convert.distil")
-        if not isinstance(self.convert.get("int8", False), bool):
-            raise ConfigurationError(f"peer.convert.int8 is {self.convert['int8']!r}; give true or false")
+        check_weights(self.convert, "peer.convert.")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields; `convert` if it is set."""

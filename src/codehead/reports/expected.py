@@ -18,6 +18,7 @@ from codehead.evaluation.result import Result, write_json
 from codehead.evaluation.size import ModelShape
 from codehead.reports.evidence import Evidence, read_evidence
 from codehead.reports.summary import Estimate, Row, summarise
+from codehead.training.config import WEIGHTS
 
 FOLDERS = "frontier-*"
 SHARES = dict(zip(METRICS, ("share", "perplexity_ratio"), strict=True))  # what the summary calls them
@@ -72,7 +73,7 @@ def _is_like_ours(run: Mapping[str, Any]) -> bool:
     decision, like = run.get("decision") or {}, _OURS
     fixed = [{key: value for key, value in keys.items() if key not in BY_SIZE} for keys in (decision, like)]
     same = fixed[0] == fixed[1] and decision.get("code") in CODES
-    return run.get("distil") is not None and bool(run.get("int8")) and same
+    return run.get("distil") is not None and any(run.get(name) for name in WEIGHTS) and same
 
 
 def _learnt(run: Mapping[str, Any]) -> str:
@@ -88,7 +89,8 @@ def _learnt(run: Mapping[str, Any]) -> str:
     if run.get("calibrate") is not None:
         words.append("calibrated")
     code = run["decision"]["code"]
-    return ", then ".join(words) + ("" if code == _OURS["code"] else f", with {code} codes")
+    told = ", then ".join(words) + ("" if code == _OURS["code"] else f", with {code} codes")
+    return told + (", with rows in int8" if run.get("int8") else "")
 
 
 def _shape(evidence: Evidence, coded: Result) -> ModelShape:

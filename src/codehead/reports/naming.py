@@ -9,7 +9,7 @@ from codehead.codes import DESIGNS
 from codehead.evaluation.result import Result
 
 LEARNT = ("converted", "labelled", "joint", "trained")
-"""Families of codes with the codeword loss that learnt from a Softmax head and ended in int8, by how: see `_way`."""
+"""Families of codes with the codeword loss that learnt from a Softmax head and end in integers, by how: see `_way`."""
 OVER_TOKENS = ("softmax", "codeword", "refined", *LEARNT, "peer")
 """Families whose training loss is one over V tokens, not over bits."""
 DESIGN_NAMES = {
@@ -31,7 +31,11 @@ def label_of(result: Result) -> str:
     if decision is None:
         return "Softmax"
     asked = _asked(result)
-    return ", ".join([_label_of_code(decision, asked), *(["int8"] if decision.get("rounded") else []), *_told(result)])
+    return ", ".join([_label_of_code(decision, asked), *_weights(decision), *_told(result)])
+
+
+def _weights(decision: Mapping[str, Any]) -> list[str]:
+    return [f"int{decision.get('rounded_bits', 8)}"] if decision.get("rounded") else []
 
 
 def _asked(result: Result) -> Mapping[str, Any]:

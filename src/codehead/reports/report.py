@@ -37,10 +37,10 @@ TERMS = {
     "Bytes": "stored: weights (bf16, or as the name says), biases, codebook, scales; share of the Softmax head's",
     "+ 88 tokens": "dense rows beside the code for the most frequent tokens, and a bias for every token",
     "+ 128 bits for 2,048": "further bits of so many tokens, the most frequent ones",
-    "int8": "the weights of a head end as integers with a scale per row",
+    "int8, int4": "the weights of a head end as integers with a scale per row; of int4, biases as int8",
     "trained on": "the head learnt from the Softmax head first, and then with the trunk, as Softmax did",
     "trunk too": "the trunk learnt along with the head, from the finished model and nothing else",
-    "int4": "the Softmax head of the same run, quantised: rounded, or with errors corrected column by column (GPTQ)",
+    "int4, error-corrected": "the Softmax head of the same run, quantised; errors corrected column by column (GPTQ)",
     "±": "half width of the 95% t-interval over seeds",
 }
 

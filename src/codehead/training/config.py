@@ -128,7 +128,9 @@ class Calibration:
         require(self.tokens, "calibrate.tokens", minimum=1)
 
 
-UNSET = ("calibrate", "int8", "packed", "head_learning_rate")
+WEIGHTS = ("int8", "int4")
+"""Keys of a run that say what the weights of a decision layer end as."""
+UNSET = ("calibrate", *WEIGHTS, "packed", "head_learning_rate")
 """Keys of a run that are written down only if they are set."""
 
 
@@ -150,6 +152,7 @@ class RunConfig:
     distil: Distillation | None = None  # a new decision layer learns from the old head first; None: it does not
     calibrate: Calibration | None = None  # in the end, on the validation data; None: it is not
     int8: bool = False  # whether the weights of the decision layer are rounded to int8 in the end
+    int4: bool = False  # whether its matrices end in int4 instead, and its biases in int8
     packed: bool = False  # whether its codewords stay packed in memory from then on: fewer bytes, somewhat slower
     adapt: str | None = None  # None: lora for an existing model, full for a new one
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -174,11 +177,7 @@ class RunConfig:
             for key in ("code_params", "head_params"):
                 require_block(self.decision.get(key) or {}, f"decision.{key}")
             refuse_softmax_only(self.training)
-        for name in ("int8", "packed"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give true or false")
-            if getattr(self, name) and self.decision is None:
-                raise ConfigurationError(f"{name} is true, but there is no new decision layer: give decision")
+        self._check_finish()
         rate = self.head_learning_rate
         if rate is not None and not 0 <= rate < math.inf:
             raise ConfigurationError(f"head_learning_rate is {rate!r}; give a number of 0 or more")
@@ -262,6 +261,15 @@ class RunConfig:
                 f"adapt is {self.adapt!r}, but a new model has nothing to adapt: remove the key or set full"
             )
 
+    def _check_finish(self) -> None:
+        ends = {name: getattr(self, name) for name in (*WEIGHTS, "packed")}
+        check_weights(ends)
+        if not isinstance(self.packed, bool):
+            raise ConfigurationError(f"packed is {self.packed!r}; give true or false")
+        for name, wanted in ends.items():
+            if wanted and self.decision is None:
+                raise ConfigurationError(f"{name} is true, but there is no new decision layer: give decision")
+
     def _check_distillation(self) -> None:
         starts = (self.decision or {}).get("start") in ("old_head", "logistic")
         if self.is_pretraining and (starts or self.distil is not None):
@@ -307,6 +315,15 @@ class RunConfig:
                 f"{needing[0]}, which needs validation data: give data.validation or data.validation_fraction, or "
                 "remove the key"
             )
+
+
+def check_weights(values: Mapping[str, Any], place: str = "") -> None:
+    """Raise ConfigurationError unless one at most of the WEIGHTS among some values is true; `place` names the block."""
+    for name in WEIGHTS:
+        if not isinstance(values.get(name, False), bool):
+            raise ConfigurationError(f"{place}{name} is {values[name]!r}; give true or false")
+    if all(values.get(name) for name in WEIGHTS):
+        raise ConfigurationError(f"{' and '.join(place + name for name in WEIGHTS)} are both true; leave one away")
 
 
 def refuse_softmax_only(training: Mapping[str, Any]) -> None:

@@ -1,26 +1,37 @@
-"""What a decision layer ends as, after all learning: weights in int8, codewords packed."""
+"""What a decision layer ends as, after all learning: weights in int8 or int4, codewords packed."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from codehead.models import is_coded, to_int8
+from codehead.models import is_coded, to_int4, to_int8
+from codehead.models.hidden import hidden_states
 from codehead.models.rounding import check_unrounded
 from codehead.training.config import RunConfig
+from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of
 
 
 def check_finish(model: Any, config: RunConfig) -> None:
     """Raise ConfigurationError, before anything is learnt, if the decision layer cannot end as a run wants it to."""
-    if config.int8 and is_coded(model):
+    if not is_coded(model):
+        return
+    if config.int8 or config.int4:
         check_unrounded(model)
-    if config.packed and is_coded(model):
+    if config.packed:
         model.decision.check_packable()
 
 
-def finish(model: Any, config: RunConfig) -> Any:
-    """The model with its decision layer as `int8` and `packed` say, in place."""
+def finish(model: Any, config: RunConfig, text: Text, show: Show = lambda stage, done, total: None) -> Any:
+    """The model with its decision layer as `int8`, `int4` and `packed` say, in place.
+
+    For int4 the training `text` tells how hidden states vary.
+    """
     if config.int8:
         to_int8(model)
+    if config.int4:
+        batches = text.batches(batch_size_of(config))
+        to_int4(model, hidden_states(model, batches, STATISTICS_TOKENS, partial(show, "reading text to round by")))
     if config.packed:
         model.decision.packed = True
     return model

@@ -20,8 +20,9 @@ from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
 from codehead.training.quiet import library_bars_hidden
-from codehead.training.replacement import Show, Text, fit_decision_layer, looks_at_text
+from codehead.training.replacement import fit_decision_layer, looks_at_text
 from codehead.training.stages import Stages
+from codehead.training.text import Show, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

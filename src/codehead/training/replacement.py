@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from codehead.models.single_tokens import SingleTokens
 from codehead.models.tail import Tail, softmax_head
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig
-from codehead.training.data import Collator, count_labels, tokenize
 from codehead.training.distil import distil
 from codehead.training.finish import check_finish
 from codehead.training.growing import grown, grows
@@ -30,62 +29,14 @@ from codehead.training.imitation import Scores
 from codehead.training.joint import learn_together
 from codehead.training.logistic import fit_bits
 from codehead.training.stages import Stages
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of
 
 COUNTING = ("shortlist", "token_bias", "refined")
 """What in a decision layer depends on how often tokens occur."""
-Show = Callable[[str, int, int], None]
-"""Called with (stage, work done, work in all)."""
-STATISTICS_TOKENS = 32_768
-"""Positions whose hidden states tell mean and covariance."""
 LOGISTIC = "logistic"
 """The `start` that needs labelled text: a logistic regression per bit (`training.logistic`)."""
 READ_BATCHES = 8
 """Batches whose hidden states are kept together: what a killed process reads again."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Tokenised training text, read when it is first looked at."""
-
-    load: Callable[[], Dataset]
-    pad_id: int
-    seed: int = 0  # of the order in which examples are looked at
-
-    @classmethod
-    def of(cls, rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str, seed: int) -> Text:
-        """Rows that errors call by `name`, tokenised by a tokenizer that has a pad token."""
-        pad_id: Any = tokenizer.pad_token_id
-        return cls(partial(tokenize, rows, tokenizer, block_size, name), pad_id, seed)
-
-    def read(self) -> Text:
-        """Itself, read: what is wrong with the text is told now."""
-        _ = self.examples
-        return self
-
-    @cached_property
-    def examples(self) -> Dataset:
-        """Examples with `input_ids` and `labels`."""
-        return self.load()
-
-    def counts(self, num_tokens: int) -> np.ndarray:
-        """How often each token is a label, `(num_tokens,)`."""
-        return count_labels(self.examples, num_tokens)
-
-    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """A batch of examples drawn with replacement."""
-        chosen = torch.randint(len(self.examples), (size,), generator=generator)
-        return Collator(self.pad_id)([self.examples[i] for i in chosen.tolist()])
-
-    def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of examples in random order, once through the text."""
-        collate = Collator(self.pad_id)
-        order = np.random.default_rng(self.seed).permutation(len(self.examples))
-        for start in range(0, len(order), size):
-            yield collate([self.examples[int(i)] for i in order[start : start + size]])
 
 
 def fit_decision_layer(
@@ -234,8 +185,3 @@ def _sees_classes(decision: Mapping[str, Any]) -> bool:
     code, given = decision.get("code"), decision.get("code_params") or {}
     known = isinstance(code, str) and not code.endswith(".safetensors") and "prototypes" in DESIGNS.get(code).params()
     return known and not {"prototypes", "samples"} & given.keys()
-
-
-def batch_size_of(config: RunConfig) -> int:
-    """Examples per forward pass."""
-    return int(config.training.get("per_device_train_batch_size", 8))

@@ -36,8 +36,8 @@ from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
 from codehead.training.rates import decision_rates, knows_its_tokens
-from codehead.training.replacement import Show, Text, batch_size_of
 from codehead.training.stages import Stages
+from codehead.training.text import Show, Text, batch_size_of
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer
 
@@ -105,7 +105,7 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     clock.keep()
     trainer.add_callback(_KeepsTime(clock))
     _train(trainer, folder, has_validation=validation is not None)
-    trained, told = _ended(trainer, config, validation)
+    trained, told = _ended(trainer, config, text, validation)
     if trainer.is_world_process_zero():
         trained.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
@@ -138,11 +138,11 @@ def _adapted(model: Any, config: RunConfig, arguments: TrainingArguments) -> tup
     return model, decision_rates(model, paths, config, arguments.learning_rate, knowing)
 
 
-def _ended(trainer: Trainer, config: RunConfig, validation: Text | None) -> tuple[Any, dict[str, Any]]:
+def _ended(trainer: Trainer, config: RunConfig, text: Text, validation: Text | None) -> tuple[Any, dict[str, Any]]:
     """The trained model, plain, calibrated and finished, and what `run.json` tells of the calibration."""
     model: Any = merge(trainer.accelerator.unwrap_model(trainer.model))
     told = {} if config.calibrate is None else _calibrate(model, config, validation)
-    return finish(model, config), told
+    return finish(model, config, text), told
 
 
 def _shown(wanted: bool) -> AbstractContextManager[Show]:

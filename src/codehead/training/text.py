@@ -1,0 +1,70 @@
+"""The text of a run as those look at it who learn from a model's hidden states: counts, drawn examples, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codehead.training.config import RunConfig
+from codehead.training.data import Collator, count_labels, tokenize
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+Show = Callable[[str, int, int], None]
+"""Called with (stage, work done, work in all)."""
+STATISTICS_TOKENS = 32_768
+"""Positions whose hidden states tell mean and covariance."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokenised training text, read when it is first looked at."""
+
+    load: Callable[[], Dataset]
+    pad_id: int
+    seed: int = 0  # of the order in which examples are looked at
+
+    @classmethod
+    def of(cls, rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str, seed: int) -> Text:
+        """Rows that errors call by `name`, tokenised by a tokenizer that has a pad token."""
+        pad_id: Any = tokenizer.pad_token_id
+        return cls(partial(tokenize, rows, tokenizer, block_size, name), pad_id, seed)
+
+    def read(self) -> Text:
+        """Itself, read: what is wrong with the text is told now."""
+        _ = self.examples
+        return self
+
+    @cached_property
+    def examples(self) -> Dataset:
+        """Examples with `input_ids` and `labels`."""
+        return self.load()
+
+    def counts(self, num_tokens: int) -> np.ndarray:
+        """How often each token is a label, `(num_tokens,)`."""
+        return count_labels(self.examples, num_tokens)
+
+    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """A batch of examples drawn with replacement."""
+        chosen = torch.randint(len(self.examples), (size,), generator=generator)
+        return Collator(self.pad_id)([self.examples[i] for i in chosen.tolist()])
+
+    def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of examples in random order, once through the text."""
+        collate = Collator(self.pad_id)
+        order = np.random.default_rng(self.seed).permutation(len(self.examples))
+        for start in range(0, len(order), size):
+            yield collate([self.examples[int(i)] for i in order[start : start + size]])
+
+
+def batch_size_of(config: RunConfig) -> int:
+    """Examples per forward pass."""
+    return int(config.training.get("per_device_train_batch_size", 8))
