@@ -7,6 +7,7 @@ import torch
 
 from codehead.errors import ConfigurationError
 from codehead.evaluation.peers import quantised, trimmed
+from codehead.models.error_correction import error_corrected
 
 V, H = 50, 24
 
@@ -50,6 +51,32 @@ def test_error_correction_keeps_scores_better_than_rounding():
 
     for bits in (3, 4):
         assert change(quantised(weight, bits, 8, moments)) < 0.8 * change(quantised(weight, bits, 8))
+
+
+@pytest.mark.parametrize(("hidden", "group"), [(24, 8), (200, 200), (300, 100), (256, 64), (130, 130)])
+def test_errors_reach_all_later_columns_whatever_the_blocks(hidden, group):
+    """Against the definition: one column after the other, each error spread at once."""
+    generator = torch.Generator().manual_seed(hidden)
+    weight = torch.randn(7, hidden, generator=generator)
+    mixed = torch.randn(3 * hidden, hidden, generator=generator) @ torch.randn(hidden, hidden, generator=generator)
+    moments = (mixed.T @ mixed).double()
+
+    def rounding(columns):
+        step = columns.abs().amax(-1, keepdim=True) / 3
+        return lambda column: (column / step).round() * step
+
+    damped = moments + 0.01 * moments.diagonal().mean() * torch.eye(hidden).double()
+    spread = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    left = weight.double().clone()
+    for column in range(hidden):
+        if column % group == 0:
+            nearest = rounding(left[:, column : column + group].float())
+        rounded = nearest(left[:, column].float()[:, None])[:, 0].double()
+        left[:, column + 1 :] -= torch.outer(
+            (left[:, column] - rounded) / spread[column, column], spread[column, column + 1 :]
+        )
+        left[:, column] = rounded
+    torch.testing.assert_close(error_corrected(weight, moments, group, rounding), left.float())
 
 
 def test_with_independent_hidden_states_there_is_nothing_to_correct():

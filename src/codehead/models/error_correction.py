@@ -9,6 +9,8 @@ from torch import Tensor
 
 DAMPING = 0.01
 """Added to the diagonal of the second moments, relative to its mean, as GPTQ does."""
+BLOCK = 128
+"""Columns whose errors reach the columns after them together."""
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -20,14 +22,29 @@ def error_corrected(weight: Tensor, moments: Tensor, group: int, rounding: Calla
     https://arxiv.org/abs/2210.17323). `rounding` makes of the next `group` columns, as the errors so far have left
     them, how a column of them is rounded. float32, on the CPU.
     """
-    left, result = weight.double().cpu().clone(), torch.empty(weight.shape, dtype=torch.float64)
-    damped = moments.double() + DAMPING * moments.double().diagonal().mean() * torch.eye(len(moments)).double()
-    spread = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
-    for column in range(weight.shape[1]):
-        if column % group == 0:
-            nearest = rounding(left[:, column : column + group].float())
+    left, spread, hidden = weight.double().cpu().clone(), _spread(moments.double().cpu()), weight.shape[1]
+    for first in range(0, hidden, group):
+        last = min(first + group, hidden)
+        nearest = rounding(left[:, first:last].float())
+        for start in range(first, last, BLOCK):
+            block = slice(start, min(start + BLOCK, last))
+            errors = _round_block(left[:, block], spread[block, block], nearest)
+            left[:, block.stop :] -= errors @ spread[block, block.stop :]
+    return left.float()
+
+
+def _spread(moments: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse of the moments: how errors reach later columns."""
+    damped = moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+    return torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+
+
+def _round_block(left: Tensor, spread: Tensor, nearest: Rounding) -> Tensor:
+    """Round some columns in place, each in view of the errors before it; their errors `(rows, columns)`."""
+    errors = torch.empty_like(left)
+    for column in range(left.shape[1]):
         rounded = nearest(left[:, column : column + 1].float()).double()
-        error = (left[:, column : column + 1] - rounded) / spread[column, column]
-        left[:, column:] -= error * spread[column, column:]
-        result[:, column : column + 1] = rounded
-    return result.float()
+        errors[:, column : column + 1] = (left[:, column : column + 1] - rounded) / spread[column, column]
+        left[:, column + 1 :] -= errors[:, column : column + 1] * spread[column, column + 1 :]
+        left[:, column : column + 1] = rounded
+    return errors
