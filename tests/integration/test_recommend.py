@@ -1,0 +1,105 @@
+"""`recommend`: what fits a budget, a length or a speed, what it costs, and the command that builds it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+
+import pytest
+
+from codehead.evaluation.expected import SetUp, Value
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """The folder of a configuration with H = 1,024 and V = 50,000."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 1024, "vocab_size": 50_000}))
+    return str(tmp_path)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Two experiments that nobody made."""
+    at = {"top1_share": Value(0.9, 0.004), "perplexity_ratio": Value(1.5, None)}
+    both = [
+        SetUp("results/frontier-8", "", 160, 8192, "70 steps of learning", 3, ((0.01, at), (0.1, at))),
+        SetUp("results/frontier-9", "2M", 64, 1000, "80 steps of learning", 1, ((0.2, at), (0.3, at))),
+    ]
+    monkeypatch.setattr("codehead.evaluation.expected.set_ups", lambda: both)
+
+
+def test_cost_expectation_and_command_are_told(wide, measured, codehead):
+    status, told, _ = codehead("recommend", wide, "--budget", "5%")
+    told = " ".join(told.split())
+    assert status == 0 and "dense rows for" in told and "bytes read per token" in told
+    assert f"codehead convert {wide} --data YOUR_TEXT --budget 5% --out FOLDER" in told
+    assert f"codehead finetune --model {wide} --train YOUR_TEXT --budget 5% --adapt full --out FOLDER" in told
+    assert "90.0 ± 0.4% × 1.50 H=160, V=8,192, after 70 steps of learning (results/frontier-8, 3 seeds)" in told
+    assert "– 20.0% to 30.0% only H=64, V=1,000, after 80 steps of learning (results/frontier-9, 2M, 1 seed)" in told
+
+
+@pytest.mark.parametrize(("method", "reason"), [("codehead", "has a decision layer"), ("gptq", "quantised with gptq")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["recommend"],
+        ["convert", "--data", "absent.txt", "--out", "absent"],
+        ["finetune", "--train", "absent.txt", "--out", "absent", "--model"],
+    ],
+)
+def test_a_budget_for_a_checkpoint_without_a_stock_head_is_refused_before_anything_is_read(
+    tmp_path, codehead, command, method, reason
+):
+    config = {"model_type": "gpt2", "n_embd": 64, "vocab_size": 500, "quantization_config": {"quant_method": method}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    status, _, errors = codehead(*command, str(tmp_path), "--budget", "50%")
+    assert status == 2 and reason in " ".join(errors.split())
+
+
+def test_the_command_that_is_recommended_can_be_pasted(wide, tmp_path, measured, codehead):
+    place = shutil.copytree(wide, tmp_path / "my model")
+    _, told, _ = codehead("recommend", str(place), "--budget", "5%", "--json")
+    commands = json.loads(told)["commands"]
+    assert [shlex.split(commands[name])[at] for name, at in (("convert", 2), ("finetune", 3))] == [str(place)] * 2
+
+
+def test_without_results_of_such_heads_no_number_is_told(wide, monkeypatch, codehead):
+    monkeypatch.setattr("codehead.evaluation.expected.set_ups", lambda: ())
+    status, told, _ = codehead("recommend", wide, "--budget", "5%")
+    assert status == 0 and "Expected: no number" in told and "top-1" not in told
+
+
+def test_a_length_or_a_speed_instead_of_a_budget(wide, measured, codehead):
+    status, told, _ = codehead("recommend", wide, "--bits", "100", "--json")
+    found = json.loads(told)
+    assert (
+        status == 0
+        and found["decision"]["bits"] == 100
+        and found["commands"] == {"convert": f"codehead convert {wide} --data YOUR_TEXT --bits 100 --out FOLDER"}
+    )
+    assert found["costs"]["bytes_stored"] == pytest.approx(found["byte_share"] * 2 * 1024 * 50_000)
+    first, second = found["expected"]
+    assert first["expected"]["top1_share"] == {"mean": pytest.approx(0.9), "half_width": 0.004}
+    assert second["expected"] is None and second["measured"] == [0.2, 0.3]
+    status, told, _ = codehead("recommend", wide, "--speed", "8x", "--json")
+    found = json.loads(told)
+    assert 8 * found["costs"]["multiply_adds"] <= found["softmax"]["multiply_adds"] == 1024 * 50_000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "give one of --budget (such as 5%), --bits (such as 64) and --speed (such as 4x), not none"),
+        (("--budget", "5%", "--speed", "2"), "not --budget and --speed"),
+        (("--budget", "five"), "--budget is 'five'"),
+        (("--speed", "fast"), "--speed is 'fast'"),
+        (("--speed", "-2"), "--speed is '-2'"),
+        (("--budget", "1%"), "give that at least"),
+        (("--bits", "5"), "need codewords of 9 at least"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, codehead, options, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 32, "vocab_size": 290}))
+    status, _, errors = codehead("recommend", str(tmp_path), *options)
+    assert status == 2 and message in " ".join(errors.split())
