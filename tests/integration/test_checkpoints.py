@@ -171,11 +171,11 @@ LOAD = "from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounded", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("rounded", [None, codehead.to_int8, codehead.to_int4], ids=["float", "int8", "int4"])
 @pytest.mark.parametrize("layer", ["linear", "mtl", "ternary", "corrected"])
 def test_without_codehead_loading_fails_readably(layer, rounded, coded, tmp_path):
     model = coded("llama", **LAYERS[layer])
-    (codehead.to_int8(model) if rounded else model).save_pretrained(tmp_path)
+    (model if rounded is None else rounded(model)).save_pretrained(tmp_path)
     process = run_without_codehead(LOAD, tmp_path)
     assert process.returncode != 0
     assert "codehead" in process.stderr
@@ -302,6 +302,11 @@ EDITS = {
     "unknown": ({"sead": 1}, r"quantization_config\.sead .* is not a field.*did you mean 'seed'"),
     "shortlist": ({"shortlist": 3, "loss": "codeword"}, "lm_head.bits.weight.*missing.*shortlist"),
     "token_bias": ({"token_bias": True, "loss": "codeword"}, "decision.corrections.*missing"),
+    "rounded_bits": (
+        {"rounded": True, "rounded_bits": 3},
+        r"quantization_config\.rounded_bits .* must be 4 or 8, got 3",
+    ),
+    "rounded": ({"rounded": True, "rounded_bits": 4}, "lm_head.parametrizations.weight.original1.*missing"),
     "type": ({"bits": "24"}, r"quantization_config\.bits.*type int.*'24'"),
 }
 

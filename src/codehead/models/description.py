@@ -22,6 +22,9 @@ METHOD = "codehead"
 YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded", "rounded_bits", "packed", "fresh")
 """Fields that checkpoints of older versions do not have."""
 
+ROUNDED_BITS = (4, 8)
+"""Of an integer in a head."""
+
 PIECE = 2**24
 """Numbers of a head that a checksum looks at at a time."""
 
@@ -95,6 +98,11 @@ class Description:
                     f"quantization_config.{entry.name} in config.json must be of type {entry.type}, got "
                     f"{value!r}; restore config.json from the original checkpoint"
                 )
+        if self.rounded_bits not in ROUNDED_BITS:
+            raise CheckpointError(
+                f"quantization_config.rounded_bits in config.json must be 4 or 8, got {self.rounded_bits}; restore "
+                "config.json from the original checkpoint"
+            )
         for name in ("bias", "tie_word_embeddings"):
             if not isinstance(self.stock.get(name), bool):
                 raise CheckpointError(

@@ -35,6 +35,7 @@ def to_int8(model: Model) -> Model:
     Every row (everything along the last axis) gets one scale, the largest magnitude over 127; a bias is one row.
     ConfigurationError if the model has no decision layer, or is rounded already.
     """
+    _check(model)
     return _round(model, INT8, {})
 
 
@@ -49,10 +50,9 @@ def to_int4(model: Model, hidden: Tensor | None = None) -> Model:
 
     ConfigurationError if the model has no decision layer, or one that is rounded already, or `hidden` is not of it.
     """
-    target: Any = model
-    check_unrounded(target)
-    head = target.get_output_embeddings()
-    return _round(model, INT4, {} if hidden is None else input_moments(head, _checked(hidden, target)))
+    _check(model)
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return _round(model, INT4, {} if hidden is None else input_moments(head, _checked(hidden, head)))
 
 
 def check_unrounded(model: Any) -> None:
@@ -95,13 +95,16 @@ def rounded_weights(module: nn.Module) -> int:
     return sum(part[0].count(part.original0) for part in lists if isinstance(part[0], _Bytes))
 
 
+def _check(model: Any) -> None:
+    """Raise ConfigurationError unless the weights of a coded model's decision layer are there, and no integers yet."""
+    check_unrounded(model)
+    if any(values.is_meta for part in (model.get_output_embeddings(), model.decision) for values in part.parameters()):
+        raise ConfigurationError("weights that are offloaded cannot be rounded; load the model without a device_map")
+
+
 def _round(model: Model, bits: int, moments: Mapping[tuple[int, int], Tensor]) -> Model:
     target: Any = model
-    check_unrounded(target)
-    parts = (target.get_output_embeddings(), target.decision)
-    if any(values.is_meta for part in parts for values in part.parameters()):
-        raise ConfigurationError("weights that are offloaded cannot be rounded; load the model without a device_map")
-    round_parts(*parts, bits, moments)
+    round_parts(target.get_output_embeddings(), target.decision, bits, moments)
     target.config.quantization_config = {**target.config.quantization_config, "rounded": True, "rounded_bits": bits}
     return model
 
@@ -120,16 +123,16 @@ def _put(module: nn.Module, name: str, form: _Bytes) -> None:
     parts.original1.requires_grad_(trained)
 
 
-def _checked(hidden: Tensor, model: Any) -> Tensor:
-    """Hidden states as the head of a model takes them; ConfigurationError if they are none of it."""
-    width = model.get_output_embeddings().weight.shape[-1]
+def _checked(hidden: Tensor, head: Any) -> Tensor:
+    """Hidden states as a head takes them; ConfigurationError if they are none of its model."""
+    width = head.weight.shape[-1]
     if hidden.ndim != 2 or hidden.shape[1] != width:
         raise ConfigurationError(
             f"hidden has shape {tuple(hidden.shape)}; give (tokens, {width}), what the head is given"
         )
     if not hidden.isfinite().all() or not hidden.any():
         raise ConfigurationError("hidden holds NaN or infinite values, or only zeros; give hidden states of a text")
-    return hidden.to(next(model.get_output_embeddings().parameters()))
+    return hidden.to(head.weight)
 
 
 def _key(weight: Tensor) -> tuple[int, int]:
