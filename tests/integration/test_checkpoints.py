@@ -120,9 +120,9 @@ def test_a_decision_layer_offloaded_to_disk(tmp_path):
     device_map = {"model": "cpu", "lm_head": "cpu", "decision": "disk"}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
     assert torch.equal(logits(loaded), logits(model))
-    codehead.to_int8(model).save_pretrained(tmp_path)
+    codehead.to_int4(model).save_pretrained(tmp_path)
     device_map = {"model": "cpu", "lm_head": "disk", "decision": "cpu"}
-    with pytest.raises(ConfigurationError, match="int8 cannot be offloaded to disk"):
+    with pytest.raises(ConfigurationError, match="int8 or int4 cannot be offloaded to disk"):
         AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
 
 
@@ -317,6 +317,21 @@ def test_an_edited_configuration_is_refused_by_field(case, coded, tmp_path):
     coded().save_pretrained(tmp_path)
     edit(tmp_path, **fields)
     with pytest.raises(CheckpointError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rounded", "fields"),
+    [
+        (codehead.to_int8, {"rounded_bits": 4}),
+        (codehead.to_int4, {"rounded_bits": 8}),
+        (codehead.to_int4, {"rounded": False}),
+    ],
+)
+def test_rounding_that_was_edited_is_named(rounded, fields, coded, tmp_path):
+    rounded(coded()).save_pretrained(tmp_path)
+    edit(tmp_path, **fields)
+    with pytest.raises(CheckpointError, match=r"lm_head.* rounded, rounded_bits"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 

@@ -70,6 +70,11 @@ def test_without_results_of_such_heads_no_number_is_told(wide, monkeypatch, code
     assert status == 0 and "Expected: no number" in told and "top-1" not in told
 
 
+def test_where_the_old_head_fits_itself_it_is_told(wide, measured, codehead):
+    told = {share: " ".join(codehead("recommend", wide, "--budget", share)[1].split()) for share in ("20%", "40%")}
+    assert "it takes 25.1% in int4" in told["40%"] and "fits itself" not in told["20%"]
+
+
 def test_a_length_or_a_speed_instead_of_a_budget(wide, measured, codehead):
     status, told, _ = codehead("recommend", wide, "--bits", "100", "--json")
     found = json.loads(told)

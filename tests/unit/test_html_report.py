@@ -171,6 +171,18 @@ def test_one_run_is_not_counted_twice(tmp_path: Path) -> None:
         render(tmp_path)
 
 
+def test_a_cell_that_was_changed_between_two_seeds_is_refused(tmp_path: Path) -> None:
+    first, second = (made_up(1, "", "softmax", seed) for seed in (0, 1))
+    for seed, result in ((0, first), (1, second)):
+        run = {"decision": {"bits": 9, "seed": seed}, "seed": seed}
+        replace(result, config={**result.config, "run": run}).write(tmp_path / f"{seed}.json")
+    assert len(read_evidence(tmp_path).results) == 2
+    run = {"decision": {"bits": 12, "seed": 1}, "seed": 1}
+    replace(second, config={**second.config, "run": run}).write(tmp_path / "1.json")
+    with pytest.raises(DataError, match=r"'0\.json' and '1\.json' are of the same cell"):
+        read_evidence(tmp_path)
+
+
 def test_protocol_1_stands_beside_the_paper(tmp_path: Path) -> None:
     (table,) = compare(1, rows_of(1, tmp_path))
     lines = cells_of(table)

@@ -54,10 +54,19 @@ def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, Allocatio
         )
     if not isinstance(values.get("model"), str):
         raise ConfigurationError(f"--budget is {budget!r}, a share of the head of an existing model; give --model")
+    check_rows(values, f"--budget {budget!r}")
     found, seed = chosen(model_shape(values["model"]), budget, None, None), values.get("seed", 0)
     learning = {"seed": seed, **(values.get("distil") or {})}
     layer = {"decision": {**found.decision(), "seed": seed}, "distil": learning}
     return RunConfig.from_dict({"int4": True, "packed": True, **values, **layer}), found
+
+
+def check_rows(values: Mapping[str, Any], asked: str) -> None:
+    """Raise ConfigurationError if the values of a run have rows end in int8, where bytes are counted in int4."""
+    if values.get("int8"):
+        raise ConfigurationError(
+            f"int8 is {values['int8']!r}, but {asked} is filled with rows in int4; leave int8 away"
+        )
 
 
 def read_budget(text: str) -> float:

@@ -51,7 +51,7 @@ def convert(
     """
     from rich.console import Console
 
-    from codehead.cli.allocation import chosen, told
+    from codehead.cli.allocation import check_rows, chosen, told
     from codehead.cli.change import show_change
     from codehead.cli.output import check_folder
     from codehead.conversion import convert as run
@@ -63,6 +63,7 @@ def convert(
     check_folder(out)
     found = chosen(model_shape(model), budget, bits, speed, default="5%")
     given = dict(map(parse_assignment, assignments or []))
+    check_rows(given, "what is asked for")
     held_out = 0.0 if given.get("data.validation") else HELD_OUT
     config = RunConfig.from_dict(
         {

@@ -33,6 +33,7 @@ BUILDS = {
     "finetune": "It learns from the old head, then both from the text (training):",
 }
 UNKNOWN = "Expected: no number, for none of our committed results is of such decision layers."
+INSTEAD = "In so many bytes the old head fits itself: it takes {:.1%} in int4, with nothing to learn (docs/picking.md)."
 TIED = "This model ties its head to the input embedding, which stays: a code saves what is computed, not memory."
 
 
@@ -109,6 +110,7 @@ def _show(found: Allocation, commands: dict[str, str]) -> None:
     from rich.table import Table
 
     from codehead.cli.allocation import told
+    from codehead.evaluation.budget import int4_share
     from codehead.evaluation.expected import set_ups
 
     console, whole = Console(highlight=False), _softmax_costs(found)
@@ -122,6 +124,8 @@ def _show(found: Allocation, commands: dict[str, str]) -> None:
     console.print(table)
     unpacked = found.size.bytes_resident
     console.print(NOTE.format(unpacked, unpacked / whole["bytes_resident"]))
+    if found.byte_share >= int4_share(found.shape):
+        console.print(INSTEAD.format(int4_share(found.shape)))
     if found.shape.tied:
         console.print(TIED)
     console.print()

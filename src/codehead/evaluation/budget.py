@@ -113,6 +113,11 @@ def softmax_multiply_adds(shape: ModelShape) -> int:
     return shape.num_classes * shape.hidden_size
 
 
+def int4_share(shape: ModelShape) -> float:
+    """What the Softmax head itself takes in int4, with a scale per row, of its bytes in bf16."""
+    return (_int4_bytes(shape.hidden_size) + WEIGHT_BYTES) / (WEIGHT_BYTES * shape.hidden_size)
+
+
 def allocate(shape: ModelShape, share: float) -> Allocation:
     """The decision layer for `share` (0 to 1) of the Softmax head's bytes in bf16.
 

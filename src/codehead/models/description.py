@@ -81,9 +81,9 @@ class Description:
     token_scale: bool = False
     """Whether every token has a scale."""
     rounded: bool = False
-    """Whether the weights of head and corrections are integers, with a scale per row."""
+    """Whether the weights of head and decision are integers, with a scale per row."""
     rounded_bits: int = 8
-    """Of an integer in the matrices of the head, 8 or 4; biases have 8."""
+    """Of an integer in the matrices of the head, 8 or 4; all else has 8."""
     packed: bool = False
     """Whether codewords stay packed in memory."""
     fresh: str = ""

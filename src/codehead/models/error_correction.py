@@ -22,7 +22,7 @@ def error_corrected(weight: Tensor, moments: Tensor, group: int, rounding: Calla
     https://arxiv.org/abs/2210.17323). `rounding` makes of the next `group` columns, as the errors so far have left
     them, how a column of them is rounded. float32, on the CPU.
     """
-    left, spread, hidden = weight.double().cpu().clone(), _spread(moments.double().cpu()), weight.shape[1]
+    left, spread, hidden = weight.to("cpu", torch.float64, copy=True), _spread(moments), weight.shape[1]
     for first in range(0, hidden, group):
         last = min(first + group, hidden)
         nearest = rounding(left[:, first:last].float())
@@ -35,7 +35,8 @@ def error_corrected(weight: Tensor, moments: Tensor, group: int, rounding: Calla
 
 def _spread(moments: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse of the moments: how errors reach later columns."""
-    damped = moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+    damped = moments.to("cpu", torch.float64, copy=True)
+    damped.diagonal().add_(DAMPING * damped.diagonal().mean())
     return torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
 
 

@@ -178,8 +178,8 @@ def _check_tensors(model: Any, files: Sequence[str]) -> None:
         if name.startswith(prefixes) and not _holds(found, name, expected):
             raise CheckpointError(
                 f"tensor {name} of the checkpoint has shape {found.get(name, 'none: it is missing')}, but "
-                "bits, num_classes, shortlist and head_options of quantization_config in config.json make it "
-                f"{expected}; restore config.json and the weights from the original checkpoint"
+                "bits, num_classes, shortlist, rounded, rounded_bits and head_options of quantization_config in "
+                f"config.json make it {expected}; restore config.json and the weights from the original checkpoint"
             )
 
 

@@ -6,6 +6,7 @@ before; they cannot be trained, their scales can.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,8 +25,8 @@ LARGEST = 127
 LARGEST_NIBBLE = 7
 POSITIONS = 512
 """Of hidden states that a head is looked at with at a time: some heads answer with something V wide."""
-SHARES = (0.5, 1.0, 26)
-"""Of its largest magnitude, what the largest integer of a row may stand for: from, to, and in so many steps."""
+SHARES = [percent / 100 for percent in range(50, 101, 2)]
+"""Of its largest magnitude, what the largest integer of a row may stand for."""
 
 
 @torch.no_grad()
@@ -46,13 +47,22 @@ def to_int4(model: Model, hidden: Tensor | None = None) -> Model:
     Every row gets the scale that errs least. `hidden` `(tokens, hidden)` is what the head is given at some thousand
     positions of text like yours (`codehead.models.hidden.hidden_states`): the error of each column is then spread over
     those after it, so that outputs change least (`error_corrected`). Without, each weight is rounded to the nearest,
-    which loses more; so is what a head does not apply as one linear map, as the last layer of "mtl".
+    which loses more. So, with a warning, is what a head does not apply as one linear map: the last layer of "mtl", and
+    of "tower" with several groups.
 
     ConfigurationError if the model has no decision layer, or one that is rounded already, or `hidden` is not of it.
     """
     _check(model)
     head = model.get_output_embeddings()  # type: ignore[operator]
-    return _round(model, INT4, {} if hidden is None else input_moments(head, _checked(hidden, head)))
+    moments = {} if hidden is None else input_moments(head, _checked(hidden, head))
+    unseen = [
+        name for name, weight in head.named_parameters() if _is_matrix(name, weight) and _key(weight) not in moments
+    ]
+    if hidden is not None and unseen:
+        warnings.warn(
+            f"the head applies {', '.join(unseen)} not as one linear map: rounded to the nearest", stacklevel=2
+        )
+    return _round(model, INT4, moments)
 
 
 def check_unrounded(model: Any) -> None:
@@ -72,7 +82,7 @@ def round_parts(
     """Put integers in the place of all weights of a head, and of those of a decision; `moments` as `input_moments`."""
     for module, name in _weights(head):
         weight = module.get_parameter(name)
-        nibbles = bits == INT4 and weight.ndim > 1
+        nibbles = bits == INT4 and _is_matrix(name, weight)
         _put(module, name, _Nibbles(weight.shape[-1], (moments or {}).get(_key(weight))) if nibbles else _Bytes())
     for module, name in _weights(decision):
         _put(module, name, _Bytes())
@@ -81,12 +91,15 @@ def round_parts(
 def input_moments(head: nn.Module, hidden: Tensor) -> dict[tuple[int, int], Tensor]:
     """The second moments, on the CPU, of what each weight of a head is multiplied with for hidden states `(tokens, H)`.
 
-    Known by address and size of the weight, of those that are applied as one linear map.
+    Known by address and size of the weight, of those that are applied as one linear map. None of those that are given
+    nothing but zeros. ConfigurationError if some are given values that are not finite.
     """
     with _Inputs() as inputs:
         for some in hidden.split(POSITIONS):
             head(some)
-    return {key: total / len(hidden) for key, total in inputs.totals.items()}
+    if not all(total.isfinite().all() for total in inputs.totals.values()):
+        raise ConfigurationError("hidden makes values within the head that are not finite; give a model in bfloat16")
+    return {key: total / len(hidden) for key, total in inputs.totals.items() if total.any()}
 
 
 def rounded_weights(module: nn.Module) -> int:
@@ -133,6 +146,11 @@ def _checked(hidden: Tensor, head: Any) -> Tensor:
     if not hidden.isfinite().all() or not hidden.any():
         raise ConfigurationError("hidden holds NaN or infinite values, or only zeros; give hidden states of a text")
     return hidden.to(head.weight)
+
+
+def _is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether a weight is no bias; those of several towers or nodes have two dimensions, too."""
+    return weight.ndim > 1 and not name.endswith("bias")
 
 
 def _key(weight: Tensor) -> tuple[int, int]:
@@ -189,7 +207,7 @@ class _Nibbles(_Bytes):
         self.moments = moments
 
     def forward(self, packed: Tensor, scale: Tensor) -> Tensor:
-        integers = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)[..., : self.width]
+        integers = torch.stack([packed % 16, packed // 16], dim=-1).flatten(-2)[..., : self.width]
         return (integers.to(scale.dtype) - (LARGEST_NIBBLE + 1)) * scale
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
@@ -221,7 +239,7 @@ def _least_squares_scale(weight: Tensor) -> Tensor:
     """Of each row `(rows, 1)`, the one of several scales with which it errs least when rounded to int4."""
     values, largest = weight.float(), weight.abs().amax(-1, keepdim=True) / LARGEST_NIBBLE
     best, least = largest, torch.full_like(largest, torch.inf, dtype=torch.float32)
-    for share in torch.linspace(*SHARES).tolist():
+    for share in SHARES:
         scale = _positive(largest * share)
         error = (_integers(values, scale.float()) * scale.float() - values).square().sum(-1, keepdim=True)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)

@@ -58,8 +58,9 @@ def read_results(folder: str | Path) -> list[Result]:
 
 
 def check_one_protocol(results: Mapping[str, Result]) -> None:
-    """Refuse what must not be averaged: results of two protocols, or one run counted twice."""
+    """Refuse what must not be averaged: results of two protocols, one run counted twice, a cell that was changed."""
     first_of: dict[str, str] = {}
+    made_of: dict[tuple[str, str], tuple[str, Any]] = {}
     run_of: dict[tuple[str, str, int], str] = {}
     for name, result in results.items():
         config = result.config
@@ -68,9 +69,26 @@ def check_one_protocol(results: Mapping[str, Result]) -> None:
         if len(first_of) == 1 and run in run_of:
             raise DataError(f"{run_of[run]!r} and {name!r} hold the same cell, setting and seed; remove one of them")
         run_of[run] = name
+        other, made = made_of.setdefault(run[:2], (name, _but_for_seeds(config)))
+        if len(first_of) == 1 and made != _but_for_seeds(config):
+            raise DataError(
+                f"{other!r} and {name!r} are of the same cell, but their runs differ in more than the seed: the "
+                "protocol was changed in between; remove the older ones, or run them again"
+            )
     if len(first_of) > 1:
         named = " and ".join(f"{protocol!r} ({name})" for protocol, name in first_of.items())
         raise DataError(f"the folder holds results of several protocols: {named}; report each from its own folder")
+
+
+def _but_for_seeds(config: Mapping[str, Any]) -> Any:
+    """What a cell runs, whatever its seed."""
+
+    def pruned(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: pruned(inner) for key, inner in value.items() if key != "seed"}
+
+    return pruned({key: config.get(key) for key in ("run", "peer", "split", "answers")})
 
 
 def _gathered(folder: Path) -> Evidence:

@@ -105,7 +105,8 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
     clock.keep()
     trainer.add_callback(_KeepsTime(clock))
     _train(trainer, folder, has_validation=validation is not None)
-    trained, told = _ended(trainer, config, text, validation)
+    with _shown(progress and config.int4 and folder.is_main) as show:
+        trained, told = _ended(trainer, config, text, validation, show)
     if trainer.is_world_process_zero():
         trained.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
@@ -138,11 +139,13 @@ def _adapted(model: Any, config: RunConfig, arguments: TrainingArguments) -> tup
     return model, decision_rates(model, paths, config, arguments.learning_rate, knowing)
 
 
-def _ended(trainer: Trainer, config: RunConfig, text: Text, validation: Text | None) -> tuple[Any, dict[str, Any]]:
+def _ended(
+    trainer: Trainer, config: RunConfig, text: Text, validation: Text | None, show: Show
+) -> tuple[Any, dict[str, Any]]:
     """The trained model, plain, calibrated and finished, and what `run.json` tells of the calibration."""
     model: Any = merge(trainer.accelerator.unwrap_model(trainer.model))
     told = {} if config.calibrate is None else _calibrate(model, config, validation)
-    return finish(model, config, text), told
+    return finish(model, config, text, show), told
 
 
 def _shown(wanted: bool) -> AbstractContextManager[Show]:

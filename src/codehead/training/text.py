@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Show = Callable[[str, int, int], None]
 """Called with (stage, work done, work in all)."""
 STATISTICS_TOKENS = 32_768
-"""Positions whose hidden states tell mean and covariance."""
+"""Positions whose hidden states tell how they vary: for a code, a start, and rounding."""
 
 
 @dataclass(frozen=True)
