@@ -62,12 +62,12 @@ def test_finetune_within_a_budget(codehead, place, tmp_path):
     assert "% of the Softmax head's 8,704 in bf16" in " ".join(err.split())
     described = load_model(str(tmp_path / "run")).config.quantization_config
     assert described["rounded"] and described["design"] == "learned" and described["token_bias"] and described["packed"]
-    plain = (*options, "--set", "packed=false", "--set", "int4=false", "--overwrite")
+    plain = (*options, "--set", "packed=false", "--set", "int8=false", "--overwrite")
     assert codehead("finetune", "--model", place / "model", *run, *plain)[0] == 0
     described = load_model(str(tmp_path / "run")).config.quantization_config
     assert not described["packed"] and not described["rounded"]
-    status, _, err = codehead("finetune", "--model", place / "model", *run, *options, "--set", "int8=true")
-    assert status == 2 and "'60%' is filled with rows in int4; leave int8 away" in " ".join(err.split())
+    status, _, err = codehead("finetune", "--model", place / "model", *run, *options, "--set", "int4=true")
+    assert status == 2 and "is filled with rows in int8; leave int4 away" in " ".join(err.split())
     status, _, err = codehead("finetune", "--model", place / "model", *run, *options, "--bits", 20)
     assert status == 2 and "leave it away, or decision.bits" in " ".join(err.split())
     options = (*options, "--set", "distil.steps=3", "--overwrite")

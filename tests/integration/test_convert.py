@@ -399,8 +399,9 @@ def test_the_commands(stock, tmp_path, codehead):
     assert "perplexity" in told and "before" in told and "other tokens" in told
     status, _, errors = codehead("calibrate", model, "--data", data, "--out", str(tmp_path / "stock"), *blocks)
     assert status == 2 and "has no decision layer to calibrate" in errors
-    status, _, errors = codehead("convert", model, "--data", data, "--out", f"{out}-2", "--set", "int8=true")
-    assert status == 2 and "filled with rows in int4; leave int8 away" in errors
+    other = ("--out", f"{out}-2", "--budget", "60%", "--set", "int4=true")
+    status, _, errors = codehead("convert", model, "--data", data, *other)
+    assert status == 2 and "filled with rows in int8; leave int4 away" in errors
     status, _, errors = codehead("convert", model, "--data", data, "--out", out, "--budget", "5 per cent")
     assert status == 2 and "--budget is '5 per cent'" in errors
 

@@ -29,7 +29,7 @@ def test_a_budget_is_kept_and_used(shape, share):
     whole = 2 * shape.num_classes * shape.hidden_size
     assert found.bytes_stored <= share * whole
     unused = share * whole - found.bytes_stored
-    assert unused < shape.hidden_size // 2 + 6 + 1 or found.shortlist == shape.num_classes
+    assert unused < shape.hidden_size * found.row_bits // 8 + 6 + 1 or found.shortlist == shape.num_classes
     assert 2**found.bits >= shape.num_classes and found.bits % 8 == 0
 
 
@@ -39,18 +39,33 @@ def test_more_bytes_never_buy_a_shorter_code(shape, shares):
         small, large = (allocate(shape, share) for share in sorted(shares))
     except ConfigurationError:
         return
-    assert small.bits <= large.bits
+    assert small.bits <= large.bits or (small.row_bits, large.row_bits) == (4, 8)
+
+
+@given(shape=SHAPES, share=st.floats(0.005, 1.0))
+def test_rows_are_in_int4_where_codewords_are_short_for_the_hidden_size(shape, share):
+    try:
+        found = allocate(shape, share)
+    except ConfigurationError:
+        return
+    if found.row_bits == 4:
+        no_room = (
+            shape.num_classes * 3 + 24 * (shape.hidden_size + 2) > share * 2 * shape.hidden_size * shape.num_classes
+        )
+        assert found.bits + found.refined_bits <= 1.25 * shape.hidden_size or no_room
 
 
 def test_the_bytes_are_those_of_the_model_that_is_built():
     config = GPT2Config(
         n_embd=64, n_layer=1, n_head=2, vocab_size=300, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False
     )
-    for share in (0.1, 0.3, 0.5):
+    for share, row_bits in ((0.05, 4), (0.1, 4), (0.3, 8), (0.5, 8)):
         found = allocate(ModelShape(64, 300), share)
         model = GPT2LMHeadModel(config)
         codehead.attach(model, **found.decision(), statistics=Statistics(torch.arange(300)))
-        assert model_size(codehead.to_int4(model), weight_bytes=2) == found.size
+        rounded = {4: codehead.to_int4, 8: codehead.to_int8}[found.row_bits](model)
+        assert model_size(rounded, weight_bytes=2) == found.size
+        assert found.row_bits == row_bits
     assert found.shortlist > 0 and found.refined == 75 and found.token_bias
 
 
@@ -78,10 +93,14 @@ def test_a_codeword_length_comes_with_what_a_budget_would_add(shape, bits):
     except ConfigurationError:
         assert shape.num_classes * bits / 8 + bits * shape.hidden_size / 2 > shape.num_classes * shape.hidden_size
         return
-    code = shape.num_classes * -(-bits // 8) + bits * (shape.hidden_size // 2 + 2)
+    code = shape.num_classes * -(-bits // 8) + bits * (shape.hidden_size * found.row_bits // 8 + 2)
     whole = 2 * shape.hidden_size * shape.num_classes
     assert found.bits == bits and found.bytes_stored <= min(whole, code / CODE_SHARE)
-    if bits % 8 == 0 and code < CODE_SHARE * whole:
+    if (
+        bits % 8 == 0
+        and code < CODE_SHARE * whole
+        and allocate(shape, (code + 1) / CODE_SHARE / whole).row_bits == found.row_bits
+    ):
         assert allocate(shape, (code + 1) / CODE_SHARE / whole).bits == bits
 
 

@@ -137,17 +137,6 @@ def test_codes_that_budgets_came_to_before_are_told(tmp_path):
     }
 
 
-def test_weights_in_int8_are_told(tmp_path):
-    cells = {
-        "softmax": cell(),
-        "small": cell(16, 0.02, 0.3, int8=True, int4=False),
-        "large": cell(48, 0.08, 0.36, int8=True, int4=False),
-    }
-    write(tmp_path / "frontier-1", cells)
-    (found,) = render(tmp_path)["set_ups"]
-    assert found["learnt"].endswith("then 20 of training (lora), with rows in int8")
-
-
 def test_all_folders_and_settings_are_told_each_by_itself(tmp_path):
     write(tmp_path / "frontier-1", CELLS)
     write(tmp_path / "frontier-2", CELLS, setting="wide")

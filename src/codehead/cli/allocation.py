@@ -54,19 +54,28 @@ def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, Allocatio
         )
     if not isinstance(values.get("model"), str):
         raise ConfigurationError(f"--budget is {budget!r}, a share of the head of an existing model; give --model")
-    check_rows(values, f"--budget {budget!r}")
     found, seed = chosen(model_shape(values["model"]), budget, None, None), values.get("seed", 0)
+    check_rows(values, found)
     learning = {"seed": seed, **(values.get("distil") or {})}
     layer = {"decision": {**found.decision(), "seed": seed}, "distil": learning}
-    return RunConfig.from_dict({"int4": True, "packed": True, **values, **layer}), found
+    return RunConfig.from_dict({rows(found): True, "packed": True, **values, **layer}), found
 
 
-def check_rows(values: Mapping[str, Any], asked: str) -> None:
-    """Raise ConfigurationError if the values of a run have rows end in int8, where bytes are counted in int4."""
-    if values.get("int8"):
-        raise ConfigurationError(
-            f"int8 is {values['int8']!r}, but {asked} is filled with rows in int4; leave int8 away"
-        )
+def rows(found: Allocation) -> str:
+    """The key of a run that says what its rows end as: int4 or int8."""
+    return f"int{found.row_bits}"
+
+
+def check_rows(values: Mapping[str, Any], found: Allocation) -> None:
+    """Raise ConfigurationError if the values of a run have rows end as something else than their bytes count as."""
+    from codehead.training.config import WEIGHTS
+
+    for name in WEIGHTS:
+        if values.get(name) and name != rows(found):
+            raise ConfigurationError(
+                f"{name} is {values[name]!r}, but what was asked for is filled with rows in {rows(found)}; leave "
+                f"{name} away"
+            )
 
 
 def read_budget(text: str) -> float:
@@ -93,6 +102,7 @@ def told(found: Allocation) -> str:
     parts += [f"{found.refined_bits} more for the {found.refined:,} most frequent tokens"] if found.refined else []
     parts += [f"dense rows for {found.shortlist:,}"] if found.shortlist else []
     parts += ["a bias for every token"] if found.token_bias else []
+    parts += [f"rows in {rows(found)}"]
     shape = found.shape
     return (
         f"H = {shape.hidden_size:,}, V = {shape.num_classes:,}: {', '.join(parts)}. {found.bytes_stored:,} bytes, "

@@ -51,7 +51,7 @@ def convert(
     """
     from rich.console import Console
 
-    from codehead.cli.allocation import check_rows, chosen, told
+    from codehead.cli.allocation import check_rows, chosen, rows, told
     from codehead.cli.change import show_change
     from codehead.cli.output import check_folder
     from codehead.conversion import convert as run
@@ -63,7 +63,7 @@ def convert(
     check_folder(out)
     found = chosen(model_shape(model), budget, bits, speed, default="5%")
     given = dict(map(parse_assignment, assignments or []))
-    check_rows(given, "what is asked for")
+    check_rows(given, found)
     held_out = 0.0 if given.get("data.validation") else HELD_OUT
     config = RunConfig.from_dict(
         {
@@ -76,7 +76,7 @@ def convert(
             "decision": {**found.decision(), "seed": seed},
             "distil": {"steps": steps, "tokens": tokens, "trunk_steps": trunk_steps, "seed": seed},
             "calibrate": {"per_bit": False} if calibrate else None,  # what has learnt a posterior needs no more
-            "int4": True,
+            rows(found): True,
             "packed": packed,
             "training": {"per_device_train_batch_size": batch_size},
             "seed": seed,

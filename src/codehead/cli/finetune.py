@@ -53,7 +53,7 @@ def finetune(
     """Adapt an existing model: its own decision layer, or a new one given by --code or --budget.
 
     With --budget the new head learns from the old one first, trunk and head then learn from the text, the head is
-    rounded to int4, and codewords stay packed. A run that was stopped goes on from its last complete checkpoint when
+    rounded, and codewords stay packed. A run that was stopped goes on from its last complete checkpoint when
     the same command is given again.
     """
     from rich.console import Console

@@ -25,8 +25,8 @@ COSTS = {
     "multiply_adds": "multiply-adds per token",
 }
 NOTE = (
-    "Rows in int4 and the bias in int8, Softmax in bf16; codewords stay packed. Unpacked to float32 (--unpacked) a "
-    "token is decoded faster, and {:,} bytes are resident ({:.1%})."
+    "The bias is in int8, Softmax in bf16; codewords stay packed. Unpacked to float32 (--unpacked) a token is decoded "
+    "faster, and {:,} bytes are resident ({:.1%})."
 )
 BUILDS = {
     "convert": "It learns from the old head, and the rest of the model stays as it is:",
@@ -74,6 +74,7 @@ def _commands(model: str, budget: str | None, bits: int | None, speed: str | Non
 def _as_dict(found: Allocation, commands: dict[str, str]) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from codehead.cli.allocation import rows
     from codehead.evaluation.expected import set_ups
 
     expected = []
@@ -83,6 +84,7 @@ def _as_dict(found: Allocation, commands: dict[str, str]) -> dict[str, Any]:
         expected.append({**described, "measured": list(set_up.measured), "expected": values or None})
     return {
         "decision": found.decision(),
+        "rows": rows(found),
         "bytes_stored": found.bytes_stored,
         "byte_share": found.byte_share,
         "costs": _costs(found),

@@ -28,11 +28,15 @@ SLACK = 1e-6
 """Bytes: a share that was written with few decimals is not exact in binary."""
 LONGEST = 1024
 """Bits: longer codes cost more time than they bring accuracy."""
+INT4, INT8 = 4, 8
+COMPLETE = 1.25
+"""Bits of a codeword per hidden number, up to which rows bear int4. What rounding does to each bit adds up: of a
+finished model, codes with two and more lost what the bytes had bought, and codes with half of one gained."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """A decision layer for a model of this shape, its rows in int4, its bias in int8."""
+    """A decision layer for a model of this shape, its rows in int4 or int8, its bias in int8."""
 
     shape: ModelShape
     bits: int
@@ -41,6 +45,8 @@ class Allocation:
     """Further bits of the most frequent tokens."""
     shortlist: int = 0
     """Dense rows."""
+    row_bits: int = INT4
+    """Of a weight in a row."""
 
     @property
     def refined(self) -> int:
@@ -54,7 +60,7 @@ class Allocation:
 
     @property
     def size(self) -> DecisionSize:
-        """What it weighs: rows in int4, a bias in int8, a scale in bf16 for each row and for the bias."""
+        """What it weighs: rows, a bias in int8, a scale in bf16 for each row and for the bias."""
         hidden, tokens = self.shape.hidden_size, self.shape.num_classes
         biases = tokens if self.token_bias else 0
         weights = self.rows * hidden + biases
@@ -62,8 +68,19 @@ class Allocation:
         packed = tokens * row_bytes(self.bits)
         further = self.refined * row_bytes(self.refined_bits) + (row_bytes(tokens) if self.refined else 0)
         unpacked = FLOAT32_BYTES * (tokens * self.bits + self.refined * self.refined_bits)
-        stored = self.rows * _int4_bytes(hidden) + biases + WEIGHT_BYTES * scales + further + ID_BYTES * self.shortlist
+        stored = (
+            self.rows * _row_bytes(hidden, self.row_bits)
+            + biases
+            + WEIGHT_BYTES * scales
+            + further
+            + ID_BYTES * self.shortlist
+        )
         return DecisionSize(weights + scales, stored + packed, stored + packed + unpacked, stored + unpacked, packed)
+
+    @property
+    def bears_int4(self) -> bool:
+        """Whether its codewords are short enough for rows in int4."""
+        return self.bits + self.refined_bits <= COMPLETE * self.shape.hidden_size
 
     @property
     def bytes_stored(self) -> int:
@@ -115,27 +132,27 @@ def softmax_multiply_adds(shape: ModelShape) -> int:
 
 def int4_share(shape: ModelShape) -> float:
     """What the Softmax head itself takes in int4, with a scale per row, of its bytes in bf16."""
-    return (_int4_bytes(shape.hidden_size) + WEIGHT_BYTES) / (WEIGHT_BYTES * shape.hidden_size)
+    return (_row_bytes(shape.hidden_size, INT4) + WEIGHT_BYTES) / (WEIGHT_BYTES * shape.hidden_size)
 
 
 def allocate(shape: ModelShape, share: float) -> Allocation:
     """The decision layer for `share` (0 to 1) of the Softmax head's bytes in bf16.
 
     The longest code within CODE_SHARE of them; a bias per token; the longest further bits within LONGER_SHARE; dense
-    rows for what is left. With too small a budget, the shortest code there is, without a bias if need be.
-    ConfigurationError names the least share if even that is too much.
+    rows for what is left. With too small a budget, the shortest code there is, without a bias if need be. Rows in int4,
+    or in int8 if that makes codewords too long for int4. ConfigurationError names the least share if even the shortest
+    code is too much.
     """
     if not 0 < share <= 1:
         raise ConfigurationError(f"budget is {share!r}; give a share of the Softmax head's bytes, such as 5%")
     total = math.floor(share * softmax_bytes(shape) + SLACK)
-    lengths = _lengths(shape.num_classes)
-    code = _code(shape, _longest(lengths, partial(_code, shape), CODE_SHARE * total) or lengths[0])
+    code = _longest_code(shape, INT4, total)
     if code.bytes_stored > total:
         raise ConfigurationError(
             f"budget is {share:.2%} of the Softmax head's bytes, but {shape.num_classes:,} codewords of {code.bits} "
             f"bits and the head for them take {math.ceil(code.byte_share * 1e4) / 1e4:.2%}; give that at least"
         )
-    return _filled(code, total)
+    return _borne(_filled(code, total), _longest_code(shape, INT8, total), total)
 
 
 def allocate_bits(shape: ModelShape, bits: int) -> Allocation:
@@ -146,12 +163,13 @@ def allocate_bits(shape: ModelShape, bits: int) -> Allocation:
     least = minimal_length(shape.num_classes)
     if bits < least:
         raise ConfigurationError(f"bits is {bits}, but {shape.num_classes:,} tokens need codewords of {least} at least")
-    code = _code(shape, bits)
+    code, wide = (_code(shape, bits, row_bits) for row_bits in (INT4, INT8))
     if code.bytes_stored > softmax_bytes(shape):
         raise ConfigurationError(
             f"bits is {bits}: codewords and head take {code.byte_share:.0%} of the Softmax head's bytes; give fewer"
         )
-    return _filled(code, min(int(code.bytes_stored / CODE_SHARE), softmax_bytes(shape)))
+    totals = [min(int(some.bytes_stored / CODE_SHARE), softmax_bytes(shape)) for some in (code, wide)]
+    return _borne(_filled(code, totals[0]), wide, totals[1])
 
 
 def allocate_speed(shape: ModelShape, times: float) -> Allocation:
@@ -186,12 +204,24 @@ def _longest(lengths: range, make: Callable[[int], Allocation], total: float) ->
     return lengths[fitting - 1] if fitting else None
 
 
+def _longest_code(shape: ModelShape, row_bits: int, total: int) -> Allocation:
+    """The longest code within its share of `total` bytes, or the shortest there is."""
+    lengths = _lengths(shape.num_classes)
+    bits = _longest(lengths, lambda bits: _code(shape, bits, row_bits), CODE_SHARE * total)
+    return _code(shape, bits or lengths[0], row_bits)
+
+
+def _borne(found: Allocation, code: Allocation, total: int) -> Allocation:
+    """What was found with rows in int4; if it does not bear them, a `code` that has them in int8, if it fits."""
+    return found if found.bears_int4 or code.bytes_stored > total else _filled(code, total)
+
+
 def _weighs_less(shape: ModelShape, bits: int) -> bool:
-    return _code(shape, bits).bytes_stored <= softmax_bytes(shape)
+    return _code(shape, bits, INT4).bytes_stored <= softmax_bytes(shape)
 
 
-def _code(shape: ModelShape, bits: int) -> Allocation:
-    return Allocation(shape, bits, token_bias=False)
+def _code(shape: ModelShape, bits: int, row_bits: int) -> Allocation:
+    return Allocation(shape, bits, token_bias=False, row_bits=row_bits)
 
 
 def _filled(code: Allocation, total: int) -> Allocation:
@@ -211,12 +241,12 @@ def _filled(code: Allocation, total: int) -> Allocation:
 
 def _listed(found: Allocation, total: int) -> Allocation:
     """With the dense rows that bring it to `total` bytes."""
-    row = _int4_bytes(found.shape.hidden_size) + WEIGHT_BYTES + ID_BYTES
+    row = _row_bytes(found.shape.hidden_size, found.row_bits) + WEIGHT_BYTES + ID_BYTES
     return replace(found, shortlist=min((total - found.bytes_stored) // row, found.shape.num_classes))
 
 
-def _int4_bytes(width: int) -> int:
-    return -(-width // 2)
+def _row_bytes(width: int, row_bits: int) -> int:
+    return -(-width * row_bits // 8)
 
 
 def _longer(found: Allocation, bits: int) -> Allocation:

@@ -89,8 +89,7 @@ def _learnt(run: Mapping[str, Any]) -> str:
     if run.get("calibrate") is not None:
         words.append("calibrated")
     code = run["decision"]["code"]
-    told = ", then ".join(words) + ("" if code == _OURS["code"] else f", with {code} codes")
-    return told + (", with rows in int8" if run.get("int8") else "")
+    return ", then ".join(words) + ("" if code == _OURS["code"] else f", with {code} codes")
 
 
 def _shape(evidence: Evidence, coded: Result) -> ModelShape:
