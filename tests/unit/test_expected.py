@@ -137,6 +137,13 @@ def test_codes_that_budgets_came_to_before_are_told(tmp_path):
     }
 
 
+def test_codes_too_long_for_rows_in_int4_are_not_expected(tmp_path):
+    cells = {**CELLS, "too long": cell(72, 0.12, 0.2), "in int8": cell(72, 0.13, 0.38, int4=False, int8=True)}
+    write(tmp_path / "frontier-1", cells)
+    (found,) = render(tmp_path)["set_ups"]
+    assert [point["byte_share"] for point in found["points"]] == [0.02, 0.13]
+
+
 def test_all_folders_and_settings_are_told_each_by_itself(tmp_path):
     write(tmp_path / "frontier-1", CELLS)
     write(tmp_path / "frontier-2", CELLS, setting="wide")

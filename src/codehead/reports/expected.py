@@ -44,7 +44,7 @@ def _set_ups(folder: Path) -> Iterator[dict[str, Any]]:
     for result in evidence.results.values():
         known = (result.config["setting"], result.config["cell"]) in rows
         way = _way(result.config)
-        if known and _is_like_ours(way):
+        if known and _is_like_ours(way) and _bears_its_rows(way, _shape(evidence, result)):
             key = (result.config["setting"], _learnt(way))
             groups.setdefault(key, {}).setdefault(result.config["cell"], result)
     for (setting, learnt), cells in sorted(groups.items()):
@@ -74,6 +74,13 @@ def _is_like_ours(run: Mapping[str, Any]) -> bool:
     fixed = [{key: value for key, value in keys.items() if key not in BY_SIZE} for keys in (decision, like)]
     same = fixed[0] == fixed[1] and decision.get("code") in CODES
     return run.get("distil") is not None and any(run.get(name) for name in WEIGHTS) and same
+
+
+def _bears_its_rows(run: Mapping[str, Any], shape: ModelShape) -> bool:
+    """Whether `allocate` would leave rows in int4 to a code of this length."""
+    decision = run["decision"]
+    code = Allocation(shape, decision["bits"], refined_bits=decision.get("refined_bits", 0))
+    return code.bears_int4 or not run.get("int4")
 
 
 def _learnt(run: Mapping[str, Any]) -> str:

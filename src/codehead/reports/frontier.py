@@ -89,9 +89,11 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
             [row.byte_share for row in chosen],
             [row.values[metric].mean for row in chosen],
             yerr=[row.values[metric].half_width or 0.0 for row in chosen],
-            fmt=marker, color=colour, markersize=7, markeredgecolor=PAPER, capsize=3, elinewidth=1.2,
-            linestyle="" if family == "peer" else "-", linewidth=1.4,
+            fmt=marker, color=colour, markersize=7, markeredgecolor=PAPER, capsize=3, elinewidth=1.2, linestyle="",
         )  # fmt: skip
+        if family != "peer":
+            line = _best_of_each_budget(chosen, metric)
+            axis.plot(*zip(*line, strict=True), color=colour, linewidth=1.4, zorder=1)
     axis.axhline(1.0, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
     axis.set(xscale="log", xlabel=UNIT, ylabel=METRICS[metric][1])
     axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
@@ -104,6 +106,17 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
         axis.yaxis.set_major_formatter(as_percent)
     points = [(row.byte_share or 0.0, row.values[metric].mean, _name(row), LABEL) for row in rows]
     place_labels(axis, points, [row.values[metric].half_width or 0.0 for row in rows], avoid_y=[1.0])
+
+
+def _best_of_each_budget(rows: Sequence[Row], metric: str) -> list[tuple[float, float]]:
+    """Share of bytes and value of the best row of every budget, in steps of a thousandth, by rising share."""
+    better = min if metric == "perplexity_ratio" else max
+    found: dict[float, tuple[float, float]] = {}
+    for row in rows:
+        share, value = row.byte_share or 0.0, row.values[metric].mean
+        known = found.setdefault(round(share, 3), (share, value))
+        found[round(share, 3)] = better(known, (share, value), key=lambda point: point[1])
+    return sorted(found.values())
 
 
 def _name(row: Row) -> str:
