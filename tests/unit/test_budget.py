@@ -96,12 +96,9 @@ def test_a_codeword_length_comes_with_what_a_budget_would_add(shape, bits):
     code = shape.num_classes * -(-bits // 8) + bits * (shape.hidden_size * found.row_bits // 8 + 2)
     whole = 2 * shape.hidden_size * shape.num_classes
     assert found.bits == bits and found.bytes_stored <= min(whole, code / CODE_SHARE)
-    if (
-        bits % 8 == 0
-        and code < CODE_SHARE * whole
-        and allocate(shape, (code + 1) / CODE_SHARE / whole).row_bits == found.row_bits
-    ):
-        assert allocate(shape, (code + 1) / CODE_SHARE / whole).bits == bits
+    if bits % 8 == 0 and code < CODE_SHARE * whole:
+        again = allocate(shape, (code + 1) / CODE_SHARE / whole)
+        assert again.bits == bits or again.row_bits != found.row_bits
 
 
 def test_any_codeword_length_that_tells_tokens_apart():

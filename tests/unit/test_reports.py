@@ -13,7 +13,7 @@ from codehead.errors import CheckpointError, DataError
 from codehead.evaluation.result import Result
 from codehead.reports.evidence import read_results
 from codehead.reports.findings import findings
-from codehead.reports.frontier import frontier
+from codehead.reports.frontier import _best_of_each_budget, frontier
 from codehead.reports.naming import label_of
 from codehead.reports.render import render
 from codehead.reports.summary import Estimate, Row, final_loss, setting_size, summarise, t_quantile
@@ -186,3 +186,13 @@ def test_what_is_beyond_the_scale_of_the_picture_is_told_below_it() -> None:
     half = weighed("Half", 0.05, share=0.8, perplexity_ratio=2.6)
     (picture,) = frontier([*rows, far, half])
     assert picture.note.endswith("* errors corrected. Beyond the scale: Far (50.0%, 6.5×); Half (2.6×).")
+
+
+def test_the_line_of_a_frontier_goes_through_the_best_of_every_budget() -> None:
+    rows = [
+        weighed("Worse", 0.0502, share=0.9, perplexity_ratio=1.2),
+        weighed("Larger", 0.15, share=0.99, perplexity_ratio=1.0),
+        weighed("Better", 0.0501, share=0.95, perplexity_ratio=1.1),
+    ]
+    assert _best_of_each_budget(rows, "share") == [(0.0501, 0.95), (0.15, 0.99)]
+    assert _best_of_each_budget(rows, "perplexity_ratio") == [(0.0501, 1.1), (0.15, 1.0)]

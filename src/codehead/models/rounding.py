@@ -48,7 +48,8 @@ def to_int4(model: Model, hidden: Tensor | None = None) -> Model:
     positions of text like yours (`codehead.models.hidden.hidden_states`): the error of each column is then spread over
     those after it, so that outputs change least (`error_corrected`). Without, each weight is rounded to the nearest,
     which loses more. So, with a warning, is what a head does not apply as one linear map: the last layer of "mtl", and
-    of "tower" with several groups.
+    of "tower" with several groups. What rounding does to each bit adds up: codewords of many more bits than the hidden
+    size are better off with `to_int8`.
 
     ConfigurationError if the model has no decision layer, or one that is rounded already, or `hidden` is not of it.
     """
