@@ -19,15 +19,23 @@ from typing import Any
 import torch
 
 from codehead import codes, heads
+from codehead.codes.packing import row_bytes
+from codehead.decoding.corrections import Corrections
+from codehead.decoding.refinement import Refinement
+from codehead.evaluation.budget import Allocation, allocate
 from codehead.evaluation.result import Result
+from codehead.evaluation.size import ModelShape
+from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import DecisionLayer
+from codehead.models.rounding import INT4, round_parts
 from codehead.training.provenance import provenance, utc_now
 
 SEED = 0
+BUDGETS = (0.01, 0.05)
 
 
 def layers(hidden_size: int, num_classes: int, device: torch.device) -> dict[str, DecisionLayer]:
-    """The layers to compare; bfloat16 weights on a GPU, float32 on a CPU."""
+    """The layers to compare, as they are trained; bfloat16 weights on a GPU, float32 on a CPU."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     made = {
         "softmax": ("one_vs_all", None, "linear", {}, "codeword"),
@@ -43,18 +51,48 @@ def layers(hidden_size: int, num_classes: int, device: torch.device) -> dict[str
             codebook := codes.build(design, num_classes, bits=bits, seed=SEED, **_fast(design)),
             heads.build(head, hidden_size, codebook.length, **options),
             loss,
-        ).to(device, dtype)
+        )
         for name, (design, bits, head, options, loss) in made.items()
     }
-    for name in ("minrandom-50", "minrandom-100"):
-        found[f"{name}-packed"] = packed = copy.deepcopy(found[name])
+    shape = ModelShape(hidden_size, num_classes, tied=False)
+    found |= {f"budget-{share:.0%}": of_budget(allocate(shape, share)) for share in BUDGETS}
+    return {name: layer.to(device, dtype) for name, layer in found.items()}
+
+
+def of_budget(found: Allocation) -> DecisionLayer:
+    """What `codehead recommend` gives for a budget, with symbols at random: time does not depend on which they are."""
+    tokens, members = found.shape.num_classes, torch.arange(found.refined)
+    plane = torch.randint(256, (found.refined, row_bytes(found.refined_bits)), dtype=torch.uint8)
+    corrections = Corrections(
+        tokens,
+        torch.arange(found.shortlist),
+        found.token_bias,
+        Refinement.of(tokens, members, plane, found.refined_bits) if found.refined else None,
+    )
+    head = heads.build("linear", found.shape.hidden_size, found.bits)
+    return DecisionLayer(
+        codes.build("dense_random", tokens, bits=found.bits, seed=SEED, **_fast("dense_random")),
+        ShortlistHead(head, found.shape.hidden_size, corrections.num_outputs),
+        "codeword",
+        corrections=corrections,
+    )
+
+
+def stored(trained: dict[str, DecisionLayer]) -> dict[str, DecisionLayer]:
+    """The same layers as they are kept when training is over: rows in int4, codewords packed."""
+    found = {}
+    for name in (f"budget-{share:.0%}" for share in BUDGETS):
+        found[f"{name}-int4"] = layer = copy.deepcopy(trained[name])
+        round_parts(layer.head, layer.decision, INT4)
+    for name in ("minrandom-50", "minrandom-100", *found):
+        found[f"{name}-packed"] = packed = copy.deepcopy(found.get(name, trained.get(name)))
         packed.decision.packed = True
     return found
 
 
 def _fast(design: str) -> dict[str, int]:
     """One candidate is enough: the time of a layer does not depend on the quality of its code."""
-    return {"candidates": 1} if design == "minrandom" else {}
+    return {"candidates": 1} if design in ("dense_random", "minrandom") else {}
 
 
 def first_choice(layer: DecisionLayer, hidden: torch.Tensor) -> Callable[[], Any]:
@@ -131,8 +169,9 @@ def _synchronize(device: torch.device) -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one (hidden size, vocabulary) pair."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    compared = layers(options.hidden_size, options.vocab_size, device)
-    dtype = next(compared["softmax"].parameters()).dtype
+    trained = layers(options.hidden_size, options.vocab_size, device)
+    compared = trained | stored(trained)
+    dtype = next(trained["softmax"].parameters()).dtype
     metrics: dict[str, Any] = {"dtype": str(dtype), "inference": {}, "training": {}}
     for batch in options.batch_sizes:
         hidden = torch.randn(batch, options.hidden_size, device=device, dtype=dtype)
@@ -140,7 +179,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         metrics["inference"][str(batch)] = interleaved(runs, device, options.repeats)
     hidden = torch.randn(options.tokens, options.hidden_size, device=device, dtype=dtype, requires_grad=True)
     labels = torch.randint(options.vocab_size, (options.tokens,), device=device)
-    trained = {name: layer for name, layer in compared.items() if not layer.decision.packed}  # training unpacks
     runs = {name: training_step(layer, hidden, labels) for name, layer in trained.items()}
     metrics["training"] = interleaved(runs, device, options.repeats)
     for name, run in runs.items():

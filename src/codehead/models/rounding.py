@@ -208,8 +208,10 @@ class _Nibbles(_Bytes):
         self.moments = moments
 
     def forward(self, packed: Tensor, scale: Tensor) -> Tensor:
-        integers = torch.stack([packed % 16, packed // 16], dim=-1).flatten(-2)[..., : self.width]
-        return (integers.to(scale.dtype) - (LARGEST_NIBBLE + 1)) * scale
+        integers = scale.new_empty(*packed.shape[:-1], self.width)  # filled: stack takes three times as long
+        integers[..., ::2] = packed & 15
+        integers[..., 1::2] = packed[..., : self.width // 2] >> 4
+        return (integers - (LARGEST_NIBBLE + 1)) * scale
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
         scale = _least_squares_scale(weight)
