@@ -35,7 +35,7 @@ test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 test-page: $(VENV)/.installed-dev  ## The page of a report in a real browser (needs Chromium)
 	$(PYTEST) -m slow tests/integration/test_report_page.py
 
-check: $(VENV)/.installed-dev  ## What the automatic run does: lint, types, layers, tests
+check: $(VENV)/.installed-dev  ## Lint, types, layers, tests: what must pass
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

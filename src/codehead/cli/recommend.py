@@ -143,9 +143,9 @@ def _expected(found: Allocation) -> Table:
 
     from codehead.evaluation.expected import set_ups
 
-    title = f"What heads of {found.byte_share:.2%} of the bytes kept in our experiments. Yours may differ."
+    title = f"What heads of {found.byte_share:.2%} of the bytes had of Softmax's in our experiments. Yours may differ."
     table = Table(box=SIMPLE_HEAD, show_edge=False, title=title, title_justify="left", title_style="")
-    for name in ("top-1", "perplexity"):
+    for name in ("top-1 accuracy", "perplexity"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("measured on a model")
     for set_up in sorted(set_ups(), key=lambda some: abs(math.log(some.hidden_size / found.shape.hidden_size))):
