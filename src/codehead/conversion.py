@@ -145,6 +145,8 @@ def _check_numbers(config: RunConfig, measured: dict[str, Any]) -> None:
 def _check_stock(config: RunConfig, model: Any, rows: Rows) -> None:
     if is_coded(model):
         raise ConfigurationError(f"model {config.model!r} has a decision layer already; convert its stock checkpoint")
+    if config.decision is None:
+        raise ConfigurationError("convert needs to know the new decision layer: give decision, such as a budget's")
     if config.calibrate is not None:
         _parted(rows.train, config.seed)
 
@@ -152,6 +154,8 @@ def _check_stock(config: RunConfig, model: Any, rows: Rows) -> None:
 def _check_coded(config: RunConfig, model: Any, rows: Rows) -> None:
     if config.calibrate is None:
         raise ConfigurationError("recalibrate needs to know how: give calibrate, such as {per_bit: true}")
+    if config.decision is not None:
+        raise ConfigurationError("decision is given, but recalibrate scales the bits alone; leave it away")
     check_calibration(model, config.calibrate.per_bit)
 
 

@@ -171,6 +171,18 @@ def test_lines_come_every_ten_seconds_with_the_time_left(clock):
     assert lines[3] == " 60%  late, 0:00:30 elapsed, about 0:00:20 left"
 
 
+def test_other_work_has_its_own_time_left(clock):
+    out = io.StringIO()
+    with progress.shown(Console(file=out)) as show:
+        for stage, total, seconds in (("measuring", 50, 100), ("learning", 20, 1), ("reading", 20, 2)):
+            for done in range(total + 1):
+                show(stage, done, total)
+                clock[0] += seconds
+    lines = out.getvalue().splitlines()
+    assert "  0%  learning, 0:00:00 elapsed" in lines and " 50%  learning, 0:00:10 elapsed, about 0:00:10 left" in lines
+    assert "  0%  reading, 0:00:00 elapsed" in lines and " 50%  reading, 0:00:20 elapsed, about 0:00:20 left" in lines
+
+
 def test_training_lines_count_from_where_the_run_goes_on(clock):
     out = io.StringIO()
     told = progress.RichProgress("run", Console(file=out))

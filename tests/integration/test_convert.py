@@ -16,7 +16,7 @@ from codehead.conversion import convert, recalibrate
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
 from codehead.training.config import RunConfig
 from codehead.training.data import tokenize
-from codehead.training.model import load_model
+from codehead.training.model import default_device, load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import train_bpe
 
@@ -221,6 +221,22 @@ def test_a_coded_model_is_not_converted_again(stock, tmp_path):
         convert(config(stock, tmp_path / "twice", model=str(tmp_path / "once")))
 
 
+def test_what_a_conversion_does_not_do_is_refused(stock, tmp_path):
+    with pytest.raises(ConfigurationError, match="give decision"):
+        convert(config(stock, tmp_path / "out", decision=None, distil=None))
+    convert(config(stock, tmp_path / "once", distil={"steps": 1, "tokens": 100}))
+    given = {"model": str(tmp_path / "once"), "distil": None, "calibrate": {"per_bit": True}}
+    with pytest.raises(ConfigurationError, match="decision is given, but recalibrate scales the bits alone"):
+        recalibrate(config(stock, tmp_path / "twice", **given))
+
+
+def test_apples_accelerator_is_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    for kind, used in (("mps", "cpu"), ("cuda", "cuda")):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda kind=kind: torch.device(kind))
+        assert default_device().type == used
+
+
 def test_without_held_out_text_nothing_can_be_measured(stock, tmp_path):
     data = {"train": str(stock / "text.jsonl"), "block_size": 32}
     with pytest.raises(ConfigurationError, match="measured before and after"):
@@ -402,14 +418,16 @@ def test_the_commands(stock, tmp_path, codehead):
     other = ("--out", f"{out}-2", "--budget", "60%", "--set", "int4=true")
     status, _, errors = codehead("convert", model, "--data", data, *other)
     assert status == 2 and "filled with rows in int8; leave int4 away" in errors
-    status, _, errors = codehead("convert", model, "--data", data, "--out", out, "--budget", "5 per cent")
-    assert status == 2 and "--budget is '5 per cent'" in errors
+    for unread in ("5 per cent", ""):
+        status, _, errors = codehead("convert", model, "--data", data, "--out", out, "--budget", unread)
+        assert status == 2 and f"--budget is {unread!r}" in errors
 
 
 def test_a_length_can_be_converted_to(stock, tmp_path, codehead):
     model, data, out = str(stock / "model"), str(stock / "text.jsonl"), str(tmp_path / "out")
     status, _, errors = codehead(
-        "convert", model, "--data", data, "--out", out, "--bits", "12", "--steps", "2", "--block-size", "32"
-    )
-    assert status == 0, errors
+        "convert", model, "--data", data, "--out", out, "--bits", "12", "--steps", "2", "--block-size", "32",
+        "--set", "decision.shortlist=3",
+    )  # fmt: skip
+    assert status == 0 and "; --set decision.shortlist changes that" in errors
     assert AutoModelForCausalLM.from_pretrained(out).decision.table.length == 12

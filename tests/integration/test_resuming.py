@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_runs import CODED, CORRECTED, StopAt, finetuning, losses, pretraining, weights
 
-from codehead.errors import ConfigurationError, DataError
+from codehead.errors import CheckpointError, ConfigurationError, DataError
 from codehead.training.folder import last_complete
 from codehead.training.loop import ResumableLoop
 from codehead.training.run import train
@@ -142,6 +142,49 @@ def test_another_configuration_is_refused_by_its_first_difference(pretrained, st
     config = pretraining(stories, pretrained["coded"], decision={**CODED, "bits": 24})
     with pytest.raises(ConfigurationError, match=r"decision\.bits is 24, was 20; .*--overwrite"):
         train(config, progress=False)
+
+
+def test_a_disk_that_was_full_at_the_first_record_is_no_obstacle(stories, tmp_path, monkeypatch):
+    config = pretraining(stories, tmp_path / "run")
+
+    def full(*names):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("codehead.training.folder.os.replace", full)
+        with pytest.raises(OSError, match="No space"):
+            train(config, progress=False)
+    assert not list((tmp_path / "run").glob(".run*"))
+    (tmp_path / "run" / ".run.json.tmp").write_text("{")  # of a process that was killed
+    train(config, progress=False)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_checkpoint_is_told_before_anything_is_trained_on_it(pretrained, stories, tmp_path, damage):
+    config = finetuning(pretrained["coded"], stories, tmp_path / "run", adapt="full" if damage == "flipped" else "lora")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, callbacks=[StopAt(5)])
+    checkpoint = last_complete(tmp_path / "run" / "checkpoints")
+    file = next(checkpoint.glob("*model.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content if damage == "flipped" else content[:-5])
+    with pytest.raises(CheckpointError, match=f"{checkpoint.name}.* is damaged .*remove it to go on from"):
+        train(config, progress=False)
+
+
+def test_an_overwritten_run_is_unfinished_until_its_end(stories, tmp_path, monkeypatch):
+    config = pretraining(stories, tmp_path / "run")
+    train(config, progress=False)
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("codehead.training.folder.RunFolder.clear_work", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, progress=False, overwrite=True)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
 
 
 def test_a_folder_of_something_else_is_refused_and_its_files_stay(stories, tmp_path):

@@ -136,6 +136,15 @@ def test_hidden_states_tell_how_errors_of_int4_are_spread(layer):
     assert change[False] < (0.9 if layer not in NEAREST else 0.97) * change[True]
 
 
+@pytest.mark.parametrize("layer", ["linear", "low rank"])
+def test_rows_that_are_rounded_a_few_at_a_time_come_to_the_same(layer, monkeypatch):
+    found = []
+    for rows in (3, 10**6):
+        monkeypatch.setattr("codehead.models.rounding.ROWS", rows)
+        found.append(codehead.to_int4(coded(LAYERS[layer]), states()).state_dict())
+    assert all(torch.equal(one, other) for one, other in zip(found[0].values(), found[1].values(), strict=True))
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_what_is_not_error_corrected_is_told(layer, recwarn):
     codehead.to_int4(coded(LAYERS[layer]), states())

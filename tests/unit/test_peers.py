@@ -7,7 +7,7 @@ import torch
 
 from codehead.errors import ConfigurationError
 from codehead.evaluation.peers import quantised, trimmed
-from codehead.models.error_correction import error_corrected
+from codehead.models.error_correction import error_corrected, error_spread
 
 V, H = 50, 24
 
@@ -76,7 +76,7 @@ def test_errors_reach_all_later_columns_whatever_the_blocks(hidden, group):
             (left[:, column] - rounded) / spread[column, column], spread[column, column + 1 :]
         )
         left[:, column] = rounded
-    torch.testing.assert_close(error_corrected(weight, moments, group, rounding), left.float())
+    torch.testing.assert_close(error_corrected(weight, error_spread(moments), group, rounding), left.float())
 
 
 def test_with_independent_hidden_states_there_is_nothing_to_correct():

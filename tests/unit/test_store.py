@@ -61,6 +61,17 @@ def test_training_data_count_by_content_and_test_data_do_not_count(values: dict[
     assert folder(store, values) != before
 
 
+@pytest.mark.parametrize("name", ["code", "code_params.prototypes"])
+def test_files_that_a_code_is_made_of_count_by_content(values: dict[str, Any], tmp_path: Path, name: str) -> None:
+    store, file = Store(tmp_path / "store"), tmp_path / "mine.safetensors"
+    decision = {"code": str(file)} if name == "code" else {"code": "itq", "code_params": {"prototypes": str(file)}}
+    file.write_text("1")
+    before = folder(store, values, decision=decision)
+    assert folder(store, values, decision=decision) == before
+    file.write_text("2")
+    assert folder(store, values, decision=decision) != before
+
+
 def test_a_local_model_counts_by_its_weights_and_one_of_the_store_by_its_run(
     values: dict[str, Any], tmp_path: Path
 ) -> None:

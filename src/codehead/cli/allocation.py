@@ -33,7 +33,7 @@ def chosen(
         return allocate_bits(shape, bits)
     if speed is not None:
         return allocate_speed(shape, read_speed(speed))
-    return allocate(shape, read_budget(budget or default or ""))
+    return allocate(shape, read_budget((default or "") if budget is None else budget))
 
 
 def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, Allocation]:

@@ -57,7 +57,7 @@ def convert(
     from codehead.conversion import convert as run
     from codehead.evaluation.size import model_shape
     from codehead.training.blocks import parse_assignment
-    from codehead.training.config import RunConfig
+    from codehead.training.config import WEIGHTS, RunConfig
     from codehead.training.progress import shown
 
     check_folder(out)
@@ -85,7 +85,9 @@ def convert(
         given,
     )  # fmt: skip
     console = Console(stderr=True, highlight=False)
-    console.print(told(found), markup=False, soft_wrap=True)
+    changed = [key for key in given if key.startswith("decision.") or key in WEIGHTS]
+    note = f"; --set {', '.join(changed)} changes that" if changed else ""
+    console.print(told(found) + note, markup=False, soft_wrap=True)
     with shown(console) as show:
         record = run(config, overwrite=overwrite, show=show)
     show_change(record, "old head", "new head")

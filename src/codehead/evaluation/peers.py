@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from codehead.errors import ConfigurationError
-from codehead.models.error_correction import Rounding, error_corrected
+from codehead.models.error_correction import ROWS, Rounding, error_corrected, error_spread
 
 SCALE_BYTES = 2  # bf16
 
@@ -43,7 +43,8 @@ def quantised(weight: Tensor, bits: int, group: int, moments: Tensor | None = No
     if moments is None:
         grouped = weight.float().unflatten(1, (-1, group))
         return Peer(_rounding(grouped, bits)(grouped).flatten(1), num_bytes)
-    return Peer(error_corrected(weight, moments, group, partial(_rounding, bits=bits)), num_bytes)
+    reach, how = error_spread(moments), partial(_rounding, bits=bits)
+    return Peer(torch.cat([error_corrected(some, reach, group, how) for some in weight.split(ROWS)]), num_bytes)
 
 
 def trimmed(weight: Tensor, keep: Tensor) -> Peer:

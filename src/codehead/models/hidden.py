@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ class Statistics:
         centred = wide - mean
         return cls(torch.as_tensor(counts), mean, centred.T @ centred / len(wide))
 
+    @cached_property
     def root(self) -> Tensor:
         """The square root of the covariance, `(hidden, hidden)`, float64."""
         if self.covariance is None:
@@ -68,12 +70,13 @@ class Statistics:
     def seen(self, rows: Tensor) -> Tensor:
         """Rows `(V, hidden)` of a head as its scores differ: their distances are those of scores, in the mean.
 
-        |w Σ½|² is the variance of `w · h`; directions in which hidden states do not vary make no difference.
+        |w Σ½|² is the variance of `w · h`; directions in which hidden states do not vary make no difference. float32,
+        on the CPU.
         """
         if self.covariance is None:
-            return rows
-        root = self.root().to(rows.device)
-        return torch.cat([(some.double() @ root).to(rows.dtype) for some in rows.split(PIECE)])
+            return rows.float().cpu()
+        root = self.root.to(rows.device)
+        return torch.cat([(some.double() @ root).float().cpu() for some in rows.split(PIECE)])
 
 
 def _finite(name: str, value: Any) -> Tensor:

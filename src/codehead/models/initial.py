@@ -247,7 +247,7 @@ def _mean(statistics: Statistics | None, like: Tensor) -> Tensor:
 def _root(statistics: Statistics | None, like: Tensor) -> Tensor:
     """The square root of the covariance `(hidden, hidden)`, the identity if it is not known."""
     known = statistics is not None and statistics.covariance is not None
-    root = statistics.root() if known else torch.eye(like.shape[-1])  # type: ignore[union-attr]
+    root = statistics.root if known else torch.eye(like.shape[-1])  # type: ignore[union-attr]
     return root.to(like)
 
 

@@ -56,7 +56,7 @@ def refine(
         )
     check_refined(ids, length)
     weights = token_weights(old, statistics, listed)
-    rows = _left_over(codebook, old, weights)[ids]
+    rows = _left_over(codebook, old, weights, ids.to(old.weight.device))
     seen = rows if statistics is None else statistics.seen(rows)
     importance = weights[ids.to(weights.device)].cpu().numpy()
     try:
@@ -75,8 +75,8 @@ def check_refined(ids: Tensor, length: int) -> None:
         whole_number("refined_bits", length, minimal_length(len(ids)))
 
 
-def _left_over(codebook: Codebook, old: nn.Linear, weights: Tensor) -> Tensor:
-    """The old rows `(V, hidden)` in float32, less the nearest that `½ C P + 1 mᵀ` comes to them."""
+def _left_over(codebook: Codebook, old: nn.Linear, weights: Tensor, ids: Tensor) -> Tensor:
+    """The old rows of some tokens `(K, hidden)` in float32, less the nearest that `½ C P + 1 mᵀ` comes to all rows."""
     codewords = 0.5 * CodewordTable(codebook).signs().to(old.weight.device)
     solution, common = least_squares(codewords, old.weight, weights)
-    return old.weight.float() - codewords @ solution.float() - common.float()
+    return old.weight[ids].float() - codewords[ids] @ solution.float() - common.float()

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from codehead.errors import ConfigurationError
-from codehead.models.error_correction import error_corrected
+from codehead.models.error_correction import ROWS, error_corrected, error_spread
 from codehead.models.surgery import Model, describe
 
 INT8, INT4 = 8, 4
@@ -214,20 +214,24 @@ class _Nibbles(_Bytes):
         return (integers - (LARGEST_NIBBLE + 1)) * scale
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
-        scale = _least_squares_scale(weight)
-        integers = _integers(self._rounded(weight.float(), scale.float()), scale.float())
-        filled = F.pad(integers + LARGEST_NIBBLE + 1, (0, self.width % 2)).to(torch.uint8)
-        return filled[..., ::2] | filled[..., 1::2] << 4, nn.Parameter(scale)
+        spread = None if self.moments is None else error_spread(self.moments)
+        parts = [self._packed(rows, spread) for rows in weight.flatten(0, -2).split(ROWS)]
+        packed, scale = (torch.cat(part).unflatten(0, weight.shape[:-1]) for part in zip(*parts, strict=True))
+        return packed, nn.Parameter(scale)
 
     def count(self, integers: Tensor) -> int:
         return integers[..., 0].numel() * self.width
 
-    def _rounded(self, weight: Tensor, scale: Tensor) -> Tensor:
-        if self.moments is None:
-            return weight
-        steps, rows = scale.flatten(0, -2).cpu(), weight.flatten(0, -2)
-        found = error_corrected(rows, self.moments, self.width, lambda _: lambda some: _integers(some, steps) * steps)
-        return found.view_as(weight).to(weight.device)
+    def _packed(self, rows: Tensor, spread: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Some rows `(rows, width)` as bytes, and their scales `(rows, 1)`."""
+        scale = _least_squares_scale(rows)
+        values, step = rows.float(), scale.float()
+        if spread is not None:
+            on_cpu = step.cpu()
+            nearest = error_corrected(rows, spread, self.width, lambda _: lambda some: _integers(some, on_cpu) * on_cpu)
+            values = nearest.to(rows.device)
+        filled = F.pad(_integers(values, step) + LARGEST_NIBBLE + 1, (0, self.width % 2)).to(torch.uint8)
+        return filled[:, ::2] | filled[:, 1::2] << 4, scale
 
 
 def _integers(weight: Tensor, scale: Tensor) -> Tensor:

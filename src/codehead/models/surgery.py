@@ -284,8 +284,8 @@ def _seen(argument: str, remedy: str, weight: torch.Tensor, statistics: Statisti
             f"{argument} looks at the rows of the model's Softmax head, which is on the meta device; {remedy}, or load "
             "the weights first"
         )
-    rows = weight.detach().float()
-    return (rows if statistics is None else statistics.seen(rows)).cpu().numpy()
+    rows = weight.detach()
+    return (rows.float().cpu() if statistics is None else statistics.seen(rows)).numpy()
 
 
 def _assigned(

@@ -21,7 +21,7 @@ from codehead.protocols.backbones import backbone_config, train_once
 from codehead.protocols.peers import compress
 from codehead.protocols.preparation import Context
 from codehead.protocols.protocol import HALF, AnswersConfig, Cell, PeerConfig, Protocol, expand, half_width, merged
-from codehead.protocols.store import digest, folder_record
+from codehead.protocols.store import digest, folder_record, of_files
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
 from codehead.training.folder import read_record
@@ -49,12 +49,18 @@ def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequen
         "history": [entry for entry in record["log_history"] if "loss" in entry],
     }
     data = file_records(config.data.sources)  # a run that protocols share may have been trained beside other test data
-    provenance = {**record["provenance"], "data": data, "measured": metrics.pop("measured")}
+    files = of_cell_files(config, cell)
+    provenance = {**record["provenance"], "data": data, **files, "measured": metrics.pop("measured")}
     if cell.backbone is not None:
         backbone = Path(str(config.model))
         provenance["backbone"] = folder_record(backbone)
         provenance["backbone_training"] = read_record(backbone)["provenance"]
     return Result(f"{protocol.name}/{cell.key}", result_config(protocol, cell), metrics, provenance)
+
+
+def of_cell_files(config: RunConfig, cell: Cell) -> dict[str, Any]:
+    """`files`, the records of those that a cell's decision layer is made of, or nothing."""
+    return of_files({"decision": config.decision, "peer": None if cell.peer is None else cell.peer.as_dict()})
 
 
 def cell_config(protocol: Protocol, cell: Cell, context: Context) -> RunConfig:
@@ -135,7 +141,7 @@ def _measured_once(protocol: Protocol, config: RunConfig, peer: PeerConfig | Non
 
 
 def _of_peer(peer: PeerConfig | None) -> dict[str, Any]:
-    return {} if peer is None else {"peer": peer.as_dict()}
+    return {} if peer is None else {"peer": peer.as_dict(), **of_files(peer.as_dict())}
 
 
 def _of_decoders(protocol: Protocol) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from codehead.evaluation.result import Result, canonical_json
 from codehead.evaluation.size import ModelShape, config_shape
 from codehead.protocols.architecture import cell_architecture
 from codehead.protocols.backbones import backbone_config
-from codehead.protocols.cells import cell_config, result_config
+from codehead.protocols.cells import cell_config, of_cell_files, result_config
 from codehead.protocols.layout import result_path
 from codehead.protocols.preparation import Context, prepared_sources
 from codehead.protocols.protocol import Cell, PeerConfig, Protocol
@@ -62,10 +62,16 @@ def check_data(protocol: Protocol, cell: Cell, out: Path, context: Context) -> N
 
     The data must be prepared. Raises ConfigurationError.
     """
-    path = result_path(out, cell)
-    if Result.read(path).provenance["data"] != file_records(cell_config(protocol, cell, context).data.sources):
+    path, config = result_path(out, cell), cell_config(protocol, cell, context)
+    provenance = Result.read(path).provenance
+    if provenance["data"] != file_records(config.data.sources):
         raise ConfigurationError(
             f"{str(path)!r} was measured on other data: a file has changed since; remove it or choose another --out"
+        )
+    if provenance.get("files", []) != of_cell_files(config, cell).get("files", []):
+        raise ConfigurationError(
+            f"{str(path)!r} was measured with another code: a file that it is made of has changed since; remove it or "
+            "choose another --out"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from codehead.errors import ConfigurationError
 from codehead.evaluation.result import canonical_json
 from codehead.training.config import RunConfig
-from codehead.training.provenance import file_record
+from codehead.training.provenance import file_record, named_files
 
 WEIGHTS = ("config.json", "*.safetensors", "tokenizer.json")
 LOCK = ".lock"
@@ -59,8 +59,8 @@ class Store:
     def run_folder(self, values: Mapping[str, Any]) -> Path:
         """The folder of a run: all fields of RunConfig, variables expanded, whatever output_dir says.
 
-        Data count by their content, models by their weights, and those trained in this store by the run that made
-        them; what a run does not read (its test data) does not count.
+        Data, and files that a code is made of, count by their content, models by their weights, and those trained in
+        this store by the run that made them; what a run does not read (its test data) does not count.
         """
         data = {key: value for key, value in values["data"].items() if key != "test"}
         sources = [data["train"]] if isinstance(data["train"], str) else data["train"]
@@ -72,6 +72,7 @@ class Store:
             "data": data,
             "model": self._identify(values["model"]),
             "tokenizer": self._identify(values.get("tokenizer")),
+            **of_files(values.get("decision")),
         }
         return self.root / f"{_slug(values)}-{digest(identity)}"
 
@@ -88,6 +89,12 @@ class Store:
 def folder_record(folder: Path) -> list[dict[str, Any]]:
     """Name, sha256 and bytes of the weights, the configuration and the tokenizer in a model's folder."""
     return [file_record(str(file)) for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
+
+
+def of_files(values: Any) -> dict[str, Any]:
+    """`files`, the records of those that are named in some values, or nothing."""
+    found = named_files(values)
+    return {"files": found} if found else {}
 
 
 def _slug(values: Mapping[str, Any]) -> str:

@@ -40,6 +40,8 @@ LARGE = 0.1
 """Rows of larger weights, and biases, learn as if that were their root mean square."""
 TOLERANCE = 0.01
 """Nats, 1% of perplexity: by so much a head may end worse than it began."""
+CHECKED = 2048
+"""Positions at which that is looked at."""
 BETAS = (0.9, 0.99)
 """Adam's averages: shorter than usual, since hundreds of steps are few."""
 
@@ -86,7 +88,7 @@ def distil(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     order = torch.Generator().manual_seed(options.seed)
-    begun = aim.nats(options.batch_tokens)
+    begun = aim.nats()
     loop = ResumableLoop(stages or Stages(), "distillation", optimizer, schedule, order, student.checksum())
     with loop.saved_at_the_end():
         while loop.done < options.steps:
@@ -96,7 +98,7 @@ def distil(
             refuse_divergence(nats, loop.done, RATE)
             loop.step()
             progress(loop.done, options.steps, nats)
-    ended = aim.nats(options.batch_tokens)
+    ended = aim.nats()
     if ended <= begun + TOLERANCE:
         student.write_back(model, options.seed)
         return
@@ -125,15 +127,21 @@ class _Aim:
         given, known = self._at(chosen)
         return imitate(self.student, given, self.teacher, given, known, self.label_weight, self.num_classes)
 
-    @torch.no_grad()
-    def nats(self, positions: int) -> float:
-        """The mean over so many positions, the first, or as many as may be scored at once."""
-        given, known = self._at(slice(max(1, min(positions, CHUNK_SCORES // self.num_classes))))
-        found, likely = self.student(given).log_softmax(-1), self.teacher(given).float().log_softmax(-1)
-        nats = F.kl_div(found, likely, reduction="batchmean", log_target=True)
-        return float(nats if known is None else torch.lerp(nats, F.nll_loss(found, known), self.label_weight))
+    def nats(self) -> float:
+        """The mean over CHECKED positions, evenly spread, or all if there are fewer."""
+        chosen = torch.linspace(0, len(self.hidden) - 1, min(CHECKED, len(self.hidden)), dtype=torch.float64).long()
+        return sum(map(self._sum, chosen.split(max(1, CHUNK_SCORES // self.num_classes)))) / len(chosen)
 
-    def _at(self, chosen: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+    @torch.no_grad()
+    def _sum(self, chosen: Tensor) -> float:
+        given, known = self._at(chosen)
+        found, likely = self.student(given).log_softmax(-1), self.teacher(given).float().log_softmax(-1)
+        nats = F.kl_div(found, likely, reduction="sum", log_target=True)
+        if known is not None:
+            nats = torch.lerp(nats, F.nll_loss(found, known, reduction="sum"), self.label_weight)
+        return float(nats)
+
+    def _at(self, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and labels where they count, on the device of the student."""
         known = None if self.labels is None or not self.label_weight else self.labels[chosen].to(self.device)
         return self.hidden[chosen].to(self.device, torch.float32), known

@@ -10,11 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from codehead.errors import CheckpointError, ConfigurationError, DataError
+from codehead.models.manifest import WEIGHTS as OWN_WEIGHTS
+from codehead.models.manifest import verify
 from codehead.training.config import RunConfig
 from codehead.training.stages import Stages
 
 RECORD = "run.json"
+TEMPORARY = f".{RECORD}.tmp"
 CHECKPOINTS = "checkpoints"
 STAGES = "conversion"
 MODEL_FILES = ("codehead.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -42,7 +47,7 @@ class RunFolder:
         other data, or a finished run.
         """
         self.check_foreign()
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if self._is_empty():
             return
         where = f"output_dir {str(self.path)!r}"
         record = read_record(self.path)
@@ -68,10 +73,17 @@ class RunFolder:
                 raise ConfigurationError(
                     f"output_dir {str(self.path)!r} holds the {name} that is read; choose another output_dir"
                 )
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / RECORD).exists():
+        if not self._is_empty() and not (self.path / RECORD).exists():
             raise ConfigurationError(
                 f"output_dir {str(self.path)!r} is not empty and holds no run; choose another output_dir"
             )
+
+    def _is_empty(self) -> bool:
+        """Whether nothing is there but what a process leaves that ends before its first record."""
+        if not self.path.is_dir():
+            return True
+        left = {path.name for path in self.path.iterdir()} - {TEMPORARY}
+        return not left or (left == {CHECKPOINTS} and self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()))
 
     def _holds(self, source: Path) -> bool:
         """Whether a run that begins here may remove a file or folder."""
@@ -164,9 +176,12 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         record = {"status": status, "config": self.config, **values}
-        temporary = self.path / f".{RECORD}.tmp"
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / RECORD)
+        temporary = self.path / TEMPORARY
+        try:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, self.path / RECORD)
+        finally:
+            temporary.unlink(missing_ok=True)  # of a full disk
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -186,6 +201,21 @@ def last_complete(checkpoints: Path) -> Path | None:
     """The newest checkpoint of the Trainer that was written to its end."""
     complete = [checkpoint for checkpoint in _numbered(checkpoints) if _is_complete(checkpoint)]
     return complete[-1] if complete else None
+
+
+def check_weights(checkpoint: Path) -> None:
+    """Raise CheckpointError, which tells how to go on, if weights of a checkpoint are damaged."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    try:
+        verify(file for file in files if file.match(OWN_WEIGHTS))
+        for file in files:
+            with safe_open(file, "pt"):
+                pass
+    except (CheckpointError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{str(checkpoint)!r} is damaged ({error}); remove it to go on from the checkpoint before it, or from the "
+            "beginning"
+        ) from error
 
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:

@@ -91,8 +91,9 @@ class ResumableLoop:
         same = found == shapes and len(notes["groups"]) == len(self.optimizer.param_groups)
         if not same or notes.get("origin") != self.origin:
             raise CheckpointError(
-                f"the kept state of {self.name!r} in {str(self.stages.path)!r} has other parameters than this loop: it "
-                "was begun by another version of codehead; remove that folder to start again"
+                f"the kept state of {self.name!r} in {str(self.stages.path)!r} has other parameters or another code "
+                "than this loop: it was begun by another version of codehead, or by another machine, library or number "
+                "of threads, which fits a code differently. Go on where it began, or remove that folder to start again"
             )
         for i, values in enumerate(parameters):
             values.copy_(tensors[f"parameters.{i}"])

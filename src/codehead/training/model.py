@@ -84,9 +84,9 @@ def device_of(config: RunConfig) -> torch.device:
 
 
 def default_device() -> torch.device:
-    """The accelerator, if there is one."""
+    """The accelerator, if there is one that knows float64, which measures are taken in: Apple's does not."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
+    return torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
 
 
 def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None) -> Any:

@@ -22,17 +22,22 @@ class Lines:
         self.console = console
         self.begun = False
         self.started = self.last = 0.0
-        self.first = 0  # work that was done at the start
+        self.first = self.done = 0  # work that was done at the start, and at the last line
+        self.total: int | None = None
         self.stage = ""
 
     def begin(self, done: int) -> None:
         """Start the clock, with `done` units of work behind; the first line does so too."""
-        self.begun, self.first, self.started = True, done, time.monotonic()
+        self.begun, self.first, self.done, self.started = True, done, done, time.monotonic()
 
     def show(self, stage: str, done: int, total: int, detail: str = "", *, always: bool = False) -> None:
-        """Tell that `done` of `total` units of work are done, unless the last line is too young."""
-        if not self.begun:
+        """Tell that `done` of `total` units of work are done, unless the last line is too young.
+
+        Where another total or less work behind tells of other work, its clock starts anew.
+        """
+        if not self.begun or done < self.done or self.total not in (None, total):
             self.begin(done)
+        self.done, self.total = done, total
         now = time.monotonic()
         if stage == self.stage and now - self.last < LINE_SECONDS and not always:
             return

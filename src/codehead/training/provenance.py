@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import metadata
@@ -36,6 +36,14 @@ def utc_now() -> str:
 def file_records(sources: Iterable[str]) -> list[dict[str, Any]]:
     """The record of every source, in their order."""
     return [file_record(source) for source in sources]
+
+
+def named_files(values: Any) -> list[dict[str, Any]]:
+    """The record of every file that is named anywhere in some values, such as a code or its prototypes."""
+    if isinstance(values, Mapping):
+        return [record for value in values.values() for record in named_files(value)]
+    is_file = isinstance(values, str) and Path(values).suffix and Path(values).expanduser().is_file()
+    return [file_record(values)] if is_file else []
 
 
 def file_record(source: str) -> dict[str, Any]:

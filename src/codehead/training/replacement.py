@@ -100,8 +100,8 @@ def _attach(
     show("starting the new head", 0, 1)
     statistics = Statistics.of(counts, hidden[:STATISTICS_TOKENS])
     if grows(decision):
-        rows = model.get_output_embeddings().weight.detach().float()
-        code = grown(decision, statistics.seen(rows).cpu(), hidden.float(), labels)
+        rows = model.get_output_embeddings().weight.detach()
+        code = grown(decision, statistics.seen(rows), hidden.float(), labels)
         decision = {**decision, "code": code, "bits": None, "code_params": None}
     learns_bits = decision.get("start") == LOGISTIC
     attach(model, **{**decision, **({"start": "random"} if learns_bits else {})}, statistics=statistics)

@@ -30,8 +30,8 @@ from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, check_labels, load_rows
 from codehead.training.divergence import StopAtDivergence, refuse_divergence
 from codehead.training.finish import check_finish, finish
-from codehead.training.folder import RunFolder
-from codehead.training.model import build_model
+from codehead.training.folder import RunFolder, check_weights
+from codehead.training.model import build_model, device_of
 from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
@@ -98,6 +98,7 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
         datasets = [text.examples, None if validation is None else validation.examples]
         trainer = _trainer(arguments, model, tokenizer, datasets, callbacks, shown_as, rates)
     if overwrite:  # only now: whatever can be wrong with the configuration has been found
+        folder.write("running", {"provenance": origin})
         folder.clear_model()
     if overwrite and not distils:
         folder.clear_work()
@@ -166,7 +167,8 @@ class _KeepsTime(TrainerCallback):
 def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
     """The literal TrainingArguments of the run; ConfigurationError for values that transformers refuses."""
     pin_memory = torch.accelerator.is_available()  # without one, torch warns of it
-    values: dict[str, Any] = {"dataloader_pin_memory": pin_memory, **DEFAULTS, **config.training}
+    on_cpu = device_of(config).type == "cpu"
+    values: dict[str, Any] = {"dataloader_pin_memory": pin_memory, "use_cpu": on_cpu, **DEFAULTS, **config.training}
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), seed=config.seed, **values)
         for reporter in get_reporting_integration_callbacks(arguments.report_to):
@@ -206,6 +208,8 @@ def _trainer(
 def _train(trainer: Trainer, folder: RunFolder, *, has_validation: bool) -> None:
     folder.drop_incomplete()
     checkpoint = folder.last_checkpoint()
+    if checkpoint is not None:
+        check_weights(checkpoint)
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
