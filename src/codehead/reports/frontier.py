@@ -90,6 +90,7 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
             [row.values[metric].mean for row in chosen],
             yerr=[row.values[metric].half_width or 0.0 for row in chosen],
             fmt=marker, color=colour, markersize=7, markeredgecolor=PAPER, capsize=3, elinewidth=1.2, linestyle="",
+            zorder=2 if family == "peer" else 3,  # codes over peers where both are
         )  # fmt: skip
         if family != "peer":
             line = _best_of_each_budget(chosen, metric)
