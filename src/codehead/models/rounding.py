@@ -188,7 +188,7 @@ class _Bytes(nn.Module):
     moments: Tensor | None = None
 
     def forward(self, integers: Tensor, scale: Tensor) -> Tensor:
-        return integers.to(scale.dtype) * scale
+        return integers.to(scale.dtype).mul_(scale)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
         scale = _positive(weight.abs().amax(-1, keepdim=True) / LARGEST)
@@ -211,7 +211,7 @@ class _Nibbles(_Bytes):
         integers = scale.new_empty(*packed.shape[:-1], self.width)  # filled: stack takes three times as long
         integers[..., ::2] = packed & 15
         integers[..., 1::2] = packed[..., : self.width // 2] >> 4
-        return (integers - (LARGEST_NIBBLE + 1)) * scale
+        return integers.sub_(LARGEST_NIBBLE + 1).mul_(scale)  # in place: fresh memory costs more than the numbers
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
         spread = None if self.moments is None else error_spread(self.moments)
