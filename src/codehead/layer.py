@@ -108,7 +108,7 @@ class Decision(nn.Module):
 
     @property
     def packed(self) -> bool:
-        """Whether codewords stay packed where tokens are scored, for a 32nd of the memory and somewhat more time.
+        """Whether codewords stay packed where tokens are scored, for a 32nd of the memory.
 
         False to begin with; set it, and checkpoints remember it. Wherever a gradient may be asked for they are unpacked
         for the moment. A ConfigurationError if there are none (one_vs_all), or if they are needed unpacked, by a chain

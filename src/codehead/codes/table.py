@@ -36,7 +36,7 @@ class CodewordTable(nn.Module):
     """
 
     packed: bool = False
-    """Whether products need no working copy: 1/32 of its memory, for somewhat more time (`codes.lookup`)."""
+    """Whether products need no working copy: 1/32 of its memory (`codes.lookup`)."""
 
     sign_plane: Tensor | None
     support_plane: Tensor | None

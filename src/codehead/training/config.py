@@ -153,7 +153,7 @@ class RunConfig:
     calibrate: Calibration | None = None  # in the end, on the validation data; None: it is not
     int8: bool = False  # whether the weights of the decision layer are rounded to int8 in the end
     int4: bool = False  # whether its matrices end in int4 instead, and its biases in int8
-    packed: bool = False  # whether its codewords stay packed in memory from then on: fewer bytes, somewhat slower
+    packed: bool = False  # whether its codewords stay packed in memory from then on: a 32nd of the bytes
     adapt: str | None = None  # None: lora for an existing model, full for a new one
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: dict[str, Any] = field(default_factory=dict)
