@@ -25,8 +25,8 @@ COSTS = {
     "multiply_adds": "multiply-adds per token",
 }
 NOTE = (
-    "The bias is in int8, Softmax in bf16; codewords stay packed. Unpacked to float32 (--unpacked) a token is decoded "
-    "faster, and {:,} bytes are resident ({:.1%})."
+    "The bias is in int8, Softmax in bf16; codewords stay packed. Unpacked to float32 (--unpacked) "
+    "{:,} bytes are resident ({:.1%}), and short codewords are decoded faster."
 )
 BUILDS = {
     "convert": "It learns from the old head, and the rest of the model stays as it is:",
