@@ -50,7 +50,8 @@ def test_between_two_budgets_it_is_linear_in_log_bytes():
     set_up = SetUp("results/x", "", 10, 100, "somehow", 3, points(0.01, 0.02, 0.08))
     found = set_up.at(0.04)["top1_share"]
     assert found.mean == pytest.approx((0.2 + 0.8) / 2)  # 4% is half the way from 2% to 8%
-    assert found.half_width == pytest.approx(0.008)
+    assert found.half_width == pytest.approx((0.002 + 0.008) / 2)
+    assert set_up.at(0.02)["top1_share"].half_width == pytest.approx(0.002)  # a measured one has its own
     assert set_up.at(0.02)["top1_share"].mean == pytest.approx(0.2)
     assert set_up.at(0.04)["perplexity_ratio"] == Value(1.0, None)
     assert set_up.at(math.nextafter(0.08, 1)) is not None and set_up.at(0.081) is None

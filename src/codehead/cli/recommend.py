@@ -25,7 +25,7 @@ COSTS = {
     "multiply_adds": "multiply-adds per token",
 }
 NOTE = (
-    "The bias is in int8, Softmax in bf16; codewords stay packed. Unpacked to float32 (--unpacked) "
+    "Biases are in int8, Softmax in bf16; codewords stay packed. Unpacked to float32 (--unpacked) "
     "{:,} bytes are resident ({:.1%}), and short codewords are decoded faster."
 )
 BUILDS = {

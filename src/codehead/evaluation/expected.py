@@ -50,7 +50,7 @@ class SetUp:
     def at(self, share: float) -> dict[str, Value] | None:
         """Each metric at a share of bytes, between the two next measured ones linear in log bytes; None beyond them.
 
-        The half width is the larger one of the two.
+        So are half widths: that of a mean between two is not wider.
         """
         for (low, before), (high, after) in pairwise(self.points):
             if low * (1 - EDGE) <= share <= high * (1 + EDGE):
@@ -60,9 +60,10 @@ class SetUp:
 
 
 def _between(before: Value, after: Value, way: float) -> Value:
-    widths = [value.half_width for value in (before, after)]
-    known = [width for width in widths if width is not None]
-    return Value((1 - way) * before.mean + way * after.mean, max(known) if len(known) == 2 else None)
+    mean = (1 - way) * before.mean + way * after.mean
+    if before.half_width is None or after.half_width is None:
+        return Value(mean, None)
+    return Value(mean, (1 - way) * before.half_width + way * after.half_width)
 
 
 @cache
