@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from codehead import codes
-from codehead.evaluation.result import Result
+from codehead.lab.result import Result
 from codehead.training.provenance import provenance, utc_now
 
 SEED = 0

@@ -23,9 +23,9 @@ from codehead.codes.packing import row_bytes
 from codehead.decoding.corrections import Corrections
 from codehead.decoding.refinement import Refinement
 from codehead.evaluation.budget import Allocation, allocate
-from codehead.evaluation.result import Result
 from codehead.evaluation.size import ModelShape
 from codehead.heads.shortlist import ShortlistHead
+from codehead.lab.result import Result
 from codehead.layer import DecisionLayer
 from codehead.models.rounding import INT4, round_parts
 from codehead.training.provenance import provenance, utc_now

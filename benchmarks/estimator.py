@@ -34,7 +34,7 @@ from sklearn.svm import LinearSVC
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS
-from codehead.evaluation.result import Result, write_json
+from codehead.lab.result import Result, write_json
 from codehead.sklearn import OutputCodeClassifier
 from codehead.sklearn.decision import ClassDecision
 from codehead.sklearn.dichotomizers import bit_scores, out_of_fold_scores

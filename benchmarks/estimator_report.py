@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata, studentized_range, t
 
-from codehead.evaluation.result import Result
-from codehead.reports.drawing import EDGE, INK, PALETTE, STYLE, pyplot
+from codehead.lab.reports.drawing import EDGE, INK, PALETTE, STYLE, pyplot
+from codehead.lab.result import Result
 
 THEIRS = "sklearn OutputCode"
 OURS = "dense_random"

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from codehead.evaluation.result import Result
+from codehead.lab.result import Result
 
 HIDDEN, VOCABULARY, MINIMAL = 160, 8192, 13
 SEEDS = (0, 1, 2)

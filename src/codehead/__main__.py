@@ -1,6 +1,6 @@
 """`python -m codehead` is the `codehead` command."""
 
-from codehead.cli.main import main
+from codehead.main import main
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,7 @@ from codehead.training import progress
 
 def test_the_command_line_is_light():
     heavy = "torch transformers datasets peft matplotlib accelerate".split()  # noqa: SIM905
-    script = f"import sys, codehead.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    script = f"import sys, codehead.main; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -111,10 +111,10 @@ def test_ctrl_c_in_any_command_is_told(codehead, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("codehead.evaluation.checkpoint.evaluate_checkpoint", interrupted)
+    monkeypatch.setattr("codehead.lab.measure.evaluate_checkpoint", interrupted)
     status, out, err = codehead("evaluate", "m", "--data", "d")
     assert (status, out, err.strip()) == (130, "", "Interrupted.")
-    monkeypatch.setattr("codehead.protocols.protocol.Protocol.from_yaml", interrupted)
+    monkeypatch.setattr("codehead.lab.protocols.protocol.Protocol.from_yaml", interrupted)
     status, _, err = codehead("protocol", "run", "x.yaml", "--out", tmp_path)
     assert (status, err.strip()) == (130, "Interrupted; give the same command again to go on.")
 

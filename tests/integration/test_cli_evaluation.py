@@ -8,10 +8,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
 from codehead.errors import CheckpointError
-from codehead.evaluation.answers import generate_answers
-from codehead.evaluation.bertscore import bert_score
-from codehead.evaluation.encoder import find_encoder
-from codehead.evaluation.result import Result
+from codehead.lab.answers.bertscore import bert_score
+from codehead.lab.answers.encoder import find_encoder
+from codehead.lab.answers.scoring import generate_answers
+from codehead.lab.result import Result
 from codehead.models import is_coded
 from codehead.training.model import load_model
 from codehead.training.sources import read_rows
@@ -237,7 +237,7 @@ def test_answers_without_room_are_told_before_anything_is_measured(codehead, pla
     def measured(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr("codehead.evaluation.checkpoint.evaluate", measured)
+    monkeypatch.setattr("codehead.lab.measure.evaluate", measured)
     encoder = ("--encoder", place / "encoder", "--encoder-layers", 1, "--answer-tokens", 64)
     status, _, err = codehead("evaluate", place / "model", "--data", records, *encoder)
     assert status == 2

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from codehead.errors import ConfigurationError
-from codehead.evaluation.result import Result
 from codehead.heads import count_parameters
-from codehead.protocols import demo, pydocs
-from codehead.protocols.demo import CELLS, Budget, run_demo
-from codehead.reports.demo import render_demo, tables
+from codehead.lab.demo import corpus as pydocs
+from codehead.lab.demo import experiment as demo
+from codehead.lab.demo.experiment import CELLS, Budget, run_demo
+from codehead.lab.demo.report import render_demo, tables
+from codehead.lab.result import Result
 
 TINY = Budget(
     vocabulary=320,

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import codehead
 from codehead.errors import CodeheadError, ConfigurationError
-from codehead.evaluation import harness
-from codehead.evaluation.harness import harness_model, run_tasks
-from codehead.evaluation.result import Result
-from codehead.evaluation.tasks import find_names, load_tasks
+from codehead.lab.harness import run as harness
+from codehead.lab.harness.run import harness_model, run_tasks
+from codehead.lab.harness.tasks import find_names, load_tasks
+from codehead.lab.result import Result
 from codehead.training.tokenizer import train_bpe
 
 pytest.importorskip("lm_eval")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from codehead.reports.render import render
+from codehead.lab.reports.render import render
 from made_up_results import write_protocol
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

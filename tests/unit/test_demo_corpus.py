@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from codehead.errors import DataError
-from codehead.protocols.pydocs import SPLITS, Corpus, Entry, read_corpus
+from codehead.lab.demo.corpus import SPLITS, Corpus, Entry, read_corpus
 
 SOURCE = '''"""A module with a documentation string of its own.
 

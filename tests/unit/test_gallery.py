@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from codehead.codes import DESIGNS, build
-from codehead.reports import gallery
+from codehead.lab.reports import gallery
 
 DOCS = Path(__file__).parents[2] / "docs"
 

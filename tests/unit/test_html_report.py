@@ -13,19 +13,19 @@ import pytest
 from rich.console import Console
 
 from codehead.errors import DataError
-from codehead.evaluation.result import Result
-from codehead.reports import drawing, page
-from codehead.reports.analyses import analyses, minimal_bits
-from codehead.reports.answers import instruction_of, shown
-from codehead.reports.comparison import compare
-from codehead.reports.evidence import read_evidence
-from codehead.reports.findings import findings
-from codehead.reports.markdown import plain, write_markdown
-from codehead.reports.paper import TABLES
-from codehead.reports.render import render
-from codehead.reports.report import Report, compose
-from codehead.reports.summary import by_setting, summarise
-from codehead.reports.tables import Table, markdown, markdown_table, rich_table
+from codehead.lab.reports import drawing, page
+from codehead.lab.reports.analyses import analyses, minimal_bits
+from codehead.lab.reports.answers import instruction_of, shown
+from codehead.lab.reports.comparison import compare
+from codehead.lab.reports.evidence import read_evidence
+from codehead.lab.reports.findings import findings
+from codehead.lab.reports.markdown import plain, write_markdown
+from codehead.lab.reports.paper import TABLES
+from codehead.lab.reports.render import render
+from codehead.lab.reports.report import Report, compose
+from codehead.lab.reports.summary import by_setting, summarise
+from codehead.lab.reports.tables import Table, markdown, markdown_table, rich_table
+from codehead.lab.result import Result
 from made_up_results import CELLS, HOSTILE, PROMPTS, head, made_up, timing, write_protocol
 
 REAL = Path(__file__).resolve().parents[2] / "results" / "tinystories-8192"

@@ -15,21 +15,21 @@ import torch
 import yaml
 
 from codehead import codes
-from codehead.cli.protocol import _Left
 from codehead.errors import CheckpointError, ConfigurationError, DataError
-from codehead.evaluation.result import Result
 from codehead.heads import count_parameters
-from codehead.protocols import backbones, cells, runner
-from codehead.protocols.catalogue import find, names
-from codehead.protocols.cells import cell_config, result_config
-from codehead.protocols.layout import failure_path, result_path
-from codehead.protocols.plan import plan_steps
-from codehead.protocols.pool import Task, fails
-from codehead.protocols.preparation import Context, locate, prepare, split_of
-from codehead.protocols.protocol import Protocol, expand, half_width, merged
-from codehead.protocols.runner import run_protocol
-from codehead.protocols.store import Store
-from codehead.protocols.timing import generation_dtype
+from codehead.lab.cli.protocol import _Left
+from codehead.lab.protocols import backbones, cells, runner
+from codehead.lab.protocols.catalogue import find, names
+from codehead.lab.protocols.cells import cell_config, result_config
+from codehead.lab.protocols.layout import failure_path, result_path
+from codehead.lab.protocols.plan import plan_steps
+from codehead.lab.protocols.pool import Task, fails
+from codehead.lab.protocols.preparation import Context, locate, prepare, split_of
+from codehead.lab.protocols.protocol import Protocol, expand, half_width, merged
+from codehead.lab.protocols.runner import run_protocol
+from codehead.lab.protocols.store import Store
+from codehead.lab.protocols.timing import generation_dtype
+from codehead.lab.result import Result
 from codehead.training import provenance
 from codehead.training.config import RunConfig
 from codehead.training.folder import RunFolder, read_record
@@ -242,7 +242,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("codehead.protocols.preparation._write_tokenizers", killed)
+        patch.setattr("codehead.lab.protocols.preparation._write_tokenizers", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(protocol, store, variables(path))
     assert not list(store.root.iterdir())
@@ -409,7 +409,7 @@ def test_a_head_that_is_to_be_compressed_is_not_done_and_takes_no_training(path:
 
 HOLD = """
 import sys, time
-from codehead.protocols.store import Store
+from codehead.lab.protocols.store import Store
 with Store(sys.argv[1]).locked():
     print("locked", flush=True)
     time.sleep(600)

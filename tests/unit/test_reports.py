@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from codehead.errors import CheckpointError, DataError
-from codehead.evaluation.result import Result
-from codehead.reports.evidence import read_results
-from codehead.reports.findings import findings
-from codehead.reports.frontier import _best_of_each_budget, frontier
-from codehead.reports.naming import label_of
-from codehead.reports.render import render
-from codehead.reports.summary import Estimate, Row, final_loss, setting_size, summarise, t_quantile
-from codehead.reports.tables import markdown_table, rich_table
+from codehead.lab.reports.evidence import read_results
+from codehead.lab.reports.findings import findings
+from codehead.lab.reports.frontier import _best_of_each_budget, frontier
+from codehead.lab.reports.naming import label_of
+from codehead.lab.reports.render import render
+from codehead.lab.reports.summary import Estimate, Row, final_loss, setting_size, summarise, t_quantile
+from codehead.lab.reports.tables import markdown_table, rich_table
+from codehead.lab.result import Result
 
 MTL = {"design": "minrandom", "bits": 50, "head": "mtl", "width": 81, "loss": "bitwise", "decoder": "likelihood"}
 LINEAR = {**MTL, "design": "minimal", "bits": 13, "head": "linear", "width": 0}

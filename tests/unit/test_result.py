@@ -5,7 +5,7 @@ import json
 import pytest
 
 from codehead.errors import CheckpointError
-from codehead.evaluation.result import Result
+from codehead.lab.result import Result
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from codehead.protocols.store import Store
+from codehead.lab.protocols.store import Store
 
 MODEL = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}
 

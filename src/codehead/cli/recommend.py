@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from codehead.evaluation.budget import Allocation
-    from codehead.evaluation.expected import SetUp, Value
+    from codehead.evaluation.expectations import SetUp, Value
 
 COSTS = {
     "bytes_stored": "bytes stored",
@@ -75,7 +75,7 @@ def _as_dict(found: Allocation, commands: dict[str, str]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from codehead.cli.allocation import rows
-    from codehead.evaluation.expected import set_ups
+    from codehead.evaluation.expectations import set_ups
 
     expected = []
     for set_up in set_ups():
@@ -113,7 +113,7 @@ def _show(found: Allocation, commands: dict[str, str]) -> None:
 
     from codehead.cli.allocation import told
     from codehead.evaluation.budget import int4_share
-    from codehead.evaluation.expected import set_ups
+    from codehead.evaluation.expectations import set_ups
 
     console, whole = Console(highlight=False), _softmax_costs(found)
     table = Table(box=SIMPLE_HEAD, show_edge=False)
@@ -141,7 +141,7 @@ def _expected(found: Allocation) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from codehead.evaluation.expected import set_ups
+    from codehead.evaluation.expectations import set_ups
 
     title = f"What heads of {found.byte_share:.2%} of the bytes had of Softmax's in our experiments. Yours may differ."
     table = Table(box=SIMPLE_HEAD, show_edge=False, title=title, title_justify="left", title_style="")

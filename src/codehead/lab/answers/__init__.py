@@ -1,0 +1,1 @@
+"""Answers that a model generates, and their BERTScore."""

@@ -1,0 +1,1 @@
+"""What a coded head is compared with: quantised and trimmed heads."""

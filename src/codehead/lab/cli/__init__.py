@@ -1,0 +1,1 @@
+"""The commands of the lab: `protocol`, `demo`, `evaluate`."""

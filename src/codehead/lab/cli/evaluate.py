@@ -1,0 +1,233 @@
+"""`codehead evaluate`: measure a checkpoint on a text, or on tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codehead.cli import options as opt
+from codehead.cli.output import check_file
+from codehead.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from codehead.lab.result import Result
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Local folder or hub id, coded or not.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="Text or records: hub id or local file (.txt .jsonl .json .parquet).")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks", help="Tasks of lm-evaluation-harness, comma separated: its names and groups, or .yaml files."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="If not the model's own.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")] = 8,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            "--block-size", min=2, help="Tokens per example.", show_default="256, or all that the model takes"
+        ),
+    ] = None,
+    decoder: Annotated[str | None, typer.Option("--decoder", help="likelihood, hamming, … (docs/decoders.md).")] = None,
+    packed: opt.Packed = None,
+    max_documents: Annotated[int | None, typer.Option("--max-documents", min=1)] = None,
+    text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
+    as_text: Annotated[
+        bool, typer.Option("--as-text", help="Read records as plain text, prompt and response in a row.")
+    ] = False,
+    subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a hub data set.")] = None,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option("--new-tokens", min=1, help="Per timed generation.", show_default="32, or what the model takes"),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=0, help="Timed generations; 0 for none.", show_default="5")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", help="Answer instruction records too; BERTScore by this hub id, local folder or minilm."
+        ),
+    ] = None,
+    encoder_layers: Annotated[
+        int | None, typer.Option("--encoder-layers", min=1, help="Its layer.", show_default="as published")
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option("--prompts", min=1, help="Records to answer, the first ones.", show_default="128")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option("--answer-tokens", min=1, help="Per answer, at most.", show_default="64")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", min=0, help="Examples before a question.", show_default="the task's")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents per task, for a quick look.")] = None,
+) -> None:
+    """Measure next-token accuracy, likelihood, speed, size and answers on --data, or the metrics of --tasks."""
+    of_data = {
+        "block_size": block_size,
+        "decoder": decoder,
+        "packed": packed,
+        "max_documents": max_documents,
+        "text_field": text_field,
+        "as_text": as_text or None,
+        "subset": subset,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "encoder": encoder,
+        "encoder_layers": encoder_layers,
+        "prompts": prompts,
+        "answer_tokens": answer_tokens,
+    }
+    of_tasks = {"num_fewshot": num_fewshot, "limit": limit}
+    _check_kind(data, tasks, of_data, of_tasks)
+    check_file(out, overwrite)
+    if data is None:
+        names = [name.strip() for entry in tasks or () for name in entry.split(",") if name.strip()]
+        result = _on_tasks(model, names, tokenizer_name=tokenizer, batch_size=batch_size, **of_tasks)
+    else:
+        given = {name: value for name, value in of_data.items() if value is not None}
+        result = _on_data(model, data, tokenizer_name=tokenizer, batch_size=batch_size, **given)
+    if out is not None:
+        result.write(out)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        _show(_task_table(result) if data is None else _data_table(result), out)
+
+
+def _check_kind(data: str | None, tasks: list[str] | None, of_data: dict[str, Any], of_tasks: dict[str, Any]) -> None:
+    """Raise ConfigurationError unless one of --data and --tasks is given, with its own options only."""
+    if (data is None) == (not tasks):
+        raise ConfigurationError(
+            "give either --data (a text) or --tasks (names of lm-evaluation-harness, or .yaml files), not "
+            + ("neither" if data is None else "both")
+        )
+    foreign, right, wrong = (of_data, "--data", "--tasks") if tasks else (of_tasks, "--tasks", "--data")
+    _refuse(foreign, f"it belongs to {right}; with {wrong}, leave it away")
+    if of_data["encoder"] is not None:
+        _refuse({"as_text": of_data["as_text"]}, "a text asks for no answer; leave it away, or --encoder")
+    if of_data["encoder"] is None:
+        of_encoder = {name: of_data[name] for name in ("encoder_layers", "prompts", "answer_tokens")}
+        _refuse(of_encoder, "it belongs to --encoder; name one, or leave it away")
+
+
+def _refuse(options: dict[str, Any], reason: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigurationError(f"--{name.replace('_', '-')} is {value!r}, but {reason}")
+
+
+def _on_data(model: str, data: str, **options: Any) -> Result:
+    from rich.console import Console
+
+    from codehead.lab.measure import evaluate_checkpoint
+    from codehead.training.progress import shown
+
+    with shown(Console(stderr=True)) as show:
+        return evaluate_checkpoint(model, data, **options, progress=show)
+
+
+def _on_tasks(model: str, tasks: list[str], **options: Any) -> Result:
+    from rich.console import Console
+
+    from codehead.lab.harness.run import run_tasks
+    from codehead.training.progress import shown
+
+    with shown(Console(stderr=True)) as show:
+        return run_tasks(model, tasks, **options, progress=show)
+
+
+def _show(table: Table, out: Path | None) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(table)
+    if out is not None:
+        console.print(f"Written to {out}", markup=False, soft_wrap=True)
+
+
+def _task_table(result: Result) -> Table:
+    """A line for every metric of every task, then of the groups that have a value of their own."""
+    from rich.table import Table
+
+    table = Table(title=f"{result.name} on {', '.join(result.config['tasks'])}")
+    table.add_column("task")
+    table.add_column("metric")
+    for name in ("value", "n"):
+        table.add_column(name, justify="right")
+    for kind in ("tasks", "groups"):
+        for task, record in result.metrics[kind].items():
+            for metric, found in record["metrics"].items():
+                table.add_row(task, metric, _with_error(found), f"{record['samples']:,}")
+    return table
+
+
+def _with_error(found: dict[str, float | None]) -> str:
+    """Value ± standard error; a dash for a value that is not finite."""
+    error = _number(found["stderr"])
+    return (_number(found["value"]) or "–") + (f" ± {error}" if error else "")
+
+
+def _data_table(result: Result) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{result.name} on {result.config['data']}", show_header=False)
+    for name, value in _lines(result):
+        table.add_row(name, value)
+    return table
+
+
+def _lines(result: Result) -> list[tuple[str, str]]:
+    """Name and value of every metric that applies."""
+    values = result.metrics
+    size, speed = values["size"], values.get("generation")
+    lines = [
+        ("tokens scored", f"{values['tokens']:,}"),
+        (f"top-1 accuracy ({values['decoder']})", f"{values['top1']:.4f}"),
+        (f"top-5 accuracy ({values['decoder']})", f"{values['top5']:.4f}"),
+        ("perplexity", _number(values["perplexity"])),
+        ("bits per byte", _number(values["bits_per_byte"])),
+        ("mean loss per node", _number(values["node_loss"])),
+        ("bit accuracy", _number(values["bit_accuracy"])),
+        *_answer_lines(values.get("answers")),
+        ("tokens per second", _number(speed["tokens_per_second"] if speed else None)),
+        ("head parameters", f"{size['head_parameters']:,}"),
+        ("bytes stored", f"{size['bytes_stored']:,}"),
+        ("bytes resident", f"{size['bytes_resident']:,}"),
+        ("bytes read per token", f"{size['bytes_read_per_token']:,}"),
+    ]
+    return [line for line in lines if line[1]]
+
+
+def _answer_lines(answers: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """How many answers there are, and their BERTScore; nothing without an encoder."""
+    if answers is None:
+        return []
+    scores = answers["bertscore"]
+    return [
+        (
+            "answers",
+            f"{answers['prompts']:,} scored by {scores['encoder']['name']}, layer {scores['encoder']['layers']}",
+        ),
+        ("records too long to answer", f"{answers['skipped']:,}" if answers["skipped"] else ""),
+        ("BERTScore precision", _number(scores["precision"])),
+        ("BERTScore recall", _number(scores["recall"])),
+        ("BERTScore F1", _number(scores["f1"])),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.4f}"

@@ -1,0 +1,220 @@
+"""`codehead protocol`: run the cells of a protocol, report what was measured."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codehead.cli.output import check_folder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from codehead.lab.protocols.protocol import Protocol
+
+app = typer.Typer(help="Repeat the paper's protocols, or run one of your own.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A name of `codehead protocol list`, or a YAML file.")]
+
+
+@app.command(name="list")
+def list_protocols() -> None:
+    """Show the protocols that come with codehead."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from codehead.lab.protocols.catalogue import find, names
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Protocol", no_wrap=True, style="bold")
+    table.add_column("Runs", justify="right")
+    table.add_column("What it does")
+    for name in names():
+        protocol = find(name)
+        table.add_row(name, str(len(protocol.plan())), protocol.description.split(". ")[0].strip().rstrip("."))
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def run(
+    protocol: Name,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of OUT/NAME and of OUT/store, what protocols share.")
+    ] = Path("runs"),
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", help="What ${CODEHEAD_DATA} stands for in the file.", show_default=False),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only cells whose name contains this; may be repeated.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Backbones, then cells, that run at the same time.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate, show the plan with its cost, run nothing.")
+    ] = False,
+) -> None:
+    """Run every cell that has no result yet, into OUT/NAME/results.
+
+    A cell that fails keeps its traceback in OUT/NAME/failures and stops no other.
+    Run the command again to go on, or to retry it.
+    """
+    from codehead.lab.protocols.catalogue import find
+
+    check_folder(out)
+    chosen = find(protocol)
+    variables = {**os.environ, **({"CODEHEAD_DATA": str(data_dir.resolve())} if data_dir else {})}
+    if dry_run:
+        _show_plan(chosen, out, only or [], jobs, variables)
+    else:
+        _run(chosen, out, only or [], jobs, variables)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="OUT/NAME of `protocol run`, or a folder of result files.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for the page, report.md and pictures.")] = None,
+) -> None:
+    """Print the table and write report.html, report.md and pictures, from the result files alone.
+
+    Files that do not match their checksum are named and left out; the exit status is then 1.
+    """
+    from rich.console import Console
+
+    from codehead.lab.protocols.layout import RESULTS
+    from codehead.lab.reports.evidence import read_evidence
+    from codehead.lab.reports.render import render
+    from codehead.lab.reports.summary import by_setting, setting_title, summarise
+    from codehead.lab.reports.tables import rich_table
+
+    check_folder(to or folder / "report")
+    results = folder / RESULTS if (folder / RESULTS).is_dir() else folder
+    console = Console()
+    for setting, rows in by_setting(summarise(read_evidence(results))).items():
+        console.print(rich_table(rows, setting_title(setting)))
+    rendered = render(results, to or folder / "report")
+    console.print(f"Page: {rendered.page}\nMarkdown: {rendered.markdown}", markup=False, soft_wrap=True)
+    for damaged in rendered.damaged:
+        console.print(f"Left out: {damaged.name}: {damaged.reason}", style="bold red", markup=False, soft_wrap=True)
+    if rendered.damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def embed(
+    documents: Annotated[list[Path], typer.Argument(help="Markdown files with marked tables.")],
+) -> None:
+    """Rewrite the tables that documents mark with `<!-- results: FOLDER [SETTING] -->` from the result files."""
+    from codehead.lab.reports.embed import embed
+
+    for document in documents:
+        typer.echo(f"{document}: {'rewritten' if embed(document) else 'up to date'}")
+
+
+def _show_plan(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:
+    from rich.console import Console
+
+    from codehead.lab.protocols.estimate import machine_speed
+    from codehead.lab.protocols.plan import plan_steps
+    from codehead.lab.protocols.store import Store
+
+    steps = plan_steps(protocol, out / protocol.name, Store(out / "store"), only, variables)
+    speed = machine_speed(protocol.base.get("training") or {})
+    console = Console(highlight=False)
+    console.print(_plan_table(steps, speed))
+    left = [step.seconds(speed) for step in steps if not step.is_done]
+    known = sum(seconds for seconds in left if seconds is not None)
+    unknown = f", and {left.count(None)} runs of unknown length" if None in left else ""
+    faster = f", with --jobs {jobs} up to {jobs} times faster" if jobs > 1 else ""
+    console.print(
+        f"{len(left)} of {len(steps)} runs are left: about {_duration(known)} of training{unknown}{faster}; evaluation "
+        "and the compression of heads come on top."
+    )
+
+
+def _plan_table(steps: Any, speed: float) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Run", no_wrap=True)
+    for heading in ("Steps", "Time, about", "Memory, about"):
+        table.add_column(heading, justify="right")
+    for step in steps:
+        seconds = step.seconds(speed)
+        length = "?" if seconds is None else _duration(seconds) if step.trains else "no training"
+        length = "done" if step.is_done else length
+        memory = "?" if step.cost is None else f"{step.cost.memory / 2**30:.1f} GiB"
+        count = step.cost.steps if step.cost else None
+        steps_told = "–" if not step.trains else "?" if count is None else f"{count:,}"
+        table.add_row(step.key, steps_told, length, memory)
+    return table
+
+
+def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:
+    from rich.console import Console
+
+    from codehead.lab.protocols.layout import failure_path
+    from codehead.lab.protocols.runner import run_protocol
+
+    console = Console(stderr=True)
+    folder = out / protocol.name
+    left = _Left(len(protocol.plan(only)))
+
+    def tell(key: str, status: str) -> None:
+        is_cell = " " not in key and key != "timing"
+        count = left.count(status) if is_cell else left.restart()
+        where = f": {failure_path(folder, key)}" if status == "failed" else ""
+        console.print(f"{key} {status}{where}{count}", markup=False, highlight=False, soft_wrap=True)
+
+    outcome = run_protocol(
+        protocol,
+        folder,
+        store=out / "store",
+        only=only,
+        jobs=jobs,
+        variables=variables,
+        report=tell,
+        callbacks=_progress,
+    )
+    if outcome.failed:
+        raise typer.Exit(1)
+    console.print(f"Report it: codehead protocol report {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Left:
+    """Counts cells and tells how long the others will take, by those that were run so far."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.run = total, 0, 0
+        self.restart()
+
+    def restart(self) -> str:
+        """Nothing to tell of what is no cell, such as a backbone; its time does not count."""
+        self.started = time.monotonic()
+        return ""
+
+    def count(self, status: str) -> str:
+        """` (3 of 18, about 12 min left)`."""
+        self.done += 1
+        self.run += status != "reused"
+        left = self.total - self.done
+        if not self.run or not left:
+            return f" ({self.done} of {self.total})"
+        seconds = (time.monotonic() - self.started) / self.run * left
+        return f" ({self.done} of {self.total}, about {_duration(seconds)} left)"
+
+
+def _progress(key: str) -> list[Any]:
+    from codehead.training.progress import RichProgress
+
+    return [RichProgress(key)]
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"

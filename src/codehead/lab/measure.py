@@ -1,0 +1,156 @@
+"""Everything that can be measured of one checkpoint on one data set, as a Result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from codehead.errors import DataError
+from codehead.evaluation.metrics import evaluate
+from codehead.evaluation.size import model_size
+from codehead.lab.answers.encoder import Encoder, find_encoder
+from codehead.lab.answers.scoring import fitting_prompts, score_answers
+from codehead.lab.generation_speed import generation_speed
+from codehead.lab.result import Result
+from codehead.models import is_coded
+from codehead.training.data import check_labels, check_vocabulary, tokenize
+from codehead.training.model import check_length, default_device, load_model, max_length
+from codehead.training.provenance import file_record, provenance, utc_now
+from codehead.training.sources import read_rows
+from codehead.training.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BLOCK_SIZE = 256
+PROMPT_TOKENS = 8
+NEW_TOKENS = 32
+
+
+def evaluate_checkpoint(
+    model_name: str,
+    source: str,
+    *,
+    tokenizer_name: str | None = None,
+    block_size: int | None = None,
+    batch_size: int = 8,
+    decoder: str | None = None,
+    packed: bool | None = None,
+    text_field: str | None = None,
+    as_text: bool = False,
+    split: str = "test",
+    subset: str | None = None,
+    max_documents: int | None = None,
+    new_tokens: int | None = None,
+    repeats: int = 5,
+    dtype: str = "auto",
+    encoder: str | None = None,
+    encoder_layers: int | None = None,
+    prompts: int = 128,
+    answer_tokens: int = 64,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Result:
+    """Accuracy, likelihood, node losses, speed and sizes of a hub id or local folder on `source`.
+
+    `block_size` is 256 and `new_tokens` 32 unless given, or what the positions of the model allow; `repeats=0`
+    leaves the speed out. `packed` as in `load_model`. With an `encoder` (see `find_encoder`), the first `prompts`
+    records are answered with at most `answer_tokens` each, and scored by BERTScore. Computes on the accelerator if
+    there is one. `progress` is called with (stage, work done, work in all). Paths are recorded by their last part only.
+    """
+    started, start = utc_now(), time.monotonic()
+    report = progress or (lambda stage, done, total: None)
+    judge = None if encoder is None else find_encoder(encoder, encoder_layers)
+    tokenizer = load_tokenizer(tokenizer_name or model_name)
+    rows = read_rows(source, split=split, subset=subset, text_field=text_field, as_text=as_text, limit=max_documents)
+    asked = rows.select(range(min(prompts, len(rows))))
+    if judge is not None:
+        _check_records(asked, judge, source)
+    model = load_model(model_name, dtype=dtype, packed=packed).to(default_device())
+    block_size, new_tokens = _lengths(model, block_size, new_tokens, generates=bool(repeats))
+    examples = _examples(model, tokenizer, rows, block_size, source)
+    if judge is not None:
+        fitting_prompts(model, tokenizer, asked, answer_tokens)  # a model without room is told before it is measured
+    measuring = partial(report, "evaluating")
+    scores = evaluate(model, tokenizer, examples, batch_size=batch_size, decoder=decoder, progress=measuring)
+    metrics = {**scores.as_dict(), "size": model_size(model).as_dict()}
+    if repeats:
+        prompt = torch.tensor([examples[0]["input_ids"][:PROMPT_TOKENS]])
+        speed = generation_speed({"model": model}, prompt, new_tokens=new_tokens, repeats=repeats)
+        metrics["generation"] = speed["model"].as_dict()
+    if judge is not None:
+        metrics["answers"] = score_answers(
+            model,
+            tokenizer,
+            asked,
+            judge,
+            max_new_tokens=answer_tokens,
+            batch_size=batch_size,
+            progress=partial(report, "answering"),
+        )
+    config = {
+        **_described(model, model_name),
+        "batch_size": batch_size,
+        "split": split,
+        "subset": subset,
+        "block_size": block_size,
+        "text_field": text_field,
+        "as_text": as_text,
+        "max_documents": max_documents,
+        "data": file_record(source)["name"],
+    }
+    record = {**provenance(sources=[source]), "started_at": started}
+    record["wall_seconds"] = round(time.monotonic() - start, 3)
+    return Result(public_name(model_name), config, metrics, record)
+
+
+def _lengths(model: Any, block_size: int | None, new_tokens: int | None, *, generates: bool) -> tuple[int, int]:
+    """Tokens per example and to generate: those asked for, else the usual ones or what the model has positions for."""
+    limit = max_length(model) or BLOCK_SIZE
+    block_size = block_size or min(BLOCK_SIZE, limit)
+    new_tokens = new_tokens or min(NEW_TOKENS, limit - PROMPT_TOKENS)
+    check_length(model, block_size, "--block-size")
+    if generates:
+        check_length(model, PROMPT_TOKENS + new_tokens, f"a prompt of {PROMPT_TOKENS} with --new-tokens {new_tokens}")
+    return block_size, new_tokens
+
+
+def _examples(model: Any, tokenizer: Any, rows: Dataset, block_size: int, source: str) -> Dataset:
+    """The rows tokenised; DataError if they give no example, or one that the model has no tokens for."""
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    check_vocabulary(tokenizer, num_embeddings)
+    examples = tokenize(rows, tokenizer, block_size)
+    if not len(examples):
+        raise DataError(f"{source!r} gives no example to evaluate")
+    check_labels(examples, num_embeddings)
+    return examples
+
+
+def _described(model: Any, name: str) -> dict[str, Any]:
+    """What a result says of the model itself."""
+    return {
+        "model": public_name(name),
+        "decision": dict(model.config.quantization_config) if is_coded(model) else None,
+        "packed": is_coded(model) and model.decision.packed,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def _check_records(rows: Dataset, encoder: Encoder, source: str) -> None:
+    """Raise DataError for plain text, which asks for no answer."""
+    if "prompt" not in rows.column_names:
+        raise DataError(
+            f"--encoder is {encoder.name!r}, but {source!r} holds plain text, which asks for no answer; leave "
+            "--encoder away, or give instruction records (instruction/input/output, instruction/context/response or "
+            "prompt/completion)"
+        )
+
+
+def public_name(model_name: str) -> str:
+    """A hub id as it is; of a local folder the last part."""
+    path = Path(model_name).expanduser()
+    return path.resolve().name if path.exists() else model_name

@@ -1,0 +1,168 @@
+"""Runs the cells of a protocol: resumable, in parallel, and one failure stops nothing but itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from codehead.errors import CodeheadError
+from codehead.lab.protocols.backbones import backbone_config, is_trained, train_backbone
+from codehead.lab.protocols.cells import cell_config, run_cell
+from codehead.lab.protocols.layout import RESULTS, failure_path, result_path
+from codehead.lab.protocols.pool import Callbacks, Task, fails, run_tasks
+from codehead.lab.protocols.preflight import check_data, check_runs, is_finished
+from codehead.lab.protocols.preparation import Context, locate, prepare
+from codehead.lab.protocols.protocol import Cell, Protocol
+from codehead.lab.protocols.store import Store
+from codehead.lab.protocols.timing import time_cells, timed_cells
+
+Report = Callable[[str, str], None]
+
+
+@dataclass
+class Outcome:
+    """What became of the cells, by key; `failed` may also name a backbone or a timing."""
+
+    finished: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def run_protocol(
+    protocol: Protocol,
+    out: str | Path,
+    *,
+    store: str | Path | None = None,
+    only: Iterable[str] = (),
+    jobs: int = 1,
+    variables: Mapping[str, str] | None = None,
+    report: Report = lambda key, status: None,
+    callbacks: Callbacks = lambda key: [],
+) -> Outcome:
+    """Run what is not finished yet: results go to `out/results`, tracebacks to `out/failures`, models to the store.
+
+    Backbones come first, each once; then the cells; then, once all cells of the first seed have a result, their
+    times. Whatever can be wrong with the protocol, its data and its encoder is told before anything is written.
+
+    Args:
+        store: folder of prepared data and trained models, which protocols may share; by default `out/store`. It is
+            locked: one command at a time works in it.
+        only: keep the cells whose key contains one of these strings.
+        jobs: processes that train backbones, then run cells, at the same time; 1 stays in this process.
+        variables: what `${NAME}` stands for; by default the environment.
+        report: called with (key, "finished" | "reused" | "failed") whenever a cell, `backbone NAME` or
+            `timing SETTING` is done.
+        callbacks: gives the Trainer callbacks for a key; only without further processes.
+
+    Raises:
+        ConfigurationError: a cell's configuration is invalid, `out` holds a result of another one or of other data,
+            or another command is at work in the store.
+        DataError: a source does not exist.
+        CheckpointError: `out` holds a damaged result.
+    """
+    out, place = Path(out), Store(store or Path(out) / "store")
+    variables = os.environ if variables is None else variables
+    cells = protocol.plan(only)
+    check_runs(protocol, cells, locate(protocol, place, variables))
+    with place.locked():
+        finished = [cell for cell in cells if is_finished(protocol, cell, out)]
+        run = _Run(protocol, out, prepare(protocol, place, variables), jobs, report, callbacks)
+        for cell in finished:
+            check_data(protocol, cell, out, run.context)
+        run.reuse(finished)
+        run.run_cells(run.with_backbones([cell for cell in cells if cell not in finished]))
+        run.time()
+    return run.outcome
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of `run_protocol`, over prepared data."""
+
+    protocol: Protocol
+    out: Path
+    context: Context
+    jobs: int
+    report: Report
+    callbacks: Callbacks
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def reuse(self, cells: Sequence[Cell]) -> None:
+        """Note the cells that have a result."""
+        for cell in cells:
+            self.outcome.reused.append(cell.key)
+            self.report(cell.key, "reused")
+
+    def with_backbones(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Train the backbones that the cells start from, each once; returns the cells whose backbone is there."""
+        names = dict.fromkeys(cell.backbone for cell in cells if cell.backbone is not None)
+        trained = [name for name in names if is_trained(backbone_config(self.protocol, name, self.context))]
+        for name in trained:
+            self.report(f"backbone {name}", "reused")
+        tasks = {
+            name: self._task(f"backbone {name}", partial(train_backbone, self.protocol, name, self.context))
+            for name in names
+            if name not in trained
+        }
+        done = self._do(list(tasks.values()))
+        lost = {name for name, task in tasks.items() if task.key not in done}
+        for cell in cells:
+            if cell.backbone in lost:
+                self._do_here(cell.key, partial(_refuse_without, cell.backbone))
+        return [cell for cell in cells if cell.backbone not in lost]
+
+    def run_cells(self, cells: Sequence[Cell]) -> None:
+        """Train and measure the cells; then the peers, once the runs whose heads they compress are there."""
+        self._run_some([cell for cell in cells if cell.peer is None])
+        peers = [cell for cell in cells if cell.peer is not None]
+        runs = {cell.key: cell_config(self.protocol, cell, self.context) for cell in peers}
+        alone = [cell for cell in peers if not is_trained(runs[cell.key])]  # they train the run themselves
+        self._run_some([cell for cell in peers if cell not in alone])
+        for cell in alone:
+            self._run_some([cell])
+
+    def _run_some(self, cells: Sequence[Cell]) -> None:
+        """Do cells that may run at the same time."""
+        tasks = [
+            self._task(cell.key, partial(_write_cell, self.protocol, cell, self.context, result_path(self.out, cell)))
+            for cell in cells
+        ]
+        if tasks:
+            self.outcome.finished.extend(self._do(tasks))
+
+    def time(self) -> None:
+        """Time every setting whose cells of the first seed all have a result."""
+        for setting in self.protocol.settings if self.protocol.timing is not None else ():
+            if all(is_finished(self.protocol, cell, self.out) for cell in timed_cells(self.protocol, setting)):
+                work = partial(time_cells, self.protocol, setting, self.context, self.out / RESULTS)
+                self._do_here(f"timing {setting}".strip(), work)
+
+    def _task(self, key: str, work: Callable[[Sequence[Any]], Any]) -> Task:
+        return Task(key, work, failure_path(self.out, key))
+
+    def _do(self, tasks: Sequence[Task]) -> list[str]:
+        """Do the tasks, in processes if there are to be several; returns the keys of those that did not fail."""
+        done = []
+        for task, failed in run_tasks(tasks, self.jobs, self.callbacks):
+            self._tell(task.key, failed)
+            done += [] if failed else [task.key]
+        return done
+
+    def _do_here(self, key: str, work: Callable[[], Any]) -> None:
+        self._tell(key, fails(work, failure_path(self.out, key)))
+
+    def _tell(self, key: str, failed: bool) -> None:
+        self.outcome.failed.extend([key] if failed else [])
+        self.report(key, "failed" if failed else "finished")
+
+
+def _write_cell(protocol: Protocol, cell: Cell, context: Context, path: Path, callbacks: Sequence[Any]) -> None:
+    run_cell(protocol, cell, context, callbacks).write(path)
+
+
+def _refuse_without(backbone: str | None) -> None:
+    raise CodeheadError(f"it starts from the backbone {backbone!r}, which could not be trained; see its own traceback")

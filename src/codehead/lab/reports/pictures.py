@@ -1,0 +1,220 @@
+"""Pictures of a protocol: accuracy against the size of the head, and training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codehead.lab.reports.drawing import (
+    DASHES,
+    INK,
+    LABEL,
+    PALETTE,
+    PAPER,
+    SOFTMAX_DASH,
+    Key,
+    Panel,
+    Picture,
+    save_png,
+)
+from codehead.lab.reports.labels import place_labels
+from codehead.lab.reports.naming import OVER_TOKENS, family_of, label_of
+from codehead.lab.reports.summary import Row, by_setting, setting_size, setting_title
+from codehead.lab.result import Result
+
+FAMILIES = {
+    "softmax": ("Softmax", INK, "D"),
+    "linear": ("ECOC head (n, 0)", "#0072B2", "o"),
+    "mtl": ("MTL-ECOC head (n, d)", "#D55E00", "s"),
+    "codeword": ("codeword loss", "#009E73", "^"),
+    "refined": ("longer codewords for frequent tokens", "#B8A100", "h"),
+    "converted": ("learnt from Softmax, trunk at rest", "#CC79A7", "P"),
+    "labelled": ("learnt from Softmax and the text, trunk at rest", "#E69F00", "X"),
+    "joint": ("the trunk learnt from Softmax too", "#56B4E9", "p"),
+    "trained": ("trained on with the trunk", "#882255", "d"),
+    "peer": ("no code: low rank, quantised, trimmed", "#7F7F7F", "v"),
+}
+METRICS = {"top1": "top-1 next-token accuracy", "f1": "BERTScore F1"}
+TITLES = {"top1": "Top-1 accuracy", "f1": "BERTScore F1"}
+SIZES: dict[str, tuple[str, Callable[[Row], int]]] = {
+    "parameters": ("parameters of the head", lambda row: row.parameters),
+    "bytes": ("bytes resident, unpacked code included", lambda row: row.bytes_resident or 0),
+}
+
+
+def draw_tradeoff(rows: Sequence[Row], path: Path) -> Path:
+    """Top-1 accuracy against head parameters, one panel per setting, error bars over seeds."""
+    return save_png(tradeoff(rows), path)
+
+
+def draw_curves(results: Iterable[Result], path: Path) -> Path:
+    """Training loss of one setting against steps: per node for bitwise losses, per token for losses over tokens."""
+    return save_png(curves(list(results)), path)
+
+
+def tradeoff(rows: Sequence[Row], metric: str = "top1", size: str = "parameters") -> Picture:
+    """A metric against a size of the head on a log axis; rows that lack one of them are left out."""
+    unit, size_of = SIZES[size]
+    shown = [row for row in rows if metric in row.values and size_of(row)]
+    top = 1.12 * max(row.values[metric].mean + (row.values[metric].half_width or 0.0) for row in shown) or 0.01
+    panels = [
+        Panel(
+            setting_title(setting),
+            f"{METRICS[metric]} of {len(group)} heads against {unit}{_of(setting)}, with a line at Softmax; "
+            "the values are in the table",
+            partial(_draw_tradeoff, rows=group, metric=metric, size=size, top=top),
+        )
+        for setting, group in by_setting(shown).items()
+    ]
+    name = "-".join(["tradeoff", *([] if metric == "top1" else [metric]), *([] if size == "parameters" else [size])])
+    title = f"{TITLES[metric]} against {'head parameters' if size == 'parameters' else 'bytes resident'}"
+    note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
+    return Picture(name, title, note, tuple(panels), tuple(_key(family) for family in families_of(shown)))
+
+
+def curves(results: Sequence[Result]) -> Picture:
+    """The training loss of every head of one setting."""
+    setting = results[0].config["setting"]
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: (result.metrics["decision"] is not None, _parameters(result))):
+        if result.metrics.get("peer") is None:  # those were not trained
+            groups.setdefault(label_of(result), []).append(result)
+    looks = _curve_looks(list(groups))
+    kinds = {
+        "Mean training loss per node": ("nats per node and token", [g for g in groups.values() if _is_bitwise(g[0])]),
+        "Training loss over tokens": ("nats per token", [g for g in groups.values() if not _is_bitwise(g[0])]),
+    }
+    panels = [
+        Panel(
+            title,
+            f"{title} of {len(lines)} heads during training{_of(setting)}",
+            partial(_draw_curves, lines=lines, looks=looks, unit=unit),
+        )
+        for title, (unit, lines) in kinds.items()
+        if lines
+    ]
+    note = "Lines are means over seeds, bands reach from the lowest to the highest seed."
+    title = f"Training loss{_of(setting)}"
+    return Picture(f"curves-{setting}" if setting else "curves", title, note, tuple(panels), tuple(looks.values()))
+
+
+def all_curves(results: Iterable[Result]) -> list[Picture]:
+    """The curves of every setting."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.config["setting"], []).append(result)
+    return [curves(groups[setting]) for setting in sorted(groups, key=setting_size)]
+
+
+def look(family: str) -> tuple[str, str, str]:
+    """Name, colour and marker of a family."""
+    return FAMILIES.get(family, (f"{family} head", "#7F7F7F", "v"))
+
+
+def short(row: Row) -> str:
+    """`Minimal (13, 0)`: the kind of head is told by the colour."""
+    return row.label.replace(" MTL-ECOC", "").replace(" ECOC", "").split(" + ")[0]
+
+
+def name_sizes(axis: Any) -> None:
+    """Ticks of a log axis as `20k` and `1M`; within two decades also between the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if high > 500 * low else (1.0, 3.0)))
+    axis.xaxis.set_major_formatter(_compact)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _compact(value: float, _: Any = None) -> str:
+    """`300`, `20k`, `1M`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def as_percent(value: float, _: Any = None) -> str:
+    """The label of a tick."""
+    return f"{round(100 * value, 1):g}%"
+
+
+def families_of(rows: Sequence[Row]) -> list[str]:
+    """The families of the rows, known ones first in their order; heads registered elsewhere follow."""
+    present = {row.family for row in rows}
+    return [family for family in FAMILIES if family in present] + sorted(present - set(FAMILIES))
+
+
+def _key(family: str) -> Key:
+    name, colour, marker = look(family)
+    return Key(name, colour, marker, SOFTMAX_DASH if family == "softmax" else "")
+
+
+def _draw_tradeoff(axis: Any, rows: Sequence[Row], metric: str, size: str, top: float) -> None:
+    unit, size_of = SIZES[size]
+    for family in families_of(rows):
+        _, colour, marker = look(family)
+        chosen = [row for row in rows if row.family == family]
+        axis.errorbar(
+            [size_of(row) for row in chosen],
+            [row.values[metric].mean for row in chosen],
+            yerr=[row.values[metric].half_width or 0.0 for row in chosen],
+            fmt=marker, color=colour, markersize=7, markeredgecolor=PAPER, capsize=3, elinewidth=1.2,
+        )  # fmt: skip
+    references = [row.values[metric].mean for row in rows if row.is_reference]
+    for mean in references:
+        axis.axhline(mean, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
+    axis.set(xscale="log", xlabel=unit, ylabel=METRICS[metric], ylim=(0, top))
+    axis.margins(x=0.2)
+    name_sizes(axis)
+    if metric == "top1":
+        axis.yaxis.set_major_formatter(as_percent)
+    points = [(size_of(row), row.values[metric].mean, "" if row.is_reference else short(row), LABEL) for row in rows]
+    place_labels(axis, points, [row.values[metric].half_width or 0.0 for row in rows], avoid_y=references)
+
+
+def _curve_looks(labels: Sequence[str]) -> dict[str, Key]:
+    """One colour and dash per label, Softmax in ink."""
+    coloured = [label for label in labels if label != "Softmax"]
+    looks = {"Softmax": Key("Softmax", INK, line="-")} if "Softmax" in labels else {}
+    for number, label in enumerate(coloured):
+        turn = number // len(PALETTE)
+        looks[label] = Key(label, PALETTE[number % len(PALETTE)], line=DASHES[turn % len(DASHES)])
+    return looks
+
+
+def _draw_curves(axis: Any, lines: Sequence[Sequence[Result]], looks: dict[str, Key], unit: str) -> None:
+    for group in lines:
+        _draw_curve(axis, group, looks[label_of(group[0])])
+    axis.set(ylabel=unit, xlabel="optimizer steps")
+
+
+def _draw_curve(axis: Any, group: Sequence[Result], key: Key) -> None:
+    """The mean over seeds, and the range between them as a band."""
+    runs = [{entry["step"]: entry["loss"] for entry in result.metrics["history"]} for result in group]
+    steps = _logged(group)
+    losses = np.array([[run[step] for step in steps] for run in runs])  # (seeds, logged steps)
+    axis.plot(steps, losses.mean(0), color=key.colour, linestyle=key.line, linewidth=1.6)
+    if len(losses) > 1:
+        axis.fill_between(steps, losses.min(0), losses.max(0), color=key.colour, alpha=0.18, linewidth=0)
+
+
+def _logged(group: Sequence[Result]) -> list[int]:
+    """The steps that all seeds logged."""
+    return sorted(set.intersection(*({entry["step"] for entry in result.metrics["history"]} for result in group)))
+
+
+def _is_bitwise(result: Result) -> bool:
+    return family_of(result) not in OVER_TOKENS
+
+
+def _parameters(result: Result) -> int:
+    return int(result.metrics["size"]["head_parameters"])
+
+
+def _of(setting: str) -> str:
+    return f", {setting_title(setting)}" if setting else ""

@@ -1,0 +1,208 @@
+"""Results of single runs → one row per head and setting, with means and intervals over seeds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median, stdev
+from typing import Any
+
+from codehead.lab.reports.evidence import Evidence
+from codehead.lab.reports.naming import family_of, label_of
+from codehead.lab.result import Result
+
+# 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, its expansion in 1/df.
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+DIGITS = 12  # that a number in the name of a setting is filled up to, to be sorted
+FINAL_SHARE = 0.1  # of the logged steps: what "final training loss" is averaged over
+TEST_METRICS = ("top1", "top5", "perplexity", "bits_per_byte", "node_loss", "bit_accuracy")
+ANSWER_METRICS = ("precision", "recall", "f1")  # BERTScore
+SHARES = {
+    "share": "top1",
+    "top5_share": "top5",
+    "perplexity_ratio": "perplexity",
+    "bits_per_byte_ratio": "bits_per_byte",
+    "f1_share": "f1",
+}  # each a metric divided by that of the reference with the same seed and setting
+TIMED = {
+    "answer_seconds": "answer_repeats",
+    "tokens_per_second": "tokens_per_second_repeats",
+}  # what is timed, and the key of its repeats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and the half width of its 95% t-interval (None for a single seed)."""
+
+    mean: float
+    half_width: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """The estimate of one value per seed."""
+        count = len(values)
+        if count < 2:
+            return cls(fmean(values), None, count)
+        return cls(fmean(values), t_quantile(count - 1) * stdev(values) / math.sqrt(count), count)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Interleaved repeats of one measurement: seconds, or tokens per second."""
+
+    repeats: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle repeat, which one slow moment of the machine does not move."""
+        return median(self.repeats)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One head at one setting. A metric that its results do not have is missing from `values`."""
+
+    label: str
+    cell: str
+    family: str  # what shares a colour in pictures: softmax, linear, mtl, codeword, refined, one of LEARNT, or peer
+    setting: str
+    seeds: int
+    parameters: int  # of the head
+    parameter_share: float | None  # of the reference head's
+    values: dict[str, Estimate]
+    """TEST_METRICS on the test split, ANSWER_METRICS, SHARES of the reference's, `train_loss`."""
+    is_reference: bool
+    decision: Mapping[str, Any] | None = None  # design, bits, head, width, loss, decoder; None for Softmax
+    bytes_resident: int | None = None  # weights and codebook
+    byte_share: float | None = None  # of the reference's bytes, both stored with weights in bf16
+    bit_accuracies: tuple[float, ...] = ()  # of every bit, mean over seeds
+    times: dict[str, Times] = field(default_factory=dict)  # TIMED, all of one seed
+    decoders: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    """Name of a decoder → `top1`, and `share` of the reference's: the same outputs read in other ways."""
+    unmatched: tuple[int, ...] = ()  # seeds that the reference has no result of: then there are no SHARES
+
+
+def summarise(results: Iterable[Result] | Evidence) -> list[Row]:
+    """Rows in order of setting and of size, the reference first; with times if there is evidence of them."""
+    evidence = results if isinstance(results, Evidence) else Evidence(dict(enumerate(results)))
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in evidence.results.values():
+        groups.setdefault((result.config["setting"], result.config["cell"]), []).append(result)
+    rows = []
+    for (setting, cell), group in groups.items():
+        references = groups.get((setting, group[0].config["reference"]), [])
+        rows.append(_row(group, references, evidence.timing(setting).get(cell, {})))
+    return sorted(rows, key=_place)
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """By bytes where they are known, otherwise by parameters."""
+    return setting_size(row.setting), not row.is_reference, row.byte_share or 0.0, row.parameters, row.label
+
+
+def by_setting(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of every setting, in their order."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.setting, []).append(row)
+    return groups
+
+
+def t_quantile(degrees: int) -> float:
+    """97.5% quantile of Student's t."""
+    z = 1.95996
+    return T_975[degrees - 1] if degrees <= len(T_975) else z + (z**3 + z) / (4 * degrees)
+
+
+def setting_size(setting: str) -> tuple[float, str]:
+    """Sorts `2.4M` before `10M`, and names without a size last, `V2000` before `V16000`."""
+    number, unit = setting.rstrip("kMB"), setting[-1:]
+    in_order = re.sub(r"\d+", lambda digits: digits[0].zfill(DIGITS), setting)
+    try:
+        return float(number) * {"k": 1e3, "M": 1e6, "B": 1e9}.get(unit, 1.0), in_order
+    except ValueError:
+        return math.inf, in_order
+
+
+def setting_title(setting: str) -> str:
+    """`10M` is a number of tokens; other names stand for themselves."""
+    return f"{setting} tokens" if math.isfinite(setting_size(setting)[0]) else setting
+
+
+def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]) -> Row:
+    first = group[0]
+    whole = {result.config["seed"]: _measured(result) for result in references}
+    columns: dict[str, list[Any]] = {}
+    for result in group:
+        measured = _measured(result)
+        reference = whole.get(result.config["seed"], {})
+        measured |= {share: _ratio(measured[name], reference.get(name)) for share, name in SHARES.items()}
+        for name, value in measured.items():
+            columns.setdefault(name, []).append(value)
+    size, whole_size = first.metrics["size"], references[0].metrics["size"] if references else {}
+    return Row(
+        label=label_of(first),
+        cell=first.config["cell"],
+        family=family_of(first),
+        setting=first.config["setting"],
+        seeds=len(group),
+        parameters=size["head_parameters"],
+        parameter_share=_ratio(size["head_parameters"], whole_size.get("head_parameters")),
+        values={name: Estimate.of(column) for name, column in columns.items() if None not in column},
+        is_reference=first.config["cell"] == first.config["reference"],
+        decision=first.metrics["decision"],
+        bytes_resident=size.get("bytes_resident"),
+        byte_share=_ratio(size.get("bytes_in_bf16"), whole_size.get("bytes_in_bf16")),
+        bit_accuracies=_mean_bits([result.metrics["test"].get("bit_accuracies") for result in group]),
+        times={name: Times(tuple(timed[repeats])) for name, repeats in TIMED.items() if timed.get(repeats)},
+        decoders=_by_decoder(group, whole),
+        unmatched=tuple(sorted({result.config["seed"] for result in group} - whole.keys())),
+    )
+
+
+def _measured(result: Result) -> dict[str, Any]:
+    """Everything measured of one run, by name; None for what it does not have."""
+    bertscore = (result.metrics.get("answers") or {}).get("bertscore") or {}
+    return {
+        **{name: result.metrics["test"].get(name) for name in TEST_METRICS},
+        **{name: bertscore.get(name) for name in ANSWER_METRICS},
+        "train_loss": final_loss(result.metrics["history"]),
+    }
+
+
+def _by_decoder(group: Sequence[Result], whole: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, Estimate]]:
+    """What every decoder made of all runs of a group; nothing if some run was not read with it."""
+    read = [result.metrics.get("decoders") or {} for result in group]
+    found = {}
+    for name in read[0]:
+        if all(name in one for one in read):
+            top1 = [one[name]["top1"] for one in read]
+            shares = [
+                _ratio(value, whole.get(result.config["seed"], {}).get("top1"))
+                for value, result in zip(top1, group, strict=True)
+            ]
+            columns = {"top1": top1, **({} if None in shares else {"share": shares})}
+            found[name] = {key: Estimate.of(column) for key, column in columns.items()}
+    return found
+
+
+def _mean_bits(accuracies: Sequence[Sequence[float] | None]) -> tuple[float, ...]:
+    measured = [column for column in accuracies if column]
+    return tuple(fmean(bit) for bit in zip(*measured, strict=True)) if measured else ()
+
+
+def final_loss(history: Sequence[dict[str, Any]]) -> float | None:
+    """Mean training loss over the last tenth of the logged steps; None without a log."""
+    losses = [entry["loss"] for entry in history]
+    return fmean(losses[-max(1, round(len(losses) * FINAL_SHARE)) :]) if losses else None
+
+
+def _ratio(value: float | None, whole: float | None) -> Any:
+    return value / whole if whole and value is not None else None

@@ -1,0 +1,224 @@
+"""Rows of a summary → a table for the terminal, for documents and for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from codehead.lab.reports.naming import OVER_TOKENS
+from codehead.lab.reports.summary import Estimate, Row
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+ABSENT = "–"
+LABEL_WIDTH = 18  # "MinRandom MTL-ECOC", which is broken before its numbers in a narrow terminal
+TERMINAL, DOCUMENT, REPORT = 0, 1, 2  # in order of the room they have
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What stands above a column, and above it and its neighbours of the same group."""
+
+    text: str
+    group: str = ""
+    is_text: bool = False  # aligned to the left
+
+
+@dataclass(frozen=True)
+class Table:
+    """Finished texts; the first column names the rows."""
+
+    caption: str
+    headings: tuple[Heading, ...]
+    rows: tuple[tuple[str, ...], ...]
+    strong: frozenset[int] = frozenset()  # rows to set apart: the reference
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Group headings with the number of columns under each; empty if no column has one."""
+        spans = [(name, len(list(members))) for name, members in groupby(self.headings, lambda heading: heading.group)]
+        return spans if any(name for name, _ in spans) else []
+
+    @property
+    def starts(self) -> list[bool]:
+        """Whether a column begins another group than its neighbour's."""
+        names = [heading.group for heading in self.headings]
+        return [number > 0 and name != names[number - 1] for number, name in enumerate(names)]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading and the text of a row under it, for places with at least `room`."""
+
+    heading: str
+    text: Callable[[Row], str]
+    group: str = ""
+    room: int = TERMINAL
+    is_text: bool = False
+    brief: Callable[[Row], str] | None = None  # the text for a terminal, if it is another
+
+
+def columns(
+    rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None = None, room: int = DOCUMENT
+) -> list[Column]:
+    """The columns that there is room for and that at least one row fills.
+
+    `extra` adds columns: heading → label of a row → text.
+    """
+    usual = _usual(rows)
+    for heading, texts in (extra or {}).items():
+        usual.append(Column(heading, lambda row, texts=texts: texts.get(row.label, ABSENT), "Time"))  # type: ignore[misc]
+    return [column for column in usual if column.room <= room and any(column.text(row) != ABSENT for row in rows)]
+
+
+def table_of(
+    rows: Sequence[Row], caption: str = "", extra: Mapping[str, Mapping[str, str]] | None = None, room: int = REPORT
+) -> Table:
+    """The rows of one setting as a table."""
+    shown = columns(rows, extra, room)
+    return Table(
+        caption,
+        tuple(Heading(column.heading, column.group, column.is_text) for column in shown),
+        tuple(tuple(column.text(row) for column in shown) for row in rows),
+        frozenset(number for number, row in enumerate(rows) if row.is_reference),
+    )
+
+
+def markdown(table: Table, *, with_groups: bool = False) -> str:
+    """A Markdown table, with numbers aligned to the right; groups become the beginning of the headings."""
+    titles = [
+        f"{heading.group}: {heading.text}" if with_groups and heading.group else heading.text
+        for heading in table.headings
+    ]
+    lines = [
+        "| " + " | ".join(titles) + " |",
+        "| " + " | ".join("---" if heading.is_text else "---:" for heading in table.headings) + " |",
+    ]
+    lines += ["| " + " | ".join(row) + " |" for row in table.rows]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None = None) -> str:
+    """The table for a document: the columns that a reader compares heads by."""
+    return markdown(table_of(rows, extra=extra, room=DOCUMENT))
+
+
+def rich_table(rows: Sequence[Row], title: str = "", extra: Mapping[str, Mapping[str, str]] | None = None) -> RichTable:
+    """The table for a terminal, without the columns that only a document has room for."""
+    from rich import box
+    from rich.table import Table as RichTable
+
+    shown = columns(rows, extra, TERMINAL)
+    table = RichTable(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.title_justify, table.title_style = "left", "bold"
+    for column in shown:
+        table.add_column(
+            column.heading,
+            justify="left" if column.is_text else "right",
+            no_wrap=not column.is_text,
+            min_width=LABEL_WIDTH if column.is_text else None,
+        )
+    for row in rows:
+        texts = ((column.brief or column.text)(row) for column in shown)
+        table.add_row(*texts, style="bold" if row.is_reference else None)
+    return table
+
+
+def percent(value: Estimate | float | None) -> str:
+    """`50.0%`, or `50.0 ± 0.4%` with an interval."""
+    if value is None:
+        return ABSENT
+    if not isinstance(value, Estimate):
+        return f"{100 * value:.1f}%" if value >= 0.1 else f"{100 * value:.2f}%"
+    interval = "" if value.half_width is None else f" ± {100 * value.half_width:.1f}"
+    return f"{100 * value.mean:.1f}{interval}%"
+
+
+def number(value: Estimate | None, digits: int) -> str:
+    """`12.3`, or `12.3 ± 0.4`."""
+    if value is None:
+        return ABSENT
+    interval = "" if value.half_width is None else f" ± {value.half_width:,.{digits}f}"
+    return f"{value.mean:,.{digits}f}{interval}"
+
+
+def node_loss(row: Row) -> str:
+    """Final mean training loss per node; a loss over V tokens is none."""
+    is_bitwise = row.family not in OVER_TOKENS
+    return number(row.values.get("train_loss"), 4) if is_bitwise else ABSENT
+
+
+def timed(row: Row, name: str, unit: str = "") -> str:
+    """The median of a measurement with three digits: `1.24 s`."""
+    times = row.times.get(name)
+    return ABSENT if times is None else f"{_three_digits(times.median)}{unit}"
+
+
+def _usual(rows: Sequence[Row]) -> list[Column]:
+    """Every column that a table of these rows may have. A terminal has room for the loss or for F1."""
+    differ = len({row.seeds for row in rows}) > 1
+    scored = any("f1" in row.values for row in rows)
+    weighed = any(row.byte_share is not None for row in rows)
+    counted_room, ratio_room = (DOCUMENT, DOCUMENT) if weighed else (TERMINAL, REPORT)
+    loss_brief = lambda row: node_loss(row).split(" ±")[0]  # noqa: E731
+    return [
+        Column("Head", lambda row: row.label, is_text=True, brief=lambda row: row.label.replace(", ", ",")),
+        Column("Seeds", lambda row: str(row.seeds) if differ else ABSENT, room=DOCUMENT),
+        Column("Params", _parameters, "Size of the head", counted_room),
+        Column(
+            "of Softmax", lambda row: percent(row.parameter_share), "Size of the head", REPORT if weighed else TERMINAL
+        ),
+        Column("Resident", _bytes, "Size of the head", REPORT),
+        Column("Bytes", lambda row: percent(row.byte_share), "Size of the head"),
+        Column("Loss/node", node_loss, "Training", DOCUMENT if scored else TERMINAL, brief=loss_brief),
+        Column("Top-1", _percent("top1"), "Next token, test split", brief=_percent_mean("top1")),
+        Column("of Softmax", _percent("share"), "Next token, test split"),
+        Column("Top-5", _percent("top5"), "Next token, test split", DOCUMENT),
+        Column("of Softmax", _percent("top5_share"), "Next token, test split", REPORT),
+        Column("Perplexity", _number("perplexity", 1), "Next token, test split", DOCUMENT),
+        Column("× Softmax", _number("perplexity_ratio", 3), "Next token, test split", ratio_room),
+        Column("Bits/byte", _number("bits_per_byte", 3), "Next token, test split", REPORT if weighed else DOCUMENT),
+        Column("× Softmax", _number("bits_per_byte_ratio", 3), "Next token, test split", REPORT),
+        Column("P", _number("precision", 4), "Answers, BERTScore", REPORT if weighed else DOCUMENT),
+        Column("R", _number("recall", 4), "Answers, BERTScore", REPORT if weighed else DOCUMENT),
+        Column("F1", _number("f1", 4), "Answers, BERTScore", brief=_number_mean("f1", 3)),
+        Column("of Softmax", _percent("f1_share"), "Answers, BERTScore", DOCUMENT),
+        Column("Answers", lambda row: timed(row, "answer_seconds", " s"), "Time", REPORT),
+        Column("Tokens/s", lambda row: timed(row, "tokens_per_second"), "Time", REPORT),
+    ]
+
+
+def _parameters(row: Row) -> str:
+    """Nothing for a Softmax head that was quantised or trimmed: its numbers are not what it had before."""
+    return ABSENT if row.family == "peer" and row.decision is None else f"{row.parameters:,}"
+
+
+def _percent(name: str) -> Callable[[Row], str]:
+    return lambda row: percent(row.values.get(name))
+
+
+def _number(name: str, digits: int) -> Callable[[Row], str]:
+    return lambda row: number(row.values.get(name), digits)
+
+
+def _percent_mean(name: str) -> Callable[[Row], str]:
+    """Without the interval."""
+    return lambda row: percent(row.values[name].mean) if name in row.values else ABSENT
+
+
+def _number_mean(name: str, digits: int) -> Callable[[Row], str]:
+    """Without the interval."""
+    return lambda row: f"{row.values[name].mean:.{digits}f}" if name in row.values else ABSENT
+
+
+def _bytes(row: Row) -> str:
+    return ABSENT if row.bytes_resident is None else f"{row.bytes_resident:,}"
+
+
+def _three_digits(value: float) -> str:
+    """`0.123`, `1.23`, `12.3`, `1,234`."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{digits}f}"
