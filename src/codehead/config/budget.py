@@ -1,0 +1,194 @@
+"""A budget of bytes, a codeword length or a speed → the decision layer that makes most of it.
+
+Works on any frozen description with the fields and prices of `DecisionConfig`, of which `plan` is the plainest: a
+linear head, a binary code, nothing per token.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from codehead.config.shape import ModelShape
+from codehead.config.size import FLOAT_BYTES, ID_BYTES, Matrix
+from codehead.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from codehead.config.decision import DecisionConfig
+
+Plan: TypeAlias = "DecisionConfig"
+
+CODE_SHARE = 0.5
+"""Of the budget: the codewords of all tokens and the rows of the head that predict them."""
+LONGER_SHARE = 0.97
+"""The same with a bias per token and the extra bits of frequent tokens; dense rows get what is left."""
+FREQUENT = 4
+"""One token in so many has extra bits."""
+STEP = 8
+"""Codeword lengths are multiples of this, unless one is asked for: a packed row takes whole bytes."""
+SLACK = 1e-6
+"""Bytes: a share that was written with few decimals is not exact in binary."""
+LONGEST = 1024
+"""Bits: longer codes cost more time than they bring accuracy."""
+COMPLETE = 1.25
+"""Bits of a codeword per hidden number, up to which rows bear int4. What rounding does to each bit adds up: of a
+finished model, codes with two and more lost what the bytes had bought, and codes with half of one gained."""
+
+NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
+
+
+def read_share(budget: str | float) -> float:
+    """`"5%"`, `"0.05"` or `0.05` as 0.05; ConfigurationError for anything else than a share above 0, up to 1."""
+    share = _number(budget, "%", 100)
+    if share is None or not 0 < share <= 1:
+        raise ConfigurationError(f"budget is {budget!r}; give a share of the old head's bytes, such as 5% or 0.05")
+    return share
+
+
+def read_speed(speed: str | float) -> float:
+    """`"4x"`, `"4"` or `4` as 4.0; ConfigurationError for anything else than a number above 0."""
+    times = _number(speed, "x", 1)
+    if times is None or not 0 < times < math.inf:
+        raise ConfigurationError(f"speed is {speed!r}; give how many times fewer multiply-adds, such as 4x")
+    return times
+
+
+def for_share(plan: Plan, shape: ModelShape, share: float) -> Plan:
+    """The decision layer for `share` (0 to 1) of the Softmax head's bytes in bf16.
+
+    The longest code within CODE_SHARE of them; a bias per token; the longest extra bits within LONGER_SHARE; dense
+    rows for what is left. With too small a budget, the shortest code there is, without a bias if need be. Rows in int4,
+    or in int8 if that makes codewords too long for int4. ConfigurationError names the least share if even the shortest
+    code is too much.
+    """
+    total = math.floor(share * shape.softmax_bytes + SLACK)
+    code = _longest_code(replace(plan, weights="int4"), shape, total)
+    if _bytes(code, shape) > total:
+        least = math.ceil(_bytes(code, shape) / shape.softmax_bytes * 1e4) / 1e4
+        raise ConfigurationError(
+            f"budget is {share:.2%} of the Softmax head's bytes, but {shape.num_classes:,} codewords of {code.bits} "
+            f"bits and the head for them take {least:.2%}; give that at least"
+        )
+    return _borne(_filled(code, shape, total), _longest_code(replace(plan, weights="int8"), shape, total), shape, total)
+
+
+def for_bits(plan: Plan, shape: ModelShape, bits: int) -> Plan:
+    """The decision layer of a codeword length, with all that a budget which comes to it would add.
+
+    ConfigurationError if so many bits cannot tell the tokens apart, or weigh more than the Softmax head.
+    """
+    least = minimal_length(shape.num_classes)
+    if bits < least:
+        raise ConfigurationError(f"bits is {bits}, but {shape.num_classes:,} tokens need codewords of {least} at least")
+    code, wide = (replace(plan, bits=bits, weights=weights) for weights in ("int4", "int8"))
+    if _bytes(code, shape) > shape.softmax_bytes:
+        raise ConfigurationError(
+            f"bits is {bits}: codewords and head take {_bytes(code, shape) / shape.softmax_bytes:.0%} of the Softmax "
+            "head's bytes; give fewer"
+        )
+    totals = [min(int(_bytes(some, shape) / CODE_SHARE), shape.softmax_bytes) for some in (code, wide)]
+    return _borne(_filled(code, shape, totals[0]), wide, shape, totals[1])
+
+
+def for_speed(plan: Plan, shape: ModelShape, times: float) -> Plan:
+    """The largest decision layer with at most 1 / `times` of the Softmax head's multiply-adds per token.
+
+    Of those that budgets come to, so that what was measured at budgets tells what to expect. ConfigurationError names
+    the highest speed if even the shortest code has more.
+    """
+    code = replace(plan, weights="int4")
+    lengths = [n for n in lengths_for(shape.num_classes) if _bytes(replace(code, bits=n), shape) <= shape.softmax_bytes]
+    found = [for_bits(plan, shape, bits) for bits in lengths]
+    speeds = [shape.softmax_weights / some.multiply_adds(shape) for some in found]
+    fitting = [some for some, speed in zip(found, speeds, strict=True) if speed >= times]
+    if not fitting:
+        raise ConfigurationError(
+            f"speed is {times:g} times fewer multiply-adds than Softmax's, but the shortest code for "
+            f"{shape.num_classes:,} tokens comes to {math.floor(10 * max(speeds, default=0.0)) / 10:.1f} times; give "
+            "no more than that"
+        )
+    return fitting[-1]
+
+
+def minimal_length(num_classes: int) -> int:
+    """⌈log2 V⌉: the fewest bits that give `num_classes` classes different codewords."""
+    return (num_classes - 1).bit_length()
+
+
+def lengths_for(num_classes: int) -> range:
+    """The codeword lengths to choose from that tell so many tokens apart."""
+    return range(-(-minimal_length(num_classes) // STEP) * STEP, LONGEST + 1, STEP)
+
+
+def bears_int4(layer: Plan, shape: ModelShape) -> bool:
+    """Whether the codewords of a layer are short enough for rows in int4."""
+    return (layer.bits or 0) + layer.extra_bits <= COMPLETE * shape.hidden_size
+
+
+def _number(text: str | float, unit: str, per_unit: float) -> float | None:
+    """The number that a text of ASCII digits says, with or without a unit; None if it says none."""
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        return float(text)
+    if not isinstance(text, str):
+        return None
+    digits = text.removesuffix(unit)
+    return float(digits) / (per_unit if text.endswith(unit) else 1) if NUMBER.fullmatch(digits) else None
+
+
+def _bytes(layer: Plan, shape: ModelShape) -> int:
+    return layer.size(shape).bytes_stored
+
+
+def _longest(lengths: range, make: Callable[[int], Plan], shape: ModelShape, total: float) -> int | None:
+    """The longest code within `total` bytes; None if the shortest is beyond them."""
+    fitting = bisect_right(lengths, total, key=lambda bits: _bytes(make(bits), shape))
+    return lengths[fitting - 1] if fitting else None
+
+
+def _longest_code(code: Plan, shape: ModelShape, total: int) -> Plan:
+    """The longest code within its share of `total` bytes, or the shortest there is."""
+    lengths = lengths_for(shape.num_classes)
+    bits = _longest(lengths, lambda bits: replace(code, bits=bits), shape, CODE_SHARE * total)
+    return replace(code, bits=bits or lengths[0])
+
+
+def _borne(found: Plan, code: Plan, shape: ModelShape, total: int) -> Plan:
+    """What was found with rows in int4; if it does not bear them, a `code` that has them in int8, if it fits."""
+    keeps = bears_int4(found, shape) or _bytes(code, shape) > total
+    return found if keeps else _filled(code, shape, total)
+
+
+def _filled(code: Plan, shape: ModelShape, total: int) -> Plan:
+    """With the bias, the extra bits and the dense rows that bring it to `total` bytes.
+
+    Where the most frequent tokens all come to have rows of their own, extra bits would be lost on them.
+    """
+    biased = replace(code, token_bias=True)
+    found = biased if _bytes(biased, shape) <= total else code
+    frequent = shape.num_classes // FREQUENT
+    longer = 0
+    if frequent > 1:
+        longer = _longest(lengths_for(frequent), lambda bits: _longer(found, frequent, bits), shape, LONGER_SHARE * total)
+    if not longer:
+        return _listed(found, shape, total)
+    listed = _listed(_longer(found, frequent, longer), shape, total)
+    return _listed(found, shape, total) if int(listed.dense_rows) >= frequent else listed
+
+
+def _longer(code: Plan, frequent: int, bits: int) -> Plan:
+    return replace(code, extra_bits=bits, extra_bit_tokens=frequent)
+
+
+def _listed(found: Plan, shape: ModelShape, total: int) -> Plan:
+    """With the dense rows that bring it to `total` bytes."""
+    row = Matrix(1, shape.hidden_size).stored(found.weights) + ID_BYTES
+    return replace(found, dense_rows=min((total - _bytes(found, shape)) // row, shape.num_classes))
+
+
+def int4_share(shape: ModelShape) -> float:
+    """What the Softmax head itself takes in int4, with a scale per row, of its bytes in bf16."""
+    return Matrix(1, shape.hidden_size).stored("int4") / (FLOAT_BYTES * shape.hidden_size)

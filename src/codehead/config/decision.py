@@ -1,0 +1,318 @@
+"""The one description of a decision layer: checked when it is built, read and written by everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from codehead.config import budget
+from codehead.config.shape import ModelShape
+from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, layer_size
+from codehead.errors import ConfigurationError
+from codehead.registry import did_you_mean
+
+WEIGHTS = ("float", *INTEGER_BITS)
+STARTS = ("random", "old_head")
+LOSSES = ("bitwise", "codeword")
+"""Those that need no look into the registry, which imports torch; so have the defaults of the other parts."""
+CODEBOOK_FILE = ".safetensors"
+
+RENAMED = {"shortlist": "dense_rows", "refined": "extra_bit_tokens", "refined_bits": "extra_bits"}
+"""Keys of version 0.1 → today's."""
+REMOVED = {
+    "token_scale": "a scale per token was never better than a bias per token",
+    "shortlist_split": "dense rows that split the probability were never better than rows that add to it",
+}
+ENDS = {"int8": "int8", "int4": "int4"}
+"""Keys of a run in version 0.1 that said what the weights of its decision layer end as."""
+
+
+def _option(default: Any, help: str) -> Any:
+    """A field with the text that the command's help shows."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionConfig:
+    """What a decision layer is: code, head, loss, decoder, what single tokens have beside the code, and storage.
+
+    `DecisionConfig(code="minrandom", bits=50)` is the paper's MinRandom ECOC (50, 0);
+    `DecisionConfig.for_budget(model, "5%")` the layer that codehead recommends for 5% of the Softmax head's bytes.
+
+    Raises ConfigurationError, which names the field, its value and the remedy, for a value that cannot be.
+    """
+
+    code: str = field(metadata={"help": "Design, or the file of a saved codebook."})
+    bits: int | None = _option(None, "Codeword length n; the design's own by default.")
+    code_params: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "An option of the design, parity or parity_kind; may be repeated."}
+    )
+    assignment: str | None = _option(None, "Which token gets which codeword; as the design says by default.")
+    head: str = _option("linear", "linear (ECOC), mtl (MTL-ECOC), chain, low_rank or adaptive.")
+    width: int | None = _option(None, "Hidden width d of each node of mtl, or of each block of a chain.")
+    head_params: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "An option of the head, as in bias=true; may be repeated."}
+    )
+    loss: str = _option("bitwise", "bitwise, or codeword (normalised over the codewords).")
+    decoder: str = _option("likelihood", "How tokens are ranked: likelihood, hamming, …")
+    token_bias: bool = _option(False, "A bias for every token. Needs --loss codeword.")
+    dense_rows: int | tuple[int, ...] = _option(0, "Dense rows for so many of the most frequent tokens.")
+    extra_bits: int = _option(0, "Extra bits of the codewords of frequent tokens.")
+    extra_bit_tokens: int | tuple[int, ...] = _option(0, "Tokens that have extra bits, the most frequent ones.")
+    start: str = _option("random", "First weights: random, or old_head (near the Softmax head).")
+    weights: str = _option("float", "What the weights end as: float, int8 or int4.")
+    packed: bool = _option(False, "Keep codewords packed in memory: a 32nd of the bytes.")
+    seed: int = _option(0, "Seed of the codebook and of the head's first weights.")
+
+    def __post_init__(self) -> None:
+        for name in ("dense_rows", "extra_bit_tokens"):
+            if isinstance(getattr(self, name), Sequence):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("code_params", "head_params"):
+            object.__setattr__(self, name, dict(getattr(self, name) or {}))
+        self._check_types()
+        self._check_numbers()
+        self._check_parts()
+
+    # -- how it is chosen ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def for_budget(cls, model: Any, share: str | float = "5%", **changes: Any) -> DecisionConfig:
+        """The layer for a share of the Softmax head's bytes in bf16; `model` is a model, or its ModelShape."""
+        return budget.for_share(cls._plan(changes), _shape(model), budget.read_share(share))
+
+    @classmethod
+    def for_bits(cls, model: Any, bits: int, **changes: Any) -> DecisionConfig:
+        """The layer of a codeword length, with what a budget that comes to it would add."""
+        return budget.for_bits(cls._plan(changes), _shape(model), bits)
+
+    @classmethod
+    def for_speed(cls, model: Any, times: str | float, **changes: Any) -> DecisionConfig:
+        """The largest layer with at most 1 / `times` of the Softmax head's multiply-adds per token."""
+        return budget.for_speed(cls._plan(changes), _shape(model), budget.read_speed(times))
+
+    @classmethod
+    def _plan(cls, changes: Mapping[str, Any]) -> DecisionConfig:
+        return cls(**{"code": "additive", "loss": "codeword", "start": "old_head", "packed": True, **changes})
+
+    # -- how it is read and written -----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], place: str = "decision") -> DecisionConfig:
+        """Read a block of a file, of this version or of 0.1; ConfigurationError names a key that is none, or wrong."""
+        if not isinstance(values, Mapping):
+            raise ConfigurationError(f"{place} is {values!r}; it must be a block of `key: value` lines")
+        values = _as_of_today(values, place)
+        known = [entry.name for entry in fields(cls)]
+        for key in values:
+            if key not in known:
+                hint = did_you_mean(str(key), known) or f"; known: {', '.join(known)}"
+                raise ConfigurationError(f"unknown key '{place}.{key}'{hint}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as plain values; `from_dict` restores them."""
+        return {name: value for name, value, default in self._entries() if name == "code" or value != default}
+
+    def _entries(self) -> Iterator[tuple[str, Any, Any]]:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+            yield entry.name, list(value) if isinstance(value, tuple) else value, default
+
+    # -- what it costs ------------------------------------------------------------------------------------------------
+
+    @property
+    def parity(self) -> int:
+        """Check bits appended to the design's codewords."""
+        return int(self.code_params.get("parity", 0))
+
+    @property
+    def num_dense_rows(self) -> int:
+        """Tokens with a dense row."""
+        return _count(self.dense_rows)
+
+    @property
+    def num_extra_bit_tokens(self) -> int:
+        """Tokens whose codewords are longer."""
+        return _count(self.extra_bit_tokens)
+
+    def length(self, num_classes: int) -> int:
+        """The codeword length n for so many tokens, check bits included."""
+        if self.code == "one_vs_all":
+            return num_classes
+        if self.bits is not None:
+            return self.bits + self.parity
+        from codehead.codes import default_length
+
+        return default_length(self.code, num_classes) + self.parity
+
+    def size(self, shape: ModelShape) -> DecisionSize:
+        """What it weighs in a model of this shape; codewords packed if it says so."""
+        bits = self.length(shape.num_classes)
+        size = layer_size(
+            self._matrices(shape, bits),
+            self.weights,
+            num_classes=shape.num_classes,
+            bits=bits,
+            planes=0 if self.code == "one_vs_all" else 2 if self.is_ternary else 1,
+            extra_bits=self.extra_bits,
+            extra_bit_tokens=self.num_extra_bit_tokens,
+            dense_rows=self.num_dense_rows,
+            other_bytes=self._order_bytes(shape, bits),
+        )
+        return size.packed if self.packed else size
+
+    def byte_share(self, shape: ModelShape) -> float:
+        """Its bytes stored, of the Softmax head's in bf16."""
+        return self.size(shape).bytes_stored / shape.softmax_bytes
+
+    def multiply_adds(self, shape: ModelShape) -> int:
+        """Per token: head, dense rows, and the products of the bit logits with the codeword matrices.
+
+        Each symbol of a codeword as a number, as a matrix product has it; additions of biases are not counted. A
+        Softmax head has `hidden · V`.
+        """
+        bits = self.length(shape.num_classes)
+        codewords = 0 if self.code == "one_vs_all" else bits * shape.num_classes
+        matrices = [matrix for matrix in self._matrices(shape, bits) if not matrix.is_bias]
+        extra = self.extra_bits * self.num_extra_bit_tokens
+        return sum(matrix.rows * matrix.width for matrix in matrices) + codewords + extra
+
+    @property
+    def is_ternary(self) -> bool:
+        """Whether codewords have zeros."""
+        return self.code in ("one_vs_one", "sparse_random", "decoc", "forest_ecoc")
+
+    def _matrices(self, shape: ModelShape, bits: int) -> Iterator[Matrix]:
+        """The weights of the head and of what single tokens have."""
+        hidden, further = shape.hidden_size, self.extra_bits * bool(self.extra_bit_tokens) + self.num_dense_rows
+        if self.head == "linear":
+            yield Matrix(bits, hidden)
+            if self.head_params.get("bias"):
+                yield Matrix(1, bits, is_bias=True)
+        else:
+            from codehead.heads import shapes
+
+            options = {**self.head_params, **({} if self.width is None else {"width": self.width})}
+            for name, form in shapes(self.head, hidden, bits, **options).items():
+                yield _matrix(name, form)
+        if further:
+            yield Matrix(further, hidden)
+        if self.token_bias:
+            yield Matrix(1, shape.num_classes, is_bias=True)
+
+    def _order_bytes(self, shape: ModelShape, bits: int) -> int:
+        return 4 * bits if self.head == "adaptive" else 0  # the rank of every token
+
+    # -- what it is called --------------------------------------------------------------------------------------------
+
+    def short_name(self, shape: ModelShape) -> str:
+        """`code 5%`: what tables and pictures call it."""
+        share = 100 * self.byte_share(shape)
+        return f"code {share:.2g}%" if share < 9.5 else f"code {share:.0f}%"
+
+    def told(self, shape: ModelShape) -> str:
+        """In a line: what it is made of."""
+        parts = [f"{self.length(shape.num_classes)} bits"]
+        if self.extra_bits:
+            parts.append(f"{self.extra_bits} extra bits for the {self.num_extra_bit_tokens:,} most frequent tokens")
+        parts += [f"dense rows for {self.num_dense_rows:,}"] if self.dense_rows else []
+        parts += ["a bias for every token"] if self.token_bias else []
+        return ", ".join([*parts, f"weights in {self.weights}"])
+
+    # -- what it may be -----------------------------------------------------------------------------------------------
+
+    def _check_types(self) -> None:
+        for name in ("bits", "width"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1)
+        for name, least in (("extra_bits", 0), ("seed", 0)):
+            _whole(name, getattr(self, name), least)
+        for name in ("dense_rows", "extra_bit_tokens"):
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else [value]:
+                _whole(name, number, 0)
+        for name in ("token_bias", "packed"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give true or false")
+        for name in ("code", "head", "loss", "decoder", "start", "weights"):
+            if not isinstance(getattr(self, name), str | Path):
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give a name")
+
+    def _check_numbers(self) -> None:
+        if self.seed >= 2**32:
+            raise ConfigurationError(f"seed is {self.seed}; give a whole number below 2^32")
+        if bool(self.extra_bits) != bool(self.extra_bit_tokens):
+            raise ConfigurationError(
+                f"extra_bits is {self.extra_bits} and extra_bit_tokens is {self.extra_bit_tokens!r}; give both or neither"
+            )
+        for name, known in (("weights", WEIGHTS), ("start", STARTS)):
+            if getattr(self, name) not in known:
+                hint = did_you_mean(getattr(self, name), known) or "."
+                raise ConfigurationError(f"unknown {name} {getattr(self, name)!r}{hint} Known: {', '.join(known)}")
+
+    def _check_parts(self) -> None:
+        """Names that are not the defaults must be registered."""
+        if self.loss not in LOSSES:
+            from codehead.losses import LOSSES as losses
+
+            losses.get(self.loss)
+        if self.head != "linear":
+            from codehead.heads import HEADS
+
+            HEADS.get(self.head)
+        if self.decoder != "likelihood":
+            from codehead.decoding import DECODERS
+
+            DECODERS.get(self.decoder)
+        if not str(self.code).endswith(CODEBOOK_FILE) and self.code != "additive":
+            from codehead.codes import DESIGNS
+
+            DESIGNS.get(self.code)
+
+
+def _as_of_today(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The values with keys of version 0.1 under today's names; ConfigurationError for what is gone."""
+    found = {key: value for key, value in values.items() if key != "keep_head"}
+    for key, reason in REMOVED.items():
+        if found.pop(key, False):
+            raise ConfigurationError(f"{place}.{key} was an option of version 0.1 ({reason}); remove it")
+    for old, new in RENAMED.items():
+        if old in found:
+            found[new] = found.pop(old)
+    if not found.get("extra_bit_tokens"):
+        found.pop("extra_bits", None)  # had a default of 64, whatever tokens there were
+    elif "refined" in values:
+        found.setdefault("extra_bits", 64)
+    for key in ENDS:
+        if found.pop(key, False):
+            found["weights"] = key
+    if found.get("head") == "tower":
+        params = dict(found.get("head_params") or {})
+        found |= {"head": "mtl", "head_params": {"groups": 1, **params}}
+    found.setdefault("code", "minrandom")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _shape(model: Any) -> ModelShape:
+    return model if isinstance(model, ModelShape) else ModelShape.of_model(model)
+
+
+def _count(tokens: int | tuple[int, ...]) -> int:
+    return tokens if isinstance(tokens, int) else len(tokens)
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {least}")
+
+
+def _matrix(name: str, form: Sequence[int]) -> Matrix:
+    """A parameter of a head: as integers, everything along the last axis is a row."""
+    rows = 1
+    for size in form[:-1]:
+        rows *= size
+    return Matrix(rows, form[-1], is_bias=len(form) == 1 or name.endswith("bias"))

@@ -1,0 +1,97 @@
+"""What a decision layer weighs, told in ways that are never mixed: parameters, bytes stored, resident, read per token.
+
+Stored is what a checkpoint holds: weights, packed codebook, ids of tokens, what a decoder has learnt. Decoding by a
+matrix product multiplies the bit logits with the codebook unpacked to float32 (and, for a ternary code, with its
+support): that matrix is resident, and read for every token, beside the weights. Packed codewords need no such matrix:
+what is stored is what is resident and read. Softmax (one_vs_all) has no codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+FLOAT_BYTES = 2
+"""Of a weight in bf16, in which heads are compared; of the scale of a row of integers, too."""
+UNPACKED_BYTES = 4
+"""Of a symbol of an unpacked codeword, in float32."""
+ID_BYTES = 4
+"""Of the id of a token with a dense row."""
+INTEGER_BITS = {"int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class DecisionSize:
+    """The sizes of one decision layer. In a model with tied embeddings the V × H embedding stays besides."""
+
+    head_parameters: int
+    """With the bias per token."""
+    bytes_stored: int
+    """What the layer takes on disk."""
+    bytes_resident: int
+    """What is stored, and the unpacked codeword matrix if there is one."""
+    bytes_read_per_token: int
+    """Weights and codeword matrix, at batch size 1."""
+    codebook_bytes: int
+    """The packed codebook, contained in bytes_resident."""
+
+    @property
+    def packed(self) -> DecisionSize:
+        """The sizes where codewords stay packed."""
+        return replace(self, bytes_resident=self.bytes_stored, bytes_read_per_token=self.bytes_stored)
+
+    def as_dict(self) -> dict[str, int]:
+        """The sizes as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One tensor of weights: `rows` of `width` numbers; a bias is one row."""
+
+    rows: int
+    width: int
+    is_bias: bool = False
+
+    def parameters(self, weights: str) -> int:
+        """Its numbers; as integers, with a scale per row."""
+        return self.rows * self.width + (self.rows if weights in INTEGER_BITS else 0)
+
+    def stored(self, weights: str) -> int:
+        """Its bytes as bf16 ("float"), "int8" or "int4"; a bias never has fewer than 8 bits."""
+        if weights not in INTEGER_BITS:
+            return FLOAT_BYTES * self.rows * self.width
+        bits = 8 if self.is_bias else INTEGER_BITS[weights]
+        return self.rows * (-(-self.width * bits // 8) + FLOAT_BYTES)
+
+
+def packed_row(symbols: int) -> int:
+    """Bytes of a row of so many packed symbols."""
+    return -(-symbols // 8)
+
+
+def layer_size(
+    matrices: Iterable[Matrix],
+    weights: str,
+    *,
+    num_classes: int,
+    bits: int,
+    planes: int,
+    extra_bits: int = 0,
+    extra_bit_tokens: int = 0,
+    dense_rows: int = 0,
+    other_bytes: int = 0,
+) -> DecisionSize:
+    """The sizes of a layer of these matrices, whose codebook has `planes` bit-planes (0: it is not written down)."""
+    matrices = list(matrices)
+    further = extra_bit_tokens * packed_row(extra_bits) + (packed_row(num_classes) if extra_bit_tokens else 0)
+    codebook = planes * num_classes * packed_row(bits)
+    unpacked = UNPACKED_BYTES * (planes * num_classes * bits + extra_bit_tokens * extra_bits)
+    stored = sum(matrix.stored(weights) for matrix in matrices) + further + ID_BYTES * dense_rows + other_bytes
+    return DecisionSize(
+        sum(matrix.parameters(weights) for matrix in matrices),
+        stored + codebook,
+        stored + codebook + unpacked,
+        stored + unpacked,
+        codebook,
+    )
