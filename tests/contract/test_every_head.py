@@ -12,7 +12,6 @@ from codehead.layer import DecisionLayer
 
 OPTIONS = {
     "mtl": {"width": 3},
-    "tower": {"width": 12, "groups": 2},
     "low_rank": {"rank": 3},
     "adaptive": {"cutoffs": [6, 12], "bias": True},
     "chain": {"width": 3, "block": 2},

@@ -190,7 +190,11 @@ def test_the_best_tokens_are_those_of_the_highest_log_probability():
     assert torch.equal(model.decision.decode(outputs, k=3).ids, logits.topk(3).indices)
 
 
-@pytest.mark.parametrize("layer", [ADAPTIVE, {"bits": 24, "head": "tower", "width": 3}], ids=["adaptive", "tower"])
+@pytest.mark.parametrize(
+    "layer",
+    [ADAPTIVE, {"bits": 24, "head": "mtl", "width": 3, "head_params": {"groups": 1}}],
+    ids=["adaptive", "tower"],
+)
 def test_what_is_not_linear_is_not_folded(layer):
     model = codehead.attach(make("llama"), **layer)
     with pytest.raises(ConfigurationError, match=f"cannot fold a head '{layer['head']}'"):

@@ -21,7 +21,7 @@ ARCHITECTURES = pytest.mark.parametrize("name", CONFIGS)
 LAYERS = {
     "linear": {"bits": 24},
     "mtl": {"bits": 24, "head": "mtl", "width": 3, "head_params": {"bias": True}},
-    "tower": {"bits": 24, "head": "tower", "width": 3, "head_params": {"groups": 5, "bias": True}},
+    "tower": {"bits": 24, "head": "mtl", "width": 3, "head_params": {"groups": 5, "bias": True}},
     "ternary": {"code": "sparse_random", "bits": 44},
     "one_vs_all": {"code": "one_vs_all", "bits": None, "loss": "codeword"},
     "adaptive": {

@@ -179,7 +179,7 @@ def test_pieces_of_a_step_change_nothing(monkeypatch):
 LAYERS = {
     "random code": {"code": "minrandom", "bits": 24},
     "mtl": {"code": "itq", "bits": 24, "head": "mtl", "width": 4},
-    "tower": {"code": "itq", "bits": 24, "head": "tower", "width": 24, "head_params": {"groups": 3}},
+    "tower": {"code": "itq", "bits": 24, "head": "mtl", "width": 24, "head_params": {"groups": 3}},
     "low rank": {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 4}, "loss": "codeword"},
     "adaptive": {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [40]}, "loss": "codeword"},
 }

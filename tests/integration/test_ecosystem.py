@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprec
 LAYERS = {
     "linear": {"bits": 24},
     "mtl": {"bits": 24, "head": "mtl", "width": 3},
-    "tower": {"bits": 24, "head": "tower", "width": 12, "head_params": {"groups": 5}},
+    "tower": {"bits": 24, "head": "mtl", "width": 12, "head_params": {"groups": 5}},
     "ternary": {"code": "sparse_random", "bits": 44, "loss": "codeword"},
     "adaptive": {
         "code": "one_vs_all",

@@ -23,8 +23,8 @@ LAYERS = {
     "corrected": {"bits": 24, **CORRECTED},
     "refined": {"code": "itq", "bits": 24, **CORRECTED, "refined": [5, 6, 9], "refined_bits": 8},
     "mtl with biases": {"bits": 16, "head": "mtl", "width": 8, "head_params": {"bias": True}},
-    "tower": {"bits": 16, "head": "tower", "width": 12},
-    "towers": {"bits": 16, "head": "tower", "width": 12, "head_params": {"groups": 2, "bias": True}},
+    "tower": {"bits": 16, "head": "mtl", "width": 12, "head_params": {"groups": 1}},
+    "towers": {"bits": 16, "head": "mtl", "width": 12, "head_params": {"groups": 2, "bias": True}},
     "chain": {"code": "minimal", "bits": None, "head": "chain", "width": 8},
     "adaptive": {
         "code": "one_vs_all",

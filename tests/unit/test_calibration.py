@@ -23,7 +23,7 @@ SCALABLE = {
     "linear": {"bias": True},
     "mtl": {"width": 3, "bias": True},
     "low_rank": {"rank": 4, "bias": True},
-    "tower": {"width": 5, "groups": 2, "bias": True},
+    "mtl in groups": {"width": 5, "groups": 2, "bias": True},
 }
 
 
@@ -112,7 +112,7 @@ def test_pieces_change_nothing(layer, monkeypatch):
 @pytest.mark.parametrize("listed", [0, 3])
 def test_folding_is_scaling_the_outputs(name, listed):
     torch.manual_seed(0)
-    head = heads.build(name, HIDDEN, 9, **SCALABLE[name])
+    head = heads.build(name.split()[0], HIDDEN, 9, **SCALABLE[name])
     head = (ShortlistHead(head, HIDDEN, listed) if listed else head).double()
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
@@ -178,7 +178,7 @@ def test_a_head_that_ends_in_no_linear_map_is_refused():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_integers_are_scaled_by_the_scales_of_their_rows(name, bits):
     torch.manual_seed(0)
-    head = ShortlistHead(heads.build(name, HIDDEN, 9, **{**SCALABLE[name], "bias": False}), HIDDEN, 2)
+    head = ShortlistHead(heads.build(name.split()[0], HIDDEN, 9, **{**SCALABLE[name], "bias": False}), HIDDEN, 2)
     torch.nn.init.normal_(head.rows.weight)
     round_parts(head, torch.nn.Module(), bits)
     hidden, scales = torch.randn(20, HIDDEN), torch.rand(9) + 0.5

@@ -159,8 +159,8 @@ def test_a_report_is_not_made_from_nothing_or_from_damaged_files(tmp_path: Path)
 
 
 def test_a_head_registered_elsewhere_is_drawn_and_listed_like_the_others(tmp_path: Path) -> None:
-    tower = result("tower", 0, 0.3, {**MTL, "head": "tower"}, 300)
-    path = render(write([*made_up(), tower], tmp_path / "results")).markdown
+    other = result("other", 0, 0.3, {**MTL, "head": "other"}, 300)
+    path = render(write([*made_up(), other], tmp_path / "results")).markdown
     assert (path.parent / "tradeoff.png").is_file()
     (row,) = [line for line in path.read_text(encoding="utf-8").splitlines() if "| 300 |" in line]
     assert "0.05" in row  # its loss per node

@@ -172,7 +172,9 @@ def _filled(code: Plan, shape: ModelShape, total: int) -> Plan:
     frequent = shape.num_classes // FREQUENT
     longer = 0
     if frequent > 1:
-        longer = _longest(lengths_for(frequent), lambda bits: _longer(found, frequent, bits), shape, LONGER_SHARE * total)
+        longer = _longest(
+            lengths_for(frequent), lambda bits: _longer(found, frequent, bits), shape, LONGER_SHARE * total
+        )
     if not longer:
         return _listed(found, shape, total)
     listed = _listed(_longer(found, frequent, longer), shape, total)

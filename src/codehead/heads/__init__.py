@@ -15,7 +15,6 @@ from codehead.heads.chain import ChainHead
 from codehead.heads.linear import LinearHead
 from codehead.heads.low_rank import LowRankHead
 from codehead.heads.mtl import MTLHead
-from codehead.heads.tower import TowerHead
 from codehead.registry import did_you_mean
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "LinearHead",
     "LowRankHead",
     "MTLHead",
-    "TowerHead",
     "build",
     "count_buffer_bytes",
     "count_parameters",
@@ -44,7 +42,16 @@ def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Modu
         if option not in known:
             hint = did_you_mean(option, known) or "."
             raise ConfigurationError(f"head {name!r} has no option {option!r}{hint} Its options: {', '.join(known)}")
+    if not isinstance(options.get("bias", False), bool):
+        raise ConfigurationError(f"bias={options['bias']!r} of head {name!r} must be true or false")
     return head(hidden_size, num_bits, **options)
+
+
+def shapes(name: str, hidden_size: int, num_bits: int, **options: Any) -> dict[str, tuple[int, ...]]:
+    """The parameters of such a head by name, without allocating it; of a chain, also those in the decision layer."""
+    head = _on_meta(name, hidden_size, num_bits, options)
+    found = {key: tuple(values.shape) for key, values in head.named_parameters()}
+    return {**found, "conditioning": (head.conditioning,)} if isinstance(head, ChainHead) else found
 
 
 def count_parameters(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:

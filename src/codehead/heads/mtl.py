@@ -1,4 +1,4 @@
-"""The MTL-ECOC head (n, d): a private hidden layer of width d before every node."""
+"""The MTL-ECOC head (n, d): a hidden layer of width d before every node, private or shared by a group of nodes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ class MTLHead(nn.Module):
     """Hidden states `(…, hidden)` → bit logits `(…, num_bits)` by multi-task nodes.
 
     Node i computes `w_i · act(W_i h)` with its own `W_i` of shape `(width, hidden)`; no biases unless asked for,
-    so there are `num_bits · (hidden · width + width)` parameters. All nodes run as two matrix products.
+    so there are `num_bits · (hidden · width + width)` parameters. With `groups`, the nodes are cut into so many blocks
+    of neighbours, as equal as can be, the larger ones first, and those of a block share their hidden layer:
+    `groups · hidden · width + num_bits · width` parameters; one group shares everything.
 
-    `weight` is three-dimensional on purpose: a checkpoint read without codehead can never take it for the
-    `(vocabulary, hidden)` matrix of a Softmax layer.
+    `weight` is three-dimensional, `(groups, width, hidden)`, on purpose: a checkpoint read without codehead can never
+    take it for the `(vocabulary, hidden)` matrix of a Softmax layer.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class MTLHead(nn.Module):
         width: int | None = None,
         activation: str = "relu",
         bias: bool = False,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         if width is None or width == 0:
@@ -48,10 +51,16 @@ class MTLHead(nn.Module):
         self.hidden_size = require_positive("hidden_size", hidden_size)
         self.num_bits = require_positive("num_bits", num_bits)
         self.width = require_positive("width", width)
+        self.groups = num_bits if groups is None else require_positive("groups", groups)
+        if self.groups > num_bits:
+            raise ConfigurationError(
+                f"groups={groups} is more than the {num_bits} bits, and every group needs a bit; choose groups from 1 "
+                f"to {num_bits}"
+            )
         self.activation = ACTIVATIONS.get(activation)
-        self.weight = nn.Parameter(torch.empty(num_bits, width, hidden_size))
+        self.weight = nn.Parameter(torch.empty(self.groups, width, hidden_size))
         self.output_weight = nn.Parameter(torch.empty(num_bits, width))
-        self.bias = nn.Parameter(torch.empty(num_bits, width)) if bias else None
+        self.bias = nn.Parameter(torch.empty(self.groups, width)) if bias else None
         self.output_bias = nn.Parameter(torch.empty(num_bits)) if bias else None
         self.reset_parameters()
 
@@ -66,9 +75,21 @@ class MTLHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """`(…, hidden)` → `(…, num_bits)`."""
         bias = None if self.bias is None else self.bias.flatten()
-        nodes = F.linear(hidden, self.weight.flatten(0, 1), bias).unflatten(-1, (self.num_bits, self.width))
-        bits = torch.einsum("...nd,nd->...n", self.activation(nodes), self.output_weight)
+        layers = self.activation(F.linear(hidden, self.weight.flatten(0, 1), bias))
+        if self.groups == self.num_bits:  # one product, where the loop below would be over single nodes
+            nodes = layers.unflatten(-1, (self.num_bits, self.width))
+            bits = torch.einsum("...nd,nd->...n", nodes, self.output_weight)
+        else:
+            rows = self.output_weight.split(self._sizes())
+            parts = [F.linear(layer, some) for layer, some in zip(layers.split(self.width, -1), rows, strict=True)]
+            bits = torch.cat(parts, dim=-1)
         return bits if self.output_bias is None else bits + self.output_bias
 
+    def _sizes(self) -> list[int]:
+        """The nodes of every group."""
+        small, larger = divmod(self.num_bits, self.groups)
+        return [small + 1] * larger + [small] * (self.groups - larger)
+
     def extra_repr(self) -> str:
-        return f"hidden_size={self.hidden_size}, num_bits={self.num_bits}, width={self.width}"
+        groups = "" if self.groups == self.num_bits else f", groups={self.groups}"
+        return f"hidden_size={self.hidden_size}, num_bits={self.num_bits}, width={self.width}{groups}"

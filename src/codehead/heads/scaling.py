@@ -27,7 +27,7 @@ def last_map(head: nn.Module) -> list[Tensor]:
     if not prefix and not isinstance(bits, nn.Linear):
         raise ConfigurationError(
             f"the outputs of a {type(bits).__name__} cannot be scaled: it does not end in one linear map with a row "
-            "per bit; choose head='linear', 'mtl', 'tower' or 'low_rank', or call that map output_weight, output_bias"
+            "per bit; choose head='linear', 'mtl' or 'low_rank', or call that map output_weight, output_bias"
         )
     names = [prefix + name for name in ("weight", "bias")]
     return [_rows(bits, name) for name in names if getattr(bits, name, None) is not None]

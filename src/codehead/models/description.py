@@ -175,6 +175,8 @@ class Description:
     def from_dict(cls, entry: dict[str, Any]) -> Description:
         """Read the entry of a `config.json`; a CheckpointError names a field that is missing or unknown."""
         entry = {key: value for key, value in entry.items() if key != "quant_method"}
+        if entry.get("head") == "tower":  # what version 0.1 called an mtl head whose bits share hidden layers
+            entry |= {"head": "mtl", "head_options": {"groups": 1, **entry.get("head_options", {})}}
         known = [f.name for f in dataclasses.fields(cls)]
         for key in entry:
             if key not in known:

@@ -85,7 +85,7 @@ def _label_of_code(decision: Mapping[str, Any], asked: Mapping[str, Any]) -> str
     design = design_name(decision["design"])
     if decision["design"] == "learned" and asked.get("code") in DESIGNS.names():
         design += f" {design_name(asked['code'])}"
-    kind = {"mtl": "MTL-ECOC", "chain": "chain", "tower": "tower"}.get(decision["head"], "ECOC")
+    kind = {"mtl": "MTL-ECOC", "chain": "chain"}.get(decision["head"], "ECOC")
     parity = (asked.get("code_params") or {}).get("parity", 0)
     bits = f"{decision['bits'] - parity} + {parity}" if parity else str(decision["bits"])
     named = design if "ECOC" in design and kind == "ECOC" else f"{design} {kind}"

@@ -1,4 +1,4 @@
-"""Towers: hidden layers that all bits share, that groups of bits share, or that no bits share."""
+"""The hidden layers of an MTL head: one that all bits share, one for every group of bits, or for every bit."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def filled(name, **options):
 @pytest.mark.parametrize(
     ("groups", "owners"), [(1, [0] * 7), (2, [0, 0, 0, 0, 1, 1, 1]), (5, [0, 0, 1, 1, 2, 3, 4]), (7, list(range(7)))]
 )
-def test_every_bit_reads_the_tower_of_its_group(groups, owners, activation, bias):
-    head = filled("tower", groups=groups, activation=activation, bias=bias)
+def test_every_bit_reads_the_hidden_layer_of_its_group(groups, owners, activation, bias):
+    head = filled("mtl", groups=groups, activation=activation, bias=bias)
     hidden = torch.randn(2, 4, HIDDEN, dtype=torch.float64)
     act = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}[activation]
     expected = []
@@ -37,29 +37,29 @@ def test_every_bit_reads_the_tower_of_its_group(groups, owners, activation, bias
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_tower_for_every_bit_is_the_mtl_head(bias):
-    mtl, tower = filled("mtl", bias=bias), filled("tower", groups=BITS, bias=bias)
-    torch.nn.init.ones_(tower.weight)
-    tower.load_state_dict(mtl.state_dict())
+def test_a_group_for_every_bit_is_the_default(bias):
+    default, grouped = filled("mtl", bias=bias), filled("mtl", groups=BITS, bias=bias)
+    torch.nn.init.ones_(grouped.weight)
+    grouped.load_state_dict(default.state_dict())
     hidden = torch.randn(4, HIDDEN, dtype=torch.float64)
-    torch.testing.assert_close(tower(hidden), mtl(hidden))
+    torch.testing.assert_close(grouped(hidden), default(hidden))
 
 
 @pytest.mark.parametrize(
     ("options", "parameters"),
     [
-        ({}, 2048 * 512 + 50 * 512),
+        ({"groups": 1}, 2048 * 512 + 50 * 512),
         ({"groups": 8}, 8 * 2048 * 512 + 50 * 512),
-        ({"groups": 50}, 52_454_400),  # the MTL head of the paper
+        ({}, 52_454_400),  # the MTL head of the paper
         ({"groups": 8, "bias": True}, 8 * 2049 * 512 + 50 * 513),
     ],
 )
 def test_parameters(options, parameters):
-    assert heads.count_parameters("tower", 2048, 50, width=512, **options) == parameters
+    assert heads.count_parameters("mtl", 2048, 50, width=512, **options) == parameters
 
 
 def test_leading_shape_and_dtype_are_kept():
-    out = filled("tower", groups=3).bfloat16()(torch.zeros(2, 0, HIDDEN, dtype=torch.bfloat16))
+    out = filled("mtl", groups=3).bfloat16()(torch.zeros(2, 0, HIDDEN, dtype=torch.bfloat16))
     assert out.shape == (2, 0, BITS) and out.dtype == torch.bfloat16
 
 
@@ -76,4 +76,4 @@ def test_leading_shape_and_dtype_are_kept():
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ConfigurationError, match=message):
-        heads.build("tower", HIDDEN, BITS, **{"width": WIDTH, **options})
+        heads.build("mtl", HIDDEN, BITS, **{"width": WIDTH, **options})
