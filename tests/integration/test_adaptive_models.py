@@ -193,7 +193,7 @@ def test_the_best_tokens_are_those_of_the_highest_log_probability():
 @pytest.mark.parametrize(
     "layer",
     [ADAPTIVE, {"bits": 24, "head": "mtl", "width": 3, "head_params": {"groups": 1}}],
-    ids=["adaptive", "tower"],
+    ids=["adaptive", "one hidden layer"],
 )
 def test_what_is_not_linear_is_not_folded(layer):
     model = codehead.attach(make("llama"), **layer)

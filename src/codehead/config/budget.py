@@ -170,12 +170,9 @@ def _filled(code: Plan, shape: ModelShape, total: int) -> Plan:
     biased = replace(code, token_bias=True)
     found = biased if _bytes(biased, shape) <= total else code
     frequent = shape.num_classes // FREQUENT
-    longer = 0
-    if frequent > 1:
-        longer = _longest(
-            lengths_for(frequent), lambda bits: _longer(found, frequent, bits), shape, LONGER_SHARE * total
-        )
-    if not longer:
+    lengths = lengths_for(frequent) if frequent > 1 else range(0)
+    longer = _longest(lengths, lambda bits: _longer(found, frequent, bits), shape, LONGER_SHARE * total)
+    if longer is None:
         return _listed(found, shape, total)
     listed = _listed(_longer(found, frequent, longer), shape, total)
     return _listed(found, shape, total) if int(listed.dense_rows) >= frequent else listed

@@ -247,7 +247,8 @@ class DecisionConfig:
             raise ConfigurationError(f"seed is {self.seed}; give a whole number below 2^32")
         if bool(self.extra_bits) != bool(self.extra_bit_tokens):
             raise ConfigurationError(
-                f"extra_bits is {self.extra_bits} and extra_bit_tokens is {self.extra_bit_tokens!r}; give both or neither"
+                f"extra_bits is {self.extra_bits} and extra_bit_tokens is {self.extra_bit_tokens!r}; give both, or "
+                "neither"
             )
         for name, known in (("weights", WEIGHTS), ("start", STARTS)):
             if getattr(self, name) not in known:
@@ -257,9 +258,9 @@ class DecisionConfig:
     def _check_parts(self) -> None:
         """Names that are not the defaults must be registered."""
         if self.loss not in LOSSES:
-            from codehead.losses import LOSSES as losses
+            from codehead import losses
 
-            losses.get(self.loss)
+            losses.LOSSES.get(self.loss)
         if self.head != "linear":
             from codehead.heads import HEADS
 
