@@ -1,0 +1,59 @@
+"""The options of a decision layer, generated from `DecisionConfig`: each field is an option with the field's help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from codehead.config import DecisionConfig
+
+PANEL = "Decision layer"
+OPTIONS_OF = {"code_params": "--param", "head_params": "--head-param"}
+"""Fields that are mappings: one option, repeated, gives a KEY=VALUE each."""
+KINDS: dict[str, Any] = {"int": int, "bool": bool}
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def decision_options(command: Command) -> Command:
+    """Give a command an option for every field of DecisionConfig; they arrive as keywords, None where not given."""
+    signature = inspect.signature(command)
+    own = [entry for entry in signature.parameters.values() if entry.kind is not entry.VAR_KEYWORD]
+    taken = {entry.name for entry in own}
+    options = [_parameter(entry) for entry in fields(DecisionConfig) if entry.name not in taken]
+    hints = {key: value for key, value in get_type_hints(command, include_extras=True).items() if key in taken}
+    command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {**hints, **{entry.name: entry.annotation for entry in options}}
+    return command
+
+
+def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of DecisionConfig that options set; mappings are read from their KEY=VALUE pairs."""
+    from codehead.cli.options import key_values
+
+    names = [entry.name for entry in fields(DecisionConfig)]
+    found = {name: parameters[name] for name in names if parameters.get(name) not in (None, [])}
+    for name, flag in OPTIONS_OF.items():
+        if name in found:
+            found[name] = key_values(flag, found[name])
+    return found
+
+
+def _parameter(entry: Field[Any]) -> inspect.Parameter:
+    flag = OPTIONS_OF.get(entry.name, "--" + entry.name.replace("_", "-"))
+    kind = list[str] if entry.name in OPTIONS_OF else KINDS.get(str(entry.type).split(" |")[0], str)
+    names = (f"{flag}/--no-{flag[2:]}",) if kind is bool else (flag,)
+    default = None if entry.default in (MISSING, None, 0, False) else str(entry.default)
+    option = typer.Option(
+        *names,
+        help=entry.metadata["help"],
+        metavar="KEY=VALUE" if entry.name in OPTIONS_OF else None,
+        show_default=default or False,
+        rich_help_panel=PANEL,
+    )
+    return inspect.Parameter(
+        entry.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )

@@ -1,0 +1,103 @@
+"""Which decision layer fits a budget, what it costs, and what our experiments predict of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from codehead.config import DecisionConfig, ModelShape
+from codehead.config.budget import int4_share
+from codehead.errors import ConfigurationError
+from codehead.evaluation.expectations import SetUp, set_ups
+
+DEFAULT_BUDGET = "5%"
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A decision layer for a model of this shape."""
+
+    shape: ModelShape
+    config: DecisionConfig
+
+    @property
+    def byte_share(self) -> float:
+        """Its bytes stored, of the Softmax head's in bf16."""
+        return self.config.byte_share(self.shape)
+
+    @property
+    def evidence(self) -> list[SetUp]:
+        """Our experiments, those with a hidden size like the model's first."""
+        return sorted(set_ups(), key=lambda some: abs(math.log(some.hidden_size / self.shape.hidden_size)))
+
+    @property
+    def verdict(self) -> str:
+        """In one line: what it keeps, what it saves, and whether something else is the better choice."""
+        return " ".join([self._keeps(), self._saves(), self._instead()]).strip()
+
+    def _keeps(self) -> str:
+        for some in self.evidence:
+            values = some.at(self.byte_share)
+            if values is not None:
+                top1, perplexity = values["top1_share"].mean, values["perplexity_ratio"].mean
+                return (
+                    f"At {self.byte_share:.2g} of the bytes expect {top1:.0%} of Softmax's top-1 accuracy and "
+                    f"{perplexity:.2f} times its perplexity (measured at H = {some.hidden_size:,}, {some.results})."
+                ).replace(f"{self.byte_share:.2g} of", f"{100 * self.byte_share:.2g}% of")
+        return f"No experiment of ours covers {100 * self.byte_share:.2g}% of the bytes: measure it with convert."
+
+    def _saves(self) -> str:
+        saved = self.shape.softmax_bytes - self.config.size(self.shape).bytes_stored
+        if self.shape.tied:
+            return f"It reads {saved / 1e6:,.0f} MB less per token, but saves no memory: the head is the embedding."
+        return f"It saves {saved / 1e6:,.0f} MB of {self.shape.softmax_bytes / 1e6:,.0f}."
+
+    def _instead(self) -> str:
+        share = int4_share(self.shape)
+        if self.byte_share < share:
+            return ""
+        return f"The old head in int4 takes {share:.0%} and needs no learning: prefer that."
+
+
+def recommend(
+    model: Any, budget: str | float | None = None, bits: int | None = None, speed: str | float | None = None
+) -> Recommendation:
+    """The decision layer for a model (hub id, folder, model in memory, or ModelShape); a budget of 5% by default.
+
+    Raises:
+        ConfigurationError: more than one of `budget`, `bits` and `speed`, a value that cannot be met, or a checkpoint
+            that is coded or quantised.
+    """
+    shape = shape_of(model)
+    check_stock(shape)
+    given = [name for name, value in (("budget", budget), ("bits", bits), ("speed", speed)) if value is not None]
+    if len(given) > 1:
+        raise ConfigurationError(f"give one of budget, bits and speed, not {' and '.join(given)}")
+    if bits is not None:
+        return Recommendation(shape, DecisionConfig.for_bits(shape, bits))
+    if speed is not None:
+        return Recommendation(shape, DecisionConfig.for_speed(shape, speed))
+    return Recommendation(shape, DecisionConfig.for_budget(shape, DEFAULT_BUDGET if budget is None else budget))
+
+
+def shape_of(model: Any) -> ModelShape:
+    """The shape of a model that is named, in memory, or described already."""
+    if isinstance(model, ModelShape):
+        return model
+    if hasattr(model, "get_output_embeddings"):
+        return ModelShape.of_model(model)
+    from codehead.evaluation.size import model_shape
+
+    return model_shape(str(model))
+
+
+def check_stock(shape: ModelShape) -> None:
+    """Raise ConfigurationError if the checkpoint has a decision layer already, or is quantised."""
+    if shape.quantised == "codehead":
+        raise ConfigurationError("this model has a decision layer already; give its stock checkpoint")
+    if shape.quantised is not None:
+        raise ConfigurationError(
+            f"this checkpoint is quantised with {shape.quantised}, and transformers has one slot for a quantizer in "
+            "config.json; give the checkpoint before it was quantised"
+        )
