@@ -6,6 +6,9 @@ With x the prediction vector and c a codeword over {−1, 0, +1}, many token sco
 
 where the three terms depend on the bit logits alone. One matrix product with the coding matrix therefore scores all
 tokens (two if the code is ternary): O(n·V) operations a position, O(V) if the code is one-vs-all.
+
+The two products of a ternary code sum `support + signed` where a symbol is +1 and `support − signed` where it is −1:
+`signed · c` and `support · |c|` themselves would cancel where a large bit logit agrees with the codeword.
 """
 
 from __future__ import annotations
@@ -39,10 +42,9 @@ class Terms(NamedTuple):
     def _varying(self, table: CodewordTable) -> Tensor:
         if table.is_implicit:  # row v is −1 everywhere but at v: signed · c_v = 2 signed_v − Σ signed
             return 2 * self.signed
-        result = table.product(self.signed)
         if self.support is not None and table.is_ternary:
-            result = result + table.support_product(self.support)
-        return result
+            return table.sided_product(self.support + self.signed, self.support - self.signed)
+        return table.product(self.signed)
 
     def _shared(self, table: CodewordTable, constant: Tensor) -> Tensor:
         """In a binary code every position is in the support, so its weights add the same to every token."""
