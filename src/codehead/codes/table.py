@@ -125,7 +125,7 @@ class CodewordTable(nn.Module):
         return bit_sums(weights, self.support_plane)
 
     def sided_product(self, plus: Tensor, minus: Tensor) -> Tensor:
-        """The sums of `plus` `(…, n)` where a codeword is +1 and of `minus` where it is −1: `(…, V)`, ternary only."""
+        """The sums of `plus` `(…, n)` where a codeword is +1 and of `minus` where it is −1: `(…, V)`. Not implicit."""
         assert self.sign_plane is not None
         if not (self._looks_up(plus) and self._looks_up(minus)):
             positive, negative = (self._whole(side).to(plus.dtype) for side in ("positive", "negative"))
@@ -145,9 +145,9 @@ class CodewordTable(nn.Module):
         return self._matrix(name) if self.packed else self._copy(name)
 
     def _negative_plane(self) -> Tensor:
-        """Where symbols are −1, of a ternary code: packed as the planes are."""
-        assert self.sign_plane is not None and self.support_plane is not None
-        return self.support_plane & ~self.sign_plane
+        """Where symbols are −1: packed as the planes are, with a padding of any value."""
+        assert self.sign_plane is not None
+        return ~self.sign_plane if self.support_plane is None else self.support_plane & ~self.sign_plane
 
     def reset_cache(self) -> None:
         """Forget the working copies of `signs` and `support`."""

@@ -9,8 +9,12 @@ from torch import Tensor
 
 from codehead.errors import ConfigurationError, DataError
 
-ROOM = {torch.float32: 1e30, torch.float64: 1e300}
-"""The largest number of which many can be added up in a dtype without overflow."""
+NARROW = 1e3
+"""Up to this size, sums of some hundred bit logits in float32 are right to a hundredth."""
+UNEVEN = 1e8
+"""Beyond this size, a bit logit of about 1 hardly changes a sum in float64."""
+LARGEST = 1e300
+"""Sums of some thousand numbers up to this size do not overflow float64."""
 
 
 def require_real(name: str, values: Tensor) -> None:
@@ -34,22 +38,29 @@ def wide(values: Tensor) -> Tensor:
 
 
 def roomy(values: Tensor) -> Tensor:
-    """As `wide`, but in float64 where sums of values this large would overflow float32.
-
-    Values are looked at on the CPU alone: elsewhere it would wait for the device, and a graph cannot branch.
+    """As `wide`, but in float64 where sums of values this large would round to equal numbers or overflow in float32.
 
     Raises:
         ConfigurationError: float64 would overflow too.
     """
-    values = wide(values)
-    if values.device.type != "cpu" or torch.compiler.is_compiling() or not values.numel():
-        return values
-    largest = float(values.detach().abs().max())
-    if ROOM[torch.float64] < largest < torch.inf:
+    values, largest = wide(values), _largest(values)
+    if LARGEST < largest < torch.inf:
         raise ConfigurationError(
-            f"bit logits as large as {largest:.0e} overflow when they are added up; scale them down (at most 1e300)"
+            f"bit logits as large as {largest:.0e} overflow when they are added up; scale them to {LARGEST:.0e} at most"
         )
-    return values.double() if ROOM[torch.float32] < largest < torch.inf else values
+    return values.double() if NARROW < largest < torch.inf else values
+
+
+def is_uneven(values: Tensor) -> bool:
+    """Whether some of the values are so large that others are lost in a sum with them."""
+    return UNEVEN < _largest(values)
+
+
+def _largest(values: Tensor) -> float:
+    """The largest absolute value, NaN if there is one; 0 where looking would wait for a device or break a graph."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or not values.numel():
+        return 0.0
+    return float(values.detach().abs().max())
 
 
 def narrowed(scores: Tensor, dtype: torch.dtype, *, shifted: bool) -> Tensor:
