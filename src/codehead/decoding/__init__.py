@@ -126,7 +126,7 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
 
     Raises:
         ConfigurationError: the decoder has nothing to fit, its weights would be too large for the code, or the bit
-            logits are not finite, not floating point, or do not fit the labels or the code.
+            logits are not finite, not floating point, beyond float32, or do not fit the labels or the code.
         DataError: there are no tokens, or a label is not a class of the code.
     """
     part = DECODERS.get(decoder)
@@ -144,6 +144,8 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
         found = f"{int(labels.min())} … {int(labels.max())}" if len(labels) else "none"
         raise DataError(f"labels to fit a decoder to must be in 0 … {table.num_classes - 1}, found {found}")
     refuse_non_finite(bit_logits)
+    if float(bit_logits.abs().max()) > torch.finfo(torch.float32).max:
+        raise ConfigurationError("bit logits beyond the range of float32 cannot be fitted to; scale them down")
     part.shapes(table)  # refuses a code that is too large before anything is computed
     # The weights become buffers, which can be loaded into: so not in inference mode, whatever the caller's is.
     with torch.inference_mode(False), torch.no_grad(), no_autocast(bit_logits.device.type):
