@@ -53,7 +53,7 @@ def roomy(values: Tensor) -> Tensor:
 
 def is_uneven(values: Tensor) -> bool:
     """Whether some of the values are so large that others are lost in a sum with them."""
-    return UNEVEN < _largest(values)
+    return _largest(values) > UNEVEN
 
 
 def _largest(values: Tensor) -> float:
