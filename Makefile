@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Without bytecode, pytest would rewrite the assertions of every test module in every process, for seconds each.
+PYTEST := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow test-page check format clean
+.PHONY: help setup demo test test-slow test-page mutation check format clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +36,11 @@ test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 test-page: $(VENV)/.installed-dev  ## The page of a report in a real browser (needs Chromium)
 	$(PYTEST) -m slow tests/integration/test_report_page.py
 
+mutation: $(VENV)/.installed-dev  ## The share of changes in decoding, codes and losses that the tests notice
+	$(PIP) mutmut
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 | tail -1
+	$(BIN)/mutmut results
+
 check: $(VENV)/.installed-dev  ## Lint, types, layers, tests: what must pass
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,4 +53,4 @@ format: $(VENV)/.installed-dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and every cache
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis mutants

@@ -4,8 +4,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# A machine may be busy: no example has to end in a given time.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 DATA_VARIABLE = "CODEHEAD_TEST_DATA"
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import token_scores
+from codehead.decoding import posterior_scores
+from codehead.decoding.precision import require_real, require_whole
 from codehead.errors import ConfigurationError, DataError
 from codehead.registry import Registry
 
@@ -96,7 +97,7 @@ def codeword(
     bit_logits, labels = _flatten(bit_logits, labels, table)
     if table.is_implicit:
         return Loss(_stock_cross_entropy(bit_logits, labels, num_items), None)
-    score = scores or partial(token_scores, table=table)
+    score = scores or partial(posterior_scores, table=table)
     rows = max(1, CHUNK_SCORES // table.num_classes)
     chunks = list(zip(bit_logits.split(rows), labels.split(rows), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
@@ -124,12 +125,14 @@ def _stock_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int
 
 def _flatten(bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> tuple[Tensor, Tensor]:
     """`(tokens, n)` and `(tokens,)` on one device, with labels checked where that needs no synchronisation."""
+    require_real("bit logits", bit_logits)
+    require_whole("labels", labels)
     if bit_logits.shape[:-1] != labels.shape:
         raise ConfigurationError(
             f"labels of shape {tuple(labels.shape)} do not fit bit logits of shape {tuple(bit_logits.shape)}; "
             "every position needs one label"
         )
-    labels = labels.reshape(-1)
+    labels = labels.reshape(-1).long()
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_labels(labels, table.num_classes)
     return bit_logits.reshape(-1, bit_logits.shape[-1]), labels.to(bit_logits.device)

@@ -8,10 +8,11 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import Decoded, Weights, decode, refuse_non_finite, token_scores
+from codehead.decoding import Decoded, Weights, decode, posterior_scores, refuse_non_finite
 from codehead.decoding.beam import best_tokens
 from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections
+from codehead.decoding.precision import narrowed, require_real, roomy, wide
 from codehead.decoding.topk import top_k
 from codehead.errors import ConfigurationError
 from codehead.losses import LOSSES, Loss, codeword, of_nodes
@@ -72,10 +73,11 @@ class Reading(ABC):
 
     def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
         """The k best tokens under a decoder."""
+        require_real("bit logits", outputs)
         refuse_non_finite(outputs)
-        scores = self.scores(outputs)
+        scores = self.scores(roomy(outputs))
         ids = top_k(scores, k, ties)
-        return Decoded(ids, scores.gather(-1, ids))
+        return Decoded(ids, narrowed(scores.gather(-1, ids), wide(outputs[..., :0]).dtype, shifted=True))
 
 
 class IndependentBits(Reading):
@@ -95,7 +97,7 @@ class IndependentBits(Reading):
         return LOSSES.get(name)(outputs, labels, self.table, num_items)
 
     def scores(self, outputs: Tensor) -> Tensor:
-        return outputs if self.table.is_implicit else token_scores(outputs, self.table)
+        return outputs if self.table.is_implicit else posterior_scores(outputs, self.table)
 
     def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
         return decode(outputs, self.table, decoder=decoder, k=k, ties=ties, weights=weights)
@@ -139,10 +141,11 @@ class CorrectedBits(Reading):
         return codeword(outputs, labels, self.table, num_items, scores=self.scores)
 
     def scores(self, outputs: Tensor) -> Tensor:
+        exact = roomy(outputs)
         scores: Tensor = self.corrections(
-            token_scores(self.bit_logits(outputs), self.table), outputs[..., self.table.length :]
+            posterior_scores(self.bit_logits(exact), self.table), exact[..., self.table.length :]
         )
-        return scores
+        return narrowed(scores, wide(outputs[..., :0]).dtype, shifted=True)
 
 
 @final
@@ -203,5 +206,6 @@ class ChainedBits(Reading):
         return self.chain.token_scores(outputs, self.table)
 
     def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
+        require_real("features", outputs)
         refuse_non_finite(outputs)
         return Decoded(*best_tokens(self.chain, outputs, self.table, k, ties))

@@ -13,12 +13,16 @@ pytest.importorskip("sklearn")
 
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 
 from codehead.codes import DESIGNS
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS, FittedDecoder, token_scores
+from codehead.errors import DataError
 from codehead.sklearn import OutputCodeClassifier
 
 V = 6
@@ -50,9 +54,12 @@ def test_a_dichotomizer_learns_the_classes_its_column_looks_at(design: str) -> N
             np.testing.assert_allclose(estimator.coef_, alone.coef_)
 
 
-@pytest.mark.parametrize("decoder", DECODERS.names())
-@pytest.mark.parametrize("design", DESIGNS.names())
-@pytest.mark.parametrize("calibration", [None, "platt"])
+UNCALIBRATED = [(design, decoder, None) for design in DESIGNS.names() for decoder in DECODERS.names()]
+CALIBRATED = [(design, "likelihood", "platt") for design in DESIGNS.names()]
+CALIBRATED += [("sparse_random", decoder, "platt") for decoder in DECODERS.names() if decoder != "likelihood"]
+
+
+@pytest.mark.parametrize(("design", "decoder", "calibration"), UNCALIBRATED + CALIBRATED)
 def test_scores_equal_the_plain_definition(design: str, decoder: str, calibration: str | None) -> None:
     if calibration is None and not isinstance(DECODERS.get(decoder), FittedDecoder):
         fitted = clone(plain(design)).set_params(decoder=decoder).fit(X, Y)
@@ -79,3 +86,21 @@ def test_scores_equal_the_plain_definition(design: str, decoder: str, calibratio
 def test_separable_classes_are_learnt(design: str) -> None:
     points = 40 * np.eye(V)[NUMBERS] + np.random.default_rng(1).standard_normal((len(NUMBERS), V))
     assert clone(plain(design)).fit(points, Y).score(points, Y) > 0.95
+
+
+@pytest.mark.parametrize("design", DESIGNS.names())
+def test_text_is_learnt_through_a_pipeline(design: str) -> None:
+    text = [f"the {label} sleeps" for label in Y]
+    pipeline = make_pipeline(CountVectorizer(), LinearSVC(dual=False))
+    assert clone(plain(design)).set_params(estimator=pipeline).fit(text, Y).score(text, Y) == 1
+
+
+@pytest.mark.parametrize("design", DESIGNS.names())
+def test_missing_values_go_to_the_estimator_or_are_refused_with_a_remedy(design: str) -> None:
+    gaps = np.where(np.random.default_rng(0).random(X.shape) < 0.1, np.nan, X)
+    tree = clone(plain(design)).set_params(estimator=DecisionTreeClassifier(random_state=0))
+    if "prototypes" in DESIGNS.get(design).params():
+        with pytest.raises(DataError, match=rf"code='{design}' computes with; make estimator a pipeline"):
+            tree.fit(gaps, Y)
+    else:
+        assert tree.fit(gaps, Y).score(gaps, Y) > 0.9

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from codehead.codes import build
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.table import CodewordTable
-from codehead.decoding import DECODERS, REFERENCES, FittedDecoder, decode, fit, token_scores
+from codehead.decoding import DECODERS, REFERENCES, FittedDecoder, decode, fit, posterior_scores, token_scores
 from codehead.errors import ConfigurationError
 
 TABLES = {
@@ -155,11 +155,66 @@ def test_reference_and_matmul_choose_the_same_tokens(decoder, options, table):
     torch.testing.assert_close(best, truth.scores, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_nan_and_infinity_are_refused(options, table, value):
-    z = torch.zeros(2, table.length)
-    z[1, 0] = float(value)
-    with pytest.raises(ConfigurationError, match="NaN or infinity"):
+def test_nan_and_infinity_are_refused(options, table):
+    for value in ("nan", "inf", "-inf"):
+        z = torch.zeros(2, table.length)
+        z[1, 0] = float(value)
+        for call in (decode, token_scores):
+            with pytest.raises(ConfigurationError, match="NaN or infinity"):
+                call(z, table, **options)
+
+
+SIZES = [0.0, 1e-30, 0.3, 1.7, 40.0, 900.0, 3e4, 2e7, 1e12, 1e20, 1e37, 3.4e38]
+
+
+@pytest.mark.parametrize("decoder", DECODERS.names())
+@settings(max_examples=40)
+@given(data=st.data())
+def test_bit_logits_of_every_finite_size_are_ranked_as_defined(decoder, data):
+    symbols = [-1, 1] if data.draw(st.booleans(), "binary") else [-1, 0, 1]
+    num_classes, length = data.draw(st.integers(2, 9)), data.draw(st.integers(1, 70))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    array = rng.choice(np.array(symbols, dtype=np.int8), size=(num_classes, length))
+    table = CodewordTable(PackedCodebook.from_array(array, allow_duplicates=True))
+    table.packed = decoder != "inverse_hamming" and data.draw(st.booleans(), "packed")
+    sizes = data.draw(st.lists(st.sampled_from(SIZES), min_size=1, max_size=4))
+    noise = rng.normal(size=(3, length)).clip(-1, 1)
+    z = torch.from_numpy(rng.choice(sizes, size=(3, length)) * noise).float()
+    options = chosen(decoder, table, noise=3.0)
+    fast, truth = decode(z, table, k=2, **options), decode(z, table, k=2, impl="reference", **options)
+    assert torch.isfinite(fast.scores).all()
+    reached = token_scores(z, table, impl="reference", **options).gather(-1, fast.ids)
+    best = truth.scores
+    if decoder == "probabilistic":  # its reference underflows
+        reached, best = reached.exp(), best.exp()
+    is_linear = decoder in ("loss_linear", "loss_weighted_linear")
+    scale = z.double().abs().amax(-1, keepdim=True) if is_linear else best.abs()
+    assert ((reached - best).abs() <= 1e-5 * scale.clamp(min=1)).all()
+
+
+@pytest.mark.parametrize("size", [1e3, 1e10, 1e20, 1e37])
+@pytest.mark.parametrize("name", ["binary", "ternary"])
+def test_one_diverged_bit_does_not_drown_the_others(name, size):
+    table = TABLES[name]()
+    z = torch.randn(20, table.length)
+    z[:, 3] = -size
+    truth = token_scores(z, table, impl="reference")
+    scores = token_scores(z, table)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.softmax(-1), truth.softmax(-1).float(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(posterior_scores(z, table), scores)
+
+
+def test_bit_logits_that_are_no_real_numbers_are_refused(options, table):
+    for dtype in (torch.complex64, torch.bool, torch.int64, torch.uint8):
+        for call in (decode, token_scores):
+            with pytest.raises(ConfigurationError, match=f"bit logits must be floating-point numbers, got {dtype}"):
+                call(torch.ones(2, table.length).to(dtype), table, **options)
+
+
+def test_bit_logits_that_overflow_float64_are_refused(options, table):
+    z = torch.full((1, table.length), 1e301, dtype=torch.float64)
+    with pytest.raises(ConfigurationError, match="as large as 1e\\+301 overflow"):
         decode(z, table, **options)
 
 
@@ -176,7 +231,10 @@ def test_bad_arguments_are_named(decoder, options, table):
     for call, message in [
         (lambda: decode(z, table, k=0, **options), "k must be between 1 and the number of classes"),
         (lambda: decode(z, table, k=table.num_classes + 1, **options), "k must be"),
-        (lambda: decode(z, table, ties="first", **options), "ties must be"),
+        *[
+            (lambda ties=ties: decode(z, table, ties=ties, **options), "ties must be")
+            for ties in ("first", -1, 2**64, 2**70, True, 1.0, None)
+        ],
         (lambda: decode(z, table, decoder=decoder + "x"), f"did you mean '{decoder}'"),
         (lambda: decode(z, table, impl="matmull", **options), "did you mean 'matmul'"),
         (lambda: decode(torch.zeros(1, table.length + 1), table, **options), "code has length"),

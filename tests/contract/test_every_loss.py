@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from codehead.codes import build
 from codehead.codes.table import CodewordTable
@@ -105,6 +106,43 @@ def test_nan_bit_logits_give_a_nan_loss(loss, table):
     z, labels = example(table)
     z[4] = float("nan")
     assert torch.isnan(loss(z, labels, table).value)
+
+
+def by_definition(name, bit_logits, labels, table):
+    """In float64: the mean of −log σ(c·z) over a codeword, or of −log of the posterior."""
+    codewords, z = table.signs().double(), bit_logits.double()
+    log_bits = F.logsigmoid(z.unsqueeze(1) * codewords) * codewords.abs()
+    if name == "bitwise":
+        nats = -log_bits.sum(-1) / codewords.abs().sum(-1).clamp(min=1)
+    elif table.is_implicit:  # the outputs are the logits of tokens
+        nats = z.logsumexp(-1, keepdim=True) - z
+    else:
+        nats = log_bits.sum(-1).logsumexp(-1, keepdim=True) - log_bits.sum(-1)
+    return nats.gather(1, labels.unsqueeze(1)).mean()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 30.0, 1e4, 1e9, 1e20, 1e36])
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_bit_logits_of_every_size_equal_the_definition(name, table, size):
+    z, labels = example(table)
+    z[:, ::3] *= size
+    z.requires_grad_()
+    value = LOSSES.get(name)(z, labels, table).value
+    torch.testing.assert_close(value.double(), by_definition(name, z, labels, table), rtol=1e-4, atol=1e-4)
+    value.backward()
+    assert torch.isfinite(z.grad).all()
+
+
+def test_what_is_no_number_or_no_label_is_refused(loss, table):
+    z, labels = example(table)
+    for dtype in (torch.complex64, torch.bool, torch.int64):
+        with pytest.raises(ConfigurationError, match=f"bit logits must be floating-point numbers, got {dtype}"):
+            loss(z.to(dtype), labels, table)
+    for dtype in (torch.complex64, torch.bool, torch.float32):
+        with pytest.raises(DataError, match=f"labels must be whole numbers, got {dtype}"):
+            loss(z, labels.to(dtype), table)
+    for dtype in (torch.int32, torch.uint8):
+        torch.testing.assert_close(loss(z, labels.to(dtype), table).value, loss(z, labels, table).value)
 
 
 @pytest.mark.parametrize("label", [-1, 10_000])

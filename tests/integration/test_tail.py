@@ -35,9 +35,9 @@ def logits(model):
         return model(input_ids=batch()["input_ids"], use_cache=False).logits.float()
 
 
-def cohere():
+def cohere(scale=0.25):
     torch.manual_seed(0)
-    config = CohereConfig(**MODERN, logit_scale=0.25, tie_word_embeddings=False)
+    config = CohereConfig(**MODERN, logit_scale=scale, tie_word_embeddings=False)
     model = AutoModelForCausalLM.from_config(config).eval()
     torch.nn.init.normal_(model.get_output_embeddings().weight, std=2.0)
     return model
@@ -55,6 +55,11 @@ def test_it_is_what_comes_after_the_head(name):
     assert model.get_output_embeddings() is head
     assert tail.scale == pytest.approx(0.25 if name == "granite" else 1, rel=1e-6)
     assert (tail.cap is not None) == name.startswith("gemma")
+
+
+@pytest.mark.parametrize("scale", [1.001, 0.999, 1.05])
+def test_a_factor_near_to_one_is_kept(scale):
+    assert Tail.of(cohere(scale)).scale == pytest.approx(scale, rel=1e-6)
 
 
 def test_a_factor_and_its_inverse_are_told_apart():

@@ -72,4 +72,16 @@ def test_top_k_equals_a_stable_sort(dtype):
     scores = torch.tensor([[0.0, -0.0, 3.0, -5.0, 3.0, float("-inf"), 1e-40, float("inf"), -1e-40]], dtype=dtype)
     scores = torch.cat([scores, torch.randint(-3, 3, (20, 9)).to(dtype)])
     expected = torch.sort(scores, dim=-1, descending=True, stable=True).indices
-    assert torch.equal(top_k(scores, 9), expected)
+    for k in range(1, 10):  # equal scores on both sides of the k-th place too
+        assert torch.equal(top_k(scores, k), expected[:, :k])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_at_the_last_place_go_to_the_lowest_ids_or_by_the_seed(dtype):
+    scores = torch.zeros(3, 1000, dtype=dtype)
+    scores[:, 500] = 1
+    scores[2] = torch.arange(1000)  # without ties
+    assert top_k(scores, 4).tolist() == [[500, 0, 1, 2], [500, 0, 1, 2], [999, 998, 997, 996]]
+    seeded = top_k(scores, 4, ties=5)
+    order = top_k(torch.zeros(1, 1000, dtype=dtype), 1000, ties=5)[0]
+    assert torch.equal(seeded[0, 1:], order[order != 500][:3]) and seeded[2].tolist() == [999, 998, 997, 996]

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -16,14 +17,24 @@ pytest.importorskip("sklearn")
 import joblib
 import sklearn
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import make_blobs
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier, SGDClassifier
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, ShuffleSplit, cross_val_score
-from sklearn.naive_bayes import GaussianNB
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    LeaveOneGroupOut,
+    ShuffleSplit,
+    StratifiedGroupKFold,
+    cross_val_score,
+)
+from sklearn.naive_bayes import GaussianNB, MultinomialNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
@@ -105,6 +116,36 @@ def test_samples_go_to_designs_that_take_them() -> None:
     classifier = fitted(code="decoc")
     ids = np.searchsorted(classifier.classes_, Y[TRAIN])
     assert np.array_equal(classifier.code_book_, build("decoc", V, samples=X[TRAIN], labels=ids).to_array())
+
+
+def test_a_design_computes_with_what_a_pipeline_makes_of_the_data() -> None:
+    table = pd.DataFrame({"size": X[:, 0], "kind": np.array(["red", "blue", None])[NUMBERS % 3]})
+    table.loc[::7, "size"] = np.nan
+    prepare = make_column_transformer((SimpleImputer(), ["size"]), (OneHotEncoder(), ["kind"]), sparse_threshold=0)
+    pipeline = make_pipeline(prepare, StandardScaler(), SVM)
+    classifier = OutputCodeClassifier(pipeline, code="itq", bits=8, random_state=0).fit(table, Y)
+    features = pipeline[:-1].fit_transform(table, NUMBERS)
+    means = np.stack([features[c == Y].mean(axis=0) for c in classifier.classes_])
+    assert np.array_equal(classifier.code_book_, build("itq", V, bits=8, prototypes=means).to_array())
+    given = OutputCodeClassifier(
+        HistGradientBoostingClassifier(max_iter=2), code="itq", bits=8, code_params={"prototypes": means}
+    )
+    assert given.fit(np.where(X > 9, np.nan, X), Y).code_book_.shape == (V, 8)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (SVM, r"could not convert string to float: 'c'\), which code='decoc' computes with; make estimator "),
+        (make_pipeline(SVM), "make estimator a pipeline whose first steps turn X into finite numbers"),
+        (make_pipeline(FunctionTransformer(), SVM), "the steps of the pipeline before its classifier make no finite"),
+        (make_pipeline(StandardScaler(), SVM), "the steps of the pipeline .* choose a code that does not look at X"),
+    ],
+)
+def test_data_without_numbers_are_refused_with_a_remedy(estimator: Any, message: str) -> None:
+    words = np.array([["a", "b"], ["c", "d"]], dtype=object)[NUMBERS % 2]
+    with pytest.raises(DataError, match=message):
+        OutputCodeClassifier(estimator, code="decoc").fit(words, Y)
 
 
 def test_a_growing_code_is_told_what_held_out_samples_confuse() -> None:
@@ -247,6 +288,19 @@ def test_a_class_may_come_in_a_later_batch() -> None:
     assert set(classifier.predict(X)) == set(Y)
 
 
+@pytest.mark.parametrize("code", ["one_vs_one", "sparse_random", "one_vs_all"])
+@pytest.mark.parametrize("learner", [SGDClassifier(random_state=0), MultinomialNB()])
+def test_the_first_batch_may_have_one_class(code: str, learner: Any) -> None:
+    classifier, positive = OutputCodeClassifier(learner, code=code, code_size=3, random_state=0), np.abs(X)
+    only = NUMBERS == 2
+    classifier.partial_fit(positive[only], Y[only], classes=np.unique(Y))
+    assert set(classifier.predict(positive)) == {"cat"} and classifier.n_features_in_ == X.shape[1]
+    unseen = [column[2] == 0 for column in classifier.code_book_.T]
+    assert [isinstance(estimator, ConstantDichotomizer) for estimator in classifier.estimators_] == unseen
+    classifier.partial_fit(positive, Y)
+    assert not any(isinstance(estimator, ConstantDichotomizer) for estimator in classifier.estimators_)
+
+
 def test_a_first_batch_that_is_refused_leaves_no_trace() -> None:
     classifier = OutputCodeClassifier(SGDClassifier(random_state=0), code="itq", bits=8, random_state=0)
     with pytest.raises(ConfigurationError, match=r"class number 3 has no training sample .* give the first batch"):
@@ -351,6 +405,15 @@ def test_data_that_cannot_work_are_refused() -> None:
         OutputCodeClassifier(SVM).fit(X, Y, groups=Y)
     with pytest.raises(DataError, match="Diverged gave a score that is not finite"):
         OutputCodeClassifier(Diverged()).fit(X, Y).predict(X)
+
+
+@pytest.mark.parametrize("splitter", [GroupKFold(3), LeaveOneGroupOut(), StratifiedGroupKFold(3)])
+def test_a_splitter_by_groups_is_given_as_its_folds(splitter: Any) -> None:
+    groups = np.arange(len(X)) // 40
+    with pytest.raises(ConfigurationError, match=r"; give the folds .* cv=list\(splitter\.split\(X, y, groups\)\)"):
+        OutputCodeClassifier(SVM, calibration="platt", cv=splitter).fit(X, Y)
+    folds = list(splitter.split(X, Y, groups))
+    assert OutputCodeClassifier(SVM, calibration="platt", cv=folds).fit(X, Y).calibration_ is not None
 
 
 def test_batches_that_cannot_work_are_refused() -> None:

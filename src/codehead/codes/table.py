@@ -18,11 +18,15 @@ DENSE_CLASSES = 2**14
 
 
 class _Copy(NamedTuple):
-    """A float32 (V, n) working copy, and the plane it was made from, in the state it then had."""
+    """A float32 (V, n) working copy, and the planes it was made from, in the state they then had."""
 
     values: Tensor
-    plane: Tensor
-    version: int | None
+    planes: list[Tensor]
+    versions: list[int | None]
+
+    def is_of(self, planes: list[Tensor]) -> bool:
+        """Whether these are the planes, whatever was written into them."""
+        return len(planes) == len(self.planes) and all(a is b for a, b in zip(planes, self.planes, strict=True))
 
 
 @final
@@ -96,14 +100,14 @@ class CodewordTable(nn.Module):
         """
         if self.sign_plane is None:
             return 2 * self._identity() - 1
-        return self._copy("signs", self.sign_plane)
+        return self._copy("signs")
 
     def support(self) -> Tensor:
         """Which symbols are not 0: float32 (V, n) of 0 and 1; for a binary code a broadcast 1."""
         if self.support_plane is None:
             device = None if self.sign_plane is None else self.sign_plane.device
             return torch.ones((), device=device).expand(self.num_classes, self.length)
-        return self._copy("support", self.support_plane)
+        return self._copy("support")
 
     def product(self, weights: Tensor) -> Tensor:
         """The coding matrix times weights `(…, n)`, float32 or float64: `(…, V)`. Not for an implicit code."""
@@ -120,6 +124,14 @@ class CodewordTable(nn.Module):
             return weights @ self._whole("support").to(weights.dtype).T
         return bit_sums(weights, self.support_plane)
 
+    def sided_product(self, plus: Tensor, minus: Tensor) -> Tensor:
+        """The sums of `plus` `(…, n)` where a codeword is +1 and of `minus` where it is −1: `(…, V)`. Not implicit."""
+        assert self.sign_plane is not None
+        if not (self._looks_up(plus) and self._looks_up(minus)):
+            positive, negative = (self._whole(side).to(plus.dtype) for side in ("positive", "negative"))
+            return plus @ positive.T + minus @ negative.T
+        return bit_sums(plus, self.sign_plane) + bit_sums(minus, self._negative_plane())
+
     def support_sizes(self) -> Tensor:
         """How many symbols of every codeword are not 0: `(V,)`, of a ternary code."""
         assert self.support_plane is not None
@@ -130,7 +142,12 @@ class CodewordTable(nn.Module):
 
     def _whole(self, name: str) -> Tensor:
         """The matrix called `name`, kept unless the code stays packed."""
-        return self._matrix(name) if self.packed else getattr(self, name)()
+        return self._matrix(name) if self.packed else self._copy(name)
+
+    def _negative_plane(self) -> Tensor:
+        """Where symbols are −1: packed as the planes are, with a padding of any value."""
+        assert self.sign_plane is not None
+        return ~self.sign_plane if self.support_plane is None else self.support_plane & ~self.sign_plane
 
     def reset_cache(self) -> None:
         """Forget the working copies of `signs` and `support`."""
@@ -164,19 +181,22 @@ class CodewordTable(nn.Module):
         if name == "support":
             assert self.support_plane is not None
             return self._unpack(self.support_plane)
+        if name in ("positive", "negative"):
+            return self._unpack(self.sign_plane if name == "positive" else self._negative_plane())
         signs = 2 * self._unpack(self.sign_plane) - 1
         return signs if self.support_plane is None else signs * self._unpack(self.support_plane)
 
-    def _copy(self, name: str, plane: Tensor) -> Tensor:
-        """The kept working copy if its plane is still the same, else a new one."""
+    def _copy(self, name: str) -> Tensor:
+        """The kept working copy if the planes are still the same, else a new one."""
         kept = self._copies.get(name)
+        planes = [plane for plane in (self.sign_plane, self.support_plane) if plane is not None]
         if torch.compiler.is_compiling():  # planes are not written to inside a graph, and no copy may leave it
-            return kept.values if kept is not None and kept.plane is plane else self._matrix(name)
-        version = None if plane.is_inference() else plane._version
-        if kept is None or kept.plane is not plane or kept.version != version:
+            return kept.values if kept is not None and kept.is_of(planes) else self._matrix(name)
+        versions = [None if plane.is_inference() else plane._version for plane in planes]
+        if kept is None or not kept.is_of(planes) or kept.versions != versions:
             with torch.inference_mode(False):  # the copy may serve in training later
-                kept = _Copy(self._matrix(name), plane, version)
-            if plane.device.type != "meta":
+                kept = _Copy(self._matrix(name), planes, versions)
+            if planes[0].device.type != "meta":
                 self._copies[name] = kept
         return kept.values
 

@@ -24,7 +24,7 @@ from codehead.decoding import (  # noqa: F401  (registers)
 from codehead.decoding.decoders import DECODERS
 from codehead.decoding.fitted import FittedDecoder, require_fitted
 from codehead.decoding.forms import ByCodeword, Form, Scored, Weights
-from codehead.decoding.precision import no_autocast, wide
+from codehead.decoding.precision import no_autocast, require_real, require_whole, wide
 from codehead.decoding.reference import REFERENCES
 from codehead.decoding.terms import Terms
 from codehead.decoding.topk import top_k
@@ -44,6 +44,7 @@ __all__ = [
     "Weights",
     "decode",
     "fit",
+    "posterior_scores",
     "refuse_non_finite",
     "token_scores",
 ]
@@ -74,17 +75,36 @@ def token_scores(
 ) -> Tensor:
     """Scores `(…, V)` of every token for bit logits `(…, n)`; larger is better. Never under autocast.
 
-    `weights` are those of a decoder that is fitted to predictions, as `fit` returns them; others need none.
+    `weights` are those of a decoder that is fitted to predictions, as `fit` returns them; others need none. A score
+    that is out of the range of float32 becomes the end of that range.
 
     Raises:
-        ConfigurationError: unknown decoder or implementation, bit logits of another length than the code, a decoder
-            that is not fitted, or one that cannot serve a code of this size.
+        ConfigurationError: unknown decoder or implementation; bit logits of another length than the code, of another
+            kind than floating point, NaN or infinite, or so large that float64 overflows; a decoder that is not
+            fitted, or one that cannot serve a code of this size.
     """
     scored = _scores(bit_logits, table, decoder, impl, weights)
     return scored.finished(scored.values)
 
 
+def posterior_scores(bit_logits: Tensor, table: CodewordTable) -> Tensor:
+    """Log-likelihoods `(…, V)` up to a constant of the position: their softmax is the codeword posterior.
+
+    What models and losses compute: NaN and infinity are not looked for and give NaN, as in a stock model.
+    """
+    scored = _unchecked_scores(bit_logits, table, "likelihood", "matmul", None)
+    return scored.finished(scored.values)
+
+
 def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str, weights: Weights | None) -> Scored:
+    require_real("bit logits", bit_logits)
+    refuse_non_finite(bit_logits)
+    return _unchecked_scores(bit_logits, table, decoder, impl, weights)
+
+
+def _unchecked_scores(
+    bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str, weights: Weights | None
+) -> Scored:
     part = DECODERS.get(decoder)
     if bit_logits.shape[-1] != table.length:
         raise ConfigurationError(
@@ -106,7 +126,7 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
 
     Raises:
         ConfigurationError: the decoder has nothing to fit, its weights would be too large for the code, or the bit
-            logits are not finite or do not fit the labels or the code.
+            logits are not finite, not floating point, beyond float32, or do not fit the labels or the code.
         DataError: there are no tokens, or a label is not a class of the code.
     """
     part = DECODERS.get(decoder)
@@ -118,18 +138,24 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
             f"bit logits of shape {tuple(bit_logits.shape)} and labels of shape {tuple(labels.shape)} cannot be fitted "
             f"to: they must be (tokens, {table.length}) and (tokens,)"
         )
+    require_real("bit logits", bit_logits)
+    require_whole("labels", labels)
     if not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= table.num_classes:
         found = f"{int(labels.min())} … {int(labels.max())}" if len(labels) else "none"
         raise DataError(f"labels to fit a decoder to must be in 0 … {table.num_classes - 1}, found {found}")
     refuse_non_finite(bit_logits)
+    if float(bit_logits.abs().max()) > torch.finfo(torch.float32).max:
+        raise ConfigurationError("bit logits beyond the range of float32 cannot be fitted to; scale them down")
     part.shapes(table)  # refuses a code that is too large before anything is computed
     # The weights become buffers, which can be loaded into: so not in inference mode, whatever the caller's is.
     with torch.inference_mode(False), torch.no_grad(), no_autocast(bit_logits.device.type):
-        return part.fit(wide(bit_logits), labels.to(bit_logits.device), table)
+        return part.fit(wide(bit_logits), labels.to(bit_logits.device).long(), table)
 
 
 def refuse_non_finite(bit_logits: Tensor) -> None:
     """Raise a ConfigurationError if a bit logit is NaN or infinite: no token is nearest then."""
+    if bit_logits.is_meta:
+        return
     if not torch.isfinite(bit_logits).all():
         raise ConfigurationError(
             "the bit logits contain NaN or infinity, so no token is nearest; check the hidden states (a diverged "
@@ -153,9 +179,8 @@ def decode(
     `token_scores`.
 
     Raises:
-        ConfigurationError: as `token_scores`; bit logits that are NaN or infinite; k or `ties` out of range.
+        ConfigurationError: as `token_scores`; k or `ties` out of range.
     """
     scored = _scores(bit_logits, table, decoder, impl, weights)
-    refuse_non_finite(bit_logits)
     ids = top_k(scored.values, k, ties)
     return Decoded(ids, scored.finished(scored.values.gather(-1, ids)))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from codehead.codes.table import CodewordTable
 from codehead.decoding.chain import CHUNK_NUMBERS, Chain
-from codehead.decoding.precision import no_autocast, wide
+from codehead.decoding.precision import narrowed, no_autocast, roomy, wide
 from codehead.decoding.topk import top_k, top_k_among
 from codehead.decoding.trie import Level, Trie
 
@@ -31,10 +31,10 @@ def best_tokens(
     Raises:
         ConfigurationError: k or `ties` is out of range.
     """
-    flat = features.reshape(-1, features.shape[-1])
+    flat = roomy(features).reshape(-1, features.shape[-1])
     top_k(flat.new_zeros(0, table.num_classes), k, ties)  # refuses what is out of range
     ids = torch.zeros(len(flat), k, dtype=torch.int64, device=flat.device)
-    scores = wide(flat).new_zeros(len(flat), k)
+    scores = flat.new_zeros(len(flat), k)
     left = torch.arange(len(flat), device=flat.device)
     with no_autocast(flat.device.type):
         for width in WIDTHS:
@@ -46,6 +46,7 @@ def best_tokens(
         values = chain.token_scores(flat[left], table)
         found = top_k(values, k, ties)
         ids[left], scores[left] = found, values.gather(-1, found)
+    scores = narrowed(scores, wide(features[..., :0]).dtype, shifted=False)
     return ids.view(*features.shape[:-1], k), scores.view(*features.shape[:-1], k)
 
 
@@ -54,7 +55,7 @@ def _search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ids and scores `(tokens, k)` found by a beam, and where `(tokens,)` they are surely the best."""
     trie, parts = chain.trie(table), []
-    for some in wide(features).split(max(1, CHUNK_NUMBERS // (width * chain.width))):
+    for some in features.split(max(1, CHUNK_NUMBERS // (width * chain.width))):
         leaves, scores, dropped = _beam(chain, some.unflatten(-1, (chain.blocks, chain.width)), trie, width)
         found, values = top_k_among(trie.classes[leaves], scores, k, table.num_classes, ties)
         parts.append((found, values, values[:, -1] > dropped))

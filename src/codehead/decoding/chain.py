@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding.precision import no_autocast, wide
+from codehead.decoding.precision import narrowed, no_autocast, roomy, wide
 from codehead.decoding.trie import Trie, build_trie
 from codehead.errors import ConfigurationError
 from codehead.heads.chain import ChainHead, block_starts
@@ -132,10 +132,11 @@ class Chain(nn.Module):
         """
         trie = self.trie(table)
         most = max(table.num_classes, *(len(block.prefixes) * self.width for block in trie.blocks))
-        flat = wide(features).reshape(-1, self.blocks, self.width)
+        flat = roomy(features).reshape(-1, self.blocks, self.width)
         with no_autocast(features.device.type):
-            scores = [self._scores(some, trie) for some in flat.split(max(1, CHUNK_NUMBERS // most))]
-        return torch.cat(scores).view(*features.shape[:-1], table.num_classes)
+            parts = [self._scores(some, trie) for some in flat.split(max(1, CHUNK_NUMBERS // most))]
+        scores = torch.cat(parts).view(*features.shape[:-1], table.num_classes)
+        return narrowed(scores, wide(features[..., :0]).dtype, shifted=False)
 
     def _scores(self, features: Tensor, trie: Trie) -> Tensor:
         """`(tokens, blocks, width)` → `(tokens, V)`: the log-probabilities of all prefixes, level by level."""

@@ -14,7 +14,7 @@ from codehead.decoding.decoders import DECODERS
 from codehead.decoding.forms import Scored, chunks
 
 LARGEST = {torch.float32: 70.0, torch.float64: 600.0}
-"""The margin beyond which a bit logit counts as this, so that no sum of e^±z overflows or vanishes."""
+"""The margin up to which no sum of e^±z overflows or vanishes."""
 
 RowWeights = Callable[[slice, Tensor], Tensor]
 """(which rows, their codewords `(rows, n)`) → the weights of their positions `(rows, n)`."""
@@ -25,7 +25,8 @@ class LogExponentialLoss(NamedTuple):
 
     e^(∓z) = cosh z ∓ sinh z would make the sum a bilinear form, but one that cancels: a token that agrees with a bit of
     z = 20 differs from the others by 10⁻⁹ of a term. So +1, −1 and 0 are told apart and only positive numbers added:
-    two matrix products, with matrices made anew for every call.
+    two matrix products, with matrices made anew for every call. Positions with a margin of which e^±z is out of range
+    are summed by logarithms, codeword by codeword. (Not inside a compiled graph, where that margin counts as LARGEST.)
     """
 
     bit_logits: Tensor
@@ -33,12 +34,30 @@ class LogExponentialLoss(NamedTuple):
 
     def scores(self, table: CodewordTable) -> Scored:
         largest = LARGEST[self.bit_logits.dtype]
-        bit_logits = self.bit_logits.clamp(-largest, largest)
+        scores = self._by_products(self.bit_logits.clamp(-largest, largest), table)
+        if self.bit_logits.is_meta or torch.compiler.is_compiling():
+            return Scored(scores)
+        far = self.bit_logits.abs().amax(-1) > largest
+        if far.any():
+            scores[far] = self._by_logarithms(self.bit_logits[far], table)
+        return Scored(scores)
+
+    def _by_products(self, bit_logits: Tensor, table: CodewordTable) -> Tensor:
         plus, minus = torch.exp(-bit_logits), torch.exp(bit_logits)
         if table.is_implicit and self.weights is None:
-            return Scored(-torch.log(_sum_of_others(minus) + plus))
+            return -torch.log(_sum_of_others(minus) + plus)
         losses = [self._losses(plus, minus, *piece) for piece in chunks(table, bit_logits, table.length)]
-        return Scored(-torch.log(torch.cat(losses, dim=-1)))
+        return -torch.log(torch.cat(losses, dim=-1))
+
+    def _by_logarithms(self, bit_logits: Tensor, table: CodewordTable) -> Tensor:
+        """The scores `(positions, V)` of bit logits `(positions, n)` of any size."""
+        parts = []
+        for rows, codewords in chunks(table, bit_logits, bit_logits.numel()):
+            exponents = -codewords * bit_logits.unsqueeze(-2)
+            if self.weights is not None:
+                exponents = exponents + torch.log(self.weights(rows, codewords))
+            parts.append(-torch.logsumexp(exponents, dim=-1))
+        return torch.cat(parts, dim=-1)
 
     def _losses(self, plus: Tensor, minus: Tensor, rows: slice, codewords: Tensor) -> Tensor:
         """Σ_j w_j e^(−c_j z_j) `(…, rows)`, from e^(−z), which a +1 costs, and e^z, which a −1 costs."""

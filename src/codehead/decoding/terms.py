@@ -6,6 +6,10 @@ With x the prediction vector and c a codeword over {−1, 0, +1}, many token sco
 
 where the three terms depend on the bit logits alone. One matrix product with the coding matrix therefore scores all
 tokens (two if the code is ternary): O(n·V) operations a position, O(V) if the code is one-vs-all.
+
+The two products of a ternary code sum `support + signed` where a symbol is +1 and `support − signed` where it is −1:
+`signed · c` and `support · |c|` themselves would cancel where a large bit logit agrees with the codeword. Bit logits so
+large that others are lost beside them are read so by every code.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from torch import Tensor
 
 from codehead.codes.table import CodewordTable
 from codehead.decoding.forms import Scored
+from codehead.decoding.precision import is_uneven
 
 
 class Terms(NamedTuple):
@@ -30,23 +35,25 @@ class Terms(NamedTuple):
 
     def scores(self, table: CodewordTable) -> Scored:
         """The scores; the constant stays apart from them."""
-        values = self._varying(table)
-        if self.constant is None:
-            return Scored(values)
-        shared = self._shared(table, self.constant)
-        return Scored(values, lambda some: some + shared)
+        if self.support is not None and self._is_sided(table):
+            values, shared = table.sided_product(self.support + self.signed, self.support - self.signed), self.constant
+        else:
+            values, shared = self._varying(table), self._shared(table)
+        return Scored(values, None if shared is None else lambda some: some + shared)
+
+    def _is_sided(self, table: CodewordTable) -> bool:
+        return table.is_ternary or (not table.is_implicit and is_uneven(self.signed))
 
     def _varying(self, table: CodewordTable) -> Tensor:
         if table.is_implicit:  # row v is −1 everywhere but at v: signed · c_v = 2 signed_v − Σ signed
             return 2 * self.signed
-        result = table.product(self.signed)
-        if self.support is not None and table.is_ternary:
-            result = result + table.support_product(self.support)
-        return result
+        return table.product(self.signed)
 
-    def _shared(self, table: CodewordTable, constant: Tensor) -> Tensor:
+    def _shared(self, table: CodewordTable) -> Tensor | None:
         """In a binary code every position is in the support, so its weights add the same to every token."""
-        result = constant
+        if self.constant is None:
+            return None
+        result = self.constant
         if self.support is not None and not table.is_ternary:
             result = result + self.support.sum(-1, keepdim=True)
         return result - self.signed.sum(-1, keepdim=True) if table.is_implicit else result

@@ -15,7 +15,7 @@ def top_k(scores: Tensor, k: int, ties: str | int = "lowest") -> Tensor:
     seed given as `ties`.
 
     Raises:
-        ConfigurationError: k is not in 1 … V, or `ties` is neither "lowest" nor a seed.
+        ConfigurationError: k is not in 1 … V, or `ties` is neither "lowest" nor a seed, 0 … 2⁶⁴ − 1.
     """
     num_classes = scores.shape[-1]
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_classes:
@@ -72,6 +72,6 @@ def _tie_rank(num_classes: int, ties: str | int) -> Tensor:
     """`(V,)`: the place of every token among tokens of equal score."""
     if ties == "lowest":
         return torch.arange(num_classes)
-    if isinstance(ties, bool) or not isinstance(ties, int):
-        raise ConfigurationError(f'ties must be "lowest" or an integer seed, got {ties!r}')
+    if isinstance(ties, bool) or not isinstance(ties, int) or not 0 <= ties < 2**64:
+        raise ConfigurationError(f'ties must be "lowest" or an integer seed from 0 to 2**64 - 1, got {ties!r}')
     return torch.randperm(num_classes, generator=torch.Generator().manual_seed(ties))

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.utils import check_array
 
 from codehead.codes import DESIGNS, Codebook, build
 from codehead.codes.arrays import Floats, Integers, Symbols
@@ -15,6 +14,7 @@ from codehead.codes.checks import repeats
 from codehead.codes.decoc import MAX_SAMPLES
 from codehead.codes.design import minimal_length, whole_number
 from codehead.errors import CodebookError, ConfigurationError
+from codehead.sklearn.features import numeric_features
 
 SIZED = ("dense_random", "sparse_random", "minrandom", "additive", "itq", "merged_forest")
 """The designs of any length: `code_size` times the number of classes, as in scikit-learn."""
@@ -30,16 +30,19 @@ DATA_OPTIONS = ("prototypes", "samples", "labels")
 
 
 class TrainingSet(NamedTuple):
-    """What a design may look at: samples `X` (N, d), their class ids `y` (N,), weights (N,) or None."""
+    """What a design may look at: N samples `X`, their class ids `y` (N,), weights (N,) or None.
+
+    `estimator` is the classifier of the dichotomizers, which may know how X becomes numbers.
+    """
 
     X: Any
     y: Integers
     sample_weight: Any
     num_classes: int
+    estimator: Any
 
-    def means(self) -> Floats:
-        """The weighted mean of every class: (V, d)."""
-        X = check_array(self.X, accept_sparse="csr", dtype=np.float64)
+    def _means(self, features: Any) -> Floats:
+        """The weighted mean of the features (N, d) of every class: (V, d)."""
         weights = np.ones(len(self.y)) if self.sample_weight is None else np.asarray(self.sample_weight, np.float64)
         of_class = sp.csr_array((weights, (self.y, np.arange(len(self.y)))), shape=(self.num_classes, len(self.y)))
         totals = of_class.sum(axis=1)
@@ -49,19 +52,23 @@ class TrainingSet(NamedTuple):
                 f"{message}, so a design that looks at class means cannot place it; give the first batch samples of "
                 "every class, code_params={'prototypes': …}, or a finished code"
             )
-        sums = of_class @ X
+        sums = of_class @ features
         return np.asarray(sums.toarray() if sp.issparse(sums) else sums) / totals[:, None]
 
     def described_to(self, design: str) -> dict[str, Any]:
-        """The options by which the design learns of the data: all samples if it takes so many, else class means."""
+        """The options by which the design learns of the data: all samples if it takes so many, else class means.
+
+        A design that does not look at the data leaves X untouched. A DataError if one does and X gives no numbers.
+        """
         options = DESIGNS.get(design).params()
         if "prototypes" not in options:
             return {}
-        if "samples" in options and not sp.issparse(self.X) and self.sample_weight is None:
-            X = check_array(self.X, dtype=np.float64)
-            if len(X) <= MAX_SAMPLES and len(np.unique(self.y)) == self.num_classes:
-                return {"samples": X, "labels": self.y}
-        return {"prototypes": self.means()}
+        features = numeric_features(self.X, self.y, self.estimator, design)
+        is_small = not sp.issparse(features) and len(features) <= MAX_SAMPLES
+        is_whole = self.sample_weight is None and len(np.unique(self.y)) == self.num_classes
+        if "samples" in options and is_small and is_whole:
+            return {"samples": features, "labels": self.y}
+        return {"prototypes": self._means(features)}
 
 
 def class_codebook(

@@ -53,7 +53,8 @@ def fit_columns(
 
 
 def partial_fit_columns(
-    estimators: Sequence[Any],
+    estimator: Any,
+    trained: Sequence[Any],
     X: Any,
     symbols: Symbols,
     params: dict[str, Any],
@@ -61,11 +62,14 @@ def partial_fit_columns(
     n_jobs: int | None,
     verbose: int,
 ) -> list[Any]:
-    """Every estimator after a further batch; one whose column looks at no sample of it stays as it is."""
+    """Every trained dichotomizer after a further batch; one whose column looks at no sample of it stays as it is.
+
+    One that is constant, as its column has looked at none before, becomes a clone of the estimator.
+    """
     X = _indexable(X, symbols)
     jobs = (
-        delayed(_partial_fit)(estimator, X, column, params)
-        for estimator, column in zip(estimators, symbols.T, strict=True)
+        delayed(_partial_fit)(estimator, dichotomizer, X, column, params)
+        for dichotomizer, column in zip(trained, symbols.T, strict=True)
     )
     return list(Parallel(n_jobs=n_jobs, verbose=verbose)(jobs))
 
@@ -82,9 +86,12 @@ def _fit(estimator: Any, X: Any, symbols: Symbols, params: dict[str, Any]) -> An
     return clone(estimator).fit(X, sides, **params)
 
 
-def _partial_fit(estimator: Any, X: Any, symbols: Symbols, params: dict[str, Any]) -> Any:
+def _partial_fit(estimator: Any, trained: Any, X: Any, symbols: Symbols, params: dict[str, Any]) -> Any:
     X, sides, params = _looked_at(X, symbols, params)
-    return estimator.partial_fit(X, sides, classes=np.array([0, 1]), **params) if len(sides) else estimator
+    if not len(sides):
+        return trained
+    learner = clone(estimator) if isinstance(trained, ConstantDichotomizer) else trained
+    return learner.partial_fit(X, sides, classes=np.array([0, 1]), **params)
 
 
 def _looked_at(X: Any, symbols: Symbols, params: dict[str, Any]) -> tuple[Any, Integers, dict[str, Any]]:
@@ -161,4 +168,7 @@ def _folds(X: Any, y: Integers, cv: Any) -> list[tuple[Integers, Integers]]:
             return list(check_cv(cv, y, classifier=True).split(X, y))
     except ValueError as error:
         message = f"cv={cv!r} cannot split these {len(y)} samples into training and test folds ({error})"
-        raise ConfigurationError(f"{message}; give fewer folds, more data, or a splitter") from error
+        remedy = "give fewer folds, more data, or a splitter"
+        if "groups" in str(error):
+            remedy = "give the folds of a splitter by groups themselves, cv=list(splitter.split(X, y, groups))"
+        raise ConfigurationError(f"{message}; {remedy}") from error

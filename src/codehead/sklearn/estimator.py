@@ -6,7 +6,7 @@ from typing import Any, final
 
 import numpy as np
 from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
 from sklearn.utils import get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
 from sklearn.utils.metaestimators import available_if
@@ -58,7 +58,8 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         code_size: the columns of a design of any length, as a share of the number of classes.
         bits: their number instead.
         code_params: options of the design, e.g. `{"candidates": 64}`. A design that looks at the classes is given the
-            training data if it is given no prototypes here.
+            training data if it is given no prototypes here. It computes with finite numbers: where X holds text,
+            categories or missing values, those that the first steps of a pipeline make of X, given as `estimator`.
         decoder: a name in `codehead.decoding.DECODERS`.
         calibration: None, or "platt": the scores of every dichotomizer are turned into log-odds by a sigmoid fitted to
             scores out of fold, and probabilities are tempered (`codehead.sklearn.calibration`).
@@ -130,7 +131,8 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         """Train the dichotomizers further with a batch.
 
         The first call needs `classes`, all labels there will be; it chooses their codewords. A design that looks at
-        the classes sees the first batch only, which must have samples of all. Neither calibration nor decoders that
+        the classes sees the first batch only, which must have samples of all. Until a column of a ternary code has seen
+        a sample of its classes, a `ConstantDichotomizer` stands for it. Neither calibration nor decoders that
         are fitted are possible, as they need scores of samples that the dichotomizers were not trained on.
         """
         check_parameters(self)
@@ -142,8 +144,9 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         ids = class_ids(y, self.classes_)
         if is_first:
             self._decision = ClassDecision(self._choose_code(X, ids, params), self.decoder)
-            self.estimators_ = [clone(self.estimator) if asked else ConstantDichotomizer() for asked in self._asked]
+            self.estimators_ = [ConstantDichotomizer() for _ in self._asked]
         trained = partial_fit_columns(
+            self.estimator,
             self._dichotomizers(),
             X,
             self.code_book_[:, self._asked][ids],
@@ -212,7 +215,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         seed = seed_of(self.random_state)
         self.codebook_ = codebook = class_codebook(
             self.code,
-            TrainingSet(X, ids, params.get("sample_weight"), len(self.classes_)),
+            TrainingSet(X, ids, params.get("sample_weight"), len(self.classes_), self.estimator),
             lambda: HeldOutEvaluation(self.estimator, X, ids, params, n_jobs=self.n_jobs, seed=seed),
             code_size=self.code_size,
             bits=self.bits,
@@ -246,8 +249,9 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         """The classifier itself, once what follows from the dichotomizers is noted."""
         self._join_linear()
         for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self._dichotomizers()[0], name):
-                setattr(self, name, getattr(self._dichotomizers()[0], name))
+            known = [getattr(estimator, name) for estimator in self._dichotomizers() if hasattr(estimator, name)]
+            if known:
+                setattr(self, name, known[0])
         return self
 
     def _join_linear(self) -> None:
