@@ -291,6 +291,34 @@ train(RunConfig.from_dict(json.loads(sys.argv[1])), progress=False, callbacks=[K
 """
 
 
+KILLED_AT_THE_END = """
+import importlib, json, os, signal, sys
+from codehead.training.config import RunConfig
+from codehead.training.run import train
+
+name, part = sys.argv[2].rsplit(":", 1)
+*owner, name_of_call = part.split(".")
+place = importlib.import_module(name)
+for step in owner:
+    place = getattr(place, step)
+setattr(place, name_of_call, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
+train(RunConfig.from_dict(json.loads(sys.argv[1])), progress=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["run:merge", "finish:to_int4", "saving:_order", "stages:Stages.remove"])
+def test_a_run_that_is_killed_after_its_last_step_ends_as_if_it_were_not(pretrained, stories, tmp_path, ended, place):
+    config = ends(pretrained, stories, tmp_path / "run")
+    command = [sys.executable, "-c", KILLED_AT_THE_END, json.dumps(config.to_dict()), f"codehead.training.{place}"]
+    finished = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert finished.returncode == -signal.SIGKILL
+    folder = train(config, progress=False)
+    assert numbers(folder) == numbers(ended)
+    assert (folder / "model.safetensors").read_bytes() == (ended / "model.safetensors").read_bytes()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in ended.iterdir()}
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_losses(stories, tmp_path):
     config = pretraining(stories, tmp_path / "killed")
@@ -521,14 +549,17 @@ def test_a_run_that_has_come_to_nothing_stands_in_no_others_way(stories, tmp_pat
     train(replace(config, seed=1), progress=False)
 
 
-def test_a_learning_that_diverged_at_once_can_be_corrected(pretrained, stories, tmp_path):
+@pytest.mark.parametrize("error", [CodeheadError, ConfigurationError])
+def test_a_learning_that_failed_at_once_can_be_corrected(pretrained, stories, tmp_path, monkeypatch, error):
     changes = {"decision": {**CORRECTED, "code": "itq"}, "training": {"max_steps": 1}}
     distil = {"steps": 3, "tokens": 100}
     config = finetuning(pretrained["softmax"], stories, tmp_path / "run", distil=distil, **changes)
-    with pytest.raises(CodeheadError, match="has diverged"):
-        train(replace(config, distil=replace(config.distil, learning_rate=1e30)), progress=False)
+    with monkeypatch.context() as patched:
+        patched.setattr("codehead.training.distil.refuse_divergence", failing(error))
+        with pytest.raises(error):
+            train(config, progress=False)
     assert not (tmp_path / "run").exists()
-    train(config, progress=False)
+    train(replace(config, distil=replace(config.distil, learning_rate=0.001)), progress=False)
 
 
 # --- other processes
