@@ -24,8 +24,8 @@ from codehead.training.finish import finish
 from codehead.training.folder import RunFolder
 from codehead.training.model import check_length, device_of, load_model
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.quiet import library_bars_hidden
 from codehead.training.replacement import fit_decision_layer
+from codehead.training.saving import save_whole
 from codehead.training.stages import Stages
 from codehead.training.text import Show, Text, batch_size_of
 from codehead.training.tokenizer import load_tokenizer
@@ -98,17 +98,35 @@ class _Job:
         return self.stages.values(name, compute)
 
 
+Check = Callable[[RunConfig, Any, Rows], None]
+Change = Callable[[_Job], tuple[Any, dict[str, Any]]]
+
+
 def _changed(
     config: RunConfig,
-    check: Callable[[RunConfig, Any, Rows], None],
-    change: Callable[[_Job], tuple[Any, dict[str, Any]]],
+    check: Check,
+    change: Change,
     overwrite: bool,
     show: Show,
 ) -> dict[str, Any]:
     """Check, measure, change, measure and save a model; `change` gives the new one and what there is to tell of it."""
-    folder, began = RunFolder(config), time.monotonic()
+    folder = RunFolder(config)
+    with folder.locked():
+        return _changed_in(folder, config, check, change, overwrite, show)
+
+
+def _changed_in(
+    folder: RunFolder,
+    config: RunConfig,
+    check: Check,
+    change: Change,
+    overwrite: bool,
+    show: Show,
+) -> dict[str, Any]:
+    began = time.monotonic()
     origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
-    folder.check_foreign() if overwrite else folder.check(origin["data"])
+    if not overwrite:
+        folder.check(origin["data"])
     model, tokenizer = _load(config)
     rows = load_rows(config.data, config.seed)
     check(config, model, rows)
@@ -123,13 +141,9 @@ def _changed(
             _check_numbers(config, before)
             model, told = change(job)
             after = job.measure(model, "after", "measuring the new one")
-    folder.clear_model()  # of a run that is overwritten
-    with library_bars_hidden():
-        model.save_pretrained(folder.path)
-        tokenizer.save_pretrained(folder.path)
+    save_whole(model, tokenizer, folder.path)
     record = {**clock.record(), "log_history": [], "before": before, "after": after, **told}
-    folder.write("finished", record)
-    stages.remove()
+    folder.finish(record)
     return record
 
 

@@ -16,6 +16,7 @@ from codehead.conversion import convert, recalibrate
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
 from codehead.training.config import RunConfig
 from codehead.training.data import tokenize
+from codehead.training.lock import locked
 from codehead.training.model import default_device, load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import train_bpe
@@ -305,6 +306,46 @@ def test_a_conversion_that_was_stopped_goes_on_where_it_was(stock, tmp_path, who
         assert record[key] == whole[1][key]
     assert (out / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
     assert not (out / "conversion").exists()
+
+
+def failing(error):
+    def fail(*args, **kwargs):
+        raise error("stopped here")
+
+    return fail
+
+
+@pytest.mark.parametrize("place", ["saving._order", "stages.Stages.remove", "folder.RunFolder.finish"])
+def test_a_conversion_that_was_stopped_while_it_saves_ends_clean(stock, tmp_path, monkeypatch, place):
+    quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
+    whole = convert(replace(quick, output_dir=str(tmp_path / "whole")))
+    with monkeypatch.context() as patched:
+        patched.setattr(f"codehead.training.{place}", failing(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            convert(quick)
+    record = convert(quick)
+    assert (record["before"], record["after"]) == (whole["before"], whole["after"])
+    folders = tmp_path / "out", tmp_path / "whole"
+    assert {path.name for path in folders[0].iterdir()} == {path.name for path in folders[1].iterdir()}
+    assert (folders[0] / "model.safetensors").read_bytes() == (folders[1] / "model.safetensors").read_bytes()
+
+
+def test_what_a_finished_conversion_has_left_behind_is_removed(stock, tmp_path):
+    quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
+    convert(quick)
+    left = tmp_path / "out" / "conversion"
+    left.mkdir()
+    (left / "text-0.safetensors").write_bytes(b"gigabytes")
+    with pytest.raises(ConfigurationError, match="finished"):
+        convert(quick)
+    assert not left.exists()
+
+
+def test_two_conversions_do_not_share_a_folder(stock, tmp_path):
+    quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
+    with locked(tmp_path / "out"), pytest.raises(ConfigurationError, match=r"another command is at work in '.*out'"):
+        convert(quick)
+    convert(quick)
 
 
 def stopped(stock, out, stage="learning the new head", **changes):

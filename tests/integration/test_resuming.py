@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from small_runs import CODED, CORRECTED, StopAt, finetuning, losses, pretraining, weights
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCallback
 
-from codehead.errors import CheckpointError, ConfigurationError, DataError
-from codehead.training.folder import last_complete
+from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
+from codehead.training.folder import RunFolder, last_complete
 from codehead.training.loop import ResumableLoop
 from codehead.training.run import train
 
@@ -100,6 +102,180 @@ def test_a_mistake_found_after_the_distillation_does_not_stand_in_the_way(pretra
     train(config, progress=False)
 
 
+def numbers(folder):
+    """What `run.json` says, but for times and the folder's name."""
+    record = json.loads((folder / "run.json").read_text())
+    del record["config"]["output_dir"], record["provenance"]["wall_seconds"], record["provenance"]["started_at"]
+    timed = ("runtime", "per_second")
+    record["log_history"] = [
+        {key: value for key, value in entry.items() if not key.endswith(timed)} for entry in record["log_history"]
+    ]
+    return record
+
+
+def failing(error, message="stopped here"):
+    def fail(*args, **kwargs):
+        raise error(message)
+
+    return fail
+
+
+def ends(pretrained, stories, folder):
+    """A run with all that can come after the last step, which is in the middle of an epoch and not logged."""
+    training = {
+        "max_steps": 5,
+        "save_steps": 2,
+        "logging_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.01,
+        "lr_scheduler_type": "constant",
+    }
+    return finetuning(
+        pretrained["softmax"],
+        stories,
+        folder,
+        data={"train": stories, "validation_fraction": 0.2, "block_size": 32},
+        decision={**CORRECTED, "code": "itq"},
+        distil={"steps": 3, "tokens": 100},
+        lora={"dropout": 0.3},
+        calibrate={"tokens": 500},
+        int4=True,
+        training=training,
+    )
+
+
+@pytest.fixture(scope="module")
+def ended(pretrained, stories, tmp_path_factory):
+    return train(ends(pretrained, stories, tmp_path_factory.mktemp("ended") / "run"), progress=False)
+
+
+AFTER_THE_LAST_STEP = [
+    "codehead.training.trainer.Trainer.evaluate",
+    "codehead.training.run.merge",
+    "codehead.training.run.calibrate_on_text",
+    "codehead.training.finish.to_int4",
+    "codehead.training.finish.hidden_states",
+    "codehead.models.coded.manifest.staged",
+    "codehead.training.saving._order",
+    "codehead.training.stages.Stages.remove",
+    "codehead.training.folder.RunFolder.finish",
+]
+
+
+@pytest.mark.parametrize("place", AFTER_THE_LAST_STEP)
+def test_a_run_that_is_stopped_after_its_last_step_ends_as_if_it_were_not(
+    pretrained, stories, tmp_path, ended, monkeypatch, place
+):
+    config = ends(pretrained, stories, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(place, failing(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, progress=False)
+    assert last_complete(tmp_path / "run" / "checkpoints").name == "checkpoint-5"
+    folder = train(config, progress=False)
+    assert numbers(folder) == numbers(ended)
+    assert (folder / "model.safetensors").read_bytes() == (ended / "model.safetensors").read_bytes()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in ended.iterdir()}
+
+
+SCHEDULES = {
+    "part of an epoch": {"num_train_epochs": 1.6, "gradient_accumulation_steps": 3},
+    "an epoch's end": {"num_train_epochs": 2, "eval_strategy": "epoch", "logging_strategy": "epoch", "save_steps": 1},
+    "saved by epochs": {"num_train_epochs": 2, "save_strategy": "epoch", "eval_strategy": "steps", "eval_steps": 2},
+    "cut short": {"max_steps": 5, "gradient_accumulation_steps": 2, "eval_strategy": "epoch", "save_steps": 1},
+    "the best": {
+        "num_train_epochs": 2,
+        "save_strategy": "best",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "logging_strategy": "epoch",
+        "metric_for_best_model": "loss",
+        "load_best_model_at_end": True,
+    },
+}
+
+
+class StopAfterSave(TrainerCallback):
+    def __init__(self, number):
+        self.left = number
+
+    def on_save(self, args, state, control, **kwargs):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_run_goes_on_from_each_of_its_checkpoints_to_the_same_end(stories, tmp_path, schedule):
+    training = {"per_device_train_batch_size": 16, "learning_rate": 0.01, "logging_steps": 3, "save_steps": 2}
+    config = pretraining(stories, tmp_path / "whole", training={**training, **schedule})
+    whole = train(config, progress=False)
+    for number in range(1, 20):
+        stopped = replace(config, output_dir=str(tmp_path / str(number)))
+        try:
+            train(stopped, progress=False, callbacks=[StopAfterSave(number)])
+        except KeyboardInterrupt:
+            train(stopped, progress=False)
+        else:
+            break
+        assert numbers(tmp_path / str(number)) == numbers(whole), number
+        files = [folder / "model.safetensors" for folder in (whole, tmp_path / str(number))]
+        assert files[0].read_bytes() == files[1].read_bytes(), number
+    assert number > 1
+
+
+def test_the_mean_loss_is_that_of_all_steps(stories, tmp_path):
+    config = pretraining(stories, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, callbacks=[StopAt(5)])
+    folder = train(config, progress=False)
+    found = [entry["train_loss"] for entry in json.loads((folder / "run.json").read_text())["log_history"][-2:-1]]
+    assert found == pytest.approx([sum(losses(folder)) / 6], rel=1e-6)
+
+
+def test_a_run_that_stopped_early_does_not_go_on(stories, tmp_path):
+    training = {
+        "max_steps": 8,
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "learning_rate": 0.0,  # nothing gets better
+        "metric_for_best_model": "loss",
+        "load_best_model_at_end": True,
+    }
+    config = pretraining(stories, tmp_path / "run", training=training)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, callbacks=[EarlyStoppingCallback(2), StopAfterSave(3)])
+    train(config, progress=False, callbacks=[EarlyStoppingCallback(2), StopAt(7)])
+
+
+def test_the_best_checkpoint_is_found_where_the_folder_was_moved(stories, tmp_path):
+    training = {
+        "max_steps": 4,
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,  # so that the first is the best
+        "load_best_model_at_end": True,
+    }
+    config = pretraining(stories, tmp_path / "run", training=training)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, callbacks=[StopAfterSave(2)])
+    state = json.loads((tmp_path / "run" / "checkpoints" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"].endswith("checkpoint-2")
+    shutil.copytree(tmp_path / "run", tmp_path / "lost")
+    shutil.rmtree(tmp_path / "lost" / "checkpoints" / "checkpoint-2")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = train(replace(config, output_dir=str(tmp_path / "moved")), progress=False)
+    best = AutoModelForCausalLM.from_pretrained(moved / "checkpoints" / "checkpoint-2")
+    for name, value in best.named_parameters():
+        assert torch.equal(value, weights(moved)[name]), name
+    with pytest.raises(CheckpointError, match="checkpoint-2' is missing"):
+        train(replace(config, output_dir=str(tmp_path / "lost")), progress=False)
+
+
 KILLED = """
 import json, os, signal, sys
 from transformers import TrainerCallback
@@ -113,6 +289,34 @@ class Kill(TrainerCallback):
 
 train(RunConfig.from_dict(json.loads(sys.argv[1])), progress=False, callbacks=[Kill()])
 """
+
+
+KILLED_AT_THE_END = """
+import importlib, json, os, signal, sys
+from codehead.training.config import RunConfig
+from codehead.training.run import train
+
+name, part = sys.argv[2].rsplit(":", 1)
+*owner, name_of_call = part.split(".")
+place = importlib.import_module(name)
+for step in owner:
+    place = getattr(place, step)
+setattr(place, name_of_call, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
+train(RunConfig.from_dict(json.loads(sys.argv[1])), progress=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["run:merge", "finish:to_int4", "saving:_order", "stages:Stages.remove"])
+def test_a_run_that_is_killed_after_its_last_step_ends_as_if_it_were_not(pretrained, stories, tmp_path, ended, place):
+    config = ends(pretrained, stories, tmp_path / "run")
+    command = [sys.executable, "-c", KILLED_AT_THE_END, json.dumps(config.to_dict()), f"codehead.training.{place}"]
+    finished = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert finished.returncode == -signal.SIGKILL
+    folder = train(config, progress=False)
+    assert numbers(folder) == numbers(ended)
+    assert (folder / "model.safetensors").read_bytes() == (ended / "model.safetensors").read_bytes()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in ended.iterdir()}
 
 
 @pytest.mark.slow
@@ -154,8 +358,10 @@ def test_a_disk_that_was_full_at_the_first_record_is_no_obstacle(stories, tmp_pa
         patched.setattr("codehead.training.folder.os.replace", full)
         with pytest.raises(OSError, match="No space"):
             train(config, progress=False)
-    assert not list((tmp_path / "run").glob(".run*"))
-    (tmp_path / "run" / ".run.json.tmp").write_text("{")  # of a process that was killed
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    for left in (".run.json.tmp", ".lock"):
+        (tmp_path / "run" / left).write_text("{")  # of a process that was killed
     train(config, progress=False)
 
 
@@ -173,18 +379,54 @@ def test_a_damaged_checkpoint_is_told_before_anything_is_trained_on_it(pretraine
         train(config, progress=False)
 
 
-def test_an_overwritten_run_is_unfinished_until_its_end(stories, tmp_path, monkeypatch):
+def test_an_overwritten_run_is_unfinished_until_its_end(stories, tmp_path):
     config = pretraining(stories, tmp_path / "run")
     train(config, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, overwrite=True, callbacks=[StopAt(1)])
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+    assert last_complete(tmp_path / "run" / "checkpoints") is None
+    train(config, progress=False)
 
-    def killed(self):
-        raise KeyboardInterrupt
+
+def files_of(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("call", ["RunFolder.clear_work", "Trainer.create_optimizer"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_run_that_overwrites_touches_nothing_before_its_first_step(stories, tmp_path, monkeypatch, call, error):
+    config = pretraining(stories, tmp_path / "run")
+    before = files_of(train(config, progress=False))
+    place = "codehead.training.folder." if call.startswith("RunFolder") else "codehead.training.trainer."
+    monkeypatch.setattr(place + call, failing(error))
+    with pytest.raises(error):
+        train(replace(config, seed=1), progress=False, overwrite=True)
+    assert files_of(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("kind", ["coded", "softmax"])
+def test_an_old_model_stays_until_the_new_one_is_written_whole(pretrained, stories, tmp_path, monkeypatch, kind):
+    decision = CODED if kind == "coded" else None
+    config = pretraining(stories, tmp_path / "run", decision=decision)
+    before = files_of(train(config, progress=False))
+    other = replace(config, seed=1)
+
+    def full(self, folder, *args, **kwargs):
+        (Path(folder) / "tokenizer.json").write_text("{")
+        raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("codehead.training.folder.RunFolder.clear_work", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, progress=False, overwrite=True)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+        patched.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+        with pytest.raises(OSError, match="No space"):
+            train(other, progress=False, overwrite=True)
+    models = {name for name in before if name.parent == Path() and name.name != "run.json"}
+    assert len(models) > 3
+    after = files_of(tmp_path / "run")
+    assert {name: after[name] for name in models} == {name: before[name] for name in models}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {*map(str, models), "run.json", "checkpoints"}
+    train(other, progress=False)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != before[Path("model.safetensors")]
 
 
 def test_a_folder_of_something_else_is_refused_and_its_files_stay(stories, tmp_path):
@@ -257,3 +499,93 @@ def test_changed_data_are_noticed(stories, tmp_path):
     copy.write_text(Path(stories).read_text().replace("cat", "cow"))
     with pytest.raises(ConfigurationError, match="a data file has changed"):
         train(config, progress=False)
+
+
+def test_newer_checkpoints_stay_where_older_ones_are_dated_in_the_future(stories, tmp_path):
+    config = pretraining(stories, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, callbacks=[StopAt(5)])
+    for step, date in ((2, 5_000_000_000), (4, 4_000_000_000)):
+        os.utime(tmp_path / "run" / "checkpoints" / f"checkpoint-{step}", (date, date))
+    train(config, progress=False)
+    left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert left == {"checkpoint-4", "checkpoint-6"}
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3])
+def test_as_many_checkpoints_are_kept_as_asked_for(stories, tmp_path, limit):
+    training = {"max_steps": 4, "save_steps": 1, "save_total_limit": limit}
+    train(pretraining(stories, tmp_path / "run", training=training), progress=False)
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == [f"checkpoint-{step}" for step in (1, 2, 3, 4)][-(limit or 4) :]
+
+
+# --- a failed start
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "max_grad_norm", "adam_beta2"])
+@pytest.mark.parametrize("value", [float("nan"), -1.0])
+def test_numbers_that_nothing_can_be_learnt_with_are_refused(stories, tmp_path, name, value):
+    config = pretraining(stories, tmp_path / "run")
+    with pytest.raises(ConfigurationError, match=name):
+        train(replace(config, training={**config.training, name: value}), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["save_only_model", "ignore_data_skip"])
+def test_options_that_a_run_could_not_go_on_with_are_refused(stories, tmp_path, name):
+    config = pretraining(stories, tmp_path / "run")
+    with pytest.raises(ConfigurationError, match=f"training.{name} is true, but a run must be able to go on"):
+        train(replace(config, training={**config.training, name: True}), progress=False)
+
+
+@pytest.mark.parametrize("place", ["create_optimizer", "get_train_dataloader", "training_step", "_save_checkpoint"])
+def test_a_run_that_has_come_to_nothing_stands_in_no_others_way(stories, tmp_path, monkeypatch, place):
+    config = pretraining(stories, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(f"codehead.training.trainer.Trainer.{place}", failing(RuntimeError))
+        with pytest.raises(RuntimeError, match="stopped here"):
+            train(config, progress=False)
+    train(replace(config, seed=1), progress=False)
+
+
+@pytest.mark.parametrize("error", [CodeheadError, ConfigurationError])
+def test_a_learning_that_failed_at_once_can_be_corrected(pretrained, stories, tmp_path, monkeypatch, error):
+    changes = {"decision": {**CORRECTED, "code": "itq"}, "training": {"max_steps": 1}}
+    distil = {"steps": 3, "tokens": 100}
+    config = finetuning(pretrained["softmax"], stories, tmp_path / "run", distil=distil, **changes)
+    with monkeypatch.context() as patched:
+        patched.setattr("codehead.training.distil.refuse_divergence", failing(error))
+        with pytest.raises(error):
+            train(config, progress=False)
+    assert not (tmp_path / "run").exists()
+    train(replace(config, distil=replace(config.distil, learning_rate=0.001)), progress=False)
+
+
+# --- other processes
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from codehead.training.lock import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_process_works_in_a_folder_at_a_time_and_a_killed_one_makes_room(stories, tmp_path, monkeypatch):
+    config = pretraining(stories, tmp_path / "run")
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "locked\n"
+        for overwrite in (False, True):
+            with pytest.raises(ConfigurationError, match=r"another command is at work in '.*run'; wait"):
+                train(config, progress=False, overwrite=overwrite)
+        with monkeypatch.context() as patched:
+            patched.setenv("RANK", "1")  # another process of the same run
+            with RunFolder(config).locked():
+                pass
+        other.kill()
+    assert not (train(config, progress=False) / ".lock").exists()

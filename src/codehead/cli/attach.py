@@ -39,8 +39,9 @@ def attach(
 
     from codehead.evaluation.size import model_size
     from codehead.models import attach as attach_to
+    from codehead.training.lock import locked
     from codehead.training.model import load_model
-    from codehead.training.quiet import library_bars_hidden
+    from codehead.training.saving import save_whole
     from codehead.training.tokenizer import load_tokenizer
 
     options: dict[str, Any] = {
@@ -54,9 +55,8 @@ def attach(
     before = model_size(coded).head_parameters
     attach_to(coded, code, bits, head, width, loss, decoder, seed, **options, keep_head=False)
     tokenizer = load_tokenizer(model)
-    with library_bars_hidden():
-        coded.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    with locked(out):
+        save_whole(coded, tokenizer, out)
     after = model_size(coded).head_parameters
     state = "is untrained" if start == "random" else "starts near the old one"
     Console(highlight=False).print(

@@ -6,23 +6,26 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from codehead.errors import CheckpointError, ConfigurationError, DataError
+from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.models.manifest import WEIGHTS as OWN_WEIGHTS
 from codehead.models.manifest import verify
 from codehead.training.config import RunConfig
+from codehead.training.lock import LOCK, locked
+from codehead.training.saving import weight_files
 from codehead.training.stages import Stages
 
 RECORD = "run.json"
 TEMPORARY = f".{RECORD}.tmp"
 CHECKPOINTS = "checkpoints"
 STAGES = "conversion"
-MODEL_FILES = ("codehead.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+STATE = "trainer_state.json"
+"""What the Trainer writes last into a checkpoint."""
 MISSING = object()
 UNSET = (None, MISSING)  # a key that is younger than the record is not there
 
@@ -40,17 +43,37 @@ class RunFolder:
         self.stages = Stages(self.path / STAGES, is_main=self.is_main)
         self.config: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out, but those of the same run; nothing is left behind if nothing comes of the run.
+
+        Raises ConfigurationError if another run is at work here, or there are files but no run.
+        """
+        self.check_foreign()
+        if not self.is_main:
+            yield
+            return
+        with locked(self.path):
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # there are checkpoints
+                    self.checkpoints.rmdir()
+
     def check(self, data: list[dict[str, Any]]) -> None:
         """Whether a run over these data files (name, sha256, bytes) may start or go on here.
 
-        Raises ConfigurationError if the folder holds something else, a run of another configuration or of
-        other data, or a finished run.
+        A run that has come to nothing yet stands in no other's way. Raises ConfigurationError if the folder, which is
+        `locked`, holds a run of another configuration or of other data, or a finished run.
         """
-        self.check_foreign()
         if self._is_empty():
             return
         where = f"output_dir {str(self.path)!r}"
         record = read_record(self.path)
+        if record["status"] == "finished":
+            self.stages.remove()  # of a process that was killed after its last record
+        elif not self._has_work():
+            return
         difference = first_difference(record["config"], self.config)
         if difference:
             raise ConfigurationError(
@@ -82,7 +105,7 @@ class RunFolder:
         """Whether nothing is there but what a process leaves that ends before its first record."""
         if not self.path.is_dir():
             return True
-        left = {path.name for path in self.path.iterdir()} - {TEMPORARY}
+        left = {path.name for path in self.path.iterdir()} - {TEMPORARY, LOCK}
         return not left or (left == {CHECKPOINTS} and self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()))
 
     def _holds(self, source: Path) -> bool:
@@ -95,32 +118,31 @@ class RunFolder:
             return
         self.stages.remove()
         for checkpoint in _numbered(self.checkpoints):
-            shutil.rmtree(checkpoint)
+            _remove(checkpoint)
 
-    def clear_model(self) -> None:
-        """Remove the model that a run has ended with, never files that somebody else put beside it."""
-        for file in (file for pattern in MODEL_FILES for file in self.path.glob(pattern)):
-            if self.is_main:
-                file.unlink()
+    def _has_work(self) -> bool:
+        """Whether there is anything that a run has come to."""
+        return self.last_checkpoint() is not None or self.stages.exist() or bool(weight_files(self.path))
 
     @contextmanager
     def begun(self, origin: Mapping[str, Any], overwrite: bool) -> Iterator[Stages]:
         """The stages that precede training; the folder is this run's from here on, its provenance being `origin`.
 
-        A mistake in configuration or data that comes to light in the first process leaves the folder as if nothing had
-        begun, so that it does not stand in the way of its correction; a finished run that was to be overwritten is
-        still there then.
+        A mistake in configuration or data that comes to light in the first process, or a learning that diverges there,
+        leaves the folder as if nothing had begun, so that it does not stand in the way of its correction; a finished
+        run that was to be overwritten is still there then.
         """
         record = self.path / RECORD
         earlier = record.read_text(encoding="utf-8") if record.exists() else None
+        first = overwrite or not self._has_work()
         if overwrite:
             self.clear_work()
-        if overwrite or earlier is None:
+        if first:
             self.write("running", {"provenance": dict(origin)})
         try:
             yield self.stages
-        except (ConfigurationError, DataError):
-            if overwrite or earlier is None:
+        except CodeheadError:
+            if first:
                 self._take_back(earlier)
             raise
 
@@ -168,7 +190,40 @@ class RunFolder:
         """Remove checkpoints that a killed process left half-written."""
         for checkpoint in _numbered(self.checkpoints):
             if self.is_main and not _is_complete(checkpoint):
-                shutil.rmtree(checkpoint)
+                _remove(checkpoint)
+
+    def rotate(self, limit: int | None, best: str | None) -> None:
+        """Keep `limit` checkpoints, the last and the one named `best` among them; None or 0 keeps all.
+
+        The last is that of the most steps: the times of files tell nothing where a clock was set.
+        """
+        found = _numbered(self.checkpoints)
+        if not self.is_main or not limit or limit < 0:
+            return
+        others = [checkpoint for checkpoint in found[:-1] if checkpoint.name != best]
+        for checkpoint in others[: max(0, len(found) - limit)]:
+            _remove(checkpoint)
+
+    def best_of(self, checkpoint: Path) -> Path | None:
+        """The checkpoint in this folder that was the best when another was written; None if none was.
+
+        The Trainer notes its path, which is another where the folder was moved. CheckpointError if it is gone.
+        """
+        noted = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("best_model_checkpoint")
+        if noted is None:
+            return None
+        best = self.checkpoints / Path(noted).name
+        if not _is_complete(best):
+            raise CheckpointError(
+                f"the best checkpoint {str(best)!r} is missing or damaged; copy it back, or use --overwrite to start "
+                "again"
+            )
+        return best
+
+    def finish(self, values: Mapping[str, Any]) -> None:
+        """Write the record of a finished run, once nothing but its results and checkpoints is left."""
+        self.stages.remove()
+        self.write("finished", values)
 
     def write(self, status: str, values: Mapping[str, Any]) -> None:
         """Write `run.json` in one step."""
@@ -246,9 +301,15 @@ def _numbered(checkpoints: Path) -> list[Path]:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """The Trainer writes `trainer_state.json` last."""
+    """Whether the Trainer has written its last file."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return False
     return True
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, which is incomplete from the first file on."""
+    (checkpoint / STATE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +39,7 @@ from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
 from codehead.training.rates import decision_rates, knows_its_tokens
+from codehead.training.saving import save_whole
 from codehead.training.stages import Stages
 from codehead.training.text import Show, Text, batch_size_of
 from codehead.training.tokenizer import load_tokenizer, train_bpe
@@ -48,10 +52,16 @@ if TYPE_CHECKING:
 DEFAULTS = {
     "report_to": "none",
     "logging_steps": 10,
-    "save_total_limit": 2,
     "disable_tqdm": True,
     "logging_nan_inf_filter": False,
 }
+KEPT_CHECKPOINTS = 2
+"""Unless `training.save_total_limit` says otherwise."""
+NO_WAY_BACK = {
+    "save_only_model": "its checkpoints lack the optimizer",
+    "ignore_data_skip": "it would learn from some examples twice",
+}
+"""Options of the Trainer with which a run that was stopped could not come to the same numbers."""
 
 
 def train(
@@ -65,18 +75,19 @@ def train(
 
     An unfinished run of the same configuration goes on from its last complete checkpoint, with the loss
     curve of a run that was never stopped. Raises ConfigurationError if the folder holds anything else
-    (unless `overwrite`), DataError for unusable data.
+    (unless `overwrite`), or another process is at work in it; DataError for unusable data.
     """
-    with library_bars_hidden(), peft_warnings_hidden():
-        return _run(config, overwrite, callbacks, progress)
+    folder = RunFolder(config)
+    with folder.locked(), library_bars_hidden(), peft_warnings_hidden():
+        return _run(folder, config, overwrite, callbacks, progress)
 
 
-def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback], progress: bool) -> Path:
-    folder, began = RunFolder(config), time.monotonic()
+def _run(
+    folder: RunFolder, config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback], progress: bool
+) -> Path:
+    began = time.monotonic()
     origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
-    if overwrite:
-        folder.check_foreign()
-    else:
+    if not overwrite:
         folder.check(origin["data"])
     arguments = training_arguments(config, folder.checkpoints)  # before anything is read or learnt
     rows = load_rows(config.data, config.seed)
@@ -97,24 +108,28 @@ def _run(config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback
         shown_as = folder.path.name if progress else None
         datasets = [text.examples, None if validation is None else validation.examples]
         trainer = _trainer(arguments, model, tokenizer, datasets, callbacks, shown_as, rates)
-    if overwrite:  # only now: whatever can be wrong with the configuration has been found
-        folder.write("running", {"provenance": origin})
-        folder.clear_model()
-    if overwrite and not distils:
-        folder.clear_work()
-    clock = Clock(folder, origin, began)
-    clock.keep()
-    trainer.add_callback(_KeepsTime(clock))
-    _train(trainer, folder, has_validation=validation is not None)
+    replaces = overwrite and not distils
+    checkpoint = None if replaces else _checkpoint(folder)
+    limit = config.training.get("save_total_limit", KEPT_CHECKPOINTS)
+    keeper = _Keeper(folder, partial(Clock, folder, origin, began), checkpoint, limit, replaces)
+    trainer.add_callback(keeper)
+    _train(trainer, checkpoint, has_validation=validation is not None)
     with _shown(progress and config.int4 and folder.is_main) as show:
         trained, told = _ended(trainer, config, text, validation, show)
     if trainer.is_world_process_zero():
-        trained.save_pretrained(folder.path)
-        tokenizer.save_pretrained(folder.path)
+        save_whole(trained, tokenizer, folder.path)
     told |= {"head_rates": rates} if rates else {}
-    folder.write("finished", {**clock.record(), "log_history": trainer.state.log_history, **told})
-    folder.stages.remove()
+    folder.finish({**keeper.clock.record(), "log_history": trainer.state.log_history, **told})
     return folder.path
+
+
+def _checkpoint(folder: RunFolder) -> Path | None:
+    """The checkpoint that a run goes on from; CheckpointError if its weights are damaged."""
+    folder.drop_incomplete()
+    checkpoint = folder.last_checkpoint()
+    if checkpoint is not None:
+        check_weights(checkpoint)
+    return checkpoint
 
 
 def _texts(config: RunConfig, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> tuple[Text, Text | None]:
@@ -154,13 +169,33 @@ def _shown(wanted: bool) -> AbstractContextManager[Show]:
     return shown(Console(stderr=True)) if wanted else nullcontext(lambda stage, done, total: None)
 
 
-class _KeepsTime(TrainerCallback):
-    """Keeps the wall time at every checkpoint."""
+class _Keeper(TrainerCallback):
+    """Keeps the folder of a run: `run.json` from the first step on, and no more than `limit` checkpoints.
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    `clock` starts the clock, which writes `run.json`; the wall time is kept at every checkpoint. Whether the run
+    `replaces` another counts when the first step is due: whatever can be wrong with the configuration has been found.
+    """
+
+    def __init__(
+        self, folder: RunFolder, clock: Callable[[], Clock], checkpoint: Path | None, limit: int | None, replaces: bool
+    ) -> None:
+        self.folder, self.start, self.limit, self.replaces = folder, clock, limit, replaces
+        self.best = None if checkpoint is None else folder.best_of(checkpoint)
+        self.clock: Clock  # from the first step on
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.replaces:
+            self.folder.clear_work()
+        if self.best is not None:
+            state.best_model_checkpoint = str(self.best)
+        self.clock = self.start()
+        self.clock.keep()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        best = state.best_model_checkpoint
+        self.folder.rotate(self.limit, None if best is None else Path(best).name)
         self.clock.keep()
 
 
@@ -169,13 +204,27 @@ def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments
     pin_memory = torch.accelerator.is_available()  # without one, torch warns of it
     on_cpu = device_of(config).type == "cpu"
     values: dict[str, Any] = {"dataloader_pin_memory": pin_memory, "use_cpu": on_cpu, **DEFAULTS, **config.training}
+    values["save_total_limit"] = None  # the Trainer goes by the times of files, `RunFolder.rotate` by steps
+    for key, reason in NO_WAY_BACK.items():
+        if values.get(key):
+            raise ConfigurationError(f"training.{key} is true, but a run must be able to go on: {reason}; remove it")
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), seed=config.seed, **values)
         for reporter in get_reporting_integration_callbacks(arguments.report_to):
             reporter()  # raises if its library is missing, as it would when all is ready to train
-        return arguments
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigurationError(f"training: transformers refuses these arguments: {error}") from error
+    _check_numbers(arguments)
+    return arguments
+
+
+def _check_numbers(arguments: TrainingArguments) -> None:
+    """Raise ConfigurationError for a number that nothing can be learnt with; a gradient may have any norm."""
+    for name in (field.name for field in fields(arguments) if "float" in str(field.type)):
+        value = getattr(arguments, name)
+        if value is None or 0 <= value < math.inf or (name == "max_grad_norm" and value == math.inf):
+            continue
+        raise ConfigurationError(f"training.{name} is {value}; give a finite number of 0 or more")
 
 
 def _trainer(
@@ -205,11 +254,7 @@ def _trainer(
     return trainer
 
 
-def _train(trainer: Trainer, folder: RunFolder, *, has_validation: bool) -> None:
-    folder.drop_incomplete()
-    checkpoint = folder.last_checkpoint()
-    if checkpoint is not None:
-        check_weights(checkpoint)
+def _train(trainer: Trainer, checkpoint: Path | None, *, has_validation: bool) -> None:
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:

@@ -1,4 +1,4 @@
-"""The Trainer of transformers: evaluation as narrow as the training, every data order fixed by the seed."""
+"""The Trainer of transformers: evaluation as narrow as the training, and resuming that leaves no trace."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from codehead.models import is_coded
 from codehead.training.rates import give_own_rates
+
+SUMS = "NarrowTrainer"
+"""Where a checkpoint keeps the sums of losses, among the states of callbacks."""
 
 
 class NarrowTrainer(Trainer):
     """Asks a coded model for its evaluation loss alone: no `(batch, length, V)` logits are formed.
 
     `own_rates` are learning rates of parameters, by name, that do not learn at the rate of the others.
+
+    It goes on from a checkpoint with the numbers of a training that was never stopped: losses that were summed and not
+    logged yet are in the checkpoint, every data order is fixed by the seed, a training that was at its end takes no
+    further step, and `train_loss` is the mean over all steps.
     """
 
     def __init__(self, *args: Any, own_rates: Mapping[str, float], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.own_rates = own_rates
+        self.is_over = False
+        self.add_callback(_SavesLast())
+        self.add_callback(_GoesOn(self))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As in transformers, with the own rates."""
@@ -40,9 +50,78 @@ class NarrowTrainer(Trainer):
             inputs = {**inputs, "output_token_logits": False}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which divides by the steps of the last process alone."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
+        super().log(logs, *args, **kwargs)
+
+    def recall(self) -> None:
+        """Go on with the sums of the checkpoint, and take no step if it was the last one."""
+        states = self.state.stateful_callbacks
+        self.is_over = states["TrainerControl"]["args"]["should_training_stop"]
+        if SUMS in states:
+            sums = states[SUMS]["attributes"]
+            self._tr_loss.fill_(sums["unlogged_loss"])
+            self._total_loss_scalar = sums["logged_loss"]
+            self._globalstep_last_logged = sums["logged_step"]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        sums = {
+            "unlogged_loss": self.accelerator.gather(self._tr_loss).mean().item(),
+            "logged_loss": self._total_loss_scalar,
+            "logged_step": self._globalstep_last_logged,
+        }
+        self.state.stateful_callbacks[SUMS] = {"args": {}, "attributes": sums}
+        super()._save_checkpoint(model, trial)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_over:  # transformers looks only after a step
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)
         return _SeededLengths(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+class _GoesOn(TrainerCallback):
+    """Tells the trainer when the state of a checkpoint is there."""
+
+    def __init__(self, trainer: NarrowTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.recall()
+
+
+class _SavesLast(TrainerCallback):
+    """Evaluates and saves after the last step of an epoch, or of all, when the epoch is closed.
+
+    The Trainer would save first; what it logs and evaluates at the end of an epoch would be missing in a run that goes
+    on from there.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[str] = []
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if control.should_training_stop or control.should_epoch_stop or float(state.epoch or 0).is_integer():
+            self.waiting = [name for name in ("should_evaluate", "should_save") if getattr(control, name)]
+            for name in self.waiting:
+                setattr(control, name, False)
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        for name in self.waiting:
+            setattr(control, name, True)
+        self.waiting = []
+        return control
 
 
 class _SeededLengths(LengthGroupedSampler):

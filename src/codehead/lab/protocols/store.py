@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from codehead.errors import ConfigurationError
 from codehead.lab.result import canonical_json
 from codehead.training.config import RunConfig
+from codehead.training.lock import locked
 from codehead.training.provenance import file_record, named_files
 
 WEIGHTS = ("config.json", "*.safetensors", "tokenizer.json")
-LOCK = ".lock"
 YOUNGER = ("distil",)  # keys that older stores do not know: unset, they count for nothing
 DIGITS = 12  # of the checksum, in a folder's name
 
@@ -31,21 +30,8 @@ class Store:
 
         Raises ConfigurationError if another command is in it.
         """
-        from filelock import FileLock, Timeout
-
-        self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / LOCK, blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ConfigurationError(
-                f"another command is at work in {str(self.root)!r}; wait for its end, because two would spoil each "
-                "other's runs, or choose another --out"
-            ) from None
-        try:
+        with locked(self.root):
             yield
-        finally:
-            lock.release()
 
     def data_folder(self, fingerprint: Mapping[str, Any]) -> Path:
         """The folder of documents and tokenizers that `fingerprint` describes."""
