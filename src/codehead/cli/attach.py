@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from codehead.boundaries import command
 from codehead.cli import options as opt
 from codehead.cli.output import check_empty_folder
 
@@ -61,7 +62,7 @@ def attach(
     state = "is untrained" if start == "random" else "starts near the old one"
     Console(highlight=False).print(
         f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.\n"
-        f"Its new head {state}: codehead finetune --model {out} --train FILE --out FOLDER",
+        f"Its new head {state}: {command('codehead', 'finetune', '--model', out, '--train', 'FILE', '--out', 'FOLDER')}",
         markup=False,
         soft_wrap=True,
     )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
+from codehead.boundaries import read_text, reason
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
 
@@ -34,26 +35,27 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise ConfigurationError(f"--set {text!r} is not of the form key=value, as in training.max_steps=100")
     try:
         return key.strip(), yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        reason = getattr(error, "problem", error)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or reason(error)
         raise ConfigurationError(
-            f"{key.strip()} is {value!r}, which is not valid YAML ({reason}); close every bracket and quote"
+            f"{key.strip()} is {_short(value)}, which is not valid YAML ({problem}); close every bracket and quote"
         ) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigurationError if it is missing, broken or not a mapping."""
+    text = read_text(path, "configuration file", ConfigurationError)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise ConfigurationError(f"configuration file {str(path)!r} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"configuration file {str(path)!r} cannot be read ({error}); name another") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
+        values = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # values: dates and numbers that there are not
+        raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {reason(error)}") from None
     if not isinstance(values, dict):
         raise ConfigurationError(f"configuration file {str(path)!r} must hold `key: value` lines")
     return values
+
+
+def _short(value: str) -> str:
+    return repr(value if len(value) < 200 else f"{value[:200]}…")
 
 
 class _Loader(yaml.SafeLoader):

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from codehead.decoding import DECODERS
-from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, not_loaded
+from codehead.boundaries import loading, reason
+from codehead.errors import CheckpointError, ConfigurationError
 from codehead.losses import LOSSES
 from codehead.models import is_coded
 from codehead.registry import did_you_mean
@@ -97,17 +98,13 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None)
     """
     from transformers import AutoModelForCausalLM
 
-    try:
-        with library_bars_hidden():
+    with loading("model", name), library_bars_hidden():
+        try:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except CodeheadError:
-        raise
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise not_loaded("model", name, error) from error
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
+            ) from error
     _refuse_nan(model, name)
     if packed is not None:
         _pack(model, packed, name)
@@ -157,8 +154,8 @@ def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
     try:
         config = AutoConfig.for_model(model_type, **{**defaults, **options})
         model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigurationError(f"model {architecture!r} cannot be built: {error}") from error
+    except Exception as error:  # an architecture raises whatever its parts make of a value
+        raise ConfigurationError(f"model {architecture!r} cannot be built: {reason(error)}; change it") from error
     return _with_causal_loss(model)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codehead.boundaries import read_text, reading, reason, require_file
 from codehead.errors import DataError
 
 if TYPE_CHECKING:
@@ -128,9 +130,9 @@ def _records(source: str, split: str, subset: str | None) -> Iterator[tuple[str,
 
 
 def _is_local(source: str) -> bool:
-    path = Path(source)
-    looks_like_path = source.startswith((".", "/", "~")) or path.suffix in _READERS or source.count("/") > 1
-    return path.exists() or (looks_like_path and ":" not in source)
+    suffix = Path(source).suffix
+    looks_like_path = source.startswith((".", "/", "~")) or suffix in _READERS or source.count("/") > 1
+    return os.path.exists(source) or (looks_like_path and ":" not in source)
 
 
 def _local(path: Path) -> Iterator[tuple[str, Any]]:
@@ -139,63 +141,55 @@ def _local(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _reader(path: Path) -> Reader:
-    if not path.exists():
-        raise DataError(f"data file {str(path)!r} does not exist")
-    if path.is_dir():
-        raise DataError(f"data source {str(path)!r} is a folder; name one file in it")
+    require_file(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"data file {str(path)!r} has the unknown suffix {path.suffix!r}; known: {', '.join(_READERS)}")
     return reader
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"data file {str(path)!r} is not UTF-8 text (byte {error.start})") from None
-
-
 def _txt(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, text in enumerate(re.split(r"\n\s*\n", _read_text(path)), start=1):
+    for number, text in enumerate(re.split(r"\n\s*\n", read_text(path)), start=1):
         yield f"paragraph {number} of {str(path)!r}", {"text": text.strip("\n")}
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            place = f"line {number} of {str(path)!r}"
-            try:
-                yield place, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{place} is not valid JSON: {error.msg} (column {error.colno})") from None
+            yield f"line {number} of {str(path)!r}", _parsed(line, path, number)
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        records = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"line {error.lineno} of {str(path)!r} is not valid JSON: {error.msg}; "
-            "one record per line needs the suffix .jsonl"
-        ) from None
+    records = _parsed(read_text(path), path)
     if not isinstance(records, list):
         raise DataError(f"{str(path)!r} holds {type(records).__name__}; expected a list of records")
     for number, record in enumerate(records, start=1):
         yield f"record {number} of {str(path)!r}", record
 
 
+def _parsed(text: str, path: Path, line: int | None = None) -> Any:
+    """The value in a JSON text, all of a file or one `line` of it."""
+    hint = "" if line else "; one record per line needs the suffix .jsonl"
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        problem = f"{error.msg} (column {error.colno})"
+        line = line or error.lineno
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except ValueError as error:  # a number of thousands of digits
+        problem = str(error)
+    place = repr(str(path)) if line is None else f"line {line} of {str(path)!r}"
+    raise DataError(f"{place} is not valid JSON: {problem}{hint}") from None
+
+
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    try:
-        table = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{str(path)!r} is not a Parquet file: {error}") from None
-    records = (record for batch in table.iter_batches() for record in batch.to_pylist())
-    for number, record in enumerate(records, start=1):
-        yield f"record {number} of {str(path)!r}", record
+    with reading(path, "Parquet file"):
+        records = (record for batch in pq.ParquetFile(path).iter_batches() for record in batch.to_pylist())
+        for number, record in enumerate(records, start=1):
+            yield f"record {number} of {str(path)!r}", record
 
 
 _READERS = {".txt": _txt, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
@@ -207,9 +201,10 @@ def _hub(source: str, split: str, subset: str | None) -> Iterator[tuple[str, Any
     name, _, chosen = source.partition(":")
     try:
         dataset = load_dataset(name, subset, split=chosen or split)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a data set of the hub raises whatever its files and its builder raise
         raise DataError(
-            f"{source!r} is neither a local file nor a data set that could be loaded from the hub: {error}"
+            f"{source!r} is neither a local file nor a data set that could be loaded from the hub: {reason(error)}; "
+            "check the name"
         ) from error
     for number, record in enumerate(dataset, start=1):
         yield f"record {number} of {source!r}", record
