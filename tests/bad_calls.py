@@ -428,7 +428,9 @@ WEIGHTS: dict[str, Callable[[Path], Any]] = {
 """Damage to model.safetensors."""
 
 
-def _parquet(columns: dict[str, Any], damage: Callable[[bytes], bytes] = bytes, **options: Any) -> Callable[[Path], None]:
+def _parquet(
+    columns: dict[str, Any], damage: Callable[[bytes], bytes] = bytes, **options: Any
+) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NUMBER = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """What `float` reads is more: digits of every script, underscores, spaces, nan."""
 
+
 def chosen(
     shape: ModelShape, budget: str | None, bits: int | None, speed: str | None, default: str | None = None
 ) -> Allocation:

@@ -32,7 +32,9 @@ def attach(
     start: Annotated[
         str, typer.Option("--start", help="random, or old_head: weights near those of the Softmax head.")
     ] = "random",
-    seed: Annotated[int, typer.Option("--seed", help="Of the codebook and of the head's weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Of the codebook and of the head's weights.")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Replace the Softmax head of a model by a code and save it; the new head still has to be trained."""
@@ -47,8 +49,8 @@ def attach(
     options: dict[str, Any] = {
         "token_bias": token_bias,
         "start": start,
-        "code_params": opt.key_values("--param", param),
-        "head_params": opt.key_values("--head-param", head_param),
+        "code_params": opt.key_values("--param", param, opt.OF_CODES),
+        "head_params": opt.key_values("--head-param", head_param, opt.OF_HEADS),
     }
     check_empty_folder(out, overwrite)
     coded = load_model(model, dtype="auto")

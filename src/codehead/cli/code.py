@@ -39,7 +39,7 @@ def code(
     from codehead.codes import build, quality
 
     check_file(out, overwrite)
-    codebook = build(design, classes, bits=bits, seed=seed, **opt.key_values("--param", param))
+    codebook = build(design, classes, bits=bits, seed=seed, **opt.key_values("--param", param, opt.OF_CODES))
     measured = quality(codebook)
     if out is not None:
         codebook.save(out)

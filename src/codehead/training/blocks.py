@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -15,7 +18,12 @@ from codehead.boundaries import read_text, reason
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
 
-PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+PLAIN = {
+    int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list",
+    dict: "a block of `key: value` lines", type(None): "null",
+}  # fmt: skip
+LARGEST = 2**63 - 1
+"""The largest whole number that torch and Arrow take."""
 MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which YAML allows more than once
 Block = TypeVar("Block")
 
@@ -105,6 +113,11 @@ def require_block(values: Any, name: str) -> None:
     """Raise ConfigurationError unless the value of `name` is a mapping."""
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"{name} is {values!r}; it must be a block of `key: value` lines")
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigurationError(
+                f"{name or 'the configuration'} has the key {key!r}; a key is text: mend or quote it"
+            )
 
 
 def check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
@@ -118,21 +131,33 @@ def check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
 
 
 def check_types(kind: type, values: Mapping[str, Any], name: str) -> None:
-    """Raise ConfigurationError unless values of fields of a dataclass that hold plain numbers or text are such."""
+    """Raise ConfigurationError unless the fields of a dataclass that hold plain values have such: finite numbers too."""
     hints = get_type_hints(kind)
     for key, value in values.items():
-        allowed = set(get_args(hints[key])) or {hints[key]}
+        allowed, full = _plain(hints[key]), f"{name}.{key}" if name else key
         if allowed <= set(PLAIN) and not _is_one_of(value, allowed):
-            full = f"{name}.{key}" if name else key
             wanted = " or ".join(word for plain, word in PLAIN.items() if plain in allowed)
             raise ConfigurationError(f"{full} is {value!r}; give {wanted}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigurationError(f"{full} is {value!r}; give a finite number")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ConfigurationError(f"{full} is {value}; give a number of at most {LARGEST}")
+
+
+def _plain(hint: Any) -> set[Any]:
+    """The plain types that a field takes; text where it names a member of an enumeration."""
+    is_union = get_origin(hint) in (Union, UnionType)
+    kinds = {get_origin(part) or part for part in (get_args(hint) if is_union else (hint,))}
+    return {str if isinstance(kind, type) and issubclass(kind, Enum) else kind for kind in kinds}
 
 
 def _is_one_of(value: Any, types: set[type]) -> bool:
     return type(value) in types or (type(value) is int and float in types)
 
 
-def require(value: Any, name: str, *, minimum: int) -> None:
-    """Raise ConfigurationError unless the value of the key `name` is a whole number of at least `minimum`."""
+def require(value: Any, name: str, *, minimum: int, maximum: int = LARGEST) -> None:
+    """Raise ConfigurationError unless the value of the key `name` is a whole number from `minimum` to `maximum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {minimum}")
+    if value > maximum:
+        raise ConfigurationError(f"{name} is {value}; give a whole number of at most {maximum}")
