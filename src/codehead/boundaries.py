@@ -58,9 +58,8 @@ def loading(what: str, name: str) -> Iterator[None]:
     except CodeheadError:
         raise
     except ImportError as error:
-        raise ConfigurationError(
-            f"{what} {name!r} needs a package that is not installed: {reason(error)}; install it, or give another {what}"
-        ) from error
+        missing = f"{what} {name!r} needs a package that is not installed: {reason(error)}"
+        raise ConfigurationError(f"{missing}; install it, or give another {what}") from error
     except Exception as error:
         raise not_loaded(what, name, error) from error
 
@@ -84,7 +83,7 @@ def read_text(path: str | Path, what: str = "data file", kind: type[CodeheadErro
 
 
 def require_file(path: str | Path, what: str = "data file", kind: type[CodeheadError] = DataError) -> None:
-    """Raise an error of this `kind` unless `path` is a regular file: a pipe would be waited for, a device never ends."""
+    """Raise an error of this `kind` unless `path` is a regular file: a pipe is waited for, a device never ends."""
     if not os.path.lexists(path):
         raise kind(f"{what} {str(path)!r} does not exist")
     if os.path.isdir(path):

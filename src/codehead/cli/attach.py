@@ -62,9 +62,9 @@ def attach(
         tokenizer.save_pretrained(out)
     after = model_size(coded).head_parameters
     state = "is untrained" if start == "random" else "starts near the old one"
+    train = command("codehead", "finetune", "--model", out, "--train", "FILE", "--out", "FOLDER")
     Console(highlight=False).print(
-        f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.\n"
-        f"Its new head {state}: {command('codehead', 'finetune', '--model', out, '--train', 'FILE', '--out', 'FOLDER')}",
+        f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.\nIts new head {state}: {train}",
         markup=False,
         soft_wrap=True,
     )

@@ -25,7 +25,7 @@ Assignments = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again, removing the run in the output folder.")]
 Out = Annotated[str | None, typer.Option("--out", help="Folder of the run (output_dir).")]
-LARGEST_SEED = 2**32 - 1
+LARGEST_SEED = 2**32 - 1  # numpy's
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of the run.")]
 Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", help="Hub id, folder, or '{train: bpe, vocab_size: 8192}'.")

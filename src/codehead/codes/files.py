@@ -15,9 +15,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from codehead.boundaries import require_file
 from codehead.codes.arrays import Bytes
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
-from codehead.boundaries import require_file
 from codehead.errors import CheckpointError, CodeheadError
 
 FORMAT = 1

@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import nn
 
+from codehead.boundaries import loading
 from codehead.codes.design import minimal_length
 from codehead.codes.packing import row_bytes
-from codehead.boundaries import loading
 from codehead.heads import count_buffer_bytes, count_parameters
 from codehead.models import is_coded
 from codehead.models.rounding import rounded_weights

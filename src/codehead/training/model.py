@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from codehead.decoding import DECODERS
 from codehead.boundaries import loading, reason
+from codehead.decoding import DECODERS
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.losses import LOSSES
 from codehead.models import is_coded
