@@ -132,8 +132,8 @@ def _show(found: Allocation, commands: dict[str, str]) -> None:
         console.print(TIED)
     console.print()
     console.print(_expected(found) if set_ups() else UNKNOWN)
-    for name, command in commands.items():
-        console.print(f"\n{BUILDS[name]}\n  {command}", markup=False, soft_wrap=True)
+    for name, line in commands.items():
+        console.print(f"\n{BUILDS[name]}\n  {line}", markup=False, soft_wrap=True)
 
 
 def _expected(found: Allocation) -> Table:

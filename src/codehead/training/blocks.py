@@ -131,7 +131,7 @@ def check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
 
 
 def check_types(kind: type, values: Mapping[str, Any], name: str) -> None:
-    """Raise ConfigurationError unless the fields of a dataclass that hold plain values have such: finite numbers too."""
+    """Raise ConfigurationError unless fields of a dataclass that hold plain values have such; numbers are finite."""
     hints = get_type_hints(kind)
     for key, value in values.items():
         allowed, full = _plain(hints[key]), f"{name}.{key}" if name else key

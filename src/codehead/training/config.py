@@ -18,7 +18,11 @@ DECISION_KEYS = (
     "code", "bits", "head", "width", "loss", "decoder", "seed", "assignment", "shortlist", "shortlist_split",
     "token_bias", "token_scale", "refined", "refined_bits", "start", "code_params", "head_params", "keep_head",
 )  # fmt: skip
-SET_ELSEWHERE = {"output_dir": "output_dir", "seed": "seed"}
+SET_ELSEWHERE = {
+    "output_dir": "set output_dir at the top level instead",
+    "seed": "set seed at the top level instead",
+    "resume_from_checkpoint": "omit it, for a run goes on from its own last checkpoint",
+}
 SOFTMAX_ONLY = {
     "label_smoothing_factor": "smoothing is defined on V logits, which a coded head never forms in training",
     "use_liger_kernel": "its fused loss reads the head as V rows, and would train the wrong objective",
@@ -26,10 +30,12 @@ SOFTMAX_ONLY = {
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 """Of `training`: the Trainer would divide by them."""
 NOT_NEGATIVE = (
-    "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "num_train_epochs", "save_steps",
-    "logging_steps", "eval_steps", "save_total_limit", "dataloader_num_workers",
+    "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "num_train_epochs",
+    "logging_steps", "save_total_limit", "dataloader_num_workers",
 )  # fmt: skip
 """Of `training`: rates and sizes that the Trainer takes as they are, and fails on when all is ready."""
+INTERVALS = ("save_steps", "eval_steps")
+"""Of `training`: numbers of steps, or shares of all steps."""
 BELOW_ONE = ("adam_beta1", "adam_beta2")
 LARGEST_SEED = 2**32 - 1
 """Of numpy's global generator, which a run seeds too."""
@@ -315,9 +321,9 @@ class RunConfig:
             )
 
     def _check_training(self) -> None:
-        for key, place in SET_ELSEWHERE.items():
+        for key, remedy in SET_ELSEWHERE.items():
             if key in self.training:
-                raise ConfigurationError(f"training.{key} is set; set {place} at the top level instead")
+                raise ConfigurationError(f"training.{key} is set; {remedy}")
         from transformers import TrainingArguments  # heavy: only a run with a training block needs it
 
         check_keys(self.training, [f.name for f in fields(TrainingArguments) if f.init], "training")
@@ -338,6 +344,9 @@ class RunConfig:
         for key in NOT_NEGATIVE:
             if key in given and not 0 <= given[key] <= LARGEST_COUNT:
                 raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number from 0 to {LARGEST_COUNT}")
+        for key in INTERVALS:
+            if key in given and not 0 < given[key] <= LARGEST_COUNT:
+                raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number of steps, or a share of all")
         for key in BELOW_ONE:
             if key in given and not 0 <= given[key] < 1:
                 raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number from 0 to below 1")

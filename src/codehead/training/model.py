@@ -13,7 +13,7 @@ from torch import nn
 
 from codehead.boundaries import loading, reason
 from codehead.decoding import DECODERS
-from codehead.errors import CheckpointError, ConfigurationError
+from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.losses import LOSSES
 from codehead.models import is_coded
 from codehead.registry import did_you_mean
@@ -105,10 +105,20 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None)
             raise CheckpointError(
                 f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
             ) from error
+    _check_sizes(model.config, f"model {name!r}")
     _refuse_nan(model, name)
     if packed is not None:
         _pack(model, packed, name)
     return _with_causal_loss(model)
+
+
+def _check_sizes(config: Any, name: str) -> None:
+    """Raise ConfigurationError for a number of layers or a size below one, which transformers builds without a word."""
+    inner = config.get_text_config()
+    for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
+        size = getattr(inner, key, 1)
+        if isinstance(size, int) and size < 1:
+            raise ConfigurationError(f"{name} has {key} = {size}; give at least 1")
 
 
 def _refuse_nan(model: nn.Module, name: str) -> None:
@@ -153,7 +163,10 @@ def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
     }
     try:
         config = AutoConfig.for_model(model_type, **{**defaults, **options})
+        _check_sizes(config, f"model {architecture!r}")
         model = AutoModelForCausalLM.from_config(config)
+    except CodeheadError:
+        raise
     except Exception as error:  # an architecture raises whatever its parts make of a value
         raise ConfigurationError(f"model {architecture!r} cannot be built: {reason(error)}; change it") from error
     return _with_causal_loss(model)
