@@ -118,9 +118,8 @@ def _one_line(error: BaseException) -> str:
 def _report() -> str:
     """Write the traceback of the error being handled to a file, and say where."""
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="codehead-", suffix=".txt", encoding="utf-8", delete=False
-        ) as file:
+        how: Any = {"encoding": "utf-8", "errors": "backslashreplace", "delete": False}
+        with tempfile.NamedTemporaryFile("w", prefix="codehead-", suffix=".txt", **how) as file:
             file.write(f"{sys.argv!r}\n{traceback.format_exc()}")
     except OSError as error:
         return f"This is a fault of codehead; its full text could not be written ({error})"

@@ -1,4 +1,7 @@
-"""A hub id or a local file → rows of one shape: `{text}`, or `{prompt, response}` for instruction data."""
+"""A hub id or a local file → rows of one shape.
+
+`{text}`, `{prompt, response}` for instruction data, or `{messages, given}` for conversations.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from codehead.boundaries import read_text, reading, reason, require_file
 from codehead.errors import DataError
+from codehead.training.conversations import conversation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +27,7 @@ PROMPT_WITH_INPUT = (
     f"{_TASK}, paired with an input that provides further context. {_REQUEST}### Input:\n{{input}}\n\n### Response:\n"
 )
 PROMPT_WITHOUT_INPUT = f"{_TASK}. {_REQUEST}### Response:\n"
-Row = dict[str, str]
+Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[tuple[str, Any]]]
 
 
@@ -36,7 +40,8 @@ def read_rows(
     as_text: bool = False,
     limit: int | None = None,
 ) -> Dataset:
-    """The first `limit` rows of one source or several: a `Dataset` of `text`, or of `prompt` and `response`.
+    """The first `limit` rows of one source or several: a `Dataset` of `text`, of `prompt` and `response`, or of
+    `messages` and `given`, the number of them that carry no loss.
 
     A local file ends in .txt (documents separated by blank lines), .jsonl, .json (a list of records) or
     .parquet. A hub id may name its split after a colon: `roneneldan/TinyStories:train[:1%]`. Empty texts
@@ -46,18 +51,23 @@ def read_rows(
 
     sources = [source] if isinstance(source, str) else source
     places = chain.from_iterable(_records(name, split, subset) for name in sources)
-    rows = [row for row in islice(_normalised(places, text_field), limit) if any(row.values())]
+    rows = [row for row in islice(_normalised(places, text_field), limit) if any(texts_of(row))]
     if as_text:
-        rows = [{"text": "".join(row.values())} for row in rows]
+        rows = [{"text": ("\n\n" if "messages" in row else "").join(texts_of(row))} for row in rows]
     if not rows:
         raise DataError(f"{', '.join(map(repr, sources))} holds no text; give a source with at least one document")
     kinds = {tuple(row) for row in rows}
     if len(kinds) > 1:
         raise DataError(
-            f"{', '.join(map(repr, sources))} mixes plain texts and instruction records; split it into two sources, "
-            "or read records as text (data.as_text)"
+            f"{', '.join(map(repr, sources))} mixes plain texts, instruction records or conversations; split it "
+            "into sources of one kind, or read records as text (data.as_text)"
         )
     return Dataset.from_list(rows)
+
+
+def texts_of(row: Mapping[str, Any]) -> list[str]:
+    """The texts of a row; of a conversation, what each message says."""
+    return [message["content"] for message in row["messages"]] if "messages" in row else list(row.values())
 
 
 def check_source(source: str) -> None:
@@ -75,18 +85,24 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
 def to_row(record: Mapping[str, Any], text_field: str | None, place: str) -> Row:
     """One record in the shape of its kind; `place` ("record 3 of 'a.json'") names it in errors.
 
-    A field of the name `text_field` comes first, then instruction fields, then a field called `text`.
+    A field of the name `text_field` comes first, then instruction fields, then conversations, then a field called `text`.
     """
     if text_field is not None and text_field in record:
         return {"text": _string(record, text_field, place)}
-    for prompt, response in (_instruction(record, place), _completion(record, place)):
-        if response is not None:
-            return {"prompt": prompt, "response": response}
+    prompt, response = _instruction(record, place)
+    chat = None if response is not None else conversation(record, place)
+    if chat is not None:
+        return chat
+    if response is None:
+        prompt, response = _completion(record, place)
+    if response is not None:
+        return {"prompt": prompt, "response": response}
     if text_field is None and "text" in record:
         return {"text": _string(record, "text", place)}
     raise DataError(
         f"{place} has the fields {', '.join(map(repr, record)) or '(none)'}; expected {text_field or 'text'!r} "
-        "(data.text_field names it), instruction/input/output, instruction/context/response or prompt/completion"
+        "(data.text_field names it), instruction/input/output, instruction/context/response, prompt/completion, or a "
+        "conversation: messages, conversations, prompt/response, question/answer"
     )
 
 
