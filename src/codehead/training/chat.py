@@ -30,32 +30,12 @@ def tokenize_chats(
     """Conversations → one example each, cut at `block_size` tokens; only the assistant's turns have labels.
 
     Conversations in which the assistant says nothing within the block are left out. Raises ConfigurationError if the
-    tokenizer has no chat template, DataError if that cannot render a conversation, does not tell the turns apart, or
+    tokenizer has no chat template, DataError if that cannot write a conversation or does not tell its turns apart, or
     if no example is left of the rows called `name`.
     """
     require_offsets(tokenizer)
-    marked = bool(MARKS.search(_template(tokenizer)))
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-    def examples_of(batch: dict[str, list[Any]]) -> Columns:
-        columns: Columns = {"input_ids": [], "labels": [], "num_bytes": []}
-        for messages, given in zip(batch["messages"], batch["given"], strict=True):
-            text = _render(messages, tokenizer)
-            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-            learnt = (_marked if marked else _derived)(messages, given, text, offsets, tokenizer)
-            if not any(learnt[:block_size]):
-                continue
-            labels = [token if own else IGNORED for token, own in zip(ids, learnt, strict=True)]
-            counts = byte_counts(text, offsets)  # what a template writes as a special token is no text
-            columns["num_bytes"].append(
-                [0 if token in special else count for token, count in zip(ids, counts, strict=True)][:block_size]
-            )
-            columns["input_ids"].append(ids[:block_size])
-            columns["labels"].append(labels[:block_size])
-        return columns
-
-    examples = map_rows(rows, examples_of)
+    template = _Template(tokenizer)
+    examples = map_rows(rows, lambda batch: _examples(batch, template, block_size))
     if not len(examples):
         raise DataError(
             f"in no conversation of {name} does the assistant say anything within data.block_size={block_size} tokens; "
@@ -64,62 +44,89 @@ def tokenize_chats(
     return examples
 
 
+def _examples(batch: dict[str, list[Any]], template: _Template, block_size: int) -> Columns:
+    columns: Columns = {"input_ids": [], "labels": [], "num_bytes": []}
+    for messages, given in zip(batch["messages"], batch["given"], strict=True):
+        example = template.example(messages, given)
+        if any(label != IGNORED for label in example["labels"][:block_size]):
+            for name, values in example.items():
+                columns[name].append(values[:block_size])
+    return columns
+
+
+class _Template:
+    """The chat template of a tokenizer, and what it says of whose turn a token belongs to."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.is_marked = bool(MARKS.search(_template(tokenizer)))
+        self.special = {
+            number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+
+    def example(self, messages: list[Message], given: int) -> dict[str, list[int]]:
+        """`input_ids`, `labels` and `num_bytes` of a conversation, whose first `given` messages carry no loss.
+
+        Special tokens count no bytes: the template has written them, they are no text.
+        """
+        text = self.render(messages)
+        encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        own = (self._marked if self.is_marked else self._derived)(messages, given, text, offsets)
+        counts = zip(ids, byte_counts(text, offsets), strict=True)
+        return {
+            "input_ids": ids,
+            "labels": [token if learnt else IGNORED for token, learnt in zip(ids, own, strict=True)],
+            "num_bytes": [0 if token in self.special else count for token, count in counts],
+        }
+
+    def render(self, messages: list[Message], *, open_turn: bool = False) -> str:
+        """The text of messages; with `open_turn`, up to where the assistant's next turn begins."""
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+        except Exception as error:  # a template is a program of its own
+            raise DataError(
+                f"the chat template cannot write the conversation {_beginning(messages)}: {reason(error)}; mend "
+                "or omit the record"
+            ) from error
+
+    def _marked(self, messages: list[Message], given: int, text: str, offsets: Sequence[Span]) -> list[bool]:
+        """Whether each token is the assistant's, as the template marks it, and in none of the `given` messages."""
+        encoded: Any = self.tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        spoken = any(message["role"] == "assistant" for message in messages[:given])
+        start = self._begins(messages, given, text) if spoken else 0
+        tokens = zip(encoded["assistant_masks"], offsets, strict=True)
+        return [bool(own) and begin >= start for own, (begin, _) in tokens]
+
+    def _derived(self, messages: list[Message], given: int, text: str, offsets: Sequence[Span]) -> list[bool]:
+        """The same by what the template writes for the messages up to each turn."""
+        numbers = [number for number in range(given, len(messages)) if messages[number]["role"] == "assistant"]
+        turns = [self._turn(messages, number, text) for number in numbers]
+        return [any(start <= begin < end for start, end in turns) for begin, _ in offsets]
+
+    def _turn(self, messages: list[Message], number: int, text: str) -> Span:
+        """Where a turn stands in the text: from its first word to the special token that ends it, if there is one."""
+        start, through = self._begins(messages, number, text), self.render(messages[: number + 1])
+        _require_prefix(through, text, messages)
+        said = through.rstrip()  # a generation stops at the special token, and never comes to a line break after it
+        return start, len(said) if said.endswith(tuple(self.special.values())) else len(through)
+
+    def _begins(self, messages: list[Message], number: int, text: str) -> int:
+        """Where the turn of message `number` begins in the text."""
+        before = self.render(messages[:number], open_turn=True)
+        _require_prefix(before, text, messages)
+        return len(before)
+
+
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         return str(tokenizer.get_chat_template())
     except ValueError:
         raise ConfigurationError(
-            "the data are conversations, but the tokenizer has no chat template to write them in; give the tokenizer of "
-            "a chat model of the same family (--tokenizer), save one with its chat_template set, or read the data as "
-            "text (data.as_text)"
+            "the data are conversations, but the tokenizer has no chat template to write them in; give the tokenizer "
+            "of a chat model of the same family (--tokenizer), save one with its chat_template set, or read the data "
+            "as text (data.as_text)"
         ) from None
-
-
-def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, open_turn: bool = False) -> str:
-    """The text of messages; with `open_turn`, up to where the assistant's next turn begins."""
-    try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=open_turn))
-    except Exception as error:  # a template is a program of its own
-        raise DataError(
-            f"the chat template cannot write the conversation that begins {_beginning(messages)}: {reason(error)}; mend "
-            "or omit the record"
-        ) from error
-
-
-def _marked(
-    messages: list[Message], given: int, text: str, offsets: Sequence[Span], tokenizer: PreTrainedTokenizerBase
-) -> list[bool]:
-    """Whether each token is the assistant's, as the template marks it, and none of the `given` messages."""
-    encoded: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    start = 0
-    if any(message["role"] == "assistant" for message in messages[:given]):
-        start = _begins(messages, given, text, tokenizer)
-    return [bool(own) and begin >= start for own, (begin, _) in zip(encoded["assistant_masks"], offsets, strict=True)]
-
-
-def _derived(
-    messages: list[Message], given: int, text: str, offsets: Sequence[Span], tokenizer: PreTrainedTokenizerBase
-) -> list[bool]:
-    """The same by what the template writes for the messages up to each turn."""
-    turns = [number for number, message in enumerate(messages) if number >= given and message["role"] == "assistant"]
-    spans = [_turn(messages, number, text, tokenizer) for number in turns]
-    return [any(start <= begin < end for start, end in spans) for begin, _ in offsets]
-
-
-def _turn(messages: list[Message], number: int, text: str, tokenizer: PreTrainedTokenizerBase) -> Span:
-    """Where a turn stands in the text: from its first word to the special token that ends it, if there is one."""
-    start, through = _begins(messages, number, text, tokenizer), _render(messages[: number + 1], tokenizer)
-    _require_prefix(through, text, messages)
-    ending = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    said = through.rstrip()  # a generation stops at the special token, and never comes to a line break after it
-    return start, len(said) if ending and said.endswith(ending) else len(through)
-
-
-def _begins(messages: list[Message], number: int, text: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Where the turn of message `number` begins in the text."""
-    before = _render(messages[:number], tokenizer, open_turn=True)
-    _require_prefix(before, text, messages)
-    return len(before)
 
 
 def _require_prefix(part: str, text: str, messages: list[Message]) -> None:
@@ -132,4 +139,4 @@ def _require_prefix(part: str, text: str, messages: list[Message]) -> None:
 
 
 def _beginning(messages: Sequence[Message]) -> str:
-    return repr(messages[0]["content"][:40]) if messages else "without a message"
+    return f"that begins {messages[0]['content'][:40]!r}" if messages else "without a message"

@@ -85,7 +85,7 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
 def to_row(record: Mapping[str, Any], text_field: str | None, place: str) -> Row:
     """One record in the shape of its kind; `place` ("record 3 of 'a.json'") names it in errors.
 
-    A field of the name `text_field` comes first, then instruction fields, then conversations, then a field called `text`.
+    A field of the name `text_field` comes first, then instruction fields, conversations, and a field called `text`.
     """
     if text_field is not None and text_field in record:
         return {"text": _string(record, text_field, place)}
