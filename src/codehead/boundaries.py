@@ -87,7 +87,7 @@ def require_file(path: str | Path, what: str = "data file", kind: type[CodeheadE
     if not os.path.lexists(path):
         raise kind(f"{what} {str(path)!r} does not exist")
     if os.path.isdir(path):
-        raise kind(f"{what} {str(path)!r} is a folder; name one file in it")
+        raise kind(f"{what} {str(path)!r} cannot be read (it is a folder); name another, or one file in it")
     if not os.path.isfile(path):
         raise kind(f"{what} {str(path)!r} is no regular file (a pipe, a device or a broken link); name a file")
 

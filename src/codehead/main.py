@@ -105,10 +105,10 @@ def _check_no_empty(args: Sequence[str]) -> None:
     for before, word in zip(("", *args), args, strict=False):
         name, equals, value = word.partition("=")
         if equals and name.startswith("--") and not value.strip():
-            raise ConfigurationError(f"{name} is {value!r}; give a value, or omit {name}")
+            raise ConfigurationError(f"{name} is empty; give a value, or omit it")
         if not word.strip():
             name = before if before.startswith("-") else "an argument"
-            raise ConfigurationError(f"{name} is {word!r}; give a value, or omit it")
+            raise ConfigurationError(f"{name} is empty; give a value, or omit it")
 
 
 def _one_line(error: BaseException) -> str:

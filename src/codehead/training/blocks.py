@@ -7,10 +7,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from enum import Enum
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
@@ -18,10 +16,7 @@ from codehead.boundaries import read_text, reason
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
 
-PLAIN = {
-    int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list",
-    dict: "a block of `key: value` lines", type(None): "null",
-}  # fmt: skip
+PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 LARGEST = 2**63 - 1
 """The largest whole number that torch and Arrow take."""
 MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which YAML allows more than once
@@ -134,7 +129,7 @@ def check_types(kind: type, values: Mapping[str, Any], name: str) -> None:
     """Raise ConfigurationError unless fields of a dataclass that hold plain values have such; numbers are finite."""
     hints = get_type_hints(kind)
     for key, value in values.items():
-        allowed, full = _plain(hints[key]), f"{name}.{key}" if name else key
+        allowed, full = set(get_args(hints[key])) or {hints[key]}, f"{name}.{key}" if name else key
         if allowed <= set(PLAIN) and not _is_one_of(value, allowed):
             wanted = " or ".join(word for plain, word in PLAIN.items() if plain in allowed)
             raise ConfigurationError(f"{full} is {value!r}; give {wanted}")
@@ -142,13 +137,6 @@ def check_types(kind: type, values: Mapping[str, Any], name: str) -> None:
             raise ConfigurationError(f"{full} is {value!r}; give a finite number")
         if isinstance(value, int) and abs(value) > LARGEST:
             raise ConfigurationError(f"{full} is {value}; give a number of at most {LARGEST}")
-
-
-def _plain(hint: Any) -> set[Any]:
-    """The plain types that a field takes; text where it names a member of an enumeration."""
-    is_union = get_origin(hint) in (Union, UnionType)
-    kinds = {get_origin(part) or part for part in (get_args(hint) if is_union else (hint,))}
-    return {str if isinstance(kind, type) and issubclass(kind, Enum) else kind for kind in kinds}
 
 
 def _is_one_of(value: Any, types: set[type]) -> bool:

@@ -36,6 +36,7 @@ NOT_NEGATIVE = (
 """Of `training`: rates and sizes that the Trainer takes as they are, and fails on when all is ready."""
 INTERVALS = ("save_steps", "eval_steps")
 """Of `training`: numbers of steps, or shares of all steps."""
+BLOCKS = ("lr_scheduler_kwargs", "accelerator_config")
 BELOW_ONE = ("adam_beta1", "adam_beta2")
 LARGEST_SEED = 2**32 - 1
 """Of numpy's global generator, which a run seeds too."""
@@ -344,6 +345,9 @@ class RunConfig:
         for key in NOT_NEGATIVE:
             if key in given and not 0 <= given[key] <= LARGEST_COUNT:
                 raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number from 0 to {LARGEST_COUNT}")
+        for key in BLOCKS:
+            if key in given:
+                require_block(given[key], f"training.{key}")
         for key in INTERVALS:
             if key in given and not 0 < given[key] <= LARGEST_COUNT:
                 raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number of steps, or a share of all")

@@ -200,10 +200,15 @@ def _parsed(text: str, path: Path, line: int | None = None) -> Any:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    with reading(path, "Parquet file"):
-        records = (record for batch in pq.ParquetFile(path).iter_batches() for record in batch.to_pylist())
+    with reading(path):
+        try:
+            table = pq.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{str(path)!r} is not a Parquet file: {error}") from None
+        records = (record for batch in table.iter_batches() for record in batch.to_pylist())
         for number, record in enumerate(records, start=1):
             yield f"record {number} of {str(path)!r}", record
 
