@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import sys
-from typing import Any, NoReturn
+import tempfile
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from codehead.boundaries import reason, system_failure
 from codehead.cli.attach import attach
 from codehead.cli.calibrate import calibrate
 from codehead.cli.code import code
@@ -19,19 +22,26 @@ from codehead.cli.generate import generate
 from codehead.cli.params import params
 from codehead.cli.pretrain import pretrain
 from codehead.cli.recommend import recommend
-from codehead.errors import CodeheadError
+from codehead.errors import CodeheadError, ConfigurationError
 from codehead.lab.cli import protocol
 from codehead.lab.cli.demo import demo
 from codehead.lab.cli.evaluate import evaluate
-
-FULL_DISK = ("no space left on device", "storagefull", "enforce fail at inline_container")
 
 RESUMED = ("demo", "protocol", "convert", "calibrate")
 """Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""
 
 
+MISTAKE, UNEXPECTED, INTERRUPTED = 2, 70, 130
+"""Exit statuses: of what a user can cause, of a fault of the program (EX_SOFTWARE), of Ctrl-C."""
+
+
 class Commands(TyperGroup):
     """The commands; one that is stopped by Ctrl-C says so, with exit status 130."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Refuse empty values: an empty path is the current folder, and nothing else takes one."""
+        _check_no_empty(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the command that was given."""
@@ -41,7 +51,7 @@ class Commands(TyperGroup):
             again = "again, without --overwrite," if "--overwrite" in sys.argv else "again"
             remedy = f"; give the same command {again} to go on" if ctx.invoked_subcommand in RESUMED else ""
             Console(stderr=True).print(f"\nInterrupted{remedy}.", style="yellow")
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -67,26 +77,55 @@ def show_version(version: bool = typer.Option(False, "--version", help="Show the
 
 
 def main() -> None:
-    """Run the command line. What a user can cause is told in one message, with exit status 2."""
+    """Run the command line.
+
+    What a user or the system can cause is told in one message, with exit status 2. Anything else is a fault of the
+    program: one line says where its traceback was written, with exit status 70.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        _print_what_it_can(stream)
     try:
         app()
     except CodeheadError as error:
-        _fail(str(error))
+        _fail(str(error), MISTAKE)
     except Exception as error:
-        if not is_full_disk(error):
-            raise
-        _fail(
-            f"the disk is full ({error}). Free some space and run the same command again: a run goes on from its "
-            "last complete checkpoint"
-        )
+        refused = system_failure(error)
+        if refused is not None:
+            _fail(refused, MISTAKE)
+        _fail(f"unexpected {type(error).__name__}: {_one_line(error)}. {_report()}", UNEXPECTED)
 
 
-def is_full_disk(error: BaseException) -> bool:
-    """Whether a write failed for want of space; safetensors says so in words, torch by its writer's position."""
-    text = str(error).lower()
-    return getattr(error, "errno", None) == errno.ENOSPC or any(phrase in text for phrase in FULL_DISK)
+def _print_what_it_can(stream: TextIO) -> None:
+    """A terminal that knows no such characters (ASCII) shows `?` in their place."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
 
 
-def _fail(message: str) -> NoReturn:
+def _check_no_empty(args: Sequence[str]) -> None:
+    for before, word in zip(("", *args), args, strict=False):
+        name, equals, value = word.partition("=")
+        if equals and name.startswith("--") and not value.strip():
+            raise ConfigurationError(f"{name} is empty; give a value, or omit it")
+        if not word.strip():
+            name = before if before.startswith("-") else "an argument"
+            raise ConfigurationError(f"{name} is empty; give a value, or omit it")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(reason(error).split())[:300]
+
+
+def _report() -> str:
+    """Write the traceback of the error being handled to a file, and say where."""
+    try:
+        how: Any = {"encoding": "utf-8", "errors": "backslashreplace", "delete": False}
+        with tempfile.NamedTemporaryFile("w", prefix="codehead-", suffix=".txt", **how) as file:
+            file.write(f"{sys.argv!r}\n{traceback.format_exc()}")
+    except OSError as error:
+        return f"This is a fault of codehead; its full text could not be written ({error})"
+    return f"This is a fault of codehead; its full text, to be reported, is in {file.name}"
+
+
+def _fail(message: str, status: int) -> NoReturn:
     Console(stderr=True).print(f"Error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(2)
+    sys.exit(status)

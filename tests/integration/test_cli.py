@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 from rich.console import Console
 from transformers import TrainerState
 
+from codehead.cli.allocation import read_budget, read_speed
+from codehead.errors import ConfigurationError
 from codehead.training import progress
 
 
@@ -215,10 +218,96 @@ def test_a_full_disk_is_told(codehead, place, tmp_path, monkeypatch, error):
     assert "the disk is full" in err
 
 
-def test_other_errors_keep_their_traceback(codehead, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EFBIG, "File too large", "big.bin"), "'big.bin': a file grew beyond the limit"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "raise the limit (ulimit -f)"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is used up"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/a"), "'/root/a': permission was denied"),
+        (OSError(errno.EROFS, "Read-only file system"), "the file system is read-only"),
+        (OSError(errno.EIO, "Input/output error"), "input/output error"),
+        (MemoryError(), "the memory does not suffice"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "lower --batch-size or --block-size"),
+    ],
+)
+def test_what_the_system_refuses_is_told_as_such(codehead, tmp_path, monkeypatch, error, words):
+    def refused(*_, **__):
+        raise error
+
+    monkeypatch.setattr("codehead.training.run.train", refused)
+    status, _, err = codehead("finetune", "--model", "m", "--train", "t.txt", "--out", tmp_path / "run")
+    assert (status, words in err) == (2, True), err
+    assert ("the disk is full" in err) == ("disk is full" in words)
+
+
+def test_a_file_that_torch_could_not_write_under_a_limit_does_not_mean_a_full_disk(codehead, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 136320 vs 136208")
+
+    monkeypatch.setattr("codehead.training.run.train", refused)
+    monkeypatch.setattr("codehead.boundaries._files_are_limited", lambda: True)
+    _, _, err = codehead("finetune", "--model", "m", "--train", "t.txt", "--out", tmp_path / "run")
+    assert "the disk is full" not in err
+    assert "ulimit -f" in err
+
+
+def test_a_fault_of_the_program_is_one_line_and_a_file(codehead, tmp_path, monkeypatch):
     def broken(*_, **__):
-        raise RuntimeError("a bug")
+        raise RuntimeError("a bug\nof two lines")
 
     monkeypatch.setattr("codehead.training.run.train", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        codehead("finetune", "--model", "m", "--train", "t.txt", "--out", tmp_path / "run")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    status, out, err = codehead("finetune", "--model", "m", "--train", "t.txt", "--out", tmp_path / "run")
+    assert (status, out) == (70, "")
+    (report,) = tmp_path.glob("codehead-*.txt")
+    assert err == (
+        "Error: unexpected RuntimeError: a bug of two lines. This is a fault of codehead; its full text, to be "
+        f"reported, is in {report}\n"
+    )
+    assert 'raise RuntimeError("a bug' in report.read_text()
+    assert "'--train', 't.txt'" in report.read_text()
+
+
+def test_a_terminal_in_ascii_shows_what_it_can(place):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LANG": "C", "PYTHONUTF8": "0"}
+    for line in (("--help",), ("code", "gray", "--classes", "9"), ("params", str(place / "model"))):
+        command = [sys.executable, "-m", "codehead", *line]
+        done = subprocess.run(command, capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.isascii()
+
+
+@pytest.mark.parametrize("option", ["--out", "--tokenizer", "--model", "--train"])
+@pytest.mark.parametrize("value", ["", "  "])
+def test_no_option_takes_an_empty_value(codehead, option, value):
+    for words in ((option, value), (f"{option}={value}",)):
+        status, _, err = codehead("finetune", *words)
+        assert (status, err) == (2, f"Error: {option} is empty; give a value, or omit it\n")
+
+
+@pytest.mark.parametrize("budget", ["٥%", "1_0%", "5 %", " 5%", "5%%", "nan", "inf%", "-5%", "0", "101%", "５%"])
+def test_a_budget_is_a_number_in_ascii_digits(budget):
+    with pytest.raises(ConfigurationError, match="--budget is"):
+        read_budget(budget)
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), (".5%", 0.005), ("5e-2", 0.05), ("1.", 1.0)])
+def test_a_budget_is_a_share_or_a_percentage(text, share):
+    assert read_budget(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("speed", ["٤x", "1_0x", "4 x", "nan", "inf", "1e999", "0x", "xx"])
+def test_a_speed_is_a_number_in_ascii_digits(speed):
+    with pytest.raises(ConfigurationError, match="--speed is"):
+        read_speed(speed)
+
+
+def test_printed_commands_are_quoted(codehead, place, tmp_path):
+    folder = shutil.copytree(place / "model", tmp_path / "my model; ls")
+    _, out, _ = codehead("recommend", folder, "--budget", "50%")
+    quoted = shlex.quote(str(folder))
+    assert f"codehead convert {quoted} --data YOUR_TEXT --budget 50% --out FOLDER" in out
+    _, out, _ = codehead("attach", folder, "--bits", 20, "--out", tmp_path / "a b")
+    assert f"codehead finetune --model {shlex.quote(str(tmp_path / 'a b'))} --train FILE --out FOLDER" in out

@@ -108,6 +108,29 @@ def test_finetuning_defaults_to_lora():
         ({"calibrate": {}, "decision.code": "one_vs_all"}, "has as many bits as tokens"),
         ({"calibrate.tokens": 0}, "calibrate.tokens is 0; give a whole number"),
         ({"calibrate.per_bit": 1}, "calibrate.per_bit is 1; give true or false"),
+        ({"seed": 2**32}, "seed is 4294967296; give a whole number of at most 4294967295"),
+        ({"training.data_seed": -1}, "training.data_seed is -1; give a whole number of at least 0"),
+        ({"data.max_documents": 2**70}, "data.max_documents is .*; give a number of at most"),
+        ({"tokenizer.vocab_size": 10**12}, "tokenizer.vocab_size is 1000000000000; give a whole number of at most"),
+        ({"training.learning_rate": float("nan")}, "training.learning_rate is nan; give a finite number"),
+        ({"training.weight_decay": float("-inf")}, "training.weight_decay is -inf; give a finite number"),
+        ({"training.learning_rate": -1}, "training.learning_rate is -1; give a number from 0"),
+        ({"training.adam_beta1": 2}, "training.adam_beta1 is 2; give a number from 0 to below 1"),
+        ({"training.save_steps": 0}, "training.save_steps is 0; give a number of steps, or a share of all"),
+        ({"training.max_steps": 2**40}, "training.max_steps is 1099511627776; give at most"),
+        ({"training.lr_scheduler_kwargs": [1]}, r"training.lr_scheduler_kwargs is \[1\]; it must be a block"),
+        ({"training.resume_from_checkpoint": "x"}, "goes on from its own last checkpoint"),
+        ({"decision.code": ["gray"]}, r"decision.code is \['gray'\]; give a name"),
+        ({"decision.code_params": {3: 4}}, "decision.code_params has the key 3; a key is text"),
+        ({"decision.code_params": {"bits": 4}}, "decision.code_params has 'bits', which is set elsewhere"),
+        ({"decision.seed": -1}, "decision.seed is -1"),
+        ({"model": {"model_type": ["gpt2"]}}, "without model_type"),
+        ({"model": {"model_type": "gpt2", 3: 4}}, "model has the key 3; a key is text"),
+        ({"model": {"model_type": "gpt2", "resid_pdrop": float("nan")}}, "model.resid_pdrop is nan"),
+        ({"lora.target_modules": [3]}, r"lora.target_modules is \[3\]; give auto, or names"),
+        ({"lora.r": 10**12}, "lora.r is 1000000000000; give a whole number of at most"),
+        ({"tokenizer": ""}, "tokenizer is ''; give a hub id"),
+        ({"data.validation": ""}, "data.validation is ''; give a hub id"),
         ({"calibrate.token": 1}, r"unknown key 'calibrate.token'; did you mean 'tokens'\?"),
     ],
 )
@@ -131,6 +154,18 @@ def test_missing_keys_are_named():
 def test_softmax_may_be_smoothed(yaml_file):
     overrides = {"decision": None, "training.label_smoothing_factor": 0.1}
     assert RunConfig.from_yaml(yaml_file, overrides).training["label_smoothing_factor"] == 0.1
+
+
+def test_yaml_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.yaml").write_text("model: m\noutput_dir: o\ndata: {train: a.txt}", encoding="utf-8-sig")
+    assert RunConfig.from_yaml(tmp_path / "a.yaml").model == "m"
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 3000, "a: 2020-13-45", f"a: {'1' * 6000}", "? [a]\n: b"])
+def test_yaml_that_python_cannot_hold(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match="is not valid YAML"):
+        RunConfig.from_yaml(tmp_path / "a.yaml")
 
 
 def test_missing_and_broken_files(tmp_path):

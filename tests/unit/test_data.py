@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
@@ -143,6 +146,53 @@ def test_unusable_files_are_explained(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         read_rows(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "hello there\n\nmore"),
+        ("a.jsonl", '{"text": "hello there"}\n'),
+        ("a.json", '[{"text": "hello there"}]'),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_rows(str(tmp_path / name))[0]["text"] == "hello there"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "[" * 100_000, "is not valid JSON: it is nested too deeply"),
+        ("a.jsonl", '{"text": "a"}\n' + "[" * 100_000, "line 2 of .* is not valid JSON: it is nested too deeply"),
+        ("a.jsonl", f'{{"text": {"1" * 6000}}}', "line 1 of .* is not valid JSON: Exceeds the limit"),
+    ],
+)
+def test_json_that_python_cannot_hold(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_rows(str(tmp_path / name))
+
+
+def test_damaged_tables(tmp_path):
+    offsets, text = pa.array([0, 4], pa.int32()).buffers()[1], pa.py_buffer(b"caf\xe9")
+    pq.write_table(pa.table({"text": pa.StringArray.from_buffers(1, offsets, text)}), tmp_path / "latin.parquet")
+    with pytest.raises(DataError, match=r"latin\.parquet' cannot be read: it is not UTF-8 text"):
+        read_rows(str(tmp_path / "latin.parquet"))
+    pq.write_table(pa.table({"text": [f"text {n}" for n in range(500)]}), tmp_path / "page.parquet")
+    content = (tmp_path / "page.parquet").read_bytes()
+    (tmp_path / "page.parquet").write_bytes(content[:100] + bytes(400) + content[500:])
+    with pytest.raises(DataError, match=r"page\.parquet' cannot be read: .*mend it or name another"):
+        read_rows(str(tmp_path / "page.parquet"))
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    for name in ("pipe.jsonl", "zero.txt"):
+        with pytest.raises(DataError, match="is no regular file"):
+            read_rows(str(tmp_path / name))
 
 
 def test_missing_files_and_folders(tmp_path):

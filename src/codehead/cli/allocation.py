@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
     from codehead.evaluation.budget import Allocation
     from codehead.evaluation.size import ModelShape
     from codehead.training.config import RunConfig
+
+NUMBER = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""What `float` reads is more: digits of every script, underscores, spaces, nan."""
 
 
 def chosen(
@@ -88,8 +93,8 @@ def read_budget(text: str) -> float:
 
 def read_speed(text: str) -> float:
     """`4x` or `4` as 4.0; a ConfigurationError otherwise."""
-    times = _number(text.lower().removesuffix("x"))
-    if not times > 0:
+    times = _number(text.removesuffix("x"))
+    if not 0 < times < math.inf:
         raise ConfigurationError(f"--speed is {text!r}; give how many times fewer multiply-adds, such as 4x")
     return times
 
@@ -123,8 +128,5 @@ def _check_plain(shape: ModelShape) -> None:
 
 
 def _number(text: str) -> float:
-    """The number that a text is; 0 if it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+    """The number that a text is, in ASCII digits alone (`5`, `0.05`, `.5`, `5e-2`); 0 if it is none."""
+    return float(text) if NUMBER.fullmatch(text) else 0.0

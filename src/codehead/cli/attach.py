@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from codehead.boundaries import command
 from codehead.cli import options as opt
 from codehead.cli.output import check_empty_folder
 
@@ -31,7 +32,9 @@ def attach(
     start: Annotated[
         str, typer.Option("--start", help="random, or old_head: weights near those of the Softmax head.")
     ] = "random",
-    seed: Annotated[int, typer.Option("--seed", help="Of the codebook and of the head's weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Of the codebook and of the head's weights.")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Replace the Softmax head of a model by a code and save it; the new head still has to be trained."""
@@ -47,8 +50,8 @@ def attach(
     options: dict[str, Any] = {
         "token_bias": token_bias,
         "start": start,
-        "code_params": opt.key_values("--param", param),
-        "head_params": opt.key_values("--head-param", head_param),
+        "code_params": opt.key_values("--param", param, opt.OF_CODES),
+        "head_params": opt.key_values("--head-param", head_param, opt.OF_HEADS),
     }
     check_empty_folder(out, overwrite)
     coded = load_model(model, dtype="auto")
@@ -59,9 +62,9 @@ def attach(
         save_whole(coded, tokenizer, out)
     after = model_size(coded).head_parameters
     state = "is untrained" if start == "random" else "starts near the old one"
+    train = command("codehead", "finetune", "--model", out, "--train", "FILE", "--out", "FOLDER")
     Console(highlight=False).print(
-        f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.\n"
-        f"Its new head {state}: codehead finetune --model {out} --train FILE --out FOLDER",
+        f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.\nIts new head {state}: {train}",
         markup=False,
         soft_wrap=True,
     )

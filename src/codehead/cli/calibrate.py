@@ -31,7 +31,9 @@ def calibrate(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")] = 8,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the weights: auto, float32, bfloat16, float16.")] = "auto",
-    seed: Annotated[int, typer.Option("--seed", help="Of which documents are held out.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Of which documents are held out.")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
     """Scale the bits of a coded checkpoint so that it is as sure of a token as it is right; the rest stays as it is.

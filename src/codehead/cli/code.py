@@ -25,7 +25,9 @@ BAR_WIDTH = 40
 
 def code(
     design: Annotated[str, typer.Argument(help="Name of the coding design, e.g. minrandom.", show_default=False)],
-    classes: Annotated[int, typer.Option("--classes", help="Number of classes (tokens), V.", show_default=False)],
+    classes: Annotated[
+        int, typer.Option("--classes", max=2**31 - 1, help="Number of classes (tokens), V.", show_default=False)
+    ],
     bits: Annotated[
         int | None, typer.Option("--bits", help="Codeword length n.", show_default="the design's own")
     ] = None,
@@ -39,7 +41,7 @@ def code(
     from codehead.codes import build, quality
 
     check_file(out, overwrite)
-    codebook = build(design, classes, bits=bits, seed=seed, **opt.key_values("--param", param))
+    codebook = build(design, classes, bits=bits, seed=seed, **opt.key_values("--param", param, opt.OF_CODES))
     measured = quality(codebook)
     if out is not None:
         codebook.save(out)

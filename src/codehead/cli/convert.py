@@ -39,7 +39,7 @@ def convert(
         bool, typer.Option("--calibrate/--no-calibrate", help="Fit a temperature to a tenth of the text, set aside.")
     ] = True,
     packed: Annotated[bool, typer.Option("--packed/--unpacked", help=opt.PACKED)] = True,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Of everything that is drawn.")] = 0,
     assignments: opt.Assignments = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:

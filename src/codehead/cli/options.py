@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +25,8 @@ Assignments = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again, removing the run in the output folder.")]
 Out = Annotated[str | None, typer.Option("--out", help="Folder of the run (output_dir).")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run.")]
+LARGEST_SEED = 2**32 - 1  # numpy's
+Seed = Annotated[int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of the run.")]
 Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", help="Hub id, folder, or '{train: bpe, vocab_size: 8192}'.")
 ]
@@ -110,6 +111,11 @@ KEYS = {
 }
 
 
+OF_CODES = ("num_classes", "bits", "seed")
+OF_HEADS = ("hidden_size", "num_bits", "bits", "width")
+"""Arguments of designs and heads that have options of their own."""
+
+
 def block_size_for(model: str) -> int:
     """256 tokens, or all that a model takes; what cannot be read is told when it is loaded."""
     from codehead.errors import ConfigurationError
@@ -121,8 +127,11 @@ def block_size_for(model: str) -> int:
         return 256
 
 
-def key_values(flag: str, pairs: list[str] | None) -> dict[str, Any]:
-    """`KEY=VALUE` strings of a flag as keyword arguments; a value that is not JSON is a string."""
+def key_values(flag: str, pairs: list[str] | None, taken: Sequence[str] = ()) -> dict[str, Any]:
+    """`KEY=VALUE` strings of a flag as keyword arguments; a value that is not JSON is a string.
+
+    ConfigurationError for what is no such string, and for keys that are `taken`: given by options of their own.
+    """
     from codehead.errors import ConfigurationError
 
     values = {}
@@ -132,9 +141,11 @@ def key_values(flag: str, pairs: list[str] | None) -> dict[str, Any]:
             raise ConfigurationError(
                 f"{flag} {pair!r} is not KEY=VALUE; write the name of the option, =, and its value"
             )
+        if key in taken:
+            raise ConfigurationError(f"{flag} {pair!r} sets what has an option of its own; use that")
         try:
             values[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             values[key] = value
     return values
 

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+from codehead.boundaries import system_failure
 from codehead.errors import ConfigurationError
 
 
 def check_folder(out: Path) -> None:
-    """Raise ConfigurationError if a file stands where the folder of --out, or one above it, should be."""
+    """Raise ConfigurationError if the folder of --out cannot be made or written into.
+
+    A file may stand in its place or above it, its name be too long, its place be read-only.
+    """
+    _refuse_files(out)
+    _try(out)
+
+
+def _refuse_files(out: Path) -> None:
     for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
+        if os.path.lexists(place) and not os.path.isdir(place):
             raise ConfigurationError(f"--out is {str(out)!r}, but {str(place)!r} is a file; name another folder")
+
+
+def _try(out: Path) -> None:
+    """Raise ConfigurationError if nothing can be made at the place of --out; leaves nothing there."""
+    try:
+        with suppress(FileNotFoundError):
+            out.lstat()  # raises for a name that is too long
+        place = next(place for place in (out, *out.absolute().parents) if os.path.isdir(place))
+        with tempfile.TemporaryDirectory(prefix=".codehead-", dir=place):
+            pass
+    except OSError as error:
+        error.filename = None
+        raise ConfigurationError(
+            f"--out is {str(out)!r}, where nothing can be written: {system_failure(error)}"
+        ) from None
 
 
 def check_empty_folder(out: Path, overwrite: bool) -> None:
@@ -25,8 +52,9 @@ def check_file(out: Path | None, overwrite: bool) -> None:
     """Raise ConfigurationError if the file of --out is a folder, or exists and may not be overwritten."""
     if out is None:
         return
-    check_folder(out.parent)
-    if out.is_dir():
+    _refuse_files(out.parent)
+    if os.path.isdir(out):
         raise ConfigurationError(f"--out is {str(out)!r}, which is a folder; name a file in it")
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         raise ConfigurationError(f"--out {str(out)!r} exists already; choose another file or use --overwrite")
+    _try(out)

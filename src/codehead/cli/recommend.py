@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codehead.boundaries import command
 from codehead.cli import options as opt
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def recommend(
     from codehead.evaluation.size import model_shape
 
     found = chosen(model_shape(model), budget, bits, speed)
-    commands = _commands(shlex.quote(model), budget, bits, speed)
+    commands = _commands(model, budget, bits, speed)
     if as_json:
         typer.echo(json.dumps(_as_dict(found, commands), indent=2))
     else:
@@ -61,13 +61,13 @@ def recommend(
 
 def _commands(model: str, budget: str | None, bits: int | None, speed: str | None) -> dict[str, str]:
     """What builds the decision layer: on a trunk that rests and, of a budget, with one that learns from the text."""
-    asked = next(
-        f"{name} {value}" for name, value in (("--budget", budget), ("--bits", bits), ("--speed", speed)) if value
-    )
-    commands = {"convert": f"codehead convert {model} --data YOUR_TEXT {asked} --out FOLDER"}
+    given = (("--budget", budget), ("--bits", bits), ("--speed", speed))
+    asked = next((name, str(value)) for name, value in given if value)
+    text, end = "YOUR_TEXT", ("--out", "FOLDER")
+    commands = {"convert": command("codehead", "convert", model, "--data", text, *asked, *end)}
     if budget is not None:
-        trained = f"codehead finetune --model {model} --train YOUR_TEXT {asked} --adapt full --out FOLDER"
-        commands["finetune"] = trained
+        trained = ("codehead", "finetune", "--model", model, "--train", text, *asked, "--adapt", "full", *end)
+        commands["finetune"] = command(*trained)
     return commands
 
 
@@ -132,8 +132,8 @@ def _show(found: Allocation, commands: dict[str, str]) -> None:
         console.print(TIED)
     console.print()
     console.print(_expected(found) if set_ups() else UNKNOWN)
-    for name, command in commands.items():
-        console.print(f"\n{BUILDS[name]}\n  {command}", markup=False, soft_wrap=True)
+    for name, line in commands.items():
+        console.print(f"\n{BUILDS[name]}\n  {line}", markup=False, soft_wrap=True)
 
 
 def _expected(found: Allocation) -> Table:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from codehead.boundaries import command
 from codehead.cli.output import check_folder
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def run_training(config: RunConfig, overwrite: bool) -> None:
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. {_what_was_saved(config)}", style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    console.print(f"Saved to {path}. Measure it: codehead evaluate {path} --data FILE", markup=False, soft_wrap=True)
+    measure = command("codehead", "evaluate", path, "--data", "FILE")
+    console.print(f"Saved to {path}. Measure it: {measure}", markup=False, soft_wrap=True)
 
 
 def _what_was_saved(config: RunConfig) -> str:

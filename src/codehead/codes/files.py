@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from codehead.boundaries import require_file
 from codehead.codes.arrays import Bytes
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
 from codehead.errors import CheckpointError, CodeheadError
@@ -85,11 +86,12 @@ def _header_checksum(fields: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Bytes]]:
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path}: there is no such codebook file")
+    require_file(path, "codebook file", CheckpointError)
     try:
         with safe_open(path, framework="numpy") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such codebook file") from None
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
 

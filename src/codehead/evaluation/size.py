@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import nn
 
+from codehead.boundaries import loading
 from codehead.codes.design import minimal_length
 from codehead.codes.packing import row_bytes
-from codehead.errors import not_loaded
 from codehead.heads import count_buffer_bytes, count_parameters
 from codehead.models import is_coded
 from codehead.models.rounding import rounded_weights
@@ -152,10 +152,8 @@ def model_shape(name: str) -> ModelShape:
     """The shape of a hub id, a local folder or a `config.json`, without loading weights."""
     from transformers import AutoConfig
 
-    try:
+    with loading("model", name):
         return config_shape(AutoConfig.from_pretrained(name))
-    except (OSError, ValueError) as error:
-        raise not_loaded("model", name, error) from error
 
 
 def config_shape(config: Any) -> ModelShape:

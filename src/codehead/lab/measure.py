@@ -144,8 +144,8 @@ def _check_records(rows: Dataset, encoder: Encoder, source: str) -> None:
     """Raise DataError for plain text, which asks for no answer."""
     if "prompt" not in rows.column_names:
         raise DataError(
-            f"--encoder is {encoder.name!r}, but {source!r} holds plain text, which asks for no answer; leave "
-            "--encoder away, or give instruction records (instruction/input/output, instruction/context/response or "
+            f"--encoder is {encoder.name!r}, but {source!r} holds no instruction records, which alone are "
+            "answered; omit --encoder, or give such (instruction/input/output, instruction/context/response or "
             "prompt/completion)"
         )
 

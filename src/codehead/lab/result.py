@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from codehead.boundaries import reading
 from codehead.errors import CheckpointError
 
 SCHEMA_VERSION = 2
@@ -79,12 +80,11 @@ def write_json(path: Path, values: Mapping[str, Any]) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"result {str(path)!r} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"result {str(path)!r} is not valid JSON: {error}") from None
+    with reading(path, "result", CheckpointError):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"result {str(path)!r} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"result {str(path)!r} is not a JSON object")
     return values

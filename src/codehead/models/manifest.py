@@ -92,8 +92,10 @@ def _read(manifest: Path) -> Files:
     if not manifest.exists():
         return {}
     try:
-        files: Files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError) as error:
+        files: Files = dict(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+        if not all(isinstance(entry, dict) for entry in files.values()):
+            raise TypeError("an entry is no block of size and sha256")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{manifest} is not a readable list of files ({error!r}); copy it again from the original "
             "checkpoint, or delete it to load without checksums"

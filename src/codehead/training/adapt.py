@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from codehead.boundaries import reason
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
 from codehead.models.stock import head_path
@@ -46,7 +47,10 @@ def with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
         fan_in_fan_out=is_transposed(model, found),
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, settings)
+    try:
+        return peft.get_peft_model(model, settings)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"lora: peft refuses these options: {reason(error)}; change them") from error
 
 
 def find_targets(model: nn.Module, options: LoraConfig) -> tuple[list[str], list[str]]:

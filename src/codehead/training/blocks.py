@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,10 +12,13 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
+from codehead.boundaries import read_text, reason
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
 
 PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+LARGEST = 2**63 - 1
+"""The largest whole number that torch and Arrow take."""
 MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which YAML allows more than once
 Block = TypeVar("Block")
 
@@ -34,26 +38,27 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise ConfigurationError(f"--set {text!r} is not of the form key=value, as in training.max_steps=100")
     try:
         return key.strip(), yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        reason = getattr(error, "problem", error)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or reason(error)
         raise ConfigurationError(
-            f"{key.strip()} is {value!r}, which is not valid YAML ({reason}); close every bracket and quote"
+            f"{key.strip()} is {_short(value)}, which is not valid YAML ({problem}); close every bracket and quote"
         ) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigurationError if it is missing, broken or not a mapping."""
+    text = read_text(path, "configuration file", ConfigurationError)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise ConfigurationError(f"configuration file {str(path)!r} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"configuration file {str(path)!r} cannot be read ({error}); name another") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
+        values = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # values: dates and numbers that there are not
+        raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {reason(error)}") from None
     if not isinstance(values, dict):
         raise ConfigurationError(f"configuration file {str(path)!r} must hold `key: value` lines")
     return values
+
+
+def _short(value: str) -> str:
+    return repr(value if len(value) < 200 else f"{value[:200]}…")
 
 
 class _Loader(yaml.SafeLoader):
@@ -103,6 +108,11 @@ def require_block(values: Any, name: str) -> None:
     """Raise ConfigurationError unless the value of `name` is a mapping."""
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"{name} is {values!r}; it must be a block of `key: value` lines")
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigurationError(
+                f"{name or 'the configuration'} has the key {key!r}; a key is text: mend or quote it"
+            )
 
 
 def check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
@@ -116,21 +126,26 @@ def check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
 
 
 def check_types(kind: type, values: Mapping[str, Any], name: str) -> None:
-    """Raise ConfigurationError unless values of fields of a dataclass that hold plain numbers or text are such."""
+    """Raise ConfigurationError unless fields of a dataclass that hold plain values have such; numbers are finite."""
     hints = get_type_hints(kind)
     for key, value in values.items():
-        allowed = set(get_args(hints[key])) or {hints[key]}
+        allowed, full = set(get_args(hints[key])) or {hints[key]}, f"{name}.{key}" if name else key
         if allowed <= set(PLAIN) and not _is_one_of(value, allowed):
-            full = f"{name}.{key}" if name else key
             wanted = " or ".join(word for plain, word in PLAIN.items() if plain in allowed)
             raise ConfigurationError(f"{full} is {value!r}; give {wanted}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigurationError(f"{full} is {value!r}; give a finite number")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ConfigurationError(f"{full} is {value}; give a number of at most {LARGEST}")
 
 
 def _is_one_of(value: Any, types: set[type]) -> bool:
     return type(value) in types or (type(value) is int and float in types)
 
 
-def require(value: Any, name: str, *, minimum: int) -> None:
-    """Raise ConfigurationError unless the value of the key `name` is a whole number of at least `minimum`."""
+def require(value: Any, name: str, *, minimum: int, maximum: int = LARGEST) -> None:
+    """Raise ConfigurationError unless the value of the key `name` is a whole number from `minimum` to `maximum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {minimum}")
+    if value > maximum:
+        raise ConfigurationError(f"{name} is {value}; give a whole number of at most {maximum}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,40 @@ DECISION_KEYS = (
     "code", "bits", "head", "width", "loss", "decoder", "seed", "assignment", "shortlist", "shortlist_split",
     "token_bias", "token_scale", "refined", "refined_bits", "start", "code_params", "head_params", "keep_head",
 )  # fmt: skip
-SET_ELSEWHERE = {"output_dir": "output_dir", "seed": "seed"}
+SET_ELSEWHERE = {
+    "output_dir": "set output_dir at the top level instead",
+    "seed": "set seed at the top level instead",
+    "resume_from_checkpoint": "omit it, for a run goes on from its own last checkpoint",
+}
 SOFTMAX_ONLY = {
     "label_smoothing_factor": "smoothing is defined on V logits, which a coded head never forms in training",
     "use_liger_kernel": "its fused loss reads the head as V rows, and would train the wrong objective",
 }
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 """Of `training`: the Trainer would divide by them."""
+NOT_NEGATIVE = (
+    "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "num_train_epochs",
+    "logging_steps", "save_total_limit", "dataloader_num_workers",
+)  # fmt: skip
+"""Of `training`: rates and sizes that the Trainer takes as they are, and fails on when all is ready."""
+INTERVALS = ("save_steps", "eval_steps")
+"""Of `training`: numbers of steps, or shares of all steps."""
+BLOCKS = ("lr_scheduler_kwargs", "accelerator_config")
+BELOW_ONE = ("adam_beta1", "adam_beta2")
+LARGEST_SEED = 2**32 - 1
+"""Of numpy's global generator, which a run seeds too."""
+LARGEST_COUNT = 2**31 - 1
+"""Steps and examples per step: far beyond what any run has."""
+LARGEST_RANK = 2**16
+"""Of LoRA: far beyond the hidden size of any model."""
+LARGEST_VOCABULARY = 2**22
+"""Entries of a tokenizer that is trained here; its trainer sets memory aside for all of them at once."""
+DECISION_NAMES = ("code", "head", "loss", "decoder", "assignment", "start")
+DECISION_ARGUMENTS = {
+    "code_params": ("num_classes", "bits", "seed"),
+    "head_params": ("hidden_size", "num_bits", "bits"),
+}
+"""Blocks of options in `decision`, and the arguments of designs and heads that are given elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +80,9 @@ class DataConfig:
             raise ConfigurationError(
                 f"data.validation_fraction is {self.validation_fraction!r}; give a number from 0 to below 1"
             )
+        for name in ("validation", "test"):
+            if getattr(self, name) == "":
+                raise ConfigurationError(f"data.{name} is ''; give a hub id or a local file, or omit it")
         if self.validation and self.validation_fraction:
             raise ConfigurationError(
                 "data.validation and data.validation_fraction are both set; validation data come either "
@@ -80,10 +110,11 @@ class LoraConfig:
     target_modules: str | list[str] = "auto"  # auto: every linear map of the attention blocks
 
     def __post_init__(self) -> None:
-        require(self.r, "lora.r", minimum=1)
+        require(self.r, "lora.r", minimum=1, maximum=LARGEST_RANK)
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"lora.dropout is {self.dropout!r}; give a number from 0 to below 1")
-        if not isinstance(self.target_modules, str | list):
+        names = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
             raise ConfigurationError(
                 f"lora.target_modules is {self.target_modules!r}; give auto, or names such as [q_proj, v_proj]"
             )
@@ -110,8 +141,8 @@ class Distillation:
             require(getattr(self, name), f"distil.{name}", minimum=1)
         if not isinstance(self.label_weight, int | float) or not 0 <= self.label_weight <= 1:
             raise ConfigurationError(f"distil.label_weight is {self.label_weight!r}; give a share from 0 to 1")
-        for name in ("trunk_steps", "seed"):
-            require(getattr(self, name), f"distil.{name}", minimum=0)
+        require(self.trunk_steps, "distil.trunk_steps", minimum=0)
+        require(self.seed, "distil.seed", minimum=0, maximum=LARGEST_SEED)
         for name in ("learning_rate", "code_learning_rate", "trunk_learning_rate"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"distil.{name} is {getattr(self, name)!r}; give a number of 0 or more")
@@ -168,14 +199,12 @@ class RunConfig:
             raise ConfigurationError(f"unknown dtype {self.dtype!r}{hint} Known: {', '.join(DTYPES)}")
         if not isinstance(self.output_dir, str) or not self.output_dir:
             raise ConfigurationError(f"output_dir is {self.output_dir!r}; name the folder of this run")
-        require(self.seed, "seed", minimum=0)
+        require(self.seed, "seed", minimum=0, maximum=LARGEST_SEED)
         self._check_model()
         self._check_tokenizer()
         self._check_adaptation()
         if self.decision is not None:
-            check_keys(self.decision, DECISION_KEYS, "decision")
-            for key in ("code_params", "head_params"):
-                require_block(self.decision.get(key) or {}, f"decision.{key}")
+            check_decision(self.decision)
             refuse_softmax_only(self.training)
         self._check_finish()
         rate = self.head_learning_rate
@@ -227,10 +256,12 @@ class RunConfig:
 
     def _check_model(self) -> None:
         if isinstance(self.model, dict):
-            if "model_type" not in self.model:
+            require_block(self.model, "model")
+            if not isinstance(self.model.get("model_type"), str):
                 raise ConfigurationError(
                     "model is an architecture without model_type; add one, for example model_type: gpt2"
                 )
+            check_finite(self.model, "model")
         elif not isinstance(self.model, str) or not self.model:
             raise ConfigurationError(
                 f"model is {self.model!r}; give a hub id, a local folder or an architecture "
@@ -242,7 +273,10 @@ class RunConfig:
             check_keys(self.tokenizer, ("train", "vocab_size"), "tokenizer")
             if self.tokenizer.get("train") != "bpe":
                 raise ConfigurationError(f"tokenizer.train is {self.tokenizer.get('train')!r}; the only kind is 'bpe'")
-            require(self.tokenizer.get("vocab_size"), "tokenizer.vocab_size", minimum=257)
+            size = self.tokenizer.get("vocab_size")
+            require(size, "tokenizer.vocab_size", minimum=257, maximum=LARGEST_VOCABULARY)
+        elif self.tokenizer == "":
+            raise ConfigurationError("tokenizer is ''; give a hub id or a local folder, or omit it")
         elif not isinstance(self.tokenizer, str) and (self.tokenizer is not None or self.is_pretraining):
             what = "missing" if self.tokenizer is None else repr(self.tokenizer)
             raise ConfigurationError(
@@ -288,21 +322,42 @@ class RunConfig:
             )
 
     def _check_training(self) -> None:
-        for key, place in SET_ELSEWHERE.items():
+        for key, remedy in SET_ELSEWHERE.items():
             if key in self.training:
-                raise ConfigurationError(f"training.{key} is set; set {place} at the top level instead")
+                raise ConfigurationError(f"training.{key} is set; {remedy}")
         from transformers import TrainingArguments  # heavy: only a run with a training block needs it
 
         check_keys(self.training, [f.name for f in fields(TrainingArguments) if f.init], "training")
         check_types(TrainingArguments, self.training, "training")
-        for key in POSITIVE:
-            if self.training.get(key) is not None:
-                require(self.training[key], f"training.{key}", minimum=1)
+        self._check_ranges()
         steps, epochs = self.training.get("max_steps") or 0, self.training.get("num_train_epochs")
         if "max_steps" in self.training and steps != -1 and steps < 1:
             raise ConfigurationError(f"training.max_steps is {steps}; give a number of steps, or -1 to count epochs")
         if epochs is not None and epochs <= 0 and steps < 1:
             raise ConfigurationError(f"training.num_train_epochs is {epochs}; give a number above 0, or max_steps")
+
+    def _check_ranges(self) -> None:
+        """Of the numbers in `training`: those that fail only when all is ready, or spoil the weights."""
+        given = {key: value for key, value in self.training.items() if value is not None}
+        for key in POSITIVE:
+            if key in given:
+                require(given[key], f"training.{key}", minimum=1, maximum=LARGEST_COUNT)
+        for key in NOT_NEGATIVE:
+            if key in given and not 0 <= given[key] <= LARGEST_COUNT:
+                raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number from 0 to {LARGEST_COUNT}")
+        for key in BLOCKS:
+            if key in given:
+                require_block(given[key], f"training.{key}")
+        for key in INTERVALS:
+            if key in given and not 0 < given[key] <= LARGEST_COUNT:
+                raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number of steps, or a share of all")
+        for key in BELOW_ONE:
+            if key in given and not 0 <= given[key] < 1:
+                raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number from 0 to below 1")
+        if "data_seed" in given:
+            require(given["data_seed"], "training.data_seed", minimum=0, maximum=LARGEST_SEED)
+        if given.get("max_steps", 0) > LARGEST_COUNT:
+            raise ConfigurationError(f"training.max_steps is {given['max_steps']}; give at most {LARGEST_COUNT}")
 
     def _check_validation(self) -> None:
         if self.data.validation or self.data.validation_fraction:
@@ -315,6 +370,34 @@ class RunConfig:
                 f"{needing[0]}, which needs validation data: give data.validation or data.validation_fraction, or "
                 "remove the key"
             )
+
+
+def check_decision(decision: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for keys of a decision layer that there are not, and for values of another type."""
+    check_keys(decision, DECISION_KEYS, "decision")
+    for key in DECISION_NAMES:
+        if decision.get(key) is not None and not (isinstance(decision[key], str) and decision[key]):
+            raise ConfigurationError(f"decision.{key} is {decision[key]!r}; give a name")
+    if decision.get("seed") is not None:
+        require(decision["seed"], "decision.seed", minimum=0)
+    for key, taken in DECISION_ARGUMENTS.items():
+        check_arguments(decision.get(key) or {}, f"decision.{key}", taken)
+    check_finite(decision, "decision")
+
+
+def check_arguments(values: Any, name: str, taken: Sequence[str]) -> None:
+    """Raise ConfigurationError unless values are a block that leaves alone the arguments that are `taken`."""
+    require_block(values, name)
+    for key in taken:
+        if key in values:
+            raise ConfigurationError(f"{name} has {key!r}, which is set elsewhere: omit it there")
+
+
+def check_finite(values: Mapping[str, Any], name: str) -> None:
+    """Raise ConfigurationError for a number that is none, or infinite."""
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigurationError(f"{name}.{key} is {value!r}; give a finite number")
 
 
 def check_weights(values: Mapping[str, Any], place: str = "") -> None:

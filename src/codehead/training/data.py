@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codehead.errors import ConfigurationError, DataError
+from codehead.training.chat import tokenize_chats
 from codehead.training.config import DataConfig
 from codehead.training.sources import read_rows
 from codehead.training.tokenization import IGNORED, tokenize_records, tokenize_text
@@ -28,6 +29,8 @@ class Rows:
 
     def texts(self) -> list[str]:
         """Every training text, for a tokenizer to learn from."""
+        if "messages" in self.train.column_names:
+            return [message["content"] for messages in self.train["messages"] for message in messages]
         return [text for name in self.train.column_names for text in self.train[name]]
 
 
@@ -56,7 +59,8 @@ def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int,
 
     DataError, which calls the rows by `name`, if there are none.
     """
-    tokenise = tokenize_text if "text" in rows.column_names else tokenize_records
+    kinds = {"text": tokenize_text, "messages": tokenize_chats, "prompt": tokenize_records}
+    tokenise = next(tokenise for column, tokenise in kinds.items() if column in rows.column_names)
     return tokenise(rows, tokenizer, block_size, name)
 
 

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from codehead.boundaries import loading, reason
 from codehead.decoding import DECODERS
-from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, not_loaded
+from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.losses import LOSSES
 from codehead.models import is_coded
 from codehead.registry import did_you_mean
@@ -97,21 +98,27 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None)
     """
     from transformers import AutoModelForCausalLM
 
-    try:
-        with library_bars_hidden():
+    with loading("model", name), library_bars_hidden():
+        try:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except CodeheadError:
-        raise
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise not_loaded("model", name, error) from error
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
+            ) from error
+    _check_sizes(model.config, f"model {name!r}")
     _refuse_nan(model, name)
     if packed is not None:
         _pack(model, packed, name)
     return _with_causal_loss(model)
+
+
+def _check_sizes(config: Any, name: str) -> None:
+    """Raise ConfigurationError for a number of layers or a size below one, which transformers builds without a word."""
+    inner = config.get_text_config()
+    for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
+        size = getattr(inner, key, 1)
+        if isinstance(size, int) and size < 1:
+            raise ConfigurationError(f"{name} has {key} = {size}; give at least 1")
 
 
 def _refuse_nan(model: nn.Module, name: str) -> None:
@@ -156,9 +163,12 @@ def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
     }
     try:
         config = AutoConfig.for_model(model_type, **{**defaults, **options})
+        _check_sizes(config, f"model {architecture!r}")
         model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigurationError(f"model {architecture!r} cannot be built: {error}") from error
+    except CodeheadError:
+        raise
+    except Exception as error:  # an architecture raises whatever its parts make of a value
+        raise ConfigurationError(f"model {architecture!r} cannot be built: {reason(error)}; change it") from error
     return _with_causal_loss(model)
 
 

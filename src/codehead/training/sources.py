@@ -1,15 +1,21 @@
-"""A hub id or a local file → rows of one shape: `{text}`, or `{prompt, response}` for instruction data."""
+"""A hub id or a local file → rows of one shape.
+
+`{text}`, `{prompt, response}` for instruction data, or `{messages, given}` for conversations.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codehead.boundaries import read_text, reading, reason, require_file
 from codehead.errors import DataError
+from codehead.training.conversations import conversation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,7 +27,7 @@ PROMPT_WITH_INPUT = (
     f"{_TASK}, paired with an input that provides further context. {_REQUEST}### Input:\n{{input}}\n\n### Response:\n"
 )
 PROMPT_WITHOUT_INPUT = f"{_TASK}. {_REQUEST}### Response:\n"
-Row = dict[str, str]
+Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[tuple[str, Any]]]
 
 
@@ -34,7 +40,8 @@ def read_rows(
     as_text: bool = False,
     limit: int | None = None,
 ) -> Dataset:
-    """The first `limit` rows of one source or several: a `Dataset` of `text`, or of `prompt` and `response`.
+    """The first `limit` rows of one source or several: a `Dataset` of `text`, of `prompt` and `response`, or of
+    `messages` and `given`, the number of them that carry no loss.
 
     A local file ends in .txt (documents separated by blank lines), .jsonl, .json (a list of records) or
     .parquet. A hub id may name its split after a colon: `roneneldan/TinyStories:train[:1%]`. Empty texts
@@ -44,18 +51,23 @@ def read_rows(
 
     sources = [source] if isinstance(source, str) else source
     places = chain.from_iterable(_records(name, split, subset) for name in sources)
-    rows = [row for row in islice(_normalised(places, text_field), limit) if any(row.values())]
+    rows = [row for row in islice(_normalised(places, text_field), limit) if any(texts_of(row))]
     if as_text:
-        rows = [{"text": "".join(row.values())} for row in rows]
+        rows = [{"text": ("\n\n" if "messages" in row else "").join(texts_of(row))} for row in rows]
     if not rows:
         raise DataError(f"{', '.join(map(repr, sources))} holds no text; give a source with at least one document")
     kinds = {tuple(row) for row in rows}
     if len(kinds) > 1:
         raise DataError(
-            f"{', '.join(map(repr, sources))} mixes plain texts and instruction records; split it into two sources, "
-            "or read records as text (data.as_text)"
+            f"{', '.join(map(repr, sources))} mixes plain texts, instruction records or conversations; split it "
+            "into sources of one kind, or read records as text (data.as_text)"
         )
     return Dataset.from_list(rows)
+
+
+def texts_of(row: Mapping[str, Any]) -> list[str]:
+    """The texts of a row; of a conversation, what each message says."""
+    return [message["content"] for message in row["messages"]] if "messages" in row else list(row.values())
 
 
 def check_source(source: str) -> None:
@@ -73,18 +85,24 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
 def to_row(record: Mapping[str, Any], text_field: str | None, place: str) -> Row:
     """One record in the shape of its kind; `place` ("record 3 of 'a.json'") names it in errors.
 
-    A field of the name `text_field` comes first, then instruction fields, then a field called `text`.
+    A field of the name `text_field` comes first, then instruction fields, conversations, and a field called `text`.
     """
     if text_field is not None and text_field in record:
         return {"text": _string(record, text_field, place)}
-    for prompt, response in (_instruction(record, place), _completion(record, place)):
-        if response is not None:
-            return {"prompt": prompt, "response": response}
+    prompt, response = _instruction(record, place)
+    chat = None if response is not None else conversation(record, place)
+    if chat is not None:
+        return chat
+    if response is None:
+        prompt, response = _completion(record, place)
+    if response is not None:
+        return {"prompt": prompt, "response": response}
     if text_field is None and "text" in record:
         return {"text": _string(record, "text", place)}
     raise DataError(
         f"{place} has the fields {', '.join(map(repr, record)) or '(none)'}; expected {text_field or 'text'!r} "
-        "(data.text_field names it), instruction/input/output, instruction/context/response or prompt/completion"
+        "(data.text_field names it), instruction/input/output, instruction/context/response, prompt/completion, or a "
+        "conversation: messages, conversations, prompt/response, question/answer"
     )
 
 
@@ -128,9 +146,9 @@ def _records(source: str, split: str, subset: str | None) -> Iterator[tuple[str,
 
 
 def _is_local(source: str) -> bool:
-    path = Path(source)
-    looks_like_path = source.startswith((".", "/", "~")) or path.suffix in _READERS or source.count("/") > 1
-    return path.exists() or (looks_like_path and ":" not in source)
+    suffix = Path(source).suffix
+    looks_like_path = source.startswith((".", "/", "~")) or suffix in _READERS or source.count("/") > 1
+    return os.path.exists(source) or (looks_like_path and ":" not in source)
 
 
 def _local(path: Path) -> Iterator[tuple[str, Any]]:
@@ -139,63 +157,60 @@ def _local(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _reader(path: Path) -> Reader:
-    if not path.exists():
-        raise DataError(f"data file {str(path)!r} does not exist")
-    if path.is_dir():
-        raise DataError(f"data source {str(path)!r} is a folder; name one file in it")
+    require_file(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"data file {str(path)!r} has the unknown suffix {path.suffix!r}; known: {', '.join(_READERS)}")
     return reader
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"data file {str(path)!r} is not UTF-8 text (byte {error.start})") from None
-
-
 def _txt(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, text in enumerate(re.split(r"\n\s*\n", _read_text(path)), start=1):
+    for number, text in enumerate(re.split(r"\n\s*\n", read_text(path)), start=1):
         yield f"paragraph {number} of {str(path)!r}", {"text": text.strip("\n")}
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            place = f"line {number} of {str(path)!r}"
-            try:
-                yield place, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{place} is not valid JSON: {error.msg} (column {error.colno})") from None
+            yield f"line {number} of {str(path)!r}", _parsed(line, path, number)
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        records = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"line {error.lineno} of {str(path)!r} is not valid JSON: {error.msg}; "
-            "one record per line needs the suffix .jsonl"
-        ) from None
+    records = _parsed(read_text(path), path)
     if not isinstance(records, list):
         raise DataError(f"{str(path)!r} holds {type(records).__name__}; expected a list of records")
     for number, record in enumerate(records, start=1):
         yield f"record {number} of {str(path)!r}", record
 
 
+def _parsed(text: str, path: Path, line: int | None = None) -> Any:
+    """The value in a JSON text, all of a file or one `line` of it."""
+    hint = "" if line else "; one record per line needs the suffix .jsonl"
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        problem = f"{error.msg} (column {error.colno})"
+        line = line or error.lineno
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except ValueError as error:  # a number of thousands of digits
+        problem = str(error)
+    place = repr(str(path)) if line is None else f"line {line} of {str(path)!r}"
+    raise DataError(f"{place} is not valid JSON: {problem}{hint}") from None
+
+
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    try:
-        table = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{str(path)!r} is not a Parquet file: {error}") from None
-    records = (record for batch in table.iter_batches() for record in batch.to_pylist())
-    for number, record in enumerate(records, start=1):
-        yield f"record {number} of {str(path)!r}", record
+    with reading(path):
+        try:
+            table = pq.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{str(path)!r} is not a Parquet file: {error}") from None
+        records = (record for batch in table.iter_batches() for record in batch.to_pylist())
+        for number, record in enumerate(records, start=1):
+            yield f"record {number} of {str(path)!r}", record
 
 
 _READERS = {".txt": _txt, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
@@ -207,9 +222,10 @@ def _hub(source: str, split: str, subset: str | None) -> Iterator[tuple[str, Any
     name, _, chosen = source.partition(":")
     try:
         dataset = load_dataset(name, subset, split=chosen or split)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a data set of the hub raises whatever its files and its builder raise
         raise DataError(
-            f"{source!r} is neither a local file nor a data set that could be loaded from the hub: {error}"
+            f"{source!r} is neither a local file nor a data set that could be loaded from the hub: {reason(error)}; "
+            "check the name"
         ) from error
     for number, record in enumerate(dataset, start=1):
         yield f"record {number} of {source!r}", record

@@ -42,8 +42,8 @@ def tokenize_text(
     The tokens that do not fill the last block are dropped. Raises DataError, which calls them by `name`, if there is no
     full block.
     """
-    _require_offsets(tokenizer)
-    return _blocks(_map(rows, lambda batch: _documents(batch["text"], tokenizer)), block_size, name)
+    require_offsets(tokenizer)
+    return _blocks(map_rows(rows, lambda batch: _documents(batch["text"], tokenizer)), block_size, name)
 
 
 def tokenize_records(
@@ -54,8 +54,8 @@ def tokenize_records(
     Prompt and response are tokenised apart, so that the prompt's tokens are those of a prompt at
     generation. Records whose prompt alone fills the block are left out.
     """
-    _require_offsets(tokenizer)
-    examples = _map(rows, lambda batch: _records(batch["prompt"], batch["response"], tokenizer, block_size))
+    require_offsets(tokenizer)
+    examples = map_rows(rows, lambda batch: _records(batch["prompt"], batch["response"], tokenizer, block_size))
     if not len(examples):
         raise DataError(
             f"every prompt of {name} fills data.block_size={block_size} tokens, which leaves no response; raise it"
@@ -65,11 +65,11 @@ def tokenize_records(
 
 def prompt_ids(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """The tokens of every prompt as `tokenize_records` makes them: what a model must see to be asked for a response."""
-    _require_offsets(tokenizer)
+    require_offsets(tokenizer)
     return [ids for ids, _ in _prompts(prompts, tokenizer)]
 
 
-def _map(rows: Dataset, tokenise: Callable[[dict[str, list[str]]], Columns]) -> Dataset:
+def map_rows(rows: Dataset, tokenise: Callable[[dict[str, list[Any]]], Columns]) -> Dataset:
     """`rows.map` by batches, with every column a list of int32."""
     from datasets import Features, Sequence, Value
 
@@ -173,7 +173,8 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigurationError for a tokenizer that does not tell where its tokens stand in the text."""
     if not tokenizer.is_fast:
         raise ConfigurationError(
             f"tokenizer {type(tokenizer).__name__} tells no character offsets, which the byte counts need; "

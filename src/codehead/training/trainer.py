@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from codehead.boundaries import reason
+from codehead.errors import ConfigurationError
 from codehead.models import is_coded
 from codehead.training.rates import give_own_rates
 
@@ -36,10 +39,16 @@ class NarrowTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As in transformers, with the own rates."""
         fresh = self.optimizer is None
-        optimizer = super().create_optimizer(model)
+        with _refusing("optimizer"):
+            optimizer = super().create_optimizer(model)
         if fresh and self.own_rates:
             give_own_rates(optimizer, self.model if model is None else model, self.own_rates)
         return optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; what it refuses is told."""
+        with _refusing("schedule"):
+            return super().create_scheduler(*args, **kwargs)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -122,6 +131,17 @@ class _SavesLast(TrainerCallback):
             setattr(control, name, True)
         self.waiting = []
         return control
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """ConfigurationError for values of `training` that the makers of a `what` refuse."""
+    try:
+        yield
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigurationError(
+            f"training: the {what} refuses these arguments: {reason(error)}; change them"
+        ) from error
 
 
 class _SeededLengths(LengthGroupedSampler):

@@ -134,7 +134,7 @@ def fitting_prompts(
 def _prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     if not {"prompt", "response"} <= set(rows.column_names):
         raise DataError(
-            f"the rows have the columns {', '.join(rows.column_names)}, and plain text asks for no answer; give "
+            f"the rows have the columns {', '.join(rows.column_names)}, which ask for no answer; give "
             "instruction records (instruction/input/output, instruction/context/response or prompt/completion)"
         )
     prompts = prompt_ids(list(rows["prompt"]), tokenizer)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codehead.boundaries import command
 from codehead.cli.output import check_folder
 
 if TYPE_CHECKING:
@@ -183,7 +184,8 @@ def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: d
     )
     if outcome.failed:
         raise typer.Exit(1)
-    console.print(f"Report it: codehead protocol report {folder}", markup=False, highlight=False, soft_wrap=True)
+    report_it = command("codehead", "protocol", "report", folder)
+    console.print(f"Report it: {report_it}", markup=False, highlight=False, soft_wrap=True)
 
 
 class _Left:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from codehead.boundaries import loading, reason
 from codehead.errors import ConfigurationError
 from codehead.lab.protocols.preparation import Context
 from codehead.lab.protocols.protocol import Cell, Protocol, expand
@@ -26,16 +27,14 @@ def source_architecture(source: Mapping[str, Any]) -> Any:
 
     model = source["model"]
     if isinstance(model, str):
-        try:
+        with loading("model", model):
             return AutoConfig.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"model {model!r} has no configuration that could be read: {error}") from error
     options = {key: value for key, value in model.items() if key != "model_type"}
     options.setdefault("vocab_size", _entries(source["tokenizer"]))
     try:
         return AutoConfig.for_model(model["model_type"], **options)
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"model {model!r} is no architecture that could be built: {error}") from error
+    except Exception as error:  # an architecture raises whatever its parts make of a value
+        raise ConfigurationError(f"model {model!r} cannot be built: {reason(error)}; change it") from error
 
 
 def _entries(tokenizer: Any) -> int:

@@ -15,8 +15,9 @@ from codehead.errors import ConfigurationError, DataError
 from codehead.lab.protocols.protocol import Protocol, expand
 from codehead.lab.protocols.store import Store
 from codehead.lab.result import canonical_json
+from codehead.training.data import Rows
 from codehead.training.provenance import file_records
-from codehead.training.sources import read_rows
+from codehead.training.sources import read_rows, texts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -101,7 +102,7 @@ def _write_in_one_step(protocol: Protocol, folder: Path, data: Mapping[str, Any]
 
 def _write_splits(rows: Dataset, shares: Mapping[str, float], folder: Path) -> Dataset:
     """Write one JSONL file per split; returns the training rows."""
-    splits = [split_of("\n".join(row.values()), shares) for row in rows]
+    splits = [split_of("\n".join(texts_of(row)), shares) for row in rows]
     for split in SPLITS:
         chosen = [i for i, name in enumerate(splits) if name == split]
         if not chosen:
@@ -116,8 +117,7 @@ def _write_tokenizers(rows: Dataset, specs: Sequence[Mapping[str, Any]], folder:
     from codehead.training.tokenizer import train_bpe
 
     for spec in specs:
-        texts = (text for column in rows.column_names for text in rows[column])
-        train_bpe(texts, spec["vocab_size"]).save_pretrained(folder / _tokenizer_name(spec))
+        train_bpe(Rows(rows, None).texts(), spec["vocab_size"]).save_pretrained(folder / _tokenizer_name(spec))
 
 
 def _tokenizer_specs(protocol: Protocol) -> list[Mapping[str, Any]]:
@@ -130,8 +130,11 @@ def _tokenizer_name(spec: Mapping[str, Any]) -> str:
     return f"tokenizer-{spec.get('vocab_size')}"
 
 
-def _record(row: Mapping[str, str]) -> dict[str, str]:
+def _record(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row in a form that `read_rows` reads back to the same row."""
+    if "messages" in row:
+        messages, given = row["messages"], row["given"]
+        return {"prompt": messages[:given], "completion": messages[given:]} if given else {"messages": messages}
     return {"text": row["text"]} if "text" in row else {"prompt": row["prompt"], "completion": row["response"]}
 
 

@@ -17,6 +17,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from codehead.boundaries import read_text
 from codehead.errors import DataError
 from codehead.lab.reports.decoder_table import decoder_tables
 from codehead.lab.reports.evidence import read_results
@@ -39,7 +40,7 @@ def embed(document: str | Path) -> bool:
         CheckpointError: a result file is damaged.
     """
     document = Path(document)
-    old = document.read_text(encoding="utf-8")
+    old = read_text(document, "document")
     new = rendered(old, document.parent)
     if new != old:
         temporary = document.with_name(f".{document.name}.tmp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def find(name: str) -> Protocol:
     """
     if (FOLDER / f"{name}.yaml").is_file():
         return Protocol.from_yaml(FOLDER / f"{name}.yaml")
-    if name.endswith((".yaml", ".yml")) or Path(name).exists():
+    if name.endswith((".yaml", ".yml")) or os.path.exists(name):
         return Protocol.from_yaml(name)
     hint = did_you_mean(name, names()) or "."
     raise ConfigurationError(

@@ -1,0 +1,171 @@
+"""Where files, other libraries and the operating system are called: what they raise becomes an error of this project.
+
+`loading` stands around what transformers builds from a name, `reading` around a file, and `system_failure` tells what
+the operating system has refused: no space, no permission, no memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from codehead.errors import CodeheadError, ConfigurationError, DataError
+
+REFUSALS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file grew beyond the limit of its file system or of this shell",
+    errno.EACCES: "permission was denied",
+    errno.EPERM: "permission was denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENAMETOOLONG: "a name is too long for the file system",
+    errno.ENOMEM: "the memory does not suffice",
+    errno.EMFILE: "too many files are open",
+}
+REMEDIES = {
+    errno.ENOSPC: "free some space and run the same command again: a run goes on from its last complete checkpoint",
+    errno.EDQUOT: "free some space and run the same command again: a run goes on from its last complete checkpoint",
+    errno.EFBIG: "raise the limit (ulimit -f) or write to another file system",
+    errno.ENAMETOOLONG: "give a shorter one",
+    errno.ENOMEM: "lower --batch-size or --block-size, or give a smaller model",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+}
+OTHERWISE = "name another place, or change its permissions"
+WORDS = {
+    errno.ENOSPC: ("no space left on device", "storagefull"),
+    errno.EFBIG: ("file too large", "filetoolarge"),
+    errno.ENOMEM: ("out of memory", "can't allocate memory", "not enough memory"),
+}
+"""How libraries that hide the number of an error say it."""
+TORCH_WRITER = "enforce fail at inline_container"
+"""What torch says of a file that it could not write to its end, whatever the reason was."""
+
+
+@contextmanager
+def loading(what: str, name: str) -> Iterator[None]:
+    """Around the loading of a `model` or a `tokenizer` by transformers, which raises whatever its parts raise.
+
+    ConfigurationError names what could not be loaded, why, and the package that is missing if one is.
+    """
+    _check_name(what, name)
+    try:
+        yield
+    except CodeheadError:
+        raise
+    except ImportError as error:
+        missing = f"{what} {name!r} needs a package that is not installed: {reason(error)}"
+        raise ConfigurationError(f"{missing}; install it, or give another {what}") from error
+    except Exception as error:
+        raise not_loaded(what, name, error) from error
+
+
+@contextmanager
+def reading(path: str | Path, what: str = "data file", kind: type[CodeheadError] = DataError) -> Iterator[None]:
+    """Around the reading of a file; an error of this `kind` names the file, what is wrong with it, and the remedy."""
+    require_file(path, what, kind)
+    try:
+        yield
+    except CodeheadError:
+        raise
+    except Exception as error:
+        raise kind(f"{what} {str(path)!r} cannot be read: {reason(error)}; mend it or name another") from error
+
+
+def read_text(path: str | Path, what: str = "data file", kind: type[CodeheadError] = DataError) -> str:
+    """The text of a UTF-8 file, without the byte order mark that Windows puts in front."""
+    with reading(path, what, kind):
+        return Path(path).read_text(encoding="utf-8-sig")
+
+
+def require_file(path: str | Path, what: str = "data file", kind: type[CodeheadError] = DataError) -> None:
+    """Raise an error of this `kind` unless `path` is a regular file: a pipe is waited for, a device never ends."""
+    if not os.path.lexists(path):
+        raise kind(f"{what} {str(path)!r} does not exist")
+    if os.path.isdir(path):
+        raise kind(f"{what} {str(path)!r} cannot be read (it is a folder); name another, or one file in it")
+    if not os.path.isfile(path):
+        raise kind(f"{what} {str(path)!r} is no regular file (a pipe, a device or a broken link); name a file")
+
+
+def not_loaded(what: str, name: str, error: Exception) -> ConfigurationError:
+    """Why a model or tokenizer, of the hub or a local folder, could not be loaded."""
+    folder, wanted = os.path.expanduser(name), {"model": "config.json", "tokenizer": "tokenizer*"}[what]
+    if os.path.isdir(folder) and not any(Path(folder).glob(wanted)):
+        why = f"the folder holds none (no {wanted})"
+    elif os.path.exists(folder):
+        why = f"{reason(error)}; if its files were changed, copy them again from where they came"
+    else:
+        why = f"there is no such folder, and as a name of the hub: {reason(error)}"
+    return ConfigurationError(f"{what} {name!r} could not be loaded: {why}")
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in words for a user; its class where its text alone says nothing."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text (byte {error.start})"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = str(error).strip()
+    if type(error) in (OSError, ValueError, RuntimeError, ImportError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def system_failure(error: BaseException) -> str | None:
+    """What the operating system has refused, with the file and the remedy; None if the error is of another kind."""
+    number = _number(error)
+    if number is None:
+        return None
+    said = REFUSALS.get(number) or os.strerror(number).lower()
+    file = getattr(error, "filename", None)
+    where = f"{str(file)!r}: " if file is not None else ""
+    return f"{where}{said} ({reason(error)}); {REMEDIES.get(number, OTHERWISE)}"
+
+
+def _number(error: BaseException) -> int | None:
+    """The number by which the operating system calls an error; libraries hide it in words."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error).lower()
+    if TORCH_WRITER in text:
+        return errno.EFBIG if _files_are_limited() else errno.ENOSPC
+    found = re.search(r"os error (\d+)", text)
+    if found:
+        return int(found[1])
+    return next((number for number, words in WORDS.items() if any(word in text for word in words)), None)
+
+
+def _files_are_limited() -> bool:
+    """Whether this process may write files of some size only (`ulimit -f`)."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return False
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+
+
+def _check_name(what: str, name: str) -> None:
+    """Raise ConfigurationError for an empty name, and for a local one whose files would be waited for."""
+    if not name.strip():
+        raise ConfigurationError(f"{what} is {name!r}; give a hub id or a local folder")
+    place = Path(os.path.expanduser(name))
+    if os.path.isdir(place):
+        for file in place.iterdir():
+            if not (file.is_file() or file.is_dir() or file.is_symlink()):
+                raise ConfigurationError(f"{what} {name!r} holds {file.name}, a pipe or a device; remove it")
+    elif os.path.exists(place):
+        require_file(place, what, ConfigurationError)
+
+
+def command(*parts: str | os.PathLike[str]) -> str:
+    """A command line for the user to run, quoted as a shell needs it."""
+    return shlex.join(os.fspath(part) for part in parts)
