@@ -20,9 +20,9 @@ from torch import nn
 
 from codehead.codes.design import minimal_length
 from codehead.codes.packing import row_bytes
-from codehead.errors import not_loaded
+from codehead.errors import CodeheadError, not_loaded
 from codehead.heads import count_buffer_bytes, count_parameters
-from codehead.models import is_coded
+from codehead.models import gguf, is_coded
 from codehead.models.rounding import rounded_weights
 
 WEIGHT_BYTES = 2  # bf16
@@ -149,11 +149,14 @@ class ModelShape:
 
 
 def model_shape(name: str) -> ModelShape:
-    """The shape of a hub id, a local folder or a `config.json`, without loading weights."""
+    """The shape of a hub id, a local folder, a `config.json` or a GGUF file, without loading weights."""
     from transformers import AutoConfig
 
     try:
-        return config_shape(AutoConfig.from_pretrained(name))
+        with gguf.pretrained(name) as (place, options):
+            return config_shape(AutoConfig.from_pretrained(place, **options))
+    except CodeheadError:
+        raise
     except (OSError, ValueError) as error:
         raise not_loaded("model", name, error) from error
 

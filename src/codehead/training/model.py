@@ -14,7 +14,7 @@ from torch import nn
 from codehead.decoding import DECODERS
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, not_loaded
 from codehead.losses import LOSSES
-from codehead.models import is_coded
+from codehead.models import gguf, is_coded
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
@@ -92,14 +92,16 @@ def default_device() -> torch.device:
 def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None) -> Any:
     """Load a coded or stock checkpoint, its codewords `packed` in memory or not, by default as it says itself.
 
+    `name` is a hub id, a folder, or a GGUF file, whose weights are unpacked.
+
     ConfigurationError names the model that cannot be loaded, or has no codewords; CheckpointError a damaged file, or
     weights that are not numbers.
     """
     from transformers import AutoModelForCausalLM
 
     try:
-        with library_bars_hidden():
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        with library_bars_hidden(), gguf.pretrained(name) as (place, options):
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **gguf.unpacking(options))
     except CodeheadError:
         raise
     except SafetensorError as error:
@@ -108,6 +110,7 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None)
         ) from error
     except (OSError, ValueError) as error:
         raise not_loaded("model", name, error) from error
+    gguf.clear_marks(model)
     _refuse_nan(model, name)
     if packed is not None:
         _pack(model, packed, name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from codehead.errors import not_loaded
+from codehead.errors import CodeheadError, not_loaded
+from codehead.models import gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +19,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        with gguf.pretrained(name) as (place, options):
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except CodeheadError:
+        raise
     except (OSError, ValueError) as error:
         raise not_loaded("tokenizer", name, error) from error
     if tokenizer.pad_token is None:
