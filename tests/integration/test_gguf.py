@@ -13,7 +13,6 @@ from tiny_gguf import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import codehead
-from codehead import main as cli
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.evaluation.size import model_shape
 from codehead.models import gguf
@@ -29,6 +28,12 @@ def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     torch.manual_seed(0)
     return path, write_gguf(path, [TEXT])
+
+
+@pytest.fixture
+def command(request):
+    """The command line, under a name that is not the package's."""
+    return request.getfixturevalue("codehead")
 
 
 def logits(model):
@@ -122,34 +127,22 @@ def test_without_the_package_that_reads_it(written, monkeypatch):
         load_tokenizer(str(written[0]))
 
 
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
-
-
-def test_every_command_takes_it(written, tmp_path, stories, capsys):
-    path, _ = written
-    assert run("params", path) == 0
-    assert run("recommend", path) == 0
-    assert run("evaluate", path, "--data", stories) == 0
-    assert run("generate", path, "--prompt", "The cat", "--max-new-tokens", "4") == 0
-    assert run("attach", path, "--bits", "24", "--out", tmp_path / "attached") == 0
-    assert (
-        run(
-            "convert",
-            path,
-            "--data",
-            stories,
-            "--budget",
-            "40%",
-            "--steps",
-            4,
-            "--tokens",
-            500,
-            "--out",
-            tmp_path / "c",
-        )
-        == 0
-    )
-    options = ("--train", stories, "--max-steps", "2", "--block-size", "32", "--out", tmp_path / "tuned")
-    assert run("finetune", "--model", path, *options) == 0
-    assert AutoTokenizer.from_pretrained(tmp_path / "tuned")("The cat")["input_ids"]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("params", "MODEL"),
+        ("recommend", "MODEL", "--bits", 24),
+        ("evaluate", "MODEL", "--data", "TEXT"),
+        ("generate", "MODEL", "--prompt", "The cat", "--max-new-tokens", 4),
+        ("attach", "MODEL", "--bits", 24, "--out", "OUT"),
+        ("convert", "MODEL", "--data", "TEXT", "--bits", 24, "--steps", 4, "--tokens", 500, "--out", "OUT"),
+        ("finetune", "--model", "MODEL", "--train", "TEXT", "--max-steps", 2, "--block-size", 32, "--out", "OUT"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_every_command_takes_it(written, tmp_path, stories, arguments, command):
+    meant = {"MODEL": written[0], "TEXT": stories, "OUT": tmp_path / "out"}
+    status, _, errors = command(*(meant.get(argument, argument) for argument in arguments))
+    assert status == 0, errors
+    if "OUT" in arguments:
+        assert AutoTokenizer.from_pretrained(tmp_path / "out")("The cat")["input_ids"]

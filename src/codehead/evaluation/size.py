@@ -20,7 +20,6 @@ from torch import nn
 
 from codehead.codes.design import minimal_length
 from codehead.codes.packing import row_bytes
-from codehead.errors import CodeheadError, not_loaded
 from codehead.heads import count_buffer_bytes, count_parameters
 from codehead.models import gguf, is_coded
 from codehead.models.rounding import rounded_weights
@@ -150,15 +149,7 @@ class ModelShape:
 
 def model_shape(name: str) -> ModelShape:
     """The shape of a hub id, a local folder, a `config.json` or a GGUF file, without loading weights."""
-    from transformers import AutoConfig
-
-    try:
-        with gguf.pretrained(name) as (place, options):
-            return config_shape(AutoConfig.from_pretrained(place, **options))
-    except CodeheadError:
-        raise
-    except (OSError, ValueError) as error:
-        raise not_loaded("model", name, error) from error
+    return config_shape(gguf.configuration(name))
 
 
 def config_shape(config: Any) -> ModelShape:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from codehead.errors import CheckpointError, ConfigurationError
+from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, not_loaded
 
 METHOD = "gguf"
 """What transformers calls the quantisation of a model that it has read from a GGUF file."""
@@ -60,6 +60,22 @@ def _checked(name: str) -> Path:
             f"model {name!r} is a GGUF file, which the package gguf reads: pip install 'codehead[gguf]'"
         )
     return path
+
+
+def configuration(name: str) -> Any:
+    """The configuration of transformers that a hub id, a folder, a `config.json` or a GGUF file has.
+
+    ConfigurationError if it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with pretrained(name) as (place, options):
+            return AutoConfig.from_pretrained(place, **options)
+    except CodeheadError:
+        raise
+    except (OSError, ValueError) as error:
+        raise not_loaded("model", name, error) from error
 
 
 def unpacking(options: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
+from codehead.training.precision import in_native_dtype
 from codehead.training.quiet import library_bars_hidden
 from codehead.training.replacement import fit_decision_layer, looks_at_text
 from codehead.training.stages import Stages
@@ -43,7 +44,7 @@ def build_model(
     if isinstance(config.model, dict):
         model = new_model(config.model, tokenizer)
     else:
-        model = load_model(config.model, dtype=config.dtype)
+        model = load_model(config.model, dtype=config.dtype, device=device_of(config))
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_length(model, config.data.block_size, "data.block_size")
     if config.adapt == "lora":
@@ -89,10 +90,13 @@ def default_device() -> torch.device:
     return torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
 
 
-def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None) -> Any:
+def load_model(
+    name: str, *, dtype: str = "float32", packed: bool | None = None, device: torch.device | None = None
+) -> Any:
     """Load a coded or stock checkpoint, its codewords `packed` in memory or not, by default as it says itself.
 
-    `name` is a hub id, a folder, or a GGUF file, whose weights are unpacked.
+    `name` is a hub id, a folder, or a GGUF file, whose weights are unpacked. `dtype` is one of DTYPES, where `auto`
+    depends on the `device` it will compute on (by default that of `default_device`), or "stored": the checkpoint's own.
 
     ConfigurationError names the model that cannot be loaded, or has no codewords; CheckpointError a damaged file, or
     weights that are not numbers.
@@ -101,7 +105,8 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None)
 
     try:
         with library_bars_hidden(), gguf.pretrained(name) as (place, options):
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **gguf.unpacking(options))
+            wanted = "auto" if dtype == "stored" else dtype
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=wanted, **gguf.unpacking(options))
     except CodeheadError:
         raise
     except SafetensorError as error:
@@ -114,6 +119,8 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None)
     _refuse_nan(model, name)
     if packed is not None:
         _pack(model, packed, name)
+    if dtype == "auto":
+        model = in_native_dtype(model, device or default_device())
     return _with_causal_loss(model)
 
 

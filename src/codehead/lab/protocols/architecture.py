@@ -8,6 +8,7 @@ from typing import Any
 from codehead.errors import ConfigurationError
 from codehead.lab.protocols.preparation import Context
 from codehead.lab.protocols.protocol import Cell, Protocol, expand
+from codehead.models import gguf
 from codehead.training.tokenizer import load_tokenizer
 
 
@@ -26,10 +27,7 @@ def source_architecture(source: Mapping[str, Any]) -> Any:
 
     model = source["model"]
     if isinstance(model, str):
-        try:
-            return AutoConfig.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"model {model!r} has no configuration that could be read: {error}") from error
+        return gguf.configuration(model)
     options = {key: value for key, value in model.items() if key != "model_type"}
     options.setdefault("vocab_size", _entries(source["tokenizer"]))
     try:
