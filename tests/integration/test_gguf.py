@@ -146,3 +146,15 @@ def test_every_command_takes_it(written, tmp_path, stories, arguments, command):
     assert status == 0, errors
     if "OUT" in arguments:
         assert AutoTokenizer.from_pretrained(tmp_path / "out")("The cat")["input_ids"]
+
+
+@pytest.mark.slow
+def test_a_real_file_is_the_checkpoint_that_was_unpacked_from_it(real_model):
+    folder = real_model("SmolLM2-135M-Instruct")
+    path = folder.with_suffix(".gguf")
+    if not path.exists():
+        pytest.skip(f"there is no {path}: the model came from the hub")
+    found, expected = load_model(str(path)), load_model(str(folder))
+    torch.testing.assert_close(logits(found), logits(expected))
+    texts = ["The capital of France is", "In 2024, 1,234 don't\n\n\tx = 1"]
+    assert load_tokenizer(str(path))(texts)["input_ids"] == load_tokenizer(str(folder))(texts)["input_ids"]

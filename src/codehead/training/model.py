@@ -115,7 +115,9 @@ def load_model(
         ) from error
     except (OSError, ValueError) as error:
         raise not_loaded("model", name, error) from error
-    gguf.clear_marks(model)
+    if gguf.is_gguf(name):
+        gguf.clear_marks(model)
+        model.name_or_path = model.config.name_or_path = ""  # the place that it was read from is gone
     _refuse_nan(model, name)
     if packed is not None:
         _pack(model, packed, name)
