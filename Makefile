@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Without bytecode, pytest would rewrite the assertions of every test module in every process, for seconds each.
 PYTEST := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow test-page mutation check format clean
+.PHONY: help setup demo real-models test test-slow test-page mutation check format clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ setup: $(VENV)/.installed-dev  ## Create .venv with the package and all tools
 
 demo: $(VENV)/.installed  ## Compare the paper's five heads on a small model (about five minutes)
 	$(BIN)/codehead demo
+
+real-models: $(VENV)/.installed-dev  ## Bring SmolLM2-135M and Gemma-3-270M to real-models/ (2 GB), for slow tests and measurements
+	$(BIN)/python benchmarks/real_models.py
 
 test: $(VENV)/.installed-dev  ## The quick tests
 	$(PYTEST) -n 2

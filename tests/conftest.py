@@ -13,6 +13,7 @@ hypothesis.settings.register_profile("no_deadline", deadline=None)
 hypothesis.settings.load_profile("no_deadline")
 
 DATA_VARIABLE = "CODEHEAD_TEST_DATA"
+REAL_VARIABLE = "CODEHEAD_REAL_MODELS"
 
 
 @pytest.fixture(autouse=True)
@@ -33,5 +34,18 @@ def data_dir() -> Callable[[str], Path]:
         if not path.exists():
             pytest.fail(f"{DATA_VARIABLE} is set to {folder!r}, which has no {name!r}")
         return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], Path]:
+    """Folder of a real pretrained model, by its name: skips where `make real-models` has not brought it."""
+    place = Path(os.environ.get(REAL_VARIABLE) or Path(__file__).parents[1] / "real-models")
+
+    def find(name: str) -> Path:
+        if not (place / name / "config.json").exists():
+            pytest.skip(f"{place} has no {name}: run `make real-models`, or let {REAL_VARIABLE} name their folder")
+        return place / name
 
     return find

@@ -221,7 +221,7 @@ def _parted(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 def _load(config: RunConfig) -> tuple[Any, Any]:
     """The model, on the device that the run computes on, and its tokenizer."""
     assert isinstance(config.model, str)
-    model = load_model(config.model, dtype=config.dtype)
+    model = load_model(config.model, dtype=config.dtype, device=device_of(config))
     name = config.tokenizer if isinstance(config.tokenizer, str) else config.model
     tokenizer = load_tokenizer(name)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)

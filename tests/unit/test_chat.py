@@ -15,11 +15,13 @@ CHATML = (
 )
 MARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
-    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
+    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
+    "{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
     "{% endfor %}" + OPEN
 )
 FORGETFUL = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] if loop.last else 'cut') + '<|im_end|>\n' }}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] if loop.last else 'cut') + '<|im_end|>\n' }}"
     "{% endfor %}" + OPEN
 )
 ALTERNATING = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('users begin') }}{% endif %}" + CHATML

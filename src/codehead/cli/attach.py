@@ -54,7 +54,7 @@ def attach(
         "head_params": opt.key_values("--head-param", head_param, opt.OF_HEADS),
     }
     check_empty_folder(out, overwrite)
-    coded = load_model(model, dtype="auto")
+    coded = load_model(model, dtype="stored")
     before = model_size(coded).head_parameters
     attach_to(coded, code, bits, head, width, loss, decoder, seed, **options, keep_head=False)
     tokenizer = load_tokenizer(model)

@@ -35,7 +35,7 @@ def generate_text(
 
     tokenizer = load_tokenizer(tokenizer_name or model_name)
     device = default_device()
-    model = load_model(model_name, dtype="auto", packed=packed).eval().to(device)
+    model = load_model(model_name, dtype="stored", packed=packed).eval().to(device)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     encoded = tokenizer(prompt, return_tensors="pt").to(device)
     length = encoded.input_ids.shape[1]

@@ -18,11 +18,10 @@ from typing import Any
 
 from torch import nn
 
-from codehead.boundaries import loading
 from codehead.codes.design import minimal_length
 from codehead.codes.packing import row_bytes
 from codehead.heads import count_buffer_bytes, count_parameters
-from codehead.models import is_coded
+from codehead.models import gguf, is_coded
 from codehead.models.rounding import rounded_weights
 
 WEIGHT_BYTES = 2  # bf16
@@ -149,11 +148,8 @@ class ModelShape:
 
 
 def model_shape(name: str) -> ModelShape:
-    """The shape of a hub id, a local folder or a `config.json`, without loading weights."""
-    from transformers import AutoConfig
-
-    with loading("model", name):
-        return config_shape(AutoConfig.from_pretrained(name))
+    """The shape of a hub id, a local folder, a `config.json` or a GGUF file, without loading weights."""
+    return config_shape(gguf.configuration(name))
 
 
 def config_shape(config: Any) -> ModelShape:

@@ -18,7 +18,7 @@ from codehead.errors import CodebookError, ConfigurationError
 from codehead.heads.base import HEADS, gives_log_probabilities
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
-from codehead.models import guards, stock
+from codehead.models import gguf, guards, stock
 from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import METHOD, Description, weights_checksum
 from codehead.models.hidden import Statistics
@@ -130,6 +130,7 @@ def attach(
     changed = stock.before(target, old, capped=capped)
     fresh = weights_checksum(new) if start == "random" and not decision.table.is_implicit else ""
     description = Description.of(codebook, head, options, decision, changed, fresh)
+    gguf.clear_marks(target)
     stock.alter(target, changed)
     target.config.quantization_config = description.to_dict()
     install(target, new, decision, old if keep_head else None)
@@ -216,11 +217,11 @@ def _check(model: Any) -> nn.Linear:
             "codehead.DecisionLayer"
         )
     method = getattr(model, "quantization_method", None) if getattr(model, "is_quantized", False) else None
-    if method is not None and method != METHOD:
+    if method is not None and method != METHOD and not gguf.is_unpacked(model):
         raise ConfigurationError(
             f"cannot attach to a model quantised with {getattr(method, 'value', method)}: transformers has "
             "one slot for a quantizer in config.json, and coded checkpoints are loaded through it. Load "
-            "the model unquantised"
+            "the model unquantised, a GGUF file with quantization_config=GgufConfig(dequantize=True)"
         )
     entry = getattr(model.config, "quantization_config", None)
     if isinstance(entry, dict) and entry.get("quant_method") == METHOD:

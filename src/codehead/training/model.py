@@ -15,11 +15,12 @@ from codehead.boundaries import loading, reason
 from codehead.decoding import DECODERS
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.losses import LOSSES
-from codehead.models import is_coded
+from codehead.models import gguf, is_coded
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
+from codehead.training.precision import in_native_dtype
 from codehead.training.quiet import library_bars_hidden
 from codehead.training.replacement import fit_decision_layer, looks_at_text
 from codehead.training.stages import Stages
@@ -44,7 +45,7 @@ def build_model(
     if isinstance(config.model, dict):
         model = new_model(config.model, tokenizer)
     else:
-        model = load_model(config.model, dtype=config.dtype)
+        model = load_model(config.model, dtype=config.dtype, device=device_of(config))
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_length(model, config.data.block_size, "data.block_size")
     if config.adapt == "lora":
@@ -90,25 +91,36 @@ def default_device() -> torch.device:
     return torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
 
 
-def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None) -> Any:
+def load_model(
+    name: str, *, dtype: str = "float32", packed: bool | None = None, device: torch.device | None = None
+) -> Any:
     """Load a coded or stock checkpoint, its codewords `packed` in memory or not, by default as it says itself.
+
+    `name` is a hub id, a folder, or a GGUF file, whose weights are unpacked. `dtype` is one of DTYPES, where `auto`
+    depends on the `device` it will compute on (by default that of `default_device`), or "stored": the checkpoint's own.
 
     ConfigurationError names the model that cannot be loaded, or has no codewords; CheckpointError a damaged file, or
     weights that are not numbers.
     """
     from transformers import AutoModelForCausalLM
 
-    with loading("model", name), library_bars_hidden():
+    with loading("model", name), library_bars_hidden(), gguf.pretrained(name) as (place, options):
+        wanted = "auto" if dtype == "stored" else dtype
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=wanted, **gguf.unpacking(options))
         except SafetensorError as error:
             raise CheckpointError(
                 f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
             ) from error
     _check_sizes(model.config, f"model {name!r}")
+    if gguf.is_gguf(name):
+        gguf.clear_marks(model)
+        model.name_or_path = model.config.name_or_path = ""  # the place that it was read from is gone
     _refuse_nan(model, name)
     if packed is not None:
         _pack(model, packed, name)
+    if dtype == "auto":
+        model = in_native_dtype(model, device or default_device())
     return _with_causal_loss(model)
 
 

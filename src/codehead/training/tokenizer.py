@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from codehead.boundaries import loading
+from codehead.models import gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,8 +18,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """`AutoTokenizer.from_pretrained` with a pad token (the eos token where there is none)."""
     from transformers import AutoTokenizer
 
-    with loading("tokenizer", name):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    with loading("tokenizer", name), gguf.pretrained(name) as (place, options):
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

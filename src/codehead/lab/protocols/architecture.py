@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from codehead.boundaries import loading, reason
+from codehead.boundaries import reason
 from codehead.errors import ConfigurationError
 from codehead.lab.protocols.preparation import Context
 from codehead.lab.protocols.protocol import Cell, Protocol, expand
+from codehead.models import gguf
 from codehead.training.tokenizer import load_tokenizer
 
 
@@ -27,8 +28,7 @@ def source_architecture(source: Mapping[str, Any]) -> Any:
 
     model = source["model"]
     if isinstance(model, str):
-        with loading("model", model):
-            return AutoConfig.from_pretrained(model)
+        return gguf.configuration(model)
     options = {key: value for key, value in model.items() if key != "model_type"}
     options.setdefault("vocab_size", _entries(source["tokenizer"]))
     try:

@@ -1,0 +1,97 @@
+"""GGUF files as checkpoints.
+
+transformers reads one with `from_pretrained(folder, gguf_file=…)`. Where it has no kernels for the blocks of the file,
+it unpacks them to ordinary weights, yet goes on holding the model to be quantised, and refuses to save it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from codehead.boundaries import loading
+from codehead.errors import CheckpointError, ConfigurationError
+
+METHOD = "gguf"
+"""What transformers calls the quantisation of a model that it has read from a GGUF file."""
+MAGIC = b"GGUF"
+"""The first bytes of every such file."""
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model is named by a GGUF file, not by a folder or hub id."""
+    return name.lower().endswith(".gguf")
+
+
+@contextmanager
+def pretrained(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `from_pretrained` takes for a hub id, a folder or a GGUF file: the place, and options that name the file.
+
+    A GGUF file is alone in that place: transformers would take the tokenizer, generation settings and adapters of
+    another model that lie beside it. ConfigurationError if it is missing, or the package that reads it;
+    CheckpointError if it is damaged or of another format.
+    """
+    if not is_gguf(name):
+        yield name, {}
+        return
+    path = _checked(name)
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / path.name).symlink_to(path)
+        try:
+            yield place, {"gguf_file": path.name}
+        except (OSError, ImportError, MemoryError):
+            raise
+        except Exception as error:  # the readers check nothing: a damaged file fails wherever its numbers lead
+            raise CheckpointError(f"{name} could not be read as a GGUF file: {error}") from error
+
+
+def _checked(name: str) -> Path:
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        raise ConfigurationError(f"model {name!r} is a GGUF file by its name, but there is no such file")
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise CheckpointError(f"{name} does not begin as a GGUF file does; copy or download it again")
+    if find_spec("gguf") is None:
+        raise ConfigurationError(
+            f"model {name!r} is a GGUF file, which the package gguf reads: pip install 'codehead[gguf]'"
+        )
+    return path
+
+
+def configuration(name: str) -> Any:
+    """The configuration of transformers that a hub id, a folder, a `config.json` or a GGUF file has.
+
+    ConfigurationError if it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with loading("model", name), pretrained(name) as (place, options):
+        return AutoConfig.from_pretrained(place, **options)
+
+
+def unpacking(options: dict[str, Any]) -> dict[str, Any]:
+    """The `options` of `pretrained` to load weights with: unpacked, even where transformers has kernels for blocks."""
+    import transformers
+
+    has_kernels = hasattr(transformers, "GgufConfig")
+    if not options or not has_kernels:
+        return options
+    return {**options, "quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def is_unpacked(model: Any) -> bool:
+    """Whether a model was read from a GGUF file, and all of its weights are ordinary numbers now."""
+    method = getattr(model, "quantization_method", None)
+    return bool(method == METHOD and all(values.is_floating_point() for values in model.parameters()))
+
+
+def clear_marks(model: Any) -> None:
+    """Let transformers take an unpacked model for what it is: a stock one, which can be trained and saved."""
+    if is_unpacked(model):
+        model.hf_quantizer.remove_quantization_config(model)
+        vars(model.config).pop("_is_quantized", None)

@@ -1,0 +1,99 @@
+"""A tiny Llama model in a GGUF file of eight-bit blocks, and the same model with what the blocks stand for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf.quants import dequantize, quantize
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from codehead.training.tokenizer import train_bpe
+
+HEADS = 2
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(path: Path, texts: list[str]) -> LlamaForCausalLM:
+    """Write the file; the model that it holds."""
+    tokenizer = train_bpe(texts, 290)
+    size = len(tokenizer)
+    config = LlamaConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=HEADS,
+        max_position_embeddings=64, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.5)
+    writer = GGUFWriter(path, "llama")
+    _add_sizes(writer, config)
+    _add_tokenizer(writer, json.loads(tokenizer.backend_tokenizer.to_str())["model"])
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            _add_tensor(writer, name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def _add_sizes(writer: GGUFWriter, config: LlamaConfig) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // HEADS)
+
+
+def _add_tokenizer(writer: GGUFWriter, bpe: dict[str, Any]) -> None:
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL, *[TokenType.NORMAL] * (len(tokens) - 1)])
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+
+
+def _add_tensor(writer: GGUFWriter, name: str, values: torch.Tensor) -> None:
+    """Write one tensor, matrices in blocks, and leave what is read from them in the model."""
+    array = values.numpy()
+    if array.ndim == 1:
+        writer.add_tensor(_name(name), array.copy())
+        return
+    blocks = quantize(array, GGMLQuantizationType.Q8_0)
+    values.copy_(torch.from_numpy(dequantize(blocks, GGMLQuantizationType.Q8_0)))
+    blocks = _rotated(blocks) if "q_proj" in name or "k_proj" in name else blocks
+    writer.add_tensor(_name(name), blocks, raw_dtype=GGMLQuantizationType.Q8_0)
+
+
+def _rotated(rows: np.ndarray) -> np.ndarray:
+    """The rows of a query or key matrix in the order of GGUF: the halves that are rotated together, interleaved."""
+    halves = rows.reshape(HEADS, 2, rows.shape[0] // HEADS // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _name(name: str) -> str:
+    whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    name = name.removesuffix(".weight")
+    if name in whole:
+        return f"{whole[name]}.weight"
+    _, _, layer, part = name.split(".", 3)
+    return f"blk.{layer}.{NAMES[part]}.weight"
