@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from codehead.decoding import refuse_non_finite
 from codehead.errors import ConfigurationError
+from codehead.models.description import weights_checksum
 
 FUSED_LOSSES = {
     "liger_kernel": "Liger's fused loss multiplies the hidden states by lm_head.weight as if it were a "
@@ -102,6 +104,25 @@ def refuse_posterior_loss() -> None:
         "label_smoothing_factor=0, or attach with loss='codeword'. To look at logits while training, use "
         "torch.no_grad(), model.eval() or output_token_logits=True"
     )
+
+
+def warn_of_frozen_head(model: Any, path: str) -> None:
+    """Warn, once per model, that training leaves its head at `path` as it is, although it has never been trained.
+
+    So it is with a LoRA configuration that names the head neither in `modules_to_save` nor in `target_modules`.
+    """
+    head = model.get_output_embeddings()
+    if torch.compiler.is_compiling() or any(weight.requires_grad for weight in head.parameters()):
+        return
+    fresh = model.config.quantization_config["fresh"]
+    if fresh and "_warned_of_frozen_head" not in vars(model) and weights_checksum(head) == fresh:
+        model._warned_of_frozen_head = True
+        warnings.warn(
+            f"the new head of this {type(model).__name__} is untrained and frozen, so it will stay random: no weight of "
+            f"{path} requires a gradient. With PEFT, give modules_to_save=[{path.rpartition('.')[2]!r}]; otherwise "
+            f"call model.{path}.requires_grad_(True)",
+            stacklevel=2,
+        )
 
 
 def refuse_nan(bit_logits: Tensor) -> None:

@@ -111,7 +111,10 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None)
     _refuse_nan(model, name)
     if packed is not None:
         _pack(model, packed, name)
-    return _with_causal_loss(model)
+    try:
+        return _causal(model)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"model {name!r}: {error}") from error
 
 
 def _refuse_nan(model: nn.Module, name: str) -> None:
@@ -159,11 +162,18 @@ def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
         model = AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError, AssertionError) as error:
         raise ConfigurationError(f"model {architecture!r} cannot be built: {error}") from error
-    return _with_causal_loss(model)
+    return _causal(model)
 
 
-def _with_causal_loss(model: nn.Module) -> nn.Module:
-    """Name the loss where a model (GPT-2) leaves it open: then the Trainer counts shifted labels."""
+def _causal(model: nn.Module) -> nn.Module:
+    """The same model, which must be a causal language model; a loss that it leaves open (GPT-2) is named.
+
+    By its name the Trainer knows to count shifted labels.
+    """
+    from codehead.models.causality import refuse_non_causal
+
+    if not is_coded(model):
+        refuse_non_causal(model)
     if getattr(model, "loss_type", "") is None:
         model.loss_type = "ForCausalLM"  # type: ignore[assignment]
     return model
