@@ -98,11 +98,11 @@ def refuse_resize(num_tokens: int, num_classes: int) -> None:
 def refuse_posterior_loss() -> None:
     """Raise a ConfigurationError where a loss is about to be computed from `.logits` instead of from the bits."""
     raise ConfigurationError(
-        "a training forward without labels: a loss computed from .logits (as label_smoothing_factor > 0 or "
-        "compute_loss_func make the Trainer do) is one of the codeword posterior and builds (tokens, vocabulary) "
-        "tensors; it is not the bitwise loss this model has. Pass labels to the model and set "
-        "label_smoothing_factor=0, or attach with loss='codeword'. To look at logits while training, use "
-        "torch.no_grad(), model.eval() or output_token_logits=True"
+        "a training forward without labels, or whose .logits are asked for: a loss computed from them (in a "
+        "compute_loss or compute_loss_func of your own, or with label_smoothing_factor > 0) is one of the codeword "
+        "posterior and builds (tokens, vocabulary) tensors; it is not the bitwise loss this model has. Pass labels to "
+        "the model, take its .loss and set label_smoothing_factor=0, or attach with loss='codeword'. To look at logits "
+        "while training, use torch.no_grad(), model.eval() or output_token_logits=True"
     )
 
 

@@ -53,7 +53,7 @@ def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
         raise ConfigurationError(
             f"{type(model).__name__} cannot be run on {LENGTH} tokens with {len(answer)} outputs of its head "
             f"({type(error).__name__}: {error}); use a causal language model that runs on input_ids alone and takes "
-            "any number of outputs from its head"
+            "any number of outputs from its head (as many as before, if code='one_vs_all')"
         ) from error
     finally:
         replace_head(model, head)

@@ -17,6 +17,8 @@ SOFT_CAP = "final_logit_softcapping"
 """Gemma's `cap · tanh(logits / cap)`, applied to whatever the head returns; None switches it off."""
 FIXED_SOFT_CAPS = ("logits_soft_cap", "output_logit_soft_cap")
 """The same in models that offer no way to switch it off."""
+TIED = "tie_word_embeddings"
+"""Whether weights are tied; some configurations do not say."""
 NO_CAP = 2.0**100
 """A soft cap that changes nothing, for configurations that allow no None; of a float16, `logits / cap` would be 0."""
 
@@ -72,7 +74,7 @@ def refuse_fixed_soft_cap(model: Any) -> None:
 def before(model: Any, old: nn.Linear, *, capped: bool) -> dict[str, Any]:
     """What `alter` is about to change: tying, whether heads have a bias and, unless it stays `capped`, the soft cap."""
     has_bias = old.bias is not None and not guards.refuses_saving(model)
-    values = {"bias": has_bias, "tie_word_embeddings": bool(model.config.tie_word_embeddings)}
+    values = {"bias": has_bias, TIED: bool(getattr(model.config, TIED, False))}
     cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
     return values if capped or cap is None else {**values, SOFT_CAP: cap}
 
@@ -81,7 +83,8 @@ def alter(model: Any, stock: dict[str, Any]) -> None:
     """Untie the head and switch soft-capping off where `stock` records it, in a configuration of the model's own."""
     _own_config(model)
     others = without_head(model, model.get_expanded_tied_weights_keys(all_submodels=True))
-    model.config.tie_word_embeddings = bool(others)
+    if hasattr(model.config, TIED):
+        model.config.tie_word_embeddings = bool(others)
     if SOFT_CAP in stock:
         _switch_cap_off(model.config.get_text_config())
 
@@ -142,7 +145,8 @@ def restore_config(config: Any, stock: dict[str, Any]) -> None:
     """Undo what `alter` does to a configuration."""
     if SOFT_CAP in stock:
         setattr(config.get_text_config(), SOFT_CAP, stock[SOFT_CAP])
-    config.tie_word_embeddings = stock["tie_word_embeddings"]
+    if hasattr(config, TIED):
+        config.tie_word_embeddings = stock[TIED]
 
 
 def tied_head(model: Any) -> nn.Linear:

@@ -15,6 +15,7 @@ from codehead.decoding import DECODERS
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, not_loaded
 from codehead.losses import LOSSES
 from codehead.models import is_coded
+from codehead.models.causality import refuse_non_causal
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
@@ -170,8 +171,6 @@ def _causal(model: nn.Module) -> nn.Module:
 
     By its name the Trainer knows to count shifted labels.
     """
-    from codehead.models.causality import refuse_non_causal
-
     if not is_coded(model):
         refuse_non_causal(model)
     if getattr(model, "loss_type", "") is None:
