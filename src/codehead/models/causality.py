@@ -24,9 +24,9 @@ SPREAD = 8.0
 def refuse_non_causal(model: Any) -> None:
     """Raise a ConfigurationError unless a stock model is a causal language model.
 
-    Told by a forward pass of a few tokens: an earlier hidden state must not depend on a later token, and the model's own
-    loss must be that of the next token. On the meta device, where hidden states have no values and some models cannot
-    run, it is told as far as possible.
+    Told by a forward pass of a few tokens: an earlier hidden state must not depend on a later token, and the model's
+    own loss must be that of the next token. On the meta device hidden states have no values, and models that look at
+    some cannot run: what is left is what the class says.
     """
     refuse_other_classes(model)
     name, width = type(model).__name__, model.get_output_embeddings().weight.shape[0]

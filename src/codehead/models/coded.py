@@ -94,13 +94,20 @@ class CodedCausalLM:
 
     def _loss(self, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         """The loss of the decision layer, plus the load balancing loss that mixtures of experts report."""
-        if self.training:
-            guards.warn_of_frozen_head(self, stock.head_path(self))  # type: ignore[arg-type]
+        if self.training and not is_compiling():
+            self._look_at_frozen_head()
         loss = self.decision.loss(outputs.logits, labels, num_items)
         router = getattr(outputs, "aux_loss", None)
         if isinstance(router, Tensor):
             loss = loss + stock.router_coefficient(self) * router.to(loss.device)
         return loss
+
+    def _look_at_frozen_head(self) -> None:
+        model: Any = self
+        frozen = not any(weight.requires_grad for weight in model.get_output_embeddings().parameters())
+        if frozen and not model._kept.frozen_seen:
+            model._kept.frozen_seen = True
+            guards.warn_of_frozen_head(model, stock.head_path(model))
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """As in transformers, without the head: that of a coded model is tied to nothing."""

@@ -107,18 +107,14 @@ def refuse_posterior_loss() -> None:
 
 
 def warn_of_frozen_head(model: Any, path: str) -> None:
-    """Warn, once per model, that training leaves its head at `path` as it is, although it has never been trained.
+    """Warn if the head of a coded model, at `path`, has its random weights still and is trained with them frozen.
 
     So it is with a LoRA configuration that names the head neither in `modules_to_save` nor in `target_modules`.
     """
-    head = model.get_output_embeddings()
-    if torch.compiler.is_compiling() or any(weight.requires_grad for weight in head.parameters()):
-        return
     fresh = model.config.quantization_config["fresh"]
-    if fresh and "_warned_of_frozen_head" not in vars(model) and weights_checksum(head) == fresh:
-        model._warned_of_frozen_head = True
+    if fresh and weights_checksum(model.get_output_embeddings()) == fresh:
         warnings.warn(
-            f"the new head of this {type(model).__name__} is untrained and frozen, so it will stay random: no weight of "
+            f"the new head of this {type(model).__name__} is untrained and frozen, so it stays random: no weight of "
             f"{path} requires a gradient. With PEFT, give modules_to_save=[{path.rpartition('.')[2]!r}]; otherwise "
             f"call model.{path}.requires_grad_(True)",
             stacklevel=2,

@@ -30,6 +30,8 @@ class Kept:
     head: nn.Module | None
     """The stock head, which `detach` puts back."""
     loss_type: str | None
+    frozen_seen: bool = False
+    """Whether the model was found training with a frozen head: it is looked at once."""
 
 
 def head_path(model: nn.Module) -> str:
