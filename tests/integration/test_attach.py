@@ -13,7 +13,7 @@ import torch
 from architectures import CONFIGS, HIDDEN, MODERN, VOCAB, make, tokens
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from transformers import AutoModelForCausalLM, PhiConfig
 
 import codehead
@@ -117,7 +117,7 @@ def test_training_with_labels_makes_no_tensor_as_wide_as_the_vocabulary(layer, c
         outputs = model(input_ids=ids, labels=ids)
         outputs.loss.backward()
     weights = {tuple(parameter.shape) for parameter in model.parameters()}
-    assert outputs.logits is None
+    assert "logits" not in outputs
     assert (2, 7, HIDDEN) in shapes.seen
     assert [shape for shape in shapes.seen - weights if VOCAB in shape] == []
     with Shapes() as shapes:
@@ -130,8 +130,40 @@ def test_output_token_logits_decides_in_training_and_in_evaluation(coded):
     assert model(input_ids=ids, labels=ids).logits.shape == (2, 7, VOCAB)
     assert model(input_ids=ids, labels=ids, output_token_logits=False).logits is None
     model.train()
-    assert model(input_ids=ids, labels=ids).logits is None
+    assert "logits" not in model(input_ids=ids, labels=ids)
+    assert model(input_ids=ids, labels=ids, output_token_logits=False).logits is None
     assert model(input_ids=ids, labels=ids, output_token_logits=True).logits.shape == (2, 7, VOCAB)
+
+
+def test_a_loss_of_ones_own_from_the_logits_of_a_codeword_loss_is_the_model_s(coded):
+    model, ids = coded(loss="codeword").train(), tokens()
+    outputs = model(input_ids=ids, labels=ids)
+    assert list(outputs) == ["loss", *(["past_key_values"] if "past_key_values" in outputs else [])]
+    own = F.cross_entropy(outputs["logits"][:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(own, outputs.loss)
+    own.backward()
+    assert model.get_output_embeddings().weight.grad.abs().sum() > 0
+    assert outputs.logits is outputs["logits"]
+    assert isinstance(outputs, type(make("llama")(input_ids=ids)))
+
+
+def test_a_loss_of_ones_own_from_the_logits_of_a_bitwise_loss_is_refused_with_the_way_out(coded):
+    model, ids = coded().train(), tokens()
+    outputs = model(input_ids=ids, labels=ids)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"take its \.loss.*loss='codeword'"):
+            _ = outputs.logits[:, :-1]
+    with torch.no_grad():
+        assert outputs.logits.shape == (2, 7, VOCAB)  # to look at
+
+
+def test_outputs_with_logits_on_demand_can_be_copied_and_rebuilt(coded):
+    model, ids = coded(loss="codeword").train(), tokens()
+    outputs = model(input_ids=ids, labels=ids)
+    leaves, tree = tree_flatten(outputs)
+    assert torch.equal(tree_unflatten(leaves, tree).loss, outputs.loss)
+    assert torch.equal(type(outputs)(**outputs).loss, outputs.loss)
+    assert torch.equal(outputs.to_tuple()[0], outputs.loss)
 
 
 def test_loss_shifts_labels_unless_they_come_shifted(coded):

@@ -11,7 +11,16 @@ import pytest
 import torch
 from architectures import CONFIGS, HIDDEN, VOCAB, make, tokens
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertConfig,
+    BertLMHeadModel,
+)
 
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
@@ -438,3 +447,44 @@ def test_a_head_of_several_parts_is_saved_with_a_guard(given, coded, tmp_path):
     model.save_pretrained(tmp_path, *([True, model.state_dict()] if given else []))
     assert load_file(tmp_path / "model.safetensors")["lm_head.weight"].shape == (0,)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+
+
+BACKBONES = [AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification]
+
+
+@pytest.mark.parametrize("layer", ["linear", "corrected", "adaptive"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_classes_without_an_output_embedding_get_the_backbone(kind, name, layer, coded, tmp_path):
+    model = coded(name, **LAYERS[layer])
+    model.save_pretrained(tmp_path)
+    loaded, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(key.startswith(loaded.base_model_prefix) for key in info["missing_keys"])
+    assert type(loaded) is type(kind.from_config(make(name).config))
+    found = getattr(loaded, loaded.base_model_prefix, loaded)(input_ids=tokens()).last_hidden_state
+    assert torch.equal(found, model.model(input_ids=tokens()).last_hidden_state)
+    assert not hasattr(loaded.config, "quantization_config")
+    for field in ("tie_word_embeddings", "final_logit_softcapping"):
+        assert getattr(loaded.config, field, None) == getattr(make(name).config, field, None)
+    loaded.save_pretrained(tmp_path / "again")
+    kind.from_pretrained(tmp_path / "again")
+
+
+def test_a_damaged_backbone_is_told_too(coded, tmp_path):
+    coded().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_edited_into_an_encoder_is_refused(tmp_path):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertLMHeadModel(BertConfig(vocab_size=VOCAB, is_decoder=True, **shape))
+    codehead.attach(model, bits=24).save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match="generates text"):
+        AutoModelForMaskedLM.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "is_decoder": False}))
+    with pytest.raises(ConfigurationError, match="is_decoder"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)

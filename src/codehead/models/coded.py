@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, is_grad_enabled, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from codehead.layer import Decision
 from codehead.losses import IGNORE
 from codehead.models import guards, manifest, stock
 from codehead.models.description import Description
+from codehead.models.outputs import with_logits_on_demand
 
 
 class CodedCausalLM:
@@ -50,7 +52,13 @@ class CodedCausalLM:
         for name in ("labels", "shift_labels", "num_items_in_batch", "output_token_logits"):
             kwargs.pop(name, None)
         args, _ = _parted(args, self._labels_position)
-        outputs: Tensor = self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True}).logits
+        outputs: Tensor = self._stock_outputs(*args, **kwargs).logits
+        return outputs
+
+    def _stock_outputs(self, *args: Any, **kwargs: Any) -> Any:
+        """What the stock forward returns, with the outputs of the head in the place of logits."""
+        outputs = self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True})
+        stock.refuse_half(self, outputs.logits)
         return outputs
 
     def bit_logits(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -63,27 +71,48 @@ class CodedCausalLM:
     def _decide(self, outputs: Any, labels: Tensor | None, num_items: Tensor | int | None, wanted: bool | None) -> Any:
         """Outputs with the loss and the token logits in place of the head's outputs `(batch, length, ·)`.
 
-        `labels` are aligned with them. In training the token logits stay None unless `wanted`.
+        `labels` are aligned with them. In training the token logits are computed only when asked for, unless `wanted`
+        says so.
         """
         own, loss = outputs.logits, None
         if labels is not None:
             loss = self._loss(outputs, labels, num_items)
         elif not self.training:
             guards.refuse_nan(own)
-        elif is_grad_enabled() and wanted is None and self.decision.loss_name == "bitwise":
+        at_once = wanted if wanted is not None else labels is None or not self.training
+        logits = self._token_logits(own, wanted) if at_once else None
+        decided = type(outputs)(**{**outputs, "loss": loss, "logits": logits})
+        if wanted is not None or at_once or is_compiling():
+            return decided
+        return with_logits_on_demand(decided, lambda: self._token_logits(own))
+
+    def _token_logits(self, own: Tensor, wanted: bool | None = None) -> Tensor:
+        """`(batch, length, V)` of the head's outputs; refused where a loss of them would not be that of the bits."""
+        if self.training and is_grad_enabled() and wanted is None and self.decision.loss_name == "bitwise":
             guards.refuse_posterior_loss()
-        if wanted is None:
-            wanted = labels is None or not self.training
-        logits = self.decision.logits(own) if wanted else None
-        return type(outputs)(**{**outputs, "loss": loss, "logits": logits})
+        return self.decision.logits(own)
 
     def _loss(self, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         """The loss of the decision layer, plus the load balancing loss that mixtures of experts report."""
+        if self.training and not is_compiling():
+            self._look_at_frozen_head()
         loss = self.decision.loss(outputs.logits, labels, num_items)
         router = getattr(outputs, "aux_loss", None)
         if isinstance(router, Tensor):
             loss = loss + stock.router_coefficient(self) * router.to(loss.device)
         return loss
+
+    def _look_at_frozen_head(self) -> None:
+        model: Any = self
+        frozen = not any(weight.requires_grad for weight in model.get_output_embeddings().parameters())
+        if frozen and not model._kept.frozen_seen:
+            model._kept.frozen_seen = True
+            guards.warn_of_frozen_head(model, stock.head_path(model))
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """As in transformers, without the head: that of a coded model is tied to nothing."""
+        ties = super().get_expanded_tied_weights_keys(all_submodels)  # type: ignore[misc]
+        return stock.without_head(self, ties)  # type: ignore[arg-type]
 
     def resize_token_embeddings(
         self,
@@ -172,7 +201,7 @@ def _coded_forward(base: Any) -> Callable[..., Any]:
     ) -> Any:
         args, given = _parted(args, self._labels_position)
         labels = given if labels is None else labels
-        outputs = base.forward(self, *args, **kwargs, return_dict=True)
+        outputs = self._stock_outputs(*args, **kwargs)
         if shift_labels is None and labels is not None:
             shift_labels = F.pad(labels, (0, 1), value=IGNORE)[..., 1:]
         outputs = self._decide(outputs, shift_labels, num_items_in_batch, output_token_logits)

@@ -13,8 +13,10 @@ from codehead.layer import Decision
 from codehead.models import guards
 from codehead.models.surgery import Model, describe, uninstall
 from codehead.models.tail import Tail
+from codehead.models.undo import all_or_nothing
 
 
+@all_or_nothing
 def fold(model: Model) -> Model:
     """Replace the decision layer by the Softmax head with the same posterior, in place.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from codehead.decoding import refuse_non_finite
 from codehead.errors import ConfigurationError
+from codehead.models.description import weights_checksum
 
 FUSED_LOSSES = {
     "liger_kernel": "Liger's fused loss multiplies the hidden states by lm_head.weight as if it were a "
@@ -96,12 +98,27 @@ def refuse_resize(num_tokens: int, num_classes: int) -> None:
 def refuse_posterior_loss() -> None:
     """Raise a ConfigurationError where a loss is about to be computed from `.logits` instead of from the bits."""
     raise ConfigurationError(
-        "a training forward without labels: a loss computed from .logits (as label_smoothing_factor > 0 or "
-        "compute_loss_func make the Trainer do) is one of the codeword posterior and builds (tokens, vocabulary) "
-        "tensors; it is not the bitwise loss this model has. Pass labels to the model and set "
-        "label_smoothing_factor=0, or attach with loss='codeword'. To look at logits while training, use "
-        "torch.no_grad(), model.eval() or output_token_logits=True"
+        "a training forward without labels, or whose .logits are asked for: a loss computed from them (in a "
+        "compute_loss or compute_loss_func of your own, or with label_smoothing_factor > 0) is one of the codeword "
+        "posterior and builds (tokens, vocabulary) tensors; it is not the bitwise loss this model has. Pass labels to "
+        "the model, take its .loss and set label_smoothing_factor=0, or attach with loss='codeword'. To look at logits "
+        "while training, use torch.no_grad(), model.eval() or output_token_logits=True"
     )
+
+
+def warn_of_frozen_head(model: Any, path: str) -> None:
+    """Warn if the head of a coded model, at `path`, has its random weights still and is trained with them frozen.
+
+    So it is with a LoRA configuration that names the head neither in `modules_to_save` nor in `target_modules`.
+    """
+    fresh = model.config.quantization_config["fresh"]
+    if fresh and weights_checksum(model.get_output_embeddings()) == fresh:
+        warnings.warn(
+            f"the new head of this {type(model).__name__} is untrained and frozen, so it stays random: no weight of "
+            f"{path} requires a gradient. With PEFT, give modules_to_save=[{path.rpartition('.')[2]!r}]; otherwise "
+            f"call model.{path}.requires_grad_(True)",
+            stacklevel=2,
+        )
 
 
 def refuse_nan(bit_logits: Tensor) -> None:

@@ -26,11 +26,10 @@ from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.heads.base import gives_log_probabilities
 from codehead.layer import Decision
 from codehead.models import manifest, stock, surgery
+from codehead.models.causality import refuse_other_classes
 from codehead.models.description import METHOD, Description
+from codehead.models.names import names_in_memory, own_names
 from codehead.models.rounding import round_parts
-
-OLD_NAMES = {"lm_head": "embed_out"}
-"""Modules that some architectures (GPT-NeoX) call by an older name in their checkpoints."""
 
 
 @register_quantization_config(METHOD)
@@ -73,8 +72,16 @@ class CodeheadLoader(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
-        """Attach an empty decision layer; check the files it will be loaded from."""
+        """Attach an empty decision layer; check the files it will be loaded from.
+
+        A class without an output embedding (AutoModel, a classifier) gets the backbone, as from a stock checkpoint.
+        """
         description = self.quantization_config.description
+        files = [file for file in checkpoint_files or () if file.endswith(".safetensors")]
+        if model.get_output_embeddings() is None:
+            manifest.verify(files)
+            return
+        refuse_other_classes(model)
         old = model.get_submodule(stock.head_path(model))
         try:
             head, decision = _skeleton(description, old.weight.shape[1])
@@ -93,19 +100,22 @@ class CodeheadLoader(HfQuantizer):
         surgery.install(model, head, decision)
         _expect_guard(model)
         if checkpoint_files:
-            files = [file for file in checkpoint_files if file.endswith(".safetensors")]
             manifest.verify(files)
             _check_tensors(model, files)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         """Check the codebook, then leave: the model can be trained, cast and saved like any other."""
         description = self.quantization_config.description
-        _check_codebook(model.decision.table, description)
-        _check_shortlist(model.decision.corrections)
-        head, own = (_tensors(part) for part in (model.get_output_embeddings(), model.decision))
-        if not any(values.is_meta for values in (*head, *own)):
-            model.decision.to(head[0].device)  # what is offloaded stays there: outputs come to where it is
-        model.config.quantization_config = description.to_dict()
+        if surgery.is_coded(model):
+            _check_codebook(model.decision.table, description)
+            _check_shortlist(model.decision.corrections)
+            head, own = (_tensors(part) for part in (model.get_output_embeddings(), model.decision))
+            if not any(values.is_meta for values in (*head, *own)):
+                model.decision.to(head[0].device)  # what is offloaded stays there: outputs come to where it is
+            model.config.quantization_config = description.to_dict()
+        else:
+            stock.restore_config(model.config, description.stock)
+            del model.config.quantization_config
         del model.hf_quantizer, model.quantization_method, model.config._is_quantized
         model.is_quantized = False
         return model
@@ -160,7 +170,7 @@ def _expect_vocabulary(description: Description, rows: int) -> None:
 
 def _expect_no_soft_cap(model: Any, decision: Decision) -> None:
     cap = getattr(model.config.get_text_config(), stock.SOFT_CAP, None)
-    if cap is not None and (not decision.table.is_implicit or decision.log_probabilities):
+    if cap not in (None, stock.NO_CAP) and (not decision.table.is_implicit or decision.log_probabilities):
         raise CheckpointError(
             f"{stock.SOFT_CAP} in config.json is {cap}, which would distort bit logits and log-probabilities; attach "
             "had set it to null: restore config.json from the original checkpoint"
@@ -169,13 +179,14 @@ def _expect_no_soft_cap(model: Any, decision: Decision) -> None:
 
 def _check_tensors(model: Any, files: Sequence[str]) -> None:
     """The files are readable and hold the decision layer, in the shapes that the configuration says."""
-    found: dict[str, list[int]] = {}
+    stored: dict[str, list[int]] = {}
     for file in files:
-        found.update(_shapes(file))
-    prefixes = ("decision.", f"{stock.head_path(model)}.")
-    for name, tensor in model.state_dict().items():
-        expected = list(tensor.shape)
-        if name.startswith(prefixes) and not _holds(found, name, expected):
+        stored.update(_shapes(file))
+    found = {place: stored[name] for name, place in names_in_memory(model, stored).items()}
+    state = model.state_dict()
+    for name in own_names(model):
+        expected = list(state[name].shape)
+        if found.get(name) != expected:
             raise CheckpointError(
                 f"tensor {name} of the checkpoint has shape {found.get(name, 'none: it is missing')}, but "
                 "bits, num_classes, shortlist, rounded, rounded_bits and head_options of quantization_config in "
@@ -192,15 +203,6 @@ def _shapes(file: str) -> dict[str, list[int]]:
         raise CheckpointError(
             f"{file} is not a complete safetensors file ({error}); copy it again from the original checkpoint"
         ) from error
-
-
-def _holds(found: dict[str, list[int]], name: str, shape: list[int]) -> bool:
-    """Whether a tensor is there; under any prefix or old name, since some architectures rename on saving."""
-    if name in found:
-        return found[name] == shape
-    module, leaf = name.split(".")[-2:]
-    known = {f"{alias}.{leaf}" for alias in (module, OLD_NAMES.get(module, module))}
-    return any(".".join(other.split(".")[-2:]) in known and found[other] == shape for other in found)
 
 
 def _check_codebook(table: CodewordTable, description: Description) -> None:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from codehead.errors import ConfigurationError
 from codehead.models.error_correction import ROWS, error_corrected, error_spread
 from codehead.models.surgery import Model, describe
+from codehead.models.undo import all_or_nothing
 
 INT8, INT4 = 8, 4
 LARGEST = 127
@@ -29,6 +30,7 @@ SHARES = [percent / 100 for percent in range(50, 101, 2)]
 """Of its largest magnitude, what the largest integer of a row may stand for."""
 
 
+@all_or_nothing
 @torch.no_grad()
 def to_int8(model: Model) -> Model:
     """Round the weights of a coded model's head, shortlist and bias per token to int8, in place.
@@ -40,6 +42,7 @@ def to_int8(model: Model) -> Model:
     return _round(model, INT8, {})
 
 
+@all_or_nothing
 @torch.no_grad()
 def to_int4(model: Model, hidden: Tensor | None = None) -> Model:
     """Round the matrices of a coded model's head and shortlist to int4, and biases to int8, in place.

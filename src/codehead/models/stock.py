@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from torch import Tensor, nn
 
 from codehead.errors import ConfigurationError
 from codehead.models import guards
@@ -16,6 +17,10 @@ SOFT_CAP = "final_logit_softcapping"
 """Gemma's `cap · tanh(logits / cap)`, applied to whatever the head returns; None switches it off."""
 FIXED_SOFT_CAPS = ("logits_soft_cap", "output_logit_soft_cap")
 """The same in models that offer no way to switch it off."""
+TIED = "tie_word_embeddings"
+"""Whether weights are tied; some configurations do not say."""
+NO_CAP = 2.0**100
+"""A soft cap that changes nothing, for configurations that allow no None; of a float16, `logits / cap` would be 0."""
 
 
 @dataclass
@@ -25,6 +30,8 @@ class Kept:
     head: nn.Module | None
     """The stock head, which `detach` puts back."""
     loss_type: str | None
+    frozen_seen: bool = False
+    """Whether the model was found training with a frozen head: it is looked at once."""
 
 
 def head_path(model: nn.Module) -> str:
@@ -49,7 +56,7 @@ def soft_cap(model: Any) -> float | None:
     """The cap in `cap · tanh(logits / cap)`, where the configuration of a model names one."""
     config = model.config.get_text_config()
     caps = (getattr(config, name, None) for name in (SOFT_CAP, *FIXED_SOFT_CAPS))
-    return next((float(cap) for cap in caps if cap is not None), None)
+    return next((float(cap) for cap in caps if cap not in (None, NO_CAP)), None)
 
 
 def refuse_fixed_soft_cap(model: Any) -> None:
@@ -69,7 +76,7 @@ def refuse_fixed_soft_cap(model: Any) -> None:
 def before(model: Any, old: nn.Linear, *, capped: bool) -> dict[str, Any]:
     """What `alter` is about to change: tying, whether heads have a bias and, unless it stays `capped`, the soft cap."""
     has_bias = old.bias is not None and not guards.refuses_saving(model)
-    values = {"bias": has_bias, "tie_word_embeddings": bool(model.config.tie_word_embeddings)}
+    values = {"bias": has_bias, TIED: bool(getattr(model.config, TIED, False))}
     cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
     return values if capped or cap is None else {**values, SOFT_CAP: cap}
 
@@ -77,10 +84,34 @@ def before(model: Any, old: nn.Linear, *, capped: bool) -> dict[str, Any]:
 def alter(model: Any, stock: dict[str, Any]) -> None:
     """Untie the head and switch soft-capping off where `stock` records it, in a configuration of the model's own."""
     _own_config(model)
-    model.config.tie_word_embeddings = False
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    others = without_head(model, model.get_expanded_tied_weights_keys(all_submodels=True))
+    if hasattr(model.config, TIED):
+        model.config.tie_word_embeddings = bool(others)
     if SOFT_CAP in stock:
-        setattr(model.config.get_text_config(), SOFT_CAP, None)
+        _switch_cap_off(model.config.get_text_config())
+
+
+def _switch_cap_off(config: Any) -> None:
+    try:
+        setattr(config, SOFT_CAP, None)
+    except StrictDataclassFieldValidationError:
+        setattr(config, SOFT_CAP, NO_CAP)
+
+
+def refuse_half(model: Any, outputs: Tensor) -> None:
+    """Raise a ConfigurationError where a soft cap that is switched off by a large value would make zeros of float16."""
+    cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
+    if cap == NO_CAP and outputs.dtype == torch.float16:
+        raise ConfigurationError(
+            f"{type(model).__name__} soft-caps its logits, and its configuration allows only a large value in place of "
+            "none, which float16 cannot hold; use bfloat16 or float32"
+        )
+
+
+def without_head(model: nn.Module, ties: dict[str, str]) -> dict[str, str]:
+    """Of tied weights those that are not the head's."""
+    head = f"{head_path(model)}."
+    return {name: source for name, source in ties.items() if not name.startswith(head) and not source.startswith(head)}
 
 
 def _own_config(model: nn.Module) -> None:
@@ -107,11 +138,17 @@ def router_coefficient(model: Any) -> float:
 
 def restore(model: Any, stock: dict[str, Any]) -> None:
     """Undo `alter`; a head that was tied shares the weight of the input embedding again."""
-    if SOFT_CAP in stock:
-        setattr(model.config.get_text_config(), SOFT_CAP, stock[SOFT_CAP])
-    model.config.tie_word_embeddings = stock["tie_word_embeddings"]
+    restore_config(model.config, stock)
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
     model.tie_weights()
+
+
+def restore_config(config: Any, stock: dict[str, Any]) -> None:
+    """Undo what `alter` does to a configuration."""
+    if SOFT_CAP in stock:
+        setattr(config.get_text_config(), SOFT_CAP, stock[SOFT_CAP])
+    if hasattr(config, TIED):
+        config.tie_word_embeddings = stock[TIED]
 
 
 def tied_head(model: Any) -> nn.Linear:

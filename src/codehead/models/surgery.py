@@ -19,12 +19,15 @@ from codehead.heads.base import HEADS, gives_log_probabilities
 from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
 from codehead.models import gguf, guards, stock
+from codehead.models.causality import refuse_non_causal
 from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import METHOD, Description, weights_checksum
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
+from codehead.models.names import refuse_lost_names
 from codehead.models.single_tokens import SingleTokens
 from codehead.models.tail import Tail
+from codehead.models.undo import all_or_nothing
 from codehead.readings import Tokens
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -35,6 +38,7 @@ def is_coded(model: object) -> bool:
     return isinstance(model, CodedCausalLM)
 
 
+@all_or_nothing
 def attach(
     model: Model,
     code: str | Path | Codebook = "minrandom",
@@ -132,8 +136,12 @@ def attach(
     description = Description.of(codebook, head, options, decision, changed, fresh)
     gguf.clear_marks(target)
     stock.alter(target, changed)
+    if not capped and not old.weight.is_meta:
+        for width in (decision.num_outputs, len(old.weight)):
+            Tail.of(target, width)
     target.config.quantization_config = description.to_dict()
     install(target, new, decision, old if keep_head else None)
+    refuse_lost_names(target)
     return model
 
 
@@ -155,9 +163,11 @@ def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | No
     model.loss_type = "ForCausalLM"  # so that the Trainer counts shifted labels
     stock_class: Any = type(model)
     model.__class__ = coded_class(stock_class)
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
     model._kept = kept
 
 
+@all_or_nothing
 def detach(model: Model) -> Model:
     """Put the Softmax head from before `attach` back, in place: tied to the embedding again if it was.
 
@@ -231,7 +241,9 @@ def _check(model: Any) -> nn.Linear:
             "a stock configuration"
         )
     guards.refuse_patched_forward(model, "attach")
-    return model.get_submodule(stock.head_path(model))
+    old: nn.Linear = model.get_submodule(stock.head_path(model))
+    refuse_non_causal(model)
+    return old
 
 
 def _codebook(

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codehead.errors import ConfigurationError
-from codehead.models.stock import replace_head, soft_cap
+from codehead.models.probe import probe
+from codehead.models.stock import soft_cap
 
 ROUNDING = 1e-4
 """A factor this near to 1 is none: a soft cap was undone to find it."""
+CLOSE = 1e-2
+"""Outputs this near to what is expected are it: some models round them to a low precision."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +32,30 @@ class Tail:
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
 
     @classmethod
-    @torch.no_grad()
-    def of(cls, model: Any) -> Tail:
-        """That of a model, stock or coded, from a forward pass of one token whose head says 1.
+    def of(cls, model: Any, width: int = 1) -> Tail:
+        """That of a model, stock or coded, whose head has `width` outputs, from a forward pass of a few tokens.
 
         Granite divides, Cohere multiplies, and names in configurations mean one or the other; so it is looked at.
-        ConfigurationError on the meta device.
+        ConfigurationError on the meta device, or if what leaves the model is anything else.
         """
-        head, device = model.get_output_embeddings(), next(model.parameters()).device
-        if device.type == "meta":
+        if next(model.parameters()).is_meta:
             raise ConfigurationError(
                 f"what {type(model).__name__} does to its logits is seen by a forward pass, but its weights are on the "
                 "meta device; load them first"
             )
-        replace_head(model, _One())
-        try:
-            forward = getattr(model, "head_outputs", None) or (lambda **inputs: model(**inputs).logits)
-            found = float(forward(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False).max())
-        finally:
-            replace_head(model, head)
-        cap = soft_cap(model)
-        scale = found if cap is None else cap * math.atanh(found / cap)
-        return cls(1.0 if math.isclose(scale, 1, rel_tol=ROUNDING) else scale, cap)
+        answer = torch.linspace(1, -1, width)
+        outputs, _ = probe(model, answer)
+        found, cap = outputs.logits.float().cpu(), soft_cap(model)
+        first = float(found.flatten()[0])
+        scale = first if cap is None or abs(first) >= cap else cap * math.atanh(first / cap)
+        tail = cls(1.0 if math.isclose(scale, 1, rel_tol=ROUNDING) else scale, cap)
+        expected = tail(answer).expand(*found.shape[:-1], -1)
+        if found.shape != expected.shape or not torch.allclose(found, expected, CLOSE, CLOSE * abs(first)):
+            raise ConfigurationError(
+                f"{type(model).__name__} changes the outputs of its head, and not all in proportion (it masks tokens, or "
+                "adds to them): that would change bit logits; use code='one_vs_all' or another architecture"
+            )
+        return tail
 
 
 def softmax_head(model: Any) -> Callable[[Tensor], Tensor]:
@@ -60,14 +65,3 @@ def softmax_head(model: Any) -> Callable[[Tensor], Tensor]:
     """
     head, tail = model.get_output_embeddings(), Tail.of(model)
     return lambda hidden: tail(head(hidden.to(head.weight)).float())
-
-
-class _One(nn.Module):
-    """Gives 1 where logits are expected, in float32 so that a factor is not rounded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden.new_ones((*hidden.shape[:-1], 1), dtype=torch.float32)

@@ -16,6 +16,7 @@ from codehead.decoding import DECODERS
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.losses import LOSSES
 from codehead.models import gguf, is_coded
+from codehead.models.causality import refuse_non_causal
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
@@ -121,7 +122,10 @@ def load_model(
         _pack(model, packed, name)
     if dtype == "auto":
         model = in_native_dtype(model, device or default_device())
-    return _with_causal_loss(model)
+    try:
+        return _causal(model)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"model {name!r}: {error}") from error
 
 
 def _check_sizes(config: Any, name: str) -> None:
@@ -181,11 +185,16 @@ def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
         raise
     except Exception as error:  # an architecture raises whatever its parts make of a value
         raise ConfigurationError(f"model {architecture!r} cannot be built: {reason(error)}; change it") from error
-    return _with_causal_loss(model)
+    return _causal(model)
 
 
-def _with_causal_loss(model: nn.Module) -> nn.Module:
-    """Name the loss where a model (GPT-2) leaves it open: then the Trainer counts shifted labels."""
+def _causal(model: nn.Module) -> nn.Module:
+    """The same model, which must be a causal language model; a loss that it leaves open (GPT-2) is named.
+
+    By its name the Trainer knows to count shifted labels.
+    """
+    if not is_coded(model):
+        refuse_non_causal(model)
     if getattr(model, "loss_type", "") is None:
         model.loss_type = "ForCausalLM"  # type: ignore[assignment]
     return model
