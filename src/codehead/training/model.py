@@ -14,7 +14,8 @@ from torch import nn
 from codehead.decoding import DECODERS
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, not_loaded
 from codehead.losses import LOSSES
-from codehead.models import is_coded
+from codehead.models import is_coded, manifest
+from codehead.models.integrity import refuse_missing
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
@@ -99,7 +100,8 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None)
 
     try:
         with library_bars_hidden():
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+            manifest.refuse_outside(Path(name), manifest.indexed(Path(name)))
+            model, found = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except CodeheadError:
         raise
     except SafetensorError as error:
@@ -108,6 +110,7 @@ def load_model(name: str, *, dtype: str = "float32", packed: bool | None = None)
         ) from error
     except (OSError, ValueError) as error:
         raise not_loaded("model", name, error) from error
+    refuse_missing(found["missing_keys"])
     _refuse_nan(model, name)
     if packed is not None:
         _pack(model, packed, name)
