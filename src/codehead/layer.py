@@ -92,7 +92,7 @@ class Decision(nn.Module):
         Those of another decision layer that `load_state_dict` brings are right, for they come with their checksum.
         """
         if self.seal is not None and not torch.compiler.is_compiling():
-            self.seal.check(self._integers())
+            self.seal.check(self._integers(), "decision.")
 
     def reseal(self) -> None:
         """Take codewords and ids of tokens as they are now, after a change that was meant."""

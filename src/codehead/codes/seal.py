@@ -41,8 +41,8 @@ class Seal(nn.Module):
             device = next(iter(tensors.values())).device
             self.digest = torch.frombuffer(bytearray(_sha256(tensors)), dtype=torch.uint8).to(device)
 
-    def check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise a CheckpointError if the tensors are not those that it was closed with.
+    def check(self, tensors: Mapping[str, Tensor], owner: str = "") -> None:
+        """Raise a CheckpointError if the tensors, of the module `owner`, are not those that it was closed with.
 
         Not inside a compiled graph, and not for tensors that are offloaded.
         """
@@ -53,10 +53,10 @@ class Seal(nn.Module):
             return
         if bytes(self.digest.tolist()) != _sha256(tensors):
             raise CheckpointError(
-                f"{', '.join(sorted(tensors))} do not match their checksum: integers that mean something only as a "
-                "whole were changed, as averaging of weights does to buffers (use_buffers=True) or an edit in place, "
-                "and tokens would be decoded wrongly. Take them from one of the models instead of averaging them; "
-                "other codewords come in by decision.replace_codebook"
+                f"{', '.join(owner + name for name in sorted(tensors))}: not the integers that {owner}seal.digest is the "
+                "sha256 of. They mean something only as a whole, and were averaged (AveragedModel with "
+                "use_buffers=True), edited or damaged: tokens would be decoded wrongly. Restore them from the original "
+                "model or checkpoint; other codewords come in by decision.replace_codebook"
             )
         self._seen = state
 

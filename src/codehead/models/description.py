@@ -47,7 +47,7 @@ def expect_written(entry: dict[str, Any], written: Tensor) -> None:
     A CheckpointError names the field that was changed since.
     """
     try:
-        original = json.loads(bytes(written.tolist()))
+        original = dict(json.loads(bytes(written.tolist())))
         names = sorted({*original, *entry} - {"quant_method"})
     except (ValueError, TypeError) as error:
         raise CheckpointError(

@@ -19,25 +19,25 @@ SEALS = r"(^|\.)seal\.digest$"
 def check_integers(model: Any) -> None:
     """Raise a CheckpointError if integers of a coded model do not match their checksums."""
     model.decision.check_integers()
-    for seal, integers in _rounded(model):
-        seal.check({"integers": integers})
+    for name, seal, integers in _rounded(model):
+        seal.check({"original0": integers}, f"{name}.")
 
 
 def close_seals(model: Any) -> None:
     """Take the integers of a checkpoint as they are where it has no checksums of them: it is of an old version."""
     if model.decision.seal is not None and model.decision.seal.is_open:
         model.decision.reseal()
-    for seal, integers in _rounded(model):
+    for _, seal, integers in _rounded(model):
         if seal.is_open:
-            seal.close({"integers": integers})
+            seal.close({"original0": integers})
 
 
-def _rounded(model: Any) -> Iterator[tuple[Seal, Tensor]]:
-    """The seal and the integers of every weight in int8 or int4."""
-    for part in model.modules():
+def _rounded(model: Any) -> Iterator[tuple[str, Seal, Tensor]]:
+    """The name, the seal and the integers of every weight in int8 or int4."""
+    for name, part in model.named_modules():
         seal = getattr(part[0], "seal", None) if isinstance(part, parametrize.ParametrizationList) else None
         if isinstance(seal, Seal):
-            yield seal, part.get_buffer("original0")
+            yield name, seal, part.get_buffer("original0")
 
 
 def check_state(model: Any, state: Mapping[str, Tensor] | None) -> None:

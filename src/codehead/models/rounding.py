@@ -135,7 +135,7 @@ def _put(module: nn.Module, name: str, form: _Bytes) -> None:
     integers = parts.original0.data
     del parts.original0  # a parameter, which would tell its dtype to those who ask for that of the head
     parts.register_buffer("original0", integers)
-    form.seal.close({"integers": integers})
+    form.seal.close({"original0": integers})
     parts.original1.requires_grad_(trained)
 
 
@@ -194,7 +194,7 @@ class _Bytes(nn.Module):
         self.seal = Seal()
 
     def forward(self, integers: Tensor, scale: Tensor) -> Tensor:
-        self.seal.check({"integers": integers})
+        self.seal.check({"original0": integers})
         return integers.to(scale.dtype).mul_(scale)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
@@ -215,7 +215,7 @@ class _Nibbles(_Bytes):
         self.moments = moments
 
     def forward(self, packed: Tensor, scale: Tensor) -> Tensor:
-        self.seal.check({"integers": packed})
+        self.seal.check({"original0": packed})
         integers = scale.new_empty(*packed.shape[:-1], self.width)  # filled: stack takes three times as long
         integers[..., ::2] = packed & 15
         integers[..., 1::2] = packed[..., : self.width // 2] >> 4
