@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from codehead.codes.codebook import Codebook
+from codehead.codes.seal import Seal
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS, Decoded, FittedDecoder, fit
 from codehead.decoding.chain import Chain
@@ -18,6 +21,8 @@ from codehead.readings import ChainedBits, CorrectedBits, IndependentBits, Readi
 
 WEIGHT = "decoder_"
 """Before the names of a decoder's weights in a state dict."""
+WRITTEN = "description"
+"""The tensor that a checkpoint has beside those of a decision layer: what was written to its configuration."""
 
 
 class Decision(nn.Module):
@@ -29,8 +34,13 @@ class Decision(nn.Module):
 
     The outputs are n bit logits, with `corrections` K logits of a shortlist after them, with a `chain` its features,
     or `log_probabilities` of tokens: see `codehead.readings`.
+
+    Codewords and the ids of tokens are integers with a checksum, the module `seal`. Everything that reads outputs raises
+    a CheckpointError if they do not match it.
     """
 
+    seal: Seal | None
+    """None where there are no such integers."""
     node_loss: Tensor | None
     """`(n,)`: mean binary cross entropy of every node in the last call of `loss`; None before it or without nodes."""
 
@@ -58,6 +68,8 @@ class Decision(nn.Module):
         self._weight_names: tuple[str, ...] = ()
         self.decoder_name = decoder
         self.node_loss = None
+        self.seal = Seal() if self._integers() else None
+        self.reseal()
 
     @property
     def reading(self) -> Reading:
@@ -69,6 +81,52 @@ class Decision(nn.Module):
         if self.log_probabilities:
             return Tokens(self.table)
         return IndependentBits(self.table)
+
+    def _checked_reading(self) -> Reading:
+        self.check_integers()
+        return self.reading
+
+    def check_integers(self) -> None:
+        """Raise a CheckpointError if codewords or ids of tokens were changed by parts: averaged, or edited in place.
+
+        Those of another decision layer that `load_state_dict` brings are right, for they come with their checksum.
+        """
+        if self.seal is not None and not torch.compiler.is_compiling():
+            self.seal.check(self._integers(), "decision.")
+
+    def reseal(self) -> None:
+        """Take codewords and ids of tokens as they are now, after a change that was meant."""
+        if self.seal is not None:
+            self.seal.close(self._integers())
+
+    def replace_codebook(self, codebook: Codebook) -> None:
+        """Put other codewords of the same shape and kind in the place of these; the head should be trained for them.
+
+        A ConfigurationError if they are of another number, length or kind.
+        """
+        table = CodewordTable(codebook)
+        for name in ("num_classes", "length", "is_ternary", "is_implicit"):
+            if getattr(table, name) != getattr(self.table, name):
+                raise ConfigurationError(
+                    f"{name} of the new codebook is {getattr(table, name)}, of this decision layer "
+                    f"{getattr(self.table, name)}; attach to a stock model instead"
+                )
+        self.check_integers()
+        table.packed = self.packed
+        self.table = table if self.table.sign_plane is None else table.to(self.table.sign_plane.device)
+        self.reseal()
+
+    def _integers(self) -> dict[str, Tensor]:
+        """Codewords and the ids of tokens; weights in int8 or int4 have checksums of their own."""
+        return {
+            name: values
+            for name, values in self.named_buffers()
+            if not name.startswith((WEIGHT, "seal.")) and "parametrizations." not in name
+        }
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.pop(f"{prefix}{WRITTEN}", None)  # of a checkpoint; its loader has read it
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def num_outputs(self) -> int:
@@ -159,7 +217,7 @@ class Decision(nn.Module):
 
     def bit_logits(self, outputs: Tensor) -> Tensor:
         """The bit logits `(…, n)` among the outputs of a head; a ConfigurationError where they depend on the token."""
-        return self.reading.bit_logits(outputs)
+        return self._checked_reading().bit_logits(outputs)
 
     def nodes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The binary problems of outputs `(…, num_outputs)` whose labels `(…)` are known, each 0 … V − 1.
@@ -167,11 +225,11 @@ class Decision(nn.Module):
         Bit logits and the symbols they should have, both `(…, n)`; a symbol of 0 is none. In a chain, each bit logit is
         given the true bits before it.
         """
-        return self.reading.nodes(outputs, labels)
+        return self._checked_reading().nodes(outputs, labels)
 
     def loss(self, outputs: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Scalar loss of outputs `(…, num_outputs)` for labels `(…)` aligned with them; −100 is ignored."""
-        loss = self.reading.loss(self.loss_name, outputs, labels, num_items_in_batch)
+        loss = self._checked_reading().loss(self.loss_name, outputs, labels, num_items_in_batch)
         self.node_loss = loss.per_node
         return loss.value
 
@@ -181,11 +239,11 @@ class Decision(nn.Module):
         With the one_vs_all code these are the outputs themselves, untouched and in their own dtype; with a chain they
         are log-probabilities.
         """
-        return self.reading.scores(outputs)
+        return self._checked_reading().scores(outputs)
 
     def decode(self, outputs: Tensor, k: int = 1, ties: str | int = "lowest") -> Decoded:
         """The `k` nearest tokens of every position under the chosen decoder."""
-        return self.reading.decode(outputs, k, ties, self.decoder_name, self.decoder_weights)
+        return self._checked_reading().decode(outputs, k, ties, self.decoder_name, self.decoder_weights)
 
     def extra_repr(self) -> str:
         return f"loss={self.loss_name!r}, decoder={self.decoder_name!r}"

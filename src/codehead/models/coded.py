@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
 
-from codehead.layer import Decision
+from codehead.layer import WRITTEN, Decision
 from codehead.losses import IGNORE
-from codehead.models import guards, manifest, stock
+from codehead.models import guards, integrity, manifest, stock
 from codehead.models.description import Description
 from codehead.models.outputs import with_logits_on_demand
 
@@ -34,6 +35,7 @@ class CodedCausalLM:
     config: Any
     decision: Decision
     training: bool
+    get_buffer: Callable[[str], Tensor]
     get_input_embeddings: Callable[[], nn.Module]
 
     accepts_loss_kwargs = True  # Trainer: divide by num_items_in_batch in the model, not by accumulation steps
@@ -134,19 +136,34 @@ class CodedCausalLM:
         return old_lm_head
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
-        """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`."""
+        """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`.
+
+        CheckpointError if codewords, ids of tokens or weights in int8 or int4 were changed by parts, as in an average.
+        """
         save = super().save_pretrained  # type: ignore[misc]
-        self.config.quantization_config = Description.current(self).to_dict()
+        integrity.check_integers(self)
+        description = Description.current(self)
+        self.config.quantization_config = description.to_dict()
         names = list(inspect.signature(save).parameters)[1:]
         options |= dict(zip(names, args, strict=False))
         model: Any = self
-        options["state_dict"] = guards.guarded(model, stock.head_path(model), options.get("state_dict"))
+        integrity.check_state(model, options.get("state_dict"))
+        state = guards.guarded(model, stock.head_path(model), options.get("state_dict"))
+        options["state_dict"] = {**state, f"decision.{WRITTEN}": description.to_tensor()}
         is_main = options.get("is_main_process", True)
         if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
             with manifest.staged(save_directory, options.get("variant")) as folder:
                 save(folder, **options)
         else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
             save(save_directory, **options)
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """The end of `from_pretrained`: what is missing in a checkpoint is not made up."""
+        for name in loading_info.missing_keys:
+            if re.search(integrity.SEALS, name):  # of an old version: open
+                self.get_buffer(name).zero_()
+        super()._adjust_missing_and_unexpected_keys(loading_info)  # type: ignore[misc]
+        integrity.refuse_missing(loading_info.missing_keys)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward":

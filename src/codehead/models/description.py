@@ -8,7 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from codehead import __version__
 from codehead.codes.codebook import Codebook
@@ -25,6 +26,9 @@ YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded
 ROUNDED_BITS = (4, 8)
 """Of an integer in a head."""
 
+MOST = 2**31 - 1
+"""Of tokens or bits: ids are int32."""
+
 PIECE = 2**24
 """Numbers of a head that a checksum looks at at a time."""
 
@@ -35,6 +39,52 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "dict[str, Any]": (dict,),
 }
+
+
+def expect_written(entry: dict[str, Any], written: Tensor) -> None:
+    """Check an entry of `config.json` against what stands among the weights, the `Description.to_tensor` of them.
+
+    A CheckpointError names the field that was changed since.
+    """
+    try:
+        original = dict(json.loads(bytes(written.tolist())))
+        names = sorted({*original, *entry} - {"quant_method"})
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"tensor decision.description of the checkpoint is damaged ({error}); restore the weights from the original "
+            "checkpoint"
+        ) from None
+    for name in names:
+        now, then = (_json(values[name]) if name in values else "missing" for values in (entry, original))
+        if now != then:
+            raise CheckpointError(
+                f"quantization_config.{name} in config.json is {now}, but the weights were saved with {then}: one of "
+                "them was changed; restore config.json and the weights from the original checkpoint"
+            )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _seen(decision: Decision) -> dict[str, Any]:
+    """The fields of a description that a decision layer itself tells."""
+    corrections, table = decision.corrections, decision.table
+    refinement = None if corrections is None else corrections.refinement
+    return {
+        "bits": table.length,
+        "num_classes": table.num_classes,
+        "ternary": table.is_ternary,
+        "loss": decision.loss_name,
+        "decoder": decision.decoder_name,
+        "shortlist": 0 if corrections is None else corrections.num_rows,
+        "token_bias": corrections is not None and corrections.token_bias is not None,
+        "shortlist_split": corrections is not None and corrections.split,
+        "token_scale": corrections is not None and corrections.token_scale is not None,
+        "refined": 0 if refinement is None else refinement.num_tokens,
+        "refined_bits": 0 if refinement is None else refinement.length,
+        "packed": decision.packed,
+    }
 
 
 def weights_checksum(head: nn.Module) -> str:
@@ -103,12 +153,23 @@ class Description:
                 f"quantization_config.rounded_bits in config.json must be 4 or 8, got {self.rounded_bits}; restore "
                 "config.json from the original checkpoint"
             )
+        for name, (least, most) in self._bounds().items():
+            if not least <= getattr(self, name) <= most:
+                raise CheckpointError(
+                    f"quantization_config.{name} in config.json must be from {least} to {most}, got "
+                    f"{getattr(self, name)}; restore config.json from the original checkpoint"
+                )
         for name in ("bias", "tie_word_embeddings"):
             if not isinstance(self.stock.get(name), bool):
                 raise CheckpointError(
                     f"quantization_config.stock.{name} in config.json must be true or false, got "
                     f"{self.stock.get(name)!r}; restore config.json from the original checkpoint"
                 )
+
+    def _bounds(self) -> dict[str, tuple[int, int]]:
+        """The least and the largest value of every number; what it takes of memory is up to the files."""
+        some = {"shortlist": (0, self.num_classes), "refined": (0, self.num_classes), "refined_bits": (0, MOST)}
+        return {"num_classes": (2, MOST), "bits": (1, MOST), **some}
 
     @classmethod
     def of(
@@ -130,46 +191,33 @@ class Description:
             raise ConfigurationError(
                 f"head_params={head_options!r} cannot be written to config.json ({error}); give plain values"
             ) from None
-        corrections = decision.corrections
-        refinement = None if corrections is None else corrections.refinement
         return cls(
             design=codebook.design,
-            bits=codebook.length,
-            num_classes=codebook.num_classes,
-            ternary=codebook.is_ternary,
             seed=codebook.seed,
             params=dict(codebook.params),
             checksum=codebook.checksum,
             head=head,
             head_options=head_options,
-            loss=decision.loss_name,
-            decoder=decision.decoder_name,
-            shortlist=0 if corrections is None else corrections.num_rows,
-            token_bias=corrections is not None and corrections.token_bias is not None,
-            shortlist_split=corrections is not None and corrections.split,
-            token_scale=corrections is not None and corrections.token_scale is not None,
-            refined=0 if refinement is None else refinement.num_tokens,
-            refined_bits=0 if refinement is None else refinement.length,
             stock=stock,
             fresh=fresh,
+            **_seen(decision),
         )
 
     @classmethod
     def current(cls, model: Any) -> Description:
         """The description of a coded model as it is now: loss, decoder, codebook or packing may have changed since."""
-        old = cls.from_dict(model.config.quantization_config)
-        decision, table = model.decision, model.decision.table
-        changed: dict[str, Any] = {
-            "loss": decision.loss_name,
-            "decoder": decision.decoder_name,
-            "packed": decision.packed,
-        }
+        old, table = cls.from_dict(model.config.quantization_config), model.decision.table
+        changed = _seen(model.decision)
         if table.sign_plane is not None and not table.sign_plane.is_meta:  # meta: offloaded, so not replaced
             checksum = table.to_codebook(old.design, old.seed, old.params).checksum
             if checksum != old.checksum:
                 kept = {name: value for name, value in old.params.items() if name == "allow_duplicates"}
                 changed |= {"design": "custom", "seed": None, "params": kept, "checksum": checksum}
         return dataclasses.replace(old, **changed)
+
+    def to_tensor(self) -> Tensor:
+        """The entry as bytes (uint8): it lies among the weights, so that `config.json` can be compared with it."""
+        return torch.frombuffer(bytearray(_json(self.to_dict()).encode()), dtype=torch.uint8)
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Description:

@@ -37,17 +37,17 @@ def refuse_fused_loss(forward: Any) -> None:
         raise ConfigurationError(f"{library} tried to replace the forward of a coded model. {FUSED_LOSSES[library]}")
 
 
-def guarded(model: nn.Module, path: str, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+def guarded(model: nn.Module, path: str, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """The tensors to save, `state` or the model's own, so that no stock model loads without its coded head at `path`.
 
     A head of several parts has no tensor called `weight`: a stock model would start with a new head, and say so only
-    in a warning. One of an impossible shape makes it stop. None, as transformers takes it, where nothing needs to be
-    added, or weights are offloaded and so not at hand.
+    in a warning. One of an impossible shape makes it stop. Nothing is added where weights are offloaded, and so not at
+    hand.
     """
     own: dict[str, Tensor] = model.state_dict() if state is None else state
     name = f"{path}.weight"
     if name in own or any(values.is_meta for values in own.values()):
-        return state
+        return own
     return {**own, name: torch.zeros(0)}
 
 

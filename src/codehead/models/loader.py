@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,18 +19,23 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from codehead.codes.packing import row_bytes
 from codehead.codes.table import CodewordTable
 from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections, choose_tokens
 from codehead.decoding.refinement import Refinement
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.heads.base import gives_log_probabilities
-from codehead.layer import Decision
+from codehead.layer import WRITTEN, Decision
 from codehead.models import manifest, stock, surgery
 from codehead.models.causality import refuse_other_classes
-from codehead.models.description import METHOD, Description
+from codehead.models.description import METHOD, Description, expect_written
+from codehead.models.integrity import SEALS, check_integers, close_seals
 from codehead.models.names import names_in_memory, own_names
 from codehead.models.rounding import round_parts
+
+Shapes = dict[str, list[int]]
+"""Of tensors in files, by name."""
 
 
 @register_quantization_config(METHOD)
@@ -37,6 +43,7 @@ class CodeheadConfig(QuantizationConfigMixin):
     """The entry `quantization_config` of a coded checkpoint, as transformers wants to hold it."""
 
     def __init__(self, **entry: Any) -> None:
+        self.entry = entry
         self.description = Description.from_dict(entry)
         self.quant_method = METHOD
 
@@ -83,13 +90,11 @@ class CodeheadLoader(HfQuantizer):
             return
         refuse_other_classes(model)
         old = model.get_submodule(stock.head_path(model))
-        try:
-            head, decision = _skeleton(description, old.weight.shape[1])
-        except CheckpointError:
-            raise
-        except CodeheadError as error:
-            raise CheckpointError(f"quantization_config in config.json: {error}") from error
+        stored = _expect_files(model, files, self.quantization_config.entry)
         _expect_vocabulary(description, old.weight.shape[0])
+        if files:
+            _expect_planes(model, stored, description)
+        head, decision = _built(description, old.weight.shape[1])
         _expect_no_soft_cap(model, decision)
         for part in (decision.corrections, decision.chain):
             if part is not None:
@@ -98,10 +103,9 @@ class CodeheadLoader(HfQuantizer):
         if description.rounded:
             round_parts(head, decision, description.rounded_bits)
         surgery.install(model, head, decision)
-        _expect_guard(model)
-        if checkpoint_files:
-            manifest.verify(files)
-            _check_tensors(model, files)
+        _expect_additions(model)
+        if files:
+            _check_tensors(model, stored)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         """Check the codebook, then leave: the model can be trained, cast and saved like any other."""
@@ -109,6 +113,8 @@ class CodeheadLoader(HfQuantizer):
         if surgery.is_coded(model):
             _check_codebook(model.decision.table, description)
             _check_shortlist(model.decision.corrections)
+            close_seals(model)
+            check_integers(model)
             head, own = (_tensors(part) for part in (model.get_output_embeddings(), model.decision))
             if not any(values.is_meta for values in (*head, *own)):
                 model.decision.to(head[0].device)  # what is offloaded stays there: outputs come to where it is
@@ -123,6 +129,50 @@ class CodeheadLoader(HfQuantizer):
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Shapes:
+    """The shapes in the files, once these are found to be those that were saved, with this entry of `config.json`."""
+    folder = Path(model.config._name_or_path)
+    if folder.is_dir():
+        manifest.refuse_outside(folder, files)
+    manifest.verify(files)
+    stored: Shapes = {}
+    for file in files:
+        shapes = _shapes(file)
+        stored.update(shapes)
+        for name in shapes:
+            if name.endswith(f"decision.{WRITTEN}"):
+                with safe_open(file, framework="pt") as tensors:
+                    expect_written(entry, tensors.get_tensor(name))
+    return stored
+
+
+def _expect_planes(model: Any, stored: Shapes, description: Description) -> None:
+    """The codewords in the files are as many and as long as the description says, before anything is built from it."""
+    planes: dict[str, tuple[int, int]] = {}
+    if description.refined:
+        planes["corrections.refinement."] = (description.refined, description.refined_bits)
+    if description.is_implicit and description.bits != description.num_classes:
+        raise CheckpointError(
+            f"quantization_config.bits in config.json is {description.bits}, but one_vs_all has as many as there are "
+            f"tokens, {description.num_classes}; restore config.json from the original checkpoint"
+        )
+    if not description.is_implicit:
+        planes[""] = (description.num_classes, description.bits)
+    for part, (rows, bits) in planes.items():
+        name = f"decision.{part}table.sign_plane"
+        _expect_shape(name, stored.get(name), [rows, row_bytes(bits)])
+
+
+def _built(description: Description, hidden_size: int) -> tuple[nn.Module, Decision]:
+    """The skeleton of a decision layer; a CheckpointError if there is none such."""
+    try:
+        return _skeleton(description, hidden_size)
+    except CheckpointError:
+        raise
+    except (CodeheadError, TypeError, OverflowError, RuntimeError) as error:  # sizes and options may be anything
+        raise CheckpointError(f"quantization_config in config.json: {error}") from error
 
 
 def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, Decision]:
@@ -152,11 +202,19 @@ def _empty_corrections(description: Description) -> Corrections | None:
     return Corrections(description.num_classes, shortlist, refinement=refinement, split=split, **single)
 
 
-def _expect_guard(model: Any) -> None:
-    """A head of several parts is saved with a tensor that keeps stock models from loading it (`guards.guarded`)."""
-    name = f"{stock.head_path(model)}.weight"
-    if name not in model.state_dict():
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), re.escape(name)}
+def _expect_additions(model: Any) -> None:
+    """What a checkpoint has that the model has not is no surprise, nor are the seals that one of an old version lacks.
+
+    A head of several parts is saved with a tensor that keeps stock models from loading it (`guards.guarded`).
+    """
+    names = [f"decision.{WRITTEN}"]
+    if f"{stock.head_path(model)}.weight" not in model.state_dict():
+        names.append(f"{stock.head_path(model)}.weight")
+    model._keys_to_ignore_on_load_unexpected = {
+        *(model._keys_to_ignore_on_load_unexpected or ()),
+        *map(re.escape, names),
+    }
+    model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), SEALS}
 
 
 def _expect_vocabulary(description: Description, rows: int) -> None:
@@ -177,21 +235,30 @@ def _expect_no_soft_cap(model: Any, decision: Decision) -> None:
         )
 
 
-def _check_tensors(model: Any, files: Sequence[str]) -> None:
-    """The files are readable and hold the decision layer, in the shapes that the configuration says."""
-    stored: dict[str, list[int]] = {}
-    for file in files:
-        stored.update(_shapes(file))
+def _check_tensors(model: Any, stored: Shapes) -> None:
+    """The files hold the decision layer and nothing more of it, in the shapes that the configuration says."""
     found = {place: stored[name] for name, place in names_in_memory(model, stored).items()}
-    state = model.state_dict()
-    for name in own_names(model):
-        expected = list(state[name].shape)
-        if found.get(name) != expected:
-            raise CheckpointError(
-                f"tensor {name} of the checkpoint has shape {found.get(name, 'none: it is missing')}, but "
-                "bits, num_classes, shortlist, rounded, rounded_bits and head_options of quantization_config in "
-                f"config.json make it {expected}; restore config.json and the weights from the original checkpoint"
-            )
+    state, own = model.state_dict(), own_names(model)
+    for name in own:
+        if name in found or not re.search(SEALS, name):
+            _expect_shape(name, found.get(name), list(state[name].shape))
+    head = stock.head_path(model)
+    known = {*own, f"decision.{WRITTEN}", *([f"{head}.weight"] if found.get(f"{head}.weight") == [0] else [])}
+    surplus = sorted(name for name in found if name.startswith(("decision.", f"{head}.")) and name not in known)
+    if surplus:
+        raise CheckpointError(
+            f"tensor {surplus[0]} of the checkpoint has no place in the decision layer that quantization_config in "
+            "config.json describes; restore config.json and the weights from the original checkpoint"
+        )
+
+
+def _expect_shape(name: str, found: list[int] | None, expected: list[int]) -> None:
+    if found != expected:
+        raise CheckpointError(
+            f"tensor {name} of the checkpoint has shape {'none: it is missing' if found is None else found}, but bits, "
+            "num_classes, shortlist, rounded, rounded_bits and head_options of quantization_config in config.json make "
+            f"it {expected}; restore config.json and the weights from the original checkpoint"
+        )
 
 
 def _shapes(file: str) -> dict[str, list[int]]:

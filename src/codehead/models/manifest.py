@@ -14,6 +14,8 @@ from typing import Any
 
 from codehead.errors import CheckpointError
 
+INDEX = "*.safetensors.index*.json"
+"""What says which file holds which tensor, if there are several."""
 WEIGHTS = "model*.safetensors*"
 """The weights and their index; adapters saved beside them are not ours."""
 CHUNK = 2**22
@@ -56,16 +58,43 @@ def _publish(stage: Path, target: Path, manifest: str) -> None:
 
 
 def verify(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Check weight files against the manifests that lie beside them, if there are any.
+    """Check weight files, and the indices of them, against the manifests that lie beside them, if there are any.
 
     A CheckpointError names the file whose size or checksum differs, or that no manifest knows.
     """
-    for path in map(Path, paths):
+    files = [Path(path) for path in paths]
+    for folder in dict.fromkeys(path.parent for path in files):
         known: Files = {}
-        for manifest in sorted(path.parent.glob("codehead*.json")):
+        for manifest in sorted(folder.glob("codehead*.json")):
             known.update(_read(manifest))
-        if known:
+        own = [path for path in files if path.parent == folder]
+        for path in (*(path for path in folder.glob(INDEX) if path.name in known), *own) if known else ():
             _verify_file(path, known)
+
+
+def indexed(folder: Path) -> list[Path]:
+    """The weight files that the indices in a folder name; a CheckpointError if one cannot be read."""
+    files: list[Path] = []
+    for index in sorted(folder.glob(INDEX)):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            files += [folder / name for name in sorted(names)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{index} is not a readable index of weight files ({error!r}); copy it again from the original checkpoint"
+            ) from None
+    return files
+
+
+def refuse_outside(folder: Path, paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise a CheckpointError for a weight file that lies outside the folder of a checkpoint, or does by its name."""
+    own = os.path.abspath(folder)
+    for path in paths:
+        if os.path.commonpath([own, os.path.abspath(path)]) != own:
+            raise CheckpointError(
+                f"the index of weight files in {folder} names {path}, which is outside of that folder; copy "
+                "model.safetensors.index.json again from the original checkpoint"
+            )
 
 
 def _verify_file(path: Path, known: Files) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from codehead.codes.seal import Seal
 from codehead.errors import ConfigurationError
 from codehead.models.error_correction import ROWS, error_corrected, error_spread
 from codehead.models.surgery import Model, describe
@@ -137,6 +138,7 @@ def _put(module: nn.Module, name: str, form: _Bytes) -> None:
     integers = parts.original0.data
     del parts.original0  # a parameter, which would tell its dtype to those who ask for that of the head
     parts.register_buffer("original0", integers)
+    form.seal.close({"original0": integers})
     parts.original1.requires_grad_(trained)
 
 
@@ -190,7 +192,12 @@ class _Bytes(nn.Module):
 
     moments: Tensor | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.seal = Seal()
+
     def forward(self, integers: Tensor, scale: Tensor) -> Tensor:
+        self.seal.check({"original0": integers})
         return integers.to(scale.dtype).mul_(scale)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
@@ -211,12 +218,16 @@ class _Nibbles(_Bytes):
         self.moments = moments
 
     def forward(self, packed: Tensor, scale: Tensor) -> Tensor:
+        self.seal.check({"original0": packed})
         integers = scale.new_empty(*packed.shape[:-1], self.width)  # filled: stack takes three times as long
         integers[..., ::2] = packed & 15
         integers[..., 1::2] = packed[..., : self.width // 2] >> 4
         return integers.sub_(LARGEST_NIBBLE + 1).mul_(scale)  # in place: fresh memory costs more than the numbers
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
+        if weight.is_meta:  # to be loaded: only shapes count
+            half = torch.empty_like(weight[..., : (self.width + 1) // 2], dtype=torch.uint8)
+            return half, nn.Parameter(torch.empty_like(weight[..., :1]))
         spread = None if self.moments is None else error_spread(self.moments)
         parts = [self._packed(rows, spread) for rows in weight.flatten(0, -2).split(ROWS)]
         packed, scale = (torch.cat(part).unflatten(0, weight.shape[:-1]) for part in zip(*parts, strict=True))

@@ -21,7 +21,6 @@ from codehead.codes.arrays import Floats, Integers
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.distinct import make_distinct
 from codehead.codes.packing import pack_bits
-from codehead.codes.table import CodewordTable
 from codehead.errors import ConfigurationError
 from codehead.losses import CHUNK_SCORES
 from codehead.models.tail import Tail
@@ -220,13 +219,12 @@ class _Student:
         if self.numbers:
             old, numbers = model.config.quantization_config, self.numbers[0]
             codebook = _codebook(numbers.detach().cpu(), seed, old["design"])
-            packed = model.decision.packed
-            model.decision.table = CodewordTable(codebook).to(numbers.device)
-            model.decision.table.packed = packed
+            model.decision.replace_codebook(codebook)
             named = ("design", "seed", "params", "checksum")
             model.config.quantization_config = {**old, **{name: getattr(codebook, name) for name in named}}
         if self.refinement is not None:  # its rows may be equal: the codewords before them are not
             self.refinement.set_plane(torch.from_numpy(pack_bits((self.numbers[1] >= 0).cpu().numpy())))
+            model.decision.reseal()
 
 
 def _codebook(latent: Tensor, seed: int, start: str) -> PackedCodebook:

@@ -15,8 +15,9 @@ from codehead.boundaries import loading, reason
 from codehead.decoding import DECODERS
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.losses import LOSSES
-from codehead.models import gguf, is_coded
+from codehead.models import gguf, is_coded, manifest
 from codehead.models.causality import refuse_non_causal
+from codehead.models.integrity import refuse_missing
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
@@ -107,12 +108,16 @@ def load_model(
 
     with loading("model", name), library_bars_hidden(), gguf.pretrained(name) as (place, options):
         wanted = "auto" if dtype == "stored" else dtype
+        manifest.refuse_outside(Path(name), manifest.indexed(Path(name)))
         try:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=wanted, **gguf.unpacking(options))
+            model, found = AutoModelForCausalLM.from_pretrained(
+                place, dtype=wanted, output_loading_info=True, **gguf.unpacking(options)
+            )
         except SafetensorError as error:
             raise CheckpointError(
                 f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
             ) from error
+    refuse_missing(found["missing_keys"])
     _check_sizes(model.config, f"model {name!r}")
     if gguf.is_gguf(name):
         gguf.clear_marks(model)

@@ -1,0 +1,85 @@
+"""A checksum that travels with tensors which change only as a whole, such as codewords and token ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from codehead.errors import CheckpointError
+
+DIGEST_BYTES = 32
+"""Of a sha256."""
+
+
+@final
+class Seal(nn.Module):
+    """The sha256 of tensors, in a buffer `digest` `(32,)` beside them: uint8, zeros as long as it is open.
+
+    Whatever copies a state dict as a whole copies both. Averages, soups and edits in place change the tensors alone, and
+    `check` finds it out: it looks anew whenever a tensor is another object or was written to.
+    """
+
+    digest: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("digest", torch.zeros(DIGEST_BYTES, dtype=torch.uint8))
+        self._seen: list[tuple[Tensor, int | None]] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was never closed."""
+        return self.digest.is_meta or not bool(self.digest.any())
+
+    def close(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the tensors as they are; on the meta device there is nothing to take yet."""
+        if not _any_meta(tensors):
+            device = next(iter(tensors.values())).device
+            self.digest = torch.frombuffer(bytearray(_sha256(tensors)), dtype=torch.uint8).to(device)
+
+    def check(self, tensors: Mapping[str, Tensor], owner: str = "") -> None:
+        """Raise a CheckpointError if the tensors, of the module `owner`, are not those that it was closed with.
+
+        Not inside a compiled graph, and not for tensors that are offloaded.
+        """
+        if torch.compiler.is_compiling() or self.digest.is_meta or _any_meta(tensors):
+            return
+        state = [(values, _version(values)) for values in (self.digest, *tensors.values())]
+        if len(state) == len(self._seen) and all(a[0] is b[0] and a[1] == b[1] for a, b in zip(state, self._seen)):
+            return
+        if bytes(self.digest.tolist()) != _sha256(tensors):
+            raise CheckpointError(
+                f"{', '.join(owner + name for name in sorted(tensors))}: not the integers that {owner}seal.digest is the "
+                "sha256 of. They mean something only as a whole, and were averaged (AveragedModel with "
+                "use_buffers=True), edited or damaged: tokens would be decoded wrongly. Restore them from the original "
+                "model or checkpoint; other codewords come in by decision.replace_codebook"
+            )
+        self._seen = state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if f"{prefix}digest" in state_dict:  # states from before there was a seal have none
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": []}  # copies look for themselves
+
+
+def _any_meta(tensors: Mapping[str, Tensor]) -> bool:
+    return any(values.is_meta for values in tensors.values())
+
+
+def _version(values: Tensor) -> int | None:
+    """How often a tensor was written to; None where torch does not count."""
+    return None if values.is_inference() else values._version
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for name, values in sorted(tensors.items()):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()

@@ -1,0 +1,68 @@
+"""Integers of a coded model that must stay as they are: codewords, ids of tokens, weights in int8 and int4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from codehead.codes.seal import Seal
+from codehead.errors import CheckpointError
+
+SEALS = r"(^|\.)seal\.digest$"
+"""The names of checksums of integers (`codehead.codes.seal`), as a regular expression."""
+
+
+def check_integers(model: Any) -> None:
+    """Raise a CheckpointError if integers of a coded model do not match their checksums."""
+    model.decision.check_integers()
+    for name, seal, integers in _rounded(model):
+        seal.check({"original0": integers}, f"{name}.")
+
+
+def close_seals(model: Any) -> None:
+    """Take the integers of a checkpoint as they are where it has no checksums of them: it is of an old version."""
+    if model.decision.seal is not None and model.decision.seal.is_open:
+        model.decision.reseal()
+    for _, seal, integers in _rounded(model):
+        if seal.is_open:
+            seal.close({"original0": integers})
+
+
+def _rounded(model: Any) -> Iterator[tuple[str, Seal, Tensor]]:
+    """The name, the seal and the integers of every weight in int8 or int4."""
+    for name, part in model.named_modules():
+        seal = getattr(part[0], "seal", None) if isinstance(part, parametrize.ParametrizationList) else None
+        if isinstance(seal, Seal):
+            yield name, seal, part.get_buffer("original0")
+
+
+def check_state(model: Any, state: Mapping[str, Tensor] | None) -> None:
+    """Raise a CheckpointError if a state to be saved in the place of the model's own has other integers.
+
+    That of averaged models may have.
+    """
+    own = model.state_dict() if state is not None else {}
+    for name, values in (state or {}).items():
+        integers = own.get(name)
+        if integers is None or integers.is_floating_point() or integers.is_meta or values.is_meta:
+            continue
+        if values.dtype != integers.dtype or not torch.equal(values.to(integers.device), integers):
+            raise CheckpointError(
+                f"{name} of the state_dict to be saved is not that of the model: integers that mean something only as "
+                "a whole were changed, as averaging does; take them from the model"
+            )
+
+
+def refuse_missing(missing: set[str]) -> None:
+    """Raise a CheckpointError if a checkpoint lacks tensors, which would be random numbers."""
+    if missing:
+        names = sorted(missing)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise CheckpointError(
+            f"the checkpoint lacks {', '.join(names[:3])}{more}: random numbers would stand for them; restore the weights "
+            "from the original checkpoint"
+        )

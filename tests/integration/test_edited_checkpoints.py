@@ -1,0 +1,186 @@
+"""One edit of a checkpoint at a time: it is refused by an error that names it, or changes no logit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import VOCAB, make, tokens
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import codehead
+from codehead.errors import CheckpointError, ConfigurationError
+from codehead.models.hidden import Statistics
+
+CODED = {"loss": "codeword", "bits": 24}
+KINDS: dict[str, dict[str, Any]] = {
+    "linear": {"bits": 24, "head_params": {"bias": True}},
+    "ternary": {"code": "sparse_random", "bits": 44},
+    "mtl": {"bits": 12, "head": "mtl", "width": 3, "head_params": {"activation": "relu"}},
+    "chain": {"bits": 12, "head": "chain", "width": 3, "head_params": {"block": 4}},
+    "dense rows": {**CODED, "shortlist": [7, 2, 100], "refined": [1, 7, 9], "refined_bits": 16, "token_bias": True},
+    "one_vs_all": {"code": "one_vs_all", "bits": None, "loss": "codeword"},
+    "adaptive": {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"},
+}
+KINDS["adaptive"]["statistics"] = Statistics(torch.arange(VOCAB))
+ROUNDED = {"int8": codehead.to_int8, "int4": codehead.to_int4}
+ALL = [*KINDS, *(f"{kind} {bits}" for kind in ("linear", "mtl", "chain", "dense rows") for bits in ROUNDED)]
+QUICK = ["dense rows int4"]
+SHARD = "10KB"
+
+Edit = tuple[str, Callable[[Path], None]]
+"""What the error should name, and the edit of a folder."""
+
+
+def build(kind: str) -> Any:
+    layer, _, rounded = kind.rpartition(" ")
+    layer, rounded = (layer, rounded) if rounded in ROUNDED else (kind, "")
+    torch.manual_seed(0)
+    model = codehead.attach(make("llama", tied=False), **KINDS[layer])
+    for values in (*model.lm_head.parameters(), *model.decision.parameters()):
+        torch.nn.init.normal_(values)
+    return ROUNDED[rounded](model) if rounded else model
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=tokens()).logits
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def described(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    """An edit of the entry in config.json."""
+
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        change(config["quantization_config"])
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def stored(change: Callable[[dict[str, Tensor]], None], file: str = "model.safetensors") -> Callable[[Path], None]:
+    """An edit of the tensors in a file."""
+
+    def edit(folder: Path) -> None:
+        tensors = load_file(folder / file)
+        change(tensors)
+        save_file({name: values.contiguous() for name, values in tensors.items()}, folder / file, {"format": "pt"})
+
+    return edit
+
+
+def others(value: Any) -> Iterator[Any]:
+    """What might stand in the place of a value."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield from (value + 1, value - 1, 10**12, -1, 0)
+    elif isinstance(value, str):
+        yield from (value + "x", "", "linear", "codeword", "bitwise", "loss_linear", "minrandom", "gelu", "0" * 64)
+    elif isinstance(value, dict):
+        yield {**value, "bias": True}
+        yield {**value, "activation": "tanh"}
+        for key, inner in value.items():
+            yield {other: known for other, known in value.items() if other != key}
+            yield from ({**value, key: new} for new in others(inner))
+    elif isinstance(value, list):
+        yield from ([], [*value, 1], [1])
+    yield from (None, [])
+
+
+def field_edits(entry: dict[str, Any]) -> Iterator[Edit]:
+    """Every field of the description: given other values, and removed; and one added."""
+    for name, value in entry.items():
+        if name != "quant_method":
+            yield name, described(lambda fields, name=name: fields.pop(name))
+            for other in others(value):
+                if json.dumps(other) != json.dumps(value):
+                    yield name, described(lambda fields, name=name, other=other: fields.update({name: other}))
+    yield "added", described(lambda fields: fields.update(added=1))
+
+
+def tensor_edits(tensors: dict[str, Tensor], file: str = "model.safetensors") -> Iterator[Edit]:
+    """Every tensor of the decision layer: removed, renamed, of another shape; every integer changed; one added."""
+    for name, values in tensors.items():
+        if not name.startswith(("decision.", "lm_head.")):
+            continue
+        yield name, stored(lambda held, name=name: held.pop(name), file)
+        for new in (f"{name}x", f"model.{name}", f"x.{name}"):
+            yield name, stored(lambda held, name=name, new=new: held.update({new: held.pop(name)}), file)
+        for shape in (values[:-1], values[None]) if values.ndim else (values[None],):
+            yield name, stored(lambda held, name=name, shape=shape: held.update({name: shape.clone()}), file)
+        if not values.is_floating_point():
+            yield name, stored(lambda held, name=name: held[name].view(-1)[0].bitwise_xor_(1), file)
+            yield name, stored(lambda held, name=name: held[name].view(-1)[-1].add_(1), file)
+            yield name, stored(lambda held, name=name: held.update({name: held[name].float()}), file)
+    for new in ("lm_head.more", "decision.more", "lm_head.parametrizations.weight.original2", "decision.table.weight"):
+        yield new, stored(lambda held, new=new: held.update({new: torch.zeros(2)}), file)
+
+
+ALIASES = {
+    "decision.table": "quantization_config.checksum",
+    "decision.corrections.shortlist": "shortlist",
+    "decision.corrections.refinement": "further symbols",
+}
+"""What errors of content call the tensors whose names begin so."""
+
+
+def outcome(folder: Path, name: str, expected: Tensor) -> str:
+    """ "" if an edit was refused by name, or is of no account; else what is wrong."""
+    try:
+        found = logits(load(folder))
+    except (CheckpointError, ConfigurationError) as error:
+        named = [name, *(alias for prefix, alias in ALIASES.items() if name.startswith(prefix))]
+        return "" if any(part in str(error) for part in named) else f"{name} not named: {error}"
+    except Exception as error:
+        return f"{name}: {type(error).__name__}: {error}"
+    return "" if torch.equal(found, expected) else f"{name}: silently wrong"
+
+
+def faults(original: Path, folder: Path, edits: Iterator[Edit], expected: Tensor, manifest: bool) -> list[str]:
+    """What is wrong with how edits of a checkpoint are met."""
+    found = []
+    for name, edit in edits:
+        shutil.copytree(original, folder)
+        edit(folder)
+        if not manifest:
+            (folder / "codehead.json").unlink()
+        named = next(folder.glob("*.safetensors")).name if manifest and not described_only(original, folder) else name
+        found.append(outcome(folder, named, expected))
+        shutil.rmtree(folder)
+    return [fault for fault in found if fault]
+
+
+def described_only(original: Path, folder: Path) -> bool:
+    return (original / "config.json").read_bytes() != (folder / "config.json").read_bytes()
+
+
+def every_edit(kind: str, tmp_path: Path, manifest: bool) -> list[str]:
+    model = build(kind)
+    model.save_pretrained(tmp_path / "original")
+    entry = json.loads((tmp_path / "original" / "config.json").read_text())["quantization_config"]
+    edits = [*field_edits(entry), *tensor_edits(load_file(tmp_path / "original" / "model.safetensors"))]
+    return faults(tmp_path / "original", tmp_path / "edited", iter(edits), logits(model), manifest)
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_no_edit_is_silently_wrong(kind: str, tmp_path: Path) -> None:
+    assert not every_edit(kind, tmp_path, manifest=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manifest", [True, False], ids=["manifest", "bare"])
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind not in QUICK])
+def test_no_edit_of_any_kind_is_silently_wrong(kind: str, manifest: bool, tmp_path: Path) -> None:
+    assert not every_edit(kind, tmp_path, manifest)
