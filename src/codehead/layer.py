@@ -68,7 +68,7 @@ class Decision(nn.Module):
         self._weight_names: tuple[str, ...] = ()
         self.decoder_name = decoder
         self.node_loss = None
-        self.seal = Seal() if self._integers() else None
+        self.seal = Seal() if self.integers() else None
         self.reseal()
 
     @property
@@ -92,12 +92,12 @@ class Decision(nn.Module):
         Those of another decision layer that `load_state_dict` brings are right, for they come with their checksum.
         """
         if self.seal is not None and not torch.compiler.is_compiling():
-            self.seal.check(self._integers(), "decision.")
+            self.seal.check(self.integers(), "decision.")
 
     def reseal(self) -> None:
         """Take codewords and ids of tokens as they are now, after a change that was meant."""
         if self.seal is not None:
-            self.seal.close(self._integers())
+            self.seal.close(self.integers())
 
     def replace_codebook(self, codebook: Codebook) -> None:
         """Put other codewords of the same shape and kind in the place of these; the head should be trained for them.
@@ -116,8 +116,8 @@ class Decision(nn.Module):
         self.table = table if self.table.sign_plane is None else table.to(self.table.sign_plane.device)
         self.reseal()
 
-    def _integers(self) -> dict[str, Tensor]:
-        """Codewords and the ids of tokens; weights in int8 or int4 have checksums of their own."""
+    def integers(self) -> dict[str, Tensor]:
+        """Codewords and the ids of tokens by name; weights in int8 or int4 have checksums of their own."""
         return {
             name: values
             for name, values in self.named_buffers()

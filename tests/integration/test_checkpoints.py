@@ -299,7 +299,7 @@ def test_a_missing_tensor_is_named(tensor, coded, tmp_path):
 
 EDITS = {
     "checksum": ({"checksum": "0" * 64}, r"quantization_config\.checksum"),
-    "bits": ({"bits": 32}, "lm_head.weight.* bits"),
+    "bits": ({"bits": 32}, "sign_plane.* bits"),
     "bits of another plane": ({"bits": 23}, "lm_head.weight.* bits"),
     "num_classes": ({"num_classes": VOCAB + 8}, r"num_classes.*128.*120"),
     "ternary": ({"ternary": True}, "support_plane"),
@@ -320,11 +320,24 @@ EDITS = {
 }
 
 
+def make_old(folder):
+    """Let a checkpoint be as versions wrote it that kept no description among the weights, nor checksums of integers."""
+    (folder / "codehead.json").unlink()
+    state = load_file(folder / "model.safetensors")
+    new = [name for name in state if name == "decision.description" or name.endswith("seal.digest")]
+    save_file({name: state[name] for name in state if name not in new}, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["described", "old"])
 @pytest.mark.parametrize("case", EDITS)
-def test_an_edited_configuration_is_refused_by_field(case, coded, tmp_path):
+def test_an_edited_configuration_is_refused_by_field(case, old, coded, tmp_path):
     fields, message = EDITS[case]
     coded().save_pretrained(tmp_path)
     edit(tmp_path, **fields)
+    if old:
+        make_old(tmp_path)
+    else:
+        message += "|" + "|".join(rf"quantization_config\.{name} .* saved with" for name in fields)
     with pytest.raises(CheckpointError, match=message):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
@@ -340,6 +353,9 @@ def test_an_edited_configuration_is_refused_by_field(case, coded, tmp_path):
 def test_rounding_that_was_edited_is_named(rounded, fields, coded, tmp_path):
     rounded(coded()).save_pretrained(tmp_path)
     edit(tmp_path, **fields)
+    with pytest.raises(CheckpointError, match=rf"quantization_config\.{next(iter(fields))} .* saved with"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    make_old(tmp_path)
     with pytest.raises(CheckpointError, match=r"lm_head.* rounded, rounded_bits"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
@@ -385,8 +401,10 @@ def test_variants_lie_beside_each_other(coded, tmp_path):
     model, other = coded(), coded(seed=1)
     model.save_pretrained(tmp_path)
     other.save_pretrained(tmp_path, variant="other")
-    edit(tmp_path, checksum=model.config.quantization_config["checksum"])
+    edit(tmp_path, **model.config.quantization_config)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+    with pytest.raises(CheckpointError, match=r"quantization_config\.checksum .* saved with"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, variant="other")
     flip(tmp_path / "model.other.safetensors", 0.5)
     with pytest.raises(CheckpointError, match=r"model\.other\.safetensors differs"):
         AutoModelForCausalLM.from_pretrained(tmp_path, variant="other")

@@ -20,14 +20,18 @@ class Seal(nn.Module):
     """The sha256 of tensors, in a buffer `digest` `(32,)` beside them: uint8, zeros as long as it is open.
 
     Whatever copies a state dict as a whole copies both. Averages, soups and edits in place change the tensors alone, and
-    `check` finds it out: it looks anew whenever a tensor is another object or was written to.
+    `check` finds it out: it looks anew whenever a tensor is another object or was written to. On the meta device there
+    is nothing to look at: what is made there is on guard once `close` or `load_state_dict` has filled it.
     """
 
     digest: Tensor
+    on_guard: bool
+    """Whether `check` looks at all."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("digest", torch.zeros(DIGEST_BYTES, dtype=torch.uint8))
+        self.on_guard = not self.digest.is_meta
         self._seen: list[tuple[Tensor, int | None]] = []
 
     @property
@@ -40,29 +44,31 @@ class Seal(nn.Module):
         if not _any_meta(tensors):
             device = next(iter(tensors.values())).device
             self.digest = torch.frombuffer(bytearray(_sha256(tensors)), dtype=torch.uint8).to(device)
+            self.on_guard = True
 
     def check(self, tensors: Mapping[str, Tensor], owner: str = "") -> None:
         """Raise a CheckpointError if the tensors, of the module `owner`, are not those that it was closed with.
 
         Not inside a compiled graph, and not for tensors that are offloaded.
         """
-        if torch.compiler.is_compiling() or self.digest.is_meta or _any_meta(tensors):
+        if torch.compiler.is_compiling() or not self.on_guard or self.digest.is_meta or _any_meta(tensors):
             return
         state = [(values, _version(values)) for values in (self.digest, *tensors.values())]
         if len(state) == len(self._seen) and all(a[0] is b[0] and a[1] == b[1] for a, b in zip(state, self._seen)):
             return
         if bytes(self.digest.tolist()) != _sha256(tensors):
             raise CheckpointError(
-                f"{', '.join(owner + name for name in sorted(tensors))}: not the integers that {owner}seal.digest is the "
-                "sha256 of. They mean something only as a whole, and were averaged (AveragedModel with "
-                "use_buffers=True), edited or damaged: tokens would be decoded wrongly. Restore them from the original "
-                "model or checkpoint; other codewords come in by decision.replace_codebook"
+                f"{', '.join(owner + name for name in sorted(tensors))} differ from their sha256 in seal.digest: these "
+                "integers mean something only as they were, and have been averaged (AveragedModel with "
+                "use_buffers=True), edited or damaged. Restore them from the original model or checkpoint; "
+                "decision.replace_codebook takes other codewords"
             )
         self._seen = state
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if f"{prefix}digest" in state_dict:  # states from before there was a seal have none
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            self.on_guard = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": []}  # copies look for themselves

@@ -23,13 +23,15 @@ def check_integers(model: Any) -> None:
         seal.check({"original0": integers}, f"{name}.")
 
 
-def close_seals(model: Any) -> None:
-    """Take the integers of a checkpoint as they are where it has no checksums of them: it is of an old version."""
-    if model.decision.seal is not None and model.decision.seal.is_open:
-        model.decision.reseal()
-    for _, seal, integers in _rounded(model):
+def set_guards(model: Any) -> None:
+    """Let integers that were loaded be checked; those that have no checksums, in a checkpoint of old, get them."""
+    seals = [(seal, {"original0": integers}) for _, seal, integers in _rounded(model)]
+    if model.decision.seal is not None:
+        seals.append((model.decision.seal, model.decision.integers()))
+    for seal, integers in seals:
         if seal.is_open:
-            seal.close({"original0": integers})
+            seal.close(integers)
+        seal.on_guard = True
 
 
 def _rounded(model: Any) -> Iterator[tuple[str, Seal, Tensor]]:

@@ -30,7 +30,7 @@ from codehead.layer import WRITTEN, Decision
 from codehead.models import manifest, stock, surgery
 from codehead.models.causality import refuse_other_classes
 from codehead.models.description import METHOD, Description, expect_written
-from codehead.models.integrity import SEALS, check_integers, close_seals
+from codehead.models.integrity import SEALS, check_integers, set_guards
 from codehead.models.names import names_in_memory, own_names
 from codehead.models.rounding import round_parts
 
@@ -113,7 +113,7 @@ class CodeheadLoader(HfQuantizer):
         if surgery.is_coded(model):
             _check_codebook(model.decision.table, description)
             _check_shortlist(model.decision.corrections)
-            close_seals(model)
+            set_guards(model)
             check_integers(model)
             head, own = (_tensors(part) for part in (model.get_output_embeddings(), model.decision))
             if not any(values.is_meta for values in (*head, *own)):
