@@ -6,8 +6,7 @@ import pytest
 import torch
 from architectures import GEMMA, MODERN, VOCAB, make, tokens
 from safetensors import safe_open
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
 import codehead
@@ -24,7 +23,6 @@ GEMMA_3N = {
 }
 ODD = {
     "deepseek_v4": DEEPSEEK,  # the head is called head.weight in files
-    "inkling_text": MODERN,  # model.llm.unembed.weight; no tie_word_embeddings
     "gemma3n_text": GEMMA_3N,  # a soft cap that may not be None
 }
 LAYERS = {"linear": {"bits": 24}, "several parts": {"bits": 24, "loss": "codeword", "shortlist": [3, 5]}}
@@ -74,10 +72,11 @@ def test_a_soft_cap_that_may_not_be_none_changes_no_bit_logit():
 
 
 def test_names_that_would_not_come_back_are_refused(monkeypatch):
-    renaming = WeightRenaming(source_patterns=r"^decision\.table", target_patterns="elsewhere")
-    monkeypatch.setattr(
-        "transformers.conversion_mapping.get_model_conversion_mapping", lambda *args, **options: [renaming]
-    )
+    renamings = [
+        WeightRenaming(source_patterns=source, target_patterns=target)
+        for source, target in [(r"^other\.table", "decision.table"), (r"^decision\.table", "elsewhere")]
+    ]
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda *args, **options: renamings)
     model = make("llama")
     with pytest.raises(ConfigurationError, match=r"renames tensors.*decision\.table"):
         codehead.attach(model, bits=24)
@@ -86,31 +85,32 @@ def test_names_that_would_not_come_back_are_refused(monkeypatch):
 
 
 class Twice(LlamaForCausalLM):
-    """A second module shares the embedding."""
+    """Its layers share a weight, too."""
 
     _tied_weights_keys = {  # noqa: RUF012
         "lm_head.weight": "model.embed_tokens.weight",
-        "second.weight": "model.embed_tokens.weight",
+        "model.layers.1.mlp.up_proj.weight": "model.layers.0.mlp.up_proj.weight",
     }
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.second = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+
+def shares(model):
+    first, second = model.model.layers
+    return first.mlp.up_proj.weight is second.mlp.up_proj.weight
 
 
 def test_only_the_tie_of_the_head_is_cut(tmp_path):
     model = Twice(LlamaConfig(**MODERN, tie_word_embeddings=True)).eval()
-    assert sorted(model.all_tied_weights_keys) == ["lm_head.weight", "second.weight"]
+    assert shares(model)
     codehead.attach(model, bits=24)
-    assert list(model.all_tied_weights_keys) == ["second.weight"]
-    assert model.second.weight is model.model.embed_tokens.weight
+    assert list(model.all_tied_weights_keys) == ["model.layers.1.mlp.up_proj.weight"]
     model.tie_weights()
+    assert shares(model)
     model.save_pretrained(tmp_path)
     again = Twice.from_pretrained(tmp_path).eval()
-    assert again.second.weight is again.model.embed_tokens.weight
+    assert shares(again)
     assert again.lm_head.weight.shape[0] == 24
     assert torch.equal(logits(again), logits(model))
     for coded in (model, again):
         codehead.detach(coded)
-        assert coded.lm_head.weight is coded.second.weight is coded.model.embed_tokens.weight
+        assert coded.lm_head.weight is coded.model.embed_tokens.weight
+        assert shares(coded)

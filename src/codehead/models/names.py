@@ -45,6 +45,6 @@ def refuse_lost_names(model: Any) -> None:
         saved = revert_weight_conversion(model, {name: torch.empty(1, device="meta")})
         if list(names_in_memory(model, saved).values()) != [name]:
             raise ConfigurationError(
-                f"a checkpoint of {type(model).__name__} calls {name} {', '.join(saved)}, which would not be found again "
-                "on loading: its class renames tensors on saving; choose another head or another architecture"
+                f"{type(model).__name__} renames tensors on saving: a checkpoint calls {name} {', '.join(saved)}, and "
+                "it would not be found again on loading; choose another head or another architecture"
             )

@@ -19,7 +19,7 @@ class Probe(nn.Module):
     """Stands where the output embedding is: keeps what it is given, and answers every position with the same numbers.
 
     They are float32, so that a factor is not rounded. The weight is empty, but has the dtype of the output embedding's,
-    which some models (Mamba) ask for. On the meta device the answer is real: what comes after the head can be seen.
+    which some models (Mamba) ask for.
     """
 
     seen: Tensor
@@ -31,8 +31,7 @@ class Probe(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.seen = hidden
-        answer = self.answer if hidden.is_meta else self.answer.to(hidden.device)
-        return answer.expand(*hidden.shape[:-1], -1).clone()
+        return self.answer.to(hidden.device).expand(*hidden.shape[:-1], -1).clone()
 
 
 @torch.no_grad()
@@ -45,10 +44,12 @@ def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
     head, modes = model.get_output_embeddings(), [(module, module.training) for module in model.modules()]
     stand_in = Probe(answer, next(head.parameters()).dtype)
     forward: Callable[..., Any] = getattr(model, "_stock_outputs", model)
+    inputs["input_ids"] = _sequences(model)
+    inputs = {name: values.to(next(model.parameters()).device) for name, values in inputs.items()}
     replace_head(model, stand_in)
     model.eval()
     try:
-        outputs = forward(input_ids=_sequences(model), use_cache=False, return_dict=True, **inputs)
+        outputs = forward(**inputs, use_cache=False, return_dict=True)
     except Exception as error:
         raise ConfigurationError(
             f"{type(model).__name__} cannot be run on {LENGTH} tokens with {len(answer)} outputs of its head "
@@ -69,7 +70,7 @@ def _sequences(model: Any) -> Tensor:
     usual = [token for token in range(min(num_tokens, len(special) + 3)) if token not in special]
     first, second, third = [*usual, *range(num_tokens), *usual, 0, 0][:3]
     rows = [[first] + [other] * (LENGTH - 1) for other in (second, third)]
-    return torch.tensor(rows, device=next(model.parameters()).device)
+    return torch.tensor(rows)
 
 
 def _special(config: dict[str, Any]) -> Iterator[int]:

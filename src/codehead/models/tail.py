@@ -52,8 +52,8 @@ class Tail:
         expected = tail(answer).expand(*found.shape[:-1], -1)
         if found.shape != expected.shape or not torch.allclose(found, expected, CLOSE, CLOSE * abs(first)):
             raise ConfigurationError(
-                f"{type(model).__name__} changes the outputs of its head, and not all in proportion (it masks tokens, or "
-                "adds to them): that would change bit logits; use code='one_vs_all' or another architecture"
+                f"{type(model).__name__} changes the outputs of its head, and not all in proportion (it masks tokens "
+                "or adds to them): that would change bit logits; use code='one_vs_all' or another architecture"
             )
         return tail
 
