@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from codehead.cli.pretrain import pretrain
 from codehead.errors import ConfigurationError
 from codehead.training.config import DECISION_KEYS, RunConfig
 from codehead.training.model import load_model
+from codehead.training.tokenizer import load_tokenizer
 
 
 def test_pretrain_from_flags_alone(codehead, place, tmp_path):
@@ -125,6 +127,32 @@ def test_finetune_passes_options_of_code_and_head(codehead, place, tmp_path):
     model = load_model(str(out))
     assert model.get_output_embeddings().bias is not None
     assert model.config.quantization_config["params"]["candidates"] == 2
+
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + (eos_token if m['role'] == 'assistant' else '') }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def test_conversations_are_learnt_and_evaluated_in_the_chat_template(codehead, place, tmp_path):
+    talk = [{"role": "user", "content": "The cat?"}, {"role": "assistant", "content": "sat on the mat."}]
+    (tmp_path / "chat.jsonl").write_text("\n".join(json.dumps({"messages": talk * 2}) for _ in range(8)))
+    line = ("--train", tmp_path / "chat.jsonl", "--block-size", 64, "--max-steps", 2, "--out", tmp_path / "run")
+    status, _, err = codehead("finetune", "--model", place / "model", *line)
+    assert (status, "no chat template" in err) == (2, True)
+    folder = shutil.copytree(place / "model", tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(CHAT)
+    status, _, err = codehead("finetune", "--model", folder, "--bits", 20, *line)
+    assert status == 0, err
+    assert (tmp_path / "run" / "chat_template.jinja").read_text() == CHAT
+    data = ("--data", tmp_path / "chat.jsonl", "--block-size", 64, "--repeats", 0, "--json")
+    status, out, err = codehead("evaluate", tmp_path / "run", *data)
+    assert status == 0, err
+    tokenizer = load_tokenizer(str(folder))
+    turn = tokenizer(talk[1]["content"], add_special_tokens=False)["input_ids"]
+    assert json.loads(out)["metrics"]["tokens"] % (len(turn) + 1) == 0  # whole turns, each with its end
+    assert json.loads(out)["metrics"]["tokens"] >= 8 * (len(turn) + 1)
 
 
 def test_each_training_command_refuses_the_other_kind(codehead, place, tmp_path):

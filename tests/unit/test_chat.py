@@ -15,14 +15,12 @@ CHATML = (
 )
 MARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
-    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
-    "{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
-    "{% endfor %}" + OPEN
+    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}"
+    "{{ '\n' }}{% endfor %}" + OPEN
 )
 FORGETFUL = (
-    "{% for m in messages %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] if loop.last else 'cut') + '<|im_end|>\n' }}"
-    "{% endfor %}" + OPEN
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] if loop.last else 'cut') }}"
+    "{{ '<|im_end|>\n' }}{% endfor %}" + OPEN
 )
 ALTERNATING = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('users begin') }}{% endif %}" + CHATML
 
@@ -162,7 +160,7 @@ def test_broken_conversations_are_explained(rows, record, message):
 
 
 def test_conversations_do_not_stand_beside_texts(rows):
-    with pytest.raises(DataError, match="mixes plain texts, instruction records or conversations"):
+    with pytest.raises(DataError, match="mixes plain texts and instruction records or conversations"):
         rows({"text": "a"}, {"messages": TALK})
 
 

@@ -141,12 +141,13 @@ def _described(model: Any, name: str) -> dict[str, Any]:
 
 
 def _check_records(rows: Dataset, encoder: Encoder, source: str) -> None:
-    """Raise DataError for plain text, which asks for no answer."""
+    """Raise DataError for what is not answered: plain text, which asks for no answer, and conversations."""
     if "prompt" not in rows.column_names:
+        asks = "messages" in rows.column_names
+        kind = "conversations, which are not answered" if asks else "plain text, which asks for no answer"
         raise DataError(
-            f"--encoder is {encoder.name!r}, but {source!r} holds no instruction records, which alone are "
-            "answered; omit --encoder, or give such (instruction/input/output, instruction/context/response or "
-            "prompt/completion)"
+            f"--encoder is {encoder.name!r}, but {source!r} holds {kind}; leave --encoder away, or give instruction "
+            "records (instruction/input/output, instruction/context/response or prompt/completion)"
         )
 
 

@@ -59,8 +59,8 @@ def read_rows(
     kinds = {tuple(row) for row in rows}
     if len(kinds) > 1:
         raise DataError(
-            f"{', '.join(map(repr, sources))} mixes plain texts, instruction records or conversations; split it "
-            "into sources of one kind, or read records as text (data.as_text)"
+            f"{', '.join(map(repr, sources))} mixes plain texts and instruction records or conversations; split "
+            "it into sources of one kind, or read records as text (data.as_text)"
         )
     return Dataset.from_list(rows)
 
