@@ -56,7 +56,7 @@ def token_confusions(
 def _answers(model: Any, tokenizer: PreTrainedTokenizerBase | None, examples: list[dict[str, Any]]) -> np.ndarray:
     """Labels and first choices (tokens, 2) of one batch."""
     device = next(model.parameters()).device
-    pad_id = (tokenizer.pad_token_id if tokenizer is not None else None) or 0
+    pad_id = None if tokenizer is None else tokenizer.pad_token_id
     batch = {name: values.to(device) for name, values in Collator(pad_id)(examples).items()}
     labels = batch.pop("labels")[:, 1:]
     scored = labels != IGNORED

@@ -151,7 +151,7 @@ def _batches(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, dataset: Any, batch_size: int
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     device = next(model.parameters()).device
-    pad_id = (tokenizer.pad_token_id if tokenizer is not None else None) or 0
+    pad_id = None if tokenizer is None else tokenizer.pad_token_id
     examples = [dataset[i] for i in range(min(1, len(dataset)))]
     collate = Collator(pad_id, with_bytes=bool(examples) and "num_bytes" in examples[0])
     for start in range(0, len(dataset), batch_size):

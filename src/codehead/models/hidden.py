@@ -61,11 +61,16 @@ class Statistics:
 
     @cached_property
     def root(self) -> Tensor:
-        """The square root of the covariance, `(hidden, hidden)`, float64."""
+        """The square root of the covariance, `(hidden, hidden)`, float64.
+
+        Fewer positions than `hidden` show fewer directions. What rounding leaves in the others is zero here: its
+        root, 1e-8 of the largest, would pass for a direction that varies.
+        """
         if self.covariance is None:
             raise ConfigurationError("these statistics hold counts alone; measure hidden states too (Statistics.of)")
         variances, directions = torch.linalg.eigh(self.covariance)
-        return (directions * variances.clamp(min=0).sqrt()) @ directions.T
+        smallest = len(variances) * torch.finfo(variances.dtype).eps * variances[-1]
+        return (directions * variances.where(variances > smallest, 0).sqrt()) @ directions.T
 
     def seen(self, rows: Tensor) -> Tensor:
         """Rows `(V, hidden)` of a head as its scores differ: their distances are those of scores, in the mean.

@@ -111,10 +111,13 @@ def count_labels(examples: Dataset, num_tokens: int) -> np.ndarray:
 
 
 class Collator:
-    """Pads examples to the longest of the batch: labels with −100, byte counts with 0."""
+    """Pads examples to the longest of the batch: labels with −100, byte counts with 0.
 
-    def __init__(self, pad_id: int, *, with_bytes: bool = False) -> None:
-        self.padding = {"input_ids": pad_id, "labels": IGNORED, "attention_mask": 0}
+    `pad_id` is None for a tokenizer without a pad token. Padding is masked, so token 0 serves as well.
+    """
+
+    def __init__(self, pad_id: int | None, *, with_bytes: bool = False) -> None:
+        self.padding = {"input_ids": pad_id or 0, "labels": IGNORED, "attention_mask": 0}
         if with_bytes:
             self.padding["num_bytes"] = 0
 

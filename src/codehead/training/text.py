@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,14 +29,13 @@ class Text:
     """Tokenised training text, read when it is first looked at."""
 
     load: Callable[[], Dataset]
-    pad_id: int
+    pad_id: int | None
     seed: int = 0  # of the order in which examples are looked at
 
     @classmethod
     def of(cls, rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str, seed: int) -> Text:
-        """Rows that errors call by `name`, tokenised by a tokenizer that has a pad token."""
-        pad_id: Any = tokenizer.pad_token_id
-        return cls(partial(tokenize, rows, tokenizer, block_size, name), pad_id, seed)
+        """Rows that errors call by `name`, tokenised when they are looked at."""
+        return cls(partial(tokenize, rows, tokenizer, block_size, name), tokenizer.pad_token_id, seed)
 
     def read(self) -> Text:
         """Itself, read: what is wrong with the text is told now."""

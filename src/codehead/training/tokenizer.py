@@ -15,7 +15,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """`AutoTokenizer.from_pretrained` with a pad token (the eos token where there is none)."""
+    """`AutoTokenizer.from_pretrained`, padding with the eos token where it has no pad token; some have neither."""
     from transformers import AutoTokenizer
 
     with loading("tokenizer", name), gguf.pretrained(name) as (place, options):
