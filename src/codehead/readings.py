@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import Decoded, Weights, decode, refuse_non_finite, token_scores
+from codehead.decoding import Decoded, Weights, decode, refuse_non_finite, scanned, token_scores
 from codehead.decoding.beam import best_tokens
 from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections
@@ -143,6 +143,10 @@ class CorrectedBits(Reading):
             token_scores(self.bit_logits(outputs), self.table), outputs[..., self.table.length :]
         )
         return scores
+
+    def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
+        found = scanned("auto", outputs, self.table, decoder, k, ties, self.corrections)
+        return super().decode(outputs, k, ties, decoder, weights) if found is None else found
 
 
 @final

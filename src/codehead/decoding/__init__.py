@@ -20,7 +20,9 @@ from codehead.decoding import (  # noqa: F401  (registers)
     matmul,
     probabilistic,
     reference,
+    scan,
 )
+from codehead.decoding.corrections import Corrections
 from codehead.decoding.decoders import DECODERS
 from codehead.decoding.fitted import FittedDecoder, require_fitted
 from codehead.decoding.forms import ByCodeword, Form, Scored, Weights
@@ -45,6 +47,8 @@ __all__ = [
     "decode",
     "fit",
     "refuse_non_finite",
+    "refuse_other_length",
+    "scanned",
     "token_scores",
 ]
 
@@ -86,11 +90,7 @@ def token_scores(
 
 def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str, weights: Weights | None) -> Scored:
     part = DECODERS.get(decoder)
-    if bit_logits.shape[-1] != table.length:
-        raise ConfigurationError(
-            f"bit logits have {bit_logits.shape[-1]} columns but the code has length {table.length}; "
-            "the head and the codebook must be built for the same number of bits"
-        )
+    refuse_other_length(bit_logits, table)
     if isinstance(part, FittedDecoder):
         require_fitted(decoder, part, table, weights)
     else:
@@ -128,6 +128,15 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
         return part.fit(wide(bit_logits), labels.to(bit_logits.device), table)
 
 
+def refuse_other_length(bit_logits: Tensor, table: CodewordTable) -> None:
+    """Raise a ConfigurationError if there are more or fewer bit logits than bits."""
+    if bit_logits.shape[-1] != table.length:
+        raise ConfigurationError(
+            f"bit logits have {bit_logits.shape[-1]} columns but the code has length {table.length}; "
+            "the head and the codebook must be built for the same number of bits"
+        )
+
+
 def refuse_non_finite(bit_logits: Tensor) -> None:
     """Raise a ConfigurationError if a bit logit is NaN or infinite: no token is nearest then."""
     if not torch.isfinite(bit_logits).all():
@@ -144,18 +153,52 @@ def decode(
     decoder: str = "likelihood",
     k: int = 1,
     ties: str | int = "lowest",
-    impl: str = "matmul",
+    impl: str = "auto",
     weights: Weights | None = None,
 ) -> Decoded:
     """The `k` nearest tokens of every position for bit logits `(…, n)`.
 
-    `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed. `weights` as for
-    `token_scores`.
+    `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed. `impl` is "plain", which
+    scores all tokens, "scan", which scores those that may be among the nearest, or "auto" (`codehead.decoding.scan`
+    says which that is, and why), or one of IMPLEMENTATIONS. `weights` as for `token_scores`.
 
     Raises:
-        ConfigurationError: as `token_scores`; bit logits that are NaN or infinite; k or `ties` out of range.
+        ConfigurationError: as `token_scores`; bit logits that are NaN or infinite; k or `ties` out of range; "scan"
+            for scores that are no sums over bits.
     """
+    refuse_other_length(bit_logits, table)
+    if impl in scan.IMPLEMENTATIONS:
+        found = scanned(impl, bit_logits, table, decoder, k, ties)
+        if found is not None:
+            return found
+        impl = "matmul"
     scored = _scores(bit_logits, table, decoder, impl, weights)
     refuse_non_finite(bit_logits)
     ids = top_k(scored.values, k, ties)
     return Decoded(ids, scored.finished(scored.values.gather(-1, ids)))
+
+
+def scanned(
+    impl: str,
+    outputs: Tensor,
+    table: CodewordTable,
+    decoder: str,
+    k: int,
+    ties: str | int = "lowest",
+    corrections: Corrections | None = None,
+) -> Decoded | None:
+    """The k nearest tokens for outputs `(…, n + m + K)` by scanning; None where `impl` means that all are scored.
+
+    Raises:
+        ConfigurationError: as `decode`.
+    """
+    top_k(outputs.new_zeros(0, table.num_classes), k, ties)  # refuses what is out of range
+    positions = outputs[..., 0].numel()
+    choice = scan.choose(impl, table, decoder, corrections, k=k, size=positions)
+    learning = torch.compiler.is_compiling() or (outputs.requires_grad and torch.is_grad_enabled())
+    if choice.impl == "plain" or (impl == "auto" and (learning or ties != "lowest")):
+        return None
+    if ties != "lowest":
+        raise ConfigurationError(f"impl='scan' orders equal scores by token id, not by ties={ties!r}; omit one of them")
+    refuse_non_finite(outputs)
+    return Decoded(*scan.best_tokens(outputs, table, decoder, k, corrections, fast=choice.fast))

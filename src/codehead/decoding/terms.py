@@ -31,10 +31,8 @@ class Terms(NamedTuple):
     def scores(self, table: CodewordTable) -> Scored:
         """The scores; the constant stays apart from them."""
         values = self._varying(table)
-        if self.constant is None:
-            return Scored(values)
-        shared = self._shared(table, self.constant)
-        return Scored(values, lambda some: some + shared)
+        shared = self.shared(table)
+        return Scored(values) if shared is None else Scored(values, lambda some: some + shared)
 
     def _varying(self, table: CodewordTable) -> Tensor:
         if table.is_implicit:  # row v is −1 everywhere but at v: signed · c_v = 2 signed_v − Σ signed
@@ -44,9 +42,14 @@ class Terms(NamedTuple):
             result = result + table.support_product(self.support)
         return result
 
-    def _shared(self, table: CodewordTable, constant: Tensor) -> Tensor:
-        """In a binary code every position is in the support, so its weights add the same to every token."""
-        result = constant
+    def shared(self, table: CodewordTable) -> Tensor | None:
+        """What is added to all scores alike, `(…, 1)`.
+
+        In a binary code every position is in the support, so its weights add the same to every token.
+        """
+        if self.constant is None:
+            return None
+        result = self.constant
         if self.support is not None and not table.is_ternary:
             result = result + self.support.sum(-1, keepdim=True)
         return result - self.signed.sum(-1, keepdim=True) if table.is_implicit else result
