@@ -20,7 +20,7 @@ from codehead.decoding import (  # noqa: F401  (registers)
     matmul,
     probabilistic,
     reference,
-    scan,
+    scanning,
 )
 from codehead.decoding.corrections import Corrections
 from codehead.decoding.decoders import DECODERS
@@ -29,7 +29,7 @@ from codehead.decoding.forms import ByCodeword, Form, Scored, Weights
 from codehead.decoding.precision import no_autocast, wide
 from codehead.decoding.reference import REFERENCES
 from codehead.decoding.terms import Terms
-from codehead.decoding.topk import top_k
+from codehead.decoding.topk import check_range, top_k
 from codehead.errors import ConfigurationError, DataError
 from codehead.registry import Registry
 
@@ -159,7 +159,7 @@ def decode(
     """The `k` nearest tokens of every position for bit logits `(…, n)`.
 
     `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed. `impl` is "plain", which
-    scores all tokens, "scan", which scores those that may be among the nearest, or "auto" (`codehead.decoding.scan`
+    scores all tokens, "scan", which scores those that may be among the nearest, or "auto" (`codehead.decoding.scanning`
     says which that is, and why), or one of IMPLEMENTATIONS. `weights` as for `token_scores`.
 
     Raises:
@@ -167,7 +167,7 @@ def decode(
             for scores that are no sums over bits.
     """
     refuse_other_length(bit_logits, table)
-    if impl in scan.IMPLEMENTATIONS:
+    if impl in scanning.IMPLEMENTATIONS:
         found = scanned(impl, bit_logits, table, decoder, k, ties)
         if found is not None:
             return found
@@ -192,13 +192,13 @@ def scanned(
     Raises:
         ConfigurationError: as `decode`.
     """
-    top_k(outputs.new_zeros(0, table.num_classes), k, ties)  # refuses what is out of range
+    check_range(table.num_classes, k)
     positions = outputs[..., 0].numel()
-    choice = scan.choose(impl, table, decoder, corrections, k=k, size=positions)
+    choice = scanning.choose(impl, table, decoder, corrections, k=k, size=positions)
     learning = torch.compiler.is_compiling() or (outputs.requires_grad and torch.is_grad_enabled())
     if choice.impl == "plain" or (impl == "auto" and (learning or ties != "lowest")):
         return None
     if ties != "lowest":
         raise ConfigurationError(f"impl='scan' orders equal scores by token id, not by ties={ties!r}; omit one of them")
     refuse_non_finite(outputs)
-    return Decoded(*scan.best_tokens(outputs, table, decoder, k, corrections, fast=choice.fast))
+    return Decoded(*scanning.best_tokens(outputs, table, decoder, k, corrections, fast=choice.fast))
