@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.nn import functional as F
 
@@ -16,9 +17,10 @@ from codehead.layer import Decision
 from codehead.losses import IGNORE
 from codehead.models import guards, manifest, stock
 from codehead.models.description import Description
+from codehead.models.selection import Selecting, Selection, Step, spread
 
 
-class CodedCausalLM:
+class CodedCausalLM(Selecting):
     """Mixed into the class of a model by `attach`; the result keeps the stock class's name.
 
     A class rather than hooks, because libraries such as PEFT call `base.forward(...)` directly, and hooks do
@@ -66,6 +68,11 @@ class CodedCausalLM:
         `labels` are aligned with them. In training the token logits stay None unless `wanted`.
         """
         own, loss = outputs.logits, None
+        if self._selection is not None and labels is None and not torch.compiler.is_compiling():
+            own = own[:, -1:]
+            guards.refuse_nan(own)
+            self._selection.step = step = self._best(own, self._selection.count)
+            return type(outputs)(**{**outputs, "logits": step.logits})
         if labels is not None:
             loss = self._loss(outputs, labels, num_items)
         elif not self.training:
@@ -76,6 +83,16 @@ class CodedCausalLM:
             wanted = labels is None or not self.training
         logits = self.decision.logits(own) if wanted else None
         return type(outputs)(**{**outputs, "loss": loss, "logits": logits})
+
+    def _may_select(self, chosen: Selection | str) -> Selection | None:
+        scanned = self.decision.choice().impl == "scan"
+        return chosen if scanned and isinstance(chosen, Selection) else None
+
+    def _best(self, own: Tensor, count: int) -> Step:
+        """The best tokens for outputs of the head `(batch, 1, ·)`: by the likelihood of their codewords."""
+        classes = self.decision.table.num_classes
+        ids, scores = self.decision.best(own, min(count, classes))
+        return Step(spread(ids, scores, classes), scores[:, -1, -1], lambda: self.decision.logits(own))
 
     def _loss(self, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         """The loss of the decision layer, plus the load balancing loss that mixtures of experts report."""
