@@ -59,6 +59,28 @@ def bit_tables(weights: np.ndarray) -> np.ndarray:
     return padded.reshape(positions, -1, 4) @ NIBBLES
 
 
+class Ceilings(NamedTuple):
+    """Some numbers per row, each rounded up to one of sixteen levels: a nibble each."""
+
+    plane: np.ndarray
+    """`(rows, ⌈numbers / 2⌉)`, uint8."""
+    levels: np.ndarray
+    """`(numbers, 16)`, ascending."""
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Ceilings:
+        """From values `(rows, numbers)`; as many rows share every level."""
+        levels = np.quantile(values, np.arange(1, ENTRIES + 1) / ENTRIES, axis=0, method="higher").T
+        nibbles = np.stack([np.searchsorted(own, column) for own, column in zip(levels, values.T, strict=True)], axis=1)
+        nibbles = np.pad(nibbles.astype(np.uint8), ((0, 0), (0, nibbles.shape[1] % 2)))
+        return cls(nibbles[:, ::2] | nibbles[:, 1::2] << 4, levels)
+
+    def tables(self, factors: np.ndarray) -> np.ndarray:
+        """Tables `(positions, M, 16)` of the levels times factors `(positions, numbers)`; M is even."""
+        entries = factors[:, :, None] * self.levels
+        return np.pad(entries, ((0, 0), (0, entries.shape[1] % 2), (0, 0)))
+
+
 class Numbers(NamedTuple):
     """One number per row, as nibbles whose entries add up to it."""
 
@@ -89,14 +111,20 @@ class Numbers(NamedTuple):
 class FastScan:
     """Packed rows `(rows, M / 2)`, uint8, the low nibble first, in the layout of FAISS; they are copied.
 
+    All tables are rounded to the same steps, so that one with large entries coarsens all. `copies` `(M,)` says in how
+    many equal parts each is added up.
+
     ConfigurationError if FAISS is not installed.
     """
 
-    def __init__(self, plane: np.ndarray) -> None:
+    def __init__(self, plane: np.ndarray, copies: np.ndarray | None = None) -> None:
         if not available():
             raise ConfigurationError(
                 "the fast scan needs FAISS, which is not installed; pip install 'codehead[fast]', or omit impl"
             )
+        self._copies = copies
+        if copies is not None:
+            plane = _repeated(plane, copies)
         self.rows, self.tables = len(plane), 2 * plane.shape[1]
         self._spare = self.tables * LARGEST > LARGEST_SUM  # one more byte, so that sums can be kept small
         if self._spare:
@@ -105,6 +133,9 @@ class FastScan:
 
     def search(self, tables: np.ndarray, count: int) -> Found:
         """The `count` rows with the largest sums of entries of tables `(positions, M, 16)`."""
+        if self._copies is not None:
+            tables = np.repeat(tables / self._copies[:, None], self._copies, axis=1)
+            tables = np.pad(tables, ((0, 0), (0, tables.shape[1] % 2), (0, 0)))
         least = tables.min(axis=2)
         spans = tables - least[..., None]
         widths = spans.max(axis=2)
@@ -136,6 +167,23 @@ class FastScan:
             spare[:, :, -1] = LARGEST  # no row has this nibble
             entries = np.concatenate([entries, spare], axis=1)
         return entries.reshape(len(entries), -1).astype(np.float32)
+
+
+def copies(spans: np.ndarray, share: float = 0.25) -> np.ndarray:
+    """In how many parts `(M,)` to add up tables of such spans `(M,)`, for at most that share of tables more."""
+    low, high = spans.sum() / len(spans) * 1e-3, spans.max() + TINY
+    for _ in range(40):
+        middle = (low + high) / 2
+        fits = np.ceil(spans / middle).clip(1).sum() <= (1 + share) * len(spans)
+        low, high = (low, middle) if fits else (middle, high)
+    return np.ceil(spans / high).clip(1).astype(np.int64)
+
+
+def _repeated(plane: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Packed rows with every nibble as often as `copies` `(M,)` say."""
+    nibbles = np.repeat(np.stack([plane & 15, plane >> 4], axis=2).reshape(len(plane), -1), copies, axis=1)
+    nibbles = np.pad(nibbles, ((0, 0), (0, nibbles.shape[1] % 2)))
+    return nibbles[:, ::2] | nibbles[:, 1::2] << 4
 
 
 def _index(plane: np.ndarray) -> Any:
