@@ -30,6 +30,8 @@ class Step(NamedTuple):
     """`(batch,)`: no token that is not known has a larger logit."""
     everything: Callable[[], Tensor]
     """Gives all logits, `(batch, 1, V)`."""
+    known: Tensor | None = None
+    """`(batch, V)`: which tokens are known, where what the model does to logits leaves no −∞."""
 
 
 def spread(ids: Tensor, logits: Tensor, num_classes: int) -> Tensor:
@@ -58,6 +60,8 @@ class Selection:
         if step is None:  # the model gave all logits
             self.whole += len(scores)
             return self.processors(input_ids, scores)
+        if step.known is not None:
+            scores = scores.masked_fill(~step.known, -torch.inf)
         if not self.processors:
             return scores
         lowered = self.lowering(input_ids, scores)

@@ -66,7 +66,7 @@ class TransformCode:
     def columns(self) -> tuple[Tensor, Tensor]:
         """Coordinate `(n,)` of every bit, and its bit logit `(n,)` where that coordinate of h′ is 1: largest first."""
         coordinates = torch.repeat_interleave(torch.arange(len(self.digits)), self.digits)
-        sizes = self.steps[coordinates] * 2.0 ** self._places
+        sizes = self.steps[coordinates] * 2.0**self._places
         order = sizes.argsort(descending=True, stable=True)
         return coordinates[order], sizes[order]
 
@@ -95,7 +95,8 @@ def fit(weight: Tensor, statistics: Statistics, bits: int) -> TransformCode:
         raise ConfigurationError("these statistics hold counts alone; measure hidden states too (Statistics.of)")
     size = len(statistics.mean)
     if not 1 <= bits <= size * MAX_DIGITS:
-        raise ConfigurationError(f"bits={bits} is not between 1 and {size * MAX_DIGITS}, {MAX_DIGITS} per hidden number")
+        most = size * MAX_DIGITS
+        raise ConfigurationError(f"bits={bits} is not between 1 and {most}, {MAX_DIGITS} per hidden number")
     covariance = statistics.covariance
     covariance = covariance + RIDGE * covariance.diagonal().mean() * torch.eye(size, dtype=torch.float64)
     variances, vectors = torch.linalg.eigh(covariance)
