@@ -86,7 +86,7 @@ def select(processors: Any, config: Any) -> Selection | str:
         known.SuppressTokensAtBeginLogitsProcessor,
     )  # fmt: skip
     cuts = (known.TemperatureLogitsWarper, known.TopKLogitsWarper, known.TopPLogitsWarper, known.MinPLogitsWarper)
-    if config.output_logits or config.output_scores:
+    if (config.output_logits or config.output_scores) and not config.is_assistant:  # a draft's are not for users
         return "the logits of all tokens are to be returned"
     lowering = 0
     while lowering < len(processors) and type(processors[lowering]) in lowers:
