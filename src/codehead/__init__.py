@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from codehead.models.folding import fold
     from codehead.models.rounding import to_int4, to_int8
     from codehead.models.surgery import attach, detach, is_coded
+    from codehead.screening.build import screen
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "detach",
     "fold",
     "is_coded",
+    "screen",
     "to_int4",
     "to_int8",
 ]
@@ -46,6 +48,7 @@ _HOMES = {
     "detach": "codehead.models.surgery",
     "fold": "codehead.models.folding",
     "is_coded": "codehead.models.surgery",
+    "screen": "codehead.screening.build",
     "to_int4": "codehead.models.rounding",
     "to_int8": "codehead.models.rounding",
 }

@@ -14,6 +14,7 @@ from codehead.decoding import DECODERS, Decoded, FittedDecoder, fit
 from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections
 from codehead.decoding.fitted import empty_weights
+from codehead.decoding.scanning import Choice, choose
 from codehead.errors import ConfigurationError
 from codehead.heads.base import gives_log_probabilities
 from codehead.losses import IGNORE, LOSSES
@@ -245,8 +246,19 @@ class Decision(nn.Module):
         """The `k` nearest tokens of every position under the chosen decoder."""
         return self._checked_reading().decode(outputs, k, ties, self.decoder_name, self.decoder_weights)
 
+    def best(self, outputs: Tensor, k: int) -> Decoded:
+        """The `k` most probable tokens of every position and their logits, as `logits` has them."""
+        return self.reading.decode(outputs, k, "lowest", "likelihood", None)
+
+    def choice(self, k: int = 1, positions: int = 1) -> Choice:
+        """How the `k` most probable tokens of so many positions are found, and why so."""
+        if self.chain is not None:
+            return Choice("plain", "a chain searches the tree of its codewords")
+        return choose("auto", self.table, "likelihood", self.corrections, k=k, size=positions)
+
     def extra_repr(self) -> str:
-        return f"loss={self.loss_name!r}, decoder={self.decoder_name!r}"
+        choice = self.choice()
+        return f"loss={self.loss_name!r}, decoder={self.decoder_name!r}, decoding={choice.impl!r} ({choice.why})"
 
 
 class DecisionLayer(nn.Module):

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import Decoded, Weights, decode, posterior_scores, refuse_non_finite
+from codehead.decoding import Decoded, Weights, decode, posterior_scores, refuse_non_finite, scanned
 from codehead.decoding.beam import best_tokens
 from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections
@@ -146,6 +146,10 @@ class CorrectedBits(Reading):
             posterior_scores(self.bit_logits(exact), self.table), exact[..., self.table.length :]
         )
         return narrowed(scores, wide(outputs[..., :0]).dtype, shifted=True)
+
+    def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
+        found = scanned("auto", outputs, self.table, decoder, k, ties, self.corrections)
+        return super().decode(outputs, k, ties, decoder, weights) if found is None else found
 
 
 @final

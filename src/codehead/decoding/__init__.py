@@ -20,14 +20,16 @@ from codehead.decoding import (  # noqa: F401  (registers)
     matmul,
     probabilistic,
     reference,
+    scanning,
 )
+from codehead.decoding.corrections import Corrections
 from codehead.decoding.decoders import DECODERS
 from codehead.decoding.fitted import FittedDecoder, require_fitted
 from codehead.decoding.forms import ByCodeword, Form, Scored, Weights
 from codehead.decoding.precision import no_autocast, require_real, require_whole, wide
 from codehead.decoding.reference import REFERENCES
 from codehead.decoding.terms import Terms
-from codehead.decoding.topk import top_k
+from codehead.decoding.topk import check_range, top_k
 from codehead.errors import ConfigurationError, DataError
 from codehead.registry import Registry
 
@@ -46,6 +48,8 @@ __all__ = [
     "fit",
     "posterior_scores",
     "refuse_non_finite",
+    "refuse_other_length",
+    "scanned",
     "token_scores",
 ]
 
@@ -106,11 +110,7 @@ def _unchecked_scores(
     bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str, weights: Weights | None
 ) -> Scored:
     part = DECODERS.get(decoder)
-    if bit_logits.shape[-1] != table.length:
-        raise ConfigurationError(
-            f"bit logits have {bit_logits.shape[-1]} columns but the code has length {table.length}; "
-            "the head and the codebook must be built for the same number of bits"
-        )
+    refuse_other_length(bit_logits, table)
     if isinstance(part, FittedDecoder):
         require_fitted(decoder, part, table, weights)
     else:
@@ -152,6 +152,15 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
         return part.fit(wide(bit_logits), labels.to(bit_logits.device).long(), table)
 
 
+def refuse_other_length(bit_logits: Tensor, table: CodewordTable) -> None:
+    """Raise a ConfigurationError if there are more or fewer bit logits than bits."""
+    if bit_logits.shape[-1] != table.length:
+        raise ConfigurationError(
+            f"bit logits have {bit_logits.shape[-1]} columns but the code has length {table.length}; "
+            "the head and the codebook must be built for the same number of bits"
+        )
+
+
 def refuse_non_finite(bit_logits: Tensor) -> None:
     """Raise a ConfigurationError if a bit logit is NaN or infinite: no token is nearest then."""
     if bit_logits.is_meta:
@@ -170,17 +179,51 @@ def decode(
     decoder: str = "likelihood",
     k: int = 1,
     ties: str | int = "lowest",
-    impl: str = "matmul",
+    impl: str = "auto",
     weights: Weights | None = None,
 ) -> Decoded:
     """The `k` nearest tokens of every position for bit logits `(…, n)`.
 
-    `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed. `weights` as for
-    `token_scores`.
+    `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed. `impl` is "plain", which
+    scores all tokens, "scan", which scores those that may be among the nearest, or "auto" (`codehead.decoding.scanning`
+    says which that is, and why), or one of IMPLEMENTATIONS. `weights` as for `token_scores`.
 
     Raises:
-        ConfigurationError: as `token_scores`; k or `ties` out of range.
+        ConfigurationError: as `token_scores`; bit logits that are NaN or infinite; k or `ties` out of range; "scan"
+            for scores that are no sums over bits.
     """
+    refuse_other_length(bit_logits, table)
+    if impl in scanning.IMPLEMENTATIONS:
+        found = scanned(impl, bit_logits, table, decoder, k, ties)
+        if found is not None:
+            return found
+        impl = "matmul"
     scored = _scores(bit_logits, table, decoder, impl, weights)
     ids = top_k(scored.values, k, ties)
     return Decoded(ids, scored.finished(scored.values.gather(-1, ids)))
+
+
+def scanned(
+    impl: str,
+    outputs: Tensor,
+    table: CodewordTable,
+    decoder: str,
+    k: int,
+    ties: str | int = "lowest",
+    corrections: Corrections | None = None,
+) -> Decoded | None:
+    """The k nearest tokens for outputs `(…, n + m + K)` by scanning; None where `impl` means that all are scored.
+
+    Raises:
+        ConfigurationError: as `decode`.
+    """
+    check_range(table.num_classes, k)
+    positions = outputs[..., 0].numel()
+    choice = scanning.choose(impl, table, decoder, corrections, k=k, size=positions)
+    learning = torch.compiler.is_compiling() or (outputs.requires_grad and torch.is_grad_enabled())
+    if choice.impl == "plain" or (impl == "auto" and (learning or ties != "lowest")):
+        return None
+    if ties != "lowest":
+        raise ConfigurationError(f"impl='scan' orders equal scores by token id, not by ties={ties!r}; omit one of them")
+    refuse_non_finite(outputs)
+    return Decoded(*scanning.best_tokens(outputs, table, decoder, k, corrections, fast=choice.fast))

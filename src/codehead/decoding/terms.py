@@ -38,7 +38,7 @@ class Terms(NamedTuple):
         if self.support is not None and self._is_sided(table):
             values, shared = table.sided_product(self.support + self.signed, self.support - self.signed), self.constant
         else:
-            values, shared = self._varying(table), self._shared(table)
+            values, shared = self._varying(table), self.shared(table)
         return Scored(values, None if shared is None else lambda some: some + shared)
 
     def _is_sided(self, table: CodewordTable) -> bool:
@@ -49,8 +49,11 @@ class Terms(NamedTuple):
             return 2 * self.signed
         return table.product(self.signed)
 
-    def _shared(self, table: CodewordTable) -> Tensor | None:
-        """In a binary code every position is in the support, so its weights add the same to every token."""
+    def shared(self, table: CodewordTable) -> Tensor | None:
+        """What is added to all scores alike, `(…, 1)`.
+
+        In a binary code every position is in the support, so its weights add the same to every token.
+        """
         if self.constant is None:
             return None
         result = self.constant

@@ -18,8 +18,7 @@ def top_k(scores: Tensor, k: int, ties: str | int = "lowest") -> Tensor:
         ConfigurationError: k is not in 1 … V, or `ties` is neither "lowest" nor a seed, 0 … 2⁶⁴ − 1.
     """
     num_classes = scores.shape[-1]
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_classes:
-        raise ConfigurationError(f"k must be between 1 and the number of classes {num_classes}, got {k!r}")
+    check_range(num_classes, k)
     rank = _tie_rank(num_classes, ties).to(scores.device)
     if scores.device.type != "cpu" or torch.compiler.is_compiling():  # looking for ties would wait for the device
         return _exact(scores, rank, k)
@@ -30,6 +29,12 @@ def top_k(scores: Tensor, k: int, ties: str | int = "lowest") -> Tensor:
     if cut.any():
         best[cut] = _exact(scores[cut], rank, k)
     return best
+
+
+def check_range(num_classes: int, k: int) -> None:
+    """Raise a ConfigurationError unless k is in 1 … V."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_classes:
+        raise ConfigurationError(f"k must be between 1 and the number of classes {num_classes}, got {k!r}")
 
 
 def _exact(scores: Tensor, rank: Tensor, k: int) -> Tensor:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
@@ -19,9 +20,10 @@ from codehead.losses import IGNORE
 from codehead.models import guards, integrity, manifest, stock
 from codehead.models.description import Description
 from codehead.models.outputs import with_logits_on_demand
+from codehead.models.selection import Selecting, Selection, Step, spread
 
 
-class CodedCausalLM:
+class CodedCausalLM(Selecting):
     """Mixed into the class of a model by `attach`; the result keeps the stock class's name.
 
     A class rather than hooks, because libraries such as PEFT call `base.forward(...)` directly, and hooks do
@@ -77,6 +79,11 @@ class CodedCausalLM:
         says so.
         """
         own, loss = outputs.logits, None
+        if self._selection is not None and labels is None and not torch.compiler.is_compiling():
+            own = own[:, -1:]
+            guards.refuse_nan(own)
+            self._selection.step = step = self._best(own, self._selection.count)
+            return type(outputs)(**{**outputs, "logits": step.logits})
         if labels is not None:
             loss = self._loss(outputs, labels, num_items)
         elif not self.training:
@@ -93,6 +100,16 @@ class CodedCausalLM:
         if self.training and is_grad_enabled() and wanted is None and self.decision.loss_name == "bitwise":
             guards.refuse_posterior_loss()
         return self.decision.logits(own)
+
+    def _may_select(self, chosen: Selection | str) -> Selection | None:
+        scanned = self.decision.choice().impl == "scan"
+        return chosen if scanned and isinstance(chosen, Selection) else None
+
+    def _best(self, own: Tensor, count: int) -> Step:
+        """The best tokens for outputs of the head `(batch, 1, ·)`: by the likelihood of their codewords."""
+        classes = self.decision.table.num_classes
+        ids, scores = self.decision.best(own, min(count, classes))
+        return Step(spread(ids, scores, classes), scores[:, -1, -1], lambda: self.decision.logits(own))
 
     def _loss(self, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         """The loss of the decision layer, plus the load balancing loss that mixtures of experts report."""

@@ -13,8 +13,8 @@ from typing import Any
 
 REGISTRY = "transformers.quantizers.auto"
 """The module that holds the table of checkpoint loaders."""
-LOADER = "codehead.models.loader"
-"""Our module, which enters itself into that table when it is imported."""
+LOADER = "codehead.screening.loader"
+"""Our module, which enters itself into that table when it is imported, and imports that of coded checkpoints."""
 
 
 def register_loader() -> None:

@@ -175,6 +175,9 @@ def detach(model: Model) -> Model:
     checkpoint.
     """
     target: Any = model
+    if hasattr(target, "_detach"):  # screened: nothing was replaced
+        detached: Model = target._detach()
+        return detached
     changed = describe(target, "detach").stock
     guards.refuse_patched_forward(target, "detach")
     head = target._kept.head
@@ -218,8 +221,9 @@ def _check(model: Any) -> nn.Linear:
     """The output embedding of a model that a decision layer can be attached to."""
     from transformers import PreTrainedModel  # at module level it would be a circle: see registration.py
 
-    if is_coded(model):
-        raise ConfigurationError("this model has a decision layer already; codehead.detach(model) it first")
+    if is_coded(model) or hasattr(model, "_detach"):
+        kind = "decision layer" if is_coded(model) else "screen"
+        raise ConfigurationError(f"this model has a {kind} already; codehead.detach(model) it first")
     if not isinstance(model, PreTrainedModel):
         raise ConfigurationError(
             f"cannot attach to a {type(model).__name__}: it is not a model of transformers. Attach to the "

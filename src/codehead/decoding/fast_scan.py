@@ -1,0 +1,199 @@
+"""Sums of table entries over packed nibbles: the fast scan of FAISS, with the error of its 8-bit tables.
+
+Every four bits of a row choose one of sixteen entries of a table, and the score of the row is the sum over its tables.
+FAISS keeps the tables in vector registers and looks 32 rows up at once (F. André, A.-M. Kermarrec, N. Le Scouarnec
+2015, "Cache locality is not enough: high-performance nearest neighbor search with product quantization fast scan").
+
+Its tables are 8-bit integers. They are rounded here, before FAISS sees them, so that it has nothing left to round and
+the error is known: of a sub-quantizer of sixteen dimensions with the unit vectors as centroids, the query is the table.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.util import find_spec
+from typing import Any, NamedTuple, final
+
+import numpy as np
+
+from codehead.errors import ConfigurationError
+
+ENTRIES = 16
+"""Of a table: the values of a nibble."""
+LARGEST = 255
+"""An entry."""
+LARGEST_SUM = 65535
+"""Of entries: FAISS adds them up in 16 bits."""
+NIBBLES = np.array([[value >> bit & 1 for value in range(ENTRIES)] for bit in range(4)], dtype=np.float64)
+"""`(4, 16)`: the bits of every value, least significant first."""
+
+
+TINY = 1e-290
+"""Below it a table counts as all equal."""
+COARSE = 3
+"""Nibbles that share the range of a number per row, so that none of them has a large span; one more is finer."""
+
+
+class Found(NamedTuple):
+    """The rows with the largest rounded sums, best first."""
+
+    ids: np.ndarray
+    """`(positions, m)`, int64."""
+    scores: np.ndarray
+    """`(positions, m)`, float64: sums of rounded entries."""
+    errors: np.ndarray
+    """`(positions,)`: how far a rounded sum is from the true one at most, of any row, found or not."""
+
+
+@functools.cache
+def available() -> bool:
+    """Whether FAISS is installed."""
+    return find_spec("faiss") is not None
+
+
+def bit_tables(weights: np.ndarray) -> np.ndarray:
+    """Tables `(positions, M, 16)` of the sums of weights `(positions, n)` where bits are 1; M is even."""
+    positions, length = weights.shape
+    padded = np.zeros((positions, -(-length // 8) * 8))
+    padded[:, :length] = weights
+    return padded.reshape(positions, -1, 4) @ NIBBLES
+
+
+class Ceilings(NamedTuple):
+    """Some numbers per row, each rounded up to one of sixteen levels: a nibble each."""
+
+    plane: np.ndarray
+    """`(rows, ⌈numbers / 2⌉)`, uint8."""
+    levels: np.ndarray
+    """`(numbers, 16)`, ascending."""
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Ceilings:
+        """From values `(rows, numbers)`; as many rows share every level."""
+        levels = np.quantile(values, np.arange(1, ENTRIES + 1) / ENTRIES, axis=0, method="higher").T
+        nibbles = np.stack([np.searchsorted(own, column) for own, column in zip(levels, values.T, strict=True)], axis=1)
+        nibbles = np.pad(nibbles.astype(np.uint8), ((0, 0), (0, nibbles.shape[1] % 2)))
+        return cls(nibbles[:, ::2] | nibbles[:, 1::2] << 4, levels)
+
+    def tables(self, factors: np.ndarray) -> np.ndarray:
+        """Tables `(positions, M, 16)` of the levels times factors `(positions, numbers)`; M is even."""
+        entries = factors[:, :, None] * self.levels
+        return np.pad(entries, ((0, 0), (0, entries.shape[1] % 2), (0, 0)))
+
+
+class Numbers(NamedTuple):
+    """One number per row, as nibbles whose entries add up to it."""
+
+    plane: np.ndarray
+    """`(rows, 2)`, uint8."""
+    tables: np.ndarray
+    """`(4, 16)`: the same for every position."""
+    error: float
+    """How far a sum of entries is from its number at most."""
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Numbers:
+        """From values `(rows,)`: rounded to one of 721 levels."""
+        least, span = float(values.min()), float(np.ptp(values))
+        coarse = COARSE * (ENTRIES - 1)
+        step = max(span, TINY) / (coarse * ENTRIES)
+        level = np.rint((values - least) / step).astype(np.int64)
+        high, fine = np.divmod(level, ENTRIES)
+        nibbles = [np.clip(high - (ENTRIES - 1) * part, 0, ENTRIES - 1) for part in range(COARSE)]
+        plane = np.stack([nibbles[0] | nibbles[1] << 4, nibbles[2] | fine << 4], axis=1).astype(np.uint8)
+        entries = np.arange(ENTRIES) * step
+        tables = np.stack([entries * ENTRIES] * COARSE + [entries])
+        tables[0] += least
+        return cls(plane, tables, step / 2 + 1e-12 * (abs(least) + span))
+
+
+@final
+class FastScan:
+    """Packed rows `(rows, M / 2)`, uint8, the low nibble first, in the layout of FAISS; they are copied.
+
+    All tables are rounded to the same steps, so that one with large entries coarsens all. `copies` `(M,)` says in how
+    many equal parts each is added up.
+
+    ConfigurationError if FAISS is not installed.
+    """
+
+    def __init__(self, plane: np.ndarray, copies: np.ndarray | None = None) -> None:
+        if not available():
+            raise ConfigurationError(
+                "the fast scan needs FAISS, which is not installed; pip install 'codehead[fast]', or omit impl"
+            )
+        self._copies = copies
+        if copies is not None:
+            plane = _repeated(plane, copies)
+        self.rows, self.tables = len(plane), 2 * plane.shape[1]
+        self._spare = self.tables * LARGEST > LARGEST_SUM  # one more byte, so that sums can be kept small
+        if self._spare:
+            plane = np.concatenate([plane, np.zeros((self.rows, 1), dtype=np.uint8)], axis=1)
+        self._index = _index(np.ascontiguousarray(plane))
+
+    def search(self, tables: np.ndarray, count: int) -> Found:
+        """The `count` rows with the largest sums of entries of tables `(positions, M, 16)`."""
+        if self._copies is not None:
+            tables = np.repeat(tables / self._copies[:, None], self._copies, axis=1)
+            tables = np.pad(tables, ((0, 0), (0, tables.shape[1] % 2), (0, 0)))
+        least = tables.min(axis=2)
+        spans = tables - least[..., None]
+        widths = spans.max(axis=2)
+        widest, total, offset = widths.max(axis=1), widths.sum(axis=1), least.sum(axis=1)
+        scale = self._scale(widest, total)[:, None]
+        entries = np.rint(spans * scale[..., None])
+        errors = np.abs(entries / scale[..., None] - spans).max(axis=2).sum(axis=1)
+        scores, ids = self._index.search(self._query(entries), min(count, self.rows))
+        found = scores / scale + offset[:, None]
+        ids[widest < TINY] = -1  # FAISS cannot scale what is all equal
+        for position in np.flatnonzero(ids[:, -1] < 0):  # nor does it give rows whose sum is 0
+            known = ids[position][ids[position] >= 0]
+            lacking = ids.shape[1] - len(known)
+            ids[position, len(known) :] = np.setdiff1d(np.arange(self.rows), known)[:lacking]
+            found[position, len(known) :] = offset[position]
+        return Found(ids, found, errors + 1e-12 * (np.abs(offset) + total))
+
+    def _scale(self, widest: np.ndarray, total: np.ndarray) -> np.ndarray:
+        """`(positions,)`: what entries are multiplied by, so that the largest is 255 and no sum too large."""
+        scale = LARGEST / np.maximum(widest, TINY)
+        if self._spare:  # rounding adds ½ to every entry at most
+            scale = np.minimum(scale, (LARGEST_SUM - LARGEST - self.tables) / np.maximum(total, TINY))
+        return np.where(widest < TINY, 1.0, scale)
+
+    def _query(self, entries: np.ndarray) -> np.ndarray:
+        """`(positions, 16 · M)`: what FAISS multiplies by 1, since one table has an entry of 255."""
+        if self._spare:
+            spare = np.zeros((len(entries), 2, ENTRIES))
+            spare[:, :, -1] = LARGEST  # no row has this nibble
+            entries = np.concatenate([entries, spare], axis=1)
+        return entries.reshape(len(entries), -1).astype(np.float32)
+
+
+def copies(spans: np.ndarray, share: float = 0.25) -> np.ndarray:
+    """In how many parts `(M,)` to add up tables of such spans `(M,)`, for at most that share of tables more."""
+    low, high = spans.sum() / len(spans) * 1e-3, spans.max() + TINY
+    for _ in range(40):
+        middle = (low + high) / 2
+        fits = np.ceil(spans / middle).clip(1).sum() <= (1 + share) * len(spans)
+        low, high = (low, middle) if fits else (middle, high)
+    return np.ceil(spans / high).clip(1).astype(np.int64)
+
+
+def _repeated(plane: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Packed rows with every nibble as often as `copies` `(M,)` say."""
+    nibbles = np.repeat(np.stack([plane & 15, plane >> 4], axis=2).reshape(len(plane), -1), copies, axis=1)
+    nibbles = np.pad(nibbles, ((0, 0), (0, nibbles.shape[1] % 2)))
+    return nibbles[:, ::2] | nibbles[:, 1::2] << 4
+
+
+def _index(plane: np.ndarray) -> Any:
+    """The index of FAISS over packed rows."""
+    import faiss
+
+    tables = 2 * plane.shape[1]
+    whole = faiss.IndexPQ(tables * ENTRIES, tables, 4, faiss.METRIC_INNER_PRODUCT)
+    unit = np.broadcast_to(np.eye(ENTRIES, dtype=np.float32), (tables, ENTRIES, ENTRIES))
+    faiss.copy_array_to_vector(np.ascontiguousarray(unit).ravel(), whole.pq.centroids)
+    faiss.copy_array_to_vector(plane.ravel(), whole.codes)
+    whole.ntotal, whole.is_trained = len(plane), True
+    return faiss.IndexPQFastScan(whole)

@@ -1,0 +1,274 @@
+"""The k best tokens by scanning packed codewords, exactly: nothing is as wide as the vocabulary.
+
+A scan ranks all tokens by scores that are rounded, with a known error, and gives the best of them. Those that may be
+among the k best are scored exactly, in float64; where tokens that were not given might be too, more are taken, and at
+last all are scored, some at a time. Equal scores are ordered by token id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codehead.codes.lookup import bit_sums
+from codehead.codes.packing import row_bytes
+from codehead.codes.table import CodewordTable
+from codehead.decoding.corrections import Corrections
+from codehead.decoding.fast_scan import FastScan, Found, Numbers, bit_tables
+from codehead.decoding.terms import Terms
+
+FIRST = 64
+"""Tokens taken at first, beyond k."""
+MORE = 16
+"""How many times as many are taken next, before all are scored."""
+CHUNK = 2**13
+"""Tokens that are worked on at a time."""
+ROUNDING = 2.0**-23
+"""Twice the relative error of a float32 operation."""
+
+
+class Query(NamedTuple):
+    """What positions ask of tokens: weights of their bits, 1 or 0, in float64."""
+
+    bits: np.ndarray
+    """`(positions, 8 · bytes)`: of the packed codewords, the signs and then the support."""
+    extra: np.ndarray
+    """`(positions, 8 · bytes)`: of the extra bits."""
+    rows: np.ndarray
+    """`(positions, K)`: added to the scores of listed tokens."""
+    constant: np.ndarray
+    """`(positions,)`: added to all scores."""
+    extra_constant: np.ndarray
+    """`(positions,)`: added to scores of tokens with extra bits."""
+
+    def at(self, positions: int | list[int]) -> Query:
+        """Some positions, or what one asks."""
+        return Query(*(part[positions] for part in self))
+
+    @classmethod
+    def of(cls, terms: Terms, table: CodewordTable, corrections: Corrections | None, outputs: Tensor) -> Query:
+        """From the form of a decoder, in float64, and the outputs `(positions, m + K)` beyond the n bit logits."""
+        signed = terms.signed.cpu().numpy()
+        planes, constant = [2 * signed], np.zeros(len(signed))
+        if table.is_ternary:  # a symbol is twice the bit of its sign less that of its support
+            planes.append((0.0 if terms.support is None else terms.support.cpu().numpy()) - signed)
+        else:
+            constant -= signed.sum(-1)
+        length = 0 if corrections is None else corrections.num_bits
+        extra, rows = np.split(outputs.cpu().numpy(), [length], axis=1)
+        bits = np.concatenate([_whole_bytes(weights) for weights in planes], axis=1)
+        return cls(bits, _whole_bytes(extra), rows, constant, -extra.sum(-1) / 2)
+
+
+def _whole_bytes(weights: np.ndarray) -> np.ndarray:
+    return np.pad(weights, ((0, 0), (0, 8 * row_bytes(weights.shape[1]) - weights.shape[1])))
+
+
+class _Scanner(Protocol):
+    """Some tokens whose scores can be ranked roughly."""
+
+    def search(self, weights: np.ndarray, constant: np.ndarray, count: int) -> Found:
+        """The `count` best for weights `(positions, bits)` and what `(positions,)` is added to their sums."""
+        ...
+
+
+@final
+class _Fast:
+    """By FAISS, on the CPU."""
+
+    def __init__(self, plane: np.ndarray, bias: np.ndarray | None) -> None:
+        self.numbers = None if bias is None else Numbers.of(bias)
+        self.scan = FastScan(plane if self.numbers is None else np.concatenate([plane, self.numbers.plane], axis=1))
+
+    def search(self, weights: np.ndarray, constant: np.ndarray, count: int) -> Found:
+        tables = bit_tables(weights)
+        if self.numbers is not None:
+            biases = np.broadcast_to(self.numbers.tables, (len(tables), *self.numbers.tables.shape))
+            tables = np.concatenate([tables, biases], axis=1)
+        ids, scores, errors = self.scan.search(tables, count)
+        return Found(ids, scores + constant[:, None], errors + (0.0 if self.numbers is None else self.numbers.error))
+
+
+@final
+class _Chunked:
+    """By torch, on any device, in float32: some tokens at a time, of which the best are kept."""
+
+    def __init__(self, plane: np.ndarray, bias: np.ndarray | None, scale: np.ndarray | None, device: Any) -> None:
+        self.plane = torch.from_numpy(plane).to(device)
+        self.bias = None if bias is None else torch.from_numpy(bias).to(device, torch.float32)
+        self.scale = None if scale is None else torch.from_numpy(scale).to(device, torch.float32)
+
+    def search(self, weights: np.ndarray, constant: np.ndarray, count: int) -> Found:
+        own, added = (torch.from_numpy(part).to(self.plane.device, torch.float32) for part in (weights, constant))
+        scores, ids = own[:, :0], own[:, :0].long()
+        for start in range(0, len(self.plane), CHUNK):
+            found = self._scores(own, added, slice(start, start + CHUNK))
+            places = torch.arange(start, start + found.shape[1], device=ids.device).expand_as(found)
+            scores, ids = torch.cat([scores, found], dim=1), torch.cat([ids, places], dim=1)
+            scores, best = scores.topk(min(count, scores.shape[1]), dim=1)
+            ids = ids.gather(1, best)
+        return Found(ids.cpu().numpy(), scores.double().cpu().numpy(), self._errors(weights, constant))
+
+    def _scores(self, weights: Tensor, constant: Tensor, some: slice) -> Tensor:
+        scores = bit_sums(weights, self.plane[some]) + constant[:, None]
+        if self.scale is not None:
+            scores = scores * self.scale[some]
+        return scores if self.bias is None else scores + self.bias[some]
+
+    def _errors(self, weights: np.ndarray, constant: np.ndarray) -> np.ndarray:
+        """As many roundings as there are additions, each of the sum of all magnitudes at most."""
+        size = np.abs(weights).sum(1) + np.abs(constant)
+        size = size * (1.0 if self.scale is None else float(self.scale.abs().max()))
+        size = size + (0.0 if self.bias is None else float(self.bias.abs().max()))
+        return np.asarray(ROUNDING * (weights.shape[1] + 4) * size)
+
+
+class _Section(NamedTuple):
+    """Tokens that are scored alike."""
+
+    ids: np.ndarray | None
+    """`(tokens,)`, ascending; None if these are all there are."""
+    extra: bool
+    """Whether they have extra bits."""
+    listed: np.ndarray | None
+    """`(tokens,)`: which rows are theirs; None if they have none."""
+    scanner: _Scanner
+    size: int
+
+    def search(self, query: Query, count: int) -> Found:
+        """The `count` best tokens; those that have a row all, since it may add anything."""
+        weights, constant = query.bits, query.constant
+        if self.extra:
+            weights, constant = np.concatenate([weights, query.extra], axis=1), constant + query.extra_constant
+        places, scores, errors = self.scanner.search(weights, constant, self.given(count))
+        if self.listed is not None:
+            scores = scores + np.take_along_axis(query.rows, self.listed[places], axis=1)
+        return Found(places if self.ids is None else self.ids[places], scores, errors)
+
+    def given(self, count: int) -> int:
+        """How many tokens it gives where `count` are asked for."""
+        return min(count, self.size) if self.listed is None else self.size
+
+
+@final
+class Scan:
+    """The tokens of a table, with what corrections add to them; `fast` chooses FAISS instead of torch."""
+
+    def __init__(self, table: CodewordTable, corrections: Corrections | None = None, *, fast: bool = True) -> None:
+        assert table.sign_plane is not None  # an implicit code has nothing to scan
+        planes = [plane.cpu().numpy() for plane in (table.sign_plane, table.support_plane) if plane is not None]
+        self.plane = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=1)
+        self.num_classes, self.fast, self.device = table.num_classes, fast, table.sign_plane.device
+        self.bias, self.scale = _number(corrections, "token_bias"), _number(corrections, "token_scale")
+        refinement = None if corrections is None else corrections.refinement
+        self.members, self.extra_plane = np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.uint8)
+        if refinement is not None and refinement.table.sign_plane is not None:
+            self.members, self.extra_plane = (x.cpu().numpy() for x in (refinement.ids(), refinement.table.sign_plane))
+        shortlist = self.members[:0] if corrections is None else corrections.shortlist.long().cpu().numpy()
+        self.rows = np.argsort(shortlist)
+        self.listed = shortlist[self.rows]
+        self.sections = [self._section(*some) for some in self._parted()]
+
+    def _parted(self) -> Iterator[tuple[np.ndarray | None, bool, bool]]:
+        """The ids of tokens that are scored alike, and whether they have extra bits and rows."""
+        if not len(self.members) and not len(self.listed):
+            yield None, False, False
+            return
+        extra, listed = np.zeros((2, self.num_classes), dtype=bool)
+        extra[self.members], listed[self.listed] = True, True
+        for has_extra, has_row in ((False, False), (True, False), (False, True), (True, True)):
+            ids = np.flatnonzero((extra == has_extra) & (listed == has_row))
+            if len(ids):
+                yield ids, has_extra, has_row
+
+    def _section(self, ids: np.ndarray | None, has_extra: bool, has_row: bool) -> _Section:
+        some: Any = slice(None) if ids is None else ids
+        plane = self.plane[some]
+        if has_extra:
+            plane = np.concatenate([plane, self.extra_plane[np.searchsorted(self.members, ids)]], axis=1)
+        bias, scale = (None if values is None else values[some] for values in (self.bias, self.scale))
+        listed = self.rows[np.searchsorted(self.listed, ids)] if has_row else None
+        scanner = _Fast(plane, bias) if self.fast else _Chunked(plane, bias, scale, self.device)
+        return _Section(ids, has_extra, listed, scanner, len(plane))
+
+    def best(self, query: Query, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and scores, float64, `(positions, k)` of the best tokens."""
+        found: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(query.bits)
+        for count in (k + FIRST, MORE * (k + FIRST)):
+            left = [position for position, best in enumerate(found) if best is None]
+            if left and count * 4 <= self.num_classes:
+                some = query.at(left) if len(left) < len(found) else query
+                for position, best in zip(left, self._decided(some, count, k), strict=True):
+                    found[position] = best
+        chosen = [self._by_scoring_all(query.at(i), k) if best is None else best for i, best in enumerate(found)]
+        ids, scores = zip(*chosen, strict=True)
+        return np.stack(ids), np.stack(scores)
+
+    def _decided(self, query: Query, count: int, k: int) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
+        """The best tokens of every position; None where tokens beyond the first `count` might be among them."""
+        parts = [section.search(query, count) for section in self.sections]
+        incomplete = [some.given(count) < some.size for some in self.sections]
+        ids = np.concatenate([part.ids for part in parts], axis=1)
+        lower = np.concatenate([part.scores - part.errors[:, None] for part in parts], axis=1)
+        upper = np.concatenate([part.scores + part.errors[:, None] for part in parts], axis=1)
+        rest = [part.scores[:, -1] + part.errors for part, more in zip(parts, incomplete, strict=True) if more]
+        bars = np.partition(lower, lower.shape[1] - k, axis=1)[:, lower.shape[1] - k]
+        for position, bar in enumerate(bars):
+            some = ids[position, upper[position] >= bar]
+            best, scores = _in_order(some, self.exact(query.at(position), some), k)
+            yield (best, scores) if all(scores[-1] > other[position] for other in rest) else None
+
+    def exact(self, query: Query, ids: np.ndarray) -> np.ndarray:
+        """Scores `(tokens,)` of some tokens for what one position asks, in float64."""
+        scores = _sums(self.plane[ids], query.bits) + query.constant
+        if len(self.members):
+            place, known = _find(self.members, ids)
+            scores[known] += _sums(self.extra_plane[place], query.extra) + query.extra_constant
+        if self.scale is not None:
+            scores *= self.scale[ids]
+        if self.bias is not None:
+            scores += self.bias[ids]
+        if len(self.listed):
+            place, known = _find(self.listed, ids)
+            scores[known] += query.rows[self.rows[place]]
+        return np.asarray(scores)
+
+    def _by_scoring_all(self, query: Query, k: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, scores = np.empty(0, dtype=np.int64), np.empty(0)
+        for start in range(0, self.num_classes, CHUNK):
+            some = np.arange(start, min(start + CHUNK, self.num_classes))
+            ids, scores = np.concatenate([ids, some]), np.concatenate([scores, self.exact(query, some)])
+            ids, scores = _in_order(ids, scores, k)
+        return ids, scores
+
+
+def _number(corrections: Corrections | None, name: str) -> np.ndarray | None:
+    """What every token is added or multiplied by, `(V,)`, float64."""
+    values: Tensor | None = None if corrections is None else getattr(corrections, name)
+    return None if values is None else values.detach().double().cpu().numpy()
+
+
+def _sums(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sums `(tokens,)` of weights `(8 · bytes,)` where packed rows `(tokens, bytes)` have a 1; the same for equal rows.
+
+    Not as a matrix product, which may add up one row in another order than the next.
+    """
+    bits = np.unpackbits(rows, axis=1, bitorder="little")
+    return np.asarray((bits * weights).sum(axis=1))
+
+
+def _find(known: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where those of the ids that are among `known` ones, which ascend, stand there, and which these are."""
+    place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    found = known[place] == ids
+    return place[found], found
+
+
+def _in_order(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best, equal ones by id."""
+    order = np.lexsort((ids, -scores))[:k]
+    return ids[order], scores[order]

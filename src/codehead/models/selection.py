@@ -1,0 +1,137 @@
+"""Generation that knows the logits of a few tokens, those that matter, and computes all where others might.
+
+Greedy text needs the best token, and sampling that is cut by top_k or min_p the best few. So a step of `generate` may
+work on logits that are −∞ but for these, as long as nothing that comes after can choose another token. What is applied
+to logits either lowers those of some tokens, which the best known score shows to be harmless, or depends on the best
+ones alone; everything else takes all logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FEW = 64
+"""Tokens that are found where it is not known beforehand how many will do."""
+MOST = 512
+"""The largest top_k that is worth it."""
+
+
+class Step(NamedTuple):
+    """The tokens that are known at one step of generation."""
+
+    logits: Tensor
+    """`(batch, 1, V)`: −∞ for tokens that are not known."""
+    floor: Tensor
+    """`(batch,)`: no token that is not known has a larger logit."""
+    everything: Callable[[], Tensor]
+    """Gives all logits, `(batch, 1, V)`."""
+    known: Tensor | None = None
+    """`(batch, V)`: which tokens are known, where what the model does to logits leaves no −∞."""
+
+
+def spread(ids: Tensor, logits: Tensor, num_classes: int) -> Tensor:
+    """Logits `(…, k)` of tokens `(…, k)` among those of all, `(…, V)`, −∞ for the others."""
+    return logits.new_full((*ids.shape[:-1], num_classes), -torch.inf).scatter_(-1, ids, logits)
+
+
+class Selection:
+    """Stands for the logits processors of one generation, and asks for all logits where a token is not certain.
+
+    `count` tokens are enough at most steps. `steps` and `whole` count the tokens chosen, and those of them for which
+    all logits were computed.
+    """
+
+    def __init__(self, count: int, lowering: Any, processors: Any, *, sampling: bool) -> None:
+        self.count, self.sampling = count, sampling
+        self.processors, self.lowering = processors, type(processors)(processors[:lowering])
+        self.warpers = type(processors)(processors[lowering:])
+        self.step: Step | None = None
+        self.steps = self.whole = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores `(batch, V)` as the processors would leave them, −∞ for tokens that cannot be chosen."""
+        step, self.step = self.step, None
+        self.steps += len(scores)
+        if step is None:  # the model gave all logits
+            self.whole += len(scores)
+            return self.processors(input_ids, scores)
+        if step.known is not None:
+            scores = scores.masked_fill(~step.known, -torch.inf)
+        if not self.processors:
+            return scores
+        lowered = self.lowering(input_ids, scores)
+        lowered = lowered.masked_fill(lowered < step.floor.to(lowered)[:, None], -torch.inf)
+        chosen = self.warpers(input_ids, lowered)
+        known = (lowered > -torch.inf).sum(-1)
+        unsure = (chosen > -torch.inf).sum(-1) >= known if self.sampling else known < 1
+        if bool(unsure.any()):
+            self.whole += int(unsure.sum())
+            everything = step.everything()[:, -1].to(scores)
+            chosen[unsure] = self.processors(input_ids, everything)[unsure]
+        return chosen
+
+
+def select(processors: Any, config: Any) -> Selection | str:
+    """The selection for `generate` with these logits processors and this configuration; or why there is none."""
+    from transformers.generation import logits_process as known
+
+    lowers = (
+        known.RepetitionPenaltyLogitsProcessor, known.NoRepeatNGramLogitsProcessor, known.NoBadWordsLogitsProcessor,
+        known.MinLengthLogitsProcessor, known.MinNewTokensLengthLogitsProcessor, known.SuppressTokensLogitsProcessor,
+        known.SuppressTokensAtBeginLogitsProcessor,
+    )  # fmt: skip
+    cuts = (known.TemperatureLogitsWarper, known.TopKLogitsWarper, known.TopPLogitsWarper, known.MinPLogitsWarper)
+    if (config.output_logits or config.output_scores) and not config.is_assistant:  # a draft's are not for users
+        return "the logits of all tokens are to be returned"
+    lowering = 0
+    while lowering < len(processors) and type(processors[lowering]) in lowers:
+        if getattr(processors[lowering], "penalty", 1.0) < 1:
+            return "a repetition penalty below 1 raises the logits of tokens"
+        lowering += 1
+    for other in processors[lowering:]:
+        if type(other) not in cuts:
+            return f"{type(other).__name__} may choose any token"
+    if not config.do_sample:
+        return Selection(FEW if lowering else 1, lowering, processors, sampling=False)
+    return _sampling(processors, lowering, config)
+
+
+def _sampling(processors: Any, lowering: int, config: Any) -> Selection | str:
+    top_k, min_p = config.top_k or 0, config.min_p
+    if top_k > MOST:
+        return f"top_k={top_k} leaves more than {MOST} tokens"
+    if top_k:
+        return Selection(top_k + (FEW if lowering else 1), lowering, processors, sampling=True)
+    if min_p and (config.top_p is None or config.top_p >= 1):
+        return Selection(FEW, lowering, processors, sampling=True)
+    return "sampling without top_k or min_p may draw any token"
+
+
+class Selecting:
+    """Mixed into the class of a model whose forward can give a `Step` instead of all logits."""
+
+    _selection: Selection | None = None
+    """The generation that is under way."""
+
+    def _may_select(self, chosen: Selection | str) -> Selection | None:
+        """The selection, if this model can serve it; here a model may say openly that it does not."""
+        return None if isinstance(chosen, str) else chosen
+
+    def _sample(self, input_ids: Tensor, logits_processor: Any, **options: Any) -> Any:
+        sample = super()._sample  # type: ignore[misc]
+        with self._selecting(logits_processor, options["generation_config"]) as processors:
+            return sample(input_ids, logits_processor=processors, **options)
+
+    @contextmanager
+    def _selecting(self, processors: Any, config: Any) -> Iterator[Any]:
+        """Gives what stands for the processors meanwhile."""
+        outer, self._selection = self._selection, self._may_select(select(processors, config))
+        try:
+            yield processors if self._selection is None else self._selection
+        finally:
+            self._selection = outer

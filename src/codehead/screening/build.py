@@ -1,0 +1,278 @@
+"""Screening a model: hidden states, a code for the rows of its head, a calibration; nothing is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codehead.decoding import fast_scan
+from codehead.errors import ConfigurationError
+from codehead.models import guards, stock
+from codehead.models.hidden import Statistics, hidden_states
+from codehead.models.surgery import is_coded
+from codehead.screening import certificate
+from codehead.screening.model import install, is_screened
+from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings, block_norms, probes
+from codehead.screening.transform_coding import TransformCode, fit, pieces
+
+Model = TypeVar("Model", bound=nn.Module)
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+POSITIONS = 12_000
+"""Hidden states: a quarter for the code, half for the calibration, a quarter for the measurement."""
+LENGTHS = (256, 512, 768, 1024)
+"""Codes that are tried, until a promise holds with few candidates."""
+EXACT_LENGTH, PROOF_DIGITS, PROOF_BLOCKS = 1024, 4, 16
+FEW, MANY = 256, 1024
+"""Candidates: few enough to prefer to a longer code, and the most that are taken."""
+STEP = 16
+"""Candidates are a multiple of it: kernels then add up a row as they do among all rows."""
+CONFIDENCE = 0.95
+CHUNK = 64
+"""Positions whose logits are computed at a time."""
+WRITTEN = 128
+"""Tokens of a text that the model writes itself."""
+
+
+class Positions(NamedTuple):
+    """Hidden states `(positions, H)` and the tokens `(positions,)` that the dense head finds best there."""
+
+    hidden: Tensor
+    best: Tensor
+
+
+def screen(
+    model: Model,
+    batches: Iterable[Mapping[str, Tensor]] | None = None,
+    *,
+    mode: str = "fast",
+    bits: int | None = None,
+    recall: float = 0.999,
+    certificate: str = "calibrated",
+    positions: int = POSITIONS,
+    hidden: Tensor | None = None,
+    data: str | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Model:
+    """Give a stock causal LM a code that finds the tokens worth scoring, in place; its weights stay as they are.
+
+    Args:
+        model: any causal LM of transformers with a linear output embedding, tied or not.
+        batches: text like yours, as `input_ids` and `labels` `(batch, length)`; without, the model writes its own.
+        mode: "fast" takes the best of some candidates, with a promised recall. "exact" gives the greedy text of the
+            dense head: it takes that head wherever a token that is no candidate might win.
+        bits: n of the code; None tries lengths until a promise holds with few candidates.
+        recall: in mode "fast", the share of positions where the dense head's choice has to be a candidate.
+        certificate: of mode "exact": "calibrated" (a stated failure probability) or "proof" (longer codes).
+        positions: hidden states that are used.
+        hidden: hidden states `(positions, H)` that were measured before, instead of `batches`.
+        data: where the text comes from, for the record.
+        progress: called as the work goes on.
+
+    Raises:
+        ConfigurationError: the model cannot be screened, an argument is impossible, or the recall cannot be promised
+            from so few positions or with so few bits; nothing has changed then.
+
+    Returns:
+        The same model, now screened.
+
+    """
+    head = _check(model, mode, certificate, recall)
+    if hidden is None:
+        source = _own_text(model) if batches is None else batches
+        data = data or ("text that the model wrote" if batches is None else "text that was given")
+        hidden = hidden_states(model, source, positions, lambda done, total: progress("hidden states", done, total))
+    parts = _parted(head, hidden.float(), progress)
+    with torch.no_grad():
+        made = (
+            _exact(head, parts, certificate, bits, progress)
+            if mode == "exact"
+            else _fast(head, parts, bits, recall, progress)
+        )
+    made.settings = replace(made.settings, data=data or "hidden states that were given")
+    install(model, made)
+    return model
+
+
+def _check(model: Any, mode: str, kind: str, recall: float) -> nn.Linear:
+    from transformers import PreTrainedModel  # at module level it would be a circle: see models/registration.py
+
+    if mode not in MODES:
+        raise ConfigurationError(f"mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
+    if kind not in CERTIFICATES:
+        raise ConfigurationError(f"certificate={kind!r} is unknown; choose one of {', '.join(CERTIFICATES)}")
+    if not 0 < recall < 1:
+        raise ConfigurationError(f"recall={recall} is not between 0 and 1; a share of positions, such as 0.999")
+    if is_coded(model) or is_screened(model):
+        raise ConfigurationError("this model has a decision layer or a screen already; codehead.detach(model) it first")
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigurationError(f"cannot screen a {type(model).__name__}: it is not a model of transformers")
+    if getattr(model, "is_quantized", False):
+        raise ConfigurationError(
+            "cannot screen a quantised model: config.json has one place for a quantizer; load it unquantised"
+        )
+    guards.refuse_patched_forward(model, "screen")
+    head = model.get_submodule(stock.head_path(model))
+    if type(head) is not nn.Linear:
+        raise ConfigurationError(
+            f"cannot screen: the output embedding is a {type(head).__name__}, and codes are made for the rows of a "
+            "torch.nn.Linear; merge or remove adapters first"
+        )
+    if not fast_scan.available():
+        raise ConfigurationError("screening scans codes with FAISS, which is missing: pip install 'codehead[fast]'")
+    if head.weight.device.type != "cpu":
+        raise ConfigurationError(
+            f"the head is on the device {head.weight.device.type!r}, where multiplying all rows is as fast as a scan; "
+            "screen models that run on a CPU (model.to('cpu'))"
+        )
+    return head
+
+
+def _own_text(model: Any) -> Iterator[dict[str, Tensor]]:
+    """Text without end, drawn from the model after its first token."""
+    config = model.config.get_text_config()
+    start = next((x for x in (config.bos_token_id, config.eos_token_id, 0) if isinstance(x, int)), 0)
+    seed = 0
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            ids = model.generate(
+                torch.full((16, 1), start), max_new_tokens=WRITTEN, do_sample=True, top_k=0, pad_token_id=start
+            )
+        yield {"input_ids": ids, "labels": ids}
+        seed += 1
+
+
+class _Parts(NamedTuple):
+    statistics: Statistics
+    fitted: Tensor
+    calibration: Positions
+    test: Positions
+
+
+def _parted(head: nn.Linear, hidden: Tensor, progress: Progress) -> _Parts:
+    """Hidden states parted in the order of the text, with what the dense head finds best."""
+    first, second = len(hidden) // 4, len(hidden) * 3 // 4
+    if first < 2:
+        raise ConfigurationError(f"{len(hidden)} hidden states are too few to screen by; give more text")
+    best = []
+    for start in range(first, len(hidden), CHUNK):
+        best.append(F.linear(hidden[start : start + CHUNK].to(head.weight), head.weight, head.bias).argmax(-1))
+        progress("the dense head's choices", min(start + CHUNK, len(hidden)) - first, len(hidden) - first)
+    chosen = torch.cat(best)
+    return _Parts(
+        Statistics.of(torch.zeros(len(head.weight)), hidden[:first]),
+        hidden[:first],
+        Positions(hidden[first:second], chosen[: second - first]),
+        Positions(hidden[second:], chosen[second - first :]),
+    )
+
+
+def _fast(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
+    """The shortest code that holds the promise with few candidates; else the longest, with as many as it needs."""
+    most = min(MANY, len(head.weight))
+    wanted = certificate.order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
+    for length in LENGTHS if bits is None else (bits,):
+        made = _coded(head, parts, Settings(*head.weight.shape, length), progress)
+        ranks = _ranks(made, parts.calibration, most, progress)
+        needed = -(-(int(np.sort(ranks)[wanted - 1]) + 1) // STEP) * STEP
+        if needed <= FEW:
+            break
+    if needed > most:
+        raise ConfigurationError(
+            f"with bits={length} the dense head's choice is not among the best {most:,} candidates at {recall:.4%} of "
+            "positions; give more bits, or a lower recall"
+        )
+    needed = min(needed, len(head.weight))
+    made.settings = replace(
+        made.settings, candidates=needed, promised=recall, confidence=CONFIDENCE,
+        calibration_positions=len(ranks), test_positions=len(parts.test.best),
+        measured=float((_ranks(made, parts.test, needed, progress) < needed).mean()),
+    )  # fmt: skip
+    return made
+
+
+def _exact(head: nn.Linear, parts: _Parts, kind: str, bits: int | None, progress: Progress) -> Screen:
+    """A code with norms of its residuals; their factor is calibrated unless it is to be a proof."""
+    classes, size = head.weight.shape
+    proof = kind == "proof"
+    length = bits or (PROOF_DIGITS * size if proof else EXACT_LENGTH)
+    settings = Settings(
+        classes, size, length, "exact", min(FEW, classes), blocks=min(PROOF_BLOCKS, size) if proof else 1
+    )
+    made = _coded(head, parts, settings, progress)
+    count, promised = len(parts.calibration.best), 1.0
+    if not proof:
+        factor = float(_shortfalls(made, head, parts.calibration).max().clamp(min=0))
+        made.settings = replace(made.settings, factor=min(factor, 1.0))
+        _ready(made, head, parts.fitted)
+        promised = (1 - CONFIDENCE) ** (1 / count)
+    ranks = _ranks(made, parts.test, made.settings.candidates, progress)
+    made.settings = replace(
+        made.settings, promised=promised, confidence=1.0 if proof else CONFIDENCE, calibration_positions=count,
+        test_positions=len(ranks), measured=float((ranks < made.settings.candidates).mean()),
+    )  # fmt: skip
+    return made
+
+
+def _coded(head: nn.Linear, parts: _Parts, settings: Settings, progress: Progress) -> Screen:
+    """A screen that is ready, of a code of so many bits."""
+    code = fit(head.weight, parts.statistics, settings.bits)
+    coded = int((code.digits > 0).sum())
+    made = Screen(replace(settings, rank=code.digits.numel() if settings.blocks else coded))
+    _fill(made, code, head, progress)
+    _ready(made, head, parts.fitted)
+    return made
+
+
+def _fill(made: Screen, code: TransformCode, head: nn.Linear, progress: Progress) -> None:
+    rank, (coordinates, sizes) = made.settings.rank, code.columns
+    made.coordinates.copy_(coordinates)
+    for name, values in {
+        "sizes": sizes, "mean": code.mean, "white": code.inverse[:rank], "common": code.centre[:rank],
+        "probes": probes(head.weight),
+    }.items():  # fmt: skip
+        made.set(name, values)
+    planes, norms = [], []
+    for rows in pieces(head.weight, lambda done, total: progress(f"codewords of {code.length} bits", done, total)):
+        encoded = code.encode(rows)
+        planes.append(torch.from_numpy(encoded.plane))
+        norms.append(block_norms(encoded.residual, made.settings.blocks))
+    made.plane.copy_(torch.cat(planes))
+    made.set("norms", torch.cat(norms))
+
+
+def _ready(made: Screen, head: nn.Linear, hidden: Tensor) -> None:
+    """Build the index, with tables that are balanced at usual hidden states."""
+    made.prepare(head.weight, head.bias)
+    made.balance(hidden[:: max(1, len(hidden) // 256)])
+    made.prepare(head.weight, head.bias)
+
+
+def _ranks(made: Screen, positions: Positions, most: int, progress: Progress) -> np.ndarray:
+    """Where the dense head's choice stands among the candidates `(positions,)`, 0 for the first; `most` if nowhere."""
+    found = []
+    for start in range(0, len(positions.best), CHUNK):
+        some = slice(start, start + CHUNK)
+        hits = made.search(positions.hidden[some], most).ids == positions.best[some].numpy()[:, None]
+        found.append(np.where(hits.any(1), hits.argmax(1), most))
+        progress("candidates", min(start + CHUNK, len(positions.best)), len(positions.best))
+    return np.concatenate(found)
+
+
+def _shortfalls(made: Screen, head: nn.Linear, positions: Positions) -> Tensor:
+    """How much of ‖r‖ ‖h′‖ the code leaves out of the scores of the dense head's choices: `(positions,)`."""
+    chosen = positions.best
+    white = made.whitened(positions.hidden)
+    bits = np.unpackbits(made.plane[chosen].numpy(), axis=1, count=made.settings.bits, bitorder="little")
+    coded = (made.bit_logits(white) * (torch.from_numpy(bits).float() - 0.5)).sum(1) + white @ made.get("common")
+    rows = head.weight[chosen].float()
+    exact = (rows * (positions.hidden - made.get("mean"))).sum(1)
+    return (exact - coded) / (made.get("norms")[chosen, 0] * made.block_norms(white)[:, 0])

@@ -1,0 +1,169 @@
+"""A causal LM whose Softmax head is screened: what is different from its stock class."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from codehead.decoding import fast_scan
+from codehead.errors import ConfigurationError
+from codehead.models import guards, manifest, stock
+from codehead.models.description import METHOD
+from codehead.models.selection import Selecting, Selection
+from codehead.models.tail import Tail
+from codehead.screening.head import ScreenedLinear
+from codehead.screening.screen import Screen, Settings
+
+FIELD = "screening"
+"""Of `quantization_config`: a checkpoint that has it is screened."""
+
+
+class ScreenedCausalLM(Selecting):
+    """Mixed into the class of a model by `screen`; the result keeps the stock class's name.
+
+    `generate` computes the logits of candidates where no other token can be chosen, and the dense head's otherwise,
+    which it says once. Outside of `generate` the model is the stock model. `steps` and `whole` count the tokens
+    generated, and those of them that took the dense head.
+    """
+
+    _stock_class: Any
+    config: Any
+    steps: int = 0
+    whole: int = 0
+    _told: frozenset[str] = frozenset()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """`type(model)(config)` and `type(model).from_pretrained` start without a screen."""
+        if not args and not kwargs:
+            return object.__new__(cls)
+        return cls._stock_class(*args, **kwargs)
+
+    @property
+    def screen(self) -> Screen:
+        """The code beside the head."""
+        return screened_head(self).screen
+
+    def _may_select(self, chosen: Selection | str) -> Selection | None:
+        reason = chosen if isinstance(chosen, str) else self._obstacle()
+        if reason is None and isinstance(chosen, Selection):
+            return chosen
+        if reason not in self._told:
+            self._told |= {str(reason)}
+            warnings.warn(f"the dense head computes all logits: {reason}", stacklevel=2)
+        return None
+
+    def _obstacle(self) -> str | None:
+        """Why the code cannot be used now; prepares it otherwise."""
+        head: Any = self.get_output_embeddings()  # type: ignore[attr-defined]
+        if not isinstance(head, ScreenedLinear):
+            return "another module stands where the screened head was (LoRA on the head?); screen the merged model"
+        if not fast_scan.available():
+            return "FAISS is not installed (pip install 'codehead[fast]')"
+        if head.weight.device.type != "cpu" or head.screen.plane.device.type != "cpu":
+            return f"the head is on the device {head.weight.device.type!r}, where multiplying all rows is as fast"
+        kept = (id(head.weight), head.weight._version)
+        if self.__dict__.get("_prepared") != kept or head.screen._scan is None:
+            if not head.screen.knows(head.weight):
+                return "the rows of the head are not those that its code was made for; run codehead.screen again"
+            with torch.no_grad():
+                head.tail = Tail.of(self)
+                head.screen.prepare(head.weight, head.bias)
+            self._prepared = kept
+        return None
+
+    @contextmanager
+    def _selecting(self, processors: Any, config: Any) -> Iterator[Any]:
+        with super()._selecting(processors, config) as given, torch.no_grad():
+            head: Any = self.get_output_embeddings()  # type: ignore[attr-defined]
+            selection = given if isinstance(given, Selection) else None
+            if selection is None:
+                yield given
+                return
+            head.selection = selection
+            try:
+                yield given
+            finally:
+                head.selection = None
+                self.steps, self.whole = self.steps + selection.steps, self.whole + selection.whole
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *_: Any, **__: Any) -> nn.Module:
+        """The input embedding, if the number of tokens stays the same; a ConfigurationError otherwise."""
+        guards.refuse_resize(new_num_tokens or self.screen.settings.num_classes, self.screen.settings.num_classes)
+        embedding: nn.Module = self.get_input_embeddings()  # type: ignore[attr-defined]
+        return embedding
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`."""
+        save = super().save_pretrained  # type: ignore[misc]
+        options |= dict(zip(list(inspect.signature(save).parameters)[1:], args, strict=False))
+        self.config.quantization_config = entry_of(self.screen.settings)
+        with manifest.staged(save_directory, options.get("variant")) as folder:
+            save(folder, **options)
+
+    def _detach(self) -> Any:
+        """The stock model, bit for bit: nothing but the code is taken away."""
+        guards.refuse_patched_forward(self, "detach")  # type: ignore[arg-type]
+        head = screened_head(self)
+        del head.screen
+        head.__dict__.pop("tail", None)
+        head.__class__ = nn.Linear
+        self.__class__ = self._stock_class
+        for name in ("steps", "whole", "_told", "_prepared", "_selection"):
+            self.__dict__.pop(name, None)
+        del self.config.quantization_config
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle by the stock class, which can be imported by name."""
+        return _rebuild, (self._stock_class,), {**self.__dict__, "_selection": None}
+
+
+def _rebuild(base: type) -> Any:
+    screened = screened_class(base)
+    return screened.__new__(screened)
+
+
+@functools.cache
+def screened_class(base: Any) -> Any:
+    """The screened subclass of a stock model class, under its name: tools keyed on names go on working."""
+    members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (ScreenedCausalLM, base), {**members, "_stock_class": base})
+
+
+def install(model: Any, screen: Screen) -> None:
+    """Put a screen beside the output embedding of a stock model."""
+    head = model.get_submodule(stock.head_path(model))
+    head.__class__ = ScreenedLinear
+    head.screen = screen
+    model.__class__ = screened_class(type(model))
+    model.config.quantization_config = entry_of(screen.settings)
+
+
+def entry_of(settings: Settings) -> dict[str, Any]:
+    """The entry `quantization_config` of the configuration of a screened model."""
+    return {"quant_method": METHOD, FIELD: asdict(settings)}
+
+
+def is_screened(model: object) -> bool:
+    """Whether the head of the model is screened."""
+    return isinstance(model, ScreenedCausalLM)
+
+
+def screened_head(model: Any) -> ScreenedLinear:
+    """The head of a screened model; a ConfigurationError if something else stands there."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, ScreenedLinear):
+        raise ConfigurationError(
+            f"the output embedding of this {type(model).__name__} is a {type(head).__name__} and no screened head; "
+            "codehead.screen(model, …) makes one, of a model without adapters on its head"
+        )
+    return head

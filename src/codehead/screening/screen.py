@@ -1,0 +1,205 @@
+"""The code of a head's rows: hidden states → the tokens that may score best, and what the others score at most."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codehead.codes.packing import row_bytes
+from codehead.decoding import fast_scan
+from codehead.decoding.fast_scan import Ceilings, FastScan, Numbers, bit_tables, copies
+from codehead.errors import CheckpointError
+
+MODES = ("fast", "exact")
+CERTIFICATES = ("calibrated", "proof")
+FLOAT32 = 1e-6
+"""What float32 may have done to tables, as a share of all they can add up to."""
+PROBES = 64
+"""Rows of a head by which it is known again."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a screen is, as `config.json` says it."""
+
+    num_classes: int
+    hidden_size: int
+    bits: int
+    """n: of every token."""
+    mode: str = "fast"
+    """"fast" takes the best of the candidates; "exact" only if no other token can be better."""
+    candidates: int = 256
+    """Tokens whose rows are multiplied with the hidden state."""
+    rank: int = 0
+    """Coordinates of the hidden state that are computed."""
+    blocks: int = 0
+    """Of coordinates whose residual norms are kept; 0 in mode "fast"."""
+    factor: float = 1.0
+    """Of the norms: 1 is a proof."""
+    promised: float = 0.0
+    """The share of positions where the best token is a candidate (fast), or the bound holds (exact), at least."""
+    confidence: float = 0.0
+    """With which that was promised, over draws of the calibration positions."""
+    calibration_positions: int = 0
+    measured: float = 0.0
+    """The share of held-out positions where the best token was a candidate."""
+    test_positions: int = 0
+    data: str = ""
+    """Where the hidden states come from."""
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> Settings:
+        """As `asdict` wrote it; a CheckpointError for anything else."""
+        try:
+            found = cls(**entry)
+        except TypeError as error:
+            raise CheckpointError(f"quantization_config.screening in config.json: {error}") from None
+        types = {name: type(value) for name, value in asdict(cls(1, 1, 1)).items()}
+        wrong = [name for name, kind in types.items() if not isinstance(getattr(found, name), kind)]
+        if wrong or found.mode not in MODES:
+            name = wrong[0] if wrong else "mode"
+            raise CheckpointError(
+                f"quantization_config.screening.{name} in config.json is {getattr(found, name)!r}; restore config.json "
+                "from the original checkpoint"
+            )
+        return found
+
+
+class Candidates(NamedTuple):
+    """The tokens that score best by the code."""
+
+    ids: np.ndarray
+    """`(positions, m)`, int64."""
+    rest: np.ndarray
+    """`(positions,)`: what the other tokens score at most, if the bound holds; meaningless in mode "fast"."""
+
+
+@final
+class Screen(nn.Module):
+    """A code for the rows of a head, and the white coordinates h′ of hidden states that it reads.
+
+    Numbers are kept as the bits of float32, so that no cast of the model rounds them. Buffers: `plane` `(V, bytes)`;
+    `mean` `(H,)` and `white` `(rank, H)`, h′ = white · (h − mean); `common` `(rank,)`, what all rows have in common;
+    `coordinates` and `sizes` `(n,)`, bit logit j being sizes[j] · h′[coordinates[j]]; `norms` `(V, blocks)`, of
+    residuals; `spans` `(M,)`, how wide the tables of a scan usually are; `probes` `(PROBES,)`, norms of some rows.
+    """
+
+    plane: Tensor
+    norms: Tensor
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        classes, hidden, blocks = settings.num_classes, settings.hidden_size, settings.blocks
+        tables = 2 * row_bytes(settings.bits) + blocks + blocks % 2 + 4
+        shapes: dict[str, tuple[int, ...]] = {
+            "mean": (hidden,), "white": (settings.rank, hidden), "common": (settings.rank,),
+            "sizes": (settings.bits,), "norms": (classes, blocks), "spans": (tables,), "probes": (PROBES,),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.int32))
+        self.register_buffer("plane", torch.zeros(classes, row_bytes(settings.bits), dtype=torch.uint8))
+        self.register_buffer("coordinates", torch.zeros(settings.bits, dtype=torch.int32))
+        self._scan: tuple[Any, ...] | None = None
+
+    def set(self, name: str, values: Tensor) -> None:
+        """Keep float32 numbers in the buffer called `name`."""
+        getattr(self, name).copy_(values.float().contiguous().view(torch.int32))
+
+    def get(self, name: str) -> Tensor:
+        """The float32 numbers in the buffer called `name`."""
+        values: Tensor = getattr(self, name)
+        return values.view(torch.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers: what screening adds to a model."""
+        return sum(values.nbytes for values in self.buffers())
+
+    def knows(self, weight: Tensor) -> bool:
+        """Whether these are the rows `(V, H)` that the code was made for, in whatever dtype."""
+        return bool(torch.allclose(probes(weight), self.get("probes").cpu(), rtol=2**-8, atol=1e-6))
+
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Build the index for the rows `(V, H)` of a head and its bias `(V,)`; some milliseconds per million tokens."""
+        numbers = Numbers.of(self._biases(weight, bias))
+        planes, ceilings = [self.plane.numpy()], None
+        if self.settings.blocks:
+            ceilings = Ceilings.of(self.get("norms").numpy())
+            planes.append(ceilings.plane)
+        whole = np.concatenate([*planes, numbers.plane], axis=1)
+        parts = copies(self.get("spans").numpy().astype(np.float64))
+        self._scan = (FastScan(whole, parts), numbers, ceilings)
+
+    def _biases(self, weight: Tensor, bias: Tensor | None) -> np.ndarray:
+        """w · μ, and the bias of the head: `(V,)`."""
+        mean = self.get("mean").to(weight.device)
+        found = torch.cat([(rows.float() @ mean).cpu() for rows in weight.detach().split(2**14)])
+        return (found if bias is None else found + bias.detach().float().cpu()).double().numpy()
+
+    def balance(self, hidden: Tensor) -> None:
+        """Note how wide tables are at hidden states `(positions, H)` of usual text."""
+        assert self._scan is not None
+        tables, _ = self._tables(self.whitened(hidden))
+        self.set("spans", torch.from_numpy(np.quantile(np.ptp(tables, axis=2), 0.9, axis=0)))
+
+    def whitened(self, hidden: Tensor) -> Tensor:
+        """h′ `(positions, rank)`, float32."""
+        return (hidden.float() - self.get("mean")) @ self.get("white").T
+
+    def search(self, hidden: Tensor, count: int) -> Candidates:
+        """The `count` tokens that may score best, by hidden states `(positions, H)`: by score, or by what bounds it."""
+        assert self._scan is not None
+        tables, constant = self._tables(self.whitened(hidden))
+        found = self._scan[0].search(tables, min(count, self.settings.num_classes))
+        slack = FLOAT32 * (np.ptp(tables, axis=2).sum(axis=1) + np.abs(constant))
+        rest = found.scores[:, -1] + constant + found.errors + self._scan[1].error + slack
+        return Candidates(found.ids, np.where(count >= self.settings.num_classes, -np.inf, rest))
+
+    def _tables(self, white: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Tables `(positions, M, 16)` of a scan, and what is added to its sums `(positions,)`."""
+        assert self._scan is not None
+        bit_logits = self.bit_logits(white).numpy().astype(np.float64)
+        constant = (white @ self.get("common")).numpy() - bit_logits.sum(1) / 2
+        parts = [bit_tables(bit_logits)]
+        if self._scan[2] is not None:
+            parts.append(self._scan[2].tables(self.settings.factor * self.block_norms(white).numpy()))
+        parts.append(np.broadcast_to(self._scan[1].tables, (len(white), 4, fast_scan.ENTRIES)))
+        return np.concatenate(parts, axis=1), constant
+
+    def bit_logits(self, white: Tensor) -> Tensor:
+        """`(positions, n)`: the scores of the code are ½ c · z."""
+        return white[:, self.coordinates.long()] * self.get("sizes")
+
+    def block_norms(self, white: Tensor) -> Tensor:
+        """Norms `(positions, blocks)` of h′ in blocks of coordinates, rounded up a little."""
+        return block_norms(white, self.settings.blocks)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Screen:
+        self._scan = None
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scan": None}  # FAISS cannot be pickled: copies build their own
+
+    def extra_repr(self) -> str:
+        kept = self.settings
+        promise = f"{kept.promised:.3%} promised with {kept.confidence:.0%} confidence, {kept.measured:.3%} measured"
+        return f"mode={kept.mode!r}, bits={kept.bits}, candidates={kept.candidates}, {promise}"
+
+
+def block_norms(values: Tensor, blocks: int) -> Tensor:
+    """Norms `(rows, blocks)` of values `(rows, coordinates)`, rounded up a little."""
+    parts = torch.tensor_split(values, blocks, dim=1) if blocks else ()
+    found = [part.double().norm(dim=1).float() * (1 + 1e-6) for part in parts]
+    return torch.stack(found, dim=1) if found else values.new_zeros(len(values), 0)
+
+
+def probes(weight: Tensor) -> Tensor:
+    """Norms `(PROBES,)` of some rows of a head, by which it is known again."""
+    some = torch.linspace(0, len(weight) - 1, PROBES).long().to(weight.device)
+    return weight.detach()[some].float().norm(dim=1).cpu()

@@ -1,0 +1,154 @@
+"""Codewords that score the rows of a Softmax head without learning: transform coding in the basis where scores vary.
+
+A score w · h is w · μ + y · h′, with μ and Σ the mean and covariance of hidden states, h′ = Uᵀ Σ^-½ (h − μ) white and
+y = Uᵀ Σ½ w. U are the principal directions of Σ½ WᵀW Σ½ over all rows W, so that the coordinates of y do not covary
+either, and the squared error of y is that of scores, in the mean. The coordinates get bits by reverse water-filling and
+are rounded to even cells in natural binary (A. Gersho, R. Gray 1992, "Vector Quantization and Signal Compression",
+chapter 8; T. Cover, J. Thomas 2006, "Elements of Information Theory", section 10.3.3); w · μ is a bias per token. Every
+bit is a symbol ±1 that adds ± half its bit logit: a code of n bits and a linear head, as in `codehead.attach`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codehead.codes.additive import MAX_DIGITS, water_filling
+from codehead.codes.packing import pack_bits
+from codehead.errors import ConfigurationError
+from codehead.models.hidden import PIECE, Statistics
+
+RIDGE = 1e-4
+"""Added to the variances of hidden states, as a share of their mean: text that was not seen may vary anywhere."""
+SAMPLE = 2**12
+"""Rows that the sizes of cells are fitted to."""
+FACTORS = np.geomspace(0.7, 1.5, 9)
+"""Of the usual size of a cell, tried."""
+
+
+class Encoded(NamedTuple):
+    """Some rows as codewords."""
+
+    plane: np.ndarray
+    """`(rows, ⌈n / 8⌉)`, uint8."""
+    residual: Tensor
+    """`(rows, H)`, float32: y less what the codeword says of it."""
+
+
+@dataclass(frozen=True)
+class TransformCode:
+    """A code for the rows `(V, H)` of a head: which coordinates have how many bits, and in which order."""
+
+    mean: Tensor
+    """μ `(H,)`, float64."""
+    directions: Tensor
+    """Σ½ U `(H, H)`, float64: y = w · directions."""
+    inverse: Tensor
+    """Uᵀ Σ^-½ `(H, H)`, float64: h′ = inverse · (h − μ)."""
+    centre: Tensor
+    """`(H,)`, float64: the mean of y over all rows, which adds the same to every score."""
+    steps: Tensor
+    """`(H,)`, float64: the size of a cell; where there are no bits, unused."""
+    digits: Tensor
+    """`(H,)`, int64: bits of every coordinate."""
+
+    @property
+    def length(self) -> int:
+        """n."""
+        return int(self.digits.sum())
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """Coordinate `(n,)` of every bit, and its bit logit `(n,)` where that coordinate of h′ is 1: largest first."""
+        coordinates = torch.repeat_interleave(torch.arange(len(self.digits)), self.digits)
+        sizes = self.steps[coordinates] * 2.0**self._places
+        order = sizes.argsort(descending=True, stable=True)
+        return coordinates[order], sizes[order]
+
+    @property
+    def _places(self) -> Tensor:
+        return torch.cat([torch.arange(int(count)) for count in self.digits])
+
+    def encode(self, rows: Tensor) -> Encoded:
+        """Some rows `(rows, H)` of the head."""
+        values = rows.float() @ self.directions.float() - self.centre.float()
+        steps, digits = self.steps.float(), self.digits
+        levels = _levels(values, steps, digits)
+        coordinates, sizes = self.columns
+        places = (sizes / self.steps[coordinates]).log2().round().to(torch.int32)
+        bits = (levels[:, coordinates] >> places) & 1
+        return Encoded(pack_bits(bits.numpy().astype(bool)), values - _values(levels, steps, digits))
+
+
+def fit(weight: Tensor, statistics: Statistics, bits: int) -> TransformCode:
+    """The code of `bits` bits for the rows `(V, H)` of a head, in view of the hidden states of some text.
+
+    Raises:
+        ConfigurationError: there are no hidden states in the statistics, or not so many bits to give.
+    """
+    if statistics.mean is None or statistics.covariance is None:
+        raise ConfigurationError("these statistics hold counts alone; measure hidden states too (Statistics.of)")
+    size = len(statistics.mean)
+    if not 1 <= bits <= size * MAX_DIGITS:
+        most = size * MAX_DIGITS
+        raise ConfigurationError(f"bits={bits} is not between 1 and {most}, {MAX_DIGITS} per hidden number")
+    covariance = statistics.covariance
+    covariance = covariance + RIDGE * covariance.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    variances, vectors = torch.linalg.eigh(covariance)
+    root = (vectors * variances.sqrt()) @ vectors.T
+    scatter, centre = _moments(weight)
+    spread, rotation = torch.linalg.eigh(root @ scatter @ root)
+    spread, directions = spread.flip(0).clamp(min=1e-30), root @ rotation.flip(1)
+    digits = torch.from_numpy(water_filling(spread.numpy(), bits)).long()
+    inverse = rotation.flip(1).T @ (vectors / variances.sqrt()) @ vectors.T
+    code = TransformCode(statistics.mean, directions, inverse, centre @ directions, spread.sqrt(), digits)
+    return _with_steps(code, weight)
+
+
+def _moments(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariance and mean of the rows of a head, float64."""
+    size = weight.shape[1]
+    square, total = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    for rows in pieces(weight):
+        square += (rows.T @ rows).double()
+        total += rows.double().sum(0)
+    centre = total / len(weight)
+    return square / len(weight) - torch.outer(centre, centre), centre
+
+
+def _with_steps(code: TransformCode, weight: Tensor) -> TransformCode:
+    """The same code with the cells that err least for some of the rows."""
+    some = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
+    values = weight.detach()[some.to(weight.device)].cpu().float() @ code.directions.float() - code.centre.float()
+    usual = code.steps * (1.26 + 0.345 * code.digits) * 2.0 ** (1 - code.digits)
+    tried = [usual * factor for factor in FACTORS]
+    errors = []
+    for steps in tried:
+        levels = _levels(values, steps.float(), code.digits)
+        errors.append((values - _values(levels, steps.float(), code.digits)).square().sum(0))
+    steps = torch.stack(tried).gather(0, torch.stack(errors).argmin(0, keepdim=True))[0]
+    return replace(code, steps=steps)
+
+
+def pieces(weight: Tensor, progress: Callable[[int, int], None] = lambda done, total: None) -> Iterator[Tensor]:
+    """The rows of a head some at a time, float32 on the CPU; `progress` is called with (rows done, all)."""
+    done = 0
+    for rows in weight.detach().split(PIECE):
+        yield rows.cpu().float()
+        done += len(rows)
+        progress(done, len(weight))
+
+
+def _levels(values: Tensor, steps: Tensor, digits: Tensor) -> Tensor:
+    half = (2.0 ** (digits - 1)).to(values)
+    return torch.minimum((values / steps + half).floor().clamp(min=0), 2 * half - 1).int()
+
+
+def _values(levels: Tensor, steps: Tensor, digits: Tensor) -> Tensor:
+    """The middles of cells; 0 where there are no bits."""
+    return torch.where(digits > 0, (levels + (0.5 - 2.0 ** (digits - 1)).to(steps)) * steps, 0.0)

@@ -1,0 +1,229 @@
+"""Screened models: the dense head's tokens and logits, from some of its rows; everything else as before."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from architectures import HIDDEN, VOCAB, make, tokens
+from transformers import AutoModelForCausalLM
+
+import codehead
+from codehead.errors import CheckpointError, ConfigurationError
+from codehead.models.hidden import probed
+from codehead.screening import build
+from codehead.screening.screen import Settings
+
+NAMES = pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "granite", "opt_350m", "gpt_neox"])
+MODES = pytest.mark.parametrize(
+    "options",
+    [{"bits": 64, "recall": 0.9}, {"mode": "exact"}, {"mode": "exact", "certificate": "proof"}],
+    ids=["fast", "calibrated", "proof"],
+)
+
+
+def states(model, count: int = 400) -> torch.Tensor:
+    """Hidden states of random tokens."""
+    with probed(model) as read, torch.no_grad():
+        return read(input_ids=tokens(count // 20, 20, seed=9), use_cache=False).flatten(0, 1)
+
+
+def screened(name: str = "llama", tied: bool = True, **options):
+    model = make(name, tied)
+    options = {"bits": 64, **options}
+    if "recall" not in options and options.get("mode") != "exact":
+        options["recall"] = 0.9
+    return codehead.screen(model, hidden=states(model), **options)
+
+
+@pytest.fixture(autouse=True)
+def _few_candidates(monkeypatch):
+    """So that tiny vocabularies leave tokens out."""
+    monkeypatch.setattr(build, "FEW", 32)
+    monkeypatch.setattr(build, "MANY", 64)
+
+
+def generate(model, ids, **options):
+    model.generation_config.eos_token_id = None
+    torch.manual_seed(0)
+    return model.generate(ids, max_new_tokens=8, pad_token_id=0, **{"do_sample": False, **options})
+
+
+@NAMES
+@pytest.mark.parametrize("tied", [True, False])
+@MODES
+def test_greedy_text_is_the_dense_head_s(name, tied, options):
+    model, ids = screened(name, tied, **options), tokens(3, 6)
+    found = generate(model, ids)
+    assert torch.equal(found, generate(make(name, tied), ids))
+    assert model.steps == 24
+    if options.get("mode") != "exact":
+        assert model.whole == 0
+
+
+@pytest.mark.parametrize("way", [
+    {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}, {"num_beams": 3}, {"do_sample": True, "top_k": 5},
+    {"do_sample": True, "top_k": 0, "min_p": 0.3}, {"do_sample": True, "top_k": 0}, {"cache_implementation": "static"},
+    {"sequence_bias": {(9,): 30.0}}, {"bad_words_ids": [[5]]},
+], ids=str)  # fmt: skip
+def test_every_way_of_generation_in_exact_mode(way):
+    model, ids = screened(mode="exact", certificate="proof"), tokens(2, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.generation_config.disable_compile = True
+        found = generate(model, ids, **way)
+    stock = make("llama")
+    stock.generation_config.disable_compile = True
+    assert torch.equal(found, generate(stock, ids, **way))
+
+
+@NAMES
+def test_candidates_have_the_dense_logits_and_the_others_none(name):
+    model, ids = screened(name), tokens(1, 6)
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        dense = model(ids).logits[:, -1]
+        assert torch.isfinite(dense).all()
+        with model._selecting(*_greedy(model)) as selection:
+            logits = model(ids).logits
+            assert logits.shape == (1, 1, VOCAB)
+            known = selection.step.logits[:, -1] > -torch.inf
+    assert head.selection is None
+    assert 0 < int(known.sum()) < VOCAB
+    torch.testing.assert_close(logits[:, -1][known], dense[known], rtol=1e-5, atol=1e-5)
+    assert int(dense.argmax()) in known[0].nonzero().flatten().tolist()
+
+
+def _greedy(model):
+    from transformers import LogitsProcessorList
+
+    config = copy.copy(model.generation_config)
+    config.do_sample = False
+    return LogitsProcessorList(), config
+
+
+@MODES
+def test_detaching_gives_the_stock_model_back(options):
+    model, stock = screened(**options), make("llama")
+    assert codehead.detach(model) is model
+    assert type(model) is type(stock)
+    assert type(model.get_output_embeddings()) is torch.nn.Linear
+    assert model.config.to_dict() == stock.config.to_dict()
+    assert model.state_dict().keys() == stock.state_dict().keys()
+    assert all(torch.equal(values, stock.state_dict()[name]) for name, values in model.state_dict().items())
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@MODES
+def test_saving_and_loading_gives_the_same_model(tied, options, tmp_path):
+    model, ids = screened(tied=tied, **options), tokens(2, 6)
+    expected = generate(model, ids)
+    model.save_pretrained(tmp_path, max_shard_size="5KB")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.screen.settings == model.screen.settings
+    for name, values in model.screen.named_buffers():
+        assert torch.equal(dict(loaded.screen.named_buffers())[name], values)
+    assert torch.equal(generate(loaded, ids), expected)
+    assert loaded.whole == model.whole
+    shared = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert shared == tied
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    screened().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"bits": 64', '"bits": 72'))
+    with pytest.raises(CheckpointError, match="screen"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    config.write_text(text.replace('"mode": "fast"', '"mode": "quick"'))
+    with pytest.raises(CheckpointError, match=r"screening\.mode"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="unexpected"):
+        Settings.from_dict({"num_classes": 1, "hidden_size": 1, "bits": 1, "unexpected": 2})
+
+
+def test_bfloat16_and_copies_keep_the_code(tmp_path):
+    model, ids = screened(), tokens(1, 6)
+    expected = generate(model, ids)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(generate(other, ids), expected)
+    half = model.to(torch.bfloat16)
+    assert torch.equal(generate(half, ids), generate(make("llama").to(torch.bfloat16), ids))
+    assert half.whole == 0
+
+
+def test_a_dense_path_is_announced_once():
+    model, ids = screened(), tokens(1, 6)
+    with pytest.warns(UserWarning, match="sampling without top_k"):
+        generate(model, ids, do_sample=True, top_k=0)
+    generate(model, ids, do_sample=True, top_k=0)
+    assert model.steps == 0
+
+
+def test_a_head_that_was_trained_takes_the_dense_path_openly():
+    model, ids = screened(), tokens(1, 6)
+    generate(model, ids)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1.5)
+    with pytest.warns(UserWarning, match="not those that its code was made for"):
+        generate(model, ids)
+
+
+def test_labels_and_likelihoods_are_the_stock_model_s():
+    model, stock, ids = screened(), make("llama"), tokens()
+    for network in (model, stock):
+        network.train()
+    assert torch.equal(model(ids, labels=ids).loss, stock(ids, labels=ids).loss)
+    assert torch.equal(model(ids).logits, stock(ids).logits)
+
+
+def test_assisted_decoding_both_ways():
+    model, stock, ids = screened(), make("llama", seed=4), tokens(1, 6)
+    expected = generate(stock, ids)
+    assert torch.equal(generate(stock, ids, assistant_model=model), expected)
+    expected = generate(make("llama"), ids)
+    assert torch.equal(generate(model, ids, assistant_model=stock), expected)
+
+
+def test_a_screen_on_a_model_that_writes_its_own_text(monkeypatch):
+    monkeypatch.setattr(build, "WRITTEN", 20)
+    model = codehead.screen(make("llama"), positions=300, recall=0.9, bits=64)
+    assert model.screen.settings.data == "text that the model wrote"
+    assert model.screen.settings.calibration_positions == 150
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"mode": "quick"}, "mode='quick'"), ({"certificate": "sure"}, "certificate='sure'"), ({"recall": 1.0}, "recall"),
+    ({"recall": 0.999}, "positions"), ({"bits": 0}, "bits=0"),
+], ids=str)  # fmt: skip
+def test_what_is_impossible_is_refused_and_changes_nothing(options, message):
+    model = make("llama")
+    with pytest.raises(ConfigurationError, match=message):
+        codehead.screen(model, hidden=states(model), **{"bits": 64, **options})
+    assert type(model) is type(make("llama"))
+    assert type(model.get_output_embeddings()) is torch.nn.Linear
+
+
+def test_what_is_no_stock_model_is_refused(coded):
+    with pytest.raises(ConfigurationError, match="detach"):
+        codehead.screen(coded(), hidden=torch.randn(40, HIDDEN))
+    with pytest.raises(ConfigurationError, match="detach"):
+        codehead.screen(screened(), hidden=torch.randn(40, HIDDEN))
+    with pytest.raises(ConfigurationError, match="screen already"):
+        codehead.attach(screened(), bits=24)
+    with pytest.raises(ConfigurationError, match="resize"):
+        screened().resize_token_embeddings(VOCAB + 1)
+
+
+def test_lora_on_the_head_takes_the_dense_path_openly():
+    from peft import LoraConfig, get_peft_model
+
+    model, ids = screened(tied=False), tokens(1, 6)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["lm_head"]))
+    with pytest.warns(UserWarning, match="LoRA on the head"):
+        generate(wrapped, ids)

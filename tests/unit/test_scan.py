@@ -1,0 +1,205 @@
+"""Tokens found by scanning against the float64 definition, on random and on adversarial input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codehead.codes.codebook import PackedCodebook
+from codehead.codes.packing import pack_bits
+from codehead.codes.table import CodewordTable
+from codehead.decoding import DECODERS, decode, fast_scan, scan, scanning
+from codehead.decoding.corrections import Corrections
+from codehead.decoding.fast_scan import FastScan, Numbers, bit_tables
+from codehead.decoding.refinement import Refinement
+from codehead.errors import ConfigurationError
+from codehead.readings import CorrectedBits
+
+BILINEAR = ("likelihood", "hamming", "euclidean", "manhattan", "attenuated_euclidean", "loss_linear")
+FAST = pytest.mark.parametrize("fast", [True, False], ids=["faiss", "torch"])
+
+
+@pytest.fixture(autouse=True)
+def _small_steps(monkeypatch):
+    """So that small vocabularies take every path: few tokens at first, then more, then all in several chunks."""
+    monkeypatch.setattr(scan, "FIRST", 2)
+    monkeypatch.setattr(scan, "MORE", 4)
+    monkeypatch.setattr(scan, "CHUNK", 50)
+
+
+def code(classes: int, length: int, ternary: bool = False, seed: int = 0) -> CodewordTable:
+    rng = np.random.default_rng(seed)
+    symbols = rng.choice([-1, 0, 1] if ternary else [-1, 1], (classes, length))
+    return CodewordTable(PackedCodebook.from_array(symbols, allow_duplicates=True))
+
+
+def expected(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of `(positions, V)`, equal ones by id; scores that differ by rounding alone are equal."""
+    rounded = (scores * 1e9).round() / 1e9
+    values, ids = rounded.sort(dim=-1, descending=True, stable=True)
+    return ids[:, :k], values[:, :k]
+
+
+def check(bit_logits, table, k, fast, decoder="likelihood"):
+    ids, scores = scanning.best_tokens(bit_logits, table, decoder, k, fast=fast)
+    form = DECODERS.get(decoder)(bit_logits.double())
+    scored = form.scores(table)
+    wanted = expected(scored.finished(scored.values), k)
+    torch.testing.assert_close(scores.double(), wanted[1], rtol=1e-5, atol=1e-5)
+    assert torch.equal(ids, wanted[0])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(2, 300), st.integers(1, 90), st.integers(1, 3), st.booleans(), st.sampled_from(BILINEAR),
+    st.booleans(), st.integers(0, 2**16), st.data(),
+)  # fmt: skip
+def test_any_code_gives_what_the_definition_gives(classes, length, positions, ternary, decoder, fast, seed, data):
+    table = code(classes, length, ternary, seed)
+    k = data.draw(st.integers(1, classes))
+    generator = torch.Generator().manual_seed(seed)
+    check(torch.randn(positions, length, generator=generator), table, k, fast, decoder)
+
+
+@FAST
+@pytest.mark.parametrize("classes", [64, 1000, 1001])
+@pytest.mark.parametrize("k", [1, 7, 64])
+@pytest.mark.parametrize("kind", ["equal", "giant", "tiny", "integers", "denormal"])
+def test_hard_bit_logits(kind, classes, k, fast):
+    bit_logits = {
+        "equal": torch.zeros(2, 37),
+        "giant": torch.randn(2, 37).index_fill(1, torch.tensor([5]), 1e6),
+        "tiny": 1e-20 * torch.randn(2, 37),
+        "integers": torch.randint(-1, 2, (2, 37)).float(),  # most scores tie
+        "denormal": torch.full((2, 37), 1e-44),
+    }[kind]
+    table = code(classes, 37)
+    ids, _ = scanning.best_tokens(bit_logits, table, "likelihood", k, fast=fast)
+    exact = bit_logits.double() / 2 @ table.signs().double().T
+    chosen = exact.gather(1, ids)
+    assert torch.equal(chosen, exact.sort(dim=1, descending=True).values[:, :k]) or kind in ("giant", "tiny")
+    torch.testing.assert_close(chosen, exact.sort(dim=1, descending=True).values[:, :k], rtol=1e-12, atol=0)
+    if kind in ("equal", "integers"):  # sums that float64 holds exactly tie exactly
+        assert torch.equal(ids, exact.sort(dim=1, descending=True, stable=True).indices[:, :k])
+
+
+@FAST
+def test_equal_codewords_are_ordered_by_id(fast):
+    table = CodewordTable(
+        PackedCodebook.from_array(np.tile(code(20, 24).signs().numpy(), (30, 1)), allow_duplicates=True)
+    )
+    check(torch.randn(3, 24), table, 45, fast)
+
+
+@FAST
+def test_codewords_longer_than_sixteen_bit_sums_hold(fast):
+    check(torch.randn(2, 2000), code(300, 2000), 5, fast)
+
+
+@FAST
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(value, fast, monkeypatch):
+    monkeypatch.setattr(fast_scan, "available", lambda: fast)
+    with pytest.raises(ConfigurationError, match="NaN or infinity"):
+        decode(torch.tensor([[value, 1.0, 2.0]]), code(9, 3), impl="scan")
+
+
+def corrections(classes: int, scale: bool = False) -> Corrections:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randperm(classes, generator=generator)[: classes // 4].sort().values
+    plane = torch.from_numpy(pack_bits(np.random.default_rng(1).integers(0, 2, (len(ids), 11))))
+    shortlist = torch.randperm(classes, generator=generator)[:9]
+    found = Corrections(classes, shortlist, True, Refinement.of(classes, ids, plane, 11), token_scale=scale)
+    with torch.no_grad():
+        found.token_bias.normal_(std=2, generator=generator)
+        if found.token_scale is not None:
+            found.token_scale.uniform_(0.5, 2, generator=generator)
+    return found
+
+
+@pytest.mark.parametrize(("fast", "scale"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("k", [1, 20, 400])
+@pytest.mark.parametrize("classes", [400, 1003])
+def test_what_corrections_add_is_scored_in_the_same_call(classes, k, fast, scale):
+    table, added = code(classes, 21), corrections(classes, scale)
+    outputs = torch.randn(3, 21 + added.num_outputs, dtype=torch.float64)
+    found = scanning.best_tokens(outputs, table, "likelihood", k, added, fast=fast)
+    wanted = expected(CorrectedBits(table, added).scores(outputs), k)
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-8, atol=1e-8)
+    assert torch.equal(found[0], wanted[0])
+
+
+def test_a_changed_bias_or_code_is_seen():
+    table, added = code(400, 21), corrections(400)
+    outputs = torch.randn(2, 21 + added.num_outputs, dtype=torch.float64)
+    first = scanning.best_tokens(outputs, table, "likelihood", 1, added, fast=True)[0]
+    with torch.no_grad():
+        added.token_bias[int(first[0]) - 1] += 1000
+    assert int(scanning.best_tokens(outputs, table, "likelihood", 1, added, fast=True)[0][0]) == int(first[0]) - 1
+    table.sign_plane.copy_(code(400, 21, seed=5).sign_plane)
+    scores = CorrectedBits(table, added).scores(outputs)
+    assert torch.equal(
+        scanning.best_tokens(outputs, table, "likelihood", 3, added, fast=True)[0], expected(scores, 3)[0]
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 1200), st.integers(0, 2**16), st.sampled_from([1e-30, 1.0, 1e30]))
+def test_the_error_of_a_fast_scan_bounds_every_sum(rows, length, seed, size):
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2, (rows, length))
+    weights = size * rng.standard_normal((2, length)) * rng.choice([1, 100], (2, length), p=[0.9, 0.1])
+    found = FastScan(pack_bits(bits)).search(bit_tables(weights), rows)
+    assert np.array_equal(np.sort(found.ids), np.tile(np.arange(rows), (2, 1)))
+    sums = np.take_along_axis(weights @ bits.T, found.ids, 1)
+    assert (np.abs(sums - found.scores) <= found.errors[:, None]).all()
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_numbers_as_nibbles_err_by_no_more_than_they_say(values):
+    numbers = Numbers.of(np.array(values))
+    nibbles = np.stack([numbers.plane & 15, numbers.plane >> 4], axis=2).reshape(len(values), 4)
+    sums = sum(numbers.tables[part][nibbles[:, part]] for part in range(4))
+    assert (np.abs(sums - values) <= numbers.error).all()
+
+
+def test_the_choice_says_why(monkeypatch):
+    table = code(5000, 16)
+    assert scanning.choose("auto", table, "likelihood").impl == "scan"
+    assert "scanned faster" in scanning.choose("auto", table, "likelihood").why
+    assert "asked for" in scanning.choose("plain", table, "likelihood").why
+    assert "as fast" in scanning.choose("auto", code(50, 16), "likelihood").why
+    assert "as fast" in scanning.choose("auto", table, "likelihood", k=4000).why
+    assert "no sums over bits" in scanning.choose("auto", table, "laplacian").why
+    assert "scale per token" in scanning.choose("auto", table, "likelihood", corrections(5000, True)).why
+    monkeypatch.setattr(fast_scan, "available", lambda: False)
+    assert scanning.choose("auto", table, "likelihood")[:2] == (
+        "plain",
+        "FAISS is not installed (pip install 'codehead[fast]')",
+    )
+    assert not scanning.choose("scan", table, "likelihood").fast
+    with pytest.raises(ConfigurationError, match=r"codehead\[fast\]"):
+        FastScan(np.zeros((1, 1), dtype=np.uint8))
+
+
+def test_a_scan_that_is_impossible_is_refused():
+    with pytest.raises(ConfigurationError, match="no sums over bits"):
+        decode(torch.randn(1, 16), code(50, 16), decoder="laplacian", impl="scan")
+    with pytest.raises(ConfigurationError, match="by token id"):
+        decode(torch.randn(1, 16), code(50, 16), ties=3, impl="scan")
+    with pytest.raises(ConfigurationError, match="unknown"):
+        decode(torch.randn(1, 16), code(50, 16), impl="fast")
+
+
+def test_the_one_door_scans_large_codes_and_agrees_with_scoring_all():
+    table = code(5000, 40)
+    bit_logits = torch.randn(2, 3, 40)
+    auto, plain = decode(bit_logits, table, k=5), decode(bit_logits, table, k=5, impl="plain")
+    assert auto.ids.shape == (2, 3, 5)
+    assert torch.equal(auto.ids, plain.ids)
+    torch.testing.assert_close(auto.scores, plain.scores)
+    assert auto.scores.dtype == torch.float32
