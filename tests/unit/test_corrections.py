@@ -158,3 +158,13 @@ def test_nan_is_refused():
     outputs[0, -1] = float("nan")
     with pytest.raises(ConfigurationError, match="NaN or infinity"):
         decision.decode(outputs)
+
+
+def test_a_scale_per_token_multiplies_the_score_of_its_codeword():
+    corrections = Corrections(V, torch.empty(0, dtype=torch.int32), False, token_scale=True)
+    with torch.no_grad():
+        corrections.token_scale[3] = 2.5
+    scores = torch.randn(4, V)
+    expected = scores.clone()
+    expected[:, 3] *= 2.5
+    assert torch.equal(corrections(scores, scores[:, :0]), expected)

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 import codehead
 from codehead.codes import build
 from codehead.decoding import DECODERS, Terms
+from codehead.decoding.platt import fit_sigmoids
 from codehead.errors import CheckpointError, ConfigurationError, DataError
 from codehead.layer import Decision
 
@@ -158,3 +159,15 @@ def test_a_checkpoint_without_a_decoders_weights_is_refused(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"decision\.decoder_sigmoids .*missing"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_sigmoids_have_no_slope_and_aim_a_little_short_of_certainty():
+    """At the minimum of the cross entropy with targets (p + 1) / (p + 2) and 1 / (q + 2) for p and q samples."""
+    generator = torch.Generator().manual_seed(0)
+    symbols = torch.tensor([1.0, 1, 1, 1, 1, -1, -1, -1, 0]).double().unsqueeze(1).expand(9, 3)
+    outputs = symbols + 2 * torch.randn(9, 3, generator=generator, dtype=torch.float64)
+    slope, offset = fit_sigmoids(outputs, symbols)
+    wrong = torch.sigmoid(-(slope * outputs + offset)) - torch.where(symbols > 0, 6 / 7, 1 / 5)
+    wrong = wrong[:8]  # the last looks at nothing
+    torch.testing.assert_close(wrong.sum(0), torch.zeros(3).double(), atol=1e-8, rtol=0)
+    torch.testing.assert_close((wrong * outputs[:8]).sum(0), torch.zeros(3).double(), atol=1e-8, rtol=0)

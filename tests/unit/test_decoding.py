@@ -82,6 +82,7 @@ def test_ties_at_the_last_place_go_to_the_lowest_ids_or_by_the_seed(dtype):
     scores[:, 500] = 1
     scores[2] = torch.arange(1000)  # without ties
     assert top_k(scores, 4).tolist() == [[500, 0, 1, 2], [500, 0, 1, 2], [999, 998, 997, 996]]
+    assert top_k(scores, 4, ties=0)[0, 0] == 500  # the least seed
     seeded = top_k(scores, 4, ties=5)
     order = top_k(torch.zeros(1, 1000, dtype=dtype), 1000, ties=5)[0]
     assert torch.equal(seeded[0, 1:], order[order != 500][:3]) and seeded[2].tolist() == [999, 998, 997, 996]
