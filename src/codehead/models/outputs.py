@@ -14,7 +14,8 @@ def with_logits_on_demand(outputs: Any, compute: Callable[[], Tensor]) -> Any:
 
     To everything that lists or gathers the entries, they are absent as before.
     """
-    later = _on_demand(type(outputs))(**outputs)
+    kind: Any = type(outputs)
+    later = _on_demand(kind)(**outputs)
     object.__setattr__(later, "_compute", compute)
     return later
 
