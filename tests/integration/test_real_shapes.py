@@ -34,11 +34,11 @@ def byte_pairs():
     return tokenizer
 
 
-def words_alone():
-    """A tokenizer without any special token: neither pads nor ends text."""
+def words_alone(**special):
+    """A tokenizer of words, without any special token but those given."""
     vocabulary = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="the"))
     vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=vocabulary)
+    return PreTrainedTokenizerFast(tokenizer_object=vocabulary, **special)
 
 
 def saved(folder, tokenizer, padding=0, tied=True):
@@ -80,19 +80,25 @@ def through(codehead, tmp_path, text):
 def test_a_padded_vocabulary(through, tmp_path, padding):
     """Rows without a token, up to most of them: each still needs a codeword of its own."""
     coded = load_model(str(through(saved(tmp_path / "model", byte_pairs(), padding), "--tokens", 500)))
-    codewords = coded.decision.table.unpack(0, coded.config.vocab_size)
+    codewords = coded.decision.table.lookup(torch.arange(coded.config.vocab_size))
     assert len(codewords.unique(dim=0)) == coded.config.vocab_size
 
 
-def test_a_tokenizer_that_neither_pads_nor_ends_text(through, tmp_path, codehead, text):
-    model = saved(tmp_path / "model", words_alone(), padding=4)
-    folder = through(model, "--tokens", 500)
-    assert AutoTokenizer.from_pretrained(folder).pad_token is None
+def test_a_tokenizer_without_a_pad_token(through, tmp_path, codehead, text):
+    """The eos token pads instead, masked."""
+    folder = through(saved(tmp_path / "model", words_alone(eos_token="</s>"), padding=4), "--tokens", 500)
     status, _, errors = codehead(
         *("finetune", "--model", folder, "--train", text, "--max-steps", 2, "--block-size", 32),
         *("--batch-size", 3, "--out", tmp_path / "tuned"),
     )
     assert status == 0, errors
+
+
+def test_a_tokenizer_that_cannot_end_a_document(codehead, tmp_path, text):
+    model = saved(tmp_path / "model", words_alone())
+    for command in (("evaluate", model, "--data", text), ("convert", model, "--data", text, *CONVERT, "--out", "out")):
+        status, _, errors = codehead(*command)
+        assert status == 2 and "no eos token to end a document with; set one and save it" in errors
 
 
 def test_padding_needs_no_pad_token():
