@@ -16,17 +16,19 @@ from codehead.cli.calibrate import calibrate
 from codehead.cli.code import code
 from codehead.cli.convert import convert
 from codehead.cli.demo import demo
+from codehead.cli.doctor import doctor
 from codehead.cli.evaluate import evaluate
 from codehead.cli.finetune import finetune
 from codehead.cli.generate import generate
 from codehead.cli.params import params
 from codehead.cli.pretrain import pretrain
 from codehead.cli.recommend import recommend
+from codehead.cli.screen import screen
 from codehead.errors import CodeheadError
 
 FULL_DISK = ("no space left on device", "storagefull", "enforce fail at inline_container")
 
-RESUMED = ("demo", "protocol", "convert", "calibrate")
+RESUMED = ("demo", "protocol", "convert", "calibrate", "screen")
 """Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""
 
 
@@ -51,7 +53,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, params, recommend, convert, code, attach, pretrain, finetune, calibrate, evaluate, generate):
+COMMANDS = (
+    demo, params, recommend, screen, convert, code, attach, pretrain, finetune, calibrate, evaluate, generate, doctor,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(protocol.app, name="protocol")
 
