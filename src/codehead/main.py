@@ -17,17 +17,19 @@ from codehead.cli.attach import attach
 from codehead.cli.calibrate import calibrate
 from codehead.cli.code import code
 from codehead.cli.convert import convert
+from codehead.cli.doctor import doctor
 from codehead.cli.finetune import finetune
 from codehead.cli.generate import generate
 from codehead.cli.params import params
 from codehead.cli.pretrain import pretrain
 from codehead.cli.recommend import recommend
+from codehead.cli.screen import screen
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.lab.cli import protocol
 from codehead.lab.cli.demo import demo
 from codehead.lab.cli.evaluate import evaluate
 
-RESUMED = ("demo", "protocol", "convert", "calibrate")
+RESUMED = ("demo", "protocol", "convert", "calibrate", "screen")
 """Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""
 
 
@@ -61,7 +63,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, params, recommend, convert, code, attach, pretrain, finetune, calibrate, evaluate, generate):
+COMMANDS = (
+    demo, params, recommend, screen, convert, code, attach, pretrain, finetune, calibrate, evaluate, generate, doctor,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(protocol.app, name="protocol")
 

@@ -192,6 +192,9 @@ def test_assisted_decoding_both_ways():
 
 def test_a_screen_on_a_model_that_writes_its_own_text(monkeypatch):
     monkeypatch.setattr(build, "WRITTEN", 20)
+    text = build.own_text(make("llama"), 600, lambda *_: None)
+    assert [batch["input_ids"].shape for batch in text] == [(16, 21)] * 2
+    assert len(text[1]["input_ids"].unique()) > 20
     model = codehead.screen(make("llama"), positions=300, recall=0.9, bits=64)
     assert model.screen.settings.data == "text that the model wrote"
     assert model.screen.settings.calibration_positions == 150
@@ -199,7 +202,7 @@ def test_a_screen_on_a_model_that_writes_its_own_text(monkeypatch):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"mode": "quick"}, "mode='quick'"), ({"certificate": "sure"}, "certificate='sure'"), ({"recall": 1.0}, "recall"),
-    ({"recall": 0.999}, "positions"), ({"bits": 0}, "bits=0"),
+    ({"recall": 0.999}, "positions"), ({"bits": 0, "recall": 0.9}, "bits=0"),
 ], ids=str)  # fmt: skip
 def test_what_is_impossible_is_refused_and_changes_nothing(options, message):
     model = make("llama")

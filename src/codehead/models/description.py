@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codehead import __version__
 from codehead.codes.codebook import Codebook
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import Decision
 from codehead.registry import did_you_mean
+from codehead.version import VERSION
 
 METHOD = "codehead"
 """The name under which transformers finds the loader: `quantization_config.quant_method`."""
@@ -120,7 +120,7 @@ class Description:
     """Whether every token has a bias."""
     stock: dict[str, Any]
     """What was changed in the stock configuration, with the values from before."""
-    version: str = __version__
+    version: str = VERSION
     """Version of codehead that wrote this."""
     refined: int = 0
     """K, the tokens whose codewords are longer; which ones is in the weights."""

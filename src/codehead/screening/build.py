@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +25,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
+OWN_TEXT = "text that the model wrote"
 POSITIONS = 12_000
 """Hidden states: a quarter for the code, half for the calibration, a quarter for the measurement."""
 LENGTHS = (256, 512, 768, 1024)
@@ -39,6 +40,8 @@ CHUNK = 64
 """Positions whose logits are computed at a time."""
 WRITTEN = 128
 """Tokens of a text that the model writes itself."""
+WRITERS = 16
+"""Texts that it writes at once."""
 
 
 class Positions(NamedTuple):
@@ -86,8 +89,8 @@ def screen(
     """
     head = _check(model, mode, certificate, recall)
     if hidden is None:
-        source = _own_text(model) if batches is None else batches
-        data = data or ("text that the model wrote" if batches is None else "text that was given")
+        source = own_text(model, positions, progress) if batches is None else batches
+        data = data or (OWN_TEXT if batches is None else "text that was given")
         hidden = hidden_states(model, source, positions, lambda done, total: progress("hidden states", done, total))
     parts = _parted(head, hidden.float(), progress)
     with torch.no_grad():
@@ -135,19 +138,28 @@ def _check(model: Any, mode: str, kind: str, recall: float) -> nn.Linear:
     return head
 
 
-def _own_text(model: Any) -> Iterator[dict[str, Tensor]]:
-    """Text without end, drawn from the model after its first token."""
+def own_text(model: Any, positions: int, progress: Progress) -> list[dict[str, Tensor]]:
+    """Text of so many tokens, drawn from the model after its first token: all of it before its head is looked into."""
     config = model.config.get_text_config()
     start = next((x for x in (config.bos_token_id, config.eos_token_id, 0) if isinstance(x, int)), 0)
-    seed = 0
-    while True:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+    batches: list[dict[str, Tensor]] = []
+    written = min(WRITTEN, room(model) - 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        while len(batches) * written * WRITERS < positions:
             ids = model.generate(
-                torch.full((16, 1), start), max_new_tokens=WRITTEN, do_sample=True, top_k=0, pad_token_id=start
-            )
-        yield {"input_ids": ids, "labels": ids}
-        seed += 1
+                torch.full((WRITERS, 1), start), attention_mask=torch.ones(WRITERS, 1, dtype=torch.long),
+                do_sample=True, top_k=0, min_new_tokens=written, max_new_tokens=written, pad_token_id=start + 1,
+            )  # fmt: skip
+            batches.append({"input_ids": ids, "labels": ids})
+            progress("text of the model's own", min(len(batches) * written * WRITERS, positions), positions)
+    return batches
+
+
+def room(model: Any) -> int:
+    """Tokens of a text that the model may be given."""
+    most: Any = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else 2**20
 
 
 class _Parts(NamedTuple):
@@ -203,7 +215,7 @@ def _exact(head: nn.Linear, parts: _Parts, kind: str, bits: int | None, progress
     """A code with norms of its residuals; their factor is calibrated unless it is to be a proof."""
     classes, size = head.weight.shape
     proof = kind == "proof"
-    length = bits or (PROOF_DIGITS * size if proof else EXACT_LENGTH)
+    length = (PROOF_DIGITS * size if proof else EXACT_LENGTH) if bits is None else bits
     settings = Settings(
         classes, size, length, "exact", min(FEW, classes), blocks=min(PROOF_BLOCKS, size) if proof else 1
     )

@@ -42,7 +42,7 @@ def order_statistic(count: int, share: float, confidence: float) -> int:
         needed = math.ceil(math.log(1 - confidence) / math.log(share))
         raise ConfigurationError(
             f"a recall of {share:.4%} cannot be promised with {confidence:.0%} confidence from {count:,} positions; "
-            f"give text with {needed:,} calibration positions or more (positions={3 * needed:,}), or promise less"
+            f"give {needed:,} of them or more, half of all positions, or promise less"
         )
     return count - failures + 1
 

@@ -53,7 +53,7 @@ class ScreenedCausalLM(Selecting):
         return screened_head(self).screen
 
     def _may_select(self, chosen: Selection | str) -> Selection | None:
-        reason = chosen if isinstance(chosen, str) else self._obstacle()
+        reason = chosen if isinstance(chosen, str) else self.obstacle()
         if reason is None and isinstance(chosen, Selection):
             return chosen
         if reason not in self._told:
@@ -61,7 +61,7 @@ class ScreenedCausalLM(Selecting):
             warnings.warn(f"the dense head computes all logits: {reason}", stacklevel=2)
         return None
 
-    def _obstacle(self) -> str | None:
+    def obstacle(self) -> str | None:
         """Why the code cannot be used now; prepares it otherwise."""
         head: Any = self.get_output_embeddings()  # type: ignore[attr-defined]
         if not isinstance(head, ScreenedLinear):

@@ -1,0 +1,86 @@
+"""`codehead screen` and `codehead doctor` on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from codehead.screening import build, checkpoint
+
+OPTIONS = ("--recall", "0.9", "--positions", "200", "--bits", "64")
+
+
+@pytest.fixture
+def written(monkeypatch):
+    monkeypatch.setattr(build, "WRITTEN", 20)
+
+
+def test_screen_saves_a_model_that_says_what_it_promises(place, tmp_path, codehead, written):
+    out = tmp_path / "screened"
+    status, output, _ = codehead("screen", place / "model", "--out", out, *OPTIONS)
+    assert status == 0
+    assert "recall at least 90.000%" in output
+    assert not (out / checkpoint.HIDDEN).exists()
+    kept = json.loads((out / "config.json").read_text())["quantization_config"]["screening"]
+    assert kept["promised"] == 0.9
+    assert kept["calibration_positions"] == 100
+    model, stock = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out, place / "model"))
+    ids = AutoTokenizer.from_pretrained(out)("the", return_tensors="pt").input_ids
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(ids, **options), stock.generate(ids, **options))
+    status, output, _ = codehead("doctor", out)
+    assert status == 0
+    assert "screened, mode='fast', bits=64" in output
+    status, output, _ = codehead("generate", out, "--prompt", "the", "--max-new-tokens", "3")
+    assert status == 0
+
+
+def test_screen_with_text_in_exact_mode(place, tmp_path, codehead):
+    arguments = ("--data", place / "text.txt", "--mode", "exact", "--positions", "200")
+    status, output, _ = codehead("screen", place / "model", "--out", tmp_path / "exact", *arguments)
+    assert status == 0
+    assert "The dense head decides wherever another token cannot be excluded" in output
+
+
+def test_a_stopped_screening_goes_on_from_its_hidden_states(place, tmp_path, codehead, written, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "screened"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "screen", stop)
+        status, _, errors = codehead("screen", place / "model", "--out", out, *OPTIONS)
+    assert status == 130
+    assert "give the same command again" in errors
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "hidden_states", stop)
+        assert codehead("screen", place / "model", "--out", out, *OPTIONS)[0] == 0
+
+
+def test_hidden_states_of_other_text_are_refused(place, tmp_path, codehead, written, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "screen", stop)
+        codehead("screen", place / "model", "--out", tmp_path, *OPTIONS)
+    status, _, errors = codehead("screen", place / "model", "--out", tmp_path, "--data", place / "text.txt")
+    assert status == 2
+    assert "holds hidden states of" in errors
+
+
+def test_a_promise_that_needs_more_text_is_refused(place, tmp_path, codehead, written):
+    status, _, errors = codehead("screen", place / "model", "--out", tmp_path, "--positions", "200")
+    assert status == 2
+    assert "give 2,995 of them or more" in errors
+
+
+def test_doctor_tells_of_coded_and_stock_models(place, coded_folder, codehead):
+    status, output, _ = codehead("doctor", coded_folder)
+    assert status == 0
+    assert "coded, decoded by plain: 272 tokens are scored as fast as scanned" in output
+    assert "FAISS" in output
+    assert "stock" in codehead("doctor", place / "model")[1]
