@@ -8,7 +8,7 @@ from codehead.codes.assignment import assign
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
 from codehead.codes.confusion import Confusion
 from codehead.codes.confusion_sources import Evaluation
-from codehead.codes.design import DESIGNS, build
+from codehead.codes.design import DESIGNS, build, default_length
 from codehead.codes.ecoc_one import column_weights
 from codehead.codes.files import load
 from codehead.codes.quality import Quality, quality
@@ -24,6 +24,7 @@ __all__ = [
     "assign",
     "build",
     "column_weights",
+    "default_length",
     "load",
     "quality",
 ]

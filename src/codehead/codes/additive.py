@@ -46,7 +46,7 @@ MAX_REDRAWS = 100
 """Rounds in which faulty columns are drawn again before the code counts as impossible."""
 
 
-@register("additive", good_columns=enough_binary_columns)
+@register("additive", good_columns=enough_binary_columns, length=lambda num_classes: ADDITIVE_LENGTH)
 def additive(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, weights: Any = None) -> Codebook:
     """The codewords C (V, n) in ±1, and n vectors P, for which C P is nearest to the centred prototypes.
 

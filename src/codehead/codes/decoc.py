@@ -50,7 +50,7 @@ class Data(NamedTuple):
         return Likeness.of(self.squared[np.ix_(chosen, chosen)], self.labels[chosen])
 
 
-@register("decoc", good_columns=lambda num_classes, length: True)
+@register("decoc", good_columns=lambda num_classes, length: True, length=lambda num_classes: num_classes - 1)
 def decoc(
     num_classes: int,
     bits: int | None,

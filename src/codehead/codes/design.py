@@ -24,11 +24,13 @@ class Design:
 
     `make(num_classes, bits, seed, **params)` returns one; `bits` is None if the caller leaves the
     length to the design. `good_columns(num_classes, length)` says whether the design promises that
-    no column of such a codebook is constant, duplicate or complementary.
+    no column of such a codebook is constant, duplicate or complementary. `length(num_classes)` is the
+    length that the design chooses itself; None if it depends on data.
     """
 
     make: Callable[..., Codebook]
     good_columns: Callable[[int, int], bool]
+    length: Callable[[int], int] | None = None
 
     def params(self) -> list[str]:
         """The names of the design's own options."""
@@ -40,12 +42,12 @@ DESIGNS: Registry[Design] = Registry("design")
 
 
 def register(
-    name: str, good_columns: Callable[[int, int], bool]
+    name: str, good_columns: Callable[[int, int], bool], length: Callable[[int], int] | None = None
 ) -> Callable[[Callable[..., Codebook]], Callable[..., Codebook]]:
     """Decorator that files the function below it as the `make` of the design `name`."""
 
     def add(make: Callable[..., Codebook]) -> Callable[..., Codebook]:
-        DESIGNS.register(name)(Design(make, good_columns))
+        DESIGNS.register(name)(Design(make, good_columns, length))
         return make
 
     return add
@@ -101,6 +103,14 @@ def whole_number(name: str, value: Any, least: int) -> int:
 def minimal_length(num_classes: int) -> int:
     """⌈log2 V⌉: the fewest bits that give `num_classes` classes different codewords."""
     return (num_classes - 1).bit_length()
+
+
+def default_length(design: str, num_classes: int) -> int:
+    """The codeword length that a design chooses for so many classes; ConfigurationError if only data tell."""
+    length = DESIGNS.get(design).length
+    if length is None:
+        raise ConfigurationError(f"the length of design {design!r} depends on the data; give bits")
+    return max(length(num_classes), minimal_length(num_classes))
 
 
 def free_length(design: str, num_classes: int, bits: int | None, default: int) -> int:

@@ -33,7 +33,7 @@ MAX_REDRAWS = 100
 """Rounds in which faulty columns are drawn again before the code counts as impossible."""
 
 
-@register("itq", good_columns=enough_binary_columns)
+@register("itq", good_columns=enough_binary_columns, length=lambda num_classes: ITQ_LENGTH)
 def itq(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, weights: Any = None) -> Codebook:
     """Bit j of a class is the sign of its centred prototype along direction j of a rotated PCA basis.
 

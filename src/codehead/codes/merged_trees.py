@@ -32,7 +32,7 @@ MAX_REDRAWS = 200
 """How often a tree that repeats a column is drawn again before the code counts as impossible."""
 
 
-@register("merged_decoc", good_columns=lambda num_classes, length: True)
+@register("merged_decoc", good_columns=lambda num_classes, length: True, length=minimal_length)
 def merged_decoc(
     num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, steps: int = STEPS
 ) -> Codebook:
@@ -50,7 +50,11 @@ def merged_decoc(
     return _codebook("merged_decoc", vectors, columns, None, steps)
 
 
-@register("merged_forest", good_columns=enough_binary_columns)
+@register(
+    "merged_forest",
+    good_columns=enough_binary_columns,
+    length=lambda num_classes: FOREST_TREES * minimal_length(num_classes),
+)
 def merged_forest(
     num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, steps: int = STEPS
 ) -> Codebook:

@@ -39,11 +39,20 @@ JUDGE_SEED = 0
 """The seed of that sample: every candidate is judged on the same pairs."""
 
 
-@register("dense_random", good_columns=enough_binary_columns)
+def dense_length(num_classes: int) -> int:
+    """⌈10·log2 V⌉ (Allwein, Schapire, Singer 2000)."""
+    return (num_classes**10 - 1).bit_length()
+
+
+def sparse_length(num_classes: int) -> int:
+    """⌈15·log2 V⌉ (Allwein, Schapire, Singer 2000)."""
+    return (num_classes**15 - 1).bit_length()
+
+
+@register("dense_random", good_columns=enough_binary_columns, length=dense_length)
 def dense_random(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
     """Every symbol −1 or +1 by the toss of a coin; ⌈10·log2 V⌉ columns unless `bits` says otherwise."""
-    default = (num_classes**10 - 1).bit_length()
-    length = free_length("dense_random", num_classes, bits, default)
+    length = free_length("dense_random", num_classes, bits, dense_length(num_classes))
 
     def draw(source: RandomBits) -> Bytes:
         return distinct(_dense, source, num_classes, length, enough_binary_columns(num_classes, length))
@@ -51,11 +60,10 @@ def dense_random(num_classes: int, bits: int | None, seed: int, *, candidates: i
     return best("dense_random", draw, length, seed, candidates)
 
 
-@register("sparse_random", good_columns=enough_ternary_columns)
+@register("sparse_random", good_columns=enough_ternary_columns, length=sparse_length)
 def sparse_random(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
     """Symbols 0 (½), −1 (¼), +1 (¼), no row all 0; ⌈15·log2 V⌉ columns unless `bits` says otherwise."""
-    default = (num_classes**15 - 1).bit_length()
-    length = free_length("sparse_random", num_classes, bits, default)
+    length = free_length("sparse_random", num_classes, bits, sparse_length(num_classes))
 
     def draw(source: RandomBits) -> Bytes:
         return distinct(_sparse, source, num_classes, length, enough_ternary_columns(num_classes, length))
@@ -63,7 +71,7 @@ def sparse_random(num_classes: int, bits: int | None, seed: int, *, candidates: 
     return best("sparse_random", draw, length, seed, candidates)
 
 
-@register("minrandom", good_columns=enough_binary_columns)
+@register("minrandom", good_columns=enough_binary_columns, length=lambda num_classes: MINRANDOM_LENGTH)
 def minrandom(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
     """The ⌈log2 V⌉ minimal bits, then random ones: distinct by the first, resilient by the others."""
     length = free_length("minrandom", num_classes, bits, MINRANDOM_LENGTH)

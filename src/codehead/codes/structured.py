@@ -9,20 +9,28 @@ from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
 from codehead.codes.design import check_size, fixed_length, minimal_length, register
 from codehead.codes.packing import pack_bits, row_bytes
 
+
+def number_of_pairs(num_classes: int) -> int:
+    """V(V − 1)/2."""
+    return num_classes * (num_classes - 1) // 2
+
+
 LONGER = "for a longer code choose minrandom, which adds random bits to these"
 
 
-@register("one_vs_all", good_columns=lambda num_classes, length: num_classes > 2)
+@register(
+    "one_vs_all", good_columns=lambda num_classes, length: num_classes > 2, length=lambda num_classes: num_classes
+)
 def one_vs_all(num_classes: int, bits: int | None, seed: int) -> Codebook:
     """Column j is +1 for class j and −1 for the rest: what a Softmax head does. Implicit, any V."""
     fixed_length("one_vs_all", num_classes, bits, num_classes, "leave bits out")
     return OneVsAllCodebook(num_classes)
 
 
-@register("one_vs_one", good_columns=lambda num_classes, length: True)
+@register("one_vs_one", good_columns=lambda num_classes, length: True, length=number_of_pairs)
 def one_vs_one(num_classes: int, bits: int | None, seed: int) -> Codebook:
     """A column per pair of classes a < b, in the order (0,1), (0,2), …: +1 for a, −1 for b, else 0."""
-    length = num_classes * (num_classes - 1) // 2
+    length = number_of_pairs(num_classes)
     check_size("one_vs_one", num_classes, length)
     fixed_length("one_vs_one", num_classes, bits, length, "leave bits out")
     first, second = np.triu_indices(num_classes, 1)
@@ -40,14 +48,14 @@ def one_vs_one(num_classes: int, bits: int | None, seed: int) -> Codebook:
     )
 
 
-@register("minimal", good_columns=lambda num_classes, length: True)
+@register("minimal", good_columns=lambda num_classes, length: True, length=minimal_length)
 def minimal(num_classes: int, bits: int | None, seed: int) -> Codebook:
     """The class number in binary, most significant bit first, with −1 for 0."""
     length = fixed_length("minimal", num_classes, bits, minimal_length(num_classes), LONGER)
     return _binary("minimal", length, binary_plane(np.arange(num_classes), length))
 
 
-@register("gray", good_columns=lambda num_classes, length: True)
+@register("gray", good_columns=lambda num_classes, length: True, length=minimal_length)
 def gray(num_classes: int, bits: int | None, seed: int) -> Codebook:
     """The minimal code in Gray's order: the codewords of consecutive classes differ in one bit.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,13 @@ STARTS = ("random", "old_head")
 LOSSES = ("bitwise", "codeword")
 """Those that need no look into the registry, which imports torch; so have the defaults of the other parts."""
 CODEBOOK_FILE = ".safetensors"
+
+TAKEN = {"code_params": ("num_classes", "bits", "seed"), "head_params": ("hidden_size", "num_bits", "bits", "width")}
+"""Arguments of designs and heads that are fields of their own."""
+DEFAULT_CODE = "minrandom"
+"""Of a training run that names no code: a head that is trained from nothing needs no more."""
+FOUND = ("learned", "custom")
+"""What a codebook calls itself that no design makes: distillation has moved it, or it was replaced."""
 
 RENAMED = {"shortlist": "dense_rows", "refined": "extra_bit_tokens", "refined_bits": "extra_bits"}
 """Keys of version 0.1 → today's."""
@@ -44,7 +52,7 @@ class DecisionConfig:
     Raises ConfigurationError, which names the field, its value and the remedy, for a value that cannot be.
     """
 
-    code: str = field(metadata={"help": "Design, or the file of a saved codebook."})
+    code: str | None = _option(None, "Design, or the file of a saved codebook. A training run takes minrandom.")
     bits: int | None = _option(None, "Codeword length n; the design's own by default.")
     code_params: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "An option of the design, parity or parity_kind; may be repeated."}
@@ -71,7 +79,10 @@ class DecisionConfig:
             if isinstance(getattr(self, name), Sequence):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("code_params", "head_params"):
+            self._check_block(name)
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
+        if isinstance(self.code, Path):
+            object.__setattr__(self, "code", str(self.code))
         self._check_types()
         self._check_numbers()
         self._check_parts()
@@ -100,6 +111,22 @@ class DecisionConfig:
     # -- how it is read and written -----------------------------------------------------------------------------------
 
     @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> DecisionConfig:
+        """Of keyword arguments; ConfigurationError names one that is none, and what it is called since version 0.2."""
+        known = [entry.name for entry in fields(cls)]
+        for name in values:
+            if name in RENAMED:
+                raise ConfigurationError(
+                    f"{name} is called {RENAMED[name]} now; write {RENAMED[name]}={values[name]!r}"
+                )
+            if name in REMOVED:
+                raise ConfigurationError(f"{name} was an option of version 0.1 ({REMOVED[name]}); omit it")
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+                raise ConfigurationError(f"a decision layer has no field {name!r}{hint}")
+        return cls(**values)
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any], place: str = "decision") -> DecisionConfig:
         """Read a block of a file, of this version or of 0.1; ConfigurationError names a key that is none, or wrong."""
         if not isinstance(values, Mapping):
@@ -114,7 +141,7 @@ class DecisionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as plain values; `from_dict` restores them."""
-        return {name: value for name, value, default in self._entries() if name == "code" or value != default}
+        return {name: value for name, value, default in self._entries() if value is not default and value != default}
 
     def _entries(self) -> Iterator[tuple[str, Any, Any]]:
         for entry in fields(self):
@@ -123,6 +150,16 @@ class DecisionConfig:
             yield entry.name, list(value) if isinstance(value, tuple) else value, default
 
     # -- what it costs ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_codebook_file(self) -> bool:
+        """Whether `code` is the path of a saved codebook."""
+        return self.code is not None and self.code.endswith(CODEBOOK_FILE)
+
+    @property
+    def head_options(self) -> dict[str, Any]:
+        """The options that the head is built with: its parameters, and the width if there is one."""
+        return {**self.head_params, **({} if self.width is None else {"width": self.width})}
 
     @property
     def parity(self) -> int:
@@ -147,7 +184,7 @@ class DecisionConfig:
             return self.bits + self.parity
         from codehead.codes import default_length
 
-        return default_length(self.code, num_classes) + self.parity
+        return default_length(self.code or DEFAULT_CODE, num_classes) + self.parity
 
     def size(self, shape: ModelShape) -> DecisionSize:
         """What it weighs in a model of this shape; codewords packed if it says so."""
@@ -196,8 +233,7 @@ class DecisionConfig:
         else:
             from codehead.heads import shapes
 
-            options = {**self.head_params, **({} if self.width is None else {"width": self.width})}
-            for name, form in shapes(self.head, hidden, bits, **options).items():
+            for name, form in shapes(self.head, hidden, bits, **self.head_options).items():
                 yield _matrix(name, form)
         if further:
             yield Matrix(further, hidden)
@@ -238,9 +274,22 @@ class DecisionConfig:
         for name in ("token_bias", "packed"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give true or false")
-        for name in ("code", "head", "loss", "decoder", "start", "weights"):
-            if not isinstance(getattr(self, name), str | Path):
+        for name in ("code", "assignment"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give a name, or omit it")
+        for name in ("head", "loss", "decoder", "start", "weights"):
+            if not isinstance(getattr(self, name), str):
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give a name")
+
+    def _check_block(self, name: str) -> None:
+        values = getattr(self, name)
+        if values is not None and (not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values)):
+            raise ConfigurationError(f"{name} is {values!r}; give a block of option: value")
+        for key, value in (values or {}).items():
+            if key in TAKEN[name]:
+                raise ConfigurationError(f"{name} has {key!r}, which is a field of the decision layer: omit it there")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigurationError(f"{name}.{key} is {value!r}; give a finite number")
 
     def _check_numbers(self) -> None:
         if self.seed >= 2**32:
@@ -269,7 +318,7 @@ class DecisionConfig:
             from codehead.decoding import DECODERS
 
             DECODERS.get(self.decoder)
-        if not str(self.code).endswith(CODEBOOK_FILE) and self.code != "additive":
+        if self.code not in (None, "additive", *FOUND) and not self.is_codebook_file:
             from codehead.codes import DESIGNS
 
             DESIGNS.get(self.code)
@@ -294,7 +343,6 @@ def _as_of_today(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     if found.get("head") == "tower":
         params = dict(found.get("head_params") or {})
         found |= {"head": "mtl", "head_params": {"groups": 1, **params}}
-    found.setdefault("code", "minrandom")
     return {key: value for key, value in found.items() if value is not None}
 
 

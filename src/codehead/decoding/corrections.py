@@ -1,12 +1,9 @@
-"""What single tokens add to their scores: dense rows for a shortlist, a bias for every token.
+"""What single tokens add to their scores: dense rows for some, a bias for every token.
 
-A code of n columns gives scores of rank n. A shortlist lifts that limit where it matters, for the K most frequent
+A code of n columns gives scores of rank n. Dense rows lift that limit where it matters, for the K most frequent
 tokens: each gets a bit logit of its own, added to its score. In the terms of ECOC these are K more ternary columns, +1
 for one token and 0 for all others, read by their margin (`loss_linear`). Between the two lie longer codewords for
 frequent tokens (`codehead.decoding.refinement`).
-
-Y. Oda et al. (2017), "Neural Machine Translation via Binary Code Prediction", split instead: a softmax over the K
-tokens and "other", and the code for the others alone. With a split the sum becomes that.
 """
 
 from __future__ import annotations
@@ -23,93 +20,53 @@ from codehead.errors import ConfigurationError
 
 @final
 class Corrections(nn.Module):
-    """Adds to token scores `(…, V)` the outputs of a shortlist `(…, K)`, a learnt bias `(V,)` and further symbols.
+    """Adds to token scores `(…, V)` the outputs of dense rows `(…, K)`, a learnt bias `(V,)` and extra bits.
 
-    The buffer `shortlist` `(K,)` holds the token ids, int32. `token_bias` is a parameter that starts at zero, or None;
-    `token_scale`, by which a token's score from its codeword is multiplied, one that starts at 1, or None. With a
-    `split` there is one output more, for "other", which has the bias `other_bias` `(1,)`, and the scores are
-    log-probabilities.
+    The buffer `shortlist` `(K,)` holds the ids of the tokens with dense rows, int32. `token_bias` is a parameter that
+    starts at zero, or None.
     """
 
     shortlist: Tensor
     token_bias: nn.Parameter | None
-    token_scale: nn.Parameter | None
-    other_bias: nn.Parameter | None
 
     def __init__(
-        self,
-        num_classes: int,
-        shortlist: Tensor,
-        token_bias: bool,
-        refinement: Refinement | None = None,
-        *,
-        token_scale: bool = False,
-        split: bool = False,
+        self, num_classes: int, shortlist: Tensor, token_bias: bool, refinement: Refinement | None = None
     ) -> None:
         super().__init__()
-        if split and not 0 < len(shortlist) < num_classes:
-            raise ConfigurationError(
-                f"shortlist_split parts the {num_classes} tokens in two, but the shortlist has {len(shortlist)}; give "
-                "a shortlist of some of them"
-            )
         self.num_classes = num_classes
         self.refinement = refinement
-        self.token_scale = nn.Parameter(torch.ones(num_classes)) if token_scale else None
-        self.other_bias = nn.Parameter(torch.zeros(1)) if split else None
         self.register_buffer("shortlist", shortlist.to(torch.int32))
         self.token_bias = nn.Parameter(torch.zeros(num_classes)) if token_bias else None
 
     @property
-    def split(self) -> bool:
-        """Whether listed tokens and code share the probability between them."""
-        return self.other_bias is not None
-
-    @property
     def num_rows(self) -> int:
-        """K, the tokens of the shortlist."""
+        """K, the tokens with dense rows."""
         return len(self.shortlist)
 
     @property
     def num_bits(self) -> int:
-        """m, the further symbols of some tokens."""
+        """m, the extra bits of some tokens."""
         return 0 if self.refinement is None else self.refinement.length
 
     @property
     def num_outputs(self) -> int:
-        """The outputs of a head beyond its n bit logits: m bit logits, then K rows, and "other" with a split."""
-        return self.num_bits + self.num_rows + int(self.split)
+        """The outputs of a head beyond its n bit logits: m bit logits, then K rows."""
+        return self.num_bits + self.num_rows
 
     def forward(self, scores: Tensor, outputs: Tensor, signs: Tensor | None = None) -> Tensor:
         """Corrected scores `(…, V)`, in the dtype of `scores`, for the further outputs `(…, m + K)` of the head.
 
-        `signs` stand for the further symbols, which are otherwise those of the refinement.
+        `signs` stand for the extra symbols, which are otherwise those of the refinement.
         """
         bits, rows = outputs[..., : self.num_bits], outputs[..., self.num_bits :].to(scores.dtype)
         if self.refinement is not None:
             scores = self.refinement(scores, bits, signs)
-        if self.token_scale is not None:
-            scores = scores * self.token_scale.to(scores.dtype)
         if self.token_bias is not None:
             scores = scores + self.token_bias.to(scores.dtype)
-        if self.other_bias is not None:
-            return self._parted(scores, rows + self._row_biases(self.other_bias).to(rows.dtype))
         return scores.index_add(-1, self.shortlist, rows) if self.num_rows else scores
 
-    def _row_biases(self, other: Tensor) -> Tensor:
-        """`(K + 1,)`: of the listed tokens, zero without a bias per token, and of all others."""
-        bias = self.token_bias
-        return torch.cat([other.new_zeros(self.num_rows) if bias is None else bias[self.shortlist.long()], other])
-
-    def _parted(self, scores: Tensor, rows: Tensor) -> Tensor:
-        """Log-probabilities `(…, V)`: of listed tokens by `rows` `(…, K + 1)`, of others by their scores as well."""
-        listed, other = rows.log_softmax(-1).split([self.num_rows, 1], dim=-1)
-        rest = scores.index_fill(-1, self.shortlist.long(), -torch.inf).log_softmax(-1)
-        return (rest + other).index_copy(-1, self.shortlist.long(), listed)
-
     def extra_repr(self) -> str:
-        single = {name: getattr(self, name) is not None for name in ("token_bias", "token_scale")}
-        parts = {"shortlist": self.num_rows, **single, "split": self.split}
-        return ", ".join(f"{name}={value}" for name, value in parts.items())
+        return f"dense_rows={self.num_rows}, token_bias={self.token_bias is not None}"
 
 
 def choose_tokens(name: str, chosen: int | Sequence[int], counts: Tensor | None, num_classes: int) -> Tensor:

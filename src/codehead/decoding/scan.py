@@ -97,10 +97,9 @@ class _Fast:
 class _Chunked:
     """By torch, on any device, in float32: some tokens at a time, of which the best are kept."""
 
-    def __init__(self, plane: np.ndarray, bias: np.ndarray | None, scale: np.ndarray | None, device: Any) -> None:
+    def __init__(self, plane: np.ndarray, bias: np.ndarray | None, device: Any) -> None:
         self.plane = torch.from_numpy(plane).to(device)
         self.bias = None if bias is None else torch.from_numpy(bias).to(device, torch.float32)
-        self.scale = None if scale is None else torch.from_numpy(scale).to(device, torch.float32)
 
     def search(self, weights: np.ndarray, constant: np.ndarray, count: int) -> Found:
         own, added = (torch.from_numpy(part).to(self.plane.device, torch.float32) for part in (weights, constant))
@@ -115,14 +114,11 @@ class _Chunked:
 
     def _scores(self, weights: Tensor, constant: Tensor, some: slice) -> Tensor:
         scores = bit_sums(weights, self.plane[some]) + constant[:, None]
-        if self.scale is not None:
-            scores = scores * self.scale[some]
         return scores if self.bias is None else scores + self.bias[some]
 
     def _errors(self, weights: np.ndarray, constant: np.ndarray) -> np.ndarray:
         """As many roundings as there are additions, each of the sum of all magnitudes at most."""
         size = np.abs(weights).sum(1) + np.abs(constant)
-        size = size * (1.0 if self.scale is None else float(self.scale.abs().max()))
         size = size + (0.0 if self.bias is None else float(self.bias.abs().max()))
         return np.asarray(ROUNDING * (weights.shape[1] + 4) * size)
 
@@ -163,7 +159,7 @@ class Scan:
         planes = [plane.cpu().numpy() for plane in (table.sign_plane, table.support_plane) if plane is not None]
         self.plane = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=1)
         self.num_classes, self.fast, self.device = table.num_classes, fast, table.sign_plane.device
-        self.bias, self.scale = _number(corrections, "token_bias"), _number(corrections, "token_scale")
+        self.bias = _number(corrections, "token_bias")
         refinement = None if corrections is None else corrections.refinement
         self.members, self.extra_plane = np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.uint8)
         if refinement is not None and refinement.table.sign_plane is not None:
@@ -190,9 +186,9 @@ class Scan:
         plane = self.plane[some]
         if has_extra:
             plane = np.concatenate([plane, self.extra_plane[np.searchsorted(self.members, ids)]], axis=1)
-        bias, scale = (None if values is None else values[some] for values in (self.bias, self.scale))
+        bias = None if self.bias is None else self.bias[some]
         listed = self.rows[np.searchsorted(self.listed, ids)] if has_row else None
-        scanner = _Fast(plane, bias) if self.fast else _Chunked(plane, bias, scale, self.device)
+        scanner = _Fast(plane, bias) if self.fast else _Chunked(plane, bias, self.device)
         return _Section(ids, has_extra, listed, scanner, len(plane))
 
     def best(self, query: Query, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -228,8 +224,6 @@ class Scan:
         if len(self.members):
             place, known = _find(self.members, ids)
             scores[known] += _sums(self.extra_plane[place], query.extra) + query.extra_constant
-        if self.scale is not None:
-            scores *= self.scale[ids]
         if self.bias is not None:
             scores += self.bias[ids]
         if len(self.listed):

@@ -42,8 +42,6 @@ def refusal(table: CodewordTable, decoder: str, corrections: Corrections | None 
     part = DECODERS.get(decoder)
     if isinstance(part, FittedDecoder) or not isinstance(part(torch.zeros(1, 1)), Terms):
         return f"the scores of decoder {decoder!r} are no sums over bits; choose decoder='likelihood'"
-    if corrections is not None and corrections.split:
-        return "with shortlist_split a score depends on those of all tokens"
     return None
 
 
@@ -66,10 +64,8 @@ def choose(
         return Choice("plain", reason)
     assert table.sign_plane is not None
     device = table.sign_plane.device.type
-    scaled = corrections is not None and corrections.token_scale is not None
     slow = (
         f"the code is on the device {device!r}, where FAISS does not run" if device != "cpu"
-        else "FAISS multiplies no score by a scale per token" if scaled
         else "FAISS is not installed (pip install 'codehead[fast]')" if not fast_scan.available()
         else None
     )  # fmt: skip

@@ -12,19 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from codehead.codes.codebook import Codebook
+from codehead.codes.table import CodewordTable
+from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import Decision
+from codehead.models.first_version import first_version
 from codehead.registry import did_you_mean
 from codehead.version import VERSION
 
 METHOD = "codehead"
 """The name under which transformers finds the loader: `quantization_config.quant_method`."""
-
-YOUNGER = ("refined", "refined_bits", "shortlist_split", "token_scale", "rounded", "rounded_bits", "packed", "fresh")
-"""Fields that checkpoints of older versions do not have."""
-
-ROUNDED_BITS = (4, 8)
-"""Of an integer in a head."""
 
 MOST = 2**31 - 1
 """Of tokens or bits: ids are int32."""
@@ -47,12 +44,12 @@ def expect_written(entry: dict[str, Any], written: Tensor) -> None:
     A CheckpointError names the field that was changed since.
     """
     try:
-        original = dict(json.loads(bytes(written.tolist())))
+        original, entry = _flat(json.loads(bytes(written.tolist()))), _flat(entry)
         names = sorted({*original, *entry} - {"quant_method"})
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"tensor decision.description of the checkpoint is damaged ({error}); restore the weights from the original "
-            "checkpoint"
+            f"tensor decision.description of the checkpoint is damaged ({error}); restore the weights from the "
+            "original checkpoint"
         ) from None
     for name in names:
         now, then = (_json(values[name]) if name in values else "missing" for values in (entry, original))
@@ -63,26 +60,30 @@ def expect_written(entry: dict[str, Any], written: Tensor) -> None:
             )
 
 
+def _flat(entry: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """The entry with dotted names, as `decision.head`."""
+    found: dict[str, Any] = {}
+    for name, value in entry.items():
+        inner = isinstance(value, dict) and name in ("decision", "codebook", "stock")
+        found.update(_flat(value, f"{name}.") if inner else {place + str(name): value})
+    return found
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
 def _seen(decision: Decision) -> dict[str, Any]:
-    """The fields of a description that a decision layer itself tells."""
-    corrections, table = decision.corrections, decision.table
-    refinement = None if corrections is None else corrections.refinement
+    """The fields of a DecisionConfig that a decision layer itself tells."""
+    extras = decision.corrections
+    refinement = None if extras is None else extras.refinement
     return {
-        "bits": table.length,
-        "num_classes": table.num_classes,
-        "ternary": table.is_ternary,
         "loss": decision.loss_name,
         "decoder": decision.decoder_name,
-        "shortlist": 0 if corrections is None else corrections.num_rows,
-        "token_bias": corrections is not None and corrections.token_bias is not None,
-        "shortlist_split": corrections is not None and corrections.split,
-        "token_scale": corrections is not None and corrections.token_scale is not None,
-        "refined": 0 if refinement is None else refinement.num_tokens,
-        "refined_bits": 0 if refinement is None else refinement.length,
+        "dense_rows": 0 if extras is None else extras.num_rows,
+        "token_bias": extras is not None and extras.token_bias is not None,
+        "extra_bits": 0 if refinement is None else refinement.length,
+        "extra_bit_tokens": 0 if refinement is None else refinement.num_tokens,
         "packed": decision.packed,
     }
 
@@ -99,121 +100,97 @@ def weights_checksum(head: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
+class CodebookFacts:
+    """What a checkpoint says of its codebook; the codewords themselves are among the weights."""
+
+    length: int
+    num_classes: int
+    ternary: bool
+    checksum: str
+    """sha256 of the codebook; a checkpoint whose codebook differs is refused."""
+    seed: int | None
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            _check_type(f"codebook.{entry.name}", getattr(self, entry.name), str(entry.type))
+        for name, least in (("length", 1), ("num_classes", 2)):
+            if not least <= getattr(self, name) <= MOST:
+                raise _wrong(f"codebook.{name}", getattr(self, name), f"from {least} to {MOST}")
+
+    @classmethod
+    def of(cls, codebook: Codebook) -> CodebookFacts:
+        """Those of a codebook."""
+        return cls(codebook.length, codebook.num_classes, codebook.is_ternary, codebook.checksum, codebook.seed)
+
+
+@dataclass(frozen=True)
 class Description:
     """The entry `quantization_config` of a coded model's configuration, checked when it is built."""
 
-    design: str
-    bits: int
-    num_classes: int
-    ternary: bool
-    seed: int | None
-    params: dict[str, Any]
-    checksum: str
-    """sha256 of the codebook; a checkpoint whose codebook differs is refused."""
-    head: str
-    head_options: dict[str, Any]
-    loss: str
-    decoder: str
-    shortlist: int
-    """K, the tokens that have a dense row beside the code; their ids are in the weights."""
-    token_bias: bool
-    """Whether every token has a bias."""
+    decision: DecisionConfig
+    """The layer as it is: `code` and `code_params` are the codebook's own, tokens are counted, their ids in the
+    weights."""
+    codebook: CodebookFacts
     stock: dict[str, Any]
     """What was changed in the stock configuration, with the values from before."""
     version: str = VERSION
     """Version of codehead that wrote this."""
-    refined: int = 0
-    """K, the tokens whose codewords are longer; which ones is in the weights."""
-    refined_bits: int = 0
-    """m, how much longer."""
-    shortlist_split: bool = False
-    """Whether the shortlist and the code share the probability between them."""
-    token_scale: bool = False
-    """Whether every token has a scale."""
-    rounded: bool = False
-    """Whether the weights of head and decision are integers, with a scale per row."""
-    rounded_bits: int = 8
-    """Of an integer in the matrices of the head, 8 or 4; all else has 8."""
-    packed: bool = False
-    """Whether codewords stay packed in memory."""
     fresh: str = ""
     """sha256 of the random weights that the head began with; empty if it began at the old head, or with one_vs_all."""
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            allowed = JSON_TYPES[str(entry.type)]
-            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-                raise CheckpointError(
-                    f"quantization_config.{entry.name} in config.json must be of type {entry.type}, got "
-                    f"{value!r}; restore config.json from the original checkpoint"
-                )
-        if self.rounded_bits not in ROUNDED_BITS:
-            raise CheckpointError(
-                f"quantization_config.rounded_bits in config.json must be 4 or 8, got {self.rounded_bits}; restore "
-                "config.json from the original checkpoint"
-            )
-        for name, (least, most) in self._bounds().items():
-            if not least <= getattr(self, name) <= most:
-                raise CheckpointError(
-                    f"quantization_config.{name} in config.json must be from {least} to {most}, got "
-                    f"{getattr(self, name)}; restore config.json from the original checkpoint"
-                )
+        for name, kind in (("stock", "dict[str, Any]"), ("version", "str"), ("fresh", "str")):
+            _check_type(name, getattr(self, name), kind)
+        for name in ("dense_rows", "extra_bit_tokens"):
+            value = getattr(self.decision, name)
+            if not isinstance(value, int) or value > self.codebook.num_classes:
+                raise _wrong(f"decision.{name}", value, f"from 0 to {self.codebook.num_classes}")
         for name in ("bias", "tie_word_embeddings"):
             if not isinstance(self.stock.get(name), bool):
-                raise CheckpointError(
-                    f"quantization_config.stock.{name} in config.json must be true or false, got "
-                    f"{self.stock.get(name)!r}; restore config.json from the original checkpoint"
-                )
-
-    def _bounds(self) -> dict[str, tuple[int, int]]:
-        """The least and the largest value of every number; what it takes of memory is up to the files."""
-        some = {"shortlist": (0, self.num_classes), "refined": (0, self.num_classes), "refined_bits": (0, MOST)}
-        return {"num_classes": (2, MOST), "bits": (1, MOST), **some}
+                raise _wrong(f"stock.{name}", self.stock.get(name), "true or false")
 
     @classmethod
     def of(
-        cls,
-        codebook: Codebook,
-        head: str,
-        head_options: dict[str, Any],
-        decision: Decision,
-        stock: dict[str, Any],
-        fresh: str,
+        cls, config: DecisionConfig, codebook: Codebook, decision: Decision, stock: dict[str, Any], fresh: str
     ) -> Description:
         """The description of a decision layer that is about to be attached.
 
         Raises ConfigurationError for options that a checkpoint could not hold.
         """
         try:
-            json.dumps(head_options)
+            json.dumps(config.head_params)
         except TypeError as error:
             raise ConfigurationError(
-                f"head_params={head_options!r} cannot be written to config.json ({error}); give plain values"
+                f"head_params={config.head_params!r} cannot be written to config.json ({error}); give plain values"
             ) from None
-        return cls(
-            design=codebook.design,
-            seed=codebook.seed,
-            params=dict(codebook.params),
-            checksum=codebook.checksum,
-            head=head,
-            head_options=head_options,
-            stock=stock,
-            fresh=fresh,
-            **_seen(decision),
-        )
+        attached = dataclasses.replace(config, weights="float", **_of_codebook(codebook), **_seen(decision))
+        return cls(attached, CodebookFacts.of(codebook), stock, fresh=fresh)
 
     @classmethod
     def current(cls, model: Any) -> Description:
         """The description of a coded model as it is now: loss, decoder, codebook or packing may have changed since."""
         old, table = cls.from_dict(model.config.quantization_config), model.decision.table
-        changed = _seen(model.decision)
+        config, codebook = dataclasses.replace(old.decision, **_seen(model.decision)), old.codebook
         if table.sign_plane is not None and not table.sign_plane.is_meta:  # meta: offloaded, so not replaced
-            checksum = table.to_codebook(old.design, old.seed, old.params).checksum
-            if checksum != old.checksum:
-                kept = {name: value for name, value in old.params.items() if name == "allow_duplicates"}
-                changed |= {"design": "custom", "seed": None, "params": kept, "checksum": checksum}
-        return dataclasses.replace(old, **changed)
+            now = old.rebuilt(table)
+            if now.checksum != codebook.checksum:
+                kept = {name: value for name, value in config.code_params.items() if name == "allow_duplicates"}
+                config = dataclasses.replace(config, code="custom", bits=now.length, code_params=kept)
+                codebook = dataclasses.replace(CodebookFacts.of(now), seed=None)
+        return dataclasses.replace(old, decision=config, codebook=codebook)
+
+    def rounded(self, weights: str) -> Description:
+        """The same with weights in "int8" or "int4"."""
+        return dataclasses.replace(self, decision=dataclasses.replace(self.decision, weights=weights))
+
+    def of_another(self, codebook: Codebook) -> Description:
+        """The same with another codebook."""
+        decision = dataclasses.replace(self.decision, **_of_codebook(codebook))
+        return dataclasses.replace(self, decision=decision, codebook=CodebookFacts.of(codebook))
+
+    def rebuilt(self, table: CodewordTable) -> Codebook:
+        """The codebook of a table under the name that this description gives it; CodebookError if it is none."""
+        return table.to_codebook(self.design, self.codebook.seed, dict(self.decision.code_params))
 
     def to_tensor(self) -> Tensor:
         """The entry as bytes (uint8): it lies among the weights, so that `config.json` can be compared with it."""
@@ -223,26 +200,66 @@ class Description:
     def from_dict(cls, entry: dict[str, Any]) -> Description:
         """Read the entry of a `config.json`; a CheckpointError names a field that is missing or unknown."""
         entry = {key: value for key, value in entry.items() if key != "quant_method"}
-        if entry.get("head") == "tower":  # what version 0.1 called an mtl head whose bits share hidden layers
-            entry |= {"head": "mtl", "head_options": {"groups": 1, **entry.get("head_options", {})}}
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in entry:
-            if key not in known:
-                hint = did_you_mean(key, known) or "; was the checkpoint written by a newer codehead?"
-                raise CheckpointError(f"quantization_config.{key} in config.json is not a field of codehead{hint}")
-        for key in known:
-            if key not in entry and key not in YOUNGER:
-                raise CheckpointError(
-                    f"quantization_config.{key} is missing from config.json; restore config.json from the "
-                    "original checkpoint"
-                )
-        return cls(**entry)
+        if "decision" not in entry and "design" in entry:
+            entry = first_version(entry)
+        entry = _block(cls, entry, "")
+        facts = CodebookFacts(**_block(CodebookFacts, entry["codebook"], "codebook."))
+        try:
+            decision = DecisionConfig.from_dict(entry["decision"])
+        except ConfigurationError as error:
+            raise CheckpointError(
+                f"quantization_config in config.json: {error}; restore config.json from the original checkpoint"
+            ) from error
+        return cls(**{**entry, "decision": decision, "codebook": facts})
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as it stands in `config.json`."""
-        return {"quant_method": METHOD, **dataclasses.asdict(self)}
+        return {"quant_method": METHOD, **dataclasses.asdict(self), "decision": self.decision.to_dict()}
+
+    @property
+    def design(self) -> str:
+        """What the codebook calls the design that made it."""
+        return str(self.decision.code)
 
     @property
     def is_implicit(self) -> bool:
         """Whether the code is too large to be written down, so that the checkpoint holds no codebook."""
         return self.design == "one_vs_all"
+
+
+def _of_codebook(codebook: Codebook) -> dict[str, Any]:
+    """The fields of a DecisionConfig that a codebook tells."""
+    params = dict(codebook.params)
+    bits = None if codebook.design == "one_vs_all" else codebook.length - int(params.get("parity", 0))
+    return {"code": codebook.design, "bits": bits, "code_params": params, "assignment": None}
+
+
+def _block(kind: type, values: Any, place: str) -> dict[str, Any]:
+    """The values of a block of the entry, which must be those of a dataclass."""
+    if not isinstance(values, dict):
+        raise _wrong(place.removesuffix("."), values, "a block of values")
+    known = {entry.name: entry.default for entry in dataclasses.fields(kind)}
+    for key in values:
+        if key not in known:
+            hint = did_you_mean(key, known) or "; was the checkpoint written by a newer codehead?"
+            raise CheckpointError(f"quantization_config.{place}{key} in config.json is not a field of codehead{hint}")
+    for key, default in known.items():
+        if key not in values and default is dataclasses.MISSING:
+            raise CheckpointError(
+                f"quantization_config.{place}{key} is missing from config.json; restore config.json from the original "
+                "checkpoint"
+            )
+    return values
+
+
+def _check_type(name: str, value: Any, kind: str) -> None:
+    allowed = JSON_TYPES[kind]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise _wrong(name, value, f"of type {kind}")
+
+
+def _wrong(name: str, value: Any, wanted: str) -> CheckpointError:
+    return CheckpointError(
+        f"quantization_config.{name} in config.json must be {wanted}, got {value!r}; restore config.json from the "
+        "original checkpoint"
+    )

@@ -27,20 +27,15 @@ def fold(model: Model) -> Model:
     A ConfigurationError says why if the head is not linear or the code is ternary.
     """
     description = describe(model, "fold")
-    if description.head != "linear":
+    if description.decision.head != "linear":
         raise ConfigurationError(
-            f"cannot fold a head {description.head!r}: it is not linear in the hidden state, and a Softmax "
+            f"cannot fold a head {description.decision.head!r}: it is not linear in the hidden state, and a Softmax "
             "head is; attach with head='linear' for a model that can be folded"
         )
-    if description.ternary:
+    if description.codebook.ternary:
         raise ConfigurationError(
             f"cannot fold the ternary code {description.design!r}: the zeros of its codewords add Σ log(2 "
             "cosh(z/2)) to the scores, which is not linear in the hidden state; use a binary code"
-        )
-    if description.shortlist_split:
-        raise ConfigurationError(
-            "cannot fold a shortlist that splits the tokens: two softmaxes, one inside the other, are not one; attach "
-            "without shortlist_split for a model that can be folded"
         )
     guards.refuse_patched_forward(model, "fold")
     has_bias = description.stock["bias"]
@@ -65,9 +60,6 @@ def _dense(model: Any) -> tuple[Tensor, Tensor | None]:
         if corrections.refinement is not None:
             symbols = corrections.refinement.table.signs()
             weight = weight.index_add(0, corrections.refinement.ids(), 0.5 * (symbols @ further))
-    if corrections is not None and corrections.token_scale is not None:
-        scale = corrections.token_scale.float()
-        weight, bias = weight * scale[:, None], None if bias is None else bias * scale
     if isinstance(head, ShortlistHead):
         weight = weight.index_add(0, corrections.shortlist, rows)
     if corrections is not None and corrections.token_bias is not None:

@@ -46,13 +46,10 @@ def initialise(
 
 
 def _start_biases(corrections: Corrections, statistics: Statistics) -> None:
-    """The log frequencies of the tokens, and of all that are not listed together."""
-    frequencies = (statistics.counts + 1) / (statistics.counts + 1).sum()
+    """The log frequencies of the tokens."""
     if corrections.token_bias is not None:
+        frequencies = (statistics.counts + 1) / (statistics.counts + 1).sum()
         corrections.token_bias.copy_(frequencies.log())
-        if corrections.other_bias is not None:
-            listed = corrections.shortlist.long().to(frequencies.device)
-            corrections.other_bias.copy_(frequencies.index_fill(0, listed, 0).sum().log())
 
 
 def start_from(
@@ -143,26 +140,13 @@ def _correct(
 ) -> None:
     """Put what the code leaves of the old rows into the rows of the shortlist, its mean score into the bias."""
     listed = corrections.shortlist.long()
-    if corrections.other_bias is not None:
-        rows, constant = _parts(old, listed, statistics, tail)
-        corrections.other_bias.copy_(constant)
-    else:
-        rows = old.weight[listed].double() - codewords[listed].double() @ solution - common
     if isinstance(head, ShortlistHead):
+        rows = old.weight[listed].double() - codewords[listed].double() @ solution - common
         head.rows.weight.copy_(torch.cat([solution[len(solution) - corrections.num_bits :], rows]))
     if corrections.token_bias is not None:
         mean = _mean(statistics, solution)
         missing = _scores(old.weight, mean) - _scores(codewords, solution @ mean) - common @ mean
         corrections.token_bias.copy_(tail.scale * (_old_bias(old) + missing.index_fill(0, listed, 0)))
-
-
-def _parts(old: nn.Linear, listed: Tensor, statistics: Statistics | None, tail: Tail) -> tuple[Tensor, Tensor]:
-    """Rows `(K + 1, hidden)` of a split: those of the listed tokens, and one, with a constant, for all others."""
-    others = torch.ones(len(old.weight), dtype=torch.bool, device=old.weight.device).index_fill(0, listed, False)
-    ids = others.nonzero().flatten()
-    seen = None if statistics is None else replace(statistics, counts=statistics.counts[ids.cpu()])
-    slope, constant = _sum_of(_part(old, ids), seen, tail.scale)
-    return torch.cat([old.weight[listed].double(), slope.unsqueeze(0)]), constant
 
 
 def _start_low_rank(old: nn.Linear, head: LowRankHead, statistics: Statistics | None) -> None:

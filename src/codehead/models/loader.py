@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead.codes.packing import row_bytes
 from codehead.codes.table import CodewordTable
+from codehead.config.size import INTEGER_BITS
 from codehead.decoding.chain import Chain
 from codehead.decoding.corrections import Corrections, choose_tokens
 from codehead.decoding.refinement import Refinement
@@ -69,7 +70,7 @@ class CodeheadLoader(HfQuantizer):
         if not {"", "decision"} & set(device_map):
             device_map = {**device_map, "decision": device_map.get("lm_head", list(device_map.values())[-1])}
         own = {part: device_map.get(part) for part in ("", "lm_head", "decision")}
-        if self.quantization_config.description.rounded and "disk" in own.values():
+        if self.quantization_config.description.decision.weights in INTEGER_BITS and "disk" in own.values():
             raise ConfigurationError(
                 f"device_map is {device_map}, but a decision layer in int8 or int4 cannot be offloaded to disk; give "
                 "lm_head and decision a device"
@@ -100,8 +101,8 @@ class CodeheadLoader(HfQuantizer):
             if part is not None:
                 part.to(old.weight.dtype)
         head = head.to(old.weight.dtype)
-        if description.rounded:
-            round_parts(head, decision, description.rounded_bits)
+        if description.decision.weights in INTEGER_BITS:
+            round_parts(head, decision, INTEGER_BITS[description.decision.weights])
         surgery.install(model, head, decision)
         _expect_additions(model)
         if files:
@@ -151,15 +152,16 @@ def _expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Sh
 def _expect_planes(model: Any, stored: Shapes, description: Description) -> None:
     """The codewords in the files are as many and as long as the description says, before anything is built from it."""
     planes: dict[str, tuple[int, int]] = {}
-    if description.refined:
-        planes["corrections.refinement."] = (description.refined, description.refined_bits)
-    if description.is_implicit and description.bits != description.num_classes:
+    config, facts = description.decision, description.codebook
+    if config.extra_bits:
+        planes["corrections.refinement."] = (config.num_extra_bit_tokens, config.extra_bits)
+    if config.length(facts.num_classes) != facts.length:
         raise CheckpointError(
-            f"quantization_config.bits in config.json is {description.bits}, but one_vs_all has as many as there are "
-            f"tokens, {description.num_classes}; restore config.json from the original checkpoint"
+            f"quantization_config.codebook.length in config.json is {facts.length}, but decision.code, bits and "
+            f"code_params make it {config.length(facts.num_classes)}; restore config.json from the original checkpoint"
         )
     if not description.is_implicit:
-        planes[""] = (description.num_classes, description.bits)
+        planes[""] = (facts.num_classes, facts.length)
     for part, (rows, bits) in planes.items():
         name = f"decision.{part}table.sign_plane"
         _expect_shape(name, stored.get(name), [rows, row_bytes(bits)])
@@ -178,28 +180,25 @@ def _built(description: Description, hidden_size: int) -> tuple[nn.Module, Decis
 def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, Decision]:
     """Head and decision of the right shapes on the meta device, to be filled from a checkpoint."""
     with torch.device("meta"):
-        further = description.shortlist + description.refined_bits + int(description.shortlist_split)
-        head = surgery.build_head(description.head, hidden_size, description.bits, further, description.head_options)
-        table = CodewordTable.empty(
-            description.num_classes, description.bits, description.ternary, description.is_implicit
-        )
+        config, facts = description.decision, description.codebook
+        head = surgery.build_head(config, hidden_size, facts.length, config.num_dense_rows + config.extra_bits)
+        table = CodewordTable.empty(facts.num_classes, facts.length, facts.ternary, description.is_implicit)
         log_probabilities = gives_log_probabilities(head)
         parts = (_empty_corrections(description), Chain.of(head), log_probabilities)
-        decision = Decision(table, description.loss, description.decoder, *parts)
-        decision.packed = description.packed
+        decision = Decision(table, config.loss, config.decoder, *parts)
+        decision.packed = config.packed
         return head, decision
 
 
 def _empty_corrections(description: Description) -> Corrections | None:
-    single = {"token_bias": description.token_bias, "token_scale": description.token_scale}
-    if not description.shortlist and not description.refined and not any(single.values()):
+    config, num_classes = description.decision, description.codebook.num_classes
+    if not config.dense_rows and not config.extra_bits and not config.token_bias:
         return None
-    shortlist = torch.empty(description.shortlist, dtype=torch.int32)
+    listed = torch.empty(config.num_dense_rows, dtype=torch.int32)
     refinement = None
-    if description.refined:
-        refinement = Refinement(description.num_classes, description.refined, description.refined_bits)
-    split = description.shortlist_split
-    return Corrections(description.num_classes, shortlist, refinement=refinement, split=split, **single)
+    if config.extra_bits:
+        refinement = Refinement(num_classes, config.num_extra_bit_tokens, config.extra_bits)
+    return Corrections(num_classes, listed, config.token_bias, refinement)
 
 
 def _expect_additions(model: Any) -> None:
@@ -218,9 +217,9 @@ def _expect_additions(model: Any) -> None:
 
 
 def _expect_vocabulary(description: Description, rows: int) -> None:
-    if description.num_classes != rows:
+    if description.codebook.num_classes != rows:
         raise CheckpointError(
-            f"quantization_config.num_classes in config.json is {description.num_classes}, but the "
+            f"quantization_config.codebook.num_classes in config.json is {description.codebook.num_classes}, but the "
             f"vocabulary of the model (vocab_size) has {rows} tokens; restore config.json from the original "
             "checkpoint"
         )
@@ -255,9 +254,9 @@ def _check_tensors(model: Any, stored: Shapes) -> None:
 def _expect_shape(name: str, found: list[int] | None, expected: list[int]) -> None:
     if found != expected:
         raise CheckpointError(
-            f"tensor {name} of the checkpoint has shape {'none: it is missing' if found is None else found}, but bits, "
-            "num_classes, shortlist, rounded, rounded_bits and head_options of quantization_config in config.json make "
-            f"it {expected}; restore config.json and the weights from the original checkpoint"
+            f"tensor {name} of the checkpoint has shape {'none: it is missing' if found is None else found}, but "
+            "bits, dense_rows, extra_bits, weights, width and head_params of quantization_config.decision in config.json "
+            f"make it {expected}; restore config.json and the weights from the original checkpoint"
         )
 
 
@@ -275,13 +274,13 @@ def _shapes(file: str) -> dict[str, list[int]]:
 def _check_codebook(table: CodewordTable, description: Description) -> None:
     """The codebook that was loaded is the one the configuration names by its checksum."""
     try:
-        checksum = table.to_codebook(description.design, description.seed, description.params).checksum
+        checksum = description.rebuilt(table).checksum
     except CodeheadError as error:
         raise CheckpointError(f"the codebook in the weights does not fit config.json: {error}") from error
-    if checksum != description.checksum:
+    if checksum != description.codebook.checksum:
         raise CheckpointError(
-            f"quantization_config.checksum in config.json is {description.checksum}, but the codebook in "
-            f"the weights has {checksum}: one of them was changed, and tokens would be decoded wrongly; "
+            f"quantization_config.codebook.checksum in config.json is {description.codebook.checksum}, but the codebook "
+            f"in the weights has {checksum}: one of them was changed, and tokens would be decoded wrongly; "
             "restore both from the original checkpoint"
         )
 
@@ -291,7 +290,7 @@ def _check_shortlist(corrections: Corrections | None) -> None:
     if corrections is None or corrections.shortlist.is_meta:
         return
     try:
-        choose_tokens("shortlist", corrections.shortlist.tolist(), None, corrections.num_classes)
+        choose_tokens("dense_rows", corrections.shortlist.tolist(), None, corrections.num_classes)
         _check_refinement(corrections.refinement)
     except CodeheadError as error:
         raise CheckpointError(

@@ -73,11 +73,10 @@ def to_int4(model: Model, hidden: Tensor | None = None) -> Model:
 def check_unrounded(model: Any) -> None:
     """Raise ConfigurationError unless a model is coded and the weights of its decision layer are no integers yet."""
     description = describe(model, "round")
-    if description.rounded:
-        kind = f"int{description.rounded_bits}"
+    if description.decision.weights != "float":
         raise ConfigurationError(
-            f"the weights of this decision layer are {kind} already; leave int8 and int4 away, or give the checkpoint "
-            "before it"
+            f"the weights of this decision layer are {description.decision.weights} already; omit weights, or give the "
+            "checkpoint before it"
         )
 
 
@@ -123,7 +122,7 @@ def _check(model: Any) -> None:
 def _round(model: Model, bits: int, moments: Mapping[tuple[int, int], Tensor]) -> Model:
     target: Any = model
     round_parts(target.get_output_embeddings(), target.decision, bits, moments)
-    target.config.quantization_config = {**target.config.quantization_config, "rounded": True, "rounded_bits": bits}
+    target.config.quantization_config = describe(model, "round").rounded(f"int{bits}").to_dict()
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from torch import nn
 from codehead import codes, heads
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
+from codehead.config import DecisionConfig
 from codehead.decoding.chain import Chain
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.heads.base import HEADS, gives_log_probabilities
@@ -25,12 +26,15 @@ from codehead.models.description import METHOD, Description, weights_checksum
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
 from codehead.models.names import refuse_lost_names
-from codehead.models.single_tokens import SingleTokens
 from codehead.models.tail import Tail
+from codehead.models.token_extras import build_extras, weights_of_tokens
 from codehead.models.undo import all_or_nothing
 from codehead.readings import Tokens
 
 Model = TypeVar("Model", bound=nn.Module)
+
+FROM_OLD_HEAD = {"code": "additive", "loss": "codeword", "token_bias": True, "start": "old_head"}
+"""What `attach` gives a model unless it is told a code: all that codehead recommends and no text is needed for."""
 
 
 def is_coded(model: object) -> bool:
@@ -41,62 +45,26 @@ def is_coded(model: object) -> bool:
 @all_or_nothing
 def attach(
     model: Model,
-    code: str | Path | Codebook = "minrandom",
-    bits: int | None = None,
-    head: str = "linear",
-    width: int | None = None,
-    loss: str = "bitwise",
-    decoder: str = "likelihood",
-    seed: int = 0,
+    decision: DecisionConfig | str | Path | Codebook | None = None,
     *,
-    assignment: str | None = None,
-    shortlist: int | Sequence[int] = 0,
-    shortlist_split: bool = False,
-    token_bias: bool = False,
-    token_scale: bool = False,
-    refined: int | Sequence[int] = 0,
-    refined_bits: int = 64,
-    start: str = "random",
     statistics: Statistics | None = None,
-    code_params: dict[str, Any] | None = None,
-    head_params: dict[str, Any] | None = None,
     keep_head: bool = True,
+    **fields: Any,
 ) -> Model:
     """Replace the Softmax head of a causal language model by an error-correcting output code, in place.
 
     Args:
         model: any causal LM of transformers, `(hidden → V)` by its output embedding.
-        code: name of a design, path of a saved codebook, or a Codebook.
-        bits: codeword length n; None lets the design choose.
-        head: "linear" (ECOC head), "mtl" (MTL-ECOC head), "tower" (hidden layers that bits share), "chain" (later bits
-            see the earlier ones), "low_rank" (a bottleneck), "adaptive" (adaptive softmax; needs one_vs_all).
-        width: d, the hidden width of each node of an MTL head, of each tower, or of each block of bits of a chain.
-        loss: "bitwise" (never V wide) or "codeword" (normalised over the codewords).
-        decoder: how `model.decision.decode` ranks tokens.
-        seed: of the codebook and of the head's initial weights; the global random state is not touched.
-        assignment: which token gets which codeword: None as the design says, or a method of `codes.assign`. "frequency"
-            takes the counts of `statistics`, "similar_near" and "similar_far" the rows of the Softmax head.
-        shortlist: K tokens that get a dense row of their own beside the code, added to their scores: the most
-            frequent by `statistics`, or a list of ids. Needs the loss "codeword".
-        shortlist_split: instead of adding the rows to scores, share the probability between the listed tokens and
-            "other" by them alone, and that of "other" by the code.
-        token_bias: give every token a bias. Needs the loss "codeword".
-        token_scale: multiply what a token scores by its codeword by a number of its own. Needs the loss "codeword".
-        refined: K tokens whose codewords are longer than those of the others, in the same form. Needs the loss
-            "codeword" and a binary code.
-        refined_bits: m, so many bits longer: a code of what the code of all tokens leaves of the Softmax head's rows.
-        start: "random", or "old_head": the weights with which a linear head comes closest to the Softmax head
-            that it replaces (least squares), or, with one_vs_all, its own.
+        decision: a DecisionConfig, the name of a design, the file of a saved codebook, or a Codebook. Without it, and
+            without `code` among the fields, an additive code of the old head's rows, with its loss and its start.
         statistics: what text like yours shows of the model: how often tokens occur, and where hidden states vary.
-            It chooses the shortlist, orders the tokens of an adaptive softmax, tells a design that looks at the old
-            head which rows and directions matter, weighs the tokens for start="old_head", and from start="random"
-            begins the bias at their log frequency.
-        code_params: further options of the design, and `parity`, `parity_kind`. A design that looks at the
-            classes (additive, itq, merged_decoc, …) takes `prototypes`, by default the rows of the model's own
-            Softmax head. They mean something only if that head was trained: for a model that starts
-            from scratch give vectors from elsewhere, or choose another design.
-        head_params: further options of the head.
+            They choose the tokens with dense rows and extra bits, order the tokens of an adaptive softmax, tell a
+            design that looks at the old head which rows and directions matter, and begin biases at log frequencies.
         keep_head: keep the old head in memory, for `detach`; a tied model can always be detached.
+        fields: fields of DecisionConfig, which change those of `decision`.
+
+    A design that looks at the classes (additive, itq, merged_decoc, …) takes `code_params={"prototypes": …}`, by
+    default the rows of the model's own Softmax head, which mean something only if that head was trained.
 
     Raises:
         ConfigurationError: the model or an option does not allow it; nothing has changed then.
@@ -108,41 +76,62 @@ def attach(
     """
     target: Any = model
     old = _check(target)
-    hidden_size = old.weight.shape[1]
     _check_statistics(statistics, old)
-    single = SingleTokens(shortlist, shortlist_split, token_bias, token_scale, refined, refined_bits)
-    codebook = _codebook(code, old, bits, seed, code_params or {}, statistics, single)
-    if assignment is not None:
-        codebook = _assigned(codebook, assignment, old.weight, statistics, seed)
-    log_probabilities = gives_log_probabilities(HEADS.get(head))
-    if log_probabilities:
-        Tokens(CodewordTable(codebook)).check()  # before a head for so few tokens is made
-    capped = codebook.design == "one_vs_all" and not log_probabilities
-    if not capped:
-        stock.refuse_fixed_soft_cap(target)
-    if log_probabilities:
-        _refuse_factor(target, head)
-    options = {**(head_params or {}), **({} if width is None else {"width": width})}
-    corrections = single.corrections(codebook, old, statistics, seed)
-    rows = 0 if corrections is None else corrections.num_outputs
-    new, chain = _seeded_head(head, hidden_size, codebook.length, rows, options, seed)
+    config, codebook = _described(decision, fields)
+    codebook = _codebook(config, old, statistics) if codebook is None else _fitting(codebook, config, old)
+    if config.assignment is not None:
+        codebook = _assigned(codebook, config, old.weight, statistics)
+    capped = _keeps_soft_cap(target, config, codebook)
+    extras = build_extras(config, codebook, old, statistics)
+    new, chain = _seeded_head(config, old.weight.shape[1], codebook.length, 0 if extras is None else extras.num_outputs)
     new, chain = new.to(old.weight), None if chain is None else chain.to(old.weight)
-    decision = Decision(codebook, loss, decoder, corrections, chain, log_probabilities).to(old.weight.device)
-    tail = Tail.of(target) if start == "old_head" and corrections is not None else Tail()
-    initialise(start, old, new, decision, statistics, tail)
+    parts = (extras, chain, gives_log_probabilities(new))
+    layer = Decision(codebook, config.loss, config.decoder, *parts).to(old.weight.device)
+    layer.packed = config.packed
+    tail = Tail.of(target) if config.start == "old_head" and extras is not None else Tail()
+    initialise(config.start, old, new, layer, statistics, tail)
 
     changed = stock.before(target, old, capped=capped)
-    fresh = weights_checksum(new) if start == "random" and not decision.table.is_implicit else ""
-    description = Description.of(codebook, head, options, decision, changed, fresh)
+    fresh = weights_checksum(new) if config.start == "random" and not layer.table.is_implicit else ""
+    description = Description.of(config, codebook, layer, changed, fresh)
     gguf.clear_marks(target)
     stock.alter(target, changed)
     if not capped and not old.weight.is_meta:
-        for width in (decision.num_outputs, len(old.weight)):
+        for width in (layer.num_outputs, len(old.weight)):
             Tail.of(target, width)
     target.config.quantization_config = description.to_dict()
-    install(target, new, decision, old if keep_head else None)
+    install(target, new, layer, old if keep_head else None)
     refuse_lost_names(target)
     return model
+
+
+def _described(
+    decision: DecisionConfig | str | Path | Codebook | None, fields: Mapping[str, Any]
+) -> tuple[DecisionConfig, Codebook | None]:
+    """The description that `attach` is given, and the finished codebook if it is given one."""
+    if isinstance(decision, Codebook):
+        return DecisionConfig.from_fields({"code": decision.design, **fields}), decision
+    if isinstance(decision, DecisionConfig):
+        return DecisionConfig.from_fields({**decision.to_dict(), **fields}), None
+    if decision is not None:
+        fields = {"code": decision, **fields}
+    elif "code" not in fields:
+        fields = {**FROM_OLD_HEAD, **fields}
+    elif isinstance(fields["code"], Codebook):
+        return _described(fields["code"], {key: value for key, value in fields.items() if key != "code"})
+    return DecisionConfig.from_fields(fields), None
+
+
+def _keeps_soft_cap(model: Any, config: DecisionConfig, codebook: Codebook) -> bool:
+    """Whether the outputs of the new head are capped as the old ones were; what cannot be, is refused."""
+    tokens = gives_log_probabilities(HEADS.get(config.head))
+    if tokens:
+        Tokens(CodewordTable(codebook)).check()  # before a head for so few tokens is made
+        _refuse_factor(model, config.head)
+    capped = codebook.design == "one_vs_all" and not tokens
+    if not capped:
+        stock.refuse_fixed_soft_cap(model)
+    return capped
 
 
 def _refuse_factor(model: Any, head: str) -> None:
@@ -250,47 +239,43 @@ def _check(model: Any) -> nn.Linear:
     return old
 
 
-def _codebook(
-    code: str | Path | Codebook,
-    old: nn.Linear,
-    bits: int | None,
-    seed: int,
-    params: dict[str, Any],
-    statistics: Statistics | None,
-    single: SingleTokens,
-) -> Codebook:
-    """The codebook meant by `code`, with one codeword per row of the `old` output embedding.
+def _codebook(config: DecisionConfig, old: nn.Linear, statistics: Statistics | None) -> Codebook:
+    """The codebook that a description means, with one codeword per row of the `old` output embedding.
 
     A design that looks at the classes sees these rows, as the hidden states see them if there are statistics and
-    weighted by what single tokens count if it takes weights, unless `params` have something else for it to look at.
+    weighted by what single tokens count if it takes weights, unless `code_params` have something else to look at.
     """
-    num_classes = len(old.weight)
-    if isinstance(code, str) and not code.endswith(".safetensors"):
-        options = codes.DESIGNS.get(code).params()
-        if "prototypes" in options and not {"prototypes", "samples"} & params.keys():
-            params = {**_looked_at(code, options, old, statistics, single), **params}
-        return codes.build(code, num_classes, bits=bits, seed=seed, **params)
-    codebook = code if isinstance(code, Codebook) else codes.load(code)
-    if params or (bits is not None and bits != codebook.length):
+    if config.is_codebook_file:
+        return _fitting(codes.load(config.code), config, old)
+    options, params = codes.DESIGNS.get(config.code).params(), dict(config.code_params)
+    if "prototypes" in options and not {"prototypes", "samples"} & params.keys():
+        params = {**_looked_at(config, options, old, statistics), **params}
+    return codes.build(config.code, len(old.weight), bits=config.bits, seed=config.seed, **params)
+
+
+def _fitting(codebook: Codebook, config: DecisionConfig, old: nn.Linear) -> Codebook:
+    """A finished codebook; ConfigurationError or CodebookError if it is not of this description, or this model."""
+    if config.code_params or (config.bits is not None and config.bits != codebook.length):
         raise ConfigurationError(
-            f"bits={bits} and code_params={params} describe a code to be built, but code is a finished "
-            f"codebook of length {codebook.length}; leave them out"
+            f"bits={config.bits} and code_params={config.code_params} describe a code to be built, but code is a "
+            f"finished codebook of length {codebook.length}; omit them"
         )
-    if codebook.num_classes != num_classes:
+    if codebook.num_classes != len(old.weight):
         raise CodebookError(
             f"the codebook has {codebook.num_classes} classes, but the output embedding of the model has "
-            f"{num_classes} rows; build it with num_classes={num_classes} (the tokenizer may know fewer "
+            f"{len(old.weight)} rows; build it with num_classes={len(old.weight)} (the tokenizer may know fewer "
             "tokens)"
         )
     return codebook
 
 
 def _looked_at(
-    code: str, options: list[str], old: nn.Linear, statistics: Statistics | None, single: SingleTokens
+    config: DecisionConfig, options: list[str], old: nn.Linear, statistics: Statistics | None
 ) -> dict[str, np.ndarray]:
     """What a design that looks at classes sees of the `old` output embedding."""
-    seen = {"prototypes": _seen(f"code={code!r}", "give code_params={'prototypes': ...}", old.weight, statistics)}
-    weights = single.weights(old, statistics) if "weights" in options else None
+    remedy = "give code_params={'prototypes': ...}"
+    seen = {"prototypes": _seen(f"code={config.code!r}", remedy, old.weight, statistics)}
+    weights = weights_of_tokens(config, old, statistics) if "weights" in options else None
     return seen if weights is None else {**seen, "weights": weights.cpu().numpy()}
 
 
@@ -306,9 +291,10 @@ def _seen(argument: str, remedy: str, weight: torch.Tensor, statistics: Statisti
 
 
 def _assigned(
-    codebook: Codebook, method: str, weight: torch.Tensor, statistics: Statistics | None, seed: int
+    codebook: Codebook, config: DecisionConfig, weight: torch.Tensor, statistics: Statistics | None
 ) -> Codebook:
     """The codewords dealt out anew, in view of an output embedding `(V, H)` and of the counts."""
+    method = str(config.assignment)
     if method == "frequency" and statistics is None:
         raise ConfigurationError(
             "assignment='frequency' asks how often tokens occur: give statistics, with counts over text like yours"
@@ -317,7 +303,7 @@ def _assigned(
     if method.startswith("similar"):
         seen = _seen(f"assignment={method!r}", "choose another method", weight, statistics)
     counts = None if statistics is None else statistics.counts.numpy()
-    return codes.assign(codebook, method, prototypes=seen, counts=counts, seed=seed)
+    return codes.assign(codebook, method, prototypes=seen, counts=counts, seed=config.seed)
 
 
 def _check_statistics(statistics: Statistics | None, old: nn.Linear) -> None:
@@ -336,20 +322,20 @@ def _check_statistics(statistics: Statistics | None, old: nn.Linear) -> None:
         )
 
 
-def build_head(name: str, hidden_size: int, num_bits: int, further: int, options: dict[str, Any]) -> nn.Module:
-    """The head called `name`, with so many rows for further bits and a shortlist if there are any."""
-    head = heads.build(name, hidden_size, num_bits, **options)
+def build_head(config: DecisionConfig, hidden_size: int, num_bits: int, further: int) -> nn.Module:
+    """The head of a description, with so many rows for extra bits and dense rows if there are any."""
+    head = heads.build(config.head, hidden_size, num_bits, **config.head_options)
     return ShortlistHead(head, hidden_size, further) if further else head
 
 
 def _seeded_head(
-    name: str, hidden_size: int, num_bits: int, further: int, options: dict[str, Any], seed: int
+    config: DecisionConfig, hidden_size: int, num_bits: int, further: int
 ) -> tuple[nn.Module, Chain | None]:
     """A head, and the chain it is for, with their own initial weights.
 
     Made on the CPU so that a seed means the same on every device.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        head = build_head(name, hidden_size, num_bits, further, options)
+        torch.default_generator.manual_seed(config.seed)
+        head = build_head(config, hidden_size, num_bits, further)
         return head, Chain.of(head)

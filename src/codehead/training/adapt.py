@@ -9,8 +9,8 @@ from torch import nn
 from codehead.boundaries import reason
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
+from codehead.models.backbone import attention_projections, is_transposed, untie
 from codehead.models.stock import head_path
-from codehead.models.trunk import attention_projections, is_transposed, untie
 from codehead.training.config import LoraConfig, RunConfig
 
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
 from codehead.training.blocks import check_keys, check_types, merged, read_block, read_yaml, require, require_block
 
 ADAPTATIONS = ("lora", "full", "head")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-DECISION_KEYS = (
-    "code", "bits", "head", "width", "loss", "decoder", "seed", "assignment", "shortlist", "shortlist_split",
-    "token_bias", "token_scale", "refined", "refined_bits", "start", "code_params", "head_params", "keep_head",
-)  # fmt: skip
 SET_ELSEWHERE = {
     "output_dir": "set output_dir at the top level instead",
     "seed": "set seed at the top level instead",
@@ -46,12 +43,6 @@ LARGEST_RANK = 2**16
 """Of LoRA: far beyond the hidden size of any model."""
 LARGEST_VOCABULARY = 2**22
 """Entries of a tokenizer that is trained here; its trainer sets memory aside for all of them at once."""
-DECISION_NAMES = ("code", "head", "loss", "decoder", "assignment", "start")
-DECISION_ARGUMENTS = {
-    "code_params": ("num_classes", "bits", "seed"),
-    "head_params": ("hidden_size", "num_bits", "bits"),
-}
-"""Blocks of options in `decision`, and the arguments of designs and heads that are given elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +122,9 @@ class Distillation:
     code_learning_rate: float = 1e-2  # of the numbers whose signs are the code; 0 keeps the code as it is
     tokens: int = 200_000  # positions of the training text whose hidden states are learnt from, kept in memory
     label_weight: float = 0.0  # of the labels' own cross entropy; the old head's distribution has the rest
-    trunk_steps: int = 0  # after it, of LoRA on the trunk (`lora`, no dropout) with the head; 0: the trunk rests
-    trunk_learning_rate: float = 1e-3  # in these steps; the head's is no more than learning_rate, by default 1% of the
-    # root mean square of its median row
+    backbone_steps: int = 0  # after it, of LoRA on the backbone (`lora`, no dropout) with the head; 0: it stays frozen
+    backbone_learning_rate: float = 1e-3  # in these steps; the head's is no more than learning_rate, by default 1% of
+    # the root mean square of its median row
     seed: int = 0  # of the order of positions
 
     def __post_init__(self) -> None:
@@ -141,9 +132,9 @@ class Distillation:
             require(getattr(self, name), f"distil.{name}", minimum=1)
         if not isinstance(self.label_weight, int | float) or not 0 <= self.label_weight <= 1:
             raise ConfigurationError(f"distil.label_weight is {self.label_weight!r}; give a share from 0 to 1")
-        require(self.trunk_steps, "distil.trunk_steps", minimum=0)
+        require(self.backbone_steps, "distil.backbone_steps", minimum=0)
         require(self.seed, "distil.seed", minimum=0, maximum=LARGEST_SEED)
-        for name in ("learning_rate", "code_learning_rate", "trunk_learning_rate"):
+        for name in ("learning_rate", "code_learning_rate", "backbone_learning_rate"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"distil.{name} is {getattr(self, name)!r}; give a number of 0 or more")
 
@@ -160,8 +151,12 @@ class Calibration:
 
 
 WEIGHTS = ("int8", "int4")
-"""Keys of a run that say what the weights of a decision layer end as."""
-UNSET = ("calibrate", *WEIGHTS, "packed", "head_learning_rate")
+"""Keys of a run that said in version 0.1 what the weights of its decision layer end as."""
+ENDS = (*WEIGHTS, "packed")
+"""These, and whether its codewords stay packed: fields of the decision layer today."""
+TRUNK = {"trunk_steps": "backbone_steps", "trunk_learning_rate": "backbone_learning_rate"}
+"""Keys of `distil` in version 0.1 → today's."""
+UNSET = ("calibrate", "head_learning_rate")
 """Keys of a run that are written down only if they are set."""
 
 
@@ -170,8 +165,8 @@ class RunConfig:
     """One training run.
 
     `model` is a hub id or a local folder (fine-tuning), or an architecture such as
-    `{model_type: gpt2, n_embd: 192}` (pretraining from scratch). `decision` holds the keywords of
-    `codehead.attach`; None keeps the model's own decision layer. `training` holds the literal fields of
+    `{model_type: gpt2, n_embd: 192}` (pretraining from scratch). `decision` is the new decision layer, whose code is
+    minrandom unless it names one; None keeps the model's own. `training` holds the literal fields of
     `transformers.TrainingArguments`.
     """
 
@@ -179,12 +174,9 @@ class RunConfig:
     data: DataConfig
     output_dir: str
     tokenizer: str | dict[str, Any] | None = None  # None: the model's own
-    decision: dict[str, Any] | None = None
+    decision: DecisionConfig | None = None
     distil: Distillation | None = None  # a new decision layer learns from the old head first; None: it does not
     calibrate: Calibration | None = None  # in the end, on the validation data; None: it is not
-    int8: bool = False  # whether the weights of the decision layer are rounded to int8 in the end
-    int4: bool = False  # whether its matrices end in int4 instead, and its biases in int8
-    packed: bool = False  # whether its codewords stay packed in memory from then on: a 32nd of the bytes
     adapt: str | None = None  # None: lora for an existing model, full for a new one
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: dict[str, Any] = field(default_factory=dict)
@@ -204,9 +196,7 @@ class RunConfig:
         self._check_tokenizer()
         self._check_adaptation()
         if self.decision is not None:
-            check_decision(self.decision)
             refuse_softmax_only(self.training)
-        self._check_finish()
         rate = self.head_learning_rate
         if rate is not None and not 0 <= rate < math.inf:
             raise ConfigurationError(f"head_learning_rate is {rate!r}; give a number of 0 or more")
@@ -223,16 +213,10 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values; `from_dict` restores it.
 
-        What UNSET names, and the keys of a trunk that learns, are there if they are set: runs that are older than these
-        keys keep the checksums of their values.
+        What UNSET names is there if it is set: runs that are older than these keys keep the checksums of their values.
         """
-        values = asdict(self)
-        for key in UNSET:
-            if values[key] is None or values[key] is False:
-                del values[key]
-        if self.distil is not None and not self.distil.trunk_steps:
-            values["distil"] = {key: value for key, value in values["distil"].items() if not key.startswith("trunk_")}
-        return values
+        values = {**asdict(self), "decision": None if self.decision is None else self.decision.to_dict()}
+        return {key: value for key, value in values.items() if key not in UNSET or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -240,7 +224,9 @@ class RunConfig:
 
         Raises ConfigurationError for unknown or missing keys.
         """
-        blocks = merged(values, overrides or {})
+        blocks = _as_of_today(merged(values, overrides or {}))
+        if blocks.get("decision") is not None:
+            blocks["decision"] = DecisionConfig.from_dict(blocks["decision"])
         blocks["data"] = read_block(DataConfig, blocks.get("data"), "data")
         blocks["lora"] = read_block(LoraConfig, blocks.get("lora"), "lora")
         for name, kind in (("distil", Distillation), ("calibrate", Calibration)):
@@ -295,17 +281,8 @@ class RunConfig:
                 f"adapt is {self.adapt!r}, but a new model has nothing to adapt: remove the key or set full"
             )
 
-    def _check_finish(self) -> None:
-        ends = {name: getattr(self, name) for name in (*WEIGHTS, "packed")}
-        check_weights(ends)
-        if not isinstance(self.packed, bool):
-            raise ConfigurationError(f"packed is {self.packed!r}; give true or false")
-        for name, wanted in ends.items():
-            if wanted and self.decision is None:
-                raise ConfigurationError(f"{name} is true, but there is no new decision layer: give decision")
-
     def _check_distillation(self) -> None:
-        starts = (self.decision or {}).get("start") in ("old_head", "logistic")
+        starts = self.decision is not None and self.decision.start == "old_head"
         if self.is_pretraining and (starts or self.distil is not None):
             raise ConfigurationError(
                 f"{'distil' if self.distil is not None else 'decision.start'} is set, but a new model has no trained "
@@ -315,7 +292,8 @@ class RunConfig:
             raise ConfigurationError("distil is set, but there is no new decision layer to learn: give decision")
 
     def _check_calibration(self) -> None:
-        if self.calibrate is not None and self.calibrate.per_bit and (self.decision or {}).get("code") == "one_vs_all":
+        implicit = self.decision is not None and self.decision.code == "one_vs_all"
+        if self.calibrate is not None and self.calibrate.per_bit and implicit:
             raise ConfigurationError(
                 "calibrate.per_bit is true, but the code one_vs_all has as many bits as tokens, and a scale for each "
                 "would be fitted to noise; give calibrate: {per_bit: false}"
@@ -372,32 +350,28 @@ class RunConfig:
             )
 
 
-def check_decision(decision: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError for keys of a decision layer that there are not, and for values of another type."""
-    check_keys(decision, DECISION_KEYS, "decision")
-    for key in DECISION_NAMES:
-        if decision.get(key) is not None and not (isinstance(decision[key], str) and decision[key]):
-            raise ConfigurationError(f"decision.{key} is {decision[key]!r}; give a name")
-    if decision.get("seed") is not None:
-        require(decision["seed"], "decision.seed", minimum=0)
-    for key, taken in DECISION_ARGUMENTS.items():
-        check_arguments(decision.get(key) or {}, f"decision.{key}", taken)
-    check_finite(decision, "decision")
-
-
-def check_arguments(values: Any, name: str, taken: Sequence[str]) -> None:
-    """Raise ConfigurationError unless values are a block that leaves alone the arguments that are `taken`."""
-    require_block(values, name)
-    for key in taken:
-        if key in values:
-            raise ConfigurationError(f"{name} has {key!r}, which is set elsewhere: omit it there")
-
-
 def check_finite(values: Mapping[str, Any], name: str) -> None:
     """Raise ConfigurationError for a number that is none, or infinite."""
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigurationError(f"{name}.{key} is {value!r}; give a finite number")
+
+
+def _as_of_today(blocks: dict[str, Any]) -> dict[str, Any]:
+    """The values of a run with keys of version 0.1 in their place of today."""
+    check_weights(blocks)
+    ends = {key: blocks.pop(key) for key in ENDS if key in blocks}
+    if not isinstance(ends.get("packed", False), bool):
+        raise ConfigurationError(f"packed is {ends['packed']!r}; give true or false")
+    for key, wanted in ends.items():
+        if wanted and blocks.get("decision") is None:
+            raise ConfigurationError(f"{key} is true, but there is no new decision layer: give decision")
+    if any(ends.values()):
+        require_block(blocks["decision"], "decision")
+        blocks["decision"] = {**blocks["decision"], **{key: value for key, value in ends.items() if value}}
+    if isinstance(blocks.get("distil"), Mapping):
+        blocks["distil"] = {TRUNK.get(key, key): value for key, value in blocks["distil"].items()}
+    return blocks
 
 
 def check_weights(values: Mapping[str, Any], place: str = "") -> None:
@@ -406,7 +380,7 @@ def check_weights(values: Mapping[str, Any], place: str = "") -> None:
         if not isinstance(values.get(name, False), bool):
             raise ConfigurationError(f"{place}{name} is {values[name]!r}; give true or false")
     if all(values.get(name) for name in WEIGHTS):
-        raise ConfigurationError(f"{' and '.join(place + name for name in WEIGHTS)} are both true; leave one away")
+        raise ConfigurationError(f"{' and '.join(place + name for name in WEIGHTS)} are both true; omit one")
 
 
 def refuse_softmax_only(training: Mapping[str, Any]) -> None:

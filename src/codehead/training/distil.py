@@ -1,4 +1,4 @@
-"""Distillation of a decision layer from the Softmax head that it replaces: head, corrections and code; the trunk rests.
+"""Distillation of a decision layer from the Softmax head that it replaces: head, extras and code.
 
 The code is learnt too: every symbol is the sign of a real number, and gradients reach that number as if the sign were
 the identity (straight-through; Y. Bengio, N. Léonard, A. Courville 2013, https://arxiv.org/abs/1308.3432). In the end
@@ -23,6 +23,7 @@ from codehead.codes.distinct import make_distinct
 from codehead.codes.packing import pack_bits
 from codehead.errors import ConfigurationError
 from codehead.losses import CHUNK_SCORES
+from codehead.models.surgery import describe
 from codehead.models.tail import Tail
 from codehead.training.config import Distillation
 from codehead.training.divergence import refuse_divergence
@@ -217,11 +218,10 @@ class _Student:
             for name, values in self._of(module).items():
                 module.get_parameter(name).copy_(values)
         if self.numbers:
-            old, numbers = model.config.quantization_config, self.numbers[0]
-            codebook = _codebook(numbers.detach().cpu(), seed, old["design"])
+            old = describe(model, "distil")
+            codebook = _codebook(self.numbers[0].detach().cpu(), seed, old.design)
             model.decision.replace_codebook(codebook)
-            named = ("design", "seed", "params", "checksum")
-            model.config.quantization_config = {**old, **{name: getattr(codebook, name) for name in named}}
+            model.config.quantization_config = old.of_another(codebook).to_dict()
         if self.refinement is not None:  # its rows may be equal: the codewords before them are not
             self.refinement.set_plane(torch.from_numpy(pack_bits((self.numbers[1] >= 0).cpu().numpy())))
             model.decision.reseal()

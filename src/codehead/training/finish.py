@@ -16,22 +16,24 @@ def check_finish(model: Any, config: RunConfig) -> None:
     """Raise ConfigurationError, before anything is learnt, if the decision layer cannot end as a run wants it to."""
     if not is_coded(model):
         return
-    if config.int8 or config.int4:
+    if config.decision is not None and config.decision.weights != "float":
         check_unrounded(model)
-    if config.packed:
+    if config.decision is not None and config.decision.packed:
         model.decision.check_packable()
 
 
 def finish(model: Any, config: RunConfig, text: Text, show: Show = lambda stage, done, total: None) -> Any:
-    """The model with its decision layer as `int8`, `int4` and `packed` say, in place.
+    """The model with its decision layer as `decision.weights` and `decision.packed` say, in place.
 
     For int4 the training `text` tells how hidden states vary.
     """
-    if config.int8:
+    if config.decision is None:
+        return model
+    if config.decision.weights == "int8":
         to_int8(model)
-    if config.int4:
+    if config.decision.weights == "int4":
         batches = text.batches(batch_size_of(config))
         to_int4(model, hidden_states(model, batches, STATISTICS_TOKENS, partial(show, "reading text to round by")))
-    if config.packed:
+    if config.decision.packed:
         model.decision.packed = True
     return model

@@ -1,7 +1,7 @@
 """ECOC-ONE for a language model: a code that grows, in rounds, by columns for the tokens that are confused.
 
 A round trains a linear head on the code so far, on hidden states of the training text, decodes hidden states that it
-was not trained on, and adds columns for what is confused there (`codehead.codes.ecoc_one`). The trunk rests.
+was not trained on, and adds columns for what is confused there (`codehead.codes.ecoc_one`). The backbone stays frozen.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codehead.codes import Codebook, Confusion, build
 from codehead.codes.design import whole_number
+from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
 from codehead.heads import LinearHead
 from codehead.layer import DecisionLayer
@@ -30,16 +31,16 @@ PIECE = 1024
 """Positions decoded at a time."""
 
 
-def grows(decision: Mapping[str, Any]) -> bool:
+def grows(decision: DecisionConfig) -> bool:
     """Whether the code of a decision layer is to be grown."""
-    return decision.get("code") == DESIGN and not set(TOLD) & set(decision.get("code_params") or {})
+    return decision.code == DESIGN and not set(TOLD) & set(decision.code_params)
 
 
-def grown(decision: Mapping[str, Any], prototypes: Tensor, hidden: Tensor, labels: Tensor) -> Codebook:
+def grown(decision: DecisionConfig, prototypes: Tensor, hidden: Tensor, labels: Tensor) -> Codebook:
     """The code that `decision` describes, grown in rounds.
 
     Args:
-        decision: keywords of `attach`: `bits` is the final length; `code_params` are those of ecoc_one, with a `start`
+        decision: `bits` is the final length; `code_params` are those of ecoc_one, with a `start`
             of merged_decoc unless given, and `rounds` (3).
         prototypes: one vector per token, `(V, d)`, e.g. the rows of the Softmax head.
         hidden: hidden states `(tokens, hidden)` of training text.
@@ -47,12 +48,12 @@ def grown(decision: Mapping[str, Any], prototypes: Tensor, hidden: Tensor, label
 
     Raises ConfigurationError as ecoc_one does, or if the bits do not give every round a column.
     """
-    options = dict(decision.get("code_params") or {})
+    options = dict(decision.code_params)
     rounds = whole_number("code_params.rounds", options.pop("rounds", ROUNDS), 1)
-    seed = int(decision.get("seed", 0))
+    seed = decision.seed
     shared: dict[str, Any] = {"num_classes": len(prototypes), "prototypes": prototypes.numpy(), "seed": seed}
     code = _start(options, shared)
-    lengths = _lengths(code.length, decision.get("bits"), rounds)
+    lengths = _lengths(code.length, decision.bits, rounds)
     for length in lengths:
         confusion = _confusion(code, hidden, labels, seed)
         code = build(DESIGN, bits=length, confusion=confusion, start=code, **shared, **{"stop_error": 0.0, **options})

@@ -1,6 +1,6 @@
-"""The trunk learns to serve a new decision layer: LoRA on its attention, together with the head, from the old model.
+"""The backbone learns to serve a new decision layer: LoRA on its attention, together with the head, from the old model.
 
-The teacher is the model as it was, trunk and head: it is there as long as the adapters can be switched off.
+The teacher is the model as it was, backbone and head: it is there as long as the adapters can be switched off.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def learn_together(
     progress: Callable[[int, int], None] = lambda done, steps: None,
     stages: Stages | None = None,
 ) -> None:
-    """Train LoRA on the trunk of a coded model, and its decision layer but the code, for `options.trunk_steps` steps.
+    """Train LoRA on the backbone of a coded model, and its decision layer but the code: `options.backbone_steps` steps.
 
     Minimises what `distil` does, over the batches that `draw` gives: the divergence from the old model, whose head is
     the `teacher`, mixed with the labels' cross entropy by `options.label_weight`. In the end the adapters are folded
-    into the trunk, in place. With `stages`, it goes on where it was stopped. A head of one_vs_all gives all V outputs
-    of a batch at once.
+    into the backbone, in place. With `stages`, it goes on where it was stopped. A head of one_vs_all gives all V
+    outputs of a batch at once.
     """
     dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
     model.eval()
@@ -55,7 +55,7 @@ def learn_together(
     learnt = [values for values in adapted.parameters() if values.requires_grad]
     _cast(learnt, torch.float32)  # bf16 rounds small steps away
     optimizer = torch.optim.Adam(_groups(adapted, options))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.trunk_steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.backbone_steps)
     order = torch.Generator().manual_seed(options.seed)
     loop = ResumableLoop(stages or Stages(), "trunk", optimizer, schedule, order)
 
@@ -65,13 +65,13 @@ def learn_together(
         optimizer.zero_grad()
         with _mixed(device, dtype):
             nats = _gradients(adapted, model, teacher, batch, options.label_weight)
-        refuse_divergence(nats, loop.done, "distil.trunk_learning_rate")
+        refuse_divergence(nats, loop.done, "distil.backbone_learning_rate")
 
     with torch.enable_grad(), loop.saved_at_the_end():
-        while loop.done < options.trunk_steps:
+        while loop.done < options.backbone_steps:
             learn()
             loop.step()
-            progress(loop.done, options.trunk_steps)
+            progress(loop.done, options.backbone_steps)
         learn()  # the last step may be the one that ruined it
     _cast(learnt, dtype)
     merge(adapted)
@@ -82,15 +82,15 @@ def learn_together(
 def _groups(adapted: Any, options: Distillation) -> list[dict[str, Any]]:
     """What is learnt: adapters, and the decision layer at no more than its own rate, or what keeps what it knows."""
     found = [(name, values) for name, values in adapted.named_parameters() if values.requires_grad]
-    trunk = [values for name, values in found if "lora_" in name]
+    backbone = [values for name, values in found if "lora_" in name]
     head = [values for name, values in found if "lora_" not in name]
     learning_at = [{"params": [values], "lr": _head_rate(values, options)} for values in head]
-    return [{"params": trunk, "lr": options.trunk_learning_rate}, *learning_at]
+    return [{"params": backbone, "lr": options.backbone_learning_rate}, *learning_at]
 
 
 def _head_rate(values: Tensor, options: Distillation) -> float:
     own = steady_rate(values) if options.learning_rate is None else options.learning_rate
-    return min(own, options.trunk_learning_rate)
+    return min(own, options.backbone_learning_rate)
 
 
 def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_weight: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from codehead.boundaries import loading, reason
-from codehead.decoding import DECODERS
+from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
-from codehead.losses import LOSSES
 from codehead.models import gguf, is_coded, manifest
 from codehead.models.causality import refuse_non_causal
 from codehead.models.integrity import refuse_missing
@@ -63,21 +61,17 @@ def build_model(
     return model
 
 
-def _reread(model: Any, decision: Mapping[str, Any]) -> Any:
+def _reread(model: Any, decision: DecisionConfig) -> Any:
     """A coded model with another loss or decoder: all that can change while its code and head stay."""
-    fixed = sorted(set(decision) - {"loss", "decoder"})
+    given = decision.to_dict()
+    fixed = sorted(set(given) - {"loss", "decoder", "seed"})
     if fixed:
         raise ConfigurationError(
-            f"decision.{fixed[0]} is {decision[fixed[0]]!r}, but this checkpoint is coded already: leave --code, "
-            "--bits, --head, --width, --budget away; only --loss and --decoder can change"
+            f"decision.{fixed[0]} is {given[fixed[0]]!r}, but this checkpoint is coded already: omit --code, --bits, "
+            "--head, --width, --budget; only --loss and --decoder can change"
         )
-    loss, decoder = decision.get("loss"), decision.get("decoder")
-    if loss is not None:
-        LOSSES.get(loss)
-        model.decision.loss_name = loss
-    if decoder is not None:
-        DECODERS.get(decoder)
-        model.decision.decoder_name = decoder
+    model.decision.loss_name = given.get("loss", model.decision.loss_name)
+    model.decision.decoder_name = given.get("decoder", model.decision.decoder_name)
     return model
 
 

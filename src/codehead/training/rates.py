@@ -1,4 +1,4 @@
-"""Learning rates of a decision layer that knows its tokens already, beside those of the trunk."""
+"""Learning rates of a decision layer that knows its tokens already, beside those of the backbone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decision_rates(
 
     `paths` are the modules of the decision layer. The rate is `config.head_learning_rate`; by default that of the run,
     and for a code that is `knowing` its tokens no more than `steady_rate`: the rows of a code serve all tokens at once,
-    so that a score adds up what hundreds of them moved by, and steps that suit a trunk undo what the head knows. Empty
+    so that a score adds up what hundreds of them moved by, and steps that suit a backbone undo what the head knows. Empty
     if all learns at the rate of the run. ConfigurationError if the head is to have a rate of its own and cannot.
     """
     if config.head_learning_rate is None and not knowing:
@@ -62,7 +62,7 @@ def knows_its_tokens(model: Any, config: RunConfig) -> bool:
     if stored.get("quant_method") == METHOD:
         is_fresh = stored.get("fresh", "") == weights_checksum(model.get_output_embeddings())
         return bool(model.decision.loss_name == "codeword") and not is_fresh
-    return config.distil is not None or (config.decision or {}).get("start") == "old_head"
+    return config.distil is not None or (config.decision is not None and config.decision.start == "old_head")
 
 
 def give_own_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float]) -> None:

@@ -27,6 +27,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
 from codehead.models.calibration import calibrate_on_text, check_calibration
+from codehead.models.surgery import describe
 from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
@@ -101,7 +102,7 @@ def _run(
         with _shown(progress and distils and folder.is_main) as show, stopped:
             model: Any = build_model(config, tokenizer, text, stages, show)
         _check_end(model, config)
-        origin["codebook"] = model.config.quantization_config["checksum"] if is_coded(model) else None
+        origin["codebook"] = describe(model, "train").codebook.checksum if is_coded(model) else None
         if not overwrite:
             folder.check_codebook(origin["codebook"])
         model, rates = _adapted(model, config, arguments)
@@ -114,7 +115,7 @@ def _run(
     keeper = _Keeper(folder, partial(Clock, folder, origin, began), checkpoint, limit, replaces)
     trainer.add_callback(keeper)
     _train(trainer, checkpoint, has_validation=validation is not None)
-    with _shown(progress and config.int4 and folder.is_main) as show:
+    with _shown(progress and config.decision is not None and folder.is_main) as show:
         trained, told = _ended(trainer, config, text, validation, show)
     if trainer.is_world_process_zero():
         save_whole(trained, tokenizer, folder.path)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codehead.config.size import INTEGER_BITS
 from codehead.errors import ConfigurationError
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import WEIGHT_BYTES, config_shape, model_size
@@ -22,6 +23,7 @@ from codehead.lab.protocols.protocol import HALF, AnswersConfig, Cell, PeerConfi
 from codehead.lab.protocols.store import digest, folder_record, of_files
 from codehead.lab.result import Result, canonical_json, write_json
 from codehead.models import is_coded
+from codehead.models.description import Description
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
 from codehead.training.folder import read_record
@@ -103,22 +105,22 @@ def describe(model: Any) -> dict[str, Any] | None:
     """The decision layer in short; None for the model's own Softmax head."""
     if not is_coded(model):
         return None
-    decision, head, entry = model.decision, model.get_output_embeddings(), model.config.quantization_config
+    config = Description.current(model).decision
     return {
-        "design": entry["design"],
-        "bits": decision.table.length,
-        "head": entry["head"],
-        "head_options": entry["head_options"],
-        "width": getattr(getattr(head, "bits", head), "width", 0),
-        "rank": getattr(head, "rank", None),
-        "shortlist": entry["shortlist"],
-        "refined": entry["refined"],
-        "refined_bits": entry["refined_bits"],
-        "rounded": entry["rounded"],
-        "rounded_bits": entry["rounded_bits"],
-        "token_bias": decision.corrections is not None and decision.corrections.token_bias is not None,
-        "loss": decision.loss_name,
-        "decoder": decision.decoder_name,
+        "design": config.code,
+        "bits": model.decision.table.length,
+        "head": config.head,
+        "head_options": config.head_options,
+        "width": config.width or 0,
+        "rank": config.head_params.get("rank"),
+        "shortlist": config.num_dense_rows,
+        "refined": config.num_extra_bit_tokens,
+        "refined_bits": config.extra_bits,
+        "rounded": config.weights != "float",
+        "rounded_bits": INTEGER_BITS.get(config.weights, 8),
+        "token_bias": config.token_bias,
+        "loss": config.loss,
+        "decoder": config.decoder,
     }
 
 
