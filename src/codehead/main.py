@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from codehead.boundaries import reason, system_failure
+from codehead.boundaries import system_failure
 from codehead.cli.attach import attach
 from codehead.cli.calibrate import calibrate
 from codehead.cli.code import code
@@ -117,7 +117,7 @@ def _check_no_empty(args: Sequence[str]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(reason(error).split())[:300]
+    return " ".join(str(error).split())[:300]
 
 
 def _report() -> str:

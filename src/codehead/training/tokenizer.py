@@ -20,6 +20,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     with loading("tokenizer", name), gguf.pretrained(name) as (place, options):
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        tokenizer("a")  # some values of its files are looked at only now
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
