@@ -68,6 +68,14 @@ def test_files_beside_it_belong_to_other_models(written, tmp_path):
     assert len(load_tokenizer(str(tmp_path / "tiny.gguf"))) == model.config.vocab_size
 
 
+def test_a_file_without_a_head_has_that_of_the_embedding(tmp_path):
+    model = write_gguf(tmp_path / "tied.gguf", [TEXT], tied=True)
+    found = load_model(str(tmp_path / "tied.gguf"))
+    torch.testing.assert_close(logits(found), logits(model))
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+    assert model_shape(str(tmp_path / "tied.gguf")).tied
+
+
 def from_transformers(path):
     return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
 

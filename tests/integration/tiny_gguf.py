@@ -26,13 +26,13 @@ NAMES = {
 }
 
 
-def write_gguf(path: Path, texts: list[str]) -> LlamaForCausalLM:
+def write_gguf(path: Path, texts: list[str], tied: bool = False) -> LlamaForCausalLM:
     """Write the file; the model that it holds."""
     tokenizer = train_bpe(texts, 290)
     size = len(tokenizer)
     config = LlamaConfig(
         vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=HEADS,
-        max_position_embeddings=64, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        max_position_embeddings=64, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     torch.nn.init.normal_(model.lm_head.weight, std=0.5)

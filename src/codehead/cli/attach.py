@@ -13,7 +13,7 @@ from codehead.cli.output import check_empty_folder
 
 
 def attach(
-    model: Annotated[str, typer.Argument(help="Hub id or local folder of a causal language model.")],
+    model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a causal language model.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the coded checkpoint.")],
     code: Annotated[str, typer.Option("--code", help="Design, or a saved codebook.")] = "minrandom",
     param: opt.Params = None,

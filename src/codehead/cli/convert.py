@@ -14,7 +14,7 @@ HELD_OUT = 0.05
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="Hub id or local folder of a stock causal language model.")],
+    model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a stock causal language model.")],
     data: Annotated[str, typer.Option("--data", help="Text like yours: hub id or local file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the converted checkpoint.")],
     budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET, show_default="5%")] = None,

@@ -12,7 +12,7 @@ from codehead.cli import options as opt
 def finetune(
     context: typer.Context,
     config: opt.ConfigFile = None,
-    model: Annotated[str | None, typer.Option("--model", help="Hub id or local folder.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Hub id, folder or GGUF file.")] = None,
     tokenizer: opt.Tokenizer = None,
     out: opt.Out = None,
     seed: opt.Seed = None,

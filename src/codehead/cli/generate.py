@@ -10,7 +10,7 @@ from codehead.cli import options as opt
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="Local folder or hub id, coded or not.")],
+    model: Annotated[str, typer.Argument(help="Folder, hub id or GGUF file, coded or not.")],
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
     temperature: Annotated[

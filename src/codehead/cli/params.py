@@ -23,7 +23,7 @@ UNTIED = "The input embedding is not counted. If a model ties its head to it, th
 
 def params(
     model: Annotated[
-        str | None, typer.Argument(help="Hub id, local folder or config.json.", show_default=False)
+        str | None, typer.Argument(help="Hub id, folder, GGUF file or config.json.", show_default=False)
     ] = None,
     hidden_size: Annotated[int | None, typer.Option("--hidden-size", min=1, help="H, instead of a model.")] = None,
     vocab_size: Annotated[int | None, typer.Option("--vocab-size", min=2, help="V, instead of a model.")] = None,

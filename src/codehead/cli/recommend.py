@@ -38,7 +38,7 @@ TIED = "This model ties its head to the input embedding, which stays: a code sav
 
 
 def recommend(
-    model: Annotated[str, typer.Argument(help="Hub id, local folder or config.json.")],
+    model: Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or config.json.")],
     budget: opt.Budget = None,
     bits: opt.Bits = None,
     speed: opt.Speed = None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Local folder or hub id, coded or not.")],
+    model: Annotated[str, typer.Argument(help="Folder, hub id or GGUF file, coded or not.")],
     data: Annotated[
         str | None, typer.Option("--data", help="Text or records: hub id or local file (.txt .jsonl .json .parquet).")
     ] = None,
