@@ -23,7 +23,7 @@ from codehead.codes.packing import row_bytes
 from codehead.decoding.corrections import Corrections
 from codehead.decoding.refinement import Refinement
 from codehead.evaluation.budget import Allocation, allocate
-from codehead.evaluation.size import ModelShape
+from codehead.config import ModelShape
 from codehead.heads.shortlist import ShortlistHead
 from codehead.lab.result import Result
 from codehead.layer import DecisionLayer

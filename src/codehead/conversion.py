@@ -1,15 +1,19 @@
 """A model in, one with a smaller or a more honest head out, both measured; killed, it goes on where it was.
 
-`convert` gives a stock model a decision layer that learns from the old head; `recalibrate` scales the bits of a coded
-one.
+`convert` gives a stock model a decision layer that learns from the old head, within a budget, and `run_conversion` any
+that a RunConfig describes; `recalibrate` scales the bits of a coded one.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codehead.errors import ConfigurationError, DataError
@@ -17,6 +21,7 @@ from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
 from codehead.models import is_coded
 from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
+from codehead.recommendation import Recommendation, recommend
 from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows
@@ -34,11 +39,137 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MEASURED = ("tokens", "top1", "top5", "perplexity", "bits_per_byte")
+HELD_OUT = 0.05
+"""Of the documents: measured before and after, not learnt from."""
+BLOCK_SIZE = 256
+"""Tokens of an example, unless the model takes fewer."""
 CALIBRATED_ON = 0.1
 """Of the training documents: where `convert` calibrates, it does not learn from them."""
 
 
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` returns."""
+
+    model: Any
+    """The model with its new head."""
+    record: dict[str, Any]
+    """`run.json`: the configuration, `before` and `after` on held-out text, `calibration`, provenance."""
+
+
 def convert(
+    model: Any,
+    text: str | Sequence[str],
+    *,
+    out: str | Path,
+    budget: str | float | None = None,
+    bits: int | None = None,
+    speed: str | float | None = None,
+    tokenizer: Any = None,
+    overwrite: bool = False,
+    show: Show = lambda stage, done, total: None,
+    **options: Any,
+) -> Converted:
+    """Give a trained model a coded head that learns from the old one, and measure both on held-out text.
+
+    Args:
+        model: hub id, folder or GGUF file of a stock causal language model; or one in memory, with its `tokenizer`.
+        text: hub id or file of text like yours, or a list of documents.
+        out: folder of the converted checkpoint. A conversion that was stopped goes on there, to the same numbers.
+        budget: the head's bytes, as a share of the old head's in bf16; 5% unless `bits` or `speed` is given.
+        bits: the codeword length instead.
+        speed: how many times fewer multiply-adds than Softmax's, such as 4x, instead.
+        tokenizer: of a model in memory.
+        overwrite: replace a run that is in `out`.
+        show: told the stage, what is done of it and the total.
+        options: as for `conversion_config`: steps, tokens, backbone_steps, calibrate, seed, dtype, …
+
+    Raises:
+        ConfigurationError: a value that cannot be, a model that is coded already, or a folder that holds something else.
+        DataError: unusable data.
+    """
+    with _named(model, tokenizer) as name, _filed(text) as source:
+        found = recommend(name, budget=budget, bits=bits, speed=speed)
+        config = conversion_config(name, source, out, found, **options)
+        record = run_conversion(config, overwrite=overwrite, show=show)
+    return Converted(load_model(str(out), dtype="stored"), record)
+
+
+def conversion_config(
+    model: str,
+    data: str,
+    out: str | Path,
+    found: Recommendation,
+    *,
+    steps: int = 500,
+    tokens: int = 200_000,
+    backbone_steps: int = 0,
+    calibrate: bool = True,
+    packed: bool = True,
+    batch_size: int = 8,
+    block_size: int | None = None,
+    max_documents: int | None = None,
+    text_field: str | None = None,
+    dtype: str = "auto",
+    seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The run by which `model` gets the decision layer that was `found`; `changes` are dotted keys → values.
+
+    One document in twenty is held out, unless the changes name validation data.
+    """
+    changes = dict(changes or {})
+    held_out = 0.0 if changes.get("data.validation") else HELD_OUT
+    decision = replace(found.config, seed=seed, packed=packed)
+    size = block_size or min(BLOCK_SIZE, found.shape.positions or BLOCK_SIZE)
+    return RunConfig.from_dict(
+        {
+            "model": model,
+            "output_dir": str(out),
+            "data": {
+                "train": data, "validation_fraction": held_out, "block_size": size, "max_documents": max_documents,
+                "text_field": text_field,
+            },
+            "decision": decision.to_dict(),
+            "distil": {"steps": steps, "tokens": tokens, "backbone_steps": backbone_steps, "seed": seed},
+            "calibrate": {"per_bit": False} if calibrate else None,  # what has learnt a posterior needs no more
+            "training": {"per_device_train_batch_size": batch_size},
+            "seed": seed,
+            "dtype": dtype,
+        },
+        changes,
+    )  # fmt: skip
+
+
+@contextmanager
+def _named(model: Any, tokenizer: Any) -> Iterator[str]:
+    """The place of a model: that of one in memory is a folder for as long as it is needed."""
+    if isinstance(model, str | Path):
+        yield str(model)
+        return
+    if tokenizer is None:
+        raise ConfigurationError(
+            "tokenizer is None, but the model is in memory; give its tokenizer, or the folder of both"
+        )
+    with tempfile.TemporaryDirectory() as place:
+        model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        yield place
+
+
+@contextmanager
+def _filed(text: str | Sequence[str]) -> Iterator[str]:
+    """The place of a text: documents in memory are a file for as long as it is needed."""
+    if isinstance(text, str | Path):
+        yield str(text)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "text.jsonl"
+        file.write_text("".join(json.dumps({"text": some}) + "\n" for some in text), encoding="utf-8")
+        yield str(file)
+
+
+def run_conversion(
     config: RunConfig, *, overwrite: bool = False, show: Show = lambda stage, done, total: None
 ) -> dict[str, Any]:
     """Replace the Softmax head of `config.model` as `config.decision` and `config.distil` say.
@@ -169,7 +300,7 @@ def _check_coded(config: RunConfig, model: Any, rows: Rows) -> None:
     if config.calibrate is None:
         raise ConfigurationError("recalibrate needs to know how: give calibrate, such as {per_bit: true}")
     if config.decision is not None:
-        raise ConfigurationError("decision is given, but recalibrate scales the bits alone; leave it away")
+        raise ConfigurationError("decision is given, but recalibrate scales the bits alone; omit it")
     check_calibration(model, config.calibrate.per_bit)
 
 
@@ -212,7 +343,7 @@ def _parted(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     if not held_back:
         raise DataError(
             f"calibrate takes {CALIBRATED_ON:.0%} of {len(rows)} training documents, which is none; give more text, or "
-            "leave calibration away (--no-calibrate)"
+            "omit calibration (--no-calibrate)"
         )
     parts = rows.train_test_split(test_size=held_back, seed=seed)
     return parts["train"], parts["test"]

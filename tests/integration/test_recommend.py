@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from codehead.evaluation.expectations import SetUp, Value
+from codehead.recommendation.expectations import SetUp, Value
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def measured(monkeypatch):
         SetUp("results/frontier-8", "", 160, 8192, "70 steps of learning", 3, ((0.01, at), (0.1, at))),
         SetUp("results/frontier-9", "2M", 64, 1000, "80 steps of learning", 1, ((0.2, at), (0.3, at))),
     ]
-    monkeypatch.setattr("codehead.evaluation.expectations.set_ups", lambda: both)
+    monkeypatch.setattr("codehead.recommendation.expectations.set_ups", lambda: both)
 
 
 def test_cost_expectation_and_command_are_told(wide, measured, codehead):
@@ -65,7 +65,7 @@ def test_the_command_that_is_recommended_can_be_pasted(wide, tmp_path, measured,
 
 
 def test_without_results_of_such_heads_no_number_is_told(wide, monkeypatch, codehead):
-    monkeypatch.setattr("codehead.evaluation.expectations.set_ups", lambda: ())
+    monkeypatch.setattr("codehead.recommendation.expectations.set_ups", lambda: ())
     status, told, _ = codehead("recommend", wide, "--budget", "5%")
     assert status == 0 and "Expected: no number" in told and "top-1" not in told
 

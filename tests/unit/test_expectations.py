@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from codehead.evaluation.expectations import FILE, SetUp, Value, set_ups
+from codehead.recommendation.expectations import FILE, SetUp, Value, set_ups
 from codehead.lab.reports.expectations import render
 from codehead.lab.result import Result
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codehead.cli import options as opt
+from codehead.cli.decision import key_values
 from codehead.cli.output import check_file
 
 if TYPE_CHECKING:
@@ -32,16 +32,20 @@ def code(
         int | None, typer.Option("--bits", help="Codeword length n.", show_default="the design's own")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random columns.")] = 0,
-    param: opt.Params = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="An option of the design; repeatable.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Safetensors file to write.", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Build a codebook and show how good it is: row and column separation, balance, size."""
     from codehead.codes import build, quality
+    from codehead.config import DecisionConfig
 
     check_file(out, overwrite)
-    codebook = build(design, classes, bits=bits, seed=seed, **opt.key_values("--param", param, opt.OF_CODES))
+    config = DecisionConfig(code=design, bits=bits, seed=seed, code_params=key_values("--param", param or []))
+    codebook = build(design, classes, bits=config.bits, seed=config.seed, **config.code_params)
     measured = quality(codebook)
     if out is not None:
         codebook.save(out)

@@ -9,9 +9,6 @@ import typer
 
 from codehead.cli import options as opt
 
-HELD_OUT = 0.05
-"""Of the documents: measured before and after, not learnt from."""
-
 
 def convert(
     model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a stock causal language model.")],
@@ -20,10 +17,11 @@ def convert(
     budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET, show_default="5%")] = None,
     bits: opt.Bits = None,
     speed: opt.Speed = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="In which the new head learns from the old one.")] = 500,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of the text that it learns from.")] = 200_000,
-    trunk_steps: Annotated[
-        int, typer.Option("--trunk-steps", min=0, help="After them, in which LoRA on the trunk learns with the head.")
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Distillation steps.")] = 500,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of text to learn from.")] = 200_000,
+    backbone_steps: Annotated[
+        int,
+        typer.Option("--backbone-steps", "--trunk-steps", min=0, help="Further steps, with LoRA on the backbone."),
     ] = 0,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1, help="Read no more.")] = None,
     text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
@@ -45,50 +43,32 @@ def convert(
 ) -> None:
     """Give a trained model a coded head of a few percent of the bytes, which learns from the old one.
 
-    The rest of the model stays as it is, unless --trunk-steps lets it learn to serve the new head. A twentieth of the
+    The rest of the model stays as it is, unless --backbone-steps lets it learn to serve the new head. A twentieth of the
     documents is held out: both heads are measured on it. A conversion that was stopped goes on where it was when the
     same command is given again, without --overwrite.
     """
     from rich.console import Console
 
-    from codehead.cli.allocation import check_rows, chosen, rows, told
     from codehead.cli.change import show_change
     from codehead.cli.output import check_folder
-    from codehead.conversion import convert as run
-    from codehead.evaluation.size import model_shape
+    from codehead.conversion import conversion_config, run_conversion
+    from codehead.recommendation import recommend
     from codehead.training.blocks import parse_assignment
-    from codehead.training.config import WEIGHTS, RunConfig
     from codehead.training.progress import shown
 
     check_folder(out)
-    found = chosen(model_shape(model), budget, bits, speed, default="5%")
-    given = dict(map(parse_assignment, assignments or []))
-    check_rows(given, found)
-    held_out = 0.0 if given.get("data.validation") else HELD_OUT
-    config = RunConfig.from_dict(
-        {
-            "model": model,
-            "output_dir": str(out),
-            "data": {
-                "train": data, "validation_fraction": held_out, "block_size": block_size or opt.block_size_for(model),
-                "max_documents": max_documents, "text_field": text_field,
-            },
-            "decision": {**found.decision(), "seed": seed},
-            "distil": {"steps": steps, "tokens": tokens, "trunk_steps": trunk_steps, "seed": seed},
-            "calibrate": {"per_bit": False} if calibrate else None,  # what has learnt a posterior needs no more
-            rows(found): True,
-            "packed": packed,
-            "training": {"per_device_train_batch_size": batch_size},
-            "seed": seed,
-            "dtype": dtype,
-        },
-        given,
+    found = recommend(model, budget=budget, bits=bits, speed=speed)
+    changes = dict(map(parse_assignment, assignments or []))
+    config = conversion_config(
+        model, data, out, found, steps=steps, tokens=tokens, backbone_steps=backbone_steps, calibrate=calibrate,
+        packed=packed, batch_size=batch_size, block_size=block_size, max_documents=max_documents,
+        text_field=text_field, dtype=dtype, seed=seed, changes=changes,
     )  # fmt: skip
     console = Console(stderr=True, highlight=False)
-    changed = [key for key in given if key.startswith("decision.") or key in WEIGHTS]
-    note = f"; --set {', '.join(changed)} changes that" if changed else ""
-    console.print(told(found) + note, markup=False, soft_wrap=True)
+    changed = ", ".join(key for key in changes if key.startswith("decision."))
+    note = f" --set {changed} changes that." if changed else ""
+    console.print(found.config.told(found.shape) + note, markup=False, soft_wrap=True)
     with shown(console) as show:
-        record = run(config, overwrite=overwrite, show=show)
+        record = run_conversion(config, overwrite=overwrite, show=show)
     show_change(record, "old head", "new head")
     Console(highlight=False).print(f"Saved to {out}", markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -32,14 +33,30 @@ def decision_options(command: Command) -> Command:
 
 def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of DecisionConfig that options set; mappings are read from their KEY=VALUE pairs."""
-    from codehead.cli.options import key_values
-
     names = [entry.name for entry in fields(DecisionConfig)]
     found = {name: parameters[name] for name in names if parameters.get(name) not in (None, [])}
     for name, flag in OPTIONS_OF.items():
         if name in found:
             found[name] = key_values(flag, found[name])
     return found
+
+
+def key_values(flag: str, pairs: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` strings of a flag as keyword arguments; a value that is not JSON is a string."""
+    from codehead.errors import ConfigurationError
+
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ConfigurationError(
+                f"{flag} {pair!r} is not KEY=VALUE; write the name of the option, =, and its value"
+            )
+        try:
+            values[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[key] = value
+    return values
 
 
 def _parameter(entry: Field[Any]) -> inspect.Parameter:

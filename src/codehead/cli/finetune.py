@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from codehead.cli import options as opt
+from codehead.cli.decision import PANEL, decision_options
 
 
+@decision_options
 def finetune(
     context: typer.Context,
     config: opt.ConfigFile = None,
@@ -21,17 +23,8 @@ def finetune(
     ] = None,
     lora_r: Annotated[int | None, typer.Option("--lora-r", help="Rank of the adapters.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of the weights.", show_default="float32")] = None,
-    code: opt.Code = None,
-    bits: opt.Bits = None,
-    head: opt.Head = None,
-    width: opt.Width = None,
-    loss: opt.Loss = None,
-    decoder: opt.Decoder = None,
-    shortlist: opt.Shortlist = None,
-    token_bias: opt.TokenBias = None,
-    start: opt.Start = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help=f"{opt.BUDGET} Chooses them all.", rich_help_panel=opt.DECISION)
+        str | None, typer.Option("--budget", help=f"{opt.BUDGET} Chooses them all.", rich_help_panel=PANEL)
     ] = None,
     train: opt.Train = None,
     validation: opt.Validation = None,
@@ -49,19 +42,20 @@ def finetune(
     logging_steps: opt.LoggingSteps = None,
     assignments: opt.Assignments = None,
     overwrite: opt.Overwrite = False,
+    **decision: Any,
 ) -> None:
     """Adapt an existing model: its own decision layer, or a new one given by --code or --budget.
 
-    With --budget the new head learns from the old one first, trunk and head then learn from the text, the head is
-    rounded, and codewords stay packed. A run that was stopped goes on from its last complete checkpoint when
+    With --budget the new head learns from the old one first; then backbone and head learn from the text, and the head is
+    rounded. A run that was stopped goes on from its last complete checkpoint when
     the same command is given again.
     """
     from rich.console import Console
 
-    from codehead.cli.allocation import told, within
     from codehead.cli.training import run_training
     from codehead.errors import ConfigurationError
     from codehead.training.blocks import merged, read_yaml
+    from codehead.training.budget import within
     from codehead.training.config import RunConfig
 
     values = merged({} if config is None else read_yaml(config), opt.overrides(context.params))
@@ -75,6 +69,6 @@ def finetune(
     if budget is None:
         run_training(RunConfig.from_dict(values), overwrite)
         return
-    run, found = within(values, budget)
-    Console(stderr=True, highlight=False).print(told(found), markup=False, soft_wrap=True)
+    run, told = within(values, budget)
+    Console(stderr=True, highlight=False).print(told, markup=False, soft_wrap=True)
     run_training(run, overwrite)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from codehead.evaluation.size import ModelShape
+    from codehead.config import ModelShape
 
 NOTES = (
     "Weights in bf16. Resident: weights, packed codebook, and the codeword matrix that the matmul decoder keeps "
@@ -30,8 +30,10 @@ def params(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the last-layer parameters and bytes of the usual configurations."""
+    from codehead.config import ModelShape
     from codehead.errors import ConfigurationError
-    from codehead.evaluation.size import ModelShape, compare_configurations, model_shape
+    from codehead.evaluation.size import compare_configurations
+    from codehead.models.shape import model_shape
 
     if model is not None and hidden_size is None and vocab_size is None:
         shape = model_shape(model)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from codehead.cli import options as opt
+from codehead.cli.decision import decision_options
 
 
+@decision_options
 def pretrain(
     context: typer.Context,
     config: opt.ConfigFile = None,
@@ -18,14 +20,6 @@ def pretrain(
     tokenizer: opt.Tokenizer = None,
     out: opt.Out = None,
     seed: opt.Seed = None,
-    code: opt.Code = None,
-    bits: opt.Bits = None,
-    head: opt.Head = None,
-    width: opt.Width = None,
-    loss: opt.Loss = None,
-    decoder: opt.Decoder = None,
-    shortlist: opt.Shortlist = None,
-    token_bias: opt.TokenBias = None,
     train: opt.Train = None,
     validation: opt.Validation = None,
     validation_fraction: opt.ValidationFraction = None,
@@ -42,6 +36,7 @@ def pretrain(
     logging_steps: opt.LoggingSteps = None,
     assignments: opt.Assignments = None,
     overwrite: opt.Overwrite = False,
+    **decision: Any,
 ) -> None:
     """Train a new model from scratch, with Softmax or a code as its decision layer.
 

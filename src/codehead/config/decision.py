@@ -27,6 +27,16 @@ DEFAULT_CODE = "minrandom"
 FOUND = ("learned", "custom")
 """What a codebook calls itself that no design makes: distillation has moved it, or it was replaced."""
 
+DESIGN_NAMES = {
+    "minrandom": "MinRandom",
+    "itq": "ITQ",
+    "one_vs_all": "One-vs-All",
+    "one_vs_one": "One-vs-One",
+    "decoc": "DECOC",
+    "merged_decoc": "Merged DECOC",
+    "ecoc_one": "ECOC-ONE",
+}
+
 RENAMED = {"shortlist": "dense_rows", "refined": "extra_bit_tokens", "refined_bits": "extra_bits"}
 """Keys of version 0.1 → today's."""
 REMOVED = {
@@ -245,6 +255,18 @@ class DecisionConfig:
 
     # -- what it is called --------------------------------------------------------------------------------------------
 
+    def name(self, num_classes: int) -> str:
+        """`MinRandom MTL-ECOC (50, 512)`: as the paper writes it, with what the paper does not have."""
+        if self.code == "one_vs_all":
+            return {"linear": "Softmax", "low_rank": f"Low rank {self.head_params.get('rank')}"}.get(
+                self.head, f"Adaptive softmax {self.head_params.get('cutoffs')}"
+            )
+        design = design_name(str(self.code or DEFAULT_CODE))
+        kind = {"mtl": "MTL-ECOC", "chain": "chain"}.get(self.head, "ECOC")
+        bits = f"{self.length(num_classes) - self.parity} + {self.parity}" if self.parity else self.length(num_classes)
+        named = design if "ECOC" in design and kind == "ECOC" else f"{design} {kind}"
+        return f"{named} ({bits}, {self.width or 0})"
+
     def short_name(self, shape: ModelShape) -> str:
         """`code 5%`: what tables and pictures call it."""
         share = 100 * self.byte_share(shape)
@@ -257,7 +279,12 @@ class DecisionConfig:
             parts.append(f"{self.extra_bits} extra bits for the {self.num_extra_bit_tokens:,} most frequent tokens")
         parts += [f"dense rows for {self.num_dense_rows:,}"] if self.dense_rows else []
         parts += ["a bias for every token"] if self.token_bias else []
-        return ", ".join([*parts, f"weights in {self.weights}"])
+        stored = self.size(shape).bytes_stored
+        made_of = ", ".join([*parts, f"weights in {self.weights}"])
+        return (
+            f"H = {shape.hidden_size:,}, V = {shape.num_classes:,}: {made_of}. {stored:,} bytes, "
+            f"{stored / shape.softmax_bytes:.2%} of the Softmax head's {shape.softmax_bytes:,} in bf16."
+        )
 
     # -- what it may be -----------------------------------------------------------------------------------------------
 
@@ -322,6 +349,11 @@ class DecisionConfig:
             from codehead.codes import DESIGNS
 
             DESIGNS.get(self.code)
+
+
+def design_name(design: str) -> str:
+    """A design as tables call it."""
+    return DESIGN_NAMES.get(design, design.replace("_", " ").capitalize())
 
 
 def _as_of_today(values: Mapping[str, Any], place: str) -> dict[str, Any]:

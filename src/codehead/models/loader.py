@@ -255,7 +255,7 @@ def _expect_shape(name: str, found: list[int] | None, expected: list[int]) -> No
     if found != expected:
         raise CheckpointError(
             f"tensor {name} of the checkpoint has shape {'none: it is missing' if found is None else found}, but "
-            "bits, dense_rows, extra_bits, weights, width and head_params of quantization_config.decision in config.json "
+            "bits, dense_rows, extra_bits, weights, width, head_params of quantization_config.decision in config.json "
             f"make it {expected}; restore config.json and the weights from the original checkpoint"
         )
 
@@ -279,8 +279,8 @@ def _check_codebook(table: CodewordTable, description: Description) -> None:
         raise CheckpointError(f"the codebook in the weights does not fit config.json: {error}") from error
     if checksum != description.codebook.checksum:
         raise CheckpointError(
-            f"quantization_config.codebook.checksum in config.json is {description.codebook.checksum}, but the codebook "
-            f"in the weights has {checksum}: one of them was changed, and tokens would be decoded wrongly; "
+            f"quantization_config.codebook.checksum is {description.codebook.checksum} in config.json, but the "
+            f"codebook in the weights has {checksum}: one of them was changed, and tokens would be decoded wrongly; "
             "restore both from the original checkpoint"
         )
 

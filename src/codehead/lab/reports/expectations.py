@@ -1,4 +1,4 @@
-"""Renders `codehead/evaluation/expected.json` from the results of the protocols that measure accuracy per byte.
+"""Renders `codehead/recommendation/expected.json` from the results of the protocols that measure accuracy per byte.
 
 python -m codehead.lab.reports.expectations results
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from codehead.codes.packing import row_bytes
+from codehead.config import ModelShape
 from codehead.evaluation.budget import Allocation
-from codehead.evaluation.expectations import FILE, METRICS
-from codehead.evaluation.size import ModelShape
 from codehead.lab.reports.evidence import Evidence, read_evidence
 from codehead.lab.reports.summary import Estimate, Row, summarise
 from codehead.lab.result import Result, write_json
+from codehead.recommendation.expectations import FILE, METRICS
 from codehead.training.config import WEIGHTS
 
 FOLDERS = "frontier-*"

@@ -9,7 +9,7 @@ from typing import Any
 from codehead.config import DecisionConfig, ModelShape
 from codehead.config.budget import int4_share
 from codehead.errors import ConfigurationError
-from codehead.evaluation.expectations import SetUp, set_ups
+from codehead.recommendation.expectations import SetUp, set_ups
 
 DEFAULT_BUDGET = "5%"
 
@@ -87,7 +87,7 @@ def shape_of(model: Any) -> ModelShape:
         return model
     if hasattr(model, "get_output_embeddings"):
         return ModelShape.of_model(model)
-    from codehead.evaluation.size import model_shape
+    from codehead.models.shape import model_shape
 
     return model_shape(str(model))
 
