@@ -35,8 +35,8 @@ class Decision(nn.Module):
     The outputs are n bit logits, with `corrections` K logits of a shortlist after them, with a `chain` its features,
     or `log_probabilities` of tokens: see `codehead.readings`.
 
-    Codewords and the ids of tokens are integers with a checksum, the module `seal`. Everything that reads outputs raises
-    a CheckpointError if they do not match it.
+    Codewords and the ids of tokens are integers with a checksum, the module `seal`. Everything that reads outputs
+    raises a CheckpointError if they do not match it.
     """
 
     seal: Seal | None

@@ -312,7 +312,7 @@ EDITS = {
 
 
 def make_old(folder):
-    """Let a checkpoint be as versions wrote it that kept no description among the weights, nor checksums of integers."""
+    """Make a checkpoint as old versions wrote it: without a description among the weights or checksums of integers."""
     (folder / "codehead.json").unlink()
     state = load_file(folder / "model.safetensors")
     new = [name for name in state if name == "decision.description" or name.endswith("seal.digest")]

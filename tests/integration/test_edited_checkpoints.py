@@ -140,7 +140,7 @@ ALIASES = {
 
 
 def outcome(folder: Path, name: str, expected: Tensor) -> str:
-    """"" if an edit was refused by name, or is of no account; else what is wrong."""
+    """ "" if an edit was refused by name, or is of no account; else what is wrong."""
     try:
         found = logits(load(folder))
     except (CheckpointError, ConfigurationError) as error:
@@ -228,7 +228,9 @@ def test_a_tensor_is_not_found_in_another_of_its_last_names_and_shape(tmp_path: 
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)
 @pytest.mark.parametrize("is_coded", [True, False], ids=["coded", "stock"])
 def test_a_missing_tensor_of_the_backbone_is_not_made_up(name: str, is_coded: bool, tmp_path: Path) -> None:
     model = build("linear") if is_coded else make("llama", tied=False)
@@ -248,7 +250,9 @@ def indexed(folder: Path, change: Callable[[dict[str, str]], None]) -> None:
 
 @pytest.mark.parametrize("manifest", [True, False])
 @pytest.mark.parametrize("is_coded", [True, False], ids=["coded", "stock"])
-def test_an_index_that_names_a_file_outside_the_folder_is_refused(is_coded: bool, manifest: bool, tmp_path: Path) -> None:
+def test_an_index_that_names_a_file_outside_the_folder_is_refused(
+    is_coded: bool, manifest: bool, tmp_path: Path
+) -> None:
     model = build("linear") if is_coded else make("llama", tied=False)
     model.save_pretrained(tmp_path / "own", max_shard_size="10KB")
     shutil.copytree(tmp_path / "own", tmp_path / "others")

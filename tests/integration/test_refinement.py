@@ -161,6 +161,7 @@ def test_impossible_refinements_are_named(changes, message):
 def test_marks_that_do_not_fit_the_rows_are_told(tmp_path):
     model = coded()
     model.decision.corrections.refinement.members.fill_(0)
+    model.decision.reseal()
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="0 tokens are marked for 20 rows of further symbols"):
         AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -83,7 +83,12 @@ def test_a_soup_in_float_works_and_one_in_bytes_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "name",
-    ["table.sign_plane", "corrections.shortlist", "corrections.refinement.members", "corrections.refinement.table.sign_plane"],
+    [
+        "table.sign_plane",
+        "corrections.shortlist",
+        "corrections.refinement.members",
+        "corrections.refinement.table.sign_plane",
+    ],
 )
 @pytest.mark.parametrize("replaced", [False, True], ids=["in place", "another object"])
 def test_an_edit_is_refused(name: str, replaced: bool, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def expect_written(entry: dict[str, Any], written: Tensor) -> None:
         names = sorted({*original, *entry} - {"quant_method"})
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"tensor decision.description of the checkpoint is damaged ({error}); restore the weights from the original "
-            "checkpoint"
+            f"tensor decision.description of the checkpoint is damaged ({error}); restore the weights from the "
+            "original checkpoint"
         ) from None
     for name in names:
         now, then = (_json(values[name]) if name in values else "missing" for values in (entry, original))

@@ -65,6 +65,6 @@ def refuse_missing(missing: set[str]) -> None:
         names = sorted(missing)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise CheckpointError(
-            f"the checkpoint lacks {', '.join(names[:3])}{more}: random numbers would stand for them; restore the weights "
-            "from the original checkpoint"
+            f"the checkpoint lacks {', '.join(names[:3])}{more}: random numbers would stand for them; restore the "
+            "weights from the original checkpoint"
         )

@@ -81,7 +81,8 @@ def indexed(folder: Path) -> list[Path]:
             files += [folder / name for name in sorted(names)]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{index} is not a readable index of weight files ({error!r}); copy it again from the original checkpoint"
+                f"{index} is not a readable index of weight files ({error!r}); copy it again from the original "
+                "checkpoint"
             ) from None
     return files
 
