@@ -131,7 +131,7 @@ def tensor_edits(tensors: dict[str, Tensor], file: str = "model.safetensors") ->
 
 
 ALIASES = {
-    "decision.table": "quantization_config.checksum",
+    "decision.table": "codebook in the weights",
     "decision.corrections.shortlist": "shortlist",
     "decision.corrections.refinement": "further symbols",
     "seal.digest": "seal.digest",

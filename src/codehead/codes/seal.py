@@ -19,9 +19,9 @@ DIGEST_BYTES = 32
 class Seal(nn.Module):
     """The sha256 of tensors, in a buffer `digest` `(32,)` beside them: uint8, zeros as long as it is open.
 
-    Whatever copies a state dict as a whole copies both. Averages, soups and edits in place change the tensors alone,
-    and `check` finds it out: it looks anew whenever a tensor is another object or was written to. On the meta device there
-    is nothing to look at: what is made there is on guard once `close` or `load_state_dict` has filled it.
+    Whatever copies a state dict as a whole copies both. Averages, soups and edits in place change the tensors alone.
+    `check` finds it out: it looks anew whenever a tensor is another object or was written to. What is made on the meta
+    device, where there is nothing to look at, is on guard once `close` or `load_state_dict` has filled it.
     """
 
     digest: Tensor
