@@ -28,7 +28,7 @@ WORDS = [
 ]
 TEXT = "The cat sat on the mat.\n\nThe dog ran to the park.\n\n" * 12
 CODED = {"code": "minrandom", "bits": 20}
-CORRECTED = {**CODED, "loss": "codeword", "shortlist": 20, "token_bias": True}
+CORRECTED = {**CODED, "loss": "codeword", "dense_rows": 20, "token_bias": True}
 
 
 def pretraining(stories, output_dir, **changes):

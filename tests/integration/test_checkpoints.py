@@ -42,7 +42,7 @@ LAYERS = {
         "statistics": Statistics(torch.arange(VOCAB)),
     },
     "biased": {"bits": 24, "loss": "codeword", "token_bias": True},
-    "corrected": {"bits": 24, "loss": "codeword", "shortlist": [7, 2, 100], "token_bias": True},
+    "corrected": {"bits": 24, "loss": "codeword", "dense_rows": [7, 2, 100], "token_bias": True},
 }
 SOURCE = Path(codehead.__file__).parents[1]
 
@@ -122,7 +122,7 @@ def test_weights_offloaded_to_disk(offloaded, coded, tmp_path):
 
 
 def test_a_decision_layer_offloaded_to_disk(tmp_path):
-    layer = {"bits": 24, "loss": "codeword", "token_bias": True, "shortlist": [3, 50]}
+    layer = {"bits": 24, "loss": "codeword", "token_bias": True, "dense_rows": [3, 50]}
     model = codehead.attach(make("llama", tied=False), **layer)
     torch.nn.init.normal_(model.decision.corrections.token_bias)
     model.save_pretrained(tmp_path)
@@ -309,7 +309,7 @@ EDITS = {
     "decoder": ({"decoder": "x"}, "decoder"),
     "missing": ({"seed": ...}, r"quantization_config\.seed is missing"),
     "unknown": ({"sead": 1}, r"quantization_config\.sead .* is not a field.*did you mean 'seed'"),
-    "shortlist": ({"shortlist": 3, "loss": "codeword"}, "lm_head.bits.weight.*missing.*shortlist"),
+    "dense_rows": ({"dense_rows": 3, "loss": "codeword"}, "lm_head.bits.weight.*missing.*shortlist"),
     "token_bias": ({"token_bias": True, "loss": "codeword"}, "decision.corrections.*missing"),
     "rounded_bits": (
         {"rounded": True, "rounded_bits": 3},
@@ -321,7 +321,7 @@ EDITS = {
 
 
 def make_old(folder):
-    """Let a checkpoint be as versions wrote it that kept no description among the weights, nor checksums of integers."""
+    """Make a checkpoint as old versions wrote it: without a description among the weights or checksums of integers."""
     (folder / "codehead.json").unlink()
     state = load_file(folder / "model.safetensors")
     new = [name for name in state if name == "decision.description" or name.endswith("seal.digest")]

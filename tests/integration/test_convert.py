@@ -49,7 +49,7 @@ def config(stock, out, **changes):
         "model": str(stock / "model"),
         "output_dir": str(out),
         "data": {"train": str(stock / "text.jsonl"), "validation_fraction": 0.1, "block_size": 32},
-        "decision": {"code": "itq", "bits": 32, "loss": "codeword", "shortlist": 10, "token_bias": True},
+        "decision": {"code": "itq", "bits": 32, "loss": "codeword", "dense_rows": 10, "token_bias": True},
         "distil": {"steps": 60, "tokens": 2000, "batch_tokens": 128},
     }
     return RunConfig.from_dict({**values, **changes})
@@ -58,10 +58,10 @@ def config(stock, out, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shortlist": 291}, "shortlist=291 is not between 0 and the number of tokens 290"),
-        ({"refined": [290]}, "refined holds ids from 290 to 290"),
+        ({"dense_rows": 291}, "dense_rows=291 is not between 0 and the number of tokens 290"),
+        ({"extra_bit_tokens": [290]}, "refined holds ids from 290 to 290"),
         ({"loss": "bitwise"}, "loss='bitwise' cannot train a shortlist"),
-        ({"decoder": "hamming", "shortlist": 0}, "decoder='hamming' does not score tokens"),
+        ({"decoder": "hamming", "dense_rows": 0}, "decoder='hamming' does not score tokens"),
     ],
 )
 def test_what_single_tokens_cannot_have_is_told_before_the_model_reads(stock, tmp_path, monkeypatch, changes, message):
@@ -184,8 +184,8 @@ def test_a_checkpoint_of_the_run_that_is_overwritten_is_no_model_for_it(stock, t
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_mistake_in_a_new_folder_leaves_nothing_there(stock, tmp_path, overwrite):
     wanted = config(stock, tmp_path / "out")
-    with pytest.raises(ConfigurationError, match="shortlist=1000"):
-        convert(replace(wanted, decision={**wanted.decision, "shortlist": 1000}), overwrite=overwrite)
+    with pytest.raises(ConfigurationError, match="dense_rows=1000"):
+        convert(replace(wanted, decision={**wanted.decision, "dense_rows": 1000}), overwrite=overwrite)
     convert(wanted)
 
 
@@ -258,7 +258,7 @@ def test_a_conversion_computes_where_the_run_does(stock, tmp_path, monkeypatch):
 
 
 def small_batches(stock, out):
-    distil = {"steps": 60, "tokens": 2000, "batch_tokens": 128, "trunk_steps": 60}
+    distil = {"steps": 60, "tokens": 2000, "batch_tokens": 128, "backbone_steps": 60}
     return config(stock, out, distil=distil, calibrate={"tokens": 300}, training={"per_device_train_batch_size": 2})
 
 
@@ -468,7 +468,7 @@ def test_a_length_can_be_converted_to(stock, tmp_path, codehead):
     model, data, out = str(stock / "model"), str(stock / "text.jsonl"), str(tmp_path / "out")
     status, _, errors = codehead(
         "convert", model, "--data", data, "--out", out, "--bits", "12", "--steps", "2", "--block-size", "32",
-        "--set", "decision.shortlist=3",
+        "--set", "decision.dense_rows=3",
     )  # fmt: skip
     assert status == 0 and "; --set decision.shortlist changes that" in errors
     assert AutoModelForCausalLM.from_pretrained(out).decision.table.length == 12

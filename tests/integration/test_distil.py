@@ -14,7 +14,7 @@ from codehead.models.hidden import Statistics, hidden_states
 from codehead.training.config import Distillation
 from codehead.training.distil import LARGE, RELATIVE_RATE, distil, row_sizes
 
-CORRECTED = {"loss": "codeword", "shortlist": [3, 50, 7], "token_bias": True}
+CORRECTED = {"loss": "codeword", "dense_rows": [3, 50, 7], "token_bias": True}
 QUICK = {"steps": 100, "batch_tokens": 64, "learning_rate": 1e-2, "code_learning_rate": 6e-2}
 
 
@@ -207,7 +207,7 @@ def test_a_ternary_code_is_refused():
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"tokens": -1}, {"learning_rate": float("nan")}, {"seed": -1}, {"trunk_steps": -1}]
+    "change", [{"steps": 0}, {"tokens": -1}, {"learning_rate": float("nan")}, {"seed": -1}, {"backbone_steps": -1}]
 )
 def test_impossible_options_are_named(change):
     with pytest.raises(ConfigurationError, match=f"distil.{next(iter(change))} is"):

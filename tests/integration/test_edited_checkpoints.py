@@ -25,7 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ternary": {"code": "sparse_random", "bits": 44},
     "mtl": {"bits": 12, "head": "mtl", "width": 3, "head_params": {"activation": "relu"}},
     "chain": {"code": "minimal", "head": "chain", "width": 3, "head_params": {"block": 2}},
-    "dense rows": {**CODED, "shortlist": [7, 2, 100], "refined": [1, 7, 9], "refined_bits": 16, "token_bias": True},
+    "dense rows": {**CODED, "dense_rows": [7, 2, 100], "extra_bit_tokens": [1, 7, 9], "extra_bits": 16, "token_bias": True},
     "one_vs_all": {"code": "one_vs_all", "bits": None, "loss": "codeword"},
     "adaptive": {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"},
 }
@@ -130,7 +130,7 @@ def tensor_edits(tensors: dict[str, Tensor], file: str = "model.safetensors") ->
 
 
 ALIASES = {
-    "decision.table": "quantization_config.checksum",
+    "decision.table": "codebook in the weights",
     "decision.corrections.shortlist": "shortlist",
     "decision.corrections.refinement": "further symbols",
     "seal.digest": "seal.digest",
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_an_old_version_has_no_seals_and_loads(kind: str, tmp_pa
     assert {*seals, "decision.description"} <= set(load_file(tmp_path / "again" / "model.safetensors"))
 
 
-@pytest.mark.parametrize("fields", [{"bits": 10**12}, {"bits": 25}, {"shortlist": 10**12, "loss": "codeword"}])
+@pytest.mark.parametrize("fields", [{"bits": 10**12}, {"bits": 25}, {"dense_rows": 10**12, "loss": "codeword"}])
 def test_claims_of_a_checkpoint_of_an_old_version_are_compared_with_its_files(fields: Any, tmp_path: Path) -> None:
     saved(tmp_path, "linear int4")
     stored(lambda held: held.pop("decision.description"))(tmp_path)
@@ -218,7 +218,7 @@ def test_claims_of_a_checkpoint_of_an_old_version_are_compared_with_its_files(fi
 
 
 def test_a_tensor_is_not_found_in_another_of_its_last_names_and_shape(tmp_path: Path) -> None:
-    model = codehead.attach(make("llama"), bits=12, loss="codeword", shortlist=range(12))
+    model = codehead.attach(make("llama"), bits=12, loss="codeword", dense_rows=range(12))
     codehead.to_int4(model).save_pretrained(tmp_path)
     (tmp_path / "codehead.json").unlink()
     name = "lm_head.bits.parametrizations.weight.original1"

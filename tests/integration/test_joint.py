@@ -39,7 +39,7 @@ def learnt(old, steps=30, batch=BATCH, label_weight=0.0, rate=1e-2, trunk_rate=1
     before = codehead.attach(copy.deepcopy(old), **made, statistics=statistics(old))
     after, told = copy.deepcopy(before), []
     options = Distillation(
-        trunk_steps=steps, trunk_learning_rate=trunk_rate, label_weight=label_weight, learning_rate=rate
+        backbone_steps=steps, backbone_learning_rate=trunk_rate, label_weight=label_weight, learning_rate=rate
     )
     learn_together(
         after,
@@ -94,7 +94,7 @@ def test_the_model_comes_nearer_to_the_old_one(name, tmp_path):
 
 
 def test_corrections_and_the_trunk_learn_too():
-    before, after, _ = learnt(stock("llama"), shortlist=[3, 50, 7], token_bias=True, refined=[5, 6], refined_bits=8)
+    before, after, _ = learnt(stock("llama"), dense_rows=[3, 50, 7], token_bias=True, extra_bit_tokens=[5, 6], extra_bits=8)
     assert not torch.equal(after.decision.corrections.token_bias, before.decision.corrections.token_bias)
     changed = {
         name.rsplit(".", 2)[-2]
@@ -146,7 +146,7 @@ def test_targets_that_match_nothing_are_told_before_anything_is_learnt(monkeypat
     config = RunConfig.from_dict(
         {
             "model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"code": "itq", "loss": "codeword"},
-            "distil": {"trunk_steps": 1}, "lora": {"target_modules": ["nothing"]},
+            "distil": {"backbone_steps": 1}, "lora": {"target_modules": ["nothing"]},
         }
     )  # fmt: skip
     examples = [{"input_ids": [1, 2], "labels": [1, 2]}]
@@ -190,7 +190,7 @@ def test_small_gradients_are_not_lost_in_float16(monkeypatch):
 
 
 def test_a_trunk_that_the_last_step_ruined_is_told():
-    with pytest.raises(CodeheadError, match=r"distil\.trunk_learning_rate"):
+    with pytest.raises(CodeheadError, match=r"distil\.backbone_learning_rate"):
         learnt(stock("llama"), steps=1, trunk_rate=1e30)
 
 
@@ -223,7 +223,7 @@ def test_gradients_are_those_of_the_loss():
 
 def test_divergence_is_told(monkeypatch):
     monkeypatch.setattr("codehead.training.joint._gradients", lambda *args: float("nan"))
-    with pytest.raises(CodeheadError, match=r"diverged.*trunk_learning_rate"):
+    with pytest.raises(CodeheadError, match=r"diverged.*backbone_learning_rate"):
         learnt(stock("llama"), steps=1)
 
 

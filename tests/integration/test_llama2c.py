@@ -129,7 +129,7 @@ def test_a_detached_model_says_the_same(folder, wanted):
 
 
 def test_half_of_the_bytes_keeps_nearly_all_of_it(folder, data_dir, tmp_path):
-    code = {"code": "additive", "bits": 120, "loss": "codeword", "refined": 128, "refined_bits": 184}
+    code = {"code": "additive", "bits": 120, "loss": "codeword", "extra_bit_tokens": 128, "extra_bits": 184}
     config = RunConfig.from_dict(
         {
             "model": str(folder),
@@ -137,7 +137,7 @@ def test_half_of_the_bytes_keeps_nearly_all_of_it(folder, data_dir, tmp_path):
             "data": {
                 "train": str(data_dir("tinystories/stories.jsonl")), "validation_fraction": 0.1, "max_documents": 200,
             },
-            "decision": {**code, "shortlist": 21, "token_bias": True},
+            "decision": {**code, "dense_rows": 21, "token_bias": True},
             "distil": {"steps": 100, "tokens": 20_000},
             "int8": True,
         }

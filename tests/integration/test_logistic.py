@@ -25,7 +25,7 @@ def seen():
     [
         {"bits": 24, "head_params": {"bias": True}},
         {"bits": 24, "head": "mtl", "width": 8},
-        {"bits": 24, "loss": "codeword", "token_bias": True, "shortlist": [1, 2]},
+        {"bits": 24, "loss": "codeword", "token_bias": True, "dense_rows": [1, 2]},
         {"code": "minimal", "head": "chain", "width": 8, "head_params": {"block": 4}},
     ],
     ids=["linear", "mtl", "corrected", "chain"],

@@ -25,7 +25,7 @@ ODD = {
     "deepseek_v4": DEEPSEEK,  # the head is called head.weight in files
     "gemma3n_text": GEMMA_3N,  # a soft cap that may not be None
 }
-LAYERS = {"linear": {"bits": 24}, "several parts": {"bits": 24, "loss": "codeword", "shortlist": [3, 5]}}
+LAYERS = {"linear": {"bits": 24}, "several parts": {"bits": 24, "loss": "codeword", "dense_rows": [3, 5]}}
 
 
 def build(name):

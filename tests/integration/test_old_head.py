@@ -67,11 +67,11 @@ def test_frequent_tokens_count_more():
 
 def test_tokens_of_the_shortlist_keep_their_scores():
     wanted = logits(untied())
-    model = attached(bits=16, shortlist=[3, 50, 7], **CORRECTED)
+    model = attached(bits=16, dense_rows=[3, 50, 7], **CORRECTED)
     plain = attached(bits=16)
     found = logits(model)[..., [3, 50, 7]]
     assert (found - wanted[..., [3, 50, 7]]).norm() < 0.3 * (logits(plain) - wanted)[..., [3, 50, 7]].norm()
-    whole = attached(bits=16, shortlist=list(range(VOCAB)), **CORRECTED)
+    whole = attached(bits=16, dense_rows=list(range(VOCAB)), **CORRECTED)
     assert error(whole, wanted) < 1e-5
 
 
@@ -87,7 +87,7 @@ def test_the_bias_of_the_old_head_becomes_that_of_the_tokens():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    model = codehead.attach(untied().to(dtype), "itq", bits=48, start="old_head", shortlist=[1], **CORRECTED)
+    model = codehead.attach(untied().to(dtype), "itq", bits=48, start="old_head", dense_rows=[1], **CORRECTED)
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert error(model.float(), logits(untied())) < 1
 
@@ -112,7 +112,7 @@ def test_what_cannot_start_there_is_refused_and_changes_nothing(options, message
 
 
 def test_a_corrected_model_folds_into_the_stock_head_with_its_posterior():
-    model = attached(bits=16, shortlist=[3, 50, 7], **CORRECTED)
+    model = attached(bits=16, dense_rows=[3, 50, 7], **CORRECTED)
     torch.nn.init.normal_(model.decision.corrections.token_bias)
     wanted = logits(model)
     torch.testing.assert_close(logits(codehead.fold(model)), wanted, rtol=1e-4, atol=1e-5)
@@ -211,7 +211,7 @@ def test_a_bias_of_the_old_head_is_not_lost(layer, remedy):
 
 def test_listed_tokens_keep_the_bias_they_had_beside_a_split():
     listed = list(range(0, VOCAB, 3))
-    layer = {"bits": VOCAB + 20, "loss": "codeword", "token_bias": True, "shortlist": listed, "start": "old_head"}
+    layer = {"bits": VOCAB + 20, "loss": "codeword", "token_bias": True, "dense_rows": listed, "start": "old_head"}
     model = codehead.attach(phi(), "itq", shortlist_split=True, **layer)
     wanted, found = (logits(each).softmax(-1) for each in (phi(), model))
     among, others = (probabilities[..., listed].sum(-1, keepdim=True) for probabilities in (wanted, found))
@@ -221,7 +221,7 @@ def test_listed_tokens_keep_the_bias_they_had_beside_a_split():
 
 def test_a_split_shortlist_that_starts_anew_gives_tokens_their_frequencies():
     counts = torch.arange(VOCAB).double() ** 2
-    layer = {"bits": 24, "loss": "codeword", "token_bias": True, "shortlist": 10, "shortlist_split": True}
+    layer = {"bits": 24, "loss": "codeword", "token_bias": True, "dense_rows": 10, "shortlist_split": True}
     model = codehead.attach(untied(), **layer, statistics=Statistics(counts))
     torch.nn.init.zeros_(model.lm_head.bits.weight)
     expected = (counts + 1) / (counts + 1).sum()

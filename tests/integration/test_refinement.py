@@ -17,7 +17,7 @@ from codehead.training.config import Distillation
 from codehead.training.distil import distil
 
 COUNTS = torch.arange(VOCAB).double().square()
-LAYER = {"code": "itq", "bits": 16, "loss": "codeword", "refined": 20, "refined_bits": 12, "shortlist": 5}
+LAYER = {"code": "itq", "bits": 16, "loss": "codeword", "extra_bit_tokens": 20, "extra_bits": 12, "dense_rows": 5}
 
 
 def statistics(model):
@@ -83,7 +83,7 @@ def test_longer_codewords_start_nearer_to_the_old_head():
         wrong = logits(model) - old
         return float((wrong - wrong.mean(-1, keepdim=True))[..., -40:].square().mean())
 
-    assert error(refined=40, refined_bits=24) < 0.8 * error(refined=40, refined_bits=8) < 0.8 * error()
+    assert error(extra_bit_tokens=40, extra_bits=24) < 0.8 * error(extra_bit_tokens=40, extra_bits=8) < 0.8 * error()
 
 
 def test_tokens_with_rows_of_their_own_take_no_bits():
@@ -133,7 +133,7 @@ def test_folding_keeps_every_score():
 
 
 def test_the_size_counts_marks_symbols_rows_and_the_unpacked_matrix():
-    plain, longer = model_size(coded(refined=0), weight_bytes=2), model_size(coded(), weight_bytes=2)
+    plain, longer = model_size(coded(extra_bit_tokens=0), weight_bytes=2), model_size(coded(), weight_bytes=2)
     stored = 2 * 12 * HIDDEN + 20 * 2 + -(-VOCAB // 8)
     assert longer.bytes_stored - plain.bytes_stored == stored
     assert longer.bytes_resident - plain.bytes_resident == stored + 4 * 20 * 12
@@ -143,13 +143,13 @@ def test_the_size_counts_marks_symbols_rows_and_the_unpacked_matrix():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"refined": VOCAB + 1}, "refined=.* is not between 0 and the number of tokens"),
-        ({"refined": [1, 1]}, "refined holds a token id twice"),
-        ({"refined": [7]}, "is one token, whose dense row is smaller; use shortlist"),
-        ({"refined_bits": 3}, "refined_bits=3 is not possible; give a whole number, 5 or more"),
-        ({"refined_bits": None}, "refined_bits=None is not possible"),
-        ({"refined_bits": 2**26}, "refined_bits=67108864 of 20 tokens: .* choose a shorter code"),
-        ({"code": "one_vs_all", "bits": None, "shortlist": 0}, "refined makes the codewords of a binary code longer"),
+        ({"extra_bit_tokens": VOCAB + 1}, "extra_bit_tokens=.* is not between 0 and the number of tokens"),
+        ({"extra_bit_tokens": [1, 1]}, "refined holds a token id twice"),
+        ({"extra_bit_tokens": [7]}, "is one token, whose dense row is smaller; use shortlist"),
+        ({"extra_bits": 3}, "extra_bits=3 is not possible; give a whole number, 5 or more"),
+        ({"extra_bits": None}, "extra_bits=None is not possible"),
+        ({"extra_bits": 2**26}, "extra_bits=67108864 of 20 tokens: .* choose a shorter code"),
+        ({"code": "one_vs_all", "bits": None, "dense_rows": 0}, "refined makes the codewords of a binary code longer"),
         ({"loss": "bitwise"}, "loss='bitwise' cannot train a shortlist"),
     ],
 )
@@ -161,6 +161,7 @@ def test_impossible_refinements_are_named(changes, message):
 def test_marks_that_do_not_fit_the_rows_are_told(tmp_path):
     model = coded()
     model.decision.corrections.refinement.members.fill_(0)
+    model.decision.reseal()
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="0 tokens are marked for 20 rows of further symbols"):
         AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -15,13 +15,13 @@ from codehead.errors import ConfigurationError
 from codehead.evaluation.size import model_size
 from codehead.models.rounding import round_parts, rounded_weights
 
-CORRECTED = {"loss": "codeword", "shortlist": [3, 50, 7], "token_bias": True}
+CORRECTED = {"loss": "codeword", "dense_rows": [3, 50, 7], "token_bias": True}
 LAYERS = {
     "linear": {"bits": 24},
     "linear with biases": {"bits": 24, "head_params": {"bias": True}},
     "mtl": {"bits": 16, "head": "mtl", "width": 8},
     "corrected": {"bits": 24, **CORRECTED},
-    "refined": {"code": "itq", "bits": 24, **CORRECTED, "refined": [5, 6, 9], "refined_bits": 8},
+    "extra_bit_tokens": {"code": "itq", "bits": 24, **CORRECTED, "extra_bit_tokens": [5, 6, 9], "extra_bits": 8},
     "mtl with biases": {"bits": 16, "head": "mtl", "width": 8, "head_params": {"bias": True}},
     "tower": {"bits": 16, "head": "mtl", "width": 12, "head_params": {"groups": 1}},
     "towers": {"bits": 16, "head": "mtl", "width": 12, "head_params": {"groups": 2, "bias": True}},

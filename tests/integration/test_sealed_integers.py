@@ -17,7 +17,7 @@ import codehead
 from codehead import codes
 from codehead.errors import CheckpointError, ConfigurationError
 
-EXTRA = {"loss": "codeword", "shortlist": [7, 2, 100], "refined": [1, 7, 9], "refined_bits": 16}
+EXTRA = {"loss": "codeword", "dense_rows": [7, 2, 100], "extra_bit_tokens": [1, 7, 9], "extra_bits": 16}
 LAYERS: dict[str, dict[str, Any]] = {
     "linear": {"bits": 24},
     "ternary": {"code": "sparse_random", "bits": 44},

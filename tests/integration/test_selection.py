@@ -58,7 +58,7 @@ def generate(model, ids, options):
 
 @pytest.mark.parametrize("options", WAYS + OPEN, ids=str)
 @pytest.mark.parametrize(
-    "layer", [{}, {"loss": "codeword", "shortlist": [4, 8], "token_bias": True}], ids=["code", "corrected"]
+    "layer", [{}, {"loss": "codeword", "dense_rows": [4, 8], "token_bias": True}], ids=["code", "corrected"]
 )
 def test_the_text_is_that_of_all_logits(options, layer, coded, counted, monkeypatch):
     model, ids = coded(**layer), tokens(3, 6)

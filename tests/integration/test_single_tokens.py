@@ -15,7 +15,7 @@ from codehead.training.config import Distillation
 from codehead.training.distil import distil
 
 LISTED = [7, 2, 100]
-SPLIT = {"bits": 16, "loss": "codeword", "shortlist": LISTED, "shortlist_split": True, "token_bias": True}
+SPLIT = {"bits": 16, "loss": "codeword", "dense_rows": LISTED, "shortlist_split": True, "token_bias": True}
 SCALED = {"bits": 16, "loss": "codeword", "token_scale": True}
 
 
@@ -71,7 +71,7 @@ def test_checkpoints_and_int8(layer, tmp_path):
 
 
 def test_a_scale_folds_and_a_split_does_not():
-    model = coded(**SCALED, token_bias=True, shortlist=LISTED)
+    model = coded(**SCALED, token_bias=True, dense_rows=LISTED)
     expected = logits(model)
     torch.testing.assert_close(logits(codehead.fold(model)), expected, atol=2e-4, rtol=1e-4)
     with pytest.raises(ConfigurationError, match="cannot fold a shortlist that splits"):
@@ -103,4 +103,4 @@ def test_a_split_starts_near_the_old_head_and_learns_from_it():
 @pytest.mark.parametrize("shortlist", [0, list(range(VOCAB))])
 def test_a_split_needs_tokens_on_both_sides(shortlist):
     with pytest.raises(ConfigurationError, match=r"parts the .* tokens in two, but the shortlist has"):
-        codehead.attach(make("llama"), **{**SPLIT, "shortlist": shortlist})
+        codehead.attach(make("llama"), **{**SPLIT, "dense_rows": shortlist})

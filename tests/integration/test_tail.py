@@ -16,7 +16,7 @@ from codehead.models.tail import Tail, softmax_head
 from codehead.training.config import Distillation
 from codehead.training.distil import distil
 
-LAYER = {"code": "itq", "bits": 60, "loss": "codeword", "token_bias": True, "shortlist": list(range(0, 120, 7))}
+LAYER = {"code": "itq", "bits": 60, "loss": "codeword", "token_bias": True, "dense_rows": list(range(0, 120, 7))}
 
 
 def batch():
@@ -101,7 +101,7 @@ def test_a_split_shortlist_starts_with_the_probability_that_its_tokens_had(make_
     model, hidden = make_model(), hidden_states(make_model(), [batch()], 100).float()
     statistics = Statistics.of(torch.ones(VOCAB), hidden)
     codehead.attach(
-        model, "itq", bits=120, loss="codeword", shortlist=listed, shortlist_split=True, token_bias=True,
+        model, "itq", bits=120, loss="codeword", dense_rows=listed, shortlist_split=True, token_bias=True,
         start="old_head", statistics=statistics,
     )  # fmt: skip
     found = logits(model).softmax(-1)[..., listed].sum(-1)
@@ -140,7 +140,7 @@ def test_a_temperature_under_a_cap_is_refused():
     [
         {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"},
         {"bits": 16, "loss": "codeword", "token_bias": True, "start": "old_head"},
-        {"bits": 16, "refined": [1, 2, 3], "refined_bits": 8, "loss": "codeword"},
+        {"bits": 16, "extra_bit_tokens": [1, 2, 3], "extra_bits": 8, "loss": "codeword"},
     ],
     ids=["adaptive", "start", "refined"],
 )

@@ -55,7 +55,7 @@ OPERATIONS = {
     "attach untied": (
         lambda: make("granite", tied=False),
         lambda model: codehead.attach(
-            model, bits=24, loss="codeword", start="old_head", shortlist=[3], token_bias=True
+            model, bits=24, loss="codeword", start="old_head", dense_rows=[3], token_bias=True
         ),
     ),
     "detach": (lambda: codehead.attach(make("gemma2"), bits=24).half(), codehead.detach),

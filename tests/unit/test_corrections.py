@@ -21,7 +21,7 @@ from codehead.layer import Decision, DecisionLayer
 V, BITS = 23, 9
 
 
-def corrected(shortlist=(4, 17, 0), token_bias=True, loss="codeword", design="minrandom"):
+def corrected(dense_rows=(4, 17, 0), token_bias=True, loss="codeword", design="minrandom"):
     corrections = Corrections(V, torch.tensor(shortlist, dtype=torch.int32), token_bias)
     bits = {"sparse_random": 30}.get(design, BITS)
     decision = Decision(build(design, V, bits=bits, seed=1), loss, corrections=corrections)
@@ -121,8 +121,8 @@ def test_the_most_frequent_tokens_make_the_shortlist_and_equal_counts_go_by_id()
     ("shortlist", "counts", "message"),
     [
         (2, None, "give statistics"),
-        (6, None, "shortlist=6 is not between 0 and the number of tokens 5"),
-        (-1, None, "shortlist=-1"),
+        (6, None, "dense_rows=6 is not between 0 and the number of tokens 5"),
+        (-1, None, "dense_rows=-1"),
         ([1, 5], None, "from 1 to 5"),
         ([1, 1], None, "twice"),
         ([0.5], None, "neither a number of tokens nor a list"),

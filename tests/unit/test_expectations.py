@@ -66,7 +66,7 @@ def cell(bits=None, share=1.0, top1=0.4, **run):
     """What is made up of a cell: its bits (None: Softmax), share of bytes, accuracy and configuration."""
     if bits is not None:
         run = {
-            "decision": {**OURS, "bits": bits, "shortlist": bits, "seed": 3},
+            "decision": {**OURS, "bits": bits, "dense_rows": bits, "seed": 3},
             "distil": {"steps": 70},
             "int4": True,
             **run,

@@ -68,7 +68,7 @@ def test_minimal_bits(classes, bits):
 
 def test_a_shortlist_and_a_bias_per_token_count():
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=100, bos_token_id=0, eos_token_id=0)
-    layers = ({"loss": "codeword"}, {"loss": "codeword", "shortlist": [1, 2, 3], "token_bias": True})
+    layers = ({"loss": "codeword"}, {"loss": "codeword", "dense_rows": [1, 2, 3], "token_bias": True})
     plain, corrected = (
         model_size(codehead.attach(GPT2LMHeadModel(config), bits=20, **layer), weight_bytes=2) for layer in layers
     )

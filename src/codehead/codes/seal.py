@@ -19,9 +19,9 @@ DIGEST_BYTES = 32
 class Seal(nn.Module):
     """The sha256 of tensors, in a buffer `digest` `(32,)` beside them: uint8, zeros as long as it is open.
 
-    Whatever copies a state dict as a whole copies both. Averages, soups and edits in place change the tensors alone,
-    and `check` finds it out: it looks anew whenever a tensor is another object or was written to. On the meta device there
-    is nothing to look at: what is made there is on guard once `close` or `load_state_dict` has filled it.
+    Whatever copies a state dict as a whole copies both. Averages, soups and edits in place change the tensors alone.
+    `check` finds it out: it looks anew whenever a tensor is another object or was written to. What is made on the meta
+    device, where there is nothing to look at, is on guard once `close` or `load_state_dict` has filled it.
     """
 
     digest: Tensor
@@ -54,9 +54,7 @@ class Seal(nn.Module):
         if torch.compiler.is_compiling() or not self.on_guard or self.digest.is_meta or _any_meta(tensors):
             return
         state = [(values, _version(values)) for values in (self.digest, *tensors.values())]
-        if len(state) == len(self._seen) and all(
-            a[0] is b[0] and a[1] == b[1] for a, b in zip(state, self._seen, strict=True)
-        ):
+        if [(id(values), version) for values, version in state] == [(id(v), version) for v, version in self._seen]:
             return
         if bytes(self.digest.tolist()) != _sha256(tensors):
             raise CheckpointError(
@@ -89,5 +87,5 @@ def _sha256(tensors: Mapping[str, Tensor]) -> bytes:
     digest = hashlib.sha256()
     for name, values in sorted(tensors.items()):
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.digest()

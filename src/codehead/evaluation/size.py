@@ -33,8 +33,10 @@ def model_size(model: nn.Module, *, weight_bytes: int | None = None) -> Decision
         return _size(parameters, 0, 0, False, True, weight_bytes)
     decision: Any = model.decision
     code = decision.table
-    buffers = [values.nbytes for name, values in decision.named_buffers() if not name.startswith("table.")]
-    buffers += [values.nbytes for values in head.buffers()]
+    named = [(n, values) for n, values in decision.named_buffers() if not n.startswith("table.")] + [
+        *head.named_buffers()
+    ]
+    buffers = [values.nbytes for name, values in named if not name.endswith("seal.digest")]  # checksums: not of a size
     size = _size(
         parameters + sum(p.numel() for p in decision.parameters()),
         code.num_classes,

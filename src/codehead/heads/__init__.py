@@ -61,8 +61,12 @@ def count_parameters(name: str, hidden_size: int, num_bits: int, **options: Any)
 
 
 def count_buffer_bytes(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
-    """Bytes of what such a head holds beside its parameters, such as the order of the tokens of an adaptive softmax."""
-    return sum(values.nbytes for values in _on_meta(name, hidden_size, num_bits, options).buffers())
+    """Bytes of what such a head holds beside its parameters, such as the order of the tokens of an adaptive softmax.
+
+    Without checksums (`codehead.codes.seal`).
+    """
+    buffers = _on_meta(name, hidden_size, num_bits, options).named_buffers()
+    return sum(values.nbytes for name, values in buffers if not name.endswith("seal.digest"))
 
 
 def _on_meta(name: str, hidden_size: int, num_bits: int, options: dict[str, Any]) -> nn.Module:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codehead.codes.seal import Seal
 from codehead.errors import ConfigurationError
 from codehead.heads.base import HEADS, require_positive
 from codehead.heads.low_rank import LowRankHead
@@ -60,6 +61,8 @@ class AdaptiveHead(nn.Module):
             for cluster, (start, stop) in enumerate(pairwise(self.edges), start=1)
         )
         self.register_buffer("order", torch.arange(num_bits, dtype=torch.int32))
+        self.seal = Seal()
+        self.seal.close(self.integers())
         self.reset_parameters()
 
     def _rank(self, cluster: int, size: int) -> int:
@@ -80,6 +83,10 @@ class AdaptiveHead(nn.Module):
         for cluster in self.tail:
             cluster.reset_parameters()  # type: ignore[operator]
 
+    def integers(self) -> dict[str, Tensor]:
+        """What the `seal` is the checksum of."""
+        return {"order": self.order}
+
     @torch.no_grad()
     def sort_by(self, counts: Tensor) -> None:
         """Rank the tokens by how often they occur, counts `(num_bits,)`; among equals the lower id comes first.
@@ -91,6 +98,7 @@ class AdaptiveHead(nn.Module):
                 f"counts of shape {tuple(counts.shape)} must be one number for each of the {self.num_bits} tokens"
             )
         self.order.copy_(torch.sort(counts, descending=True, stable=True).indices.argsort())
+        self.seal.close(self.integers())
 
     def parts(self) -> list[Tensor]:
         """The token ids of the frequent tokens and of every cluster, each in the order of their outputs."""
@@ -98,6 +106,7 @@ class AdaptiveHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(…, hidden)` → `(…, num_bits)`, whose exponentials sum to 1."""
+        self.seal.check(self.integers())
         frequent, *clusters = _log_softmax(F.linear(hidden, self.weight, self.bias)).split(
             [self.edges[0], *[1] * len(self.tail)], dim=-1
         )

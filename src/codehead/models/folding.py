@@ -39,7 +39,7 @@ def fold(model: Model) -> Model:
         )
     guards.refuse_patched_forward(model, "fold")
     has_bias = description.stock["bias"]
-    model.decision.check_integers()  # type: ignore[union-attr]
+    model.decision.check_integers()  # type: ignore[operator, union-attr]
     weight, bias = _dense(model)
     if bias is None and has_bias:
         bias = weight.new_zeros(len(weight))

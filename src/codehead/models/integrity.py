@@ -18,28 +18,25 @@ SEALS = r"(^|\.)seal\.digest$"
 
 def check_integers(model: Any) -> None:
     """Raise a CheckpointError if integers of a coded model do not match their checksums."""
-    model.decision.check_integers()
-    for name, seal, integers in _rounded(model):
-        seal.check({"original0": integers}, f"{name}.")
+    for name, seal, integers in _sealed(model):
+        seal.check(integers, f"{name}.")
 
 
 def set_guards(model: Any) -> None:
     """Let integers that were loaded be checked; those that have no checksums, in a checkpoint of old, get them."""
-    seals = [(seal, {"original0": integers}) for _, seal, integers in _rounded(model)]
-    if model.decision.seal is not None:
-        seals.append((model.decision.seal, model.decision.integers()))
-    for seal, integers in seals:
+    for _, seal, integers in _sealed(model):
         if seal.is_open:
             seal.close(integers)
         seal.on_guard = True
 
 
-def _rounded(model: Any) -> Iterator[tuple[str, Seal, Tensor]]:
-    """The name, the seal and the integers of every weight in int8 or int4."""
+def _sealed(model: Any) -> Iterator[tuple[str, Seal, dict[str, Tensor]]]:
+    """The modules that have a seal by name, with what it is of; that of a rounded weight is in its form."""
     for name, part in model.named_modules():
-        seal = getattr(part[0], "seal", None) if isinstance(part, parametrize.ParametrizationList) else None
-        if isinstance(seal, Seal):
-            yield name, seal, part.get_buffer("original0")
+        is_rounded = isinstance(part, parametrize.ParametrizationList)
+        seal = getattr(part[0] if is_rounded else part, "seal", None)
+        if isinstance(seal, Seal) and (is_rounded or hasattr(part, "integers")):
+            yield name, seal, {"original0": part.original0} if is_rounded else part.integers()
 
 
 def check_state(model: Any, state: Mapping[str, Tensor] | None) -> None:

@@ -1,7 +1,7 @@
 """First values of a head from logistic regressions: every bit a binary problem on stored hidden states.
 
-A fresh head on a trained backbone otherwise spends the beginning of a training on what hundreds of cheap steps on stored
-hidden states can do.
+A fresh head on a trained backbone otherwise spends the beginning of a training on what hundreds of cheap steps on
+stored hidden states can do.
 """
 
 from __future__ import annotations
