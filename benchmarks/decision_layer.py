@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from codehead.evaluation.budget import Allocation, allocate
 
 from codehead import codes, heads
 from codehead.codes.packing import row_bytes
+from codehead.config import ModelShape
 from codehead.decoding.corrections import Corrections
 from codehead.decoding.refinement import Refinement
-from codehead.evaluation.budget import Allocation, allocate
-from codehead.config import ModelShape
 from codehead.heads.shortlist import ShortlistHead
 from codehead.lab.result import Result
 from codehead.layer import DecisionLayer

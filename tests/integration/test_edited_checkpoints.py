@@ -25,7 +25,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "ternary": {"code": "sparse_random", "bits": 44},
     "mtl": {"bits": 12, "head": "mtl", "width": 3, "head_params": {"activation": "relu"}},
     "chain": {"code": "minimal", "head": "chain", "width": 3, "head_params": {"block": 2}},
-    "dense rows": {**CODED, "dense_rows": [7, 2, 100], "extra_bit_tokens": [1, 7, 9], "extra_bits": 16, "token_bias": True},
+    "dense rows": {
+        **CODED,
+        "dense_rows": [7, 2, 100],
+        "extra_bit_tokens": [1, 7, 9],
+        "extra_bits": 16,
+        "token_bias": True,
+    },
     "one_vs_all": {"code": "one_vs_all", "bits": None, "loss": "codeword"},
     "adaptive": {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"},
 }

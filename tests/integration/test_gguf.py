@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
-from codehead.models.shape import model_shape
 from codehead.models import gguf
+from codehead.models.shape import model_shape
 from codehead.training.model import load_model
 from codehead.training.tokenizer import load_tokenizer
 

@@ -94,7 +94,9 @@ def test_the_model_comes_nearer_to_the_old_one(name, tmp_path):
 
 
 def test_corrections_and_the_trunk_learn_too():
-    before, after, _ = learnt(stock("llama"), dense_rows=[3, 50, 7], token_bias=True, extra_bit_tokens=[5, 6], extra_bits=8)
+    before, after, _ = learnt(
+        stock("llama"), dense_rows=[3, 50, 7], token_bias=True, extra_bit_tokens=[5, 6], extra_bits=8
+    )
     assert not torch.equal(after.decision.corrections.token_bias, before.decision.corrections.token_bias)
     changed = {
         name.rsplit(".", 2)[-2]

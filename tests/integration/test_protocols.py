@@ -385,8 +385,12 @@ PEERS = {
     "int2-corrected": {"peer": {"bits": 2, "group": 8, "corrected": True}},
     "trimmed": {"peer": {"keep": 50}},
     "trimmed-int8": {"peer": {"keep": 50, "bits": 8, "group": 16}},
-    "converted": {"peer": {"convert": {"decision": {**BIASED, "extra_bit_tokens": 30}, "distil": {"steps": 3}, "int8": True}}},
-    "shorter": {"peer": {"convert": {"decision": {**BIASED, "extra_bit_tokens": 30}, "distil": {"steps": 3}, "int4": True}}},
+    "converted": {
+        "peer": {"convert": {"decision": {**BIASED, "extra_bit_tokens": 30}, "distil": {"steps": 3}, "int8": True}}
+    },
+    "shorter": {
+        "peer": {"convert": {"decision": {**BIASED, "extra_bit_tokens": 30}, "distil": {"steps": 3}, "int4": True}}
+    },
     "joint": {"peer": {"convert": {"decision": BIASED, "distil": {"steps": 3, "backbone_steps": 2}, "int8": True}}},
     "coded": {"decision": BIASED, "distil": {"steps": 3}},
 }
@@ -539,7 +543,14 @@ def test_an_unknown_decoder_is_told_before_anything_runs(folder: Path, tmp_path:
 
 def test_heads_of_few_bytes_end_as_integers(folder: Path, tmp_path: Path) -> None:
     """A code with longer codewords, and a head without one: rounded in the end, smaller, and told apart."""
-    longer = {"code": "itq", "bits": 16, "loss": "codeword", "extra_bit_tokens": 40, "extra_bits": 8, "token_bias": True}
+    longer = {
+        "code": "itq",
+        "bits": 16,
+        "loss": "codeword",
+        "extra_bit_tokens": 40,
+        "extra_bits": 8,
+        "token_bias": True,
+    }
     low_rank = {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 2}, "loss": "codeword"}
     adaptive = {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"}
     distil = {"steps": 2, "tokens": 100}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from codehead.recommendation.expectations import FILE, SetUp, Value, set_ups
 from codehead.lab.reports.expectations import render
 from codehead.lab.result import Result
+from codehead.recommendation.expectations import FILE, SetUp, Value, set_ups
 
 RESULTS = Path(__file__).parents[2] / "results"
 

@@ -61,7 +61,12 @@ def test_a_decision_packs_every_table_it_has_and_weighs_what_it_stores():
         vocab_size=90, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     model = codehead.attach(
-        LlamaForCausalLM(config), bits=14, loss="codeword", extra_bit_tokens=list(range(20)), extra_bits=12, dense_rows=[3]
+        LlamaForCausalLM(config),
+        bits=14,
+        loss="codeword",
+        extra_bit_tokens=list(range(20)),
+        extra_bits=12,
+        dense_rows=[3],
     ).eval()
     ids = torch.arange(12).view(2, 6)
     with torch.no_grad():
