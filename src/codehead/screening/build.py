@@ -195,7 +195,7 @@ def _fast(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progr
     wanted = certificate.order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
     longest = MAX_DIGITS * head.weight.shape[1]
     for length in sorted({min(length, longest) for length in LENGTHS}) if bits is None else (bits,):
-        made = _coded(head, parts, Settings(*head.weight.shape, length), progress)
+        made = _coded(head, parts, Settings(head.out_features, head.in_features, length), progress)
         ranks = _ranks(made, parts.calibration, most, progress)
         needed = -(-(int(np.sort(ranks)[wanted - 1]) + 1) // STEP) * STEP
         if needed <= FEW:
