@@ -219,10 +219,13 @@ def test_what_is_no_stock_model_is_refused(coded):
         codehead.screen(screened(), hidden=torch.randn(40, HIDDEN))
     with pytest.raises(ConfigurationError, match="screen already"):
         codehead.attach(screened(), bits=24)
+    with pytest.raises(ConfigurationError, match="detach"):
+        codehead.screen(codehead.screen(make("llama"), hidden=states(make("llama")), recall=0.9), recall=0.9)
     with pytest.raises(ConfigurationError, match="resize"):
         screened().resize_token_embeddings(VOCAB + 1)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
 def test_lora_on_the_head_takes_the_dense_path_openly():
     from peft import LoraConfig, get_peft_model
 

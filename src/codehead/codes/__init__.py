@@ -3,7 +3,17 @@
 NumPy only; `codehead.codes.table` holds the tensor form and is imported on its own.
 """
 
-from codehead.codes import additive, custom, decoc, ecoc_one, itq, merged_trees, random_designs, structured  # noqa: F401  (they register their designs)
+from codehead.codes import (  # noqa: F401  (they register their designs)
+    additive,
+    custom,
+    decoc,
+    ecoc_one,
+    itq,
+    merged_trees,
+    random_designs,
+    structured,
+    transform_coding,
+)
 from codehead.codes.assignment import assign
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
 from codehead.codes.confusion import Confusion

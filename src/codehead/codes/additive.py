@@ -9,7 +9,7 @@ modes, J. Besag 1986). A short code also starts as one sign for each rotated com
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +56,28 @@ def additive(num_classes: int, bits: int | None, seed: int, *, prototypes: Any =
     that repeat others are replaced by the signs of random projections. `seed` is for these, and for the rotation that
     a code of up to SHORT_LENGTH bits may have started from.
     """
-    length = free_length("additive", num_classes, bits, ADDITIVE_LENGTH)
-    vectors = Prototypes.of("additive", prototypes, num_classes)
+    return summed("additive", num_classes, bits, seed, prototypes, weights, fit)
+
+
+def summed(
+    design: str,
+    num_classes: int,
+    bits: int | None,
+    seed: int,
+    prototypes: Any,
+    weights: Any,
+    fitted: Callable[[_Components, int, RandomBits], _Sums],
+) -> Codebook:
+    """The codebook of a `design` whose codewords add up to prototypes as `fitted` finds them, rows made distinct."""
+    length = free_length(design, num_classes, bits, ADDITIVE_LENGTH)
+    vectors = Prototypes.of(design, prototypes, num_classes)
     importance = None if weights is None else class_weights(weights, num_classes)
-    plane, collisions, drawn = _plane(_Components.of(vectors, importance, length), length, RandomBits(seed))
+    components, source = _Components.of(vectors, importance, length), RandomBits(seed)
+    plane, collisions, drawn = _plane(components, fitted(components, length, source), length, source)
     return PackedCodebook(
         num_classes=num_classes,
         length=length,
-        design="additive",
+        design=design,
         seed=seed if drawn else None,
         params={"collisions": collisions, **origins(vectors, importance)},
         sign_plane=plane,
@@ -104,9 +118,8 @@ class _Sums:
     drawn: bool  # whether chance had a part in it
 
 
-def _plane(components: _Components, length: int, source: RandomBits) -> tuple[Bytes, int, bool]:
+def _plane(components: _Components, found: _Sums, length: int, source: RandomBits) -> tuple[Bytes, int, bool]:
     """The sign plane (V, bytes), how many rows had to change to be distinct, and whether chance had a part in it."""
-    found = fit(components, length, source)
     plane = found.plane
 
     def margins(ids: Integers) -> Floats:
@@ -133,6 +146,12 @@ def fit(components: _Components, length: int, source: RandomBits) -> _Sums:
         return found
     other = _in_turns(components, _rotated_signs(components, length, source), length, drawn=True)
     return min(found, other, key=lambda sums: _squared_error(components, sums))
+
+
+def expanded(components: _Components, length: int, source: RandomBits) -> _Sums:
+    """The sums of a transform code: components rounded one by one."""
+    plane = _binary_expansions(components, length)
+    return _Sums(plane, _least_squares(components, plane, length), drawn=False)
 
 
 def _in_turns(components: _Components, plane: Bytes, length: int, drawn: bool) -> _Sums:

@@ -11,6 +11,7 @@ the error is known: of a sub-quantizer of sixteen dimensions with the unit vecto
 from __future__ import annotations
 
 import functools
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, final
 
@@ -137,12 +138,11 @@ class FastScan:
             tables = np.repeat(tables / self._copies[:, None], self._copies, axis=1)
             tables = np.pad(tables, ((0, 0), (0, tables.shape[1] % 2), (0, 0)))
         least = tables.min(axis=2)
-        spans = tables - least[..., None]
-        widths = spans.max(axis=2)
+        widths = tables.max(axis=2) - least
         widest, total, offset = widths.max(axis=1), widths.sum(axis=1), least.sum(axis=1)
         scale = self._scale(widest, total)[:, None]
-        entries = np.rint(spans * scale[..., None])
-        errors = np.abs(entries / scale[..., None] - spans).max(axis=2).sum(axis=1)
+        entries = np.rint((tables - least[..., None]) * scale[..., None])
+        errors = np.count_nonzero(widths, axis=1) / (2 * scale[:, 0])  # half a step for every table
         scores, ids = self._index.search(self._query(entries), min(count, self.rows))
         found = scores / scale + offset[:, None]
         ids[widest < TINY] = -1  # FAISS cannot scale what is all equal
@@ -151,6 +151,7 @@ class FastScan:
             lacking = ids.shape[1] - len(known)
             ids[position, len(known) :] = np.setdiff1d(np.arange(self.rows), known)[:lacking]
             found[position, len(known) :] = offset[position]
+        errors = np.where(widest < TINY, total, errors)
         return Found(ids, found, errors + 1e-12 * (np.abs(offset) + total))
 
     def _scale(self, widest: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -188,8 +189,7 @@ def _repeated(plane: np.ndarray, copies: np.ndarray) -> np.ndarray:
 
 def _index(plane: np.ndarray) -> Any:
     """The index of FAISS over packed rows."""
-    import faiss
-
+    faiss: Any = import_module("faiss")
     tables = 2 * plane.shape[1]
     whole = faiss.IndexPQ(tables * ENTRIES, tables, 4, faiss.METRIC_INNER_PRODUCT)
     unit = np.broadcast_to(np.eye(ENTRIES, dtype=np.float32), (tables, ENTRIES, ENTRIES))

@@ -182,12 +182,12 @@ class Scan:
                 yield ids, has_extra, has_row
 
     def _section(self, ids: np.ndarray | None, has_extra: bool, has_row: bool) -> _Section:
-        some: Any = slice(None) if ids is None else ids
+        some: Any = slice(None) if ids is None else ids  # "some" are all only where there is nothing to search for
         plane = self.plane[some]
         if has_extra:
-            plane = np.concatenate([plane, self.extra_plane[np.searchsorted(self.members, ids)]], axis=1)
+            plane = np.concatenate([plane, self.extra_plane[np.searchsorted(self.members, some)]], axis=1)
         bias = None if self.bias is None else self.bias[some]
-        listed = self.rows[np.searchsorted(self.listed, ids)] if has_row else None
+        listed = self.rows[np.searchsorted(self.listed, some)] if has_row else None
         scanner = _Fast(plane, bias) if self.fast else _Chunked(plane, bias, self.device)
         return _Section(ids, has_extra, listed, scanner, len(plane))
 

@@ -106,7 +106,9 @@ def best_tokens(
     """
     flat = outputs.reshape(-1, outputs.shape[-1]).double()
     with no_autocast(outputs.device.type):
-        form = DECODERS.get(decoder)(flat[:, : table.length])
+        part = DECODERS.get(decoder)
+        assert not isinstance(part, FittedDecoder)  # `refusal` has seen to it
+        form = part(flat[:, : table.length])
         assert isinstance(form, Terms)
         query = Query.of(form, table, corrections, flat[:, table.length :])
         found = scan_of(table, corrections, fast).best(query, k)

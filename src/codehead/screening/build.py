@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codehead.codes.additive import MAX_DIGITS
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
 from codehead.models import guards, stock
@@ -30,7 +31,8 @@ POSITIONS = 12_000
 """Hidden states: a quarter for the code, half for the calibration, a quarter for the measurement."""
 LENGTHS = (256, 512, 768, 1024)
 """Codes that are tried, until a promise holds with few candidates."""
-EXACT_LENGTH, PROOF_DIGITS, PROOF_BLOCKS = 1024, 4, 16
+EXACT_DIGITS, PROOF_DIGITS, PROOF_BLOCKS = 8 / 3, 4, 16
+"""Bits per hidden number of mode "exact", and of its proofs, whose bound is summed over so many blocks."""
 FEW, MANY = 256, 1024
 """Candidates: few enough to prefer to a longer code, and the most that are taken."""
 STEP = 16
@@ -191,8 +193,9 @@ def _fast(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progr
     """The shortest code that holds the promise with few candidates; else the longest, with as many as it needs."""
     most = min(MANY, len(head.weight))
     wanted = certificate.order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
-    for length in LENGTHS if bits is None else (bits,):
-        made = _coded(head, parts, Settings(*head.weight.shape, length), progress)
+    longest = MAX_DIGITS * head.weight.shape[1]
+    for length in sorted({min(length, longest) for length in LENGTHS}) if bits is None else (bits,):
+        made = _coded(head, parts, Settings(head.out_features, head.in_features, length), progress)
         ranks = _ranks(made, parts.calibration, most, progress)
         needed = -(-(int(np.sort(ranks)[wanted - 1]) + 1) // STEP) * STEP
         if needed <= FEW:
@@ -215,7 +218,7 @@ def _exact(head: nn.Linear, parts: _Parts, kind: str, bits: int | None, progress
     """A code with norms of its residuals; their factor is calibrated unless it is to be a proof."""
     classes, size = head.weight.shape
     proof = kind == "proof"
-    length = (PROOF_DIGITS * size if proof else EXACT_LENGTH) if bits is None else bits
+    length = 8 * round((PROOF_DIGITS if proof else EXACT_DIGITS) * size / 8) if bits is None else bits
     settings = Settings(
         classes, size, length, "exact", min(FEW, classes), blocks=min(PROOF_BLOCKS, size) if proof else 1
     )

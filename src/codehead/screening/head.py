@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codehead.models.selection import Selection, Step, spread
+from codehead.models.selection import Selection, Step
 from codehead.models.tail import Tail
 from codehead.screening import certificate
 from codehead.screening.screen import Screen
@@ -46,13 +46,15 @@ class ScreenedLinear(nn.Linear):
         if self.selection is None or torch.compiler.is_compiling() or len(hidden) > POSITIONS:
             return super().forward(hidden)
         last = hidden[:, -1:]
-        scored = [self._scored(position, self.selection.count) for position in last[:, 0]]
-        if any(one is None for one in scored):
-            return super().forward(last)
-        rows = [spread(one.ids, one.logits, self.out_features) for one in scored if one is not None]
-        floor = self.tail(torch.stack([one.floor for one in scored if one is not None]))
-        logits = torch.stack(rows)[:, None]
-        dense = super().forward
+        floors = []
+        logits = last.new_full((len(last), 1, self.out_features), -torch.inf)
+        for row, position in zip(logits, last[:, 0], strict=True):
+            scored = self._scored(position, self.selection.count)
+            if scored is None:
+                return super().forward(last)
+            row[0, scored.ids] = scored.logits
+            floors.append(scored.floor)
+        floor, dense = self.tail(torch.stack(floors)), super().forward
         known = None if self.tail.cap is None else logits[:, -1] > -torch.inf  # a cap makes −∞ finite
         self.selection.step = Step(logits, floor, lambda: self.tail(dense(last)), known)
         return logits

@@ -112,7 +112,7 @@ class ScreenedCausalLM(Selecting):
     def _detach(self) -> Any:
         """The stock model, bit for bit: nothing but the code is taken away."""
         guards.refuse_patched_forward(self, "detach")  # type: ignore[arg-type]
-        head = screened_head(self)
+        head: Any = screened_head(self)
         del head.screen
         head.__dict__.pop("tail", None)
         head.__class__ = nn.Linear
@@ -127,7 +127,7 @@ class ScreenedCausalLM(Selecting):
         return _rebuild, (self._stock_class,), {**self.__dict__, "_selection": None}
 
 
-def _rebuild(base: type) -> Any:
+def _rebuild(base: Any) -> Any:
     screened = screened_class(base)
     return screened.__new__(screened)
 
@@ -144,7 +144,8 @@ def install(model: Any, screen: Screen) -> None:
     head = model.get_submodule(stock.head_path(model))
     head.__class__ = ScreenedLinear
     head.screen = screen
-    model.__class__ = screened_class(type(model))
+    stock_class: Any = type(model)
+    model.__class__ = screened_class(stock_class)
     model.config.quantization_config = entry_of(screen.settings)
 
 

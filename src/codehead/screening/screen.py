@@ -17,7 +17,7 @@ from codehead.errors import CheckpointError
 MODES = ("fast", "exact")
 CERTIFICATES = ("calibrated", "proof")
 FLOAT32 = 1e-6
-"""What float32 may have done to tables, as a share of all they can add up to."""
+"""What float32 may have done to bit logits, as a share of all they add up to."""
 PROBES = 64
 """Rows of a head by which it is known again."""
 
@@ -89,7 +89,7 @@ class Screen(nn.Module):
     """
 
     plane: Tensor
-    norms: Tensor
+    coordinates: Tensor
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Screen(nn.Module):
     def balance(self, hidden: Tensor) -> None:
         """Note how wide tables are at hidden states `(positions, H)` of usual text."""
         assert self._scan is not None
-        tables, _ = self._tables(self.whitened(hidden))
+        tables = self._tables(self.whitened(hidden))[0]
         self.set("spans", torch.from_numpy(np.quantile(np.ptp(tables, axis=2), 0.9, axis=0)))
 
     def whitened(self, hidden: Tensor) -> Tensor:
@@ -154,22 +154,25 @@ class Screen(nn.Module):
     def search(self, hidden: Tensor, count: int) -> Candidates:
         """The `count` tokens that may score best, by hidden states `(positions, H)`: by score, or by what bounds it."""
         assert self._scan is not None
-        tables, constant = self._tables(self.whitened(hidden))
+        tables, constant, size = self._tables(self.whitened(hidden))
         found = self._scan[0].search(tables, min(count, self.settings.num_classes))
-        slack = FLOAT32 * (np.ptp(tables, axis=2).sum(axis=1) + np.abs(constant))
-        rest = found.scores[:, -1] + constant + found.errors + self._scan[1].error + slack
+        rest = found.scores[:, -1] + constant + found.errors + self._scan[1].error + FLOAT32 * size
         return Candidates(found.ids, np.where(count >= self.settings.num_classes, -np.inf, rest))
 
-    def _tables(self, white: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Tables `(positions, M, 16)` of a scan, and what is added to its sums `(positions,)`."""
+    def _tables(self, white: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tables `(positions, M, 16)` of a scan, what is added to its sums, and what these cannot exceed.
+
+        The latter two `(positions,)`.
+        """
         assert self._scan is not None
         bit_logits = self.bit_logits(white).numpy().astype(np.float64)
-        constant = (white @ self.get("common")).numpy() - bit_logits.sum(1) / 2
+        common = (white @ self.get("common")).numpy()
+        constant, size = common - bit_logits.sum(1) / 2, np.abs(bit_logits).sum(1) + np.abs(common)
         parts = [bit_tables(bit_logits)]
         if self._scan[2] is not None:
             parts.append(self._scan[2].tables(self.settings.factor * self.block_norms(white).numpy()))
         parts.append(np.broadcast_to(self._scan[1].tables, (len(white), 4, fast_scan.ENTRIES)))
-        return np.concatenate(parts, axis=1), constant
+        return np.concatenate(parts, axis=1), constant, size
 
     def bit_logits(self, white: Tensor) -> Tensor:
         """`(positions, n)`: the scores of the code are ½ c · z."""

@@ -75,6 +75,7 @@ def specimen(design: str) -> Specimen:
     """The code of a design for the sixteen classes; designs with a tree have them in the order of its leaves."""
     given: dict[str, dict[str, Any]] = {
         "additive": {"bits": 12},
+        "transform_coding": {"bits": 12},
         "itq": {"bits": 24},
         "ecoc_one": {"bits": 12, "start": "merged_decoc", "confusion": confusion(), "stop_error": 0.0},
     }

@@ -1,0 +1,241 @@
+"""Time of the head step of a model, screened and by other methods, on hidden states of its own.
+
+    python benchmarks/screening.py head --model FOLDER --data TEXT --out results/screening-NAME.json
+    python benchmarks/screening.py generation --model FOLDER --screened FOLDER --prompts FILE --out results/….json
+
+`head`: methods take turns within every repeat, on positions that nothing was fitted to; medians, and the recall of the
+dense head's choice. `generation`: tokens per second with the dense head, screened, and with no head at all, which is
+the limit; and how many greedy tokens are the same. Give `--threads 1` and `--threads 2` in runs of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from screening_baselines import Head, built, clustered, low_rank, onnx_heads, rabitq, torch_heads
+from torch import Tensor, nn
+
+from codehead.evaluation.result import Result
+from codehead.models.hidden import hidden_states
+from codehead.models.selection import Selection
+from codehead.models.tail import Tail
+from codehead.screening import build
+from codehead.screening.checkpoint import _batches
+from codehead.screening.head import ScreenedLinear
+from codehead.screening.screen import Screen
+from codehead.training.model import load_model
+from codehead.training.provenance import provenance, utc_now
+from codehead.training.tokenizer import load_tokenizer
+
+SEED = 0
+RABITQ_DIGITS = (1, 2)
+RANKS = (128, 256)
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Tell no progress."""
+
+
+def states(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Rows of the head `(V, H)` and hidden states `(positions, H)`, float32."""
+    if options.shape:
+        size, classes = options.shape
+        generator = torch.Generator().manual_seed(SEED)
+        spread = torch.arange(1, size + 1) ** -0.5
+        weight = torch.randn(classes, size, generator=generator) * spread
+        return weight, torch.randn(options.positions, size, generator=generator) * spread * size**0.5
+    model = load_model(options.model).eval()
+    batches = _batches(options.data, load_tokenizer(options.model), None, 256)
+    hidden = hidden_states(model, batches, options.positions)
+    return model.get_output_embeddings().weight.detach().clone(), hidden
+
+
+def screened(head: nn.Linear, made: Screen) -> tuple[Any, int]:
+    """The step of a screened head, as `generate` takes it, and the bytes it reads."""
+    layer: Any = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
+    layer.__class__ = ScreenedLinear
+    layer.weight, layer.screen, layer.tail = head.weight, made, Tail()
+    layer.selection = Selection(1, 0, [], sampling=False)
+    settings = made.settings
+    read = made.plane.nbytes + settings.candidates * settings.hidden_size * 4 + made.get("white").nbytes
+    return (lambda hidden: layer(hidden[:, None])[:, -1].argmax(-1)), read
+
+
+def screens(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[str, Head]]:
+    """The modes of screening, each as its own calibration makes it."""
+    parts = build._parted(head, hidden, quiet)
+    for name, make in {
+        "screen fast": lambda: build._fast(head, parts, None, 0.999, quiet),
+        "screen exact, calibrated": lambda: build._exact(head, parts, "calibrated", None, quiet),
+        "screen exact, proof": lambda: build._exact(head, parts, "proof", None, quiet),
+    }.items():
+        start = time.perf_counter()
+        made = make()
+        step, read = screened(head, made)
+        settings = made.settings
+        yield (
+            f"{name} ({settings.bits} bits, {settings.candidates} rows)",
+            Head(step, read, time.perf_counter() - start),
+        )
+
+
+def heads(weight: Tensor, hidden: Tensor, threads: int, only: list[str]) -> dict[str, Head]:
+    """All methods whose name begins as one of `only` does; clusters up to the first with the recall of the screen."""
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight.data = weight
+    tried = hidden[-500:]
+    best = torch.cat([head(some).argmax(-1) for some in tried.split(50)])
+    found = dict(torch_heads(weight))
+    wanted = lambda name: not only or any(name.startswith(some) for some in only)  # noqa: E731
+    if wanted("onnxruntime"):
+        found |= onnx_heads(weight, threads)
+    if wanted("screen"):
+        found |= dict(screens(head, hidden))
+    if wanted("RaBitQ"):
+        found |= {f"RaBitQ, {digits} bits": built(lambda d=digits: rabitq(weight, d)) for digits in RABITQ_DIGITS}
+    if wanted("SVD"):
+        found |= {f"SVD, rank {rank}": built(lambda r=rank: low_rank(weight, hidden[:3000], r)) for rank in RANKS}
+    if wanted("clusters"):
+        for name, one in clustered(weight):
+            found[name] = one
+            if recall(one, tried, best) >= 0.999:
+                break
+            found.pop(name) if name != "clusters, 256 probed" else None
+    return found
+
+
+def recall(head: Head, hidden: Tensor, best: Tensor) -> float:
+    """The share of positions where a head finds what the dense head finds."""
+    found = torch.cat([head.step(some) for some in hidden.split(16)])
+    return float((found == best).float().mean())
+
+
+def interleaved(found: dict[str, Head], hidden: Tensor, batch: int, repeats: int) -> dict[str, float]:
+    """Median milliseconds of a step at a batch size; every repeat takes other positions, the same for all methods."""
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for turn in range(repeats + 2):
+        some = hidden[torch.arange(turn * batch, (turn + 1) * batch) % len(hidden)]
+        for name, head in found.items():
+            start = time.perf_counter()
+            head.step(some)
+            if turn > 1:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+@torch.no_grad()
+def measure_heads(options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one head."""
+    weight, hidden = states(options)
+    test = hidden[len(hidden) * 3 // 4 :]
+    found = heads(weight, hidden, options.threads, options.only)
+    best = torch.cat([found["torch fp32"].step(some) for some in test[: options.recall_positions].split(16)])
+    metrics: dict[str, Any] = {
+        name: {
+            "recall": recall(head, test[: options.recall_positions], best),
+            "bytes_read": head.bytes_read,
+            "build_seconds": round(head.build_seconds, 1),
+            "milliseconds": {},
+        }
+        for name, head in found.items()
+    }
+    for batch in options.batch_sizes:
+        for name, milliseconds in interleaved(found, test, batch, options.repeats).items():
+            metrics[name]["milliseconds"][str(batch)] = round(milliseconds, 4)
+    return {"shape": list(weight.shape), "heads": metrics}
+
+
+class NoHead(nn.Linear):
+    """Gives the same logits for whatever it is given: what a head of no cost at all would leave of a step."""
+
+    kept: Tensor | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.kept is None or len(self.kept) != len(hidden):
+            self.kept = super().forward(hidden[:, -1:])
+        return self.kept
+
+
+@torch.no_grad()
+def measure_generation(options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens per second, three models in turns, and the share of greedy tokens that agree."""
+    tokenizer = load_tokenizer(options.model)
+    models = {"dense": load_model(options.model), "screened": load_model(options.screened), "no head": None}
+    models["no head"] = load_model(options.model)
+    models["no head"].get_output_embeddings().__class__ = NoHead
+    prompts = [json.loads(line)["prompt"] for line in Path(options.prompts).read_text().splitlines() if line.strip()]
+    rates: dict[str, list[float]] = {name: [] for name in models}
+    same = total = 0
+    for prompt in prompts:
+        inputs, texts = tokenizer(prompt, return_tensors="pt"), {}
+        for name, model in models.items():
+            start = time.perf_counter()
+            texts[name] = model.eval().generate(
+                **inputs, do_sample=False, min_new_tokens=options.tokens, max_new_tokens=options.tokens, pad_token_id=0
+            )[0, inputs.input_ids.shape[1] :]
+            rates[name].append(options.tokens / (time.perf_counter() - start))
+        differ = (texts["dense"] != texts["screened"]).nonzero().flatten()
+        same += int(differ[0]) if len(differ) else options.tokens  # later tokens follow from another text
+        total += options.tokens if not len(differ) else int(differ[0]) + 1
+    screened_model: Any = models["screened"]
+    return {
+        "tokens_per_second": {name: round(float(np.median(values)), 2) for name, values in rates.items()},
+        "identical": {"tokens": same, "of": total, "share": same / total},
+        "dense_steps": {"tokens": screened_model.whole, "of": screened_model.steps},
+    }
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The figures of `head` as Markdown; written beside the result file, never by hand."""
+    batches = list(next(iter(metrics["heads"].values()))["milliseconds"])
+    columns = [f"ms, batch {batch}" for batch in batches]
+    lines = ["| head | recall | MB read | build, s | " + " | ".join(columns) + " |"]
+    lines.append("| --- |" + " ---: |" * (3 + len(columns)))
+    for name, one in sorted(metrics["heads"].items(), key=lambda item: item[1]["milliseconds"][batches[0]]):
+        figures = [f"{one['recall']:.2%}", f"{one['bytes_read'] / 1e6:.1f}", f"{one['build_seconds']:.0f}"]
+        figures += [f"{one['milliseconds'][batch]:.2f}" for batch in batches]
+        lines.append(f"| {name} | " + " | ".join(figures) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Parse the command line, measure, write the result file and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["head", "generation"])
+    parser.add_argument("--model")
+    parser.add_argument("--data", help="text: hub id or local file (head)")
+    parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "V"), help="random rows in place of a model (head)")
+    parser.add_argument("--screened", help="folder of the screened model (generation)")
+    parser.add_argument("--prompts", help="JSON lines with the field prompt (generation)")
+    parser.add_argument("--positions", type=int, default=12_000)
+    parser.add_argument("--recall-positions", type=int, default=3000)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--tokens", type=int, default=100, help="per prompt (generation)")
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[], help="methods, by how their names begin")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    faiss.omp_set_num_threads(options.threads)
+    started, start = utc_now(), time.monotonic()
+    metrics = measure_heads(options) if options.what == "head" else measure_generation(options)
+    config = {key: value for key, value in vars(options).items() if key != "out"}
+    record = {**provenance(seed=SEED), "started_at": started, "wall_seconds": round(time.monotonic() - start, 1)}
+    Result(f"screening-{options.what}", config, metrics, record).write(options.out)
+    text = table(metrics) if options.what == "head" else json.dumps(metrics, indent=2) + "\n"
+    options.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
