@@ -1,0 +1,72 @@
+"""The committed protocols mean what they meant when their results were measured: same cells, folders and records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codehead.lab.protocols.backbones import backbone_config
+from codehead.lab.protocols.catalogue import find, names
+from codehead.lab.protocols.cells import cell_config, result_config
+from codehead.lab.protocols.layout import result_path
+from codehead.lab.protocols.preparation import locate
+from codehead.lab.protocols.store import Store
+from codehead.lab.result import canonical_json
+
+GOLDEN = json.loads(Path(__file__).with_name("resolved_protocols.json").read_text(encoding="utf-8"))
+SOURCES = (
+    "alpaca/alpaca.json",
+    "tinystories/stories.jsonl",
+    "books/bronte.txt",
+    "books/darwin.txt",
+    "books/shakespeare.txt",
+    "tokenizers/gpt2/tokenizer.json",
+    "stories260K/config.json",
+)
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files in the place of the data: each holds its own name."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in SOURCES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return {"CODEHEAD_DATA": str(folder), "STORIES260K": str(folder / "stories260K")}
+
+
+def rows(name: str, variables: dict[str, str], out: Path) -> list[list[Any]]:
+    """Of every cell its key, the places of its result, run and backbone, its baseline, and what its result says."""
+    protocol = find(name)
+    context = locate(protocol, Store(out / "store"), variables)
+    found = []
+    for cell in protocol.plan():
+        backbone = None
+        if cell.backbone is not None:
+            backbone = Path(backbone_config(protocol, cell.backbone, context).output_dir).name
+        found.append(
+            [
+                cell.key,
+                result_path(out, cell).relative_to(out).as_posix(),
+                Path(cell_config(protocol, cell, context).output_dir).name,
+                backbone,
+                None if cell.peer is None else cell.peer.as_dict(),
+                result_config(protocol, cell),
+            ]
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_a_committed_protocol_resolves_to_the_same_cells(name: str, variables: dict[str, str], tmp_path: Path) -> None:
+    found = rows(name, variables, tmp_path)
+    digest = hashlib.sha256(canonical_json(found).encode()).hexdigest()
+    assert {"cells": len(found), "sha256": digest} == GOLDEN[name]
+
+
+def test_every_protocol_of_the_catalogue_is_kept() -> None:
+    assert sorted(GOLDEN) == sorted(names())
