@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from codehead.lab.protocols.backbones import backbone_config
 from codehead.lab.protocols.catalogue import find, names
-from codehead.lab.protocols.cells import cell_config, result_config
-from codehead.lab.protocols.layout import result_path
 from codehead.lab.protocols.preparation import locate
+from codehead.lab.protocols.resolve import resolve
 from codehead.lab.protocols.store import Store
 from codehead.lab.result import canonical_json
 
@@ -43,22 +41,17 @@ def rows(name: str, variables: dict[str, str], out: Path) -> list[list[Any]]:
     """Of every cell its key, the places of its result, run and backbone, its baseline, and what its result says."""
     protocol = find(name)
     context = locate(protocol, Store(out / "store"), variables)
-    found = []
-    for cell in protocol.plan():
-        backbone = None
-        if cell.backbone is not None:
-            backbone = Path(backbone_config(protocol, cell.backbone, context).output_dir).name
-        found.append(
-            [
-                cell.key,
-                result_path(out, cell).relative_to(out).as_posix(),
-                Path(cell_config(protocol, cell, context).output_dir).name,
-                backbone,
-                None if cell.peer is None else cell.peer.as_dict(),
-                result_config(protocol, cell),
-            ]
-        )
-    return found
+    return [
+        [
+            cell.key,
+            cell.result.relative_to(out).as_posix(),
+            Path(cell.run.output_dir).name,
+            None if cell.backbone is None else Path(cell.backbone.run.output_dir).name,
+            None if cell.baseline is None else cell.baseline.as_dict(),
+            cell.record,
+        ]
+        for cell in resolve(protocol, context, out, protocol.entries)
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
