@@ -34,7 +34,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name in SOURCES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    return {"CODEHEAD_DATA": str(folder), "STORIES260K": str(folder / "stories260K")}
+    return {"CODEHEAD_DATA": str(folder), "STORIES260K": str(folder / "stories260K"), "DEMO_TEXT": str(folder / "demo")}
 
 
 def rows(name: str, variables: dict[str, str], out: Path) -> list[list[Any]]:

@@ -150,11 +150,11 @@ def _decoders(model: Any, config: RunConfig, protocol: Protocol) -> dict[str, di
 
 
 def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str, Any]:
-    """Answers to the first prompts of the test split, and their BERTScore."""
+    """Answers to the first prompts of the test split, and their BERTScore if there is an encoder."""
     assert config.data.test is not None
     tokenizer = load_tokenizer(config.output_dir)
     rows = read_rows(config.data.test, split="test", subset=config.data.subset, limit=options.prompts)
-    encoder = find_encoder(options.encoder, options.encoder_layers)
+    encoder = None if options.encoder is None else find_encoder(options.encoder, options.encoder_layers)
     return score_answers(
         model,
         tokenizer,

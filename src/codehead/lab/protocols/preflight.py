@@ -25,7 +25,7 @@ def check_runs(protocol: Protocol, cells: Sequence[Cell], context: Context) -> N
     Nothing is written, but an encoder of the hub is fetched. Raises ConfigurationError, also for two cells that are
     the same run and would write into one folder, and DataError for a source that does not exist.
     """
-    if protocol.answers is not None:  # what could not be scored in the end
+    if protocol.answers is not None and protocol.answers.encoder is not None:  # what could not be scored in the end
         find_encoder(protocol.answers.encoder, protocol.answers.encoder_layers)
     runs = [cell.backbone.run for cell in cells if cell.backbone is not None] + [cell.run for cell in cells]
     needed = [*prepared_sources(protocol, context), *(source for run in runs for source in run.data.sources)]

@@ -30,7 +30,7 @@ class AnswersConfig:
     prompts: int = 128
     new_tokens: int = 64  # at most, per answer
     batch_size: int = 32
-    encoder: str = "roberta-large"  # hub id, local folder or `minilm`, see evaluation.encoder
+    encoder: str | None = "roberta-large"  # hub id, local folder or `minilm`, see answers.encoder; None: no scores
     encoder_layers: int | None = None  # None: the published layer of the encoder
     samples: int = 4  # answers kept as text
 
