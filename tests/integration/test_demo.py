@@ -20,7 +20,7 @@ from codehead.lab.protocols.protocol import Protocol, merged
 from codehead.lab.reports.render import render
 from codehead.lab.result import Result
 
-CONVERTED = ("converted-5", "converted-15")
+CONVERTED = ("converted-5",)
 
 
 def tiny() -> Protocol:
@@ -120,4 +120,4 @@ def test_the_demo_teaches_every_head(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert top1["softmax"] > 0.12
     assert top1["minrandom-mtl"] > 0.6 * top1["softmax"]
     assert top1["minrandom"] > top1["minimal"]
-    assert top1["converted-15"] > 0.97 * top1["softmax"]
+    assert top1["converted-5"] > 0.97 * top1["softmax"]

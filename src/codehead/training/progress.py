@@ -22,15 +22,16 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.started = self.last = 0.0
+        self.last = 0.0
+        self.first = (0.0, 0)  # when the clock was started, and the work behind then
         self.recent: deque[tuple[float, int]] = deque()  # moments and the work done then, the oldest first
         self.total: int | None = None
         self.stage = ""
 
     def begin(self, done: int) -> None:
         """Start the clock, with `done` units of work behind; the first line does so too."""
-        self.started = time.monotonic()
-        self.recent = deque([(self.started, done)])
+        self.first = (time.monotonic(), done)
+        self.recent = deque([self.first])
 
     def show(self, stage: str, done: int, total: int, detail: str = "", *, always: bool = False) -> None:
         """Tell that `done` of `total` units of work are done, unless the last line is too young.
@@ -45,7 +46,7 @@ class Lines:
             return
         self.stage, self.last = stage, now
         left = self._seconds_left(total)
-        times = f"{_clock(now - self.started)} elapsed" + ("" if left is None else f", about {_clock(left)} left")
+        times = f"{_clock(now - self.first[0])} elapsed" + ("" if left is None else f", about {_clock(left)} left")
         self.console.print(
             f"{100 * done / max(total, 1):3.0f}%  {stage}{detail}, {times}",
             markup=False,
@@ -60,9 +61,13 @@ class Lines:
             self.recent.popleft()
 
     def _seconds_left(self, total: int) -> float | None:
-        """At the rate of the last minutes; None if nothing was done in them."""
-        (then, before), (now, done) = self.recent[0], self.recent[-1]
-        return (now - then) / (done - before) * (total - done) if done > before else None
+        """At the rate of the last minutes, or of all the time if that is higher: one long wait does not mean days.
+
+        None before any work is done.
+        """
+        now, done = self.recent[-1]
+        rates = [(done - before) / (now - then) for then, before in (self.recent[0], self.first) if now > then]
+        return (total - done) / max(rates) if max(rates, default=0.0) > 0 else None
 
 
 def _clock(seconds: float) -> str:

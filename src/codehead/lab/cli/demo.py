@@ -1,4 +1,4 @@
-"""`codehead demo`: the paper's heads and converted ones on a small model, from nothing but this Python installation."""
+"""`codehead demo`: the paper's heads and a converted one on a small model, from nothing but this Python installation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from codehead.cli.output import check_folder
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the report; the same folder goes on.")] = Path("codehead-demo"),
 ) -> None:
-    """Compare seven decision layers on a small model, in about five minutes on two cores.
+    """Compare six decision layers on a small model, in about five minutes on two cores.
 
     Pretrains a small OPT on the documentation strings of the standard library and teaches it to answer questions
-    about them: with Softmax, with the paper's heads, and with heads that `codehead convert` makes. Can be stopped and
+    about them: with Softmax, with the paper's heads, and with a head that `codehead convert` makes. Can be stopped and
     started again.
     """
     import os

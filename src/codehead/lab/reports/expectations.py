@@ -15,6 +15,7 @@ from codehead.codes.packing import row_bytes
 from codehead.evaluation.budget import Allocation
 from codehead.evaluation.expectations import FILE, METRICS
 from codehead.evaluation.size import ModelShape
+from codehead.lab.baselines.config import FILE_KEY
 from codehead.lab.reports.evidence import Evidence, read_evidence
 from codehead.lab.reports.summary import Estimate, Row, summarise
 from codehead.lab.result import Result, write_json
@@ -64,7 +65,7 @@ def _set_ups(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _way(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a cell did to come to its decision layer: it was converted without training, or a run of its own."""
-    converted: Mapping[str, Any] | None = (config.get("peer") or {}).get("convert")
+    converted: Mapping[str, Any] | None = (config.get(FILE_KEY) or {}).get("convert")
     return config["run"] if converted is None else converted
 
 
