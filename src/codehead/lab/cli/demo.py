@@ -1,4 +1,4 @@
-"""`codehead demo`: the paper's heads and a converted one on a small model, from nothing but this Python installation."""
+"""`codehead demo`: the paper's heads and a converted one, from nothing but this Python installation."""
 
 from __future__ import annotations
 

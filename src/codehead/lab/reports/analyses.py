@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from codehead.lab.reports.drawing import INK, PALETTE, PAPER, SOFTMAX_DASH, Key, Panel, Picture
-from codehead.lab.reports.naming import LEARNT
 from codehead.lab.reports.pictures import METRICS, TITLES, as_percent, look, short
 from codehead.lab.reports.summary import TIMED, Row, by_setting, setting_title
 
@@ -238,10 +237,7 @@ def _draw_times(axis: Any, rows: Sequence[Row], name: str, unit: str) -> None:
     places = np.arange(len(rows))
     axis.barh(places, medians, height=0.62, color=[look(row.family)[1] for row in rows])
     axis.errorbar(medians, places, xerr=(medians - low, high - medians), fmt="none", ecolor="#888888", capsize=3)
-    labels = [
-        f"{short(row)}, codeword loss" if row.family in ("codeword", "refined", *LEARNT) else short(row) for row in rows
-    ]
-    axis.set_yticks(places, labels)
+    axis.set_yticks(places, [short(row) for row in rows])
     axis.invert_yaxis()
     axis.set(xlabel=unit, xlim=(0, 1.05 * high.max() or 1.0))
     axis.grid(visible=False, axis="y")

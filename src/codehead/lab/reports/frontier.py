@@ -81,6 +81,7 @@ def _panel(metric: str, rows: Sequence[Row]) -> Panel:
 def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    lines = []
     for family in families_of(rows):
         _, colour, marker = look(family)
         chosen = sorted((row for row in rows if row.family == family), key=lambda row: row.byte_share or 0.0)
@@ -92,8 +93,8 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
             zorder=2 if family == "peer" else 3,  # codes over baselines where both are
         )  # fmt: skip
         if family != "peer":
-            line = _best_of_each_budget(chosen, metric)
-            axis.plot(*zip(*line, strict=True), color=colour, linewidth=1.4, zorder=1)
+            lines.append(_best_of_each_budget(chosen, metric))
+            axis.plot(*zip(*lines[-1], strict=True), color=colour, linewidth=1.4, zorder=1)
     axis.axhline(1.0, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
     axis.set(xscale="log", xlabel=UNIT, ylabel=METRICS[metric][1])
     axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
@@ -105,7 +106,8 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
     else:
         axis.yaxis.set_major_formatter(as_percent)
     points = [(row.byte_share or 0.0, row.values[metric].mean, row.name, LABEL) for row in rows]
-    place_labels(axis, points, [row.values[metric].half_width or 0.0 for row in rows], avoid_y=[1.0])
+    bars = [row.values[metric].half_width or 0.0 for row in rows]
+    place_labels(axis, points, bars, avoid_y=[1.0], lines=lines)
 
 
 def _best_of_each_budget(rows: Sequence[Row], metric: str) -> list[tuple[float, float]]:

@@ -117,8 +117,8 @@ def look(family: str) -> tuple[str, str, str]:
 
 
 def short(row: Row) -> str:
-    """`Minimal (13, 0)`: the kind of head and its loss are told by the colour."""
-    return row.name.replace(" MTL-ECOC", "").replace(" ECOC", "").replace(" + codeword loss", "")
+    """`Minimal (13, 0)`: the kind of head is told by the colour."""
+    return row.name.replace(" MTL-ECOC", "").replace(" ECOC", "")
 
 
 def name_sizes(axis: Any) -> None:

@@ -17,5 +17,5 @@ def short_name(result: Result, label: str, byte_share: float | None) -> str:
     found = NUMBER.search(cell)
     if found is None or not byte_share or not 1 / NEAR < float(found[1]) / (100 * byte_share) < NEAR:
         return label
-    named = f"{cell[: found.start()]} {100 * byte_share:.2g}%{cell[found.end() :]}"
-    return named.replace("-", " ")
+    named = f"{cell[: found.start()]} {100 * byte_share:{'.0f' if byte_share > 0.1 else '.1f'}}%{cell[found.end() :]}"
+    return named.replace(".0%", "%").replace("-", " ")
