@@ -23,7 +23,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 setup: $(VENV)/.installed-dev  ## Create .venv with the package and all tools
 
-demo: $(VENV)/.installed  ## Compare the paper's five heads on a small model (about five minutes)
+demo: $(VENV)/.installed  ## Compare the paper's heads and a converted one on a small model (about five minutes)
 	$(BIN)/codehead demo
 
 test: $(VENV)/.installed-dev  ## The quick tests

@@ -107,8 +107,8 @@ def combinations(found: Measured) -> str:
     baselines = "; ".join(f"{code}: {cell((code, own))}" for code, own in methods if own == "own")
     gap = critical_difference(len(methods), len(found.ranked))
     return (
-        f"{table}\n\n{baselines}. {len(methods)} methods on {len(found.ranked)} data sets: mean ranks that differ by less "
-        f"than {gap:.0f} do not differ significantly (Nemenyi, 5%)."
+        f"{table}\n\n{baselines}. {len(methods)} methods on {len(found.ranked)} data sets: mean ranks that differ by "
+        f"less than {gap:.0f} do not differ significantly (Nemenyi, 5%)."
     )
 
 
