@@ -24,7 +24,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 setup: $(VENV)/.installed-dev  ## Create .venv with the package and all tools
 
-demo: $(VENV)/.installed  ## Compare the paper's five heads on a small model (about five minutes)
+demo: $(VENV)/.installed  ## Compare the paper's heads and a converted one on a small model (about five minutes)
 	$(BIN)/codehead demo
 
 real-models: $(VENV)/.installed-dev  ## Bring SmolLM2-135M and Gemma-3-270M to real-models/ (2 GB), for slow tests and measurements

@@ -4,7 +4,8 @@
 
 Ten data sets, 5 × 2 cross-validation, linear SVM and logistic regression as dichotomizers: accuracy, and processor
 seconds to fit and to predict; log loss and calibration error of the probabilities; predictions per second at 1,000
-classes. Every finished data set is kept in --parts, from where an interrupted run goes on.
+classes. Every finished data set is kept in --parts, from where an interrupted run goes on; the result file has what
+estimator_summary.py makes of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from estimator_data import PROBLEMS, SEED
+from estimator_summary import summary
 from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -100,7 +102,7 @@ def coding(
     }
 
 
-def peer(classifier: BaseEstimator, X: Any, y: Any, Z: Any, truth: Any) -> dict[str, Any]:
+def baseline(classifier: BaseEstimator, X: Any, y: Any, Z: Any, truth: Any) -> dict[str, Any]:
     """One of scikit-learn's strategies."""
     _, fit_seconds = timed(lambda: classifier.fit(X, y))
     answers, predict_seconds = timed(lambda: classifier.predict(Z))
@@ -112,7 +114,7 @@ def peer(classifier: BaseEstimator, X: Any, y: Any, Z: Any, truth: Any) -> dict[
     }
 
 
-def peers(base: BaseEstimator, size: float, seed: int, num_classes: int) -> Iterator[tuple[str, BaseEstimator]]:
+def baselines(base: BaseEstimator, size: float, seed: int, num_classes: int) -> Iterator[tuple[str, BaseEstimator]]:
     """scikit-learn's strategies; OneVsOne would train 4,950 classifiers at 100 classes and 499,500 at 1,000."""
     yield "sklearn OutputCode", TheirOutputCodeClassifier(clone(base), code_size=size, random_state=seed)
     yield "sklearn OneVsRest", OneVsRestClassifier(clone(base))
@@ -165,7 +167,9 @@ def data_set(name: str) -> dict[str, Any]:
         for kind, make in DICHOTOMIZERS.items():
             run: dict[str, Any] = {"fold": fold, "dichotomizer": kind}
             run["codings"] = {code: coding(make(), code, size, fold, *arguments) for code in codings}
-            run["peers"] = {who: peer(each, *arguments) for who, each in peers(make(), size, fold, num_classes)}
+            run["baselines"] = {
+                who: baseline(each, *arguments) for who, each in baselines(make(), size, fold, num_classes)
+            }
             if num_classes <= MANY:
                 run["probabilities"] = probabilities(make(), fold, *arguments)
             runs.append(run)
@@ -212,7 +216,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # 5 × 2 cross-validation of tiny data sets has classes in one half only
     parts = {name: kept(options.parts / f"{name}.json", lambda name=name: data_set(name)) for name in PROBLEMS}
     quick = kept(options.parts / "speed.json", speed)
-    metrics = {"data_sets": {name: part["found"] for name, part in parts.items()}, "speed": quick["found"]}
+    metrics = {"data_sets": {name: summary(part["found"]) for name, part in parts.items()}, "speed": quick["found"]}
     config = {"code_size": CODE_SIZE, "code_sizes": CODE_SIZES, "oof_folds": FOLDS, "cross_validation": "5 × 2"}
     everything = [*parts.values(), quick]
     origin = provenance(seed=SEED)

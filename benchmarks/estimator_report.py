@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from estimator_summary import DEFAULT, OURS
 from scipy.stats import rankdata, studentized_range, t
 
 from codehead.lab.reports.drawing import EDGE, INK, PALETTE, STYLE, pyplot
 from codehead.lab.result import Result
 
-THEIRS = "sklearn OutputCode"
-OURS = "dense_random"
-DEFAULT = "likelihood"
 LEVEL = 0.05
 
 
@@ -29,27 +27,22 @@ class Measured:
     def __init__(self, result: Result) -> None:
         self.sets: dict[str, Any] = result.metrics["data_sets"]
         self.speed: list[dict[str, Any]] = result.metrics["speed"]
-        self.ranked = [name for name, found in self.sets.items() if "probabilities" in found["runs"][0]]
-        self.kinds = list(dict.fromkeys(run["dichotomizer"] for run in next(iter(self.sets.values()))["runs"]))
+        self.ranked = [name for name, found in self.sets.items() if "probabilities" in found]
+        self.kinds = list(next(iter(self.sets.values()))["paired"])
 
-    def runs(self, name: str, kind: str | None = None) -> list[dict[str, Any]]:
-        """The runs of a data set, in order of their folds."""
-        return [run for run in self.sets[name]["runs"] if kind in (None, run["dichotomizer"])]
-
-    def accuracies(self, name: str, method: tuple[str, str], kind: str | None = None) -> np.ndarray:
-        """Of a method, (coding or peer, decoder or "own"), in every run."""
+    def accuracy(self, name: str, method: tuple[str, str]) -> float:
+        """The mean over runs of a method, (coding or baseline, decoder or "own")."""
         code, decoder = method
-        return np.array([{**r["codings"], **r["peers"]}[code]["accuracy"][decoder] for r in self.runs(name, kind)])
+        return float(self.sets[name]["methods"][code]["accuracy"][decoder])
 
     def combinations(self) -> list[tuple[str, str]]:
-        """Every coding with every decoding, and the peers, of the data sets that have them all."""
-        run = self.runs(self.ranked[0])[0]
-        parts = {**run["codings"], **run["peers"]}
-        return [(code, decoder) for code, found in parts.items() for decoder in found["accuracy"]]
+        """Every coding with every decoding, and the baselines, of the data sets that have them all."""
+        methods = self.sets[self.ranked[0]]["methods"]
+        return [(code, decoder) for code, found in methods.items() for decoder in found["accuracy"]]
 
     def mean_ranks(self, methods: list[tuple[str, str]]) -> np.ndarray:
         """The mean over the ranked data sets of each method's rank by mean accuracy, 1 the best."""
-        table = np.array([[self.accuracies(name, method).mean() for method in methods] for name in self.ranked])
+        table = np.array([[self.accuracy(name, method) for method in methods] for name in self.ranked])
         return rankdata(-table.round(12), axis=1).mean(axis=0)
 
 
@@ -84,11 +77,10 @@ def equal_length(found: Measured) -> str:
         header += [f"{kind}: scikit-learn", "ours", "difference"]
     rows = []
     for name, shape in found.sets.items():
-        columns = found.runs(name)[0]["codings"][OURS]["columns"]
+        columns = shape["methods"][OURS]["columns"]
         row = [name, f"{shape['classes']:,}", str(columns)]
         for kind in found.kinds:
-            theirs = found.accuracies(name, (THEIRS, "own"), kind)
-            ours = found.accuracies(name, (OURS, DEFAULT), kind)
+            ours, theirs = (np.array(shape["paired"][kind][who]) for who in ("ours", "theirs"))
             gain = ours - theirs
             row += [percent(theirs.mean()), percent(ours.mean())]
             row += [f"{100 * gain.mean():+.1f} ± {100 * interval(gain):.1f}"]
@@ -100,7 +92,7 @@ def combinations(found: Measured) -> str:
     """Mean accuracy and mean rank of every coding with every decoding."""
     methods = found.combinations()
     ranks = dict(zip(methods, found.mean_ranks(methods), strict=True))
-    means = {m: np.mean([found.accuracies(name, m).mean() for name in found.ranked]) for m in methods}
+    means = {m: np.mean([found.accuracy(name, m) for name in found.ranked]) for m in methods}
     codes = list(dict.fromkeys(code for code, decoder in methods if decoder != "own"))
     decoders = list(dict.fromkeys(decoder for _, decoder in methods if decoder != "own"))
     best = min(ranks, key=lambda method: ranks[method])
@@ -112,25 +104,23 @@ def combinations(found: Measured) -> str:
     rows = [[f"`{code}`", *(cell((code, decoder)) for decoder in decoders)] for code in codes]
     names = [decoder.replace("_", " ") for decoder in decoders]
     table = markdown(["coding", *names], rows)
-    peers = "; ".join(f"{code}: {cell((code, own))}" for code, own in methods if own == "own")
+    baselines = "; ".join(f"{code}: {cell((code, own))}" for code, own in methods if own == "own")
     gap = critical_difference(len(methods), len(found.ranked))
     return (
-        f"{table}\n\n{peers}. {len(methods)} methods on {len(found.ranked)} data sets: mean ranks that differ by less "
-        f"than {gap:.0f} do not differ significantly (Nemenyi, 5%)."
+        f"{table}\n\n{baselines}. {len(methods)} methods on {len(found.ranked)} data sets: mean ranks that differ by "
+        f"less than {gap:.0f} do not differ significantly (Nemenyi, 5%)."
     )
 
 
 def many_classes(found: Measured) -> str:
     """Accuracy on the data sets of so many classes that only some codings were trained."""
     names = [name for name in found.sets if name not in found.ranked]
-    parts = {**found.runs(names[0])[0]["codings"], **found.runs(names[0])[0]["peers"]}
     rows = []
-    for code in parts:
+    for code in found.sets[names[0]]["methods"]:
         row = [code]
         for name in names:
-            run = found.runs(name)[0]
-            columns = {**run["codings"], **run["peers"]}[code]["columns"]
-            row += [f"{columns:,}", percent(found.accuracies(name, (code, _usual(parts[code]))).mean())]
+            part = found.sets[name]["methods"][code]
+            row += [f"{part['columns']:,}", percent(part["accuracy"][_usual(part)])]
         rows.append(row)
     return markdown(["method", *(part for name in names for part in (f"{name}: columns", "accuracy"))], rows)
 
@@ -141,22 +131,15 @@ def _usual(part: dict[str, Any]) -> str:
 
 def times(found: Measured) -> str:
     """Processor seconds as multiples of scikit-learn's OutputCodeClassifier on the same fold."""
-    parts = {**found.runs(found.ranked[0])[0]["codings"], **found.runs(found.ranked[0])[0]["peers"]}
 
     def ratio(name: str, code: str, what: str) -> str:
-        ratios = [
-            {**run["codings"], **run["peers"]}[code][what] / run["peers"][THEIRS][what]
-            for run in found.runs(name)
-            if code in run["codings"] or code in run["peers"]
-        ]
-        return f"{np.median(ratios):.2f}" if ratios else "–"
+        part = found.sets[name]["methods"].get(code)
+        return f"{part[what]:.2f}" if part else "–"
 
     shown = ["digits", "letter-like", "clusters-100", "clusters-1000"]
     header = ["method", *(f"{name}: {what}" for name in shown for what in ("fit", "predict"))]
-    rows = [
-        [code, *(ratio(name, code, f"{what}_seconds") for name in shown for what in ("fit", "predict"))]
-        for code in parts
-    ]
+    codes = found.sets[found.ranked[0]]["methods"]
+    rows = [[code, *(ratio(name, code, what) for name in shown for what in ("fit", "predict"))] for code in codes]
     return markdown(header, rows)
 
 
@@ -165,13 +148,16 @@ def probabilities(found: Measured) -> str:
     header = ["probabilities of"]
     for kind in found.kinds:
         header += [f"{kind}: log loss", "calibration error", "accuracy"]
+
+    def mean(kind: str, method: str, what: str) -> float:
+        return float(np.mean([found.sets[name]["probabilities"][kind][method][what] for name in found.ranked]))
+
     rows = []
-    for method in found.runs(found.ranked[0])[0]["probabilities"]:
+    for method in found.sets[found.ranked[0]]["probabilities"][found.kinds[0]]:
         row = [method]
         for kind in found.kinds:
-            all_runs = [run["probabilities"][method] for name in found.ranked for run in found.runs(name, kind)]
-            row += [f"{np.mean([run[what] for run in all_runs]):.3f}" for what in ("log_loss", "calibration_error")]
-            row += [percent(float(np.mean([run["accuracy"] for run in all_runs])))]
+            row += [f"{mean(kind, method, what):.3f}" for what in ("log_loss", "calibration_error")]
+            row += [percent(mean(kind, method, "accuracy"))]
         rows.append(row)
     return markdown(header, rows)
 
@@ -195,7 +181,7 @@ def picture(found: Measured, path: Path) -> None:
     """The critical-difference diagram of all codings with the default decoder, and their mean accuracies."""
     methods = [(c, d) for c, d in found.combinations() if d in (DEFAULT, "own")]
     ranks = found.mean_ranks(methods)
-    means = [np.mean([found.accuracies(name, m).mean() for name in found.ranked]) for m in methods]
+    means = [np.mean([found.accuracy(name, m) for name in found.ranked]) for m in methods]
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, (above, below) = plt.subplots(2, 1, figsize=(8.4, 8.2), layout="constrained", height_ratios=(1.15, 1))

@@ -174,6 +174,21 @@ def test_lines_come_every_ten_seconds_with_the_time_left(clock):
     assert lines[3] == " 60%  late, 0:00:30 elapsed, about 0:00:20 left"
 
 
+def test_the_time_left_is_that_of_the_last_minutes_unless_they_were_spent_waiting(clock):
+    """A machine that was busy at first is idle; then it is away for an hour."""
+    out = io.StringIO()
+    with progress.shown(Console(file=out)) as show:
+        for done in range(100):
+            show("work", done, 1000)
+            clock[0] += 36 if done < 50 else 4
+        clock[0] += 3600
+        show("work", 100, 1000)
+    lines = out.getvalue().splitlines()
+    idle = [line for line in lines if line.startswith("  9%")]
+    assert idle and all("about 1:0" in line for line in idle)  # 4 seconds each
+    assert lines[-1] == " 10%  work, 1:33:20 elapsed, about 14:00:00 left"  # 56 seconds each, not 3,604
+
+
 def test_other_work_has_its_own_time_left(clock):
     out = io.StringIO()
     with progress.shown(Console(file=out)) as show:

@@ -23,8 +23,9 @@ from codehead.lab.protocols.catalogue import names
 from codehead.lab.protocols.layout import failure_path
 from codehead.lab.protocols.plan import plan_steps
 from codehead.lab.protocols.preflight import check_runs
-from codehead.lab.protocols.preparation import prepare
+from codehead.lab.protocols.preparation import locate, prepare
 from codehead.lab.protocols.protocol import Protocol
+from codehead.lab.protocols.resolve import resolve
 from codehead.lab.protocols.runner import run_protocol
 from codehead.lab.protocols.store import Store
 from codehead.lab.reports.decoder_table import decoder_tables
@@ -351,13 +352,14 @@ def test_a_run_killed_in_the_middle_of_a_cell_goes_on_without_loss(folder: Path,
     training = {"max_steps": 60, "logging_steps": 1, "save_steps": 5, "use_cpu": True}
     base = {**described()["base"], "training": training}
     one = protocol(folder, tmp_path, base=base, seeds=[0], cells={"softmax": {}}, answers=None, timing=None)
-    context = prepare(one, Store(tmp_path / "runs" / "store"), variables(folder))
+    store = Store(tmp_path / "runs" / "store")
+    prepare(one, locate(one, store, variables(folder)))
     environment = {**os.environ, **variables(folder), "HF_HUB_OFFLINE": "1"}
     words = command("run", tmp_path / "tiny.yaml", "--out", tmp_path / "runs")
     process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     pattern = "softmax-seed-0-*/checkpoints/checkpoint-1[05]/trainer_state.json"
-    while not list(context.store.root.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
+    while not list(store.root.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -379,19 +381,17 @@ def test_a_result_of_another_configuration_is_refused(finished: Path, folder: Pa
 
 LEARNED = "Learned ITQ ECOC (12, 0) + 64 bits for 30 + bias, int8"
 BIASED = {"code": "itq", "bits": 12, "loss": "codeword", "token_bias": True}
-PEERS = {
+BASELINES = {
     "softmax": {},
-    "int4": {"peer": {"bits": 4, "group": 8}},
-    "int2-corrected": {"peer": {"bits": 2, "group": 8, "corrected": True}},
-    "trimmed": {"peer": {"keep": 50}},
-    "trimmed-int8": {"peer": {"keep": 50, "bits": 8, "group": 16}},
+    "int4": {"baseline": {"bits": 4, "group": 8}},
+    "int2-corrected": {"baseline": {"bits": 2, "group": 8, "corrected": True}},
+    "trimmed": {"baseline": {"keep": 50}},
+    "trimmed-int8": {"baseline": {"keep": 50, "bits": 8, "group": 16}},
     "converted": {
-        "peer": {"convert": {"decision": {**BIASED, "extra_bit_tokens": 30}, "distil": {"steps": 3}, "int8": True}}
+        "baseline": {"convert": {"decision": {**BIASED, "refined": 30}, "distil": {"steps": 3}, "int8": True}}
     },
-    "shorter": {
-        "peer": {"convert": {"decision": {**BIASED, "extra_bit_tokens": 30}, "distil": {"steps": 3}, "int4": True}}
-    },
-    "joint": {"peer": {"convert": {"decision": BIASED, "distil": {"steps": 3, "backbone_steps": 2}, "int8": True}}},
+    "shorter": {"baseline": {"convert": {"decision": {**BIASED, "refined": 30}, "distil": {"steps": 3}, "int4": True}}},
+    "joint": {"baseline": {"convert": {"decision": BIASED, "distil": {"steps": 3, "trunk_steps": 2}, "int8": True}}},
     "coded": {"decision": BIASED, "distil": {"steps": 3}},
 }
 
@@ -399,7 +399,7 @@ PEERS = {
 def test_a_conversion_that_was_stopped_goes_on_where_it_was(
     finished: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, cells = tmp_path / "store", {name: PEERS[name] for name in ("softmax", "converted")}
+    store, cells = tmp_path / "store", {name: BASELINES[name] for name in ("softmax", "converted")}
     shutil.copytree(finished / "store", store)
     steps: list[int] = []
 
@@ -421,45 +421,48 @@ def test_a_conversion_that_was_stopped_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize(
-    ("peer", "message"),
+    ("baseline", "message"),
     [
-        ({"bits": 4, "group": 12}, "peer/seed-0: peer.group is 12, which does not divide the hidden size 16"),
-        ({"keep": 301}, "peer/seed-0: peer.keep is 301, but the model has 300 tokens"),
+        ({"bits": 4, "group": 12}, "baseline/seed-0: baseline.group is 12, which does not divide the hidden size 16"),
+        ({"keep": 301}, "baseline/seed-0: baseline.keep is 301, but the model has 300 tokens"),
     ],
 )
-def test_peers_that_do_not_fit_the_model_are_told_before_anything_is_trained(
-    folder: Path, tmp_path: Path, peer: dict[str, Any], message: str
+def test_baselines_that_do_not_fit_the_model_are_told_before_anything_is_trained(
+    folder: Path, tmp_path: Path, baseline: dict[str, Any], message: str
 ) -> None:
-    run = protocol(folder, tmp_path, name="peers", cells={"softmax": {}, "peer": {"peer": peer}}, seeds=[0])
+    run = protocol(
+        folder, tmp_path, name="baselines", cells={"softmax": {}, "baseline": {"baseline": baseline}}, seeds=[0]
+    )
     with pytest.raises(ConfigurationError, match=message):
         run_protocol(run, tmp_path / "out", variables=variables(folder))
     assert not list((tmp_path / "out").glob("**/run.json"))
 
 
-def test_a_plan_with_peers_needs_no_hub_and_mistakes_are_told_as_before(folder: Path, tmp_path: Path) -> None:
-    base, cells = described()["base"], {"softmax": {}, "peer": {"peer": {"bits": 4, "group": 8}}}
+def test_a_plan_with_baselines_needs_no_hub_and_mistakes_are_told_as_before(folder: Path, tmp_path: Path) -> None:
+    base, cells = described()["base"], {"softmax": {}, "baseline": {"baseline": {"bits": 4, "group": 8}}}
 
     def check(model: Any) -> None:
         run = protocol(folder, tmp_path, cells=cells, base={**base, "model": model}, backbones={}, answers=None)
-        check_runs(run, run.plan(), prepare(run, Store(tmp_path / "store"), variables(folder)))
+        context = locate(run, Store(tmp_path / "store"), variables(folder))
+        check_runs(run, resolve(run, context, tmp_path, run.entries), context)
 
     check("somebody/nothing")
     with pytest.raises(ConfigurationError, match="tokenizer is missing"):
         check(ARCHITECTURE)
 
 
-def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
+def test_baselines_are_the_run_of_the_reference_with_a_compressed_head(
     finished: Path, folder: Path, tmp_path: Path
 ) -> None:
-    run = protocol(folder, tmp_path, name="peers", cells=PEERS, seeds=[0], timing=None)
-    only_peers = run_protocol(
+    run = protocol(folder, tmp_path, name="baselines", cells=BASELINES, seeds=[0], timing=None)
+    only_baselines = run_protocol(
         run,
         tmp_path,
         store=finished / "store",
         variables=variables(folder),
         only=["int", "trim", "converted", "shorter"],
     )
-    assert len(only_peers.finished) == 7  # "joint" holds "int" too
+    assert len(only_baselines.finished) == 7  # "joint" holds "int" too
     outcome = run_protocol(run, tmp_path, store=finished / "store", variables=variables(folder))
     assert sorted(outcome.finished) == ["coded/seed-0", "softmax/seed-0"] and not outcome.failed
     found = {name.split("/")[1]: result.metrics for name, result in results(tmp_path).items()}
@@ -490,23 +493,23 @@ def test_peers_are_the_run_of_the_reference_with_a_compressed_head(
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ({"int4": {"peer": {"bits": 0, "keep": 3}}}, "peer.bits is 0"),
-        ({"int4": {"peer": {}}}, "or convert: give one"),
-        ({"code": {"peer": {"convert": {}}}}, "peer.convert has no decision"),
-        ({"code": {"peer": {"convert": {"decision": {"code": "itqq"}}}}}, "unknown design 'itqq'"),
+        ({"int4": {"baseline": {"bits": 0, "keep": 3}}}, "baseline.bits is 0"),
+        ({"int4": {"baseline": {}}}, "or convert: give one"),
+        ({"code": {"baseline": {"convert": {}}}}, "baseline.convert has no decision"),
+        ({"code": {"baseline": {"convert": {"decision": {"code": "itqq"}}}}}, "unknown design 'itqq'"),
         (
-            {"code": {"peer": {"convert": {"decision": {"code": "itq"}, "int4": 1}}}},
-            "peer.convert.int4 is 1; give true",
+            {"code": {"baseline": {"convert": {"decision": {"code": "itq"}, "int4": 1}}}},
+            "baseline.convert.int4 is 1; give true",
         ),
-        ({"code": {"peer": {"convert": {"decisoin": {}}}}}, "unknown key 'peer.convert.decisoin'"),
-        ({"code": {"peer": {"bits": 4, "convert": {"decision": {"code": "itq"}}}}}, "nothing to compress"),
-        ({"int4": {"peer": {"bitz": 4}}}, r"unknown key 'cells.int4.peer.bitz'; did you mean 'bits'"),
-        ({"int4": {"peer": {"bits": 4}, "seed": 1}}, "cells.int4 is a peer of 'softmax'"),
-        ({"softmax": {"peer": {"bits": 4}}}, "cells.softmax is a peer of 'softmax'"),
-        ({"int4": {"peer": {"keep": 0}}}, "peer.keep is 0"),
+        ({"code": {"baseline": {"convert": {"decisoin": {}}}}}, "unknown key 'baseline.convert.decisoin'"),
+        ({"code": {"baseline": {"bits": 4, "convert": {"decision": {"code": "itq"}}}}}, "nothing to compress"),
+        ({"int4": {"baseline": {"bitz": 4}}}, r"unknown key 'cells.int4.baseline.bitz'; did you mean 'bits'"),
+        ({"int4": {"baseline": {"bits": 4}, "seed": 1}}, "cells.int4 is a baseline of 'softmax'"),
+        ({"softmax": {"baseline": {"bits": 4}}}, "cells.softmax is a baseline of 'softmax'"),
+        ({"int4": {"baseline": {"keep": 0}}}, "baseline.keep is 0"),
     ],
 )
-def test_impossible_peers_are_named(folder: Path, tmp_path: Path, cells: dict[str, Any], message: str) -> None:
+def test_impossible_baselines_are_named(folder: Path, tmp_path: Path, cells: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         protocol(folder, tmp_path, cells={"softmax": {}, **cells})
 

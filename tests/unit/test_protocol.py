@@ -18,14 +18,15 @@ from codehead import codes
 from codehead.errors import CheckpointError, ConfigurationError, DataError
 from codehead.heads import count_parameters
 from codehead.lab.cli.protocol import _Left
-from codehead.lab.protocols import backbones, cells, runner
-from codehead.lab.protocols.catalogue import find, names
-from codehead.lab.protocols.cells import cell_config, result_config
+from codehead.lab.protocols import cells, runner, trained
+from codehead.lab.protocols import resolve as resolving
+from codehead.lab.protocols.catalogue import find
 from codehead.lab.protocols.layout import failure_path, result_path
 from codehead.lab.protocols.plan import plan_steps
 from codehead.lab.protocols.pool import Task, fails
 from codehead.lab.protocols.preparation import Context, locate, prepare, split_of
-from codehead.lab.protocols.protocol import Protocol, expand, half_width, merged
+from codehead.lab.protocols.protocol import Entry, Protocol, expand, merged
+from codehead.lab.protocols.resolve import Cell, half_width, resolve
 from codehead.lab.protocols.runner import run_protocol
 from codehead.lab.protocols.store import Store
 from codehead.lab.protocols.timing import generation_dtype
@@ -75,6 +76,16 @@ def variables(path: Path) -> dict[str, str]:
 
 def context(protocol: Protocol, path: Path) -> Context:
     return locate(protocol, Store(path.parent / "store"), variables(path))
+
+
+def prepared(protocol: Protocol, path: Path) -> Context:
+    place = context(protocol, path)
+    prepare(protocol, place)
+    return place
+
+
+def resolved(protocol: Protocol, path: Path, entries: Sequence[Entry]) -> list[Cell]:
+    return resolve(protocol, context(protocol, path), path.parent / "out", entries)
 
 
 def test_plan_runs_every_head_of_a_seed_before_the_next_seed(protocol: Protocol) -> None:
@@ -174,6 +185,19 @@ def test_mistakes_are_named(path: Path, old: str, new: str, message: str) -> Non
         Protocol.from_yaml(path)
 
 
+def test_a_baseline_may_have_the_name_of_older_files(path: Path) -> None:
+    cells = "cells:\n  int4: {baseline: {bits: 4, group: 8}}\n"
+    files = {key: FILE.replace("cells:\n", cells.replace("baseline", key)) for key in ("baseline", "peer")}
+    found = []
+    for text in files.values():
+        path.write_text(text)
+        found.append(Protocol.from_yaml(path).entries)
+    assert found[0] == found[1] and found[0][0].baseline is not None
+    path.write_text(FILE.replace("cells:\n", cells.replace("}}", "}, peer: {bits: 4}}")))
+    with pytest.raises(ConfigurationError, match=r"cells\.int4 is a baseline of 'softmax'"):
+        Protocol.from_yaml(path)
+
+
 def test_variables_are_expanded_and_a_missing_one_is_named() -> None:
     assert expand({"a": ["${X}/b", 3]}, {"X": "here"}) == {"a": ["here/b", 3]}
     with pytest.raises(ConfigurationError, match=r"needs \$\{CODEHEAD_DATA\}, which is not set.*--data-dir"):
@@ -197,24 +221,22 @@ def test_half_width_is_the_nearest(hidden: int, classes: int, bits: int) -> None
 
 
 def test_a_width_of_half_becomes_a_number(protocol: Protocol, path: Path) -> None:
-    (cell,) = protocol.plan(["small/mtl/seed-0"])
-    config = cell_config(protocol, cell, context(protocol, path))
-    assert config.decision is not None
-    assert config.decision["width"] == half_width(16, 300, 20)
+    (cell,) = resolved(protocol, path, protocol.plan(["small/mtl/seed-0"]))
+    assert cell.run.decision is not None
+    assert cell.run.decision["width"] == half_width(16, 300, 20)
 
 
 def test_half_of_the_width_is_found_for_a_code_in_a_file(path: Path) -> None:
     codes.build("minrandom", 300, bits=24).save(path.parent / "code.safetensors")
     path.write_text(FILE.replace("code: minrandom, bits: 20", 'code: "${FOLDER}/code.safetensors"'))
     protocol = Protocol.from_yaml(path)
-    (cell,) = protocol.plan(["small/mtl/seed-0"])
-    config = cell_config(protocol, cell, context(protocol, path))
-    assert config.decision is not None
-    assert config.decision["width"] == half_width(16, 300, 24)
+    (cell,) = resolved(protocol, path, protocol.plan(["small/mtl/seed-0"]))
+    assert cell.run.decision is not None
+    assert cell.run.decision["width"] == half_width(16, 300, 24)
 
 
 def test_documents_are_split_by_content_into_disjoint_files(protocol: Protocol, path: Path) -> None:
-    files = prepare(protocol, Store(path.parent / "store"), variables(path)).data
+    files = prepared(protocol, path).data
     texts = {split: set(Path(file).read_text().splitlines()) for split, file in files.items()}
     assert sum(map(len, texts.values())) == len(set.union(*texts.values())) == 50
     assert all(texts.values())
@@ -223,14 +245,14 @@ def test_documents_are_split_by_content_into_disjoint_files(protocol: Protocol, 
 
 
 def test_preparation_is_done_once_and_again_for_other_data(protocol: Protocol, path: Path) -> None:
-    store = Store(path.parent / "store")
-    before = prepare(protocol, store, variables(path))
-    written = {file: file.stat().st_mtime_ns for file in store.root.rglob("*.json*")}
-    assert prepare(protocol, store, variables(path)) == before
-    assert {file: file.stat().st_mtime_ns for file in store.root.rglob("*.json*")} == written
+    before = prepared(protocol, path)
+    root = before.store.root
+    written = {file: file.stat().st_mtime_ns for file in root.rglob("*.json*")}
+    assert prepared(protocol, path).folder == before.folder
+    assert {file: file.stat().st_mtime_ns for file in root.rglob("*.json*")} == written
     with (path.parent / "text.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
-    assert prepare(protocol, store, variables(path)).folder != before.folder
+    assert prepared(protocol, path).folder != before.folder
 
 
 def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
@@ -244,9 +266,9 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
     with monkeypatch.context() as patch:
         patch.setattr("codehead.lab.protocols.preparation._write_tokenizers", killed)
         with pytest.raises(KeyboardInterrupt):
-            prepare(protocol, store, variables(path))
+            prepared(protocol, path)
     assert not list(store.root.iterdir())
-    assert Path(prepare(protocol, store, variables(path)).data["train"]).is_file()
+    assert Path(prepared(protocol, path).data["train"]).is_file()
 
 
 def test_what_a_killed_preparation_left_is_removed(protocol: Protocol, path: Path) -> None:
@@ -254,7 +276,7 @@ def test_what_a_killed_preparation_left_is_removed(protocol: Protocol, path: Pat
     (store.root / ".data-0123456789ab.tmp").mkdir(parents=True)
     (store.root / ".data-0123456789ab.tmp" / "train.jsonl").write_text("half a li")
     (store.root / ".data-fedcba987654.321.tmp").mkdir()
-    place = prepare(protocol, store, variables(path))
+    place = prepared(protocol, path)
     assert list(store.root.iterdir()) == [place.folder]
 
 
@@ -274,7 +296,7 @@ def test_a_file_is_read_once_for_its_checksum_unless_it_changes(path: Path, monk
 def test_a_split_without_documents_is_refused(protocol: Protocol, path: Path) -> None:
     (path.parent / "text.jsonl").write_text('{"text": "alone"}\n')
     with pytest.raises(DataError, match="is left without a document"):
-        prepare(protocol, Store(path.parent / "store"), variables(path))
+        prepared(protocol, path)
 
 
 class Recorder:
@@ -284,13 +306,12 @@ class Recorder:
         self.failing = failing
         self.ran: list[str] = []
 
-    def __call__(self, protocol: Protocol, cell: Any, context: Context, *_: Any) -> Result:
+    def __call__(self, cell: Cell, *_: Any) -> Result:
         self.ran.append(cell.key)
         if self.failing and self.failing in cell.key:
             raise RuntimeError("out of luck")
-        config = result_config(protocol, cell)
-        data = file_records(cell_config(protocol, cell, context).data.sources)
-        return Result(cell.key, config, {"test": {"top1": 0.5}}, {"data": data})
+        data = file_records(cell.run.data.sources)
+        return Result(cell.key, cell.record, {"test": {"top1": 0.5}}, {"data": data})
 
 
 def run(
@@ -320,6 +341,21 @@ def test_a_restart_runs_only_what_is_missing(protocol: Protocol, path: Path, mon
     assert len(outcome.reused) == 7
     (retried,) = protocol.plan(["small/mtl/seed-0"])
     assert not failure_path(path.parent / "out", retried.key).exists()
+
+
+def test_a_file_is_worked_out_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worked_out, resolved = [], []
+    entries, one = Protocol._entries, resolving._resolved
+    monkeypatch.setattr(Protocol, "_entries", lambda self: worked_out.append(self) or entries(self))
+    monkeypatch.setattr(resolving, "_resolved", lambda *rest: resolved.append(rest[1].key) or one(*rest))
+    protocol = Protocol.from_yaml(path)
+    run(protocol, path, monkeypatch, Recorder(), only=["seed-0"])
+    assert len(worked_out) == 1
+    keys = [entry.key for entry in protocol.plan(["seed-0"])]
+    assert resolved == 2 * keys, "once before the data are prepared, and once when they are there"
+    resolved.clear()
+    run(protocol, path, monkeypatch, Recorder(), only=["seed-0"])
+    assert resolved == keys
 
 
 def test_two_names_for_one_run_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +435,7 @@ def test_the_plan_refuses_results_over_other_data(path: Path, monkeypatch: pytes
 
 def test_a_head_that_is_to_be_compressed_is_not_done_and_takes_no_training(path: Path) -> None:
     cut = "seeds: [0]\n".join(FILE.split("seeds: [0, 1]\n"))
-    path.write_text(cut.replace("cells:\n", "cells:\n  int4: {peer: {bits: 4, group: 8}}\n"))
+    path.write_text(cut.replace("cells:\n", "cells:\n  int4: {baseline: {bits: 4, group: 8}}\n"))
     out = path.parent / "out"
     steps = plan_steps(Protocol.from_yaml(path), out, Store(out / "store"), ("int4", "mtl"), variables(path))
     told = {step.key.split("/")[-2]: (step.is_done, step.trains, step.seconds(1e9)) for step in steps}
@@ -457,12 +493,12 @@ def test_backbones_are_trained_beside_each_other_and_fail_alone(path: Path, monk
         for task in reversed(tasks):  # as processes may
             yield task, fails(partial(task.work, ()), task.failure)
 
-    def train(protocol: Protocol, name: str, context: Context, callbacks: Any) -> None:
-        if name == "b":
+    def train(run: RunConfig, callbacks: Any) -> None:
+        if run.seed == names.index("b"):
             raise RuntimeError("out of luck")
 
     monkeypatch.setattr(runner, "run_tasks", run_tasks)
-    monkeypatch.setattr(runner, "train_backbone", train)
+    monkeypatch.setattr(runner, "train_once", train)
     outcome = run(Protocol.from_yaml(path), path, monkeypatch, Recorder(), jobs=2)
     assert batches == [
         (["backbone a", "backbone b", "backbone c"], 2),
@@ -503,8 +539,9 @@ def test_the_data_of_a_shared_run_are_those_of_the_protocol(
     record = {"provenance": {"wall_seconds": 1.0, "data": data}, "log_history": []}
     monkeypatch.setattr(cells, "train_once", lambda *_: record)
     monkeypatch.setattr(cells, "_measured_once", lambda *_: {"measured": {}})
-    place = prepare(protocol, Store(path.parent / "store"), variables(path))
-    result = cells.run_cell(protocol, protocol.plan()[0], place)
+    prepared(protocol, path)
+    (cell,) = resolved(protocol, path, protocol.entries[:1])
+    result = cells.run_cell(cell)
     assert [file["name"] for file in result.provenance["data"]] == ["train.jsonl", "validation.jsonl", "test.jsonl"]
 
 
@@ -512,24 +549,14 @@ def test_the_data_of_a_shared_run_are_those_of_the_protocol(
 def test_an_unfinished_run_goes_on_unless_its_data_are_others(
     protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch, is_same: bool
 ) -> None:
-    place = prepare(protocol, Store(path.parent / "store"), variables(path))
-    config = cell_config(protocol, protocol.plan()[0], place)
+    prepared(protocol, path)
+    config = resolved(protocol, path, protocol.entries[:1])[0].run
     data = file_records(config.data.sources) if is_same else []
     RunFolder(config).write("running", {"provenance": {"data": data}})
     started: list[bool] = []
-    monkeypatch.setattr(backbones, "train", lambda _, *, overwrite, **options: started.append(overwrite))
-    backbones.train_once(config)
+    monkeypatch.setattr(trained, "train", lambda _, *, overwrite, **options: started.append(overwrite))
+    trained.train_once(config)
     assert started == [not is_same]
-
-
-@pytest.mark.parametrize("name", names())
-def test_protocols_of_the_catalogue_are_valid(name: str, tmp_path: Path) -> None:
-    protocol = find(name)
-    assert protocol.name == name
-    folders = dict.fromkeys(("CODEHEAD_DATA", "STORIES260K"), str(tmp_path))
-    place = locate(protocol, Store(tmp_path), folders)
-    for cell in protocol.plan():
-        cell_config(protocol, cell, place)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 from PIL import Image
 
 from codehead.errors import CheckpointError, DataError
+from codehead.lab.reports.drawing import INK, pyplot
 from codehead.lab.reports.evidence import read_results
 from codehead.lab.reports.findings import findings
 from codehead.lab.reports.frontier import _best_of_each_budget, frontier
+from codehead.lab.reports.labels import place_labels
 from codehead.lab.reports.naming import label_of
 from codehead.lab.reports.render import render
+from codehead.lab.reports.short_names import short_name
 from codehead.lab.reports.summary import Estimate, Row, final_loss, setting_size, summarise, t_quantile
 from codehead.lab.reports.tables import markdown_table, rich_table
 from codehead.lab.result import Result
@@ -115,21 +120,66 @@ def test_the_label_names_another_loss() -> None:
 
 
 def test_markdown_shows_values_and_leaves_empty_columns_out() -> None:
-    table = markdown_table(summarise(made_up()), {"Time": {"Softmax": "1.00 s"}})
+    table = markdown_table(summarise(made_up()))
     header, _, softmax, minimal, mtl = table.splitlines()
     assert softmax.startswith("| Softmax | 1,000 | 100.0% | – | 45.0 ± 63.5% |")
     assert mtl.startswith("| MinRandom MTL-ECOC (50, 81) | 500 | 50.0% | 0.0513 ± 0.0000 | 38.0")
     assert "2.00%" in minimal
-    assert softmax.endswith("| 1.00 s |")
-    assert "Bits/byte" in header
-    assert "Time" not in markdown_table(summarise(made_up()))
+    assert "Bits/byte" in header and "Time" not in header
+
+
+@pytest.mark.parametrize(
+    ("cell", "byte_share", "name"),
+    [
+        ("low-rank-5", 0.0496, "low rank 5%"),
+        ("adaptive-1", 0.0139, "adaptive 1.4%"),
+        ("code-25-int4", 0.25, "code 25% int4"),
+        ("code-0.5", 0.005, "code 0.5%"),
+        ("minrandom-50", 0.0334, "the label"),  # bits, not bytes
+        ("code-5", None, "the label"),
+        ("int4-corrected", 0.266, "the label"),
+    ],
+)
+def test_a_cell_called_after_its_bytes_has_a_short_name(cell: str, byte_share: float | None, name: str) -> None:
+    assert short_name(result(cell, 0, 0.1, LINEAR, 1), "the label", byte_share) == name
+
+
+def test_what_short_names_stand_for_is_told_once_below_the_table() -> None:
+    rows = [weighed("Softmax", 1.0, share=1.0), replace(weighed("a code", 0.05, share=0.9), name="code 5%")]
+    text = markdown_table(rows)
+    assert "| code 5% |" in text
+    assert text.count("a code") == 1 and text.endswith("\nNames: **code 5%**: a code.\n")
+
+
+def test_labels_of_crowded_points_cover_nothing_and_stay_inside() -> None:
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(7, 5))
+    places = [(0.05, 1.0), (0.05, 0.998), (0.05, 0.997), (0.052, 1.0), (0.15, 1.0), (0.15, 0.999), (0.9, 1.0)]
+    axis.set(xscale="log", xlim=(0.01, 1), ylim=(0.9, 1.02))
+    points = [(x, y, f"a name of number {number}", INK) for number, (x, y) in enumerate(places)]
+    place_labels(axis, points, avoid_y=[1.0])
+    figure.canvas.draw()
+    frame, boxes = axis.get_window_extent(), [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) == len(places)
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+    assert all(frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    plt.close(figure)
+
+
+def test_committed_reports_are_a_text_with_two_pictures_at_most() -> None:
+    folders = [path for path in (Path(__file__).parents[2] / "docs" / "results").iterdir() if path.is_dir()]
+    for folder in folders:
+        text = (folder / "report.md").read_text(encoding="utf-8")
+        pictures = {path.name for path in folder.glob("*.png")}
+        assert len(pictures) <= 2 and all(f"({name})" in text for name in pictures)
 
 
 def test_the_terminal_table_fits_eighty_columns() -> None:
     from rich.console import Console
 
     console = Console(width=80, file=StringIO())
-    console.print(rich_table(summarise(made_up()), "Heads", {"Time": {"Softmax": "1.00 s"}}))
+    console.print(rich_table(summarise(made_up()), "Heads"))
     text = console.file.getvalue()
     assert "…" not in text
     assert "85.0 ± 63.5%" in text
@@ -140,7 +190,8 @@ def test_render_writes_report_and_readable_pictures(tmp_path: Path) -> None:
     report = render(write(results, tmp_path / "results")).markdown
     text = report.read_text()
     assert text.index("## 2.4M tokens") < text.index("## 10M tokens")
-    for picture in ("tradeoff.png", "curves-2.4M.png", "curves-10M.png"):
+    assert {path.name for path in report.parent.glob("*.png")} == {"tradeoff.png", "curves-2.4M.png"}
+    for picture in ("tradeoff.png", "curves-2.4M.png"):
         assert f"({picture})" in text
         with Image.open(report.parent / picture) as image:
             assert min(image.size) >= 600
@@ -174,7 +225,7 @@ def test_the_number_of_seeds_is_shown_where_it_differs() -> None:
 
 def weighed(label: str, byte_share: float, **values: float) -> Row:
     estimates = {name: Estimate(value, None, 1) for name, value in values.items()}
-    return Row(label, label, "peer", "", 1, 10, 0.1, estimates, label == "Softmax", byte_share=byte_share)
+    return Row(label, label, label, "peer", "", 1, 10, 0.1, estimates, label == "Softmax", byte_share=byte_share)
 
 
 def test_what_is_beyond_the_scale_of_the_picture_is_told_below_it() -> None:
@@ -185,7 +236,7 @@ def test_what_is_beyond_the_scale_of_the_picture_is_told_below_it() -> None:
     far = weighed("Far", 0.05, share=0.5, perplexity_ratio=6.5)
     half = weighed("Half", 0.05, share=0.8, perplexity_ratio=2.6)
     (picture,) = frontier([*rows, far, half])
-    assert picture.note.endswith("* errors corrected. Beyond the scale: Far (50.0%, 6.5×); Half (2.6×).")
+    assert picture.note.endswith("Softmax. Beyond the scale: Far (50.0%, 6.5×); Half (2.6×).")
 
 
 def test_the_line_of_a_frontier_goes_through_the_best_of_every_budget() -> None:

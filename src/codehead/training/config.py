@@ -224,7 +224,7 @@ class RunConfig:
 
         Raises ConfigurationError for unknown or missing keys.
         """
-        blocks = _as_of_today(merged(values, overrides or {}))
+        blocks = as_of_today(merged(values, overrides or {}))
         if blocks.get("decision") is not None:
             blocks["decision"] = DecisionConfig.from_dict(blocks["decision"])
         blocks["data"] = read_block(DataConfig, blocks.get("data"), "data")
@@ -357,8 +357,9 @@ def check_finite(values: Mapping[str, Any], name: str) -> None:
             raise ConfigurationError(f"{name}.{key} is {value!r}; give a finite number")
 
 
-def _as_of_today(blocks: dict[str, Any]) -> dict[str, Any]:
+def as_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a run with keys of version 0.1 in their place of today."""
+    blocks = dict(values)
     check_weights(blocks)
     ends = {key: blocks.pop(key) for key in ENDS if key in blocks}
     if not isinstance(ends.get("packed", False), bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from transformers import TrainerCallback
 
 LINE_SECONDS = 10
+RECENT_SECONDS = 120  # what the time left is reckoned from: a machine may be busy for a while
 
 
 class Lines:
@@ -20,37 +22,52 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.begun = False
-        self.started = self.last = 0.0
-        self.first = self.done = 0  # work that was done at the start, and at the last line
+        self.last = 0.0
+        self.first = (0.0, 0)  # when the clock was started, and the work behind then
+        self.recent: deque[tuple[float, int]] = deque()  # moments and the work done then, the oldest first
         self.total: int | None = None
         self.stage = ""
 
     def begin(self, done: int) -> None:
         """Start the clock, with `done` units of work behind; the first line does so too."""
-        self.begun, self.first, self.done, self.started = True, done, done, time.monotonic()
+        self.first = (time.monotonic(), done)
+        self.recent = deque([self.first])
 
     def show(self, stage: str, done: int, total: int, detail: str = "", *, always: bool = False) -> None:
         """Tell that `done` of `total` units of work are done, unless the last line is too young.
 
         Where another total or less work behind tells of other work, its clock starts anew.
         """
-        if not self.begun or done < self.done or self.total not in (None, total):
+        if not self.recent or done < self.recent[-1][1] or self.total not in (None, total):
             self.begin(done)
-        self.done, self.total = done, total
-        now = time.monotonic()
+        self.total, now = total, time.monotonic()
+        self._note(now, done)
         if stage == self.stage and now - self.last < LINE_SECONDS and not always:
             return
         self.stage, self.last = stage, now
-        elapsed = now - self.started
-        left = elapsed / (done - self.first) * (total - done) if done > self.first else None
-        times = f"{_clock(elapsed)} elapsed" + ("" if left is None else f", about {_clock(left)} left")
+        left = self._seconds_left(total)
+        times = f"{_clock(now - self.first[0])} elapsed" + ("" if left is None else f", about {_clock(left)} left")
         self.console.print(
             f"{100 * done / max(total, 1):3.0f}%  {stage}{detail}, {times}",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
+
+    def _note(self, now: float, done: int) -> None:
+        """Keep this moment, and of those before it the recent ones."""
+        self.recent.append((now, done))
+        while len(self.recent) > 2 and self.recent[1][0] < now - RECENT_SECONDS:
+            self.recent.popleft()
+
+    def _seconds_left(self, total: int) -> float | None:
+        """At the rate of the last minutes, or of all the time if that is higher: one long wait does not mean days.
+
+        None before any work is done.
+        """
+        now, done = self.recent[-1]
+        rates = [(done - before) / (now - then) for then, before in (self.recent[0], self.first) if now > then]
+        return (total - done) / max(rates) if max(rates, default=0.0) > 0 else None
 
 
 def _clock(seconds: float) -> str:
@@ -64,7 +81,7 @@ def shown(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield Lines(console).show
         return
     columns = (TextColumn("{task.description:<34}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, speed_estimate_period=120) as bar:
+    with Progress(*columns, console=console, speed_estimate_period=RECENT_SECONDS) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
 

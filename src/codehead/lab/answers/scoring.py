@@ -86,7 +86,7 @@ def score_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
-    encoder: Encoder,
+    encoder: Encoder | None,
     *,
     max_new_tokens: int = 64,
     batch_size: int = 16,
@@ -94,6 +94,8 @@ def score_answers(
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """What a result holds of the answers to `rows`: how they were made, their BERTScore, the first as text.
+
+    Without an encoder `bertscore` is None.
 
     Plain JSON values; arguments and errors are those of `generate_answers`.
     """
@@ -106,7 +108,7 @@ def score_answers(
         "new_tokens": max_new_tokens,
         "batch_size": batch_size,
         "mean_new_tokens": fmean(found.new_tokens),
-        "bertscore": bert_score(found.answers, found.references, encoder).as_dict(),
+        "bertscore": encoder and bert_score(found.answers, found.references, encoder).as_dict(),
         "samples": found.samples(samples),
     }
 

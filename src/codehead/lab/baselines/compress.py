@@ -10,8 +10,8 @@ from torch import nn
 
 from codehead.errors import ConfigurationError
 from codehead.evaluation.size import DecisionSize
-from codehead.lab.baselines.methods import Peer, quantised, spread, trimmed
-from codehead.lab.protocols.protocol import PeerConfig
+from codehead.lab.baselines.config import BaselineConfig
+from codehead.lab.baselines.methods import Compressed, quantised, spread, trimmed
 from codehead.models import is_coded
 from codehead.models.hidden import hidden_states
 from codehead.models.stock import replace_head
@@ -28,7 +28,7 @@ NEVER = -torch.inf
 
 
 def compress(
-    model: Any, peer: PeerConfig, config: RunConfig, batch_size: int, stages: Stages | None = None
+    model: Any, baseline: BaselineConfig, config: RunConfig, batch_size: int, stages: Stages | None = None
 ) -> DecisionSize | None:
     """Replace the Softmax head of a model by its compressed form, in place.
 
@@ -36,10 +36,10 @@ def compress(
     None if the model has become a coded one, which tells its size itself. With `stages`, a conversion that was stopped
     goes on where it was.
     """
-    if peer.convert is not None:
-        _convert(model, peer.convert, config, stages)
+    if baseline.convert is not None:
+        _convert(model, baseline.convert, config, stages)
         return None
-    return _written_out(model, peer, config, batch_size)
+    return _written_out(model, baseline, config, batch_size)
 
 
 def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages | None) -> None:
@@ -52,7 +52,7 @@ def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages
 
 
 @torch.no_grad()
-def _written_out(model: Any, peer: PeerConfig, config: RunConfig, batch_size: int) -> DecisionSize:
+def _written_out(model: Any, baseline: BaselineConfig, config: RunConfig, batch_size: int) -> DecisionSize:
     """The compressed head as a Softmax head in its place.
 
     Frequencies and second moments of hidden states are those of the run's training text. ConfigurationError if the
@@ -60,8 +60,10 @@ def _written_out(model: Any, peer: PeerConfig, config: RunConfig, batch_size: in
     """
     head = model.get_output_embeddings()
     if is_coded(model) or head.bias is not None:
-        raise ConfigurationError("only a Softmax head without a bias is compressed as a peer; choose such a reference")
-    found = _compressed(model, head.weight, peer, _text(config), batch_size)
+        raise ConfigurationError(
+            "only a Softmax head without a bias is compressed as a baseline; choose such a reference"
+        )
+    found = _compressed(model, head.weight, baseline, _text(config), batch_size)
     dropped = found.weight.isnan().any(1)
     dense = nn.Linear(head.in_features, head.out_features, bias=bool(dropped.any()), device="meta")
     dense.weight = nn.Parameter(found.weight.nan_to_num(0.0).to(head.weight))
@@ -71,23 +73,23 @@ def _written_out(model: Any, peer: PeerConfig, config: RunConfig, batch_size: in
     return DecisionSize(head.weight.numel(), found.num_bytes, found.num_bytes, found.num_bytes, 0)
 
 
-def _compressed(model: Any, weight: torch.Tensor, peer: PeerConfig, text: Text, batch_size: int) -> Peer:
+def _compressed(model: Any, weight: torch.Tensor, baseline: BaselineConfig, text: Text, batch_size: int) -> Compressed:
     weight = weight.cpu()
-    if peer.keep is None:
-        return _quantised(model, weight, peer, text, batch_size)
+    if baseline.keep is None:
+        return _quantised(model, weight, baseline, text, batch_size)
     counts = torch.from_numpy(text.counts(len(weight)))
-    keep = torch.sort(counts, descending=True, stable=True).indices[: peer.keep]
-    if peer.bits is None:
+    keep = torch.sort(counts, descending=True, stable=True).indices[: baseline.keep]
+    if baseline.bits is None:
         return trimmed(weight, keep)
-    return spread(_quantised(model, weight[keep], peer, text, batch_size), keep, len(weight))
+    return spread(_quantised(model, weight[keep], baseline, text, batch_size), keep, len(weight))
 
 
-def _quantised(model: Any, weight: torch.Tensor, peer: PeerConfig, text: Text, batch_size: int) -> Peer:
-    assert peer.bits is not None
-    if not peer.corrected:
-        return quantised(weight, peer.bits, peer.group)
+def _quantised(model: Any, weight: torch.Tensor, baseline: BaselineConfig, text: Text, batch_size: int) -> Compressed:
+    assert baseline.bits is not None
+    if not baseline.corrected:
+        return quantised(weight, baseline.bits, baseline.group)
     hidden = hidden_states(model, text.batches(batch_size), STATISTICS_TOKENS).float()
-    return quantised(weight, peer.bits, peer.group, hidden.T @ hidden / len(hidden))
+    return quantised(weight, baseline.bits, baseline.group, hidden.T @ hidden / len(hidden))
 
 
 def _text(config: RunConfig) -> Text:

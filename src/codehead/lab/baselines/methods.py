@@ -1,6 +1,6 @@
 """What a practitioner would otherwise do to a Softmax head: quantise it, or keep only the frequent tokens.
 
-Every peer is simulated: it returns the dense weight that its stored form stands for, and the bytes of that form.
+Every baseline is simulated: it returns the dense weight that its stored form stands for, and the bytes of that form.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from codehead.models.error_correction import ROWS, Rounding, error_corrected, er
 SCALE_BYTES = 2  # bf16
 
 
-class Peer(NamedTuple):
+class Compressed(NamedTuple):
     """A compressed Softmax head."""
 
     weight: Tensor
@@ -26,7 +26,7 @@ class Peer(NamedTuple):
     """Of the stored form: integers, and scale and offset of every group in bf16; or rows in bf16."""
 
 
-def quantised(weight: Tensor, bits: int, group: int, moments: Tensor | None = None) -> Peer:
+def quantised(weight: Tensor, bits: int, group: int, moments: Tensor | None = None) -> Compressed:
     """A head `(V, hidden)` in integers of `bits`, with a scale and an offset per `group` neighbours of a row.
 
     Rounds to the nearest integer. With the second moments `(hidden, hidden)` of the hidden states the error of each
@@ -42,22 +42,22 @@ def quantised(weight: Tensor, bits: int, group: int, moments: Tensor | None = No
     num_bytes = rows * hidden * bits // 8 + 2 * SCALE_BYTES * rows * (hidden // group)
     if moments is None:
         grouped = weight.float().unflatten(1, (-1, group))
-        return Peer(_rounding(grouped, bits)(grouped).flatten(1), num_bytes)
+        return Compressed(_rounding(grouped, bits)(grouped).flatten(1), num_bytes)
     reach, how = error_spread(moments), partial(_rounding, bits=bits)
-    return Peer(torch.cat([error_corrected(some, reach, group, how) for some in weight.split(ROWS)]), num_bytes)
+    return Compressed(torch.cat([error_corrected(some, reach, group, how) for some in weight.split(ROWS)]), num_bytes)
 
 
-def trimmed(weight: Tensor, keep: Tensor) -> Peer:
+def trimmed(weight: Tensor, keep: Tensor) -> Compressed:
     """The rows `keep` `(K,)` of a head in bf16; all other tokens can never be predicted."""
     kept = weight[keep].bfloat16().float()
-    return spread(Peer(kept, 2 * kept.numel()), keep, len(weight))
+    return spread(Compressed(kept, 2 * kept.numel()), keep, len(weight))
 
 
-def spread(kept: Peer, keep: Tensor, num_classes: int) -> Peer:
+def spread(kept: Compressed, keep: Tensor, num_classes: int) -> Compressed:
     """A head `(V, hidden)` of which only the rows `keep` `(K,)` are left, in some compressed form."""
     rows = torch.full((num_classes, kept.weight.shape[1]), float("nan"))
     rows[keep] = kept.weight
-    return Peer(rows, kept.num_bytes)
+    return Compressed(rows, kept.num_bytes)
 
 
 def _rounding(values: Tensor, bits: int) -> Rounding:

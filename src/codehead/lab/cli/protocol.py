@@ -13,6 +13,7 @@ from codehead.boundaries import command
 from codehead.cli.output import check_folder
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from codehead.lab.protocols.protocol import Protocol
@@ -87,21 +88,10 @@ def report(
     from rich.console import Console
 
     from codehead.lab.protocols.layout import RESULTS
-    from codehead.lab.reports.evidence import read_evidence
-    from codehead.lab.reports.render import render
-    from codehead.lab.reports.summary import by_setting, setting_title, summarise
-    from codehead.lab.reports.tables import rich_table
 
     check_folder(to or folder / "report")
     results = folder / RESULTS if (folder / RESULTS).is_dir() else folder
-    console = Console()
-    for setting, rows in by_setting(summarise(read_evidence(results))).items():
-        console.print(rich_table(rows, setting_title(setting)))
-    rendered = render(results, to or folder / "report")
-    console.print(f"Page: {rendered.page}\nMarkdown: {rendered.markdown}", markup=False, soft_wrap=True)
-    for damaged in rendered.damaged:
-        console.print(f"Left out: {damaged.name}: {damaged.reason}", style="bold red", markup=False, soft_wrap=True)
-    if rendered.damaged:
+    if not show_report(results, to or folder / "report", Console()):
         raise typer.Exit(1)
 
 
@@ -114,6 +104,22 @@ def embed(
 
     for document in documents:
         typer.echo(f"{document}: {'rewritten' if embed(document) else 'up to date'}")
+
+
+def show_report(results: Path, to: Path, console: Console) -> bool:
+    """Print the tables of a folder of results and write its page; whether every file was whole."""
+    from codehead.lab.reports.evidence import read_evidence
+    from codehead.lab.reports.render import render
+    from codehead.lab.reports.summary import by_setting, setting_title, summarise
+    from codehead.lab.reports.tables import rich_table
+
+    for setting, rows in by_setting(summarise(read_evidence(results))).items():
+        console.print(rich_table(rows, setting_title(setting)))
+    rendered = render(results, to)
+    console.print(f"Page: {rendered.page}\nMarkdown: {rendered.markdown}", markup=False, soft_wrap=True)
+    for damaged in rendered.damaged:
+        console.print(f"Left out: {damaged.name}: {damaged.reason}", style="bold red", markup=False, soft_wrap=True)
+    return not rendered.damaged
 
 
 def _show_plan(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:

@@ -1,1 +1,1 @@
-"""The demo: the heads of the paper on text that every Python installation carries."""
+"""The demo: a protocol of the catalogue on text that every Python installation carries."""

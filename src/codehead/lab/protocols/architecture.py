@@ -7,23 +7,15 @@ from typing import Any
 
 from codehead.boundaries import reason
 from codehead.errors import ConfigurationError
-from codehead.lab.protocols.preparation import Context
-from codehead.lab.protocols.protocol import Cell, Protocol, expand
 from codehead.models import gguf
 from codehead.training.tokenizer import load_tokenizer
 
 
-def cell_architecture(protocol: Protocol, cell: Cell, context: Context) -> Any:
-    """The transformers configuration of the cell's model.
+def source_architecture(source: Mapping[str, Any]) -> Any:
+    """The transformers configuration of the `model` of a run: a literal architecture, a hub id or a local folder.
 
     Raises ConfigurationError if a hub id or a local folder gives none.
     """
-    source = cell.config if cell.backbone is None else protocol.backbones[cell.backbone]
-    return source_architecture(expand(source, context.variables))
-
-
-def source_architecture(source: Mapping[str, Any]) -> Any:
-    """The same of the expanded fields of a RunConfig: a literal architecture, a hub id or a local folder."""
     from transformers import AutoConfig
 
     model = source["model"]

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codehead.config.size import INTEGER_BITS
-from codehead.errors import ConfigurationError
 from codehead.evaluation.metrics import evaluate
-from codehead.evaluation.size import WEIGHT_BYTES, config_shape, model_size
+from codehead.evaluation.size import WEIGHT_BYTES, model_size
 from codehead.lab.answers.encoder import find_encoder
 from codehead.lab.answers.scoring import score_answers
 from codehead.lab.baselines.compress import compress
-from codehead.lab.protocols.architecture import cell_architecture
-from codehead.lab.protocols.backbones import backbone_config, train_once
 from codehead.lab.protocols.decoder_comparison import compare_decoders
-from codehead.lab.protocols.preparation import Context
-from codehead.lab.protocols.protocol import HALF, AnswersConfig, Cell, PeerConfig, Protocol, expand, half_width, merged
-from codehead.lab.protocols.store import digest, folder_record, of_files
-from codehead.lab.result import Result, canonical_json, write_json
+from codehead.lab.protocols.protocol import AnswersConfig, Protocol
+from codehead.lab.protocols.resolve import Cell
+from codehead.lab.protocols.store import digest, folder_record
+from codehead.lab.protocols.trained import train_once
+from codehead.lab.result import Result, write_json
 from codehead.models import is_coded
 from codehead.models.description import Description
 from codehead.training.config import RunConfig
@@ -37,68 +34,25 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 
-def run_cell(protocol: Protocol, cell: Cell, context: Context, callbacks: Sequence[TrainerCallback] = ()) -> Result:
+def run_cell(cell: Cell, callbacks: Sequence[TrainerCallback] = ()) -> Result:
     """Train the cell (going on where a killed run stopped) and measure it on the test split.
 
     A finished run of the same configuration over the same data is not trained again, nor measured the same way twice.
     The provenance is that of the training, with the data of this protocol, and that of the backbone's training.
     """
-    config = cell_config(protocol, cell, context)
-    record = train_once(config, callbacks)
-    metrics = _measured_once(protocol, config, cell.peer)
+    record = train_once(cell.run, callbacks)
+    metrics = _measured_once(cell)
     metrics |= {
         "train_seconds": record["provenance"]["wall_seconds"],
         "history": [entry for entry in record["log_history"] if "loss" in entry],
     }
-    data = file_records(config.data.sources)  # a run that protocols share may have been trained beside other test data
-    files = of_cell_files(config, cell)
-    provenance = {**record["provenance"], "data": data, **files, "measured": metrics.pop("measured")}
+    data = file_records(cell.run.data.sources)  # a shared run may have been trained beside other test data
+    provenance = {**record["provenance"], "data": data, **cell.of_code_files, "measured": metrics.pop("measured")}
     if cell.backbone is not None:
-        backbone = Path(str(config.model))
+        backbone = Path(cell.backbone.run.output_dir)
         provenance["backbone"] = folder_record(backbone)
         provenance["backbone_training"] = read_record(backbone)["provenance"]
-    return Result(f"{protocol.name}/{cell.key}", result_config(protocol, cell), metrics, provenance)
-
-
-def of_cell_files(config: RunConfig, cell: Cell) -> dict[str, Any]:
-    """`files`, the records of those that a cell's decision layer is made of, or nothing."""
-    return of_files({"decision": config.decision, "peer": None if cell.peer is None else cell.peer.as_dict()})
-
-
-def cell_config(protocol: Protocol, cell: Cell, context: Context) -> RunConfig:
-    """The configuration of the cell's run, in its folder of the store; a width of "half" becomes a number here."""
-    values = _values(protocol, cell, context)
-    decision = values.get("decision") or {}
-    if decision.get("width") == HALF:
-        shape = config_shape(cell_architecture(protocol, cell, context))
-        decision["width"] = half_width(shape.hidden_size, shape.num_classes, _bits(decision, shape.num_classes))
-    if cell.backbone is not None:
-        values["model"] = backbone_config(protocol, cell.backbone, context).output_dir
-    data = values.get("data") or {}
-    if not data.get("test") or not data.get("validation"):
-        raise ConfigurationError(
-            "a protocol needs a validation and a test source; give base.data.validation and base.data.test, or split"
-        )
-    return context.store.placed(values)
-
-
-def result_config(protocol: Protocol, cell: Cell) -> dict[str, Any]:
-    """What the result says of its cell; free of local paths, because variables are not expanded."""
-    return {
-        "protocol": protocol.name,
-        "description": protocol.description,
-        "paper": protocol.paper,
-        "cell": cell.name,
-        "setting": cell.setting,
-        "seed": cell.seed,
-        "reference": protocol.reference,
-        "split": protocol.split,
-        "run": cell.config,
-        **_of_peer(cell.peer),
-        "backbone": protocol.backbones[cell.backbone] if cell.backbone is not None else None,
-        "answers": asdict(protocol.answers) if protocol.answers is not None else None,
-        **_of_decoders(protocol),
-    }
+    return Result(f"{cell.protocol.name}/{cell.key}", cell.record, metrics, provenance)
 
 
 def describe(model: Any) -> dict[str, Any] | None:
@@ -124,63 +78,46 @@ def describe(model: Any) -> dict[str, Any] | None:
     }
 
 
-def _measured_once(protocol: Protocol, config: RunConfig, peer: PeerConfig | None) -> dict[str, Any]:
+def _measured_once(cell: Cell) -> dict[str, Any]:
     """The measurements of a trained run; they lie beside it, so that protocols that share the run share them."""
     asked = {
-        "test": file_record(str(config.data.test)),
-        "validation": file_record(str(config.data.validation)),
-        "batch_size": protocol.batch_size,
-        "answers": asdict(protocol.answers) if protocol.answers is not None else None,
-        **_of_peer(peer),
-        **_of_decoders(protocol),
+        "test": file_record(str(cell.run.data.test)),
+        "validation": file_record(str(cell.run.data.validation)),
+        "batch_size": cell.protocol.batch_size,
+        **cell.measures,
+        **cell.of_baseline,
     }
-    path = Path(config.output_dir) / f"measured-{digest(asked)}.json"
+    path = Path(cell.run.output_dir) / f"measured-{digest(asked)}.json"
     stages = Stages(path.with_suffix(""))
     if not path.is_file():
-        write_json(path, _measure(protocol, config, peer, stages))
+        write_json(path, _measure(cell, stages))
     stages.remove()
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _of_peer(peer: PeerConfig | None) -> dict[str, Any]:
-    return {} if peer is None else {"peer": peer.as_dict(), **of_files(peer.as_dict())}
-
-
-def _of_decoders(protocol: Protocol) -> dict[str, Any]:
-    return {"decoders": list(protocol.decoders)} if protocol.decoders else {}
-
-
-def _measure(protocol: Protocol, config: RunConfig, peer: PeerConfig | None, stages: Stages) -> dict[str, Any]:
-    """The measurements of a trained run, or of what a peer makes of it; `stages` keep what a conversion has come to."""
-    model = load_model(config.output_dir).to(device_of(config))
-    compressed = None if peer is None else compress(model, peer, config, protocol.batch_size, stages)
+def _measure(cell: Cell, stages: Stages) -> dict[str, Any]:
+    """The measurements of a trained run, or of what a baseline makes of it; `stages` keep how far a conversion came."""
+    run, protocol = cell.run, cell.protocol
+    model = load_model(run.output_dir).to(device_of(run))
+    compressed = None
+    if cell.baseline is not None:
+        compressed = compress(model, cell.baseline, run, protocol.batch_size, stages)
     size, in_bf16 = (
         compressed or model_size(model, weight_bytes=weight_bytes) for weight_bytes in (None, WEIGHT_BYTES)
     )
     metrics = {
-        "test": _evaluate(model, config, config.data.test, "test", protocol.batch_size),
-        "validation": _evaluate(model, config, config.data.validation, "validation", protocol.batch_size),
+        "test": _evaluate(model, run, run.data.test, "test", protocol.batch_size),
+        "validation": _evaluate(model, run, run.data.validation, "validation", protocol.batch_size),
         "size": {**size.as_dict(), "bytes_in_bf16": in_bf16.bytes_stored},
         "decision": describe(model),
-        **_of_peer(peer),
+        **cell.of_baseline,
         "model_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if protocol.decoders and is_coded(model) and not model.decision.reading.decoders:
-        metrics["decoders"] = _decoders(model, config, protocol)
+        metrics["decoders"] = _decoders(model, run, protocol)
     if protocol.answers is not None:
-        metrics["answers"] = _answers(model, config, protocol.answers)
+        metrics["answers"] = _answers(model, run, protocol.answers)
     return {**metrics, "measured": {"git": git_state(), "hardware": hardware(), "at": utc_now()}}
-
-
-def _values(protocol: Protocol, cell: Cell, context: Context) -> dict[str, Any]:
-    """The cell's fields with variables expanded, prepared data and tokenizer in their places."""
-    values = expand(cell.config, context.variables)
-    if context.data:  # its files hold the field `text`, whatever the source's was called
-        values = merged(values, {"data": {**context.data, "text_field": None, "as_text": False, "max_documents": None}})
-    spec = cell.config.get("tokenizer")
-    if isinstance(spec, dict):
-        values["tokenizer"] = context.tokenizers[canonical_json(spec)]
-    return values
 
 
 def _evaluate(model: Any, config: RunConfig, source: str | None, split: str, batch_size: int) -> dict[str, Any]:
@@ -190,7 +127,7 @@ def _evaluate(model: Any, config: RunConfig, source: str | None, split: str, bat
 
 def _examples(config: RunConfig, source: str | None, split: str) -> Any:
     """The tokenised examples of a split."""
-    assert source is not None  # cell_config asks for it
+    assert source is not None  # resolve asks for it
     return load_examples(
         source,
         load_tokenizer(config.output_dir),
@@ -215,11 +152,11 @@ def _decoders(model: Any, config: RunConfig, protocol: Protocol) -> dict[str, di
 
 
 def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str, Any]:
-    """Answers to the first prompts of the test split, and their BERTScore."""
+    """Answers to the first prompts of the test split, and their BERTScore if there is an encoder."""
     assert config.data.test is not None
     tokenizer = load_tokenizer(config.output_dir)
     rows = read_rows(config.data.test, split="test", subset=config.data.subset, limit=options.prompts)
-    encoder = find_encoder(options.encoder, options.encoder_layers)
+    encoder = None if options.encoder is None else find_encoder(options.encoder, options.encoder_layers)
     return score_answers(
         model,
         tokenizer,
@@ -229,13 +166,3 @@ def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str,
         batch_size=options.batch_size,
         samples=options.samples,
     )
-
-
-def _bits(decision: Mapping[str, Any], num_classes: int) -> int:
-    """Codeword length of a decision layer that is not built yet, check bits included."""
-    from codehead.codes import build, load
-
-    params, code = decision.get("code_params") or {}, decision.get("code", "minrandom")
-    if decision.get("bits") is not None:
-        return int(decision["bits"]) + int(params.get("parity", 0))
-    return (load(code) if code.endswith(".safetensors") else build(code, num_classes, **params)).length

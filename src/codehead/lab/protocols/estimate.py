@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from codehead.codes.design import minimal_length
-from codehead.heads import count_parameters
+from codehead.config import ModelShape
 from codehead.training.config import RunConfig
 from codehead.training.model import default_device
 
@@ -46,9 +45,10 @@ def run_cost(run: RunConfig, architecture: Any) -> Cost:
     architecture = architecture.get_text_config()
     hidden, layers, vocabulary = architecture.hidden_size, architecture.num_hidden_layers, architecture.vocab_size
     everything, body, softmax = _parameters(architecture)
-    bits = 0 if run.decision is None else _bits(run.decision, vocabulary)
-    head = softmax if run.decision is None else _head_parameters(run.decision, softmax // vocabulary, bits)
-    is_wide = run.decision is None or run.decision.get("loss") == "codeword"
+    shape = ModelShape(softmax // vocabulary, vocabulary)
+    bits = 0 if run.decision is None else run.decision.length(vocabulary)
+    head = softmax if run.decision is None else run.decision.size(shape).head_parameters
+    is_wide = run.decision is None or run.decision.loss == "codeword"
     frozen = run.adapt in ("lora", "head")
     trained = head if frozen else everything - softmax + head
     batch = int(run.training.get("per_device_train_batch_size", 8)) * run.data.block_size  # tokens
@@ -85,18 +85,3 @@ def _parameters(architecture: Any) -> tuple[int, int, int]:
     is_tied = head is model.get_input_embeddings().weight
     everything = sum(parameter.numel() for parameter in model.parameters()) + (head.numel() if is_tied else 0)
     return everything, everything - embeddings - head.numel(), head.numel()
-
-
-def _head_parameters(decision: Mapping[str, Any], hidden: int, bits: int) -> int:
-    options = {**(decision.get("head_params") or {}), **({"width": decision["width"]} if decision.get("width") else {})}
-    rows = decision.get("shortlist") or 0
-    rows = rows if isinstance(rows, int) else len(rows)
-    return count_parameters(decision.get("head", "linear"), hidden, bits, **options) + rows * hidden
-
-
-def _bits(decision: Mapping[str, Any], vocabulary: int) -> int:
-    """Codeword length, check bits included; ⌈log2 V⌉ of a design that has a length of its own."""
-    if decision.get("code") == "one_vs_all":
-        return vocabulary
-    bits = decision.get("bits") or minimal_length(vocabulary)
-    return int(bits) + int((decision.get("code_params") or {}).get("parity", 0))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from codehead.lab.protocols.protocol import Cell
+    from codehead.lab.protocols.protocol import Entry
 
 RESULTS = "results"
 TIMING = "timing"  # a folder among the results
@@ -14,9 +14,9 @@ EVERY_SETTING = "all"  # names the times of a protocol without settings
 FAILURES = "failures"
 
 
-def result_path(out: Path, cell: Cell) -> Path:
+def result_path(out: Path, entry: Entry) -> Path:
     """Where the result of a cell is written."""
-    return out / RESULTS / f"{_file_name(cell.key)}.json"
+    return out / RESULTS / f"{_file_name(entry.key)}.json"
 
 
 def timing_path(results: Path, setting: str) -> Path:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codehead.errors import ConfigurationError
-from codehead.lab.protocols.architecture import cell_architecture
-from codehead.lab.protocols.backbones import backbone_config, is_trained
-from codehead.lab.protocols.cells import cell_config
 from codehead.lab.protocols.estimate import Cost, run_cost
 from codehead.lab.protocols.preflight import check_data, check_runs, is_finished
-from codehead.lab.protocols.preparation import Context, locate
-from codehead.lab.protocols.protocol import Cell, Protocol
+from codehead.lab.protocols.preparation import locate
+from codehead.lab.protocols.protocol import Protocol
+from codehead.lab.protocols.resolve import Cell, resolve
 from codehead.lab.protocols.store import Store
+from codehead.lab.protocols.trained import is_trained
 from codehead.training.config import RunConfig
 
 
@@ -42,28 +41,24 @@ def plan_steps(
     Nothing is written, but an encoder of the hub is fetched. Raises the errors with which `run_protocol` would refuse.
     """
     context = locate(protocol, store, variables)
-    cells = protocol.plan(only)
+    cells = resolve(protocol, context, out, protocol.plan(only))
     check_runs(protocol, cells, context)
-    is_prepared = context.folder is None or context.folder.is_dir()
+    backbones = {cell.backbone.name: cell for cell in reversed(cells) if cell.backbone is not None}  # their first cells
     steps: list[Step] = []
-    seen: set[str | None] = {None}
     for cell in cells:
-        if cell.backbone not in seen:
-            seen.add(cell.backbone)
-            run = backbone_config(protocol, str(cell.backbone), context)
-            steps.append(Step(f"backbone {cell.backbone}", _cost(run, protocol, cell, context), is_trained(run)))
-        run = cell_config(protocol, cell, context)
-        has_result = is_finished(protocol, cell, out)
-        if has_result and is_prepared:
-            check_data(protocol, cell, out, context)
-        trains = cell.peer is None
-        is_done = has_result or (trains and is_trained(run))  # another protocol may have trained it
-        steps.append(Step(cell.key, _cost(run, protocol, cell, context), is_done, trains))
+        if cell.backbone is not None and backbones[cell.backbone.name] is cell:
+            run = cell.backbone.run
+            steps.append(Step(cell.backbone.key, _cost(run, cell), is_trained(run)))
+        has_result, trains = is_finished(cell), cell.baseline is None
+        if has_result and context.is_prepared:
+            check_data(cell)
+        is_done = has_result or (trains and is_trained(cell.run))  # another protocol may have trained it
+        steps.append(Step(cell.key, _cost(cell.run, cell), is_done, trains))
     return steps
 
 
-def _cost(run: RunConfig, protocol: Protocol, cell: Cell, context: Context) -> Cost | None:
+def _cost(run: RunConfig, cell: Cell) -> Cost | None:
     try:
-        return run_cost(run, cell_architecture(protocol, cell, context))
+        return run_cost(run, cell.architecture)
     except ConfigurationError:  # a hub that cannot be reached: the plan goes on without its cost
         return None

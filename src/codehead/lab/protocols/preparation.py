@@ -41,19 +41,22 @@ class Context:
     tokenizers: dict[str, str]
     """The folder of every tokenizer that is trained on the training split, by its canonical description."""
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the data and the tokenizers are there."""
+        return self.folder is None or self.folder.is_dir()
 
-def prepare(protocol: Protocol, store: Store, variables: Mapping[str, str]) -> Context:
+
+def prepare(protocol: Protocol, context: Context) -> None:
     """Write the split documents and the trained tokenizers into the store, unless they are there already.
 
     Nobody else may prepare in the store at the same time: what a killed process left there is removed. Raises
     DataError if the source cannot be read or a split is left empty.
     """
-    context = locate(protocol, store, variables)
-    for leftover in store.root.glob(LEFTOVERS):
+    for leftover in context.store.root.glob(LEFTOVERS):
         shutil.rmtree(leftover)
-    if context.folder is not None and not context.folder.is_dir():
-        _write_in_one_step(protocol, context.folder, expand(protocol.base["data"], variables))
-    return context
+    if context.folder is not None and not context.is_prepared:
+        _write_in_one_step(protocol, context.folder, expand(protocol.base["data"], context.variables))
 
 
 def locate(protocol: Protocol, store: Store, variables: Mapping[str, str]) -> Context:
@@ -122,7 +125,7 @@ def _write_tokenizers(rows: Dataset, specs: Sequence[Mapping[str, Any]], folder:
 
 def _tokenizer_specs(protocol: Protocol) -> list[Mapping[str, Any]]:
     """Every different tokenizer that the cells want trained."""
-    specs = [cell.config["tokenizer"] for cell in protocol.plan() if isinstance(cell.config.get("tokenizer"), dict)]
+    specs = [entry.config["tokenizer"] for entry in protocol.entries if isinstance(entry.config.get("tokenizer"), dict)]
     return list({canonical_json(spec): spec for spec in specs}.values())
 
 

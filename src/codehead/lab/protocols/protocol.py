@@ -5,26 +5,22 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from codehead.codes import DESIGNS
 from codehead.decoding import DECODERS
 from codehead.errors import ConfigurationError
-from codehead.heads import HEADS
-from codehead.losses import LOSSES
+from codehead.lab.baselines.config import FILE_KEY, BaselineConfig, check_decision
 from codehead.registry import did_you_mean
-from codehead.training.blocks import read_block, read_yaml, require_block
-from codehead.training.config import WEIGHTS, Distillation, check_weights
+from codehead.training.blocks import read_block, read_yaml, require, require_block
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 PAPER_PROTOCOLS = (1, 2, 3, 4)
 PREPARED = ("train", "subset", "text_field", "as_text", "max_documents")  # keys of `data` that a split is made from
-HALF = "half"  # a width that gives the MTL head half of the Softmax parameters
-CONVERTED = ("decision", "distil", *WEIGHTS)  # keys of a run that say what a head is converted to
-PARTS = {"code": DESIGNS, "head": HEADS, "loss": LOSSES, "decoder": DECODERS}
+BASELINE = ("baseline", FILE_KEY)  # the key of a cell that measures a baseline, and what older files call it
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,13 @@ class AnswersConfig:
     prompts: int = 128
     new_tokens: int = 64  # at most, per answer
     batch_size: int = 32
-    encoder: str = "roberta-large"  # hub id, local folder or `minilm`, see evaluation.encoder
+    encoder: str | None = "roberta-large"  # hub id, local folder or `minilm`, see answers.encoder; None: no scores
     encoder_layers: int | None = None  # None: the published layer of the encoder
     samples: int = 4  # answers kept as text
 
     def __post_init__(self) -> None:
-        _require_positive(self, "answers.", ("prompts", "new_tokens", "batch_size"))
+        for name in ("prompts", "new_tokens", "batch_size"):
+            require(getattr(self, name), f"answers.{name}", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -53,56 +50,13 @@ class TimingConfig:
     repeats: int = 5
 
     def __post_init__(self) -> None:
-        _require_positive(self, "timing.", ("prompts", "prompt_tokens", "new_tokens", "batch_size", "repeats"))
+        for name in ("prompts", "prompt_tokens", "new_tokens", "batch_size", "repeats"):
+            require(getattr(self, name), f"timing.{name}", minimum=1)
 
 
 @dataclass(frozen=True)
-class PeerConfig:
-    """What is done to a trained Softmax head: it is quantised, trimmed to the frequent tokens, both, or converted."""
-
-    bits: int | None = None  # per weight
-    group: int = 32  # neighbours in a row that share scale and offset
-    corrected: bool = False  # spread rounding errors over the columns still to be rounded (GPTQ)
-    keep: int | None = None  # the tokens that a trimmed head keeps, the most frequent of the training text
-    convert: dict[str, Any] | None = None
-    """The `decision`, `distil`, `int8` and `int4` of a run: the head is replaced as by `codehead convert`."""
-
-    def __post_init__(self) -> None:
-        if self.convert is not None:
-            self._check_conversion()
-            return
-        if self.bits is None and self.keep is None:
-            raise ConfigurationError(
-                "a peer has bits, to be quantised, or keep, to be trimmed, or both, or convert: give one"
-            )
-        given = [name for name in ("bits", "keep") if getattr(self, name) is not None]
-        _require_positive(self, "peer.", ("group", *given))
-        if self.bits is not None and not 2 <= self.bits <= 8:
-            raise ConfigurationError(f"peer.bits is {self.bits!r}; give 2 to 8")
-
-    def _check_conversion(self) -> None:
-        require_block(self.convert, "peer.convert")
-        assert self.convert is not None
-        if self.bits is not None or self.keep is not None:
-            raise ConfigurationError("peer.convert replaces the head, so that bits and keep have nothing to compress")
-        for key in self.convert:
-            if key not in CONVERTED:
-                hint = did_you_mean(key, CONVERTED) or f"; known are {', '.join(CONVERTED)}"
-                raise ConfigurationError(f"unknown key 'peer.convert.{key}'{hint}")
-        if not self.convert.get("decision"):
-            raise ConfigurationError("peer.convert has no decision; describe the decision layer that the head becomes")
-        check_decision(self.convert["decision"], "peer.convert")
-        read_block(Distillation, self.convert.get("distil") or {}, "peer.convert.distil")
-        check_weights(self.convert, "peer.convert.")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields; `convert` if it is set."""
-        return {key: value for key, value in asdict(self).items() if key != "convert" or value is not None}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a protocol: one decision layer, one setting, one seed."""
+class Entry:
+    """One run as the file describes it: one decision layer, one setting, one seed."""
 
     name: str
     setting: str  # empty if the protocol has none
@@ -110,7 +64,7 @@ class Cell:
     config: dict[str, Any]
     """Fields of RunConfig without output_dir; variables are not expanded, `decision.width` may be "half" and
     `model` the name of a backbone."""
-    peer: PeerConfig | None = None
+    baseline: BaselineConfig | None = None
     """The cell is the reference's run with its head compressed so; None if it is a run of its own."""
 
     @property
@@ -130,8 +84,8 @@ class Protocol:
     """What a YAML file of a protocol says. Raises ConfigurationError for anything that cannot run.
 
     `base`, every setting and every cell are partial RunConfigs, laid over each other in this order. A model
-    `{backbone: NAME}` is the one that `backbones` describes: it is trained once, before the cells. A cell `{peer: …}`
-    (PeerConfig) trains nothing: it measures the reference's run with a compressed head.
+    `{backbone: NAME}` is the one that `backbones` describes: it is trained once, before the cells. A cell
+    `{baseline: …}` (BaselineConfig) trains nothing: it measures the reference's run with a compressed head.
     """
 
     name: str
@@ -159,9 +113,9 @@ class Protocol:
         self._check_split()
         self._check_shared()
         self._check_decisions()
-        for cell in self.plan():
-            check_decision(cell.config.get("decision"), f"cells.{cell.name}")
-            self._check_backbone(cell)
+        for entry in self.entries:
+            check_decision(entry.config.get("decision"), f"cells.{entry.name}")
+            self._check_backbone(entry)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Protocol:
@@ -180,42 +134,46 @@ class Protocol:
                 values[key] = read_block(kind, values[key], key)
         return read_block(cls, values, "")
 
-    def plan(self, only: Iterable[str] = ()) -> list[Cell]:
-        """The cells in running order: every cell of one seed before the next seed.
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """The cells in running order: every cell of one seed before the next seed."""
+        return tuple(self._entries())
 
-        `only` keeps the cells whose key contains one of the given strings, but not as a part of a longer number:
+    def plan(self, only: Iterable[str] = ()) -> list[Entry]:
+        """The entries, or those whose key contains one of the given strings, but not as a part of a longer number:
         `seed-1` does not select `seed-10`.
         """
         wanted = list(only)
         patterns = [_whole_numbers(part) for part in wanted]
-        cells = [cell for cell in self._cells() if not wanted or any(one.search(cell.key) for one in patterns)]
-        if not cells:
-            keys = ", ".join(cell.key for cell in self._cells())
+        chosen = [entry for entry in self.entries if not wanted or any(one.search(entry.key) for one in patterns)]
+        if not chosen:
+            keys = ", ".join(entry.key for entry in self.entries)
             raise ConfigurationError(f"--only {' '.join(wanted)!r} selects no cell; the cells are {keys}")
-        return cells
+        return chosen
 
-    def _cells(self) -> Iterator[Cell]:
+    def _entries(self) -> Iterator[Entry]:
+        baselines = {name: self._baseline(name) for name in self.cells}
         for seed in self.seeds:
             for setting, setting_part in self.settings.items():
-                for name, cell_part in self.cells.items():
-                    peer = self._peer(name)
-                    own = cell_part if peer is None else self.cells[self.reference]
+                for name, baseline in baselines.items():
+                    own = self.cells[name if baseline is None else self.reference]
                     config = merged(merged(self.base, setting_part), own)
                     config["seed"] = seed
                     if config.get("decision"):
                         config["decision"].setdefault("seed", seed)
-                    yield Cell(name, setting, seed, config, peer)
+                    yield Entry(name, setting, seed, config, baseline)
 
-    def _peer(self, name: str) -> PeerConfig | None:
+    def _baseline(self, name: str) -> BaselineConfig | None:
         part = self.cells[name] or {}
-        if "peer" not in part:
+        keys = [key for key in BASELINE if key in part]
+        if not keys:
             return None
-        if name == self.reference or set(part) != {"peer"}:
+        if name == self.reference or len(part) != 1:
             raise ConfigurationError(
-                f"cells.{name} is a peer of {self.reference!r}, of whose run it compresses the head: it can be neither "
-                "that cell itself nor have other keys"
+                f"cells.{name} is a baseline of {self.reference!r}, of whose run it compresses the head: it can be "
+                "neither that cell itself nor have other keys"
             )
-        return read_block(PeerConfig, part["peer"], f"cells.{name}.peer")
+        return read_block(BaselineConfig, part[keys[0]], f"cells.{name}.{keys[0]}")
 
     def _check_shapes(self) -> None:
         """A YAML file can hold anything in the place of a block or a list."""
@@ -236,7 +194,7 @@ class Protocol:
             raise ConfigurationError("settings is empty; name at least one, or remove the key")
         if self.paper not in (None, *PAPER_PROTOCOLS):
             raise ConfigurationError(f"paper is {self.paper!r}; the paper's protocols are 1 to {PAPER_PROTOCOLS[-1]}")
-        _require_positive(self, "", ("batch_size",))
+        require(self.batch_size, "batch_size", minimum=1)
 
     def _check_names(self) -> None:
         if self.reference not in self.cells:
@@ -273,7 +231,7 @@ class Protocol:
             shared = merged(self.base, setting_part).get("decision")
             place = f"settings.{setting}" if (setting_part or {}).get("decision") else "base"
             for name, part in self.cells.items():
-                if shared and not {"decision", "peer"} & set(part or {}):
+                if shared and not {"decision", *BASELINE} & set(part or {}):
                     raise ConfigurationError(
                         f"cell {name!r} names no decision, but {place}.decision is {shared!r}, which would make it a "
                         "coded one; give it `decision: null` for Softmax, or `decision: {}` for what is shared"
@@ -293,13 +251,13 @@ class Protocol:
                     f"base.data.{key} is set, but split takes it from base.data.train; remove one of the two"
                 )
 
-    def _check_backbone(self, cell: Cell) -> None:
-        name = cell.backbone
+    def _check_backbone(self, entry: Entry) -> None:
+        name = entry.backbone
         if name is not None and name not in self.backbones:
             hint = (
                 did_you_mean(str(name), self.backbones) or f"; described are: {', '.join(self.backbones) or '(none)'}"
             )
-            raise ConfigurationError(f"cell {cell.key!r} starts from the backbone {name!r}, which is unknown{hint}")
+            raise ConfigurationError(f"cell {entry.key!r} starts from the backbone {name!r}, which is unknown{hint}")
 
 
 def merged(base: Mapping[str, Any], part: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -323,22 +281,6 @@ def expand(value: Any, variables: Mapping[str, str]) -> Any:
     return VARIABLE.sub(lambda match: _variable(match[1], variables), value) if isinstance(value, str) else value
 
 
-def half_width(hidden_size: int, num_classes: int, num_bits: int) -> int:
-    """The d whose MTL head n·(H·d + d) is as near as can be to half of the Softmax head's V·H parameters."""
-    return max(1, round(num_classes * hidden_size / 2 / (num_bits * (hidden_size + 1))))
-
-
-def check_decision(decision: Mapping[str, Any] | None, place: str) -> None:
-    """Raise ConfigurationError for a design, head, loss or decoder that does not exist."""
-    if decision is not None and not isinstance(decision, Mapping):
-        raise ConfigurationError(f"{place}.decision is {decision!r}; give keywords of attach, or leave it out")
-    for key, registry in PARTS.items():
-        name = (decision or {}).get(key)
-        is_file = key == "code" and isinstance(name, str) and ("/" in name or name.endswith(".safetensors"))
-        if name is not None and not is_file:
-            registry.get(name)  # type: ignore[attr-defined]
-
-
 def _whole_numbers(part: str) -> re.Pattern[str]:
     """Finds `part` where it cuts no number in two."""
     before = r"(?<!\d)(?<!\d\.)" if part[:1].isdigit() else ""
@@ -355,9 +297,3 @@ def _variable(name: str, variables: Mapping[str, str]) -> str:
 
 def _is_share(value: Any) -> bool:
     return isinstance(value, float) and 0 < value < 0.5
-
-
-def _require_positive(block: Any, prefix: str, keys: Iterable[str]) -> None:
-    for key in keys:
-        if getattr(block, key) < 1:
-            raise ConfigurationError(f"{prefix}{key} is {getattr(block, key)!r}; give a whole number of at least 1")

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from codehead.errors import CodeheadError
-from codehead.lab.protocols.backbones import backbone_config, is_trained, train_backbone
-from codehead.lab.protocols.cells import cell_config, run_cell
-from codehead.lab.protocols.layout import RESULTS, failure_path, result_path
+from codehead.lab.protocols.cells import run_cell
+from codehead.lab.protocols.layout import failure_path, result_path
 from codehead.lab.protocols.pool import Callbacks, Task, fails, run_tasks
 from codehead.lab.protocols.preflight import check_data, check_runs, is_finished
 from codehead.lab.protocols.preparation import Context, locate, prepare
-from codehead.lab.protocols.protocol import Cell, Protocol
+from codehead.lab.protocols.protocol import Protocol
+from codehead.lab.protocols.resolve import Cell, resolve
 from codehead.lab.protocols.store import Store
-from codehead.lab.protocols.timing import time_cells, timed_cells
+from codehead.lab.protocols.timing import time_cells, timed_entries
+from codehead.lab.protocols.trained import is_trained, train_once
 
 Report = Callable[[str, str], None]
 
@@ -66,16 +67,19 @@ def run_protocol(
     """
     out, place = Path(out), Store(store or Path(out) / "store")
     variables = os.environ if variables is None else variables
-    cells = protocol.plan(only)
-    check_runs(protocol, cells, locate(protocol, place, variables))
+    entries, context = protocol.plan(only), locate(protocol, place, variables)
+    cells = resolve(protocol, context, out, entries)
+    check_runs(protocol, cells, context)
     with place.locked():
-        finished = [cell for cell in cells if is_finished(protocol, cell, out)]
-        run = _Run(protocol, out, prepare(protocol, place, variables), jobs, report, callbacks)
-        for cell in finished:
-            check_data(protocol, cell, out, run.context)
-        run.reuse(finished)
-        run.run_cells(run.with_backbones([cell for cell in cells if cell not in finished]))
-        run.time()
+        finished = {cell.key for cell in cells if is_finished(cell)}
+        was_prepared = context.is_prepared
+        prepare(protocol, context)
+        if not was_prepared:  # runs are named by the content of what was prepared
+            cells = resolve(protocol, context, out, entries)
+        run = _Run(protocol, out, context, jobs, report, callbacks)
+        run.reuse([cell for cell in cells if cell.key in finished])
+        run.run_cells(run.with_backbones([cell for cell in cells if cell.key not in finished]))
+        run.time(cells)
     return run.outcome
 
 
@@ -92,54 +96,53 @@ class _Run:
     outcome: Outcome = field(default_factory=Outcome)
 
     def reuse(self, cells: Sequence[Cell]) -> None:
-        """Note the cells that have a result."""
+        """Note the cells that have a result, once all of them are known to be over the same data."""
+        for cell in cells:
+            check_data(cell)
         for cell in cells:
             self.outcome.reused.append(cell.key)
             self.report(cell.key, "reused")
 
     def with_backbones(self, cells: Sequence[Cell]) -> list[Cell]:
         """Train the backbones that the cells start from, each once; returns the cells whose backbone is there."""
-        names = dict.fromkeys(cell.backbone for cell in cells if cell.backbone is not None)
-        trained = [name for name in names if is_trained(backbone_config(self.protocol, name, self.context))]
-        for name in trained:
-            self.report(f"backbone {name}", "reused")
-        tasks = {
-            name: self._task(f"backbone {name}", partial(train_backbone, self.protocol, name, self.context))
-            for name in names
-            if name not in trained
-        }
-        done = self._do(list(tasks.values()))
-        lost = {name for name, task in tasks.items() if task.key not in done}
+        backbones = {cell.backbone.name: cell.backbone for cell in cells if cell.backbone is not None}
+        trained = [backbone for backbone in backbones.values() if is_trained(backbone.run)]
+        for backbone in trained:
+            self.report(backbone.key, "reused")
+        missing = [backbone for backbone in backbones.values() if backbone not in trained]
+        done = self._do([self._task(backbone.key, partial(train_once, backbone.run)) for backbone in missing])
+        lost = {backbone.name for backbone in missing if backbone.key not in done}
         for cell in cells:
-            if cell.backbone in lost:
-                self._do_here(cell.key, partial(_refuse_without, cell.backbone))
-        return [cell for cell in cells if cell.backbone not in lost]
+            if cell.entry.backbone in lost:
+                self._do_here(cell.key, partial(_refuse_without, cell.entry.backbone))
+        return [cell for cell in cells if cell.entry.backbone not in lost]
 
     def run_cells(self, cells: Sequence[Cell]) -> None:
-        """Train and measure the cells; then the peers, once the runs whose heads they compress are there."""
-        self._run_some([cell for cell in cells if cell.peer is None])
-        peers = [cell for cell in cells if cell.peer is not None]
-        runs = {cell.key: cell_config(self.protocol, cell, self.context) for cell in peers}
-        alone = [cell for cell in peers if not is_trained(runs[cell.key])]  # they train the run themselves
-        self._run_some([cell for cell in peers if cell not in alone])
+        """Train and measure the cells; then the baselines, once the runs whose heads they compress are there."""
+        self._run_some([cell for cell in cells if cell.baseline is None])
+        baselines = [cell for cell in cells if cell.baseline is not None]
+        alone = [cell for cell in baselines if not is_trained(cell.run)]  # they train the run themselves
+        self._run_some([cell for cell in baselines if cell not in alone])
         for cell in alone:
             self._run_some([cell])
 
     def _run_some(self, cells: Sequence[Cell]) -> None:
         """Do cells that may run at the same time."""
-        tasks = [
-            self._task(cell.key, partial(_write_cell, self.protocol, cell, self.context, result_path(self.out, cell)))
-            for cell in cells
-        ]
+        tasks = [self._task(cell.key, partial(_write_cell, cell)) for cell in cells]
         if tasks:
             self.outcome.finished.extend(self._do(tasks))
 
-    def time(self) -> None:
-        """Time every setting whose cells of the first seed all have a result."""
+    def time(self, cells: Sequence[Cell]) -> None:
+        """Time every setting whose cells of the first seed all have a result, be they among `cells` or not."""
+        known = {cell.key: cell for cell in cells}
         for setting in self.protocol.settings if self.protocol.timing is not None else ():
-            if all(is_finished(self.protocol, cell, self.out) for cell in timed_cells(self.protocol, setting)):
-                work = partial(time_cells, self.protocol, setting, self.context, self.out / RESULTS)
-                self._do_here(f"timing {setting}".strip(), work)
+            entries = timed_entries(self.protocol, setting)
+            if all(result_path(self.out, entry).is_file() for entry in entries):
+                others = [entry for entry in entries if entry.key not in known]
+                known |= {cell.key: cell for cell in resolve(self.protocol, self.context, self.out, others)}
+                timed = [known[entry.key] for entry in entries]
+                if all(is_finished(cell) for cell in timed):
+                    self._do_here(f"timing {setting}".strip(), partial(time_cells, timed))
 
     def _task(self, key: str, work: Callable[[Sequence[Any]], Any]) -> Task:
         return Task(key, work, failure_path(self.out, key))
@@ -160,8 +163,8 @@ class _Run:
         self.report(key, "failed" if failed else "finished")
 
 
-def _write_cell(protocol: Protocol, cell: Cell, context: Context, path: Path, callbacks: Sequence[Any]) -> None:
-    run_cell(protocol, cell, context, callbacks).write(path)
+def _write_cell(cell: Cell, callbacks: Sequence[Any]) -> None:
+    run_cell(cell, callbacks).write(cell.result)
 
 
 def _refuse_without(backbone: str | None) -> None:

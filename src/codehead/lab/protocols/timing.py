@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -15,10 +14,9 @@ from torch import Tensor
 
 from codehead.errors import DataError
 from codehead.lab.generation_speed import Speed, generation_speed
-from codehead.lab.protocols.cells import cell_config
 from codehead.lab.protocols.layout import EVERY_SETTING, timing_path
-from codehead.lab.protocols.preparation import Context
-from codehead.lab.protocols.protocol import Cell, Protocol, TimingConfig
+from codehead.lab.protocols.protocol import Entry, Protocol, TimingConfig
+from codehead.lab.protocols.resolve import Cell
 from codehead.lab.result import Result, canonical_json
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
@@ -31,36 +29,41 @@ from codehead.training.tokenizer import load_tokenizer
 ARITHMETIC = {"bf16": "bfloat16", "fp16": "float16"}  # option of the Trainer → dtype
 
 
-def timed_cells(protocol: Protocol, setting: str) -> list[Cell]:
-    """The cells that are timed together: those of the first seed, but no peers, which are only simulated."""
-    cells = [cell for cell in protocol.plan() if cell.peer is None]
-    return [cell for cell in cells if (cell.setting, cell.seed) == (setting, protocol.seeds[0])]
+def timed_entries(protocol: Protocol, setting: str) -> list[Entry]:
+    """The cells that are timed together: those of the first seed, but no baselines, which are only simulated."""
+    runs = [entry for entry in protocol.entries if entry.baseline is None]
+    return [entry for entry in runs if (entry.setting, entry.seed) == (setting, protocol.seeds[0])]
 
 
-def time_cells(protocol: Protocol, setting: str, context: Context, results: Path) -> Result:
-    """Measure the cells of the first seed, which must be trained, unless that was done before.
+def time_cells(cells: Sequence[Cell]) -> Result:
+    """Measure the cells of `timed_entries`, which must be trained, unless that was done before.
 
     Seconds to generate exactly `new_tokens` after every prompt, and tokens per second at batch size 1; an
     end-of-text token ends nothing, so all cells do the same work. Medians over repeats, the cells taking turns: all
     their models lie in memory at once, in the dtype of `generation_dtype`.
     """
+    protocol, setting, seed = cells[0].protocol, cells[0].entry.setting, cells[0].entry.seed
     options = protocol.timing
     assert options is not None
-    cells = timed_cells(protocol, setting)
-    config = _config(protocol, setting, cells)
-    path = timing_path(results, setting)
+    config = {
+        "protocol": protocol.name,
+        "setting": setting,
+        "seed": seed,
+        "timing": asdict(options),
+        "runs": {cell.name: cell.entry.config for cell in cells},
+    }
+    path = timing_path(cells[0].result.parent, setting)
     if path.is_file() and canonical_json(Result.read(path).config) == canonical_json(config):
         return Result.read(path)
-    runs = {cell.name: cell_config(protocol, cell, context) for cell in cells}
-    device = default_device()
+    device, started = default_device(), utc_now()
     models = {
-        name: load_model(run.output_dir, dtype=generation_dtype(run, device)).to(device) for name, run in runs.items()
+        cell.name: load_model(cell.run.output_dir, dtype=generation_dtype(cell.run, device)).to(device)
+        for cell in cells
     }
     limit = max_length(next(iter(models.values()))) or math.inf
-    prompts = _prompts(next(iter(runs.values())), options, limit - options.new_tokens)
-    started = utc_now()
+    prompts = _prompts(cells[0].run, options, limit - options.new_tokens)
     metrics = {"cells": _measure(models, prompts, options), **asdict(options), "prompts": len(prompts)}
-    record = {**provenance(seed=protocol.seeds[0]), "started_at": started}
+    record = {**provenance(seed=seed), "started_at": started}
     result = Result(f"{protocol.name}/timing/{setting or EVERY_SETTING}", config, metrics, record)
     result.write(path)
     return result
@@ -73,16 +76,6 @@ def generation_dtype(run: RunConfig, device: torch.device) -> str:
             if run.training.get(option):
                 return dtype
     return run.dtype
-
-
-def _config(protocol: Protocol, setting: str, cells: Sequence[Cell]) -> dict[str, Any]:
-    return {
-        "protocol": protocol.name,
-        "setting": setting,
-        "seed": protocol.seeds[0],
-        "timing": asdict(protocol.timing) if protocol.timing else None,
-        "runs": {cell.name: cell.config for cell in cells},
-    }
 
 
 def _measure(

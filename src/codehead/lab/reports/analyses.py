@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from codehead.lab.reports.drawing import INK, PALETTE, PAPER, SOFTMAX_DASH, Key, Panel, Picture
-from codehead.lab.reports.naming import LEARNT
 from codehead.lab.reports.pictures import METRICS, TITLES, as_percent, look, short
 from codehead.lab.reports.summary import TIMED, Row, by_setting, setting_title
 
@@ -147,7 +146,7 @@ def _bits(rows: Sequence[Row]) -> Picture | None:
         minimal = minimal_bits(group)
         where = f" at {setting_title(setting)}" if setting else ""
         alt = f"Accuracy of every bit of {len(shown)} heads{where}, from 50% (chance) to 100%: " + "; ".join(
-            f"{row.label} {100 * np.mean(row.bit_accuracies):.1f}% on average" for row in shown
+            f"{row.name} {100 * np.mean(row.bit_accuracies):.1f}% on average" for row in shown
         )
         panels.append(
             Panel(
@@ -192,7 +191,7 @@ def _draw_bits(axis: Any, rows: Sequence[Row], minimal: int | None) -> None:
     mesh = axis.pcolormesh(
         np.ma.masked_invalid(accuracies), cmap="viridis", vmin=0.5, vmax=1.0, edgecolors=PAPER, linewidth=0.4
     )
-    axis.set_yticks([number + 0.5 for number in range(len(rows))], [row.label for row in rows])
+    axis.set_yticks([number + 0.5 for number in range(len(rows))], [row.name for row in rows])
     axis.invert_yaxis()
     axis.set(xlabel="bit of the codeword, from 1", xlim=(0, longest))
     ticks = sorted({1, *range(10, longest + 1, 10), *([minimal] if minimal else [])})
@@ -221,7 +220,7 @@ def _times(rows: Sequence[Row]) -> Picture | None:
         for name, unit in TIME_UNITS.items():
             timed = [row for row in group if name in row.times]
             if timed:
-                alt = f"{unit}: " + "; ".join(f"{row.label} {row.times[name].median:.3g}" for row in timed)
+                alt = f"{unit}: " + "; ".join(f"{row.name} {row.times[name].median:.3g}" for row in timed)
                 title = ", ".join(part for part in (setting_title(setting), TIME_TITLES[name]) if part)
                 height = 1.1 + 0.34 * len(timed)
                 panels.append(Panel(title, alt, partial(_draw_times, rows=timed, name=name, unit=unit), (4.8, height)))
@@ -238,10 +237,7 @@ def _draw_times(axis: Any, rows: Sequence[Row], name: str, unit: str) -> None:
     places = np.arange(len(rows))
     axis.barh(places, medians, height=0.62, color=[look(row.family)[1] for row in rows])
     axis.errorbar(medians, places, xerr=(medians - low, high - medians), fmt="none", ecolor="#888888", capsize=3)
-    labels = [
-        f"{short(row)}, codeword loss" if row.family in ("codeword", "refined", *LEARNT) else short(row) for row in rows
-    ]
-    axis.set_yticks(places, labels)
+    axis.set_yticks(places, [short(row) for row in rows])
     axis.invert_yaxis()
     axis.set(xlabel=unit, xlim=(0, 1.05 * high.max() or 1.0))
     axis.grid(visible=False, axis="y")

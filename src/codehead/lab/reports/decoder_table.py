@@ -25,7 +25,7 @@ def _table(rows: Sequence[Row], caption: str) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row.decoders))
     ordered = sorted(rows, key=lambda row: -max(found[metric].mean for found in row.decoders.values()))
     headings = [Heading("Head", is_text=True), *(Heading(name.replace("_", " "), GROUPS[metric]) for name in names)]
-    texts = [(row.label, *(_text(row, name, metric) for name in names)) for row in ordered]
+    texts = [(row.name, *(_text(row, name, metric) for name in names)) for row in ordered]
     return Table(caption, tuple(headings), tuple(texts))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from codehead.errors import CheckpointError, DataError
+from codehead.lab.baselines.config import FILE_KEY
 from codehead.lab.protocols.layout import EVERY_SETTING, TIMING
 from codehead.lab.result import Result
 
@@ -88,7 +89,7 @@ def _but_for_seeds(config: Mapping[str, Any]) -> Any:
             return value
         return {key: pruned(inner) for key, inner in value.items() if key != "seed"}
 
-    return pruned({key: config.get(key) for key in ("run", "peer", "split", "answers")})
+    return pruned({key: config.get(key) for key in ("run", FILE_KEY, "split", "answers")})
 
 
 def _gathered(folder: Path) -> Evidence:

@@ -8,30 +8,36 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from codehead.codes.packing import row_bytes
-from codehead.config import ModelShape
-from codehead.evaluation.budget import Allocation
+from codehead.config import DecisionConfig, ModelShape
+from codehead.config.budget import bears_int4
+from codehead.lab.baselines.config import FILE_KEY
 from codehead.lab.reports.evidence import Evidence, read_evidence
+from codehead.lab.reports.naming import backbone_steps
 from codehead.lab.reports.summary import Estimate, Row, summarise
 from codehead.lab.result import Result, write_json
 from codehead.recommendation.expectations import FILE, METRICS
-from codehead.training.config import WEIGHTS
+from codehead.training.config import as_of_today
 
 FOLDERS = "frontier-*"
 SHARES = dict(zip(METRICS, ("share", "perplexity_ratio"), strict=True))  # what the summary calls them
-BY_SIZE = ("bits", "refined", "refined_bits", "shortlist", "token_bias", "seed", "code")
-"""Keys of a decision that a budget decides, that make no difference, or that are told."""
+BY_SIZE = {
+    "code": "additive", "bits": 16, "extra_bits": 0, "extra_bit_tokens": 0, "dense_rows": 0, "token_bias": True, "seed": 0,
+    "weights": "int4", "packed": True, "start": "old_head",
+}  # fmt: skip
+"""What a budget decides of a decision layer, what makes no difference, or what is told apart, all set alike."""
 CODES = ("additive", "itq")
 """Those that budgets come to, and have come to before: what they kept is less, and there is more of it."""
 DIGITS = 6
-_OURS = Allocation(ModelShape(1, 2), 1).decision()
+_OURS = DecisionConfig(loss="codeword", **BY_SIZE)
 
 
 def render(results: Path) -> dict[str, Any]:
-    """The set-ups of every folder `frontier-*` in `results`: cells like those that `allocate` gives."""
+    """The set-ups of every folder `frontier-*` in `results`: cells like those that budgets give."""
     found = [entry for folder in sorted(results.glob(FOLDERS)) for entry in _set_ups(folder)]
     return {"set_ups": found}
 
@@ -64,23 +70,27 @@ def _set_ups(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _way(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a cell did to come to its decision layer: it was converted without training, or a run of its own."""
-    converted: Mapping[str, Any] | None = (config.get("peer") or {}).get("convert")
+    converted: Mapping[str, Any] | None = (config.get(FILE_KEY) or {}).get("convert")
     return config["run"] if converted is None else converted
 
 
 def _is_like_ours(run: Mapping[str, Any]) -> bool:
-    """Whether a run's decision layer is one that `allocate` may give, learnt from the old head."""
-    decision, like = run.get("decision") or {}, _OURS
-    fixed = [{key: value for key, value in keys.items() if key not in BY_SIZE} for keys in (decision, like)]
-    same = fixed[0] == fixed[1] and decision.get("code") in CODES
-    return run.get("distil") is not None and any(run.get(name) for name in WEIGHTS) and same
+    """Whether a run's decision layer is one that a budget may give, learnt from the old head."""
+    if not run.get("decision") or run.get("distil") is None:
+        return False
+    decision = _decision(run)
+    return replace(decision, **BY_SIZE) == _OURS and decision.code in CODES and decision.weights != "float"
 
 
 def _bears_its_rows(run: Mapping[str, Any], shape: ModelShape) -> bool:
-    """Whether `allocate` would leave rows in int4 to a code of this length."""
-    decision = run["decision"]
-    code = Allocation(shape, decision["bits"], refined_bits=decision.get("refined_bits", 0))
-    return code.bears_int4 or not run.get("int4")
+    """Whether a budget would leave rows in int4 to a code of this length."""
+    decision = _decision(run)
+    return decision.weights != "int4" or bears_int4(decision, shape)
+
+
+def _decision(run: Mapping[str, Any]) -> DecisionConfig:
+    """The decision layer of a run, as this version or 0.1 describes it."""
+    return DecisionConfig.from_dict(as_of_today(run)["decision"])
 
 
 def _learnt(run: Mapping[str, Any]) -> str:
@@ -89,14 +99,14 @@ def _learnt(run: Mapping[str, Any]) -> str:
     weight = run["distil"].get("label_weight")
     words = [f"{run['distil'].get('steps', 500)} steps of learning from the old head"]
     words[0] += f" and, with weight {weight:g}, the text" if weight else ""
-    if run["distil"].get("trunk_steps"):
-        words.append(f"{run['distil']['trunk_steps']} with the trunk")
+    if backbone_steps(run["distil"]):
+        words.append(f"{backbone_steps(run['distil'])} with the backbone")
     if training.get("max_steps"):
         words.append(f"{training['max_steps']} of training ({run.get('adapt') or 'lora'})")
     if run.get("calibrate") is not None:
         words.append("calibrated")
     code = run["decision"]["code"]
-    return ", then ".join(words) + ("" if code == _OURS["code"] else f", with {code} codes")
+    return ", then ".join(words) + ("" if code == _OURS.code else f", with {code} codes")
 
 
 def _shape(evidence: Evidence, coded: Result) -> ModelShape:

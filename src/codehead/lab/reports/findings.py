@@ -51,16 +51,16 @@ def _sentence(budget: float, unit: str, metrics: Sequence[str], best: Row, withi
     )
     size = percent(_share(best, unit))
     if len(within) == 1:
-        return f"With {size} of Softmax’s {unit}, {best.label} reaches {reached}."
+        return f"With {size} of Softmax’s {unit}, {best.name} reaches {reached}."
     rivals = {
-        row.label: None
+        row.name: None
         for metric in metrics
         for row in within
         if row is not best and metric in row.values and _overlap(row.values[metric], best.values[metric])
     }
     doubt = f"; the interval of {_listed(list(rivals))} overlaps" if rivals else ""
     return (
-        f"Of the {len(within)} heads with at most {budget:.0%} of Softmax’s {unit}, {best.label} ({size}) keeps "
+        f"Of the {len(within)} heads with at most {budget:.0%} of Softmax’s {unit}, {best.name} ({size}) keeps "
         f"most: {reached}{doubt}."
     )
 
@@ -78,7 +78,7 @@ def _overlap(one: Estimate, other: Estimate) -> bool:
 def _without_reference(rows: Sequence[Row]) -> str:
     """Which rows have no shares of the reference, and for want of which of its seeds."""
     told = [
-        f"{setting_title(row.setting)}: {row.label} (seed {seeds})" if row.setting else f"{row.label} (seed {seeds})"
+        f"{setting_title(row.setting)}: {row.name} (seed {seeds})" if row.setting else f"{row.name} (seed {seeds})"
         for row in rows
         if (seeds := ", ".join(map(str, row.unmatched)))
     ]

@@ -17,7 +17,6 @@ METRICS = {
 }
 LIMITS = {"share": (0.75, 1.25), "perplexity_ratio": (0.5, 2.5)}
 """What lies beyond is off the picture, so that the rest can be told apart; the note below and the table have it."""
-PEERS = ("trimmed", "low rank", "adaptive")
 UNIT = "bytes of the head, share of Softmax in bf16"
 
 
@@ -30,7 +29,7 @@ def frontier(rows: Sequence[Row]) -> list[Picture]:
         panels = [_panel(metric, _shown(group, metric)) for metric in METRICS if _shown(group, metric)]
         keys = tuple(_key(family) for family in families_of(group) if family != "softmax")
         title = ", ".join(part for part in ("Accuracy per byte", setting_title(setting)) if part)
-        note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax; * errors corrected."
+        note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
         softmax = Key("Softmax", INK, line=SOFTMAX_DASH)
         name = f"frontier-{setting}" if setting else "frontier"
         found.append(Picture(name, title, note + _left_out(group), tuple(panels), (softmax, *keys)))
@@ -56,7 +55,7 @@ def _shown(rows: Sequence[Row], metric: str) -> list[Row]:
 def _left_out(rows: Sequence[Row]) -> str:
     """What a note tells of the rows that a panel has no room for."""
     beyond = [
-        f"{row.label} ({', '.join(_told(row, metric) for metric in METRICS if _is_beyond(row, metric))})"
+        f"{row.name} ({', '.join(_told(row, metric) for metric in METRICS if _is_beyond(row, metric))})"
         for row in rows
         if any(_is_beyond(row, metric) for metric in METRICS)
     ]
@@ -82,6 +81,7 @@ def _panel(metric: str, rows: Sequence[Row]) -> Panel:
 def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    lines = []
     for family in families_of(rows):
         _, colour, marker = look(family)
         chosen = sorted((row for row in rows if row.family == family), key=lambda row: row.byte_share or 0.0)
@@ -90,11 +90,11 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
             [row.values[metric].mean for row in chosen],
             yerr=[row.values[metric].half_width or 0.0 for row in chosen],
             fmt=marker, color=colour, markersize=7, markeredgecolor=PAPER, capsize=3, elinewidth=1.2, linestyle="",
-            zorder=2 if family == "peer" else 3,  # codes over peers where both are
+            zorder=2 if family == "peer" else 3,  # codes over baselines where both are
         )  # fmt: skip
         if family != "peer":
-            line = _best_of_each_budget(chosen, metric)
-            axis.plot(*zip(*line, strict=True), color=colour, linewidth=1.4, zorder=1)
+            lines.append(_best_of_each_budget(chosen, metric))
+            axis.plot(*zip(*lines[-1], strict=True), color=colour, linewidth=1.4, zorder=1)
     axis.axhline(1.0, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
     axis.set(xscale="log", xlabel=UNIT, ylabel=METRICS[metric][1])
     axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
@@ -105,8 +105,9 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     else:
         axis.yaxis.set_major_formatter(as_percent)
-    points = [(row.byte_share or 0.0, row.values[metric].mean, _name(row), LABEL) for row in rows]
-    place_labels(axis, points, [row.values[metric].half_width or 0.0 for row in rows], avoid_y=[1.0])
+    points = [(row.byte_share or 0.0, row.values[metric].mean, row.name, LABEL) for row in rows]
+    bars = [row.values[metric].half_width or 0.0 for row in rows]
+    place_labels(axis, points, bars, avoid_y=[1.0], lines=lines)
 
 
 def _best_of_each_budget(rows: Sequence[Row], metric: str) -> list[tuple[float, float]]:
@@ -118,14 +119,3 @@ def _best_of_each_budget(rows: Sequence[Row], metric: str) -> list[tuple[float, 
         known = found.setdefault(round(share, 3), (share, value))
         found[round(share, 3)] = better(known, (share, value), key=lambda point: point[1])
     return sorted(found.values())
-
-
-def _name(row: Row) -> str:
-    """`48 + 128 bits`, or in a word or two what the table calls a peer."""
-    if row.family != "peer" and row.decision is not None:
-        return (
-            " + ".join(str(row.decision[name]) for name in ("bits", "refined_bits") if row.decision.get(name)) + " bits"
-        )
-    kind, _, way = row.label.removesuffix(", trained on").partition(", ")
-    short = next((name for name in PEERS if kind.lower().startswith(name)), kind)
-    return f"{short}*" if way == "error-corrected" else short if way in ("", "rounded") else f"{short}, {way}"

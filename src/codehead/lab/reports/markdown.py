@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from codehead.lab.reports.answers import Sample
-from codehead.lab.reports.drawing import save_png
+from codehead.lab.reports.drawing import Picture, save_png
 from codehead.lab.reports.report import Report
 from codehead.lab.reports.tables import markdown
 
 REPORT = "report.md"
+ROOM = 2  # pictures; the page has all of them
+FIRST = ("frontier", "width", "length", "tradeoff-f1", "tradeoff", "curves")  # names, or beginnings before a setting's
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
 
-def write_markdown(report: Report, folder: Path, closing: str = "") -> Path:
-    """Write `report.md` and its pictures; `closing` is Markdown for the end."""
-    for picture in report.pictures:
+def write_markdown(report: Report, folder: Path) -> Path:
+    """Write `report.md` and its pictures, of which it has two at most."""
+    pictures = chosen(report.pictures)
+    for picture in pictures:
         save_png(picture, folder / f"{picture.name}.png")
-    parts = [*_beginning(report), *_numbers(report), *_evidence(report)]
-    if closing:
-        parts.append(closing)
+    parts = [*_beginning(report), *_numbers(report, pictures), *_evidence(report)]
     path = folder / REPORT
     path.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8", newline="\n")
     return path
+
+
+def chosen(pictures: Sequence[Picture]) -> list[Picture]:
+    """Those that tell most, the first of FIRST."""
+
+    def place(picture: Picture) -> int:
+        known = not picture.name.endswith("-bytes")  # the same once more
+        names = (number for number, name in enumerate(FIRST) if f"{picture.name}-".startswith(f"{name}-") and known)
+        return next(names, len(FIRST))
+
+    return sorted(pictures, key=place)[:ROOM]
 
 
 def plain(text: str) -> str:
@@ -44,7 +56,7 @@ def _beginning(report: Report) -> list[str]:
     return parts
 
 
-def _numbers(report: Report) -> list[str]:
+def _numbers(report: Report, pictures: Sequence[Picture]) -> list[str]:
     parts = []
     if report.comparisons:
         parts.append(f"## Beside the paper\n\n[{report.source}]({report.source_address})\n")
@@ -52,7 +64,7 @@ def _numbers(report: Report) -> list[str]:
         parts += [f"{table.caption}\n", markdown(table, with_groups=True)]
     for table in report.tables:
         parts += [f"## {table.caption}\n", markdown(table)]
-    for picture in report.pictures:
+    for picture in pictures:
         parts.append(
             f"## {picture.title}\n\n![{_alt(p.alt for p in picture.panels)}]({picture.name}.png)\n\n{picture.note}\n"
         )

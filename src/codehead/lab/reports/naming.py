@@ -49,7 +49,7 @@ def _told(result: Result) -> list[str]:
     distil = _distillation(result)
     weight = distil.get("label_weight", 0)
     words = {
-        "trunk too": distil.get("trunk_steps"),
+        "backbone too": backbone_steps(distil),
         f"labels {weight:g}": weight,
         "trained on": _way(result) == "trained",
     }
@@ -59,7 +59,7 @@ def _told(result: Result) -> list[str]:
 def _way(result: Result) -> str:
     """How a decision layer learnt from a Softmax head; nothing if it did not.
 
-    "converted" with the trunk at rest, "labelled" with the text's own tokens, "joint" with the trunk, in the place of a
+    "converted" with a frozen backbone, "labelled" with the text's own tokens, "joint" with the backbone, in the place of a
     finished head; "trained" before a training of its own.
     """
     distil = _distillation(result)
@@ -67,13 +67,18 @@ def _way(result: Result) -> str:
         return ""
     if result.metrics.get("peer") is None:
         return "trained"
-    return "joint" if distil.get("trunk_steps") else "labelled" if distil.get("label_weight") else "converted"
+    return "joint" if backbone_steps(distil) else "labelled" if distil.get("label_weight") else "converted"
 
 
 def _distillation(result: Result) -> Mapping[str, Any]:
     """The options of learning from a Softmax head, of a conversion or before a training; empty without any."""
     peer, run = result.metrics.get("peer"), result.config.get("run") or {}
     return (run if peer is None else peer.get("convert") or {}).get("distil") or {}
+
+
+def backbone_steps(distil: Mapping[str, Any]) -> int:
+    """Steps in which the backbone learnt too, also under the name of version 0.1."""
+    return int(distil.get("backbone_steps") or distil.get("trunk_steps") or 0)
 
 
 def _label_of_code(decision: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from codehead.lab.baselines.config import FILE_KEY
 from codehead.lab.reports.drawing import (
     DASHES,
     INK,
@@ -31,11 +32,11 @@ FAMILIES = {
     "linear": ("ECOC head (n, 0)", "#0072B2", "o"),
     "mtl": ("MTL-ECOC head (n, d)", "#D55E00", "s"),
     "codeword": ("codeword loss", "#009E73", "^"),
-    "refined": ("longer codewords for frequent tokens", "#B8A100", "h"),
-    "converted": ("learnt from Softmax, trunk at rest", "#CC79A7", "P"),
-    "labelled": ("learnt from Softmax and the text, trunk at rest", "#E69F00", "X"),
-    "joint": ("the trunk learnt from Softmax too", "#56B4E9", "p"),
-    "trained": ("trained on with the trunk", "#882255", "d"),
+    "refined": ("extra bits for frequent tokens", "#B8A100", "h"),
+    "converted": ("learnt from Softmax, backbone frozen", "#CC79A7", "P"),
+    "labelled": ("learnt from Softmax and the text, backbone frozen", "#E69F00", "X"),
+    "joint": ("the backbone learnt from Softmax too", "#56B4E9", "p"),
+    "trained": ("trained on with the backbone", "#882255", "d"),
     "peer": ("no code: low rank, quantised, trimmed", "#7F7F7F", "v"),
 }
 METRICS = {"top1": "top-1 next-token accuracy", "f1": "BERTScore F1"}
@@ -81,7 +82,7 @@ def curves(results: Sequence[Result]) -> Picture:
     setting = results[0].config["setting"]
     groups: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: (result.metrics["decision"] is not None, _parameters(result))):
-        if result.metrics.get("peer") is None:  # those were not trained
+        if result.metrics.get(FILE_KEY) is None:  # those were not trained
             groups.setdefault(label_of(result), []).append(result)
     looks = _curve_looks(list(groups))
     kinds = {
@@ -117,7 +118,7 @@ def look(family: str) -> tuple[str, str, str]:
 
 def short(row: Row) -> str:
     """`Minimal (13, 0)`: the kind of head is told by the colour."""
-    return row.label.replace(" MTL-ECOC", "").replace(" ECOC", "").split(" + ")[0]
+    return row.name.replace(" MTL-ECOC", "").replace(" ECOC", "")
 
 
 def name_sizes(axis: Any) -> None:

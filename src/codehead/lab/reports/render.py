@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,22 +16,17 @@ class Rendered:
     """What was written, and the files that were left out of it."""
 
     page: Path  # report.html, which needs no other file
-    markdown: Path  # report.md, with its pictures beside it
+    markdown: Path  # report.md, with two pictures beside it
     damaged: tuple[Damaged, ...]
 
 
-def render(
-    results_folder: str | Path,
-    out: str | Path | None = None,
-    *,
-    extra: Mapping[str, Mapping[str, str]] | None = None,
-) -> Rendered:
+def render(results_folder: str | Path, out: str | Path | None = None) -> Rendered:
     """Write `report.html`, `report.md` and its pictures into `out` (default: `report` beside the results).
 
-    `extra` adds columns to the tables (heading → label of a row → text). Damaged files are named in the
-    report and left out of every number. Raises DataError if no file is whole or if they are of several protocols.
+    Damaged files are named in the report and left out of every number. Raises DataError if no file is whole or if they
+    are of several protocols.
     """
     folder = Path(out) if out is not None else Path(results_folder).parent / "report"
-    report = compose(results_folder, extra)
+    report = compose(results_folder)
     folder.mkdir(parents=True, exist_ok=True)
     return Rendered(write_page(report, folder), write_markdown(report, folder), report.damaged)

@@ -35,11 +35,12 @@ TERMS = {
     "of Softmax, × Softmax": "divided by the Softmax head of the same seed and setting, then averaged over seeds",
     "Resident": "bytes in memory: weights, packed codebook, and the float32 matrix that decoding unpacks from it",
     "Bytes": "stored: weights (bf16, or as the name says), biases, codebook, scales; share of the Softmax head's",
-    "+ 88 tokens": "dense rows beside the code for the most frequent tokens, and a bias for every token",
-    "+ 128 bits for 2,048": "further bits of so many tokens, the most frequent ones",
+    "code 5%": "a head with a code that takes 5% of the Softmax head's bytes; its full description is below the table",
+    "+ 88 tokens": "dense rows for the most frequent tokens, beside the code, and a bias for every token",
+    "+ 128 bits for 2,048": "extra bits for so many tokens, the most frequent ones",
     "int8, int4": "the weights of a head end as integers with a scale per row; of int4, biases as int8",
-    "trained on": "the head learnt from the Softmax head first, and then with the trunk, as Softmax did",
-    "trunk too": "the trunk learnt along with the head, from the finished model and nothing else",
+    "trained on": "the head learnt from the Softmax head first, and then with the backbone, as Softmax did",
+    "backbone too": "the backbone learnt along with the head, from the finished model and nothing else",
     "int4, error-corrected": "the Softmax head of the same run, quantised; errors corrected column by column (GPTQ)",
     "±": "half width of the 95% t-interval over seeds",
 }
@@ -65,7 +66,7 @@ class Report:
     files: tuple[tuple[str, str], ...]  # name, beginning of the checksum
 
 
-def compose(folder: str | Path, extra: Mapping[str, Mapping[str, str]] | None = None) -> Report:
+def compose(folder: str | Path) -> Report:
     """Everything that the result files of a folder have to say; raises DataError as `read_evidence` does."""
     evidence = read_evidence(folder)
     results, rows = list(evidence.results.values()), summarise(evidence)
@@ -81,7 +82,7 @@ def compose(folder: str | Path, extra: Mapping[str, Mapping[str, str]] | None = 
         source=SOURCE if number else "",
         source_address=SOURCE_ADDRESS,
         comparisons=tuple(compare(number, rows, *encoders(results))) if number else (),
-        tables=tuple(_tables(rows, extra)),
+        tables=tuple(_tables(rows)),
         pictures=tuple(_pictures(rows, results)),
         samples=tuple(samples(results, rows)),
         origin=tuple(origin(evidence)),
@@ -89,9 +90,9 @@ def compose(folder: str | Path, extra: Mapping[str, Mapping[str, str]] | None = 
     )
 
 
-def _tables(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None) -> list[Table]:
+def _tables(rows: Sequence[Row]) -> list[Table]:
     return [
-        *(table_of(group, setting_title(setting) or "All heads", extra) for setting, group in by_setting(rows).items()),
+        *(table_of(group, setting_title(setting) or "All heads") for setting, group in by_setting(rows).items()),
         *decoder_tables(rows),
     ]
 

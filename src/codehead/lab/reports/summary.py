@@ -11,6 +11,7 @@ from typing import Any
 
 from codehead.lab.reports.evidence import Evidence
 from codehead.lab.reports.naming import family_of, label_of
+from codehead.lab.reports.short_names import short_name
 from codehead.lab.result import Result
 
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, its expansion in 1/df.
@@ -69,9 +70,10 @@ class Times:
 class Row:
     """One head at one setting. A metric that its results do not have is missing from `values`."""
 
-    label: str
+    name: str  # a short one
+    label: str  # the full description
     cell: str
-    family: str  # what shares a colour in pictures: softmax, linear, mtl, codeword, refined, one of LEARNT, or peer
+    family: str  # what shares a colour: softmax, linear, mtl, codeword, refined, one of LEARNT, or peer (no code)
     setting: str
     seeds: int
     parameters: int  # of the head
@@ -147,8 +149,10 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         for name, value in measured.items():
             columns.setdefault(name, []).append(value)
     size, whole_size = first.metrics["size"], references[0].metrics["size"] if references else {}
+    label, byte_share = label_of(first), _ratio(size.get("bytes_in_bf16"), whole_size.get("bytes_in_bf16"))
     return Row(
-        label=label_of(first),
+        name=short_name(first, label, byte_share),
+        label=label,
         cell=first.config["cell"],
         family=family_of(first),
         setting=first.config["setting"],
@@ -159,7 +163,7 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         is_reference=first.config["cell"] == first.config["reference"],
         decision=first.metrics["decision"],
         bytes_resident=size.get("bytes_resident"),
-        byte_share=_ratio(size.get("bytes_in_bf16"), whole_size.get("bytes_in_bf16")),
+        byte_share=byte_share,
         bit_accuracies=_mean_bits([result.metrics["test"].get("bit_accuracies") for result in group]),
         times={name: Times(tuple(timed[repeats])) for name, repeats in TIMED.items() if timed.get(repeats)},
         decoders=_by_decoder(group, whole),

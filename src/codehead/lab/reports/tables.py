@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ class Table:
     headings: tuple[Heading, ...]
     rows: tuple[tuple[str, ...], ...]
     strong: frozenset[int] = frozenset()  # rows to set apart: the reference
+    names: tuple[tuple[str, str], ...] = ()  # what short names stand for
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -61,29 +62,22 @@ class Column:
     brief: Callable[[Row], str] | None = None  # the text for a terminal, if it is another
 
 
-def columns(
-    rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None = None, room: int = DOCUMENT
-) -> list[Column]:
-    """The columns that there is room for and that at least one row fills.
-
-    `extra` adds columns: heading → label of a row → text.
-    """
-    usual = _usual(rows)
-    for heading, texts in (extra or {}).items():
-        usual.append(Column(heading, lambda row, texts=texts: texts.get(row.label, ABSENT), "Time"))  # type: ignore[misc]
-    return [column for column in usual if column.room <= room and any(column.text(row) != ABSENT for row in rows)]
+def columns(rows: Sequence[Row], room: int = DOCUMENT) -> list[Column]:
+    """The columns that there is room for and that at least one row fills."""
+    return [
+        column for column in _usual(rows) if column.room <= room and any(column.text(row) != ABSENT for row in rows)
+    ]
 
 
-def table_of(
-    rows: Sequence[Row], caption: str = "", extra: Mapping[str, Mapping[str, str]] | None = None, room: int = REPORT
-) -> Table:
+def table_of(rows: Sequence[Row], caption: str = "", room: int = REPORT) -> Table:
     """The rows of one setting as a table."""
-    shown = columns(rows, extra, room)
+    shown = columns(rows, room)
     return Table(
         caption,
         tuple(Heading(column.heading, column.group, column.is_text) for column in shown),
         tuple(tuple(column.text(row) for column in shown) for row in rows),
         frozenset(number for number, row in enumerate(rows) if row.is_reference),
+        tuple((row.name, row.label) for row in rows if row.name != row.label),
     )
 
 
@@ -98,20 +92,22 @@ def markdown(table: Table, *, with_groups: bool = False) -> str:
         "| " + " | ".join("---" if heading.is_text else "---:" for heading in table.headings) + " |",
     ]
     lines += ["| " + " | ".join(row) + " |" for row in table.rows]
+    if table.names:
+        lines += ["", "Names: " + "; ".join(f"**{name}**: {label}" for name, label in table.names) + "."]
     return "\n".join(lines) + "\n"
 
 
-def markdown_table(rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]] | None = None) -> str:
+def markdown_table(rows: Sequence[Row]) -> str:
     """The table for a document: the columns that a reader compares heads by."""
-    return markdown(table_of(rows, extra=extra, room=DOCUMENT))
+    return markdown(table_of(rows, room=DOCUMENT))
 
 
-def rich_table(rows: Sequence[Row], title: str = "", extra: Mapping[str, Mapping[str, str]] | None = None) -> RichTable:
+def rich_table(rows: Sequence[Row], title: str = "") -> RichTable:
     """The table for a terminal, without the columns that only a document has room for."""
     from rich import box
     from rich.table import Table as RichTable
 
-    shown = columns(rows, extra, TERMINAL)
+    shown = columns(rows, TERMINAL)
     table = RichTable(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.title_justify, table.title_style = "left", "bold"
     for column in shown:
@@ -124,6 +120,8 @@ def rich_table(rows: Sequence[Row], title: str = "", extra: Mapping[str, Mapping
     for row in rows:
         texts = ((column.brief or column.text)(row) for column in shown)
         table.add_row(*texts, style="bold" if row.is_reference else None)
+    named = [f"{row.name}: {row.label}" for row in rows if row.name != row.label]
+    table.caption, table.caption_justify = "\n".join(named) or None, "left"
     return table
 
 
@@ -165,7 +163,7 @@ def _usual(rows: Sequence[Row]) -> list[Column]:
     counted_room, ratio_room = (DOCUMENT, DOCUMENT) if weighed else (TERMINAL, REPORT)
     loss_brief = lambda row: node_loss(row).split(" ±")[0]  # noqa: E731
     return [
-        Column("Head", lambda row: row.label, is_text=True, brief=lambda row: row.label.replace(", ", ",")),
+        Column("Head", lambda row: row.name, is_text=True, brief=lambda row: row.name.replace(", ", ",")),
         Column("Seeds", lambda row: str(row.seeds) if differ else ABSENT, room=DOCUMENT),
         Column("Params", _parameters, "Size of the head", counted_room),
         Column(

@@ -1,4 +1,4 @@
-"""The models that cells start from, where a protocol brings its own: trained with Softmax, once."""
+"""Runs in a store: each is trained once, goes on where it was stopped, or is found trained."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codehead.errors import CheckpointError, ConfigurationError
-from codehead.lab.protocols.preparation import Context
-from codehead.lab.protocols.protocol import Protocol, expand
+from codehead.errors import CheckpointError
 from codehead.training.config import RunConfig
 from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
 from codehead.training.provenance import file_records
@@ -16,27 +14,6 @@ from codehead.training.run import train
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
-
-
-def backbone_config(protocol: Protocol, name: str, context: Context) -> RunConfig:
-    """The run that trains the backbone `name`, in its folder of the store.
-
-    Without `data.train` of its own, on the training split of the protocol, read as text.
-    """
-    values = expand(protocol.backbones[name], context.variables)
-    data = values.setdefault("data", {})
-    if not data.get("train"):
-        if not context.data:
-            raise ConfigurationError(f"backbones.{name}.data.train is missing; name its source, or give a split")
-        data.update(train=context.data["train"], as_text=True)
-    return context.store.placed(values)
-
-
-def train_backbone(
-    protocol: Protocol, name: str, context: Context, callbacks: Sequence[TrainerCallback] = ()
-) -> dict[str, Any]:
-    """Train the backbone, or go on, or find it trained; returns its `run.json`."""
-    return train_once(backbone_config(protocol, name, context), callbacks)
 
 
 def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:

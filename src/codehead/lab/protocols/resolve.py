@@ -1,0 +1,178 @@
+"""Entries of a protocol file → cells that carry everything that is needed to train and to measure them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from codehead.codes import load
+from codehead.config import DecisionConfig, ModelShape
+from codehead.errors import ConfigurationError
+from codehead.lab.baselines.config import FILE_KEY, BaselineConfig
+from codehead.lab.protocols.architecture import source_architecture
+from codehead.lab.protocols.layout import result_path
+from codehead.lab.protocols.preparation import Context
+from codehead.lab.protocols.protocol import Entry, Protocol, expand, merged
+from codehead.lab.protocols.store import of_files
+from codehead.lab.result import canonical_json
+from codehead.training.config import RunConfig
+
+HALF = "half"  # a width that gives the MTL head half of the Softmax parameters
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The model that cells start from, where a protocol brings its own: trained with Softmax, once."""
+
+    name: str
+    run: RunConfig
+
+    @property
+    def key(self) -> str:
+        """What reports and failures call its training."""
+        return f"backbone {self.name}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a protocol, ready to be trained and measured."""
+
+    protocol: Protocol
+    """How it is measured: batch size, answers, decoders."""
+    entry: Entry
+    run: RunConfig
+    """What is trained, in its folder of the store; of a baseline the reference's run."""
+    backbone: Backbone | None
+    """None for a model of its own."""
+    result: Path
+    """The file of its result."""
+    source: dict[str, Any]
+    """`model` and `tokenizer`, of the backbone if there is one, before either is made."""
+
+    @property
+    def key(self) -> str:
+        """`10M/minimal/seed-0`."""
+        return self.entry.key
+
+    @property
+    def name(self) -> str:
+        """The cell's name in the file."""
+        return self.entry.name
+
+    @property
+    def baseline(self) -> BaselineConfig | None:
+        """What is done to the head of the reference's run; None if it is a run of its own."""
+        return self.entry.baseline
+
+    @cached_property
+    def architecture(self) -> Any:
+        """The transformers configuration of its model; ConfigurationError if a hub id or a local folder gives none."""
+        return source_architecture(self.source)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What the result says of its cell; free of local paths, because variables are not expanded."""
+        protocol, entry = self.protocol, self.entry
+        return {
+            "protocol": protocol.name,
+            "description": protocol.description,
+            "paper": protocol.paper,
+            "cell": entry.name,
+            "setting": entry.setting,
+            "seed": entry.seed,
+            "reference": protocol.reference,
+            "split": protocol.split,
+            "run": entry.config,
+            **self.of_baseline,
+            "backbone": None if entry.backbone is None else protocol.backbones[entry.backbone],
+            **self.measures,
+        }
+
+    @property
+    def of_baseline(self) -> dict[str, Any]:
+        """What files say of the baseline; nothing if there is none."""
+        if self.baseline is None:
+            return {}
+        return {FILE_KEY: self.baseline.as_dict(), **of_files(self.baseline.as_dict())}
+
+    @property
+    def measures(self) -> dict[str, Any]:
+        """What is measured beside accuracy, likelihood and size."""
+        protocol = self.protocol
+        decoders = {"decoders": list(protocol.decoders)} if protocol.decoders else {}
+        return {"answers": asdict(protocol.answers) if protocol.answers is not None else None, **decoders}
+
+    @property
+    def of_code_files(self) -> dict[str, Any]:
+        """`files`, the records of those that the decision layer is made of, or nothing."""
+        baseline = None if self.baseline is None else self.baseline.as_dict()
+        return of_files(
+            {"decision": None if self.run.decision is None else self.run.decision.to_dict(), FILE_KEY: baseline}
+        )
+
+
+def resolve(protocol: Protocol, context: Context, out: Path, entries: Sequence[Entry]) -> list[Cell]:
+    """The cells of some entries of a protocol, whose results belong to the folder `out`.
+
+    Runs are named by the content of what they read, so what a protocol prepares must be there before they are trained.
+    Raises ConfigurationError for a configuration that cannot run.
+    """
+    names = dict.fromkeys(entry.backbone for entry in entries if entry.backbone is not None)
+    backbones = {name: Backbone(name, _backbone_run(protocol, name, context)) for name in names}
+    return [_resolved(protocol, entry, context, out, backbones) for entry in entries]
+
+
+def half_width(hidden_size: int, num_classes: int, num_bits: int) -> int:
+    """The d whose MTL head n·(H·d + d) is as near as can be to half of the Softmax head's V·H parameters."""
+    return max(1, round(num_classes * hidden_size / 2 / (num_bits * (hidden_size + 1))))
+
+
+def _resolved(protocol: Protocol, entry: Entry, context: Context, out: Path, backbones: Mapping[str, Backbone]) -> Cell:
+    """The cell of an entry; a width of "half" becomes a number here."""
+    values = _values(entry, context)
+    backbone = None if entry.backbone is None else backbones[entry.backbone]
+    described = entry.config if backbone is None else protocol.backbones[backbone.name]
+    source = expand({key: described.get(key) for key in ("model", "tokenizer")}, context.variables)
+    decision = values.get("decision") or {}
+    if decision.get("width") == HALF:
+        shape = ModelShape.of_config(source_architecture(source))
+        decision["width"] = half_width(shape.hidden_size, shape.num_classes, _bits(decision, shape.num_classes))
+    if backbone is not None:
+        values["model"] = backbone.run.output_dir
+    data = values.get("data") or {}
+    if not data.get("test") or not data.get("validation"):
+        raise ConfigurationError(
+            "a protocol needs a validation and a test source; give base.data.validation and base.data.test, or split"
+        )
+    return Cell(protocol, entry, context.store.placed(values), backbone, result_path(out, entry), source)
+
+
+def _backbone_run(protocol: Protocol, name: str, context: Context) -> RunConfig:
+    """Without `data.train` of its own it learns from the training split of the protocol, read as text."""
+    values = expand(protocol.backbones[name], context.variables)
+    data = values.setdefault("data", {})
+    if not data.get("train"):
+        if not context.data:
+            raise ConfigurationError(f"backbones.{name}.data.train is missing; name its source, or give a split")
+        data.update(train=context.data["train"], as_text=True)
+    return context.store.placed(values)
+
+
+def _values(entry: Entry, context: Context) -> dict[str, Any]:
+    """The fields of a run with variables expanded, prepared data and tokenizer in their places."""
+    values = expand(entry.config, context.variables)
+    if context.data:  # its files hold the field `text`, whatever the source's was called
+        values = merged(values, {"data": {**context.data, "text_field": None, "as_text": False, "max_documents": None}})
+    spec = entry.config.get("tokenizer")
+    if isinstance(spec, dict):
+        values["tokenizer"] = context.tokenizers[canonical_json(spec)]
+    return values
+
+
+def _bits(decision: Mapping[str, Any], num_classes: int) -> int:
+    """Codeword length of a decision layer that is not built yet, check bits included."""
+    config = DecisionConfig.from_dict({key: value for key, value in decision.items() if key != "width"})
+    return load(str(config.code)).length if config.is_codebook_file else config.length(num_classes)
