@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md"]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 """A block of code; a comment in the line before says why it is not run."""
 SHELL = """
@@ -74,7 +74,10 @@ def test_python_blocks_are_python(document):
 
 def test_a_block_with_a_reason_is_not_run():
     text = "<!-- not run: from the hub -->\n```bash\nfalse\n```\n\n```bash\ntrue\n```\n"
-    assert [(block.code, block.is_run, block.line) for block in blocks(text)] == [("false\n", False, 3), ("true\n", True, 7)]
+    assert [(block.code, block.is_run, block.line) for block in blocks(text)] == [
+        ("false\n", False, 3),
+        ("true\n", True, 7),
+    ]
 
 
 def test_a_command_that_fails_is_noticed(tmp_path):
@@ -93,7 +96,9 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name
+)
 def test_links_lead_somewhere(document):
     text = document.read_text(encoding="utf-8")
     for target in LINK.findall(text):
