@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Without bytecode, pytest would rewrite the assertions of every test module in every process, for seconds each.
 PYTEST := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo real-models test test-slow test-page mutation check format clean
+.PHONY: help setup demo real-models test test-slow test-page mutation api check format clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ mutation: $(VENV)/.installed-dev  ## The share of changes in decoding, codes and
 	$(PIP) mutmut
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 | tail -1
 	$(BIN)/mutmut results
+
+api: $(VENV)/.installed-dev  ## Write docs/api.md from the docstrings
+	$(BIN)/python docs/make_api.py
 
 check: $(VENV)/.installed-dev  ## Lint, types, layers, tests: what must pass
 	$(BIN)/ruff check .

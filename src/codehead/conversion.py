@@ -85,7 +85,7 @@ def convert(
         options: as for `conversion_config`: steps, tokens, backbone_steps, calibrate, seed, dtype, …
 
     Raises:
-        ConfigurationError: a value that cannot be, a model that is coded already, or a folder that holds something else.
+        ConfigurationError: an impossible value, a model that is coded already, or a folder that holds something else.
         DataError: unusable data.
     """
     with _named(model, tokenizer) as name, _filed(text) as source:

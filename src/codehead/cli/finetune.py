@@ -46,8 +46,8 @@ def finetune(
 ) -> None:
     """Adapt an existing model: its own decision layer, or a new one given by --code or --budget.
 
-    With --budget the new head learns from the old one first; then backbone and head learn from the text, and the head is
-    rounded. A run that was stopped goes on from its last complete checkpoint when
+    With --budget the new head learns from the old one first; then backbone and head learn from the text, and the head
+    is rounded. A run that was stopped goes on from its last complete checkpoint when
     the same command is given again.
     """
     from rich.console import Console

@@ -11,7 +11,7 @@ from typing import Any
 from codehead.codes import load
 from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError
-from codehead.lab.baselines.config import FILE_KEY, BaselineConfig
+from codehead.lab.baselines.config import FILE_KEY, HALF, BaselineConfig
 from codehead.lab.protocols.architecture import source_architecture
 from codehead.lab.protocols.layout import result_path
 from codehead.lab.protocols.preparation import Context
@@ -19,8 +19,6 @@ from codehead.lab.protocols.protocol import Entry, Protocol, expand, merged
 from codehead.lab.protocols.store import of_files
 from codehead.lab.result import canonical_json
 from codehead.training.config import RunConfig
-
-HALF = "half"  # a width that gives the MTL head half of the Softmax parameters
 
 
 @dataclass(frozen=True)

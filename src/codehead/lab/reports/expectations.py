@@ -26,8 +26,8 @@ from codehead.training.config import as_of_today
 FOLDERS = "frontier-*"
 SHARES = dict(zip(METRICS, ("share", "perplexity_ratio"), strict=True))  # what the summary calls them
 BY_SIZE = {
-    "code": "additive", "bits": 16, "extra_bits": 0, "extra_bit_tokens": 0, "dense_rows": 0, "token_bias": True, "seed": 0,
-    "weights": "int4", "packed": True, "start": "old_head",
+    "code": "additive", "bits": 16, "extra_bits": 0, "extra_bit_tokens": 0, "dense_rows": 0, "token_bias": True,
+    "seed": 0, "weights": "int4", "packed": True, "start": "old_head",
 }  # fmt: skip
 """What a budget decides of a decision layer, what makes no difference, or what is told apart, all set alike."""
 CODES = ("additive", "itq")
