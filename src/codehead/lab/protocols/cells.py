@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codehead.config.size import FLOAT_BYTES as WEIGHT_BYTES
 from codehead.config.size import INTEGER_BITS
 from codehead.evaluation.metrics import evaluate
-from codehead.evaluation.size import WEIGHT_BYTES, model_size
+from codehead.evaluation.size import model_size
 from codehead.lab.answers.encoder import find_encoder
 from codehead.lab.answers.scoring import score_answers
 from codehead.lab.baselines.compress import compress

@@ -59,7 +59,7 @@ def _told(result: Result) -> list[str]:
 def _way(result: Result) -> str:
     """How a decision layer learnt from a Softmax head; nothing if it did not.
 
-    "converted" with a frozen backbone, "labelled" with the text's own tokens, "joint" with the backbone, in the place of
+    "converted" with a frozen backbone, "labelled" with the text's own tokens, "joint" with the backbone, in place of
     a finished head; "trained" before a training of its own.
     """
     distil = _distillation(result)
