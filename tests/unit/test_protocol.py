@@ -223,7 +223,7 @@ def test_half_width_is_the_nearest(hidden: int, classes: int, bits: int) -> None
 def test_a_width_of_half_becomes_a_number(protocol: Protocol, path: Path) -> None:
     (cell,) = resolved(protocol, path, protocol.plan(["small/mtl/seed-0"]))
     assert cell.run.decision is not None
-    assert cell.run.decision["width"] == half_width(16, 300, 20)
+    assert cell.run.decision.width == half_width(16, 300, 20)
 
 
 def test_half_of_the_width_is_found_for_a_code_in_a_file(path: Path) -> None:
@@ -232,7 +232,7 @@ def test_half_of_the_width_is_found_for_a_code_in_a_file(path: Path) -> None:
     protocol = Protocol.from_yaml(path)
     (cell,) = resolved(protocol, path, protocol.plan(["small/mtl/seed-0"]))
     assert cell.run.decision is not None
-    assert cell.run.decision["width"] == half_width(16, 300, 24)
+    assert cell.run.decision.width == half_width(16, 300, 24)
 
 
 def test_documents_are_split_by_content_into_disjoint_files(protocol: Protocol, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The committed protocols mean what they meant when their results were measured: same cells, folders and records."""
+"""The committed protocols mean what they meant when their results were measured: same cells and records."""
 
 from __future__ import annotations
 
@@ -38,15 +38,14 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def rows(name: str, variables: dict[str, str], out: Path) -> list[list[Any]]:
-    """Of every cell its key, the places of its result, run and backbone, its baseline, and what its result says."""
+    """Of every cell its key, the place of its result, its backbone, its baseline, and what its result says."""
     protocol = find(name)
     context = locate(protocol, Store(out / "store"), variables)
     return [
         [
             cell.key,
             cell.result.relative_to(out).as_posix(),
-            Path(cell.run.output_dir).name,
-            None if cell.backbone is None else Path(cell.backbone.run.output_dir).name,
+            None if cell.backbone is None else cell.backbone.name,
             None if cell.baseline is None else cell.baseline.as_dict(),
             cell.record,
         ]
