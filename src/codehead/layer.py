@@ -33,7 +33,7 @@ class Decision(nn.Module):
     A decoder that is fitted to predictions adds its weights as buffers, which are saved in a checkpoint; they are zeros
     until `fit_decoder`.
 
-    The outputs are n bit logits, with `corrections` K logits of a shortlist after them, with a `chain` its features,
+    The outputs are n bit logits, with `corrections` K logits of dense rows after them, with a `chain` its features,
     or `log_probabilities` of tokens: see `codehead.readings`.
 
     Codewords and the ids of tokens are integers with a checksum, the module `seal`. Everything that reads outputs
@@ -61,8 +61,8 @@ class Decision(nn.Module):
         self.log_probabilities = log_probabilities
         if corrections is not None and (chain is not None or log_probabilities):
             raise ConfigurationError(
-                "this head gives every token a probability, and all of them sum to 1 without what a shortlist or a "
-                "bias per token would add; leave shortlist and token_bias away"
+                "this head gives every token a probability, and all of them sum to 1 without what dense rows or a "
+                "bias per token would add; omit dense_rows and token_bias"
             )
         self.reading.check()
         self.loss_name = loss
@@ -190,10 +190,10 @@ class Decision(nn.Module):
 
     def _refuse_packed(self, decoder: str) -> None:
         if self.table.is_implicit:
-            raise ConfigurationError("the code one_vs_all has no codewords that could stay packed; leave packed away")
+            raise ConfigurationError("the code one_vs_all has no codewords that could stay packed; omit packed")
         if self.chain is not None or decoder == "inverse_hamming":
             what = "a chain" if self.chain is not None else "decoder 'inverse_hamming'"
-            raise ConfigurationError(f"{what} needs the codewords unpacked; leave packed away, or choose another")
+            raise ConfigurationError(f"{what} needs the codewords unpacked; omit packed, or choose another")
 
     @property
     def decoder_weights(self) -> dict[str, Tensor] | None:
@@ -286,7 +286,7 @@ class DecisionLayer(nn.Module):
         if outputs is not None and outputs != self.decision.num_outputs:
             raise ConfigurationError(
                 f"the head gives {outputs} outputs but the decision layer reads {self.decision.num_outputs}; build the "
-                "head with num_bits=codebook.length, inside a ShortlistHead if there is a shortlist"
+                "head with num_bits=codebook.length, inside a ShortlistHead if there are dense rows"
             )
 
     def forward(self, hidden: Tensor) -> Tensor:

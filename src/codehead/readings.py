@@ -105,7 +105,7 @@ class IndependentBits(Reading):
 
 @final
 class CorrectedBits(Reading):
-    """n bit logits, then m of further bits for some tokens, then one logit per token of a shortlist; a bias per token.
+    """n bit logits, then m of further bits for some tokens, one logit per token with a dense row, a bias per token.
 
     What is added to scores of single tokens is measured in log-probability, so it needs the loss that alone can train
     it, and the decoder that ranks by log-probability.
@@ -113,8 +113,8 @@ class CorrectedBits(Reading):
 
     losses = ("codeword",)
     decoders = ("likelihood",)
-    no_loss = "cannot train a shortlist or a bias per token, which change the scores of tokens and no bit"
-    no_decoder = "does not score tokens by their log-probability, which a shortlist or a bias per token is added to"
+    no_loss = "cannot train dense rows or a bias per token, which change the scores of tokens and no bit"
+    no_decoder = "does not score tokens by their log-probability, which dense rows or a bias per token add to"
 
     def __init__(self, table: CodewordTable, corrections: Corrections) -> None:
         super().__init__(table)
@@ -124,7 +124,7 @@ class CorrectedBits(Reading):
         if self.table.is_implicit:
             raise ConfigurationError(
                 "the one_vs_all code has a row and, with head_params={'bias': True}, a bias for every token already; "
-                "leave shortlist and token_bias away"
+                "omit dense_rows and token_bias"
             )
         known, classes = self.corrections.num_classes, self.table.num_classes
         if known != classes:

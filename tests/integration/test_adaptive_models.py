@@ -156,7 +156,7 @@ def test_half_precision(dtype):
         ({"code": "sparse_random", "bits": 44}, "choose code='one_vs_all'"),
         ({"loss": "bitwise"}, "loss='bitwise' looks at single bits, .* choose loss='codeword'"),
         ({"decoder": "hamming"}, "decoder='hamming' looks at single bits"),
-        ({"dense_rows": [3]}, "leave shortlist and token_bias away"),
+        ({"dense_rows": [3]}, "omit dense_rows and token_bias"),
         ({"head_params": {}}, "needs cutoffs"),
         ({"width": 3}, "no option 'width'"),
     ],

@@ -112,7 +112,7 @@ def test_what_a_chain_cannot_do_is_refused(chained):
         codehead.fold(model)
     for options, message in (
         ({"start": "old_head"}, "or start='random'"),
-        ({"dense_rows": [1], "loss": "codeword"}, "leave shortlist and token_bias away"),
+        ({"dense_rows": [1], "loss": "codeword"}, "omit dense_rows and token_bias"),
         ({"code": "one_vs_all"}, "choose a binary code"),
         ({"code": "minrandom", "bits": 24}, "A chain needs no redundancy"),
         ({"decoder": "euclidean"}, "choose decoder='likelihood'"),

@@ -60,7 +60,7 @@ def config(stock, out, **changes):
     [
         ({"dense_rows": 291}, "dense_rows=291 is not between 0 and the number of tokens 290"),
         ({"extra_bit_tokens": [290]}, "refined holds ids from 290 to 290"),
-        ({"loss": "bitwise"}, "loss='bitwise' cannot train a shortlist"),
+        ({"loss": "bitwise"}, "loss='bitwise' cannot train dense rows"),
         ({"decoder": "hamming", "dense_rows": 0}, "decoder='hamming' does not score tokens"),
     ],
 )

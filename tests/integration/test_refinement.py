@@ -150,7 +150,7 @@ def test_the_size_counts_marks_symbols_rows_and_the_unpacked_matrix():
         ({"extra_bits": None}, "extra_bits=None is not possible"),
         ({"extra_bits": 2**26}, "extra_bits=67108864 of 20 tokens: .* choose a shorter code"),
         ({"code": "one_vs_all", "bits": None, "dense_rows": 0}, "refined makes the codewords of a binary code longer"),
-        ({"loss": "bitwise"}, "loss='bitwise' cannot train a shortlist"),
+        ({"loss": "bitwise"}, "loss='bitwise' cannot train dense rows"),
     ],
 )
 def test_impossible_refinements_are_named(changes, message):

@@ -8,8 +8,8 @@ from torch.nn import AdaptiveLogSoftmaxWithLoss
 
 from codehead import heads
 from codehead.codes import build
+from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError
-from codehead.evaluation.size import decision_size
 from codehead.layer import DecisionLayer
 
 HIDDEN, V, CUTOFFS = 16, 60, [7, 25]
@@ -105,7 +105,8 @@ def test_its_loss_is_that_of_its_log_probabilities():
 
 
 def test_size_is_that_of_the_parameters_in_bf16_and_four_bytes_a_token():
-    size = decision_size(HIDDEN, V, V, head="adaptive", head_options={"cutoffs": CUTOFFS, "bias": True}, implicit=True)
+    config = DecisionConfig(code="one_vs_all", head="adaptive", head_params={"cutoffs": CUTOFFS, "bias": True})
+    size = config.size(ModelShape(HIDDEN, V))
     parameters = 9 * (HIDDEN + 1) + 4 * HIDDEN + 18 * (4 + 1) + 1 * HIDDEN + 35 * (1 + 1)
     assert size.head_parameters == parameters == sum(p.numel() for p in adaptive(bias=True).parameters())
     assert size.bytes_stored == size.bytes_resident == size.bytes_read_per_token == 2 * parameters + 4 * V

@@ -248,7 +248,7 @@ def test_what_reads_bits_without_a_token_is_refused():
         made.decision.decoder_name = "hamming"
     with pytest.raises(ConfigurationError, match=r"decision\.nodes"):
         made.decision.bit_logits(torch.zeros(1, made.head.out_features))
-    with pytest.raises(ConfigurationError, match="leave shortlist and token_bias away"):
+    with pytest.raises(ConfigurationError, match="omit dense_rows and token_bias"):
         Decision(build("minimal", 5), corrections=Corrections(5, torch.tensor([1]), True), chain=Chain(3, 2))
     with pytest.raises(ConfigurationError, match="the chain has 4 bits but the code has length 3"):
         Decision(build("minimal", 5), chain=Chain(4, 2))

@@ -1,4 +1,4 @@
-"""A shortlist and a bias per token: what they add to scores, what they refuse."""
+"""Dense rows and a bias per token: what they add to scores, what they refuse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ V, BITS = 23, 9
 
 
 def corrected(dense_rows=(4, 17, 0), token_bias=True, loss="codeword", design="minrandom"):
-    corrections = Corrections(V, torch.tensor(shortlist, dtype=torch.int32), token_bias)
+    corrections = Corrections(V, torch.tensor(dense_rows, dtype=torch.int32), token_bias)
     bits = {"sparse_random": 30}.get(design, BITS)
     decision = Decision(build(design, V, bits=bits, seed=1), loss, corrections=corrections)
     if token_bias:
@@ -33,12 +33,12 @@ def corrected(dense_rows=(4, 17, 0), token_bias=True, loss="codeword", design="m
 @pytest.mark.parametrize("design", ["minrandom", "sparse_random"])
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**31), tokens=st.integers(1, 4))
-def test_a_shortlist_is_ternary_columns_read_by_their_margin(design, seed, tokens):
+def test_dense_rows_are_ternary_columns_read_by_their_margin(design, seed, tokens):
     decision = corrected(design=design)
     outputs = torch.randn(tokens, decision.num_outputs, generator=torch.Generator().manual_seed(seed)).double() * 3
-    n, shortlist = decision.table.length, decision.corrections.shortlist
-    columns = torch.zeros(V, len(shortlist), dtype=torch.float64)
-    columns[shortlist.long(), torch.arange(len(shortlist))] = 1
+    n, listed = decision.table.length, decision.corrections.shortlist
+    columns = torch.zeros(V, len(listed), dtype=torch.float64)
+    columns[listed.long(), torch.arange(len(listed))] = 1
     codewords = decision.table.signs().double()
     code = (codewords.abs() * F.logsigmoid(codewords * outputs[:, None, :n])).sum(-1)
     expected = code + outputs[:, n:] @ columns.T + decision.corrections.token_bias.double()
@@ -83,7 +83,7 @@ def test_chunks_of_the_loss_change_neither_value_nor_gradient(monkeypatch):
     torch.testing.assert_close(gradients(), whole)
 
 
-def test_a_new_shortlist_changes_nothing_yet():
+def test_new_dense_rows_change_nothing_yet():
     codebook = build("minrandom", V, bits=BITS)
     head = heads.build("linear", 8, BITS)
     layer = DecisionLayer(
@@ -93,7 +93,7 @@ def test_a_new_shortlist_changes_nothing_yet():
     assert torch.equal(layer(hidden), token_scores(head(hidden), CodewordTable(codebook)))
 
 
-def test_a_shortlist_learns_what_the_code_cannot():
+def test_dense_rows_learn_what_the_code_cannot():
     """Two columns cannot tell 16 tokens that depend on 8 directions apart; rows of their own can."""
     torch.manual_seed(0)
     codebook = build("minimal", 16)
@@ -110,15 +110,15 @@ def test_a_shortlist_learns_what_the_code_cannot():
     assert torch.equal(layer.decode(hidden).ids.squeeze(-1), labels)
 
 
-def test_the_most_frequent_tokens_make_the_shortlist_and_equal_counts_go_by_id():
-    assert choose_tokens("shortlist", 3, torch.tensor([5, 9, 0, 5, 7]), 5).tolist() == [1, 4, 0]
-    assert choose_tokens("shortlist", [2, 0], None, 5).tolist() == [2, 0]
-    assert choose_tokens("shortlist", np.array([2, 0]), None, 5).tolist() == [2, 0]
-    assert choose_tokens("shortlist", 0, None, 5).tolist() == choose_tokens("shortlist", [], None, 5).tolist() == []
+def test_the_most_frequent_tokens_get_dense_rows_and_equal_counts_go_by_id():
+    assert choose_tokens("dense_rows", 3, torch.tensor([5, 9, 0, 5, 7]), 5).tolist() == [1, 4, 0]
+    assert choose_tokens("dense_rows", [2, 0], None, 5).tolist() == [2, 0]
+    assert choose_tokens("dense_rows", np.array([2, 0]), None, 5).tolist() == [2, 0]
+    assert choose_tokens("dense_rows", 0, None, 5).tolist() == choose_tokens("dense_rows", [], None, 5).tolist() == []
 
 
 @pytest.mark.parametrize(
-    ("shortlist", "counts", "message"),
+    ("dense_rows", "counts", "message"),
     [
         (2, None, "give statistics"),
         (6, None, "dense_rows=6 is not between 0 and the number of tokens 5"),
@@ -130,9 +130,9 @@ def test_the_most_frequent_tokens_make_the_shortlist_and_equal_counts_go_by_id()
         ("many", None, "neither a number of tokens nor a list"),
     ],
 )
-def test_impossible_shortlists_are_refused(shortlist, counts, message):
+def test_impossible_dense_rows_are_refused(dense_rows, counts, message):
     with pytest.raises(ConfigurationError, match=message):
-        choose_tokens("shortlist", shortlist, counts, 5)
+        choose_tokens("dense_rows", dense_rows, counts, 5)
 
 
 def test_what_cannot_train_or_rank_corrections_is_refused():
@@ -143,7 +143,7 @@ def test_what_cannot_train_or_rank_corrections_is_refused():
         decision.decoder_name = "hamming"
     with pytest.raises(ConfigurationError, match="choose loss='codeword'"):
         decision.loss_name = "bitwise"
-    with pytest.raises(ConfigurationError, match="leave shortlist and token_bias away"):
+    with pytest.raises(ConfigurationError, match="omit dense_rows and token_bias"):
         Decision(build("one_vs_all", 5), "codeword", corrections=Corrections(5, torch.tensor([1]), False))
     with pytest.raises(ConfigurationError, match="for 23 tokens but the code has 5 classes"):
         Decision(build("minimal", 5), "codeword", corrections=Corrections(V, torch.tensor([1]), False))
@@ -158,13 +158,3 @@ def test_nan_is_refused():
     outputs[0, -1] = float("nan")
     with pytest.raises(ConfigurationError, match="NaN or infinity"):
         decision.decode(outputs)
-
-
-def test_a_scale_per_token_multiplies_the_score_of_its_codeword():
-    corrections = Corrections(V, torch.empty(0, dtype=torch.int32), False, token_scale=True)
-    with torch.no_grad():
-        corrections.token_scale[3] = 2.5
-    scores = torch.randn(4, V)
-    expected = scores.clone()
-    expected[:, 3] *= 2.5
-    assert torch.equal(corrections(scores, scores[:, :0]), expected)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from codehead.codes import build
+from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
 from codehead.training import logistic
 from codehead.training.growing import grown, grows
@@ -28,24 +29,28 @@ def seen():
     return prototypes, prototypes[labels] + 0.5 * torch.randn(4000, HIDDEN, generator=generator), labels
 
 
+def growing(**fields):
+    return DecisionConfig(code="ecoc_one", **fields)
+
+
 def test_a_code_grows_to_its_length_and_keeps_its_start(seen):
     start = build("merged_decoc", V, prototypes=seen[0].numpy())
-    code = grown({"code": "ecoc_one", "bits": 11, "code_params": {"start": start, "rounds": 3}}, *seen)
+    code = grown(growing(bits=11, code_params={"start": start, "rounds": 3}), *seen)
     assert code.design == "ecoc_one" and code.length == 11
     assert np.array_equal(code.to_array()[:, : start.length], start.to_array())
 
 
 def test_every_round_asks_anew_what_is_confused(seen):
     """The columns of the first round are the same however many follow; those after it are not."""
-    once = grown({"bits": 11, "code_params": {"rounds": 1}}, *seen).to_array()
-    twice = grown({"bits": 11, "code_params": {"rounds": 2}}, *seen).to_array()
-    begun = grown({"bits": 8, "code_params": {"rounds": 1}}, *seen).to_array()
+    once = grown(growing(bits=11, code_params={"rounds": 1}), *seen).to_array()
+    twice = grown(growing(bits=11, code_params={"rounds": 2}), *seen).to_array()
+    begun = grown(growing(bits=8, code_params={"rounds": 1}), *seen).to_array()
     assert np.array_equal(once[:, :8], begun) and np.array_equal(twice[:, :8], begun)
     assert not np.array_equal(once, twice)
 
 
 def test_the_same_seed_gives_the_same_code(seen):
-    decision = {"bits": 10, "seed": 4}
+    decision = growing(bits=10, seed=4)
     assert grown(decision, *seen).checksum == grown(decision, *seen).checksum
 
 
@@ -53,10 +58,10 @@ def test_a_length_that_leaves_no_column_for_a_round_is_refused(seen):
     with pytest.raises(
         ConfigurationError, match=r"bits=7 leaves 2 columns for 3 rounds after a start of 5; give bits=8"
     ):
-        grown({"bits": 7}, *seen)
+        grown(growing(bits=7), *seen)
 
 
 def test_a_code_that_is_told_what_is_confused_does_not_grow():
-    assert grows({"code": "ecoc_one", "code_params": {"rounds": 2}})
-    assert not grows({"code": "ecoc_one", "code_params": {"confusion": np.eye(3)}})
-    assert not grows({"code": "itq"})
+    assert grows(growing(code_params={"rounds": 2}))
+    assert not grows(growing(code_params={"confusion": np.eye(3)}))
+    assert not grows(DecisionConfig(code="itq"))

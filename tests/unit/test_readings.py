@@ -19,11 +19,6 @@ def corrected() -> Decision:
     return Decision(build("minrandom", V, bits=12, seed=1), "codeword", corrections=Corrections(V, rows, True))
 
 
-def split() -> Decision:
-    rows = torch.tensor([4, 17, 0], dtype=torch.int32)
-    return Decision(build("minimal", V), "codeword", corrections=Corrections(V, rows, False, split=True))
-
-
 def chained() -> Decision:
     code = build("minimal", V)
     torch.manual_seed(1)
@@ -33,7 +28,6 @@ def chained() -> Decision:
 READINGS = {
     "bits": lambda: Decision(build("minrandom", V, bits=12, seed=1)),
     "corrected bits": corrected,
-    "split": split,
     "chain": chained,
     "tokens": lambda: Decision(build("one_vs_all", V), "codeword", log_probabilities=True),
 }

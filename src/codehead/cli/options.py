@@ -30,6 +30,7 @@ Tokenizer = Annotated[
 PACKED = "Keep codewords packed in memory: a 32nd of the bytes; on a CPU long ones are then faster, short ones slower."
 Packed = Annotated[bool | None, typer.Option("--packed/--unpacked", help=PACKED, show_default="as the checkpoint says")]
 
+Bits = Annotated[int | None, typer.Option("--bits", help="Codeword length n.", rich_help_panel=DECISION)]
 BUDGET = "Bytes of the new head, as a share of the old one's in bf16, such as 5%."
 Budget = Annotated[str | None, typer.Option("--budget", help=BUDGET)]
 Speed = Annotated[

@@ -294,7 +294,7 @@ def _check_shortlist(corrections: Corrections | None) -> None:
         _check_refinement(corrections.refinement)
     except CodeheadError as error:
         raise CheckpointError(
-            f"the shortlist in the weights is damaged ({error}); restore the weights from the original checkpoint"
+            f"decision.corrections.shortlist in the weights is damaged ({error}); restore the weights from the original checkpoint"
         ) from error
 
 
