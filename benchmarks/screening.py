@@ -21,13 +21,13 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from codehead.evaluation.result import Result
 from screening_baselines import Head, built, clustered, low_rank, onnx_heads, rabitq, torch_heads
 from torch import Tensor, nn
 
-from codehead.evaluation.result import Result
 from codehead.models.hidden import hidden_states
+from codehead.models.logit_scaling import LogitScaling
 from codehead.models.selection import Selection
-from codehead.models.tail import Tail
 from codehead.screening import build
 from codehead.screening.checkpoint import _batches
 from codehead.screening.head import ScreenedLinear
@@ -63,7 +63,7 @@ def screened(head: nn.Linear, made: Screen) -> tuple[Any, int]:
     """The step of a screened head, as `generate` takes it, and the bytes it reads."""
     layer: Any = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
     layer.__class__ = ScreenedLinear
-    layer.weight, layer.screen, layer.tail = head.weight, made, Tail()
+    layer.weight, layer.screen, layer.tail = head.weight, made, LogitScaling()
     layer.selection = Selection(1, 0, [], sampling=False)
     settings = made.settings
     read = made.plane.nbytes + settings.candidates * settings.hidden_size * 4 + made.get("white").nbytes

@@ -11,7 +11,7 @@ from torch import nn
 from codehead.errors import ConfigurationError
 from codehead.heads.adaptive import AdaptiveHead
 from codehead.heads.base import HEADS
-from codehead.heads.chain import ChainHead
+from codehead.heads.chain.head import ChainHead
 from codehead.heads.linear import LinearHead
 from codehead.heads.low_rank import LowRankHead
 from codehead.heads.mtl import MTLHead

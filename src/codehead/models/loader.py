@@ -22,11 +22,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from codehead.codes.packing import row_bytes
 from codehead.codes.table import CodewordTable
 from codehead.config.size import INTEGER_BITS
-from codehead.decoding.chain import Chain
-from codehead.decoding.corrections import Corrections, choose_tokens
-from codehead.decoding.refinement import Refinement
+from codehead.decoding.extras.corrections import Corrections, choose_tokens
+from codehead.decoding.extras.extra_bits import Refinement
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.heads.base import gives_log_probabilities
+from codehead.heads.chain.conditioning import Chain
 from codehead.layer import WRITTEN, Decision
 from codehead.models import manifest, stock, surgery
 from codehead.models.causality import refuse_other_classes
@@ -294,7 +294,8 @@ def _check_shortlist(corrections: Corrections | None) -> None:
         _check_refinement(corrections.refinement)
     except CodeheadError as error:
         raise CheckpointError(
-            f"decision.corrections.shortlist in the weights is damaged ({error}); restore the weights from the original checkpoint"
+            f"decision.corrections.shortlist in the weights is damaged ({error}); restore the weights from "
+            "the original checkpoint"
         ) from error
 
 

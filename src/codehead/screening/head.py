@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codehead.models.logit_scaling import LogitScaling
 from codehead.models.selection import Selection, Step
-from codehead.models.tail import Tail
 from codehead.screening import certificate
 from codehead.screening.screen import Screen
 
@@ -38,7 +38,7 @@ class ScreenedLinear(nn.Linear):
 
     screen: Screen
     selection: Selection | None = None
-    tail: Tail
+    tail: LogitScaling
     """What the model does to what its head gives: it scales or caps."""
 
     def forward(self, hidden: Tensor) -> Tensor:

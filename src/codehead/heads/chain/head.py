@@ -23,8 +23,8 @@ class ChainHead(nn.Module):
     """Hidden states `(…, hidden)` → features `(…, blocks · width)` for a `Chain` in the decision layer.
 
     One linear map, without bias: `hidden · blocks · width` parameters. The n bits are cut into blocks of `block` bits,
-    the first of which takes the remainder. What a feature means is up to `codehead.decoding.chain.Chain`, which adds
-    what the earlier bits say, applies the `activation` and has the parameters of the bits.
+    the first of which takes the remainder. What a feature means is up to `codehead.heads.chain.conditioning.Chain`,
+    which adds what the earlier bits say, applies the `activation` and has the parameters of the bits.
 
     `weight` is three-dimensional, `(blocks, width, hidden)`, so that it is never taken for a Softmax matrix.
     """
