@@ -26,7 +26,7 @@ def coded() -> Callable[..., PreTrainedModel]:
     """Makes a tiny coded model, with a head large enough that its logits differ from token to token."""
 
     def build(name: str = "llama", tied: bool = True, **options: Any) -> PreTrainedModel:
-        model = codehead.attach(make(name, tied), **{"bits": 24, **options})
+        model = codehead.attach(make(name, tied), **{"code": "minrandom", "bits": 24, **options})
         with torch.no_grad():
             for parameter in model.get_output_embeddings().parameters():
                 parameter.mul_(5)
@@ -97,7 +97,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def coded_folder(place: Path) -> Path:
     """The model of `place` with a decision layer, saved."""
-    attach(str(place / "model"), place / "coded", bits=20)
+    attach(str(place / "model"), place / "coded", code="minrandom", bits=20)
     return place / "coded"
 
 

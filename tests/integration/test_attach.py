@@ -23,8 +23,8 @@ from codehead.errors import CodebookError, ConfigurationError
 ARCHITECTURES = pytest.mark.parametrize("name", CONFIGS)
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 LAYERS = {
-    "linear": {"bits": 24},
-    "mtl": {"bits": 24, "head": "mtl", "width": 3},
+    "linear": {"code": "minrandom", "bits": 24},
+    "mtl": {"code": "minrandom", "bits": 24, "head": "mtl", "width": 3},
     "ternary": {"code": "sparse_random", "bits": 44},
     "ternary_mtl": {"code": "sparse_random", "bits": 44, "head": "mtl", "width": 3},
 }
@@ -219,15 +219,18 @@ def test_a_seed_gives_the_same_layer_and_leaves_the_global_random_state_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = codehead.attach(make("llama"), bits=24, seed=7)
+    first = codehead.attach(make("llama"), "minrandom", bits=24, seed=7)
     torch.manual_seed(5)
     second = make("llama")
     torch.manual_seed(5)
-    codehead.attach(second, bits=24, seed=7)
+    codehead.attach(second, "minrandom", bits=24, seed=7)
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(first.get_output_embeddings().weight, second.get_output_embeddings().weight)
-    assert first.config.quantization_config["checksum"] == second.config.quantization_config["checksum"]
-    other = codehead.attach(make("llama"), bits=24, seed=8)
+    assert (
+        first.config.quantization_config["codebook"]["checksum"]
+        == second.config.quantization_config["codebook"]["checksum"]
+    )
+    other = codehead.attach(make("llama"), "minrandom", bits=24, seed=8)
     assert not torch.equal(first.get_output_embeddings().weight, other.get_output_embeddings().weight)
 
 
@@ -236,7 +239,7 @@ def test_attach_takes_a_codebook_or_its_file(tmp_path, coded):
     codebook.save(tmp_path / "code.safetensors")
     given = codehead.attach(make("opt"), codebook)
     read = codehead.attach(make("opt"), str(tmp_path / "code.safetensors"))
-    assert given.config.quantization_config["checksum"] == codebook.checksum
+    assert given.config.quantization_config["codebook"]["checksum"] == codebook.checksum
     assert torch.equal(given(input_ids=tokens()).logits, read(input_ids=tokens()).logits)
 
 
@@ -251,8 +254,11 @@ REFUSED = {
     "head": ({"head": "liner"}, ConfigurationError, ["liner", "did you mean 'linear'"]),
     "loss": ({"loss": "bitwis"}, ConfigurationError, ["bitwis", "did you mean 'bitwise'"]),
     "decoder": ({"decoder": "haming"}, ConfigurationError, ["haming", "did you mean 'hamming'"]),
-    "width": ({"head": "mtl"}, ConfigurationError, ["width=None"]),
+    "width": ({"code": "minrandom", "head": "mtl"}, ConfigurationError, ["width=None"]),
     "option": ({"head_params": {"depth": 3}}, ConfigurationError, ["depth"]),
+    "field": ({"bit": 24}, ConfigurationError, ["no field 'bit'", "did you mean 'bits'"]),
+    "renamed": ({"shortlist": 3}, ConfigurationError, ["shortlist is called dense_rows now", "dense_rows=3"]),
+    "removed": ({"token_scale": True}, ConfigurationError, ["token_scale", "version 0.1", "omit it"]),
 }
 
 
@@ -347,18 +353,18 @@ def logits(model):
 
 def test_a_folded_bias_is_not_lost_in_a_checkpoint(tmp_path):
     """Stock Llama has no bias in its head: a checkpoint with one would be loaded without it, and a warning."""
-    model = codehead.attach(make("llama", tied=False), bits=24, loss="codeword", token_bias=True)
+    model = codehead.attach(make("llama", tied=False), "minrandom", bits=24, loss="codeword", token_bias=True)
     torch.nn.init.normal_(model.decision.corrections.token_bias)
     expected = logits(model)
     torch.testing.assert_close(logits(codehead.fold(model)), expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(ConfigurationError, match="LlamaForCausalLM has no bias"):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
-    codehead.attach(model, bits=24).save_pretrained(tmp_path)
+    codehead.attach(model, "minrandom", bits=24).save_pretrained(tmp_path)
     codehead.detach(model)  # the folded head is back
     with pytest.raises(ConfigurationError, match="LlamaForCausalLM has no bias"):
         model.save_pretrained(tmp_path)
-    codehead.fold(codehead.attach(model, bits=24, loss="codeword", token_bias=True))
+    codehead.fold(codehead.attach(model, "minrandom", bits=24, loss="codeword", token_bias=True))
     with pytest.raises(ConfigurationError, match="LlamaForCausalLM has no bias"):
         model.save_pretrained(tmp_path)
 
@@ -368,7 +374,7 @@ def test_a_head_that_has_a_bias_is_folded_into_one(token_bias, tmp_path):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(PhiConfig(**MODERN, tie_word_embeddings=False)).eval()
     torch.nn.init.normal_(model.lm_head.bias)
-    codehead.attach(model, bits=24, loss="codeword", token_bias=token_bias)
+    codehead.attach(model, "minrandom", bits=24, loss="codeword", token_bias=token_bias)
     if token_bias:
         torch.nn.init.normal_(model.decision.corrections.token_bias)
     expected = logits(model)
@@ -408,7 +414,7 @@ def test_resizing_the_vocabulary_is_refused_with_the_way_out(coded):
 def test_the_way_out_works(coded):
     model = codehead.detach(coded())
     model.resize_token_embeddings(VOCAB + 5, mean_resizing=False)
-    codehead.attach(model, bits=24)
+    codehead.attach(model, "minrandom", bits=24)
     assert model(input_ids=tokens()).logits.shape[-1] == VOCAB + 5
 
 
@@ -493,7 +499,7 @@ def test_models_that_share_a_configuration_stay_what_they_are():
     first = make("gemma2")
     second = type(first)(first.config)
     before = second(input_ids=tokens()).logits
-    codehead.attach(first, bits=24)
+    codehead.attach(first, "minrandom", bits=24)
     assert first.config is not second.config
     assert first.model.config is not second.model.config
     assert second.config.final_logit_softcapping is not None
@@ -505,13 +511,13 @@ def test_a_coded_configuration_without_a_decision_layer_is_refused(coded):
     model = coded()
     bare = model._stock_class(model.config)
     with pytest.raises(ConfigurationError, match="Load the checkpoint with from_pretrained"):
-        codehead.attach(bare, bits=24)
+        codehead.attach(bare, "minrandom", bits=24)
 
 
 def test_options_that_no_checkpoint_can_hold_change_nothing():
     model = make("gemma2")
     with pytest.raises(ConfigurationError, match="cannot be written to config"):
-        codehead.attach(model, bits=24, head_params={"bias": np.bool_(True)})
+        codehead.attach(model, "minrandom", bits=24, head_params={"bias": np.bool_(True)})
     assert model.config.final_logit_softcapping is not None
     assert not codehead.is_coded(model)
 

@@ -71,7 +71,7 @@ def test_what_is_no_causal_language_model_is_refused(name):
     model = build(name)
     before = type(model), model.config.to_dict(), dict(model.all_tied_weights_keys), model.get_output_embeddings()
     with pytest.raises(ConfigurationError, match=REFUSED[name][2]) as caught:
-        codehead.attach(model, bits=24)
+        codehead.attach(model, "minrandom", bits=24)
     assert name in str(caught.value)
     assert "use a causal language model" in str(caught.value)
     after = type(model), model.config.to_dict(), dict(model.all_tied_weights_keys), model.get_output_embeddings()
@@ -81,7 +81,7 @@ def test_what_is_no_causal_language_model_is_refused(name):
 @pytest.mark.parametrize("name", [name for name in REFUSED if name != "XLNetLMHeadModel"])
 def test_it_is_refused_in_low_precision_too(name):
     with pytest.raises(ConfigurationError, match=REFUSED[name][2]):
-        codehead.attach(build(name).bfloat16(), bits=24)
+        codehead.attach(build(name).bfloat16(), "minrandom", bits=24)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def test_it_is_refused_without_weights_too(name):
     with torch.device("meta"):
         model = build(name)
     with pytest.raises(ConfigurationError, match=REFUSED[name][2]):
-        codehead.attach(model, bits=24)
+        codehead.attach(model, "minrandom", bits=24)
 
 
 def test_a_bert_built_as_a_decoder_is_causal():
     torch.manual_seed(0)
     config = AutoConfig.for_model("bert", **BERT, is_decoder=True)
-    model = codehead.attach(transformers.BertLMHeadModel(config).eval(), bits=24)
+    model = codehead.attach(transformers.BertLMHeadModel(config).eval(), "minrandom", bits=24)
     ids = torch.arange(3, 10)[None]
     expected = model.decision.loss(model.bit_logits(input_ids=ids)[:, :-1], ids[:, 1:])
     torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, expected)
@@ -161,7 +161,7 @@ def test_logits_that_are_changed_after_the_head_are_refused(name, monkeypatch):
     model = Altered(CONFIGS["gpt2"]())
     head = model.get_output_embeddings()
     with pytest.raises(ConfigurationError, match="one_vs_all"):
-        codehead.attach(model, bits=24)
+        codehead.attach(model, "minrandom", bits=24)
     assert model.get_output_embeddings() is head
     codehead.attach(model, "one_vs_all", loss="codeword")  # what the model does to its logits, it goes on doing
 
@@ -171,7 +171,7 @@ def test_logits_that_are_changed_after_the_head_are_refused(name, monkeypatch):
 )
 def test_a_factor_or_another_precision_is_welcome(alter, monkeypatch):
     monkeypatch.setattr(Altered, "alter", staticmethod(alter), raising=False)
-    codehead.attach(Altered(CONFIGS["gpt2"]()), bits=24)
+    codehead.attach(Altered(CONFIGS["gpt2"]()), "minrandom", bits=24)
 
 
 @pytest.mark.parametrize("bits", [64, 110])
@@ -181,7 +181,7 @@ def test_chameleon_masks_image_tokens(bits):
     vq = {**pictures, "channel_multiplier": [1], "resolution": 16}
     model = ChameleonForConditionalGeneration(ChameleonConfig(**MODERN, vocabulary_map=vocabulary, vq_config=vq))
     with pytest.raises(ConfigurationError, match="Chameleon"):
-        codehead.attach(model, bits=bits)
+        codehead.attach(model, "minrandom", bits=bits)
 
 
 class Unshifted(LlamaForCausalLM):
@@ -204,4 +204,4 @@ class Lossless(LlamaForCausalLM):
 def test_classes_of_ones_own_are_told_by_what_they_do(kind):
     model = kind(CONFIGS["llama"]())
     with pytest.raises(ConfigurationError, match=f"the loss of {kind.__name__} is not that of the next token"):
-        codehead.attach(model, bits=24)
+        codehead.attach(model, "minrandom", bits=24)

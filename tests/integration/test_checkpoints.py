@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +30,15 @@ from codehead.models.hidden import Statistics
 
 ARCHITECTURES = pytest.mark.parametrize("name", CONFIGS)
 LAYERS = {
-    "linear": {"bits": 24},
-    "mtl": {"bits": 24, "head": "mtl", "width": 3, "head_params": {"bias": True}},
-    "tower": {"bits": 24, "head": "mtl", "width": 3, "head_params": {"groups": 5, "bias": True}},
+    "linear": {"code": "minrandom", "bits": 24},
+    "mtl": {"code": "minrandom", "bits": 24, "head": "mtl", "width": 3, "head_params": {"bias": True}},
+    "mtl in groups": {
+        "code": "minrandom",
+        "bits": 24,
+        "head": "mtl",
+        "width": 3,
+        "head_params": {"groups": 5, "bias": True},
+    },
     "ternary": {"code": "sparse_random", "bits": 44},
     "one_vs_all": {"code": "one_vs_all", "bits": None, "loss": "codeword"},
     "adaptive": {
@@ -41,8 +49,14 @@ LAYERS = {
         "loss": "codeword",
         "statistics": Statistics(torch.arange(VOCAB)),
     },
-    "biased": {"bits": 24, "loss": "codeword", "token_bias": True},
-    "corrected": {"bits": 24, "loss": "codeword", "dense_rows": [7, 2, 100], "token_bias": True},
+    "biased": {"code": "minrandom", "bits": 24, "loss": "codeword", "token_bias": True},
+    "corrected": {
+        "code": "minrandom",
+        "bits": 24,
+        "loss": "codeword",
+        "dense_rows": [7, 2, 100],
+        "token_bias": True,
+    },
 }
 SOURCE = Path(codehead.__file__).parents[1]
 
@@ -56,11 +70,15 @@ def entry(folder):
     return json.loads((folder / "config.json").read_text())["quantization_config"]
 
 
-def edit(folder, **fields):
-    """Change fields of the decision layer in config.json; None removes one."""
+def edit(folder, fields):
+    """Change fields of the entry in config.json, named as `decision.bits`; `...` removes one."""
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"].update(fields)
-    config["quantization_config"] = {k: v for k, v in config["quantization_config"].items() if v is not ...}
+    for name, value in fields.items():
+        *blocks, key = name.split(".")
+        block = functools.reduce(dict.__getitem__, blocks, config["quantization_config"])
+        block[key] = value
+        if value is ...:
+            del block[key]
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -123,7 +141,7 @@ def test_weights_offloaded_to_disk(offloaded, coded, tmp_path):
 
 def test_a_decision_layer_offloaded_to_disk(tmp_path):
     layer = {"bits": 24, "loss": "codeword", "token_bias": True, "dense_rows": [3, 50]}
-    model = codehead.attach(make("llama", tied=False), **layer)
+    model = codehead.attach(make("llama", tied=False), "minrandom", **layer)
     torch.nn.init.normal_(model.decision.corrections.token_bias)
     model.save_pretrained(tmp_path)
     device_map = {"model": "cpu", "lm_head": "cpu", "decision": "disk"}
@@ -271,7 +289,7 @@ def test_a_flipped_bit_of_the_codebook_is_found_without_checksums_too(coded, tmp
     state = load_file(tmp_path / "model.safetensors")
     state["decision.table.sign_plane"][3, 1] ^= 4
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"quantization_config\.checksum"):
+    with pytest.raises(CheckpointError, match=r"quantization_config\.codebook\.checksum"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
@@ -282,7 +300,7 @@ def test_a_damaged_shortlist_is_found_without_checksums_too(ids, coded, tmp_path
     state = load_file(tmp_path / "model.safetensors")
     state["decision.corrections.shortlist"] = torch.tensor(ids, dtype=torch.int32)
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"shortlist in the weights .* original checkpoint"):
+    with pytest.raises(CheckpointError, match=r"corrections\.shortlist in the weights .* original checkpoint"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
@@ -298,30 +316,32 @@ def test_a_missing_tensor_is_named(tensor, coded, tmp_path):
 
 
 EDITS = {
-    "checksum": ({"checksum": "0" * 64}, r"quantization_config\.checksum"),
-    "bits": ({"bits": 32}, "sign_plane.* bits"),
-    "bits of another plane": ({"bits": 23}, "lm_head.weight.* bits"),
-    "num_classes": ({"num_classes": VOCAB + 8}, r"num_classes.*128.*120"),
-    "ternary": ({"ternary": True}, "support_plane"),
-    "head": ({"head": "liner"}, "liner.*did you mean 'linear'"),
-    "head_options": ({"head_options": {"bias": True}}, "lm_head.bias.*head_options"),
-    "loss": ({"loss": "bitwis"}, "bitwis.*did you mean 'bitwise'"),
-    "decoder": ({"decoder": "x"}, "decoder"),
-    "missing": ({"seed": ...}, r"quantization_config\.seed is missing"),
-    "unknown": ({"sead": 1}, r"quantization_config\.sead .* is not a field.*did you mean 'seed'"),
-    "dense_rows": ({"dense_rows": 3, "loss": "codeword"}, "lm_head.bits.weight.*missing.*shortlist"),
-    "token_bias": ({"token_bias": True, "loss": "codeword"}, "decision.corrections.*missing"),
-    "rounded_bits": (
-        {"rounded": True, "rounded_bits": 3},
-        r"quantization_config\.rounded_bits .* must be 4 or 8, got 3",
-    ),
-    "rounded": ({"rounded": True, "rounded_bits": 4}, "lm_head.parametrizations.weight.original1.*missing"),
-    "type": ({"bits": "24"}, r"quantization_config\.bits.*type int.*'24'"),
+    "checksum": ({"codebook.checksum": "0" * 64}, r"quantization_config\.codebook\.checksum"),
+    "bits": ({"decision.bits": 32}, r"codebook\.length .* is 24, but decision\.code, bits .* make it 32"),
+    "length": ({"codebook.length": 32}, r"codebook\.length .* is 32, but decision\.code, bits .* make it 24"),
+    "bits and length": ({"decision.bits": 32, "codebook.length": 32}, "sign_plane.* bits"),
+    "bits of another plane": ({"decision.bits": 23, "codebook.length": 23}, "lm_head.weight.* bits"),
+    "num_classes": ({"codebook.num_classes": VOCAB + 8}, r"num_classes.*128.*120"),
+    "ternary": ({"codebook.ternary": True}, "support_plane"),
+    "code": ({"decision.code": "minrandm"}, "minrandm.*did you mean 'minrandom'"),
+    "head": ({"decision.head": "liner"}, "liner.*did you mean 'linear'"),
+    "head_params": ({"decision.head_params": {"bias": True}}, "lm_head.bias.*head_params"),
+    "loss": ({"decision.loss": "bitwis"}, "bitwis.*did you mean 'bitwise'"),
+    "decoder": ({"decision.decoder": "x"}, "decoder"),
+    "missing": ({"codebook.seed": ...}, r"quantization_config\.codebook\.seed is missing"),
+    "missing block": ({"stock": ...}, r"quantization_config\.stock is missing"),
+    "unknown": ({"codebook.sead": 1}, r"quantization_config\.codebook\.sead .* not a field.*did you mean 'seed'"),
+    "unknown of decision": ({"decision.sead": 1}, r"unknown key 'decision\.sead'; did you mean 'seed'"),
+    "dense_rows": ({"decision.dense_rows": 3, "decision.loss": "codeword"}, "lm_head.bits.weight.*missing.*dense_rows"),
+    "token_bias": ({"decision.token_bias": True, "decision.loss": "codeword"}, "decision.corrections.*missing"),
+    "unknown weights": ({"decision.weights": "int3"}, "unknown weights 'int3'.*int8"),
+    "weights": ({"decision.weights": "int4"}, "lm_head.parametrizations.weight.original1.*missing"),
+    "type": ({"decision.bits": "24"}, "bits is '24'; give a whole number"),
 }
 
 
 def make_old(folder):
-    """Make a checkpoint as old versions wrote it: without a description among the weights or checksums of integers."""
+    """Take what the first checkpoints lacked: the description among the weights, and checksums of integers."""
     (folder / "codehead.json").unlink()
     state = load_file(folder / "model.safetensors")
     new = [name for name in state if name == "decision.description" or name.endswith("seal.digest")]
@@ -333,30 +353,30 @@ def make_old(folder):
 def test_an_edited_configuration_is_refused_by_field(case, old, coded, tmp_path):
     fields, message = EDITS[case]
     coded().save_pretrained(tmp_path)
-    edit(tmp_path, **fields)
+    edit(tmp_path, fields)
     if old:
         make_old(tmp_path)
     else:
-        message += "|" + "|".join(rf"quantization_config\.{name} .* saved with" for name in fields)
+        message += "|" + "|".join(rf"quantization_config\.{re.escape(name)} .* saved with" for name in fields)
     with pytest.raises(CheckpointError, match=message):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("rounded", "fields"),
+    ("rounded", "weights"),
     [
-        (codehead.to_int8, {"rounded_bits": 4}),
-        (codehead.to_int4, {"rounded_bits": 8}),
-        (codehead.to_int4, {"rounded": False}),
+        (codehead.to_int8, "int4"),
+        (codehead.to_int4, "int8"),
+        (codehead.to_int4, ...),
     ],
 )
-def test_rounding_that_was_edited_is_named(rounded, fields, coded, tmp_path):
+def test_rounding_that_was_edited_is_named(rounded, weights, coded, tmp_path):
     rounded(coded()).save_pretrained(tmp_path)
-    edit(tmp_path, **fields)
-    with pytest.raises(CheckpointError, match=rf"quantization_config\.{next(iter(fields))} .* saved with"):
+    edit(tmp_path, {"decision.weights": weights})
+    with pytest.raises(CheckpointError, match=r"quantization_config\.decision\.weights .* saved with"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
     make_old(tmp_path)
-    with pytest.raises(CheckpointError, match=r"lm_head.* rounded, rounded_bits"):
+    with pytest.raises(CheckpointError, match=r"lm_head.* extra_bits, weights"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
@@ -401,9 +421,9 @@ def test_variants_lie_beside_each_other(coded, tmp_path):
     model, other = coded(), coded(seed=1)
     model.save_pretrained(tmp_path)
     other.save_pretrained(tmp_path, variant="other")
-    edit(tmp_path, **model.config.quantization_config)
+    edit(tmp_path, model.config.quantization_config)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
-    with pytest.raises(CheckpointError, match=r"quantization_config\.checksum .* saved with"):
+    with pytest.raises(CheckpointError, match=r"quantization_config\.codebook\.checksum .* saved with"):
         AutoModelForCausalLM.from_pretrained(tmp_path, variant="other")
     flip(tmp_path / "model.other.safetensors", 0.5)
     with pytest.raises(CheckpointError, match=r"model\.other\.safetensors differs"):
@@ -425,11 +445,13 @@ def test_what_was_replaced_after_attach_is_saved_as_it_is(coded, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(again(input_ids=tokens()).logits, other(input_ids=tokens()).logits)
     assert again.decision.loss_name == "codeword"
-    assert again.config.quantization_config["design"] == "custom"
+    assert again.config.quantization_config["decision"]["code"] == "custom"
 
 
 def test_a_head_is_not_taken_for_present_because_another_weight_has_its_shape(tmp_path):
-    model = codehead.attach(make("llama"), bits=HIDDEN)  # (n, hidden) is the shape of the attention's weights
+    model = codehead.attach(
+        make("llama"), "minrandom", bits=HIDDEN
+    )  # (n, hidden) is the shape of the attention's weights
     model.save_pretrained(tmp_path)
     (tmp_path / "codehead.json").unlink()
     tensors = load_file(tmp_path / "model.safetensors")
@@ -442,7 +464,7 @@ def test_a_head_is_not_taken_for_present_because_another_weight_has_its_shape(tm
 ADAPTIVE = {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"}
 
 
-@pytest.mark.parametrize("layer", [{"bits": 24}, ADAPTIVE], ids=["bits", "adaptive"])
+@pytest.mark.parametrize("layer", [LAYERS["linear"], ADAPTIVE], ids=["bits", "adaptive"])
 def test_a_soft_cap_edited_back_in_is_refused(layer, tmp_path):
     codehead.attach(make("gemma2"), **layer).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -499,7 +521,7 @@ def test_a_damaged_backbone_is_told_too(coded, tmp_path):
 def test_a_checkpoint_edited_into_an_encoder_is_refused(tmp_path):
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     model = BertLMHeadModel(BertConfig(vocab_size=VOCAB, is_decoder=True, **shape))
-    codehead.attach(model, bits=24).save_pretrained(tmp_path)
+    codehead.attach(model, "minrandom", bits=24).save_pretrained(tmp_path)
     with pytest.raises(ConfigurationError, match="generates text"):
         AutoModelForMaskedLM.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -30,7 +30,7 @@ def test_attach_passes_options_of_code_and_head(codehead, place, tmp_path):
     assert status == 0, err
     model = load_model(str(tmp_path / "out"))
     assert model.get_output_embeddings().bias is not None
-    assert model.config.quantization_config["params"]["candidates"] == 2
+    assert model.config.quantization_config["decision"]["code_params"]["candidates"] == 2
 
 
 def test_attach_does_not_write_over_files(codehead, place, coded_folder):

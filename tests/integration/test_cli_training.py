@@ -126,7 +126,7 @@ def test_finetune_passes_options_of_code_and_head(codehead, place, tmp_path):
     assert status == 0, err
     model = load_model(str(out))
     assert model.get_output_embeddings().bias is not None
-    assert model.config.quantization_config["params"]["candidates"] == 2
+    assert model.config.quantization_config["decision"]["code_params"]["candidates"] == 2
 
 
 CHAT = (

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from codehead.conversion import convert, recalibrate
+from codehead.conversion import recalibrate, run_conversion
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
 from codehead.training.config import RunConfig
 from codehead.training.data import tokenize
@@ -71,12 +71,12 @@ def test_what_single_tokens_cannot_have_is_told_before_the_model_reads(stock, tm
     monkeypatch.setattr("codehead.training.new_head.labelled_states", read)
     wanted = config(stock, tmp_path / "out")
     with pytest.raises(ConfigurationError, match=re.escape(message)):
-        convert(replace(wanted, decision={**wanted.decision, **changes}))
+        run_conversion(replace(wanted, decision=replace(wanted.decision, **changes)))
 
 
-def test_the_new_head_is_close_and_the_trunk_is_the_old_one(stock, tmp_path):
+def test_the_new_head_is_close_and_the_backbone_is_the_old_one(stock, tmp_path):
     stages = []
-    record = convert(
+    record = run_conversion(
         config(stock, tmp_path / "out"), show=lambda stage, done, total: stages.append((stage, done <= total))
     )
     before, after = record["before"], record["after"]
@@ -90,7 +90,7 @@ def test_the_new_head_is_close_and_the_trunk_is_the_old_one(stock, tmp_path):
     old, new = (AutoModelForCausalLM.from_pretrained(path) for path in (stock / "model", tmp_path / "out"))
     for name, parameter in old.model.named_parameters():
         assert torch.equal(parameter, new.model.get_parameter(name))
-    assert new.config.quantization_config["design"] == "learned"
+    assert new.config.quantization_config["decision"]["code"] == "learned"
     saved = json.loads((tmp_path / "out" / "run.json").read_text())
     assert saved["status"] == "finished" and saved["after"] == after and saved["provenance"]["data"]
     assert saved["provenance"]["wall_seconds"] > 0
@@ -114,14 +114,14 @@ def broken(stock, tmp_path):
 def test_a_ruined_model_is_named_before_anything_is_learnt(stock, tmp_path, monkeypatch, broken, value, message):
     monkeypatch.setattr("codehead.conversion.fit_decision_layer", None)  # a call would fail
     with pytest.raises(CodeheadError, match=message):
-        convert(config(stock, tmp_path / "out", model=broken(value)))
+        run_conversion(config(stock, tmp_path / "out", model=broken(value)))
 
 
 def test_a_mistake_leaves_the_run_that_it_would_have_overwritten(stock, tmp_path, broken):
-    convert(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 500}))
+    run_conversion(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 500}))
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     with pytest.raises(ConfigurationError, match="no finite perplexity"):
-        convert(config(stock, tmp_path / "out", model=broken(torch.inf)), overwrite=True)
+        run_conversion(config(stock, tmp_path / "out", model=broken(torch.inf)), overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
@@ -130,7 +130,7 @@ def test_too_little_text_to_calibrate_on_is_told_before_anything_is_measured(sto
     (tmp_path / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:4]))
     data = {"train": str(tmp_path / "few.jsonl"), "validation": str(stock / "text.jsonl"), "block_size": 32}
     with pytest.raises(DataError, match="--no-calibrate"):
-        convert(config(stock, tmp_path / "out", data=data, calibrate={"per_bit": False}))
+        run_conversion(config(stock, tmp_path / "out", data=data, calibrate={"per_bit": False}))
 
 
 def test_a_text_to_calibrate_on_of_less_than_a_block_is_told_before_anything_is_learnt(stock, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_text_to_calibrate_on_of_less_than_a_block_is_told_before_anything_is_
     (tmp_path / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:12]))
     data = {"train": str(tmp_path / "few.jsonl"), "validation": str(stock / "text.jsonl"), "block_size": 64}
     with pytest.raises(DataError, match="the text to calibrate on has"):
-        convert(config(stock, tmp_path / "out", data=data, calibrate={"per_bit": False}))
+        run_conversion(config(stock, tmp_path / "out", data=data, calibrate={"per_bit": False}))
 
 
 def test_blocks_are_as_long_as_the_model_takes_and_validation_text_may_be_given(stock, tmp_path, codehead):
@@ -167,7 +167,7 @@ def test_the_folder_of_the_model_is_never_written_to(stock, tmp_path):
     own = {**config(stock, kept).to_dict(), "model": f"{kept}/."}
     for overwrite in (False, True):
         with pytest.raises(ConfigurationError, match="holds the model that is read"):
-            convert(RunConfig.from_dict(own), overwrite=overwrite)
+            run_conversion(RunConfig.from_dict(own), overwrite=overwrite)
         with pytest.raises(ConfigurationError, match="holds the model that is read"):
             train(RunConfig.from_dict(own), overwrite=overwrite, progress=False)
     AutoModelForCausalLM.from_pretrained(kept)
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_the_run_that_is_overwritten_is_no_model_for_it(stock, t
     inner = shutil.copytree(stock / "model", tmp_path / "out" / "checkpoints" / "checkpoint-4")
     (tmp_path / "out" / "run.json").write_text("{}")
     with pytest.raises(ConfigurationError, match="holds the model that is read"):
-        convert(config(stock, tmp_path / "out", model=str(inner)), overwrite=True)
+        run_conversion(config(stock, tmp_path / "out", model=str(inner)), overwrite=True)
     AutoModelForCausalLM.from_pretrained(inner)
 
 
@@ -185,47 +185,47 @@ def test_a_checkpoint_of_the_run_that_is_overwritten_is_no_model_for_it(stock, t
 def test_a_mistake_in_a_new_folder_leaves_nothing_there(stock, tmp_path, overwrite):
     wanted = config(stock, tmp_path / "out")
     with pytest.raises(ConfigurationError, match="dense_rows=1000"):
-        convert(replace(wanted, decision={**wanted.decision, "dense_rows": 1000}), overwrite=overwrite)
-    convert(wanted)
+        run_conversion(replace(wanted, decision=replace(wanted.decision, dense_rows=1000)), overwrite=overwrite)
+    run_conversion(wanted)
 
 
 def test_what_cannot_be_calibrated_is_told_before_the_new_head_learns(stock, tmp_path, monkeypatch):
     monkeypatch.setattr("codehead.training.new_head.distil", None)  # a call would fail
     low_rank = {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 4}, "loss": "codeword"}
     with pytest.raises(ConfigurationError, match="has as many bits as tokens"):
-        convert(config(stock, tmp_path / "out", decision=low_rank, calibrate={"per_bit": True}))
+        run_conversion(config(stock, tmp_path / "out", decision=low_rank, calibrate={"per_bit": True}))
 
 
 @pytest.mark.parametrize("tokens", [50, 300])
 def test_no_more_text_is_learnt_from_than_asked_for(stock, tmp_path, monkeypatch, tokens):
     seen = []
     monkeypatch.setattr("codehead.training.new_head.distil", lambda *args: seen.append((len(args[2]), len(args[6]))))
-    convert(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": tokens}))
+    run_conversion(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": tokens}))
     assert seen == [(tokens, tokens)]
 
 
 def test_a_finished_conversion_is_not_repeated_by_accident(stock, tmp_path):
     quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
-    convert(quick)
+    run_conversion(quick)
     with pytest.raises(ConfigurationError, match="use --overwrite"):
-        convert(quick)
-    convert(quick, overwrite=True)
+        run_conversion(quick)
+    run_conversion(quick, overwrite=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     with pytest.raises(ConfigurationError, match="holds no run"):
-        convert(config(stock, tmp_path / "other"), overwrite=True)
+        run_conversion(config(stock, tmp_path / "other"), overwrite=True)
 
 
 def test_a_coded_model_is_not_converted_again(stock, tmp_path):
-    convert(config(stock, tmp_path / "once", distil={"steps": 1, "tokens": 100}))
+    run_conversion(config(stock, tmp_path / "once", distil={"steps": 1, "tokens": 100}))
     with pytest.raises(ConfigurationError, match="has a decision layer already"):
-        convert(config(stock, tmp_path / "twice", model=str(tmp_path / "once")))
+        run_conversion(config(stock, tmp_path / "twice", model=str(tmp_path / "once")))
 
 
 def test_what_a_conversion_does_not_do_is_refused(stock, tmp_path):
     with pytest.raises(ConfigurationError, match="give decision"):
-        convert(config(stock, tmp_path / "out", decision=None, distil=None))
-    convert(config(stock, tmp_path / "once", distil={"steps": 1, "tokens": 100}))
+        run_conversion(config(stock, tmp_path / "out", decision=None, distil=None))
+    run_conversion(config(stock, tmp_path / "once", distil={"steps": 1, "tokens": 100}))
     given = {"model": str(tmp_path / "once"), "distil": None, "calibrate": {"per_bit": True}}
     with pytest.raises(ConfigurationError, match="decision is given, but recalibrate scales the bits alone"):
         recalibrate(config(stock, tmp_path / "twice", **given))
@@ -241,16 +241,16 @@ def test_apples_accelerator_is_left_alone(monkeypatch):
 def test_without_held_out_text_nothing_can_be_measured(stock, tmp_path):
     data = {"train": str(stock / "text.jsonl"), "block_size": 32}
     with pytest.raises(ConfigurationError, match="measured before and after"):
-        convert(config(stock, tmp_path / "out", data=data))
+        run_conversion(config(stock, tmp_path / "out", data=data))
 
 
 def test_a_conversion_computes_where_the_run_does(stock, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("codehead.training.model.default_device", lambda: asked.append(1) or torch.device("cpu"))
     distil = {"steps": 2, "tokens": 200}
-    convert(config(stock, tmp_path / "cpu", distil=distil, training={"use_cpu": True}))
+    run_conversion(config(stock, tmp_path / "cpu", distil=distil, training={"use_cpu": True}))
     assert not asked
-    convert(config(stock, tmp_path / "any", distil=distil))
+    run_conversion(config(stock, tmp_path / "any", distil=distil))
     assert asked
 
 
@@ -266,7 +266,7 @@ def small_batches(stock, out):
 def whole(stock, tmp_path_factory):
     """A conversion that was never stopped: its folder and record."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    return out, convert(small_batches(stock, out))
+    return out, run_conversion(small_batches(stock, out))
 
 
 def stop_at(stage, call, error):
@@ -285,7 +285,7 @@ STOPS = {  # in which call of a stage it is stopped; where it goes on after Ctrl
     "measuring the old head": (2, ("measuring the old head", 2), ("measuring the old head", 2)),
     "reading text": (2, ("reading text", 124), ("reading text", 124)),
     "learning the new head": (55, ("learning the new head", 56), ("learning the new head", 51)),
-    "learning with the trunk": (55, ("learning with the trunk", 56), ("learning with the trunk", 51)),
+    "learning with the backbone": (55, ("learning with the backbone", 56), ("learning with the backbone", 51)),
     "calibrating": (3, ("reading other text", 62), ("reading other text", 62)),
     "measuring the new one": (2, ("measuring the new one", 2), ("measuring the new one", 2)),
 }
@@ -298,9 +298,9 @@ def test_a_conversion_that_was_stopped_goes_on_where_it_was(stock, tmp_path, who
     call, *where = STOPS[stage]
     out, seen = tmp_path / "out", []
     with pytest.raises(error):
-        convert(small_batches(stock, out), show=stop_at(stage, call, error))
+        run_conversion(small_batches(stock, out), show=stop_at(stage, call, error))
     assert json.loads((out / "run.json").read_text())["status"] == "running"
-    record = convert(small_batches(stock, out), show=lambda stage, done, total: seen.append((stage, done)))
+    record = run_conversion(small_batches(stock, out), show=lambda stage, done, total: seen.append((stage, done)))
     assert next(found for found in seen if found[0] != "starting the new head") == where[error is SystemExit]
     for key in ("before", "after", "calibration"):
         assert record[key] == whole[1][key]
@@ -318,12 +318,12 @@ def failing(error):
 @pytest.mark.parametrize("place", ["saving._order", "stages.Stages.remove", "folder.RunFolder.finish"])
 def test_a_conversion_that_was_stopped_while_it_saves_ends_clean(stock, tmp_path, monkeypatch, place):
     quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
-    whole = convert(replace(quick, output_dir=str(tmp_path / "whole")))
+    whole = run_conversion(replace(quick, output_dir=str(tmp_path / "whole")))
     with monkeypatch.context() as patched:
         patched.setattr(f"codehead.training.{place}", failing(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            convert(quick)
-    record = convert(quick)
+            run_conversion(quick)
+    record = run_conversion(quick)
     assert (record["before"], record["after"]) == (whole["before"], whole["after"])
     folders = tmp_path / "out", tmp_path / "whole"
     assert {path.name for path in folders[0].iterdir()} == {path.name for path in folders[1].iterdir()}
@@ -332,33 +332,33 @@ def test_a_conversion_that_was_stopped_while_it_saves_ends_clean(stock, tmp_path
 
 def test_what_a_finished_conversion_has_left_behind_is_removed(stock, tmp_path):
     quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
-    convert(quick)
+    run_conversion(quick)
     left = tmp_path / "out" / "conversion"
     left.mkdir()
     (left / "text-0.safetensors").write_bytes(b"gigabytes")
     with pytest.raises(ConfigurationError, match="finished"):
-        convert(quick)
+        run_conversion(quick)
     assert not left.exists()
 
 
 def test_two_conversions_do_not_share_a_folder(stock, tmp_path):
     quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
     with locked(tmp_path / "out"), pytest.raises(ConfigurationError, match=r"another command is at work in '.*out'"):
-        convert(quick)
-    convert(quick)
+        run_conversion(quick)
+    run_conversion(quick)
 
 
 def stopped(stock, out, stage="learning the new head", **changes):
     with pytest.raises(KeyboardInterrupt):
-        convert(config(stock, out, **changes), show=stop_at(stage, 5, KeyboardInterrupt))
+        run_conversion(config(stock, out, **changes), show=stop_at(stage, 5, KeyboardInterrupt))
 
 
 def test_a_conversion_that_was_stopped_is_not_gone_on_with_in_another_way(stock, tmp_path):
     stopped(stock, tmp_path / "out")
     with pytest.raises(ConfigurationError, match=r"distil\.steps is 61, was 60; .*--overwrite"):
-        convert(config(stock, tmp_path / "out", distil={"steps": 61, "tokens": 2000, "batch_tokens": 128}))
+        run_conversion(config(stock, tmp_path / "out", distil={"steps": 61, "tokens": 2000, "batch_tokens": 128}))
     assert (tmp_path / "out" / "conversion" / "distillation.safetensors").exists()
-    convert(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200}), overwrite=True)
+    run_conversion(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200}), overwrite=True)
     assert not (tmp_path / "out" / "conversion").exists()
 
 
@@ -366,7 +366,7 @@ def test_what_was_kept_of_another_code_is_refused(stock, tmp_path, monkeypatch):
     stopped(stock, tmp_path / "out")
     monkeypatch.setattr("codehead.codes.itq.fit_rotation", lambda components, rotation, *_: rotation)
     with pytest.raises(CheckpointError, match="begun by another version of codehead"):
-        convert(config(stock, tmp_path / "out"))
+        run_conversion(config(stock, tmp_path / "out"))
 
 
 def test_a_kept_file_that_is_damaged_is_named(stock, tmp_path):
@@ -375,15 +375,15 @@ def test_a_kept_file_that_is_damaged_is_named(stock, tmp_path):
     whole = kept.read_bytes()
     kept.write_bytes(whole[:100])
     with pytest.raises(CheckpointError, match=r"distillation\.safetensors' is damaged"):
-        convert(config(stock, tmp_path / "out"))
+        run_conversion(config(stock, tmp_path / "out"))
     kept.write_bytes(whole)
-    convert(config(stock, tmp_path / "out"))
+    run_conversion(config(stock, tmp_path / "out"))
 
 
 def test_a_mistake_that_comes_to_light_late_does_not_stand_in_the_way(stock, tmp_path):
     with pytest.raises(ConfigurationError, match="did you mean 'itq'"):
-        convert(config(stock, tmp_path / "out", decision={"code": "itk", "bits": 32}))
-    convert(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200}))
+        run_conversion(config(stock, tmp_path / "out", decision={"code": "itk", "bits": 32}))
+    run_conversion(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200}))
 
 
 # Calibration
@@ -400,7 +400,7 @@ def test_what_is_calibrated_on_is_neither_learnt_from_nor_measured(stock, tmp_pa
     lines = [json.dumps({"text": f"{i} {text} {i}"}) for i, text in enumerate(4 * TEXTS)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     data = {"train": str(tmp_path / "text.jsonl"), "validation_fraction": 0.1, "block_size": 32}
-    convert(config(stock, tmp_path / "out", data=data, calibrate={}, distil={"steps": 2, "tokens": 200}))
+    run_conversion(config(stock, tmp_path / "out", data=data, calibrate={}, distil={"steps": 2, "tokens": 200}))
     measured, calibrated_on, learnt, *_ = texts
     assert len(measured) == 10 and len(calibrated_on) == 9 and len(learnt) == 77
     assert not measured & learnt and not measured & calibrated_on and not learnt & calibrated_on
@@ -408,7 +408,7 @@ def test_what_is_calibrated_on_is_neither_learnt_from_nor_measured(stock, tmp_pa
 
 def test_a_coded_checkpoint_is_calibrated_and_nothing_else_changes(stock, tmp_path):
     layer = {"code": "minrandom", "bits": 100, "seed": 1}
-    convert(config(stock, tmp_path / "coded", decision=layer, distil={"steps": 1, "tokens": 100}))
+    run_conversion(config(stock, tmp_path / "coded", decision=layer, distil={"steps": 1, "tokens": 100}))
     old = AutoModelForCausalLM.from_pretrained(tmp_path / "coded")
     with torch.no_grad():
         old.lm_head.weight.mul_(3)
@@ -433,14 +433,14 @@ def test_a_coded_checkpoint_is_calibrated_and_nothing_else_changes(stock, tmp_pa
 def test_text_too_short_to_set_some_aside_is_refused(stock, tmp_path):
     data = {"train": str(stock / "text.jsonl"), "max_documents": 5, "validation_fraction": 0.2, "block_size": 8}
     with pytest.raises(DataError, match="of 4 training documents, which is none"):
-        convert(config(stock, tmp_path / "out", data=data, calibrate={}))
+        run_conversion(config(stock, tmp_path / "out", data=data, calibrate={}))
 
 
 def test_the_commands(stock, tmp_path, codehead):
     model, data, out = str(stock / "model"), str(stock / "text.jsonl"), str(tmp_path / "out")
     blocks = ("--block-size", "32")
     status, told, errors = codehead(
-        "convert", model, "--data", data, "--out", out, "--budget", "60%", "--steps", "5", "--trunk-steps", "2",
+        "convert", model, "--data", data, "--out", out, "--budget", "60%", "--steps", "5", "--backbone-steps", "2",
         *blocks, "--set", "distil.batch_tokens=64", "--set", "lora.r=2", "--set", "distil.learning_rate=1e-4",
     )  # fmt: skip
     assert status == 0, errors

@@ -161,8 +161,8 @@ def test_the_reported_divergence_is_that_of_the_last_step_and_rows_stay_distinct
 
 def test_a_learnt_code_is_saved_with_its_name(tmp_path):
     model, _, _ = distilled()
-    assert model.config.quantization_config["design"] == "learned"
-    assert model.config.quantization_config["params"]["start"] == "itq"
+    assert model.config.quantization_config["decision"]["code"] == "learned"
+    assert model.config.quantization_config["decision"]["code_params"]["start"] == "itq"
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded.eval()(tokens()).logits, model.eval()(tokens()).logits)
@@ -179,7 +179,7 @@ def test_pieces_of_a_step_change_nothing(monkeypatch):
 LAYERS = {
     "random code": {"code": "minrandom", "bits": 24},
     "mtl": {"code": "itq", "bits": 24, "head": "mtl", "width": 4},
-    "tower": {"code": "itq", "bits": 24, "head": "mtl", "width": 24, "head_params": {"groups": 3}},
+    "mtl in groups": {"code": "itq", "bits": 24, "head": "mtl", "width": 24, "head_params": {"groups": 3}},
     "low rank": {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 4}, "loss": "codeword"},
     "adaptive": {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [40]}, "loss": "codeword"},
 }

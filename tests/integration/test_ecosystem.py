@@ -23,9 +23,9 @@ from codehead.models.stock import head_path
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning")
 
 LAYERS = {
-    "linear": {"bits": 24},
-    "mtl": {"bits": 24, "head": "mtl", "width": 3},
-    "tower": {"bits": 24, "head": "mtl", "width": 12, "head_params": {"groups": 5}},
+    "linear": {"code": "minrandom", "bits": 24},
+    "mtl": {"code": "minrandom", "bits": 24, "head": "mtl", "width": 3},
+    "mtl in groups": {"code": "minrandom", "bits": 24, "head": "mtl", "width": 12, "head_params": {"groups": 5}},
     "ternary": {"code": "sparse_random", "bits": 44, "loss": "codeword"},
     "adaptive": {
         "code": "one_vs_all",
@@ -190,7 +190,9 @@ def test_lora_trains_saves_reloads_and_merges(name, layer, tied, coded, tmp_path
 
 def test_lora_that_leaves_a_new_head_frozen_is_told_once(coded):
     ids = tokens()
-    model = get_peft_model(codehead.attach(make("llama"), bits=24), LoraConfig(r=2, target_modules=["q_proj"])).train()
+    model = get_peft_model(
+        codehead.attach(make("llama"), "minrandom", bits=24), LoraConfig(r=2, target_modules=["q_proj"])
+    ).train()
     with pytest.warns(UserWarning, match=r"untrained and frozen.*modules_to_save=\['lm_head'\]"):
         model(input_ids=ids, labels=ids)
     model(input_ids=ids, labels=ids)  # warnings are errors
@@ -199,7 +201,7 @@ def test_lora_that_leaves_a_new_head_frozen_is_told_once(coded):
 @pytest.mark.parametrize("settings", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}])
 def test_lora_that_trains_the_head_is_not_warned_of(settings):
     ids = tokens()
-    model = codehead.attach(make("llama", tied=False), bits=24)
+    model = codehead.attach(make("llama", tied=False), "minrandom", bits=24)
     get_peft_model(model, LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **settings})).train()(
         input_ids=ids, labels=ids
     )
@@ -207,7 +209,7 @@ def test_lora_that_trains_the_head_is_not_warned_of(settings):
 
 def test_a_frozen_head_that_is_trained_or_old_is_not_warned_of(coded):
     ids = tokens()
-    for model in (coded(), codehead.attach(make("llama"), bits=24, start="old_head")):
+    for model in (coded(), codehead.attach(make("llama"), "minrandom", bits=24, start="old_head")):
         model.get_output_embeddings().requires_grad_(False)
         model.train()(input_ids=ids, labels=ids)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,14 +18,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import codehead
+from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.models.hidden import Statistics
+from codehead.training.model import load_model
 
-CODED = {"loss": "codeword", "bits": 24}
+CODED = {"code": "minrandom", "loss": "codeword", "bits": 24}
 KINDS: dict[str, dict[str, Any]] = {
-    "linear": {"bits": 24, "head_params": {"bias": True}},
+    "linear": {"code": "minrandom", "bits": 24, "head_params": {"bias": True}},
     "ternary": {"code": "sparse_random", "bits": 44},
-    "mtl": {"bits": 12, "head": "mtl", "width": 3, "head_params": {"activation": "relu"}},
+    "mtl": {"code": "minrandom", "bits": 12, "head": "mtl", "width": 3, "head_params": {"activation": "relu"}},
     "chain": {"code": "minimal", "head": "chain", "width": 3, "head_params": {"block": 2}},
     "dense rows": {
         **CODED,
@@ -41,6 +45,14 @@ ALL = [*KINDS, *(f"{kind} {bits}" for kind in ("linear", "mtl", "chain", "dense 
 QUICK = ("linear", "dense rows int4")
 EVERY = 16
 """Which of the edits are tried at once."""
+
+BLOCKS = ("decision", "codebook")
+"""Of the description in config.json."""
+DECISION = {
+    entry.name: entry.default_factory() if entry.default is dataclasses.MISSING else entry.default
+    for entry in dataclasses.fields(DecisionConfig)
+}
+"""What a field of `decision` is if it is not written down."""
 
 Edit = tuple[str, Callable[[Path], None]]
 """What the error should name, and the edit of a folder."""
@@ -106,15 +118,24 @@ def others(value: Any) -> Iterator[Any]:
     yield from (None, [])
 
 
-def field_edits(entry: dict[str, Any]) -> Iterator[Edit]:
-    """Every field of the description: given other values, and removed; and one added."""
-    for name, value in entry.items():
-        if name != "quant_method":
-            yield name, described(lambda fields, name=name: fields.pop(name))
-            for other in others(value):
-                if json.dumps(other) != json.dumps(value):
-                    yield name, described(lambda fields, name=name, other=other: fields.update({name: other}))
-    yield "added", described(lambda fields: fields.update(added=1))
+def field_edits(entry: dict[str, Any], *place: str) -> Iterator[Edit]:
+    """Every field of the description and of its blocks: given other values, and removed; and one added to each."""
+
+    def within(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+        return described(lambda whole: change(functools.reduce(dict.__getitem__, place, whole)))
+
+    defaults = DECISION if place == ("decision",) else {}
+    for name, value in {**defaults, **entry}.items():
+        if name == "quant_method":
+            continue
+        if name in entry:
+            yield name, within(lambda fields, name=name: fields.pop(name))
+        for other in (None, []) if name in BLOCKS else others(value):
+            if json.dumps(other) != json.dumps(value):
+                yield name, within(lambda fields, name=name, other=other: fields.update({name: other}))
+        if name in BLOCKS:
+            yield from field_edits(value, name)
+    yield "added", within(lambda fields: fields.update(added=1))
 
 
 def tensor_edits(tensors: dict[str, Tensor], file: str = "model.safetensors") -> Iterator[Edit]:
@@ -203,7 +224,7 @@ def saved(folder: Path, kind: str = "linear", **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["linear", "dense rows int4", "chain int8", "one_vs_all"])
-def test_a_checkpoint_of_an_old_version_has_no_seals_and_loads(kind: str, tmp_path: Path) -> None:
+def test_a_checkpoint_without_seals_and_description_loads(kind: str, tmp_path: Path) -> None:
     model = saved(tmp_path, kind)
     seals = [name for name in load_file(tmp_path / "model.safetensors") if name.endswith("seal.digest")]
     assert len(seals) == {"linear": 1, "one_vs_all": 0}.get(kind, len(seals))
@@ -214,17 +235,23 @@ def test_a_checkpoint_of_an_old_version_has_no_seals_and_loads(kind: str, tmp_pa
     assert {*seals, "decision.description"} <= set(load_file(tmp_path / "again" / "model.safetensors"))
 
 
-@pytest.mark.parametrize("fields", [{"bits": 10**12}, {"bits": 25}, {"dense_rows": 10**12, "loss": "codeword"}])
-def test_claims_of_a_checkpoint_of_an_old_version_are_compared_with_its_files(fields: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("decision", "length"),
+    [({"bits": 10**9}, 10**9), ({"bits": 10**12}, 24), ({"bits": 25}, 25), ({"dense_rows": 10**12}, 24)],
+)
+def test_claims_of_a_checkpoint_without_a_description_are_compared_with_its_files(
+    decision: dict[str, int], length: int, tmp_path: Path
+) -> None:
     saved(tmp_path, "linear int4")
     stored(lambda held: held.pop("decision.description"))(tmp_path)
-    described(lambda entry: entry.update(fields))(tmp_path)
-    with pytest.raises(CheckpointError, match=next(iter(fields))):
+    described(lambda entry: entry["decision"].update(decision, loss="codeword"))(tmp_path)
+    described(lambda entry: entry["codebook"].update(length=length))(tmp_path)
+    with pytest.raises(CheckpointError, match=next(iter(decision))):
         load(tmp_path)
 
 
 def test_a_tensor_is_not_found_in_another_of_its_last_names_and_shape(tmp_path: Path) -> None:
-    model = codehead.attach(make("llama"), bits=12, loss="codeword", dense_rows=range(12))
+    model = codehead.attach(make("llama"), "minrandom", bits=12, loss="codeword", dense_rows=range(12))
     codehead.to_int4(model).save_pretrained(tmp_path)
     (tmp_path / "codehead.json").unlink()
     name = "lm_head.bits.parametrizations.weight.original1"

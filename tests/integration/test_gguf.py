@@ -82,7 +82,7 @@ def from_transformers(path):
 
 def test_attach_to_a_model_that_transformers_has_read_from_the_file(written, tmp_path):
     path, _ = written
-    coded = codehead.attach(from_transformers(path), bits=24)
+    coded = codehead.attach(from_transformers(path), "minrandom", bits=24)
     coded.save_pretrained(tmp_path / "coded")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "coded")
     torch.testing.assert_close(logits(again), logits(coded))
@@ -90,7 +90,7 @@ def test_attach_to_a_model_that_transformers_has_read_from_the_file(written, tmp
 
 def test_detached_it_is_a_stock_model(written, tmp_path):
     path, model = written
-    stock = codehead.detach(codehead.attach(from_transformers(path), bits=24))
+    stock = codehead.detach(codehead.attach(from_transformers(path), "minrandom", bits=24))
     stock.save_pretrained(tmp_path / "stock")
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "stock")), logits(model))
 
@@ -98,7 +98,7 @@ def test_detached_it_is_a_stock_model(written, tmp_path):
 def test_a_refused_attach_leaves_the_marks(written):
     model = from_transformers(written[0])
     with pytest.raises(codehead.errors.CodeheadError):
-        codehead.attach(model, bits=2)
+        codehead.attach(model, "minrandom", bits=2)
     assert model.quantization_method == gguf.METHOD and model.is_quantized
 
 
@@ -107,7 +107,7 @@ def test_weights_in_blocks_stay_refused(written):
     projection = model.model.layers[0].mlp.up_proj
     projection.weight = torch.nn.Parameter(torch.zeros(64, 34, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ConfigurationError, match=r"quantised with gguf.*dequantize=True"):
-        codehead.attach(model, bits=24)
+        codehead.attach(model, "minrandom", bits=24)
 
 
 def test_a_damaged_file(written, tmp_path):

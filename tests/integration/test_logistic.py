@@ -23,9 +23,9 @@ def seen():
 @pytest.mark.parametrize(
     "layer",
     [
-        {"bits": 24, "head_params": {"bias": True}},
-        {"bits": 24, "head": "mtl", "width": 8},
-        {"bits": 24, "loss": "codeword", "token_bias": True, "dense_rows": [1, 2]},
+        {"code": "minrandom", "bits": 24, "head_params": {"bias": True}},
+        {"code": "minrandom", "bits": 24, "head": "mtl", "width": 8},
+        {"code": "minrandom", "bits": 24, "loss": "codeword", "token_bias": True, "dense_rows": [1, 2]},
         {"code": "minimal", "head": "chain", "width": 8, "head_params": {"block": 4}},
     ],
     ids=["linear", "mtl", "corrected", "chain"],
@@ -51,7 +51,9 @@ def test_a_head_keeps_its_dtype(seen, monkeypatch):
     monkeypatch.setattr(logistic, "STEPS", 20)
     biases = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = codehead.attach(make("llama", tied=False).to(dtype), bits=16, loss="codeword", token_bias=True)
+        model = codehead.attach(
+            make("llama", tied=False).to(dtype), "minrandom", bits=16, loss="codeword", token_bias=True
+        )
         with torch.no_grad():
             model.decision.corrections.token_bias.fill_(-12.0)
         fit_bits(model.get_output_embeddings(), model.decision, *seen, torch.Generator())

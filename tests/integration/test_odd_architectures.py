@@ -25,7 +25,10 @@ ODD = {
     "deepseek_v4": DEEPSEEK,  # the head is called head.weight in files
     "gemma3n_text": GEMMA_3N,  # a soft cap that may not be None
 }
-LAYERS = {"linear": {"bits": 24}, "several parts": {"bits": 24, "loss": "codeword", "dense_rows": [3, 5]}}
+LAYERS = {
+    "linear": {"code": "minrandom", "bits": 24},
+    "several parts": {"code": "minrandom", "bits": 24, "loss": "codeword", "dense_rows": [3, 5]},
+}
 
 
 def build(name):
@@ -54,14 +57,14 @@ def test_it_comes_back_and_off_again(name, layer, tmp_path):
 
 
 def test_a_head_is_found_under_its_name_in_files(tmp_path):
-    codehead.attach(build("deepseek_v4"), bits=24).save_pretrained(tmp_path)
+    codehead.attach(build("deepseek_v4"), "minrandom", bits=24).save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as tensors:
         assert "head.weight" in tensors.keys()  # noqa: SIM118
         assert "lm_head.weight" not in tensors.keys()  # noqa: SIM118
 
 
 def test_a_soft_cap_that_may_not_be_none_changes_no_bit_logit():
-    model = codehead.attach(build("gemma3n_text"), bits=24)
+    model = codehead.attach(build("gemma3n_text"), "minrandom", bits=24)
     seen = []
     model.lm_head.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
     model.lm_head.weight.data.mul_(100)
@@ -79,7 +82,7 @@ def test_names_that_would_not_come_back_are_refused(monkeypatch):
     monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda *args, **options: renamings)
     model = make("llama")
     with pytest.raises(ConfigurationError, match=r"renames tensors.*decision\.table"):
-        codehead.attach(model, bits=24)
+        codehead.attach(model, "minrandom", bits=24)
     assert not codehead.is_coded(model)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -101,7 +104,7 @@ def shares(model):
 def test_only_the_tie_of_the_head_is_cut(tmp_path):
     model = Twice(LlamaConfig(**MODERN, tie_word_embeddings=True)).eval()
     assert shares(model)
-    codehead.attach(model, bits=24)
+    codehead.attach(model, "minrandom", bits=24)
     assert list(model.all_tied_weights_keys) == ["model.layers.1.mlp.up_proj.weight"]
     model.tie_weights()
     assert shares(model)

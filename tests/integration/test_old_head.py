@@ -149,7 +149,7 @@ def test_a_bias_of_the_old_head_needs_a_place():
 
 def test_frequencies_are_where_a_bias_begins_and_leave_the_random_start():
     counts = torch.arange(VOCAB)
-    model = codehead.attach(untied(), bits=24, statistics=Statistics(counts), **CORRECTED)
+    model = codehead.attach(untied(), "minrandom", bits=24, statistics=Statistics(counts), **CORRECTED)
     expected = ((counts + 1) / (counts + 1).sum()).log()
     torch.testing.assert_close(model.decision.corrections.token_bias.detach(), expected.float())
 
@@ -207,22 +207,3 @@ def phi():
 def test_a_bias_of_the_old_head_is_not_lost(layer, remedy):
     with pytest.raises(ConfigurationError, match=remedy):
         codehead.attach(phi(), **layer, start="old_head")
-
-
-def test_listed_tokens_keep_the_bias_they_had_beside_a_split():
-    listed = list(range(0, VOCAB, 3))
-    layer = {"bits": VOCAB + 20, "loss": "codeword", "token_bias": True, "dense_rows": listed, "start": "old_head"}
-    model = codehead.attach(phi(), "itq", shortlist_split=True, **layer)
-    wanted, found = (logits(each).softmax(-1) for each in (phi(), model))
-    among, others = (probabilities[..., listed].sum(-1, keepdim=True) for probabilities in (wanted, found))
-    torch.testing.assert_close(found[..., listed] / others, wanted[..., listed] / among, rtol=1e-3, atol=1e-4)
-    assert float((others - among).abs().mean()) < 0.15
-
-
-def test_a_split_shortlist_that_starts_anew_gives_tokens_their_frequencies():
-    counts = torch.arange(VOCAB).double() ** 2
-    layer = {"bits": 24, "loss": "codeword", "token_bias": True, "dense_rows": 10, "shortlist_split": True}
-    model = codehead.attach(untied(), **layer, statistics=Statistics(counts))
-    torch.nn.init.zeros_(model.lm_head.bits.weight)
-    expected = (counts + 1) / (counts + 1).sum()
-    torch.testing.assert_close(logits(model)[0, 0].softmax(-1), expected, rtol=1e-5, atol=1e-8)

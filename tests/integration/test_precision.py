@@ -25,7 +25,7 @@ def half(tmp_path):
     def save(dtype=torch.bfloat16, coded=False, rounded=False):
         model = make("llama", tied=False)
         if coded:
-            model = codehead.attach(model, bits=24)
+            model = codehead.attach(model, "minrandom", bits=24)
         model = model.to(dtype)
         if rounded:
             model = codehead.models.to_int8(model)
@@ -88,7 +88,7 @@ def test_attach_saves_what_the_checkpoint_has(monkeypatch, tmp_path, place):
     has(monkeypatch)
     shutil.copytree(place / "model", tmp_path / "model")
     load_model(str(place / "model")).to(torch.bfloat16).save_pretrained(tmp_path / "model")
-    attach(str(tmp_path / "model"), tmp_path / "coded", bits=20)
+    attach(str(tmp_path / "model"), tmp_path / "coded", code="minrandom", bits=20)
     assert json.loads((tmp_path / "coded" / "config.json").read_text())["dtype"] == "bfloat16"
 
 

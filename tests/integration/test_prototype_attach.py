@@ -31,14 +31,14 @@ def test_the_rows_of_the_head_are_the_prototypes(code, tied):
     expected = codes.build(code, VOCAB, prototypes=head_rows(model), **options)
     codehead.attach(model, code, code_params=options)
     assert model.decision.table.to_codebook().checksum == expected.checksum
-    assert model.config.quantization_config["params"]["prototypes"] == expected.params["prototypes"]
+    assert model.config.quantization_config["decision"]["code_params"]["prototypes"] == expected.params["prototypes"]
 
 
 def test_half_precision_rows():
     model = make("llama").to(torch.bfloat16)
     expected = codes.build("itq", VOCAB, bits=24, prototypes=head_rows(model))
     codehead.attach(model, "itq", bits=24)
-    assert model.config.quantization_config["checksum"] == expected.checksum
+    assert model.config.quantization_config["codebook"]["checksum"] == expected.checksum
 
 
 def test_given_prototypes_come_first(tmp_path):
@@ -47,7 +47,7 @@ def test_given_prototypes_come_first(tmp_path):
     expected = codes.build("itq", VOCAB, bits=16, seed=3, prototypes=rows)
     for source in (rows, str(tmp_path / "rows.npy")):
         model = codehead.attach(make("llama"), "itq", bits=16, seed=3, code_params={"prototypes": source})
-        assert model.config.quantization_config["checksum"] == expected.checksum
+        assert model.config.quantization_config["codebook"]["checksum"] == expected.checksum
 
 
 @pytest.mark.parametrize("params", [{}, {"parity": 12}, {"parity": 12, "parity_kind": "bch"}], ids=str)
@@ -55,8 +55,9 @@ def test_a_checkpoint_reloads_without_its_prototypes(params, tmp_path):
     model = codehead.attach(make("llama"), "itq", bits=20, code_params=params)
     model.save_pretrained(tmp_path)
     entry = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert entry["bits"] == 20 + params.get("parity", 0)
-    assert entry["params"]["prototypes"]["shape"] == [VOCAB, 16]
+    assert entry["decision"]["bits"] == 20
+    assert entry["codebook"]["length"] == 20 + params.get("parity", 0)
+    assert entry["decision"]["code_params"]["prototypes"]["shape"] == [VOCAB, 16]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=tokens()).logits, model(input_ids=tokens()).logits)
@@ -92,7 +93,7 @@ def test_samples_take_the_place_of_the_rows():
     labels = np.arange(2 * VOCAB) % VOCAB
     model = codehead.attach(make("llama"), "decoc", code_params={"samples": samples, "labels": labels})
     expected = codes.build("decoc", VOCAB, samples=samples, labels=labels)
-    assert model.config.quantization_config["checksum"] == expected.checksum
+    assert model.config.quantization_config["codebook"]["checksum"] == expected.checksum
 
 
 # Which token gets which codeword
@@ -104,25 +105,25 @@ def test_codewords_are_dealt_out_by_the_method(method):
     rows = head_rows(model)
     plain = codes.build("minrandom", VOCAB, bits=16, seed=2)
     expected = codes.assign(plain, method, prototypes=rows, counts=counts.numpy(), seed=2)
-    codehead.attach(model, bits=16, seed=2, assignment=method, statistics=Statistics(counts))
+    codehead.attach(model, "minrandom", bits=16, seed=2, assignment=method, statistics=Statistics(counts))
     entry = model.config.quantization_config
-    assert entry["checksum"] == expected.checksum
-    assert entry["params"]["assignment"] == expected.params["assignment"]
+    assert entry["codebook"]["checksum"] == expected.checksum
+    assert entry["decision"]["code_params"]["assignment"] == expected.params["assignment"]
     assert (expected.checksum == plain.checksum) == (method == "identity")
 
 
 def test_frequencies_are_asked_for():
     with pytest.raises(ConfigurationError, match="assignment='frequency' asks how often tokens occur: give statistics"):
-        codehead.attach(make("llama"), assignment="frequency")
+        codehead.attach(make("llama"), "minrandom", assignment="frequency")
 
 
 def test_an_assignment_that_looks_at_a_head_without_weights_is_told():
     with torch.device("meta"):
         model = make("llama", tied=False)
     with pytest.raises(ConfigurationError, match="on the meta device; choose another method"):
-        codehead.attach(model, assignment="similar_far")
+        codehead.attach(model, "minrandom", assignment="similar_far")
 
 
 def test_an_unknown_assignment_is_told():
     with pytest.raises(ConfigurationError, match="unknown method 'similar'"):
-        codehead.attach(make("llama"), assignment="similar")
+        codehead.attach(make("llama"), "minrandom", assignment="similar")

@@ -133,7 +133,10 @@ def test_folding_keeps_every_score():
 
 
 def test_the_size_counts_marks_symbols_rows_and_the_unpacked_matrix():
-    plain, longer = model_size(coded(extra_bit_tokens=0), weight_bytes=2), model_size(coded(), weight_bytes=2)
+    plain, longer = (
+        model_size(coded(extra_bit_tokens=0, extra_bits=0), weight_bytes=2),
+        model_size(coded(), weight_bytes=2),
+    )
     stored = 2 * 12 * HIDDEN + 20 * 2 + -(-VOCAB // 8)
     assert longer.bytes_stored - plain.bytes_stored == stored
     assert longer.bytes_resident - plain.bytes_resident == stored + 4 * 20 * 12
@@ -144,12 +147,15 @@ def test_the_size_counts_marks_symbols_rows_and_the_unpacked_matrix():
     ("changes", "message"),
     [
         ({"extra_bit_tokens": VOCAB + 1}, "extra_bit_tokens=.* is not between 0 and the number of tokens"),
-        ({"extra_bit_tokens": [1, 1]}, "refined holds a token id twice"),
-        ({"extra_bit_tokens": [7]}, "is one token, whose dense row is smaller; use shortlist"),
+        ({"extra_bit_tokens": [1, 1]}, "extra_bit_tokens holds a token id twice"),
+        ({"extra_bit_tokens": [7]}, "is one token, whose dense row is smaller; use dense_rows"),
         ({"extra_bits": 3}, "extra_bits=3 is not possible; give a whole number, 5 or more"),
-        ({"extra_bits": None}, "extra_bits=None is not possible"),
+        ({"extra_bits": None}, "extra_bits is None; give a whole number"),
         ({"extra_bits": 2**26}, "extra_bits=67108864 of 20 tokens: .* choose a shorter code"),
-        ({"code": "one_vs_all", "bits": None, "dense_rows": 0}, "refined makes the codewords of a binary code longer"),
+        (
+            {"code": "one_vs_all", "bits": None, "dense_rows": 0},
+            "extra_bits makes the codewords of a binary code longer",
+        ),
         ({"loss": "bitwise"}, "loss='bitwise' cannot train dense rows"),
     ],
 )

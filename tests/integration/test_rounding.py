@@ -17,14 +17,20 @@ from codehead.models.rounding import round_parts, rounded_weights
 
 CORRECTED = {"loss": "codeword", "dense_rows": [3, 50, 7], "token_bias": True}
 LAYERS = {
-    "linear": {"bits": 24},
-    "linear with biases": {"bits": 24, "head_params": {"bias": True}},
-    "mtl": {"bits": 16, "head": "mtl", "width": 8},
-    "corrected": {"bits": 24, **CORRECTED},
+    "linear": {"code": "minrandom", "bits": 24},
+    "linear with biases": {"code": "minrandom", "bits": 24, "head_params": {"bias": True}},
+    "mtl": {"code": "minrandom", "bits": 16, "head": "mtl", "width": 8},
+    "corrected": {"code": "minrandom", "bits": 24, **CORRECTED},
     "extra_bit_tokens": {"code": "itq", "bits": 24, **CORRECTED, "extra_bit_tokens": [5, 6, 9], "extra_bits": 8},
-    "mtl with biases": {"bits": 16, "head": "mtl", "width": 8, "head_params": {"bias": True}},
-    "tower": {"bits": 16, "head": "mtl", "width": 12, "head_params": {"groups": 1}},
-    "towers": {"bits": 16, "head": "mtl", "width": 12, "head_params": {"groups": 2, "bias": True}},
+    "mtl with biases": {"code": "minrandom", "bits": 16, "head": "mtl", "width": 8, "head_params": {"bias": True}},
+    "mtl in groups": {"code": "minrandom", "bits": 16, "head": "mtl", "width": 12, "head_params": {"groups": 1}},
+    "mtl in two groups": {
+        "code": "minrandom",
+        "bits": 16,
+        "head": "mtl",
+        "width": 12,
+        "head_params": {"groups": 2, "bias": True},
+    },
     "chain": {"code": "minimal", "bits": None, "head": "chain", "width": 8},
     "adaptive": {
         "code": "one_vs_all",
@@ -66,7 +72,7 @@ def test_every_weight_is_within_half_a_step_of_what_it_was(layer):
 NEAREST = {
     "mtl": "output_weight",
     "mtl with biases": "output_weight",
-    "towers": "output_weight",
+    "mtl in two groups": "output_weight",
 }
 """What is rounded to the nearest of heads that apply it not as one linear map."""
 
@@ -155,7 +161,7 @@ def test_what_is_not_error_corrected_is_told(layer, recwarn):
 
 
 def test_a_layer_that_gives_only_zeros_has_nothing_to_correct():
-    model = coded(LAYERS["tower"])
+    model = coded(LAYERS["mtl in groups"])
     torch.nn.init.zeros_(model.get_output_embeddings().weight)
     with pytest.warns(UserWarning, match="output_weight"):
         codehead.to_int4(model, states())

@@ -19,9 +19,9 @@ from codehead.errors import CheckpointError, ConfigurationError
 
 EXTRA = {"loss": "codeword", "dense_rows": [7, 2, 100], "extra_bit_tokens": [1, 7, 9], "extra_bits": 16}
 LAYERS: dict[str, dict[str, Any]] = {
-    "linear": {"bits": 24},
+    "linear": {"code": "minrandom", "bits": 24},
     "ternary": {"code": "sparse_random", "bits": 44},
-    "extra": {"bits": 24, **EXTRA},
+    "extra": {"code": "minrandom", "bits": 24, **EXTRA},
 }
 
 
@@ -135,7 +135,7 @@ def test_another_codebook_comes_in_by_its_door(packed: bool, tmp_path: Path) -> 
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(logits(again), logits(model))
-    assert again.config.quantization_config["checksum"] == codebook.checksum
+    assert again.config.quantization_config["codebook"]["checksum"] == codebook.checksum
     with pytest.raises(ConfigurationError, match="length of the new codebook is 16"):
         model.decision.replace_codebook(codes.build("minrandom", VOCAB, bits=16))
 

@@ -64,7 +64,7 @@ def test_a_factor_near_to_one_is_kept(scale):
 
 def test_a_factor_and_its_inverse_are_told_apart():
     assert LogitScaling.of(cohere()).scale == pytest.approx(0.25)
-    assert LogitScaling.of(codehead.attach(cohere(), bits=24)).scale == pytest.approx(0.25)
+    assert LogitScaling.of(codehead.attach(cohere(), "minrandom", bits=24)).scale == pytest.approx(0.25)
 
 
 def started(model):
@@ -94,20 +94,6 @@ def test_a_start_and_a_distillation_come_to_the_scaled_distribution(make_model):
     assert divergence(model, wanted) < 0.7 * first
 
 
-@pytest.mark.parametrize("make_model", [lambda: stock("granite"), cohere], ids=["granite", "cohere"])
-def test_a_split_shortlist_starts_with_the_probability_that_its_tokens_had(make_model):
-    listed = list(range(0, VOCAB, 6))
-    wanted = logits(make_model()).softmax(-1)[..., listed].sum(-1)
-    model, hidden = make_model(), hidden_states(make_model(), [batch()], 100).float()
-    statistics = Statistics.of(torch.ones(VOCAB), hidden)
-    codehead.attach(
-        model, "itq", bits=120, loss="codeword", dense_rows=listed, shortlist_split=True, token_bias=True,
-        start="old_head", statistics=statistics,
-    )  # fmt: skip
-    found = logits(model).softmax(-1)[..., listed].sum(-1)
-    assert float(found.mean()) == pytest.approx(float(wanted.mean()), abs=0.1)
-
-
 def recurrent_gemma():
     torch.manual_seed(0)
     shape = {name: value for name, value in MODERN.items() if name != "max_position_embeddings"}
@@ -132,17 +118,17 @@ def test_a_temperature_under_a_cap_is_refused():
     model = codehead.attach(stock("gemma2"), "one_vs_all", loss="codeword")
     with pytest.raises(ConfigurationError, match=r"caps its logits softly at 0\.5"):
         calibrate_on_text(model, [batch()], per_bit=False)
-    calibrate_on_text(codehead.attach(stock("gemma2"), bits=16), [batch()])
+    calibrate_on_text(codehead.attach(stock("gemma2"), "minrandom", bits=16), [batch()])
 
 
 @pytest.mark.parametrize(
     "layer",
     [
         {"code": "one_vs_all", "head": "adaptive", "head_params": {"cutoffs": [20]}, "loss": "codeword"},
-        {"bits": 16, "loss": "codeword", "token_bias": True, "start": "old_head"},
-        {"bits": 16, "extra_bit_tokens": [1, 2, 3], "extra_bits": 8, "loss": "codeword"},
+        {"code": "minrandom", "bits": 16, "loss": "codeword", "token_bias": True, "start": "old_head"},
+        {"code": "minrandom", "bits": 16, "extra_bit_tokens": [1, 2, 3], "extra_bits": 8, "loss": "codeword"},
     ],
-    ids=["adaptive", "start", "refined"],
+    ids=["adaptive", "start", "extra bits"],
 )
 def test_what_needs_weights_says_so_without_them(layer):
     with torch.device("meta"):

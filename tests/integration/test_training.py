@@ -103,7 +103,7 @@ def test_a_decision_layer_learns_from_the_old_head_before_the_training(pretraine
     random = first_loss("random", decision={**CODED, "loss": "codeword"})
     learnt = first_loss("learnt", decision={**CORRECTED, "code": "itq"}, distil={"steps": 40, "tokens": 2000})
     assert abs(learnt - softmax) < 0.05 * (random - softmax)
-    assert load_model(str(tmp_path / "learnt")).config.quantization_config["design"] == "learned"
+    assert load_model(str(tmp_path / "learnt")).config.quantization_config["decision"]["code"] == "learned"
 
 
 @pytest.mark.parametrize("adapt", ["lora", "full"])

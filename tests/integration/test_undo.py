@@ -51,20 +51,23 @@ def snapshot(model):
 
 
 OPERATIONS = {
-    "attach": (lambda: make("gemma2"), lambda model: codehead.attach(model, bits=24)),
+    "attach": (lambda: make("gemma2"), lambda model: codehead.attach(model, "minrandom", bits=24)),
     "attach untied": (
         lambda: make("granite", tied=False),
         lambda model: codehead.attach(
-            model, bits=24, loss="codeword", start="old_head", dense_rows=[3], token_bias=True
+            model, "minrandom", bits=24, loss="codeword", start="old_head", dense_rows=[3], token_bias=True
         ),
     ),
-    "detach": (lambda: codehead.attach(make("gemma2"), bits=24).half(), codehead.detach),
-    "detach, nothing kept": (lambda: codehead.attach(make("gemma2"), bits=24, keep_head=False), codehead.detach),
-    "fold": (lambda: codehead.attach(make("gemma2"), bits=24), codehead.fold),
-    "to_int8": (lambda: codehead.attach(make("llama"), bits=24, head="mtl", width=3), codehead.to_int8),
-    "to_int4": (lambda: codehead.attach(make("llama"), bits=24), codehead.to_int4),
+    "detach": (lambda: codehead.attach(make("gemma2"), "minrandom", bits=24).half(), codehead.detach),
+    "detach, nothing kept": (
+        lambda: codehead.attach(make("gemma2"), "minrandom", bits=24, keep_head=False),
+        codehead.detach,
+    ),
+    "fold": (lambda: codehead.attach(make("gemma2"), "minrandom", bits=24), codehead.fold),
+    "to_int8": (lambda: codehead.attach(make("llama"), "minrandom", bits=24, head="mtl", width=3), codehead.to_int8),
+    "to_int4": (lambda: codehead.attach(make("llama"), "minrandom", bits=24), codehead.to_int4),
     "resize": (
-        lambda: codehead.attach(make("llama"), bits=24),
+        lambda: codehead.attach(make("llama"), "minrandom", bits=24),
         lambda model: model.resize_token_embeddings(len(model.get_input_embeddings().weight)),
     ),
 }
