@@ -246,10 +246,10 @@ class DecisionConfig:
             if self.head_params.get("bias"):
                 yield Matrix(1, bits, is_bias=True)
         else:
-            from codehead.heads import shapes
+            from codehead.heads import IN_CHAIN, shapes
 
             for name, form in shapes(self.head, hidden, bits, **self.head_options).items():
-                yield _matrix(name, form)
+                yield _matrix(form, is_bias=name.endswith("bias") or name.startswith(IN_CHAIN))
         if further:
             yield Matrix(further, hidden)
         if self.token_bias:
@@ -413,9 +413,6 @@ def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _matrix(name: str, form: Sequence[int]) -> Matrix:
+def _matrix(form: Sequence[int], is_bias: bool) -> Matrix:
     """A parameter of a head: as integers, everything along the last axis is a row."""
-    rows = 1
-    for size in form[:-1]:
-        rows *= size
-    return Matrix(rows, form[-1], is_bias=len(form) == 1 or name.endswith("bias"))
+    return Matrix(math.prod(form[:-1]), form[-1], is_bias or len(form) == 1)
