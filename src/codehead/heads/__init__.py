@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ __all__ = [
     "count_parameters",
 ]
 
+IN_CHAIN = "chain."
+"""Before the names of the parameters that a chain has in the decision layer."""
+
 
 def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Module:
     """The head called `name`, mapping `(…, hidden_size)` to bit logits `(…, num_bits)`.
@@ -51,13 +55,13 @@ def shapes(name: str, hidden_size: int, num_bits: int, **options: Any) -> dict[s
     """The parameters of such a head by name, without allocating it; of a chain, also those in the decision layer."""
     head = _on_meta(name, hidden_size, num_bits, options)
     found = {key: tuple(values.shape) for key, values in head.named_parameters()}
-    return {**found, "conditioning": (head.conditioning,)} if isinstance(head, ChainHead) else found
+    chain = head.conditioning if isinstance(head, ChainHead) else {}
+    return found | {IN_CHAIN + key: form for key, form in chain.items()}
 
 
 def count_parameters(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
     """Parameters of such a head, counted without allocating it; of a chain, also those in the decision layer."""
-    head = _on_meta(name, hidden_size, num_bits, options)
-    return sum(p.numel() for p in head.parameters()) + (head.conditioning if isinstance(head, ChainHead) else 0)
+    return sum(math.prod(form) for form in shapes(name, hidden_size, num_bits, **options).values())
 
 
 def count_buffer_bytes(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
