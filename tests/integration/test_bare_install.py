@@ -9,9 +9,10 @@ import venv
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from codehead.boundaries import EXTRAS, missing_extra
+
+tomllib = pytest.importorskip("tomllib")  # since Python 3.11
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "tests" / "data" / "checkpoints-0.1" / "converted-int4"
