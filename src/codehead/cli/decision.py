@@ -35,7 +35,7 @@ def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     from codehead.cli.options import key_values
 
     names = [entry.name for entry in fields(DecisionConfig)]
-    found = {name: parameters[name] for name in names if parameters.get(name) not in (None, [])}
+    found = {name: parameters[name] for name in names if parameters.get(name) not in (None, [], ())}
     for name, flag in OPTIONS_OF.items():
         if name in found:
             found[name] = key_values(flag, found[name])
