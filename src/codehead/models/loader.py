@@ -28,7 +28,9 @@ from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.heads.base import gives_log_probabilities
 from codehead.heads.chain.conditioning import Chain
 from codehead.layer import WRITTEN, Decision
-from codehead.models import manifest, stock, surgery
+from codehead.models import manifest
+from codehead.models import stock
+from codehead.models import surgery
 from codehead.models.causality import refuse_other_classes
 from codehead.models.description import METHOD, Description, expect_written
 from codehead.models.integrity import SEALS, check_integers, set_guards

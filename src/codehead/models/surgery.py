@@ -20,7 +20,9 @@ from codehead.head_outputs import Tokens
 from codehead.heads.base import HEADS, gives_log_probabilities
 from codehead.heads.chain.conditioning import Chain
 from codehead.layer import Decision
-from codehead.models import gguf, guards, stock
+from codehead.models import gguf
+from codehead.models import guards
+from codehead.models import stock
 from codehead.models.causality import refuse_non_causal
 from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import METHOD, Description, weights_checksum

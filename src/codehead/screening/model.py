@@ -16,7 +16,9 @@ from torch import nn
 
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
-from codehead.models import guards, manifest, stock
+from codehead.models import guards
+from codehead.models import manifest
+from codehead.models import stock
 from codehead.models.description import METHOD
 from codehead.models.logit_scaling import LogitScaling
 from codehead.models.selection import Selecting, Selection
