@@ -102,6 +102,7 @@ def screen(
             else _fast(head, parts, bits, recall, progress)
         )
     made.settings = replace(made.settings, data=data or "hidden states that were given")
+    made.seal.close(made.integers())
     install(model, made)
     return model
 
