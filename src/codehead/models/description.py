@@ -48,8 +48,8 @@ def expect_written(entry: dict[str, Any], kept: Tensor) -> None:
         names = sorted({*original, *entry} - {"quant_method"})
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"the tensor of the checkpoint that repeats quantization_config of config.json is damaged ({error}); restore "
-            "the weights from the original checkpoint"
+            f"the copy of quantization_config among the weights is damaged ({error}); restore the weights from the "
+            "original checkpoint"
         ) from None
     for name in names:
         now, then = (_json(values[name]) if name in values else "missing" for values in (entry, original))
