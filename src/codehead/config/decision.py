@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from codehead.config import budget
@@ -94,8 +93,6 @@ class DecisionConfig:
         for name in ("code_params", "head_params"):
             self._check_block(name)
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
-        if isinstance(self.code, Path):
-            object.__setattr__(self, "code", str(self.code))
         self._check_types()
         self._check_numbers()
         self._check_parts()
@@ -125,7 +122,10 @@ class DecisionConfig:
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> DecisionConfig:
-        """Of keyword arguments; ConfigurationError names one that is none, and what it is called since version 0.2."""
+        """Of keyword arguments, `code` being a Path perhaps.
+
+        ConfigurationError names one that is none, and what it is called since version 0.2.
+        """
         known = [entry.name for entry in fields(cls)]
         for name in values:
             if name in RENAMED:
@@ -137,7 +137,8 @@ class DecisionConfig:
             if name not in known:
                 hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
                 raise ConfigurationError(f"a decision layer has no field {name!r}{hint}")
-        return cls(**values)
+        code = values.get("code")
+        return cls(**{**values, "code": str(code) if isinstance(code, Path) else code})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], place: str = "decision") -> DecisionConfig:
@@ -177,7 +178,8 @@ class DecisionConfig:
     @property
     def parity(self) -> int:
         """Check bits appended to the design's codewords."""
-        return self.code_params.get("parity", 0)  # type: ignore[no-any-return]
+        parity: int = self.code_params.get("parity", 0)
+        return parity
 
     @property
     def num_dense_rows(self) -> int:

@@ -38,17 +38,17 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def expect_written(entry: dict[str, Any], written: Tensor) -> None:
-    """Check an entry of `config.json` against what stands among the weights, the `Description.to_tensor` of them.
+def expect_written(entry: dict[str, Any], kept: Tensor) -> None:
+    """Check an entry of `config.json` against what stands among the weights, where it was `written`.
 
     A CheckpointError names the field that was changed since.
     """
     try:
-        original, entry = _flat(json.loads(bytes(written.tolist()))), _flat(entry)
+        original, entry = _flat(json.loads(bytes(kept.tolist()))), _flat(entry)
         names = sorted({*original, *entry} - {"quant_method"})
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"tensor decision.description of the checkpoint is damaged ({error}); restore the weights from the "
+            f"the copy of quantization_config among the weights is damaged ({error}); restore the weights from the "
             "original checkpoint"
         ) from None
     for name in names:
@@ -60,11 +60,16 @@ def expect_written(entry: dict[str, Any], written: Tensor) -> None:
             )
 
 
+def written(entry: dict[str, Any]) -> Tensor:
+    """An entry of `config.json` as bytes (uint8): it lies among the weights, so that the two can be compared."""
+    return torch.frombuffer(bytearray(_json(entry).encode()), dtype=torch.uint8)
+
+
 def _flat(entry: dict[str, Any], place: str = "") -> dict[str, Any]:
     """The entry with dotted names, as `decision.head`."""
     found: dict[str, Any] = {}
     for name, value in entry.items():
-        inner = isinstance(value, dict) and name in ("decision", "codebook", "stock")
+        inner = isinstance(value, dict) and name in ("decision", "codebook", "stock", "screening")
         found.update(_flat(value, f"{name}.") if inner else {place + str(name): value})
     return found
 
@@ -193,8 +198,8 @@ class Description:
         return table.to_codebook(self.design, self.codebook.seed, dict(self.decision.code_params))
 
     def to_tensor(self) -> Tensor:
-        """The entry as bytes (uint8): it lies among the weights, so that `config.json` can be compared with it."""
-        return torch.frombuffer(bytearray(_json(self.to_dict()).encode()), dtype=torch.uint8)
+        """The entry as `written` among the weights."""
+        return written(self.to_dict())
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Description:

@@ -28,9 +28,7 @@ from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.heads.base import gives_log_probabilities
 from codehead.heads.chain.conditioning import Chain
 from codehead.layer import WRITTEN, Decision
-from codehead.models import manifest
-from codehead.models import stock
-from codehead.models import surgery
+from codehead.models import manifest, stock, surgery
 from codehead.models.causality import refuse_other_classes
 from codehead.models.description import METHOD, Description, expect_written
 from codehead.models.integrity import SEALS, check_integers, set_guards
@@ -93,7 +91,7 @@ class CodeheadLoader(HfQuantizer):
             return
         refuse_other_classes(model)
         old = model.get_submodule(stock.head_path(model))
-        stored = _expect_files(model, files, self.quantization_config.entry)
+        stored = expect_files(model, files, self.quantization_config.entry)
         _expect_vocabulary(description, old.weight.shape[0])
         if files:
             _expect_planes(model, stored, description)
@@ -134,7 +132,7 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Shapes:
+def expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Shapes:
     """The shapes in the files, once these are found to be those that were saved, with this entry of `config.json`."""
     folder = Path(model.config._name_or_path)
     if folder.is_dir():
@@ -145,7 +143,7 @@ def _expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Sh
         shapes = _shapes(file)
         stored.update(shapes)
         for name in shapes:
-            if name.endswith(f"decision.{WRITTEN}"):
+            if name.endswith((f"decision.{WRITTEN}", f"screen.{WRITTEN}")):
                 with safe_open(file, framework="pt") as tensors:
                     expect_written(entry, tensors.get_tensor(name))
     return stored

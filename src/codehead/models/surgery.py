@@ -20,9 +20,7 @@ from codehead.head_outputs import Tokens
 from codehead.heads.base import HEADS, gives_log_probabilities
 from codehead.heads.chain.conditioning import Chain
 from codehead.layer import Decision
-from codehead.models import gguf
-from codehead.models import guards
-from codehead.models import stock
+from codehead.models import gguf, guards, stock
 from codehead.models.causality import refuse_non_causal
 from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import METHOD, Description, weights_checksum
@@ -247,12 +245,13 @@ def _codebook(config: DecisionConfig, old: nn.Linear, statistics: Statistics | N
     A design that looks at the classes sees these rows, as the hidden states see them if there are statistics and
     weighted by what single tokens count if it takes weights, unless `code_params` have something else to look at.
     """
+    code = str(config.code)
     if config.is_codebook_file:
-        return _fitting(codes.load(config.code), config, old)
-    options, params = codes.DESIGNS.get(config.code).params(), dict(config.code_params)
+        return _fitting(codes.load(code), config, old)
+    options, params = codes.DESIGNS.get(code).params(), dict(config.code_params)
     if "prototypes" in options and not {"prototypes", "samples"} & params.keys():
         params = {**_looked_at(config, options, old, statistics), **params}
-    return codes.build(config.code, len(old.weight), bits=config.bits, seed=config.seed, **params)
+    return codes.build(code, len(old.weight), bits=config.bits, seed=config.seed, **params)
 
 
 def _fitting(codebook: Codebook, config: DecisionConfig, old: nn.Linear) -> Codebook:

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from codehead.codes.additive import MAX_DIGITS
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
-from codehead.models import guards
-from codehead.models import stock
+from codehead.models import guards, stock
 from codehead.models.hidden import Statistics, hidden_states
 from codehead.models.surgery import is_coded
 from codehead.screening import certificate
@@ -103,6 +102,7 @@ def screen(
             else _fast(head, parts, bits, recall, progress)
         )
     made.settings = replace(made.settings, data=data or "hidden states that were given")
+    made.seal.close(made.integers())
     install(model, made)
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +13,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead.errors import CheckpointError
-from codehead.models import manifest
-from codehead.models import stock
+from codehead.layer import WRITTEN
+from codehead.models import manifest, stock
 from codehead.models.description import METHOD
-from codehead.models.loader import CodeheadConfig, CodeheadLoader, _check_tensors
-from codehead.screening.model import FIELD, entry_of, install
+from codehead.models.integrity import check_integers
+from codehead.models.loader import CodeheadConfig, CodeheadLoader, Shapes, expect_files
+from codehead.models.names import names_in_memory
+from codehead.screening.model import FIELD, entry_of, install, is_screened
 from codehead.screening.screen import Screen, Settings
 
 
@@ -27,7 +30,7 @@ class ScreeningConfig(QuantizationConfigMixin):
         unknown = [key for key in entry if key not in ("quant_method", FIELD)]
         if unknown:
             raise CheckpointError(f"quantization_config.{unknown[0]} in config.json is not a field of a screened model")
-        self.settings = Settings.from_dict(entry[FIELD])
+        self.entry, self.settings = entry, Settings.from_dict(entry[FIELD])
         self.quant_method = METHOD
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,8 +50,16 @@ class ScreeningLoader(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
-        """Add the empty screen; check the files it will be loaded from."""
+        """Add the empty screen; check the files it will be loaded from.
+
+        A class without an output embedding (AutoModel, a classifier) gets the backbone, as from a stock checkpoint.
+        """
         settings = self.quantization_config.settings
+        files = [file for file in checkpoint_files or () if file.endswith(".safetensors")]
+        if model.get_output_embeddings() is None:
+            manifest.verify(files)
+            return
+        stored = expect_files(model, files, self.quantization_config.entry)
         head = model.get_submodule(stock.head_path(model))
         if type(head) is not nn.Linear or head.weight.shape != (settings.num_classes, settings.hidden_size):
             raise CheckpointError(
@@ -59,29 +70,40 @@ class ScreeningLoader(HfQuantizer):
         with torch.device("meta"):
             screen = Screen(settings)
         install(model, screen)
-        if checkpoint_files:
-            files = [file for file in checkpoint_files if file.endswith(".safetensors")]
-            manifest.verify(files)
-            _check_tensors(_OnlyScreen(model), files)
+        if files:
+            _check_screen(model, stored)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        """Leave: the model can be cast, moved and saved like any other."""
-        model.config.quantization_config = self.quantization_config.to_dict()
+        """Check the code, then leave: the model can be cast, moved and saved like any other."""
+        if is_screened(model):
+            model.screen.seal.on_guard = True
+            check_integers(model)
+            model.config.quantization_config = self.quantization_config.to_dict()
+        else:
+            del model.config.quantization_config
         del model.hf_quantizer, model.quantization_method, model.config._is_quantized
         model.is_quantized = False
         return model
 
 
-class _OnlyScreen:
-    """The tensors of a screen, as a model names them: the head itself may be tied, and so not saved."""
-
-    def __init__(self, model: Any) -> None:
-        self.get_output_embeddings, self.named_modules = model.get_output_embeddings, model.named_modules
-        self._prefix = f"{stock.head_path(model)}.screen."
-        self._tensors = model.state_dict()
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return {name: values for name, values in self._tensors.items() if name.startswith(self._prefix)}
+def _check_screen(model: Any, stored: Shapes) -> None:
+    """The files hold the screen and nothing more of it, in the shapes that the configuration says."""
+    prefix = f"{stock.head_path(model)}.screen."
+    description = f"{prefix}{WRITTEN}"
+    model._keys_to_ignore_on_load_unexpected = {
+        *(model._keys_to_ignore_on_load_unexpected or ()),
+        re.escape(description),
+    }
+    own = {name: list(values.shape) for name, values in model.state_dict().items() if name.startswith(prefix)}
+    found = {place: stored[name] for name, place in names_in_memory(model, stored).items() if place.startswith(prefix)}
+    own[description] = found.get(description, [])  # of any length, but there
+    for name in sorted({*own, *found}):
+        if own.get(name) != found.get(name):
+            raise CheckpointError(
+                f"tensor {name} of the checkpoint has shape {found.get(name)}, but quantization_config.screening in "
+                f"config.json makes it {own.get(name)} (None: it is missing); restore config.json and the weights from "
+                "the original checkpoint"
+            )
 
 
 class _AnyConfig:

@@ -9,17 +9,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
-from codehead.models import guards
-from codehead.models import manifest
-from codehead.models import stock
-from codehead.models.description import METHOD
+from codehead.layer import WRITTEN
+from codehead.models import guards, integrity, manifest, stock
+from codehead.models.description import METHOD, written
 from codehead.models.logit_scaling import LogitScaling
 from codehead.models.selection import Selecting, Selection
 from codehead.screening.head import ScreenedLinear
@@ -104,12 +103,24 @@ class ScreenedCausalLM(Selecting):
         return embedding
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
-        """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`."""
-        save = super().save_pretrained  # type: ignore[misc]
+        """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`.
+
+        CheckpointError if the code was changed by parts, as in an average.
+        """
+        save, model = super().save_pretrained, cast("Any", self)  # type: ignore[misc]
         options |= dict(zip(list(inspect.signature(save).parameters)[1:], args, strict=False))
-        self.config.quantization_config = entry_of(self.screen.settings)
+        integrity.check_integers(model)
+        integrity.check_state(model, options.get("state_dict"))
+        entry = self.config.quantization_config = entry_of(self.screen.settings)
+        state = options.get("state_dict") or model.state_dict()
+        options["state_dict"] = {**state, f"{stock.head_path(model)}.screen.{WRITTEN}": written(entry)}
         with manifest.staged(save_directory, options.get("variant")) as folder:
             save(folder, **options)
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """The end of `from_pretrained`: what is missing in a checkpoint is not made up."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)  # type: ignore[misc]
+        integrity.refuse_missing(loading_info.missing_keys)
 
     def _detach(self) -> Any:
         """The stock model, bit for bit: nothing but the code is taken away."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codehead.codes.packing import row_bytes
+from codehead.codes.seal import Seal
 from codehead.decoding import fast_scan
 from codehead.decoding.fast_scan import Ceilings, FastScan, Numbers, bit_tables, copies
 from codehead.errors import CheckpointError
@@ -104,6 +105,7 @@ class Screen(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("plane", torch.zeros(classes, row_bytes(settings.bits), dtype=torch.uint8))
         self.register_buffer("coordinates", torch.zeros(settings.bits, dtype=torch.int32))
+        self.seal = Seal()
         self._scan: tuple[Any, ...] | None = None
 
     def set(self, name: str, values: Tensor) -> None:
@@ -114,6 +116,10 @@ class Screen(nn.Module):
         """The float32 numbers in the buffer called `name`."""
         values: Tensor = getattr(self, name)
         return values.view(torch.float32)
+
+    def integers(self) -> dict[str, Tensor]:
+        """What changes only as a whole, for its checksum."""
+        return dict(self.named_buffers(recurse=False))
 
     @property
     def nbytes(self) -> int:

@@ -13,9 +13,7 @@ from torch import nn
 from codehead.boundaries import loading, reason
 from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
-from codehead.models import gguf
-from codehead.models import is_coded
-from codehead.models import manifest
+from codehead.models import gguf, is_coded, manifest
 from codehead.models.causality import refuse_non_causal
 from codehead.models.integrity import refuse_missing
 from codehead.registry import did_you_mean

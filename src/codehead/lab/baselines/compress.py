@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from codehead.config import DecisionSize
 from codehead.errors import ConfigurationError
-from codehead.evaluation.size import DecisionSize
 from codehead.lab.baselines.config import BaselineConfig
 from codehead.lab.baselines.methods import Compressed, quantised, spread, trimmed
 from codehead.models import is_coded

@@ -25,7 +25,7 @@ from codehead.training.config import as_of_today
 
 FOLDERS = "frontier-*"
 SHARES = dict(zip(METRICS, ("share", "perplexity_ratio"), strict=True))  # what the summary calls them
-BY_SIZE = {
+BY_SIZE: dict[str, Any] = {
     "code": "additive", "bits": 16, "extra_bits": 0, "extra_bit_tokens": 0, "dense_rows": 0, "token_bias": True,
     "seed": 0, "weights": "int4", "packed": True, "start": "old_head",
 }  # fmt: skip
