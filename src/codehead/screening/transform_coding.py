@@ -23,8 +23,12 @@ from codehead.codes.packing import pack_bits
 from codehead.errors import ConfigurationError
 from codehead.models.hidden import PIECE, Statistics
 
-RIDGE = 1e-4
-"""Added to the variances of hidden states, as a share of their mean: text that was not seen may vary anywhere."""
+RIDGE = 0.1
+"""Added to the variances of hidden states, as a share of their mean, since other text varies in other directions.
+
+Of 1e-4, 0.01, 0.1 and 1, the one with which most steps of exact mode were certain on SmolLM2-135M with 256 candidates:
+96% on text like that of the calibration and 78% on other text, against 90% and 67% with 1e-4.
+"""
 SAMPLE = 2**12
 """Rows that the sizes of cells are fitted to."""
 FACTORS = np.geomspace(0.7, 1.5, 9)
