@@ -24,7 +24,7 @@ import torch
 from screening_baselines import Head, built, clustered, low_rank, onnx_heads, rabitq, torch_heads
 from torch import Tensor, nn
 
-from codehead.evaluation.result import Result
+from codehead.lab.result import Result
 from codehead.models.hidden import hidden_states
 from codehead.models.selection import Selection
 from codehead.models.tail import Tail

@@ -107,16 +107,14 @@ def test_what_is_not_finite_is_refused(value, fast, monkeypatch):
         decode(torch.tensor([[value, 1.0, 2.0]]), code(9, 3), impl="scan")
 
 
-def corrections(classes: int, scale: bool = False) -> Corrections:
+def corrections(classes: int) -> Corrections:
     generator = torch.Generator().manual_seed(3)
     ids = torch.randperm(classes, generator=generator)[: classes // 4].sort().values
     plane = torch.from_numpy(pack_bits(np.random.default_rng(1).integers(0, 2, (len(ids), 11))))
     shortlist = torch.randperm(classes, generator=generator)[:9]
-    found = Corrections(classes, shortlist, True, Refinement.of(classes, ids, plane, 11), token_scale=scale)
+    found = Corrections(classes, shortlist, True, Refinement.of(classes, ids, plane, 11))
     with torch.no_grad():
         found.token_bias.normal_(std=2, generator=generator)
-        if found.token_scale is not None:
-            found.token_scale.uniform_(0.5, 2, generator=generator)
     return found
 
 

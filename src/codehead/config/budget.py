@@ -175,7 +175,7 @@ def _filled(code: Plan, shape: ModelShape, total: int) -> Plan:
     if longer is None:
         return _listed(found, shape, total)
     listed = _listed(_longer(found, frequent, longer), shape, total)
-    return _listed(found, shape, total) if int(listed.dense_rows) >= frequent else listed
+    return _listed(found, shape, total) if listed.num_dense_rows >= frequent else listed
 
 
 def _longer(code: Plan, frequent: int, bits: int) -> Plan:

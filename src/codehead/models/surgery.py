@@ -14,6 +14,7 @@ from codehead import codes, heads
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
+from codehead.config.decision import DEFAULT_CODE
 from codehead.decoding.chain import Chain
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.heads.base import HEADS, gives_log_probabilities
@@ -112,11 +113,11 @@ def _described(
     if isinstance(decision, Codebook):
         return DecisionConfig.from_fields({"code": decision.design, **fields}), decision
     if isinstance(decision, DecisionConfig):
-        return DecisionConfig.from_fields({**decision.to_dict(), **fields}), None
+        return DecisionConfig.from_fields({"code": DEFAULT_CODE, **decision.to_dict(), **fields}), None
     if decision is not None:
         fields = {"code": decision, **fields}
-    elif "code" not in fields:
-        fields = {**FROM_OLD_HEAD, **fields}
+    elif fields.get("code") is None:
+        fields = {**FROM_OLD_HEAD, **{key: value for key, value in fields.items() if key != "code"}}
     elif isinstance(fields["code"], Codebook):
         return _described(fields["code"], {key: value for key, value in fields.items() if key != "code"})
     return DecisionConfig.from_fields(fields), None
@@ -245,6 +246,7 @@ def _codebook(config: DecisionConfig, old: nn.Linear, statistics: Statistics | N
     A design that looks at the classes sees these rows, as the hidden states see them if there are statistics and
     weighted by what single tokens count if it takes weights, unless `code_params` have something else to look at.
     """
+    assert config.code is not None
     if config.is_codebook_file:
         return _fitting(codes.load(config.code), config, old)
     options, params = codes.DESIGNS.get(config.code).params(), dict(config.code_params)
