@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from codehead.evaluation.budget import Allocation, allocate
 
 from codehead import codes, heads
 from codehead.codes.packing import row_bytes
-from codehead.config import ModelShape
+from codehead.config import DecisionConfig, ModelShape
 from codehead.decoding.extras.corrections import Corrections
 from codehead.decoding.extras.dense_rows import ShortlistHead
 from codehead.decoding.extras.extra_bits import Refinement
@@ -37,45 +36,37 @@ BUDGETS = (0.01, 0.05)
 def layers(hidden_size: int, num_classes: int, device: torch.device) -> dict[str, DecisionLayer]:
     """The layers to compare, as they are trained; bfloat16 weights on a GPU, float32 on a CPU."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    made = {
-        "softmax": ("one_vs_all", None, "linear", {}, "codeword"),
-        "minimal": ("minimal", None, "linear", {}, "bitwise"),
-        "minrandom-50": ("minrandom", 50, "linear", {}, "bitwise"),
-        "minrandom-100": ("minrandom", 100, "linear", {}, "bitwise"),
-        "minrandom-50-codeword": ("minrandom", 50, "linear", {}, "codeword"),
-        "mtl-minrandom-50-128": ("minrandom", 50, "mtl", {"width": 128}, "bitwise"),
+    shape = ModelShape(hidden_size, num_classes, tied=False)
+    configs = {
+        "softmax": DecisionConfig(code="one_vs_all", loss="codeword"),
+        "minimal": DecisionConfig(code="minimal"),
+        "minrandom-50": DecisionConfig(code="minrandom", bits=50),
+        "minrandom-100": DecisionConfig(code="minrandom", bits=100),
+        "minrandom-50-codeword": DecisionConfig(code="minrandom", bits=50, loss="codeword"),
+        "mtl-minrandom-50-128": DecisionConfig(code="minrandom", bits=50, head="mtl", width=128),
+        **{f"budget-{share:.0%}": DecisionConfig.for_budget(shape, share, code="dense_random") for share in BUDGETS},
     }
     torch.manual_seed(SEED)
-    found = {
-        name: DecisionLayer(
-            codebook := codes.build(design, num_classes, bits=bits, seed=SEED, **_fast(design)),
-            heads.build(head, hidden_size, codebook.length, **options),
-            loss,
-        )
-        for name, (design, bits, head, options, loss) in made.items()
-    }
-    shape = ModelShape(hidden_size, num_classes, tied=False)
-    found |= {f"budget-{share:.0%}": of_budget(allocate(shape, share)) for share in BUDGETS}
-    return {name: layer.to(device, dtype) for name, layer in found.items()}
+    return {name: layer_of(config, shape).to(device, dtype) for name, config in configs.items()}
 
 
-def of_budget(found: Allocation) -> DecisionLayer:
-    """What `codehead recommend` gives for a budget, with symbols at random: time does not depend on which they are."""
-    tokens, members = found.shape.num_classes, torch.arange(found.refined)
-    plane = torch.randint(256, (found.refined, row_bytes(found.refined_bits)), dtype=torch.uint8)
+def layer_of(config: DecisionConfig, shape: ModelShape) -> DecisionLayer:
+    """The layer before training; extra bits at random, since time does not depend on which they are."""
+    design = str(config.code)
+    codebook = codes.build(design, shape.num_classes, bits=config.bits, seed=SEED, **_fast(design))
+    head = heads.build(config.head, shape.hidden_size, codebook.length, **config.head_options)
+    if not config.token_bias:
+        return DecisionLayer(codebook, head, config.loss)
+    tokens, bits = config.num_extra_bit_tokens, config.extra_bits
+    plane = torch.randint(256, (tokens, row_bytes(bits)), dtype=torch.uint8)
     corrections = Corrections(
-        tokens,
-        torch.arange(found.shortlist),
-        found.token_bias,
-        Refinement.of(tokens, members, plane, found.refined_bits) if found.refined else None,
+        shape.num_classes,
+        torch.arange(config.num_dense_rows),
+        config.token_bias,
+        Refinement.of(shape.num_classes, torch.arange(tokens), plane, bits) if tokens else None,
     )
-    head = heads.build("linear", found.shape.hidden_size, found.bits)
-    return DecisionLayer(
-        codes.build("dense_random", tokens, bits=found.bits, seed=SEED, **_fast("dense_random")),
-        ShortlistHead(head, found.shape.hidden_size, corrections.num_outputs),
-        "codeword",
-        corrections=corrections,
-    )
+    head = ShortlistHead(head, shape.hidden_size, corrections.num_outputs)
+    return DecisionLayer(codebook, head, config.loss, corrections=corrections)
 
 
 def stored(trained: dict[str, DecisionLayer]) -> dict[str, DecisionLayer]:

@@ -192,7 +192,7 @@ def test_samples_are_the_first():
 
 def test_what_cannot_be_answered_is_refused(tokenizer, rows):
     model = make()
-    with pytest.raises(DataError, match="columns text, and plain text asks for no answer; give instruction records"):
+    with pytest.raises(DataError, match="columns text, which ask for no answer; give instruction records"):
         generate_answers(model, tokenizer, Dataset.from_dict({"text": ["a story"]}))
     with pytest.raises(DataError, match=r"prompt of row 2 is empty, .*leave the row out"):
         generate_answers(model, tokenizer, Dataset.from_dict({"prompt": ["a", ""], "response": ["b", "c"]}))

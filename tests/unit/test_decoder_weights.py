@@ -107,7 +107,7 @@ def test_another_decoder_forgets_weights_that_it_does_not_share(decision):
 @pytest.mark.parametrize("decoder", FITTED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_checkpoint_holds_the_weights(decoder, dtype, tmp_path):
-    model = codehead.attach(tiny_model(), bits=12, decoder=decoder).to(dtype)
+    model = codehead.attach(tiny_model(), "minrandom", bits=12, decoder=decoder).to(dtype)
     z, labels = predictions(model.decision)
     model.decision.fit_decoder(z, labels)
     model.save_pretrained(tmp_path)
@@ -119,7 +119,7 @@ def test_a_checkpoint_holds_the_weights(decoder, dtype, tmp_path):
 
 @pytest.mark.parametrize("decoder", FITTED)
 def test_a_checkpoint_saved_before_fitting_can_be_fitted(decoder, tmp_path):
-    model = codehead.attach(tiny_model(), bits=12, decoder=decoder)
+    model = codehead.attach(tiny_model(), "minrandom", bits=12, decoder=decoder)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     z, labels = predictions(loaded.decision)
@@ -130,7 +130,7 @@ def test_a_checkpoint_saved_before_fitting_can_be_fitted(decoder, tmp_path):
 
 
 def test_a_decoder_chosen_after_loading_is_saved_with_its_weights(tmp_path):
-    model = codehead.attach(tiny_model(), bits=12)
+    model = codehead.attach(tiny_model(), "minrandom", bits=12)
     model.decision.decoder_name = "probabilistic"
     z, labels = predictions(model.decision)
     model.decision.fit_decoder(z, labels)
@@ -141,7 +141,7 @@ def test_a_decoder_chosen_after_loading_is_saved_with_its_weights(tmp_path):
 
 def test_a_checkpoint_names_a_decoder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setitem(DECODERS._parts, "own", lambda bit_logits: Terms(bit_logits**3, None, None))
-    model = codehead.attach(tiny_model(), bits=12, decoder="own")
+    model = codehead.attach(tiny_model(), "minrandom", bits=12, decoder="own")
     model.save_pretrained(tmp_path)
     z = torch.randn(4, 12)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -152,7 +152,7 @@ def test_a_checkpoint_names_a_decoder_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_without_a_decoders_weights_is_refused(tmp_path):
-    codehead.attach(tiny_model(), bits=12, decoder="probabilistic").save_pretrained(tmp_path)
+    codehead.attach(tiny_model(), "minrandom", bits=12, decoder="probabilistic").save_pretrained(tmp_path)
     (tmp_path / "codehead.json").unlink()
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["decision.decoder_sigmoids"]

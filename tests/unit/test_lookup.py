@@ -62,6 +62,7 @@ def test_a_decision_packs_every_table_it_has_and_weighs_what_it_stores():
     )
     model = codehead.attach(
         LlamaForCausalLM(config),
+        "minrandom",
         bits=14,
         loss="codeword",
         extra_bit_tokens=list(range(20)),

@@ -107,24 +107,22 @@ def test_what_is_not_finite_is_refused(value, fast, monkeypatch):
         decode(torch.tensor([[value, 1.0, 2.0]]), code(9, 3), impl="scan")
 
 
-def corrections(classes: int, scale: bool = False) -> Corrections:
+def corrections(classes: int) -> Corrections:
     generator = torch.Generator().manual_seed(3)
     ids = torch.randperm(classes, generator=generator)[: classes // 4].sort().values
     plane = torch.from_numpy(pack_bits(np.random.default_rng(1).integers(0, 2, (len(ids), 11))))
     shortlist = torch.randperm(classes, generator=generator)[:9]
-    found = Corrections(classes, shortlist, True, Refinement.of(classes, ids, plane, 11), token_scale=scale)
+    found = Corrections(classes, shortlist, True, Refinement.of(classes, ids, plane, 11))
     with torch.no_grad():
         found.token_bias.normal_(std=2, generator=generator)
-        if found.token_scale is not None:
-            found.token_scale.uniform_(0.5, 2, generator=generator)
     return found
 
 
-@pytest.mark.parametrize(("fast", "scale"), [(True, False), (False, False), (False, True)])
+@FAST
 @pytest.mark.parametrize("k", [1, 20, 400])
 @pytest.mark.parametrize("classes", [400, 1003])
-def test_what_corrections_add_is_scored_in_the_same_call(classes, k, fast, scale):
-    table, added = code(classes, 21), corrections(classes, scale)
+def test_what_corrections_add_is_scored_in_the_same_call(classes, k, fast):
+    table, added = code(classes, 21), corrections(classes)
     outputs = torch.randn(3, 21 + added.num_outputs, dtype=torch.float64)
     found = scanning.best_tokens(outputs, table, "likelihood", k, added, fast=fast)
     wanted = expected(CorrectedBits(table, added).scores(outputs), k)
@@ -175,7 +173,6 @@ def test_the_choice_says_why(monkeypatch):
     assert "as fast" in scanning.choose("auto", code(50, 16), "likelihood").why
     assert "as fast" in scanning.choose("auto", table, "likelihood", k=4000).why
     assert "no sums over bits" in scanning.choose("auto", table, "laplacian").why
-    assert "scale per token" in scanning.choose("auto", table, "likelihood", corrections(5000, True)).why
     monkeypatch.setattr(fast_scan, "available", lambda: False)
     assert scanning.choose("auto", table, "likelihood")[:2] == (
         "plain",

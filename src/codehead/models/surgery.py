@@ -14,6 +14,7 @@ from codehead import codes, heads
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
+from codehead.config.decision import DEFAULT_CODE
 from codehead.decoding.extras.dense_rows import ShortlistHead
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.head_outputs import Tokens
@@ -112,11 +113,11 @@ def _described(
     if isinstance(decision, Codebook):
         return DecisionConfig.from_fields({"code": decision.design, **fields}), decision
     if isinstance(decision, DecisionConfig):
-        return DecisionConfig.from_fields({**decision.to_dict(), **fields}), None
+        return DecisionConfig.from_fields({"code": DEFAULT_CODE, **decision.to_dict(), **fields}), None
     if decision is not None:
         fields = {"code": decision, **fields}
-    elif "code" not in fields:
-        fields = {**FROM_OLD_HEAD, **fields}
+    elif fields.get("code") is None:
+        fields = {**FROM_OLD_HEAD, **{key: value for key, value in fields.items() if key != "code"}}
     elif isinstance(fields["code"], Codebook):
         return _described(fields["code"], {key: value for key, value in fields.items() if key != "code"})
     return DecisionConfig.from_fields(fields), None
