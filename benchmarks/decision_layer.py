@@ -22,9 +22,9 @@ from codehead.evaluation.budget import Allocation, allocate
 from codehead import codes, heads
 from codehead.codes.packing import row_bytes
 from codehead.config import ModelShape
-from codehead.decoding.corrections import Corrections
-from codehead.decoding.refinement import Refinement
-from codehead.heads.shortlist import ShortlistHead
+from codehead.decoding.extras.corrections import Corrections
+from codehead.decoding.extras.dense_rows import ShortlistHead
+from codehead.decoding.extras.extra_bits import Refinement
 from codehead.lab.result import Result
 from codehead.layer import DecisionLayer
 from codehead.models.rounding import INT4, round_parts

@@ -24,13 +24,11 @@ import torch
 from screening_baselines import Head, built, clustered, low_rank, onnx_heads, rabitq, torch_heads
 from torch import Tensor, nn
 
-from codehead.evaluation.result import Result
+from codehead.lab.result import Result
 from codehead.models.hidden import hidden_states
-from codehead.models.selection import Selection
-from codehead.models.tail import Tail
 from codehead.screening import build
 from codehead.screening.checkpoint import _batches
-from codehead.screening.head import ScreenedLinear
+from codehead.screening.gain import screened_step
 from codehead.screening.screen import Screen
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
@@ -59,15 +57,15 @@ def states(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     return model.get_output_embeddings().weight.detach().clone(), hidden
 
 
-def screened(head: nn.Linear, made: Screen) -> tuple[Any, int]:
-    """The step of a screened head, as `generate` takes it, and the bytes it reads."""
-    layer: Any = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
-    layer.__class__ = ScreenedLinear
-    layer.weight, layer.screen, layer.tail = head.weight, made, Tail()
-    layer.selection = Selection(1, 0, [], sampling=False)
+def bytes_read(made: Screen) -> int:
+    """Of a step for one position: all codewords, the map to white coordinates, and the rows of candidates."""
     settings = made.settings
-    read = made.plane.nbytes + settings.candidates * settings.hidden_size * 4 + made.get("white").nbytes
-    return (lambda hidden: layer(hidden[:, None])[:, -1].argmax(-1)), read
+    return (
+        made.plane.nbytes
+        + made.get("norms").nbytes
+        + made.get("white").nbytes
+        + settings.candidates * settings.hidden_size * 4
+    )
 
 
 def screens(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[str, Head]]:
@@ -80,12 +78,9 @@ def screens(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[str, Head]]:
     }.items():
         start = time.perf_counter()
         made = make()
-        step, read = screened(head, made)
-        settings = made.settings
-        yield (
-            f"{name} ({settings.bits} bits, {settings.candidates} rows)",
-            Head(step, read, time.perf_counter() - start),
-        )
+        seconds, settings = time.perf_counter() - start, made.settings
+        step = screened_step(head.weight.detach(), made)
+        yield f"{name} ({settings.bits} bits, {settings.candidates} rows)", Head(step, bytes_read(made), seconds)
 
 
 def heads(weight: Tensor, hidden: Tensor, threads: int, only: list[str]) -> dict[str, Head]:

@@ -56,7 +56,7 @@ def _entry(level: str, title: str, name: str, thing: Any) -> Iterator[str]:
 
 def _described(name: str, thing: Any) -> str:
     code = f"```python\n{name}{_signature(thing)}\n```\n\n" if _has_signature(thing) else ""
-    told = "\n".join([inspect.getdoc(thing) or "", *_fields(thing)])
+    told = "\n".join([inspect.getdoc(thing) or "", *_fields(thing)]).strip()
     return f"{code}```text\n{told}\n```\n"
 
 
@@ -68,9 +68,10 @@ def _signature(thing: Any) -> str:
 def _fields(thing: Any) -> Iterator[str]:
     """The fields of a dataclass that have a help text."""
     entries = fields(thing) if inspect.isclass(thing) and is_dataclass(thing) else ()
-    for entry in entries:
-        if "help" in entry.metadata:
-            yield f"    {entry.name}: {entry.metadata['help']}"
+    helped = [entry for entry in entries if "help" in entry.metadata]
+    yield from ["", "Fields:"] if helped else []
+    for entry in helped:
+        yield f"    {entry.name}: {entry.metadata['help']}"
 
 
 def _has_signature(thing: Any) -> bool:

@@ -81,7 +81,12 @@ _SUBPACKAGES = ("codes", "config", "decoding", "errors", "heads", "layer", "loss
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        try:
+            return getattr(import_module(_HOMES[name]), name)
+        except ImportError as error:
+            from codehead.boundaries import missing_extra
+
+            raise ImportError(missing_extra(error) or str(error), name=error.name) from error
     if name in _SUBPACKAGES:
         return import_module(f"codehead.{name}")
     raise AttributeError(f"module 'codehead' has no attribute {name!r}")

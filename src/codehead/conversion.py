@@ -25,13 +25,13 @@ from codehead.recommendation import Recommendation, recommend
 from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows
-from codehead.training.finish import finish
 from codehead.training.folder import RunFolder
 from codehead.training.model import check_length, device_of, load_model
+from codehead.training.new_head import fit_decision_layer
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.replacement import fit_decision_layer
 from codehead.training.saving import save_whole
-from codehead.training.stages import Stages
+from codehead.training.stage_store import Stages
+from codehead.training.storage import finish
 from codehead.training.text import Show, Text, batch_size_of
 from codehead.training.tokenizer import load_tokenizer
 

@@ -11,14 +11,14 @@ from codehead.codes.codebook import Codebook
 from codehead.codes.seal import Seal
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS, Decoded, FittedDecoder, fit
-from codehead.decoding.chain import Chain
-from codehead.decoding.corrections import Corrections
+from codehead.decoding.extras.corrections import Corrections
 from codehead.decoding.fitted import empty_weights
 from codehead.decoding.scanning import Choice, choose
 from codehead.errors import ConfigurationError
+from codehead.head_outputs import ChainedBits, CorrectedBits, IndependentBits, Reading, Tokens
 from codehead.heads.base import gives_log_probabilities
+from codehead.heads.chain.conditioning import Chain
 from codehead.losses import IGNORE, LOSSES
-from codehead.readings import ChainedBits, CorrectedBits, IndependentBits, Reading, Tokens
 
 WEIGHT = "decoder_"
 """Before the names of a decoder's weights in a state dict."""
@@ -34,7 +34,7 @@ class Decision(nn.Module):
     until `fit_decoder`.
 
     The outputs are n bit logits, with `corrections` K logits of dense rows after them, with a `chain` its features,
-    or `log_probabilities` of tokens: see `codehead.readings`.
+    or `log_probabilities` of tokens: see `codehead.head_outputs`.
 
     Codewords and the ids of tokens are integers with a checksum, the module `seal`. Everything that reads outputs
     raises a CheckpointError if they do not match it.

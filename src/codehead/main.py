@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from codehead.boundaries import system_failure
+from codehead.boundaries import missing_extra, system_failure
 from codehead.cli.attach import attach
 from codehead.cli.calibrate import calibrate
 from codehead.cli.code import code
@@ -94,7 +94,7 @@ def main() -> None:
     except CodeheadError as error:
         _fail(str(error), MISTAKE)
     except Exception as error:
-        refused = system_failure(error)
+        refused = missing_extra(error) if isinstance(error, ImportError) else system_failure(error)
         if refused is not None:
             _fail(refused, MISTAKE)
         _fail(f"unexpected {type(error).__name__}: {_one_line(error)}. {_report()}", UNEXPECTED)

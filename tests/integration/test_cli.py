@@ -10,10 +10,10 @@ import subprocess
 import sys
 
 import pytest
+from codehead.cli.allocation import read_budget, read_speed
 from rich.console import Console
 from transformers import TrainerState
 
-from codehead.cli.allocation import read_budget, read_speed
 from codehead.errors import ConfigurationError
 from codehead.training import progress
 
@@ -144,7 +144,7 @@ def test_ctrl_c_while_the_new_head_learns_tells_that_this_was_kept(codehead, pla
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("codehead.training.replacement.softmax_head", interrupted)  # the text has been read by then
+    monkeypatch.setattr("codehead.training.new_head.softmax_head", interrupted)  # the text has been read by then
     arguments = ("--train", place / "text.txt", "--out", tmp_path / "run", "--block-size", 16, "--budget", "60%")
     status, _, err = codehead("finetune", "--model", place / "model", *arguments, "--set", "training.use_cpu=true")
     assert status == 130

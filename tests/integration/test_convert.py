@@ -68,7 +68,7 @@ def test_what_single_tokens_cannot_have_is_told_before_the_model_reads(stock, tm
     def read(*_):
         pytest.fail("the model has read text")
 
-    monkeypatch.setattr("codehead.training.replacement.labelled_states", read)
+    monkeypatch.setattr("codehead.training.new_head.labelled_states", read)
     wanted = config(stock, tmp_path / "out")
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         run_conversion(replace(wanted, decision=replace(wanted.decision, **changes)))
@@ -190,7 +190,7 @@ def test_a_mistake_in_a_new_folder_leaves_nothing_there(stock, tmp_path, overwri
 
 
 def test_what_cannot_be_calibrated_is_told_before_the_new_head_learns(stock, tmp_path, monkeypatch):
-    monkeypatch.setattr("codehead.training.replacement.distil", None)  # a call would fail
+    monkeypatch.setattr("codehead.training.new_head.distil", None)  # a call would fail
     low_rank = {"code": "one_vs_all", "head": "low_rank", "head_params": {"rank": 4}, "loss": "codeword"}
     with pytest.raises(ConfigurationError, match="has as many bits as tokens"):
         run_conversion(config(stock, tmp_path / "out", decision=low_rank, calibrate={"per_bit": True}))
@@ -199,7 +199,7 @@ def test_what_cannot_be_calibrated_is_told_before_the_new_head_learns(stock, tmp
 @pytest.mark.parametrize("tokens", [50, 300])
 def test_no_more_text_is_learnt_from_than_asked_for(stock, tmp_path, monkeypatch, tokens):
     seen = []
-    monkeypatch.setattr("codehead.training.replacement.distil", lambda *args: seen.append((len(args[2]), len(args[6]))))
+    monkeypatch.setattr("codehead.training.new_head.distil", lambda *args: seen.append((len(args[2]), len(args[6]))))
     run_conversion(config(stock, tmp_path / "out", distil={"steps": 2, "tokens": tokens}))
     assert seen == [(tokens, tokens)]
 
@@ -294,7 +294,7 @@ STOPS = {  # in which call of a stage it is stopped; where it goes on after Ctrl
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit], ids=["Ctrl-C", "killed"])
 @pytest.mark.parametrize("stage", STOPS)
 def test_a_conversion_that_was_stopped_goes_on_where_it_was(stock, tmp_path, whole, stage, error, monkeypatch):
-    monkeypatch.setattr("codehead.training.replacement.READ_BATCHES", 1)
+    monkeypatch.setattr("codehead.training.new_head.READ_BATCHES", 1)
     call, *where = STOPS[stage]
     out, seen = tmp_path / "out", []
     with pytest.raises(error):

@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM
 
 import codehead
 from codehead.errors import CodeheadError
-from codehead.models.tail import Tail, softmax_head
+from codehead.models.logit_scaling import LogitScaling, softmax_head
 from codehead.training.adapt import with_lora
+from codehead.training.backbone_distillation import GRADIENT_SCALE, _gradients, learn_together
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.distil import row_sizes
-from codehead.training.imitation import imitate
-from codehead.training.joint import GRADIENT_SCALE, _gradients, learn_together
 from codehead.training.quiet import peft_warnings_hidden
 from codehead.training.rates import STEADY
+from codehead.training.teacher_divergence import imitate
 
 IDS = tokens(8, 12)
 MASK = torch.ones_like(IDS)
@@ -29,7 +29,7 @@ BATCH = {"input_ids": IDS, "attention_mask": MASK, "labels": IDS.masked_fill(MAS
 
 def stock(name, dtype=torch.float32):
     model = make(name, tied=False)
-    torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.5 / Tail.of(model).scale)
+    torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.5 / LogitScaling.of(model).scale)
     return model.to(dtype)
 
 
@@ -133,7 +133,7 @@ def test_a_head_that_is_the_old_one_has_nothing_to_learn(monkeypatch):
         nats.append(imitate(*args))
         return nats[-1]
 
-    monkeypatch.setattr("codehead.training.joint.imitate", kept)
+    monkeypatch.setattr("codehead.training.backbone_distillation.imitate", kept)
     learnt(stock("granite"), steps=1, code="one_vs_all", bits=None)
     assert nats[0] == pytest.approx(0, abs=1e-5)
 
@@ -141,10 +141,10 @@ def test_a_head_that_is_the_old_one_has_nothing_to_learn(monkeypatch):
 def test_targets_that_match_nothing_are_told_before_anything_is_learnt(monkeypatch):
     from codehead.errors import ConfigurationError
     from codehead.training.config import RunConfig
-    from codehead.training.replacement import fit_decision_layer
+    from codehead.training.new_head import fit_decision_layer
     from codehead.training.text import Text
 
-    monkeypatch.setattr("codehead.training.replacement.labelled_states", None)  # a call would fail
+    monkeypatch.setattr("codehead.training.new_head.labelled_states", None)  # a call would fail
     config = RunConfig.from_dict(
         {
             "model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"code": "itq", "loss": "codeword"},
@@ -178,7 +178,7 @@ def test_small_gradients_are_not_lost_in_float16(monkeypatch):
     """Those of a head that is nearly its teacher."""
 
     def lost(scale):
-        monkeypatch.setattr("codehead.training.joint.GRADIENT_SCALE", scale)
+        monkeypatch.setattr("codehead.training.backbone_distillation.GRADIENT_SCALE", scale)
         old = stock("llama", torch.float16)
         model = codehead.attach(copy.deepcopy(old), "one_vs_all", loss="codeword", start="old_head")
         head = old.get_output_embeddings()
@@ -224,7 +224,7 @@ def test_gradients_are_those_of_the_loss():
 
 
 def test_divergence_is_told(monkeypatch):
-    monkeypatch.setattr("codehead.training.joint._gradients", lambda *args: float("nan"))
+    monkeypatch.setattr("codehead.training.backbone_distillation._gradients", lambda *args: float("nan"))
     with pytest.raises(CodeheadError, match=r"diverged.*backbone_learning_rate"):
         learnt(stock("llama"), steps=1)
 

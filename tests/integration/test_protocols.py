@@ -35,7 +35,7 @@ from codehead.lab.reports.frontier import frontier
 from codehead.lab.reports.summary import summarise
 from codehead.lab.reports.tables import markdown
 from codehead.lab.result import Result
-from codehead.training.imitation import imitate
+from codehead.training.teacher_divergence import imitate
 from codehead.training.tokenizer import train_bpe
 
 Command = Callable[..., tuple[int, str, str]]

@@ -153,11 +153,11 @@ AFTER_THE_LAST_STEP = [
     "codehead.training.trainer.Trainer.evaluate",
     "codehead.training.run.merge",
     "codehead.training.run.calibrate_on_text",
-    "codehead.training.finish.to_int4",
-    "codehead.training.finish.hidden_states",
+    "codehead.training.storage.to_int4",
+    "codehead.training.storage.hidden_states",
     "codehead.models.coded.manifest.staged",
     "codehead.training.saving._order",
-    "codehead.training.stages.Stages.remove",
+    "codehead.training.stage_store.Stages.remove",
     "codehead.training.folder.RunFolder.finish",
 ]
 

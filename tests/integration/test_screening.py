@@ -97,6 +97,15 @@ def test_candidates_have_the_dense_logits_and_the_others_none(name):
     assert int(dense.argmax()) in known[0].nonzero().flatten().tolist()
 
 
+def test_few_steps_of_exact_mode_take_the_dense_head():
+    model, ids = screened(mode="exact", certificate="proof"), tokens(1, 6)
+    for options in ({}, {"min_new_tokens": 8}, {"repetition_penalty": 1.1}):
+        model.steps = model.whole = 0
+        generate(model, ids, **options)
+        assert model.steps == 8
+        assert model.whole <= 4
+
+
 def _greedy(model):
     from transformers import LogitsProcessorList
 

@@ -12,7 +12,7 @@ import codehead
 from codehead.errors import ConfigurationError
 from codehead.models.calibration import calibrate_on_text
 from codehead.models.hidden import Statistics, hidden_states
-from codehead.models.tail import Tail, softmax_head
+from codehead.models.logit_scaling import LogitScaling, softmax_head
 from codehead.training.config import Distillation
 from codehead.training.distil import distil
 
@@ -50,7 +50,7 @@ def test_it_is_what_comes_after_the_head(name):
     hook = head.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
     found = logits(model)
     hook.remove()
-    tail = Tail.of(model)
+    tail = LogitScaling.of(model)
     torch.testing.assert_close(tail(seen[0].float()), found, rtol=1e-5, atol=1e-5)
     assert model.get_output_embeddings() is head
     assert tail.scale == pytest.approx(0.25 if name == "granite" else 1, rel=1e-6)
@@ -59,12 +59,12 @@ def test_it_is_what_comes_after_the_head(name):
 
 @pytest.mark.parametrize("scale", [1.001, 0.999, 1.05])
 def test_a_factor_near_to_one_is_kept(scale):
-    assert Tail.of(cohere(scale)).scale == pytest.approx(scale, rel=1e-6)
+    assert LogitScaling.of(cohere(scale)).scale == pytest.approx(scale, rel=1e-6)
 
 
 def test_a_factor_and_its_inverse_are_told_apart():
-    assert Tail.of(cohere()).scale == pytest.approx(0.25)
-    assert Tail.of(codehead.attach(cohere(), "minrandom", bits=24)).scale == pytest.approx(0.25)
+    assert LogitScaling.of(cohere()).scale == pytest.approx(0.25)
+    assert LogitScaling.of(codehead.attach(cohere(), "minrandom", bits=24)).scale == pytest.approx(0.25)
 
 
 def started(model):
@@ -108,8 +108,8 @@ def test_a_cap_that_cannot_be_switched_off_is_one():
     hook = model.get_output_embeddings().register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
     found = logits(model)
     hook.remove()
-    assert Tail.of(model) == Tail(1.0, 2.0)
-    torch.testing.assert_close(Tail.of(model)(seen[0]), found, rtol=1e-4, atol=1e-4)
+    assert LogitScaling.of(model) == LogitScaling(1.0, 2.0)
+    torch.testing.assert_close(LogitScaling.of(model)(seen[0]), found, rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigurationError, match="soft-caps its logits"):
         codehead.attach(model, "one_vs_all", head="adaptive", head_params={"cutoffs": [20]})
 

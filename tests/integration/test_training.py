@@ -8,7 +8,8 @@ from small_runs import CODED, CORRECTED, StopAt, finetuning, log, losses, pretra
 
 from codehead.errors import CodeheadError, ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
-from codehead.models import is_coded, to_int4
+from codehead.models import is_coded
+from codehead.models import to_int4
 from codehead.models.backbone import attention_projections
 from codehead.models.hidden import hidden_states
 from codehead.training.data import load_rows, tokenize
@@ -189,7 +190,7 @@ def test_errors_of_int4_are_spread_by_what_the_trained_trunk_gives(pretrained, s
         given.append(hidden)
         return to_int4(model, hidden)
 
-    monkeypatch.setattr("codehead.training.finish.to_int4", noted)
+    monkeypatch.setattr("codehead.training.storage.to_int4", noted)
     config = finetuning(pretrained["softmax"], stories, tmp_path / "run", decision=CODED, adapt="full", int4=True)
     model, tokenizer = load_model(str(train(config, progress=False))), load_tokenizer(str(tmp_path / "run"))
     rows = load_rows(config.data, config.seed).train

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from codehead import heads
 from codehead.codes import build
 from codehead.codes.table import CodewordTable
-from codehead.decoding import beam
-from codehead.decoding.beam import best_tokens
-from codehead.decoding.chain import Chain
-from codehead.decoding.corrections import Corrections
+from codehead.decoding.extras.corrections import Corrections
 from codehead.decoding.topk import top_k
-from codehead.decoding.trie import build_trie
 from codehead.errors import ConfigurationError
+from codehead.heads.chain.beam import best_tokens
+from codehead.heads.chain.conditioning import Chain
+from codehead.heads.chain.head import beam as beam
+from codehead.heads.chain.trie import build_trie
 from codehead.layer import Decision, DecisionLayer
 
 HIDDEN, WIDTH = 8, 6
@@ -125,7 +125,7 @@ def test_bits_are_forced_where_only_one_value_leads_to_a_codeword():
 def test_chunks_change_nothing(chained, monkeypatch):
     hidden = torch.randn(7, HIDDEN, dtype=torch.float64)
     whole = chained(hidden)
-    monkeypatch.setattr("codehead.decoding.chain.CHUNK_NUMBERS", 1)
+    monkeypatch.setattr("codehead.heads.chain.conditioning.CHUNK_NUMBERS", 1)
     torch.testing.assert_close(chained(hidden), whole)
 
 

@@ -10,7 +10,7 @@ from codehead.codes import build
 from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
 from codehead.training import logistic
-from codehead.training.growing import grown, grows
+from codehead.training.ecoc_one import grown, grows
 
 V, HIDDEN = 24, 6
 

@@ -12,11 +12,11 @@ from codehead.codes.codebook import PackedCodebook
 from codehead.codes.packing import pack_bits
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS, decode, fast_scan, scan, scanning
-from codehead.decoding.corrections import Corrections
+from codehead.decoding.extras.corrections import Corrections
+from codehead.decoding.extras.extra_bits import Refinement
 from codehead.decoding.fast_scan import FastScan, Numbers, bit_tables
-from codehead.decoding.refinement import Refinement
 from codehead.errors import ConfigurationError
-from codehead.readings import CorrectedBits
+from codehead.head_outputs import CorrectedBits
 
 BILINEAR = ("likelihood", "hamming", "euclidean", "manhattan", "attenuated_euclidean", "loss_linear")
 FAST = pytest.mark.parametrize("fast", [True, False], ids=["faiss", "torch"])

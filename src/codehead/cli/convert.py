@@ -44,8 +44,8 @@ def convert(
     """Give a trained model a coded head of a few percent of the bytes, which learns from the old one.
 
     The rest of the model stays as it is, unless --backbone-steps lets it learn to serve the new head. One
-    document in twenty is held out: both heads are measured on it. A conversion that was stopped goes on where it was when
-    the same command is given again, without --overwrite.
+    document in twenty is held out: both heads are measured on it. A conversion that was stopped goes on where it was
+    when the same command is given again, without --overwrite.
     """
     from rich.console import Console
 

@@ -34,7 +34,7 @@ def decision_options(command: Command) -> Command:
 def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of DecisionConfig that options set; mappings are read from their KEY=VALUE pairs."""
     names = [entry.name for entry in fields(DecisionConfig)]
-    found = {name: parameters[name] for name in names if parameters.get(name) not in (None, [])}
+    found = {name: parameters[name] for name in names if parameters.get(name) not in (None, [], ())}
     for name, flag in OPTIONS_OF.items():
         if name in found:
             found[name] = key_values(flag, found[name])

@@ -25,6 +25,14 @@ SWEEPS = 30
 """Default rounds of swaps."""
 
 
+def check_method(method: str) -> None:
+    """Raise ConfigurationError for a method that is none."""
+    if method not in METHODS:
+        raise ConfigurationError(
+            f"unknown method {method!r}{did_you_mean(method, METHODS)}. Known: {', '.join(METHODS)}"
+        )
+
+
 def assign(
     codebook: Codebook,
     method: str,
@@ -52,10 +60,7 @@ def assign(
         CodebookError: the code is implicit: its rows are not written down.
 
     """
-    if method not in METHODS:
-        raise ConfigurationError(
-            f"unknown method {method!r}{did_you_mean(method, METHODS)}. Known: {', '.join(METHODS)}"
-        )
+    check_method(method)
     if not isinstance(codebook, PackedCodebook):
         raise CodebookError(f"the rows of {codebook.design} are never written down, so they have no other order")
     seed, sweeps = whole_number("seed", seed, 0), whole_number("sweeps", sweeps, 0)

@@ -43,8 +43,6 @@ REMOVED = {
     "token_scale": "a scale per token was never better than a bias per token",
     "shortlist_split": "dense rows that split the probability were never better than rows that add to it",
 }
-ENDS = {"int8": "int8", "int4": "int4"}
-"""Keys of a run in version 0.1 that said what the weights of its decision layer end as."""
 
 
 def _option(default: Any, help: str) -> Any:
@@ -85,9 +83,14 @@ class DecisionConfig:
     seed: int = _option(0, "Seed of the codebook and of the head's first weights.")
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if hasattr(value, "tolist"):  # of numpy or torch
+                object.__setattr__(self, entry.name, value.tolist())
         for name in ("dense_rows", "extra_bit_tokens"):
-            if isinstance(getattr(self, name), Sequence):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
         for name in ("code_params", "head_params"):
             self._check_block(name)
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
@@ -174,7 +177,7 @@ class DecisionConfig:
     @property
     def parity(self) -> int:
         """Check bits appended to the design's codewords."""
-        return int(self.code_params.get("parity", 0))
+        return self.code_params.get("parity", 0)  # type: ignore[no-any-return]
 
     @property
     def num_dense_rows(self) -> int:
@@ -192,6 +195,8 @@ class DecisionConfig:
             return num_classes
         if self.bits is not None:
             return self.bits + self.parity
+        if self.is_codebook_file or self.code in FOUND:
+            raise ConfigurationError(f"code is {self.code!r}, whose length only the codebook itself tells; give bits")
         from codehead.codes import default_length
 
         return default_length(self.code or DEFAULT_CODE, num_classes) + self.parity
@@ -241,10 +246,10 @@ class DecisionConfig:
             if self.head_params.get("bias"):
                 yield Matrix(1, bits, is_bias=True)
         else:
-            from codehead.heads import shapes
+            from codehead.heads import IN_CHAIN, shapes
 
             for name, form in shapes(self.head, hidden, bits, **self.head_options).items():
-                yield _matrix(name, form)
+                yield _matrix(form, is_bias=name.endswith("bias") or name.startswith(IN_CHAIN))
         if further:
             yield Matrix(further, hidden)
         if self.token_bias:
@@ -257,10 +262,13 @@ class DecisionConfig:
 
     def name(self, num_classes: int) -> str:
         """`MinRandom MTL-ECOC (50, 512)`: as the paper writes it, with what the paper does not have."""
-        if self.code == "one_vs_all":
-            return {"linear": "Softmax", "low_rank": f"Low rank {self.head_params.get('rank')}"}.get(
-                self.head, f"Adaptive softmax {self.head_params.get('cutoffs')}"
-            )
+        softmax = {
+            "linear": "Softmax",
+            "low_rank": f"Low rank {self.head_params.get('rank')}",
+            "adaptive": f"Adaptive softmax {self.head_params.get('cutoffs')}",
+        }
+        if self.code == "one_vs_all" and self.head in softmax:
+            return softmax[self.head]
         design = design_name(str(self.code or DEFAULT_CODE))
         kind = {"mtl": "MTL-ECOC", "chain": "chain"}.get(self.head, "ECOC")
         bits = f"{self.length(num_classes) - self.parity} + {self.parity}" if self.parity else self.length(num_classes)
@@ -296,8 +304,8 @@ class DecisionConfig:
             _whole(name, getattr(self, name), least)
         for name in ("dense_rows", "extra_bit_tokens"):
             value = getattr(self, name)
-            for number in value if isinstance(value, tuple) else [value]:
-                _whole(name, number, 0)
+            if not all(_is_whole(number, 0) for number in (value if isinstance(value, tuple) else [value])):
+                raise ConfigurationError(f"{name} is {value!r}; give a number of tokens, or a list of token ids")
         for name in ("token_bias", "packed"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give true or false")
@@ -319,6 +327,7 @@ class DecisionConfig:
                 raise ConfigurationError(f"{name}.{key} is {value!r}; give a finite number")
 
     def _check_numbers(self) -> None:
+        _whole("code_params.parity", self.code_params.get("parity", 0), 0)
         if self.seed >= 2**32:
             raise ConfigurationError(f"seed is {self.seed}; give a whole number below 2^32")
         if bool(self.extra_bits) != bool(self.extra_bit_tokens):
@@ -349,6 +358,10 @@ class DecisionConfig:
             from codehead.codes import DESIGNS
 
             DESIGNS.get(self.code)
+        if self.assignment is not None:
+            from codehead.codes.assignment import check_method
+
+            check_method(self.assignment)
 
 
 def design_name(design: str) -> str:
@@ -363,18 +376,23 @@ def _as_of_today(values: Mapping[str, Any], place: str) -> dict[str, Any]:
         if found.pop(key, False):
             raise ConfigurationError(f"{place}.{key} was an option of version 0.1 ({reason}); remove it")
     for old, new in RENAMED.items():
+        if old in found and new in found:
+            raise ConfigurationError(f"{place}.{old} is called {new} now, and both are given; omit {old}")
         if old in found:
             found[new] = found.pop(old)
-    if not found.get("extra_bit_tokens"):
-        found.pop("extra_bits", None)  # had a default of 64, whatever tokens there were
-    elif "refined" in values:
+    if "refined_bits" in values and not found.get("extra_bit_tokens"):
+        del found["extra_bits"]  # had a default of 64, whatever tokens there were
+    elif found.get("extra_bit_tokens") and "refined" in values:
         found.setdefault("extra_bits", 64)
-    for key in ENDS:
-        if found.pop(key, False):
-            found["weights"] = key
+    for key in INTEGER_BITS:  # of a run: what the weights of its decision layer end as
+        value = found.pop(key, False)
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{place}.{key} is {value!r}; give true or false")
+        if value and found.setdefault("weights", key) != key:
+            raise ConfigurationError(f"{place}.{key} is true, but weights end as {found['weights']}; omit one")
     if found.get("head") == "tower":
-        params = dict(found.get("head_params") or {})
-        found |= {"head": "mtl", "head_params": {"groups": 1, **params}}
+        params = found.get("head_params") or {}
+        found |= {"head": "mtl", "head_params": {"groups": 1, **params} if isinstance(params, Mapping) else params}
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -387,13 +405,14 @@ def _count(tokens: int | tuple[int, ...]) -> int:
 
 
 def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not _is_whole(value, least):
         raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {least}")
 
 
-def _matrix(name: str, form: Sequence[int]) -> Matrix:
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _matrix(form: Sequence[int], is_bias: bool) -> Matrix:
     """A parameter of a head: as integers, everything along the last axis is a row."""
-    rows = 1
-    for size in form[:-1]:
-        rows *= size
-    return Matrix(rows, form[-1], is_bias=len(form) == 1 or name.endswith("bias"))
+    return Matrix(math.prod(form[:-1]), form[-1], is_bias or len(form) == 1)

@@ -47,7 +47,10 @@ class DecisionSize:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One tensor of weights: `rows` of `width` numbers; a bias is one row."""
+    """One tensor of weights: `rows` of `width` numbers; a bias is one row.
+
+    So is counted what the decision layer itself holds of a chain: at least 8 bits per number, and no product.
+    """
 
     rows: int
     width: int

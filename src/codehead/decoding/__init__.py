@@ -22,8 +22,8 @@ from codehead.decoding import (  # noqa: F401  (registers)
     reference,
     scanning,
 )
-from codehead.decoding.corrections import Corrections
 from codehead.decoding.decoders import DECODERS
+from codehead.decoding.extras.corrections import Corrections
 from codehead.decoding.fitted import FittedDecoder, require_fitted
 from codehead.decoding.forms import ByCodeword, Form, Scored, Weights
 from codehead.decoding.precision import no_autocast, require_real, require_whole, wide

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from codehead.codes.table import CodewordTable
 from codehead.decoding import fast_scan
-from codehead.decoding.corrections import Corrections
 from codehead.decoding.decoders import DECODERS
+from codehead.decoding.extras.corrections import Corrections
 from codehead.decoding.fitted import FittedDecoder
 from codehead.decoding.precision import no_autocast, wide
 from codehead.decoding.scan import Query, Scan

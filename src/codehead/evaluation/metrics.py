@@ -16,7 +16,7 @@ from codehead.decoding.topk import top_k
 from codehead.errors import ConfigurationError, DataError
 from codehead.models import is_coded
 from codehead.models.hidden import probed
-from codehead.models.tail import Tail
+from codehead.models.logit_scaling import LogitScaling
 from codehead.training.data import Collator
 from codehead.training.tokenization import IGNORED
 
@@ -165,12 +165,12 @@ class _Head:
     """The last layer of a model, which is taken out while its hidden states are read."""
 
     module: nn.Module
-    tail: Tail
+    tail: LogitScaling
     decision: Decision | None  # None for a stock model
 
     @classmethod
     def of(cls, model: Any) -> _Head:
-        return cls(model.get_output_embeddings(), Tail.of(model), model.decision if is_coded(model) else None)
+        return cls(model.get_output_embeddings(), LogitScaling.of(model), model.decision if is_coded(model) else None)
 
     @property
     def num_classes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from codehead.errors import ConfigurationError
 from codehead.heads.adaptive import AdaptiveHead
 from codehead.heads.base import HEADS
-from codehead.heads.chain import ChainHead
+from codehead.heads.chain.head import ChainHead
 from codehead.heads.linear import LinearHead
 from codehead.heads.low_rank import LowRankHead
 from codehead.heads.mtl import MTLHead
@@ -28,6 +29,9 @@ __all__ = [
     "count_buffer_bytes",
     "count_parameters",
 ]
+
+IN_CHAIN = "chain."
+"""Before the names of the parameters that a chain has in the decision layer."""
 
 
 def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Module:
@@ -51,13 +55,13 @@ def shapes(name: str, hidden_size: int, num_bits: int, **options: Any) -> dict[s
     """The parameters of such a head by name, without allocating it; of a chain, also those in the decision layer."""
     head = _on_meta(name, hidden_size, num_bits, options)
     found = {key: tuple(values.shape) for key, values in head.named_parameters()}
-    return {**found, "conditioning": (head.conditioning,)} if isinstance(head, ChainHead) else found
+    chain = head.conditioning if isinstance(head, ChainHead) else {}
+    return found | {IN_CHAIN + key: form for key, form in chain.items()}
 
 
 def count_parameters(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
     """Parameters of such a head, counted without allocating it; of a chain, also those in the decision layer."""
-    head = _on_meta(name, hidden_size, num_bits, options)
-    return sum(p.numel() for p in head.parameters()) + (head.conditioning if isinstance(head, ChainHead) else 0)
+    return sum(math.prod(form) for form in shapes(name, hidden_size, num_bits, **options).values())
 
 
 def count_buffer_bytes(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from codehead.decoding.extras.dense_rows import ShortlistHead
 from codehead.errors import ConfigurationError
-from codehead.heads.shortlist import ShortlistHead
 
 INTEGERS = (torch.int8, torch.uint8)
 """What the weights of a rounded head are kept as."""

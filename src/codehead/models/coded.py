@@ -17,7 +17,10 @@ from torch.nn import functional as F
 
 from codehead.layer import WRITTEN, Decision
 from codehead.losses import IGNORE
-from codehead.models import guards, integrity, manifest, stock
+from codehead.models import guards
+from codehead.models import integrity
+from codehead.models import manifest
+from codehead.models import stock
 from codehead.models.description import Description
 from codehead.models.outputs import with_logits_on_demand
 from codehead.models.selection import Selecting, Selection, Step, spread

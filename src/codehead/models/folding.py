@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codehead.decoding.extras.dense_rows import ShortlistHead
 from codehead.errors import ConfigurationError
-from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
 from codehead.models import guards
+from codehead.models.logit_scaling import LogitScaling
 from codehead.models.surgery import Model, describe, uninstall
-from codehead.models.tail import Tail
 from codehead.models.undo import all_or_nothing
 
 
@@ -63,7 +63,7 @@ def _dense(model: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(head, ShortlistHead):
         weight = weight.index_add(0, corrections.shortlist, rows)
     if corrections is not None and corrections.token_bias is not None:
-        added = corrections.token_bias.float() / Tail.of(model).scale  # of it the model makes the bias again
+        added = corrections.token_bias.float() / LogitScaling.of(model).scale  # of it the model makes the bias again
         bias = added + (0.0 if bias is None else bias)
     dtype = linear.weight.dtype
     return weight.to(dtype).contiguous(), None if bias is None else bias.to(dtype).contiguous()

@@ -7,15 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from codehead.decoding.corrections import Corrections
+from codehead.decoding.extras.corrections import Corrections
+from codehead.decoding.extras.dense_rows import ShortlistHead
 from codehead.errors import ConfigurationError
 from codehead.heads.adaptive import AdaptiveHead
 from codehead.heads.low_rank import LowRankHead
-from codehead.heads.shortlist import ShortlistHead
 from codehead.layer import Decision
 from codehead.models.hidden import Statistics
 from codehead.models.least_squares import least_squares, pieces, token_weights
-from codehead.models.tail import Tail
+from codehead.models.logit_scaling import LogitScaling
 from codehead.registry import did_you_mean
 
 STARTS = ("random", "old_head")
@@ -25,7 +25,7 @@ SAMPLES = 512
 
 @torch.no_grad()
 def initialise(
-    start: str, old: nn.Linear, head: nn.Module, decision: Decision, statistics: Statistics | None, tail: Tail
+    start: str, old: nn.Linear, head: nn.Module, decision: Decision, statistics: Statistics | None, tail: LogitScaling
 ) -> None:
     """Give a fresh head and bias per token their first values.
 
@@ -57,7 +57,7 @@ def start_from(
     head: nn.Module,
     decision: Decision,
     statistics: Statistics | None,
-    tail: Tail = Tail(),  # noqa: B008  (frozen)
+    tail: LogitScaling = LogitScaling(),  # noqa: B008  (frozen)
 ) -> None:
     """Set the weights of a new head so that its token scores are close to those of the `old` Softmax head.
 
@@ -109,7 +109,12 @@ def _copy(old: nn.Linear, head: nn.Linear) -> None:
 
 
 def _start_linear(
-    old: nn.Linear, head: nn.Module, bits: nn.Linear, decision: Decision, statistics: Statistics | None, tail: Tail
+    old: nn.Linear,
+    head: nn.Module,
+    bits: nn.Linear,
+    decision: Decision,
+    statistics: Statistics | None,
+    tail: LogitScaling,
 ) -> None:
     """The least-squares solution P `(n, hidden)` of `½ C P + 1 mᵀ = W`; a shortlist's rows are what is left of theirs.
 
@@ -136,7 +141,7 @@ def _correct(
     solution: Tensor,
     common: Tensor,
     statistics: Statistics | None,
-    tail: Tail,
+    tail: LogitScaling,
 ) -> None:
     """Put what the code leaves of the old rows into the rows of the shortlist, its mean score into the bias."""
     listed = corrections.shortlist.long()

@@ -22,13 +22,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from codehead.codes.packing import row_bytes
 from codehead.codes.table import CodewordTable
 from codehead.config.size import INTEGER_BITS
-from codehead.decoding.chain import Chain
-from codehead.decoding.corrections import Corrections, choose_tokens
-from codehead.decoding.refinement import Refinement
+from codehead.decoding.extras.corrections import Corrections, choose_tokens
+from codehead.decoding.extras.extra_bits import Refinement
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.heads.base import gives_log_probabilities
+from codehead.heads.chain.conditioning import Chain
 from codehead.layer import WRITTEN, Decision
-from codehead.models import manifest, stock, surgery
+from codehead.models import manifest
+from codehead.models import stock
+from codehead.models import surgery
 from codehead.models.causality import refuse_other_classes
 from codehead.models.description import METHOD, Description, expect_written
 from codehead.models.integrity import SEALS, check_integers, set_guards
@@ -294,7 +296,8 @@ def _check_shortlist(corrections: Corrections | None) -> None:
         _check_refinement(corrections.refinement)
     except CodeheadError as error:
         raise CheckpointError(
-            f"decision.corrections.shortlist in the weights is damaged ({error}); restore the weights from the original checkpoint"
+            f"decision.corrections.shortlist in the weights is damaged ({error}); restore the weights from "
+            "the original checkpoint"
         ) from error
 
 

@@ -42,12 +42,12 @@ def spread(ids: Tensor, logits: Tensor, num_classes: int) -> Tensor:
 class Selection:
     """Stands for the logits processors of one generation, and asks for all logits where a token is not certain.
 
-    `count` tokens are enough at most steps. `steps` and `whole` count the tokens chosen, and those of them for which
-    all logits were computed.
+    `count` tokens are enough at most steps, `least` of them at some. `steps` and `whole` count the tokens chosen, and
+    those of them for which all logits were computed.
     """
 
-    def __init__(self, count: int, lowering: Any, processors: Any, *, sampling: bool) -> None:
-        self.count, self.sampling = count, sampling
+    def __init__(self, count: int, lowering: int, processors: Any, *, sampling: bool, least: int = 1) -> None:
+        self.count, self.least, self.sampling = count, least, sampling
         self.processors, self.lowering = processors, type(processors)(processors[:lowering])
         self.warpers = type(processors)(processors[lowering:])
         self.step: Step | None = None
@@ -106,7 +106,7 @@ def _sampling(processors: Any, lowering: int, config: Any) -> Selection | str:
     if top_k > MOST:
         return f"top_k={top_k} leaves more than {MOST} tokens"
     if top_k:
-        return Selection(top_k + (FEW if lowering else 1), lowering, processors, sampling=True)
+        return Selection(top_k + (FEW if lowering else 1), lowering, processors, sampling=True, least=top_k + 1)
     if min_p and (config.top_p is None or config.top_p >= 1):
         return Selection(FEW, lowering, processors, sampling=True)
     return "sampling without top_k or min_p may draw any token"

@@ -14,22 +14,24 @@ from codehead import codes, heads
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
-from codehead.decoding.chain import Chain
+from codehead.decoding.extras.dense_rows import ShortlistHead
 from codehead.errors import CodebookError, ConfigurationError
+from codehead.head_outputs import Tokens
 from codehead.heads.base import HEADS, gives_log_probabilities
-from codehead.heads.shortlist import ShortlistHead
+from codehead.heads.chain.conditioning import Chain
 from codehead.layer import Decision
-from codehead.models import gguf, guards, stock
+from codehead.models import gguf
+from codehead.models import guards
+from codehead.models import stock
 from codehead.models.causality import refuse_non_causal
 from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import METHOD, Description, weights_checksum
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
+from codehead.models.logit_scaling import LogitScaling
 from codehead.models.names import refuse_lost_names
-from codehead.models.tail import Tail
 from codehead.models.token_extras import build_extras, weights_of_tokens
 from codehead.models.undo import all_or_nothing
-from codehead.readings import Tokens
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -88,7 +90,7 @@ def attach(
     parts = (extras, chain, gives_log_probabilities(new))
     layer = Decision(codebook, config.loss, config.decoder, *parts).to(old.weight.device)
     layer.packed = config.packed
-    tail = Tail.of(target) if config.start == "old_head" and extras is not None else Tail()
+    tail = LogitScaling.of(target) if config.start == "old_head" and extras is not None else LogitScaling()
     initialise(config.start, old, new, layer, statistics, tail)
 
     changed = stock.before(target, old, capped=capped)
@@ -98,7 +100,7 @@ def attach(
     stock.alter(target, changed)
     if not capped and not old.weight.is_meta:
         for width in (layer.num_outputs, len(old.weight)):
-            Tail.of(target, width)
+            LogitScaling.of(target, width)
     target.config.quantization_config = description.to_dict()
     install(target, new, layer, old if keep_head else None)
     refuse_lost_names(target)
@@ -135,7 +137,7 @@ def _keeps_soft_cap(model: Any, config: DecisionConfig, codebook: Codebook) -> b
 
 
 def _refuse_factor(model: Any, head: str) -> None:
-    factor = Tail.of(model).scale
+    factor = LogitScaling.of(model).scale
     if factor != 1:
         raise ConfigurationError(
             f"{type(model).__name__} multiplies what its head gives by {factor:g}, which would make other numbers of "

@@ -10,12 +10,12 @@ from codehead.codes.codebook import Codebook, PackedCodebook
 from codehead.codes.design import minimal_length, whole_number
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
-from codehead.decoding.corrections import Corrections, choose_tokens
-from codehead.decoding.refinement import Refinement
+from codehead.decoding.extras.corrections import Corrections, choose_tokens
+from codehead.decoding.extras.extra_bits import Refinement
 from codehead.errors import CodebookError, ConfigurationError
+from codehead.head_outputs import CorrectedBits
 from codehead.models.hidden import Statistics
 from codehead.models.least_squares import least_squares, token_weights
-from codehead.readings import CorrectedBits
 
 DESIGN = "additive"
 """Of the extra bits."""

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from codehead.codes.additive import MAX_DIGITS
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
-from codehead.models import guards, stock
+from codehead.models import guards
+from codehead.models import stock
 from codehead.models.hidden import Statistics, hidden_states
 from codehead.models.surgery import is_coded
 from codehead.screening import certificate

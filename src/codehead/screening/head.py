@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codehead.models.logit_scaling import LogitScaling
 from codehead.models.selection import Selection, Step
-from codehead.models.tail import Tail
 from codehead.screening import certificate
 from codehead.screening.screen import Screen
 
@@ -38,7 +38,7 @@ class ScreenedLinear(nn.Linear):
 
     screen: Screen
     selection: Selection | None = None
-    tail: Tail
+    tail: LogitScaling
     """What the model does to what its head gives: it scales or caps."""
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class ScreenedLinear(nn.Linear):
         floors = []
         logits = last.new_full((len(last), 1, self.out_features), -torch.inf)
         for row, position in zip(logits, last[:, 0], strict=True):
-            scored = self._scored(position, self.selection.count)
+            scored = self._scored(position, self.selection.count, self.selection.least)
             if scored is None:
                 return super().forward(last)
             row[0, scored.ids] = scored.logits
@@ -59,16 +59,16 @@ class ScreenedLinear(nn.Linear):
         self.selection.step = Step(logits, floor, lambda: self.tail(dense(last)), known)
         return logits
 
-    def _scored(self, hidden: Tensor, count: int) -> Scored | None:
-        """The candidates of a position `(hidden,)`; None where a token that is none might be among the `count` best."""
+    def _scored(self, hidden: Tensor, count: int, least: int = 1) -> Scored | None:
+        """At least `count` candidates of a position `(hidden,)`; None where others may be among the `least` best."""
         settings = self.screen.settings
         taken = max(settings.candidates, count)
         found = self._of(hidden, taken)
         if settings.mode == "fast":
             return found
-        if not certificate.certain(found.logits, float(found.floor), count):
+        if not certificate.certain(found.logits, float(found.floor), least):
             found = self._of(hidden, MORE * taken)
-        sure = certificate.certain(found.logits, float(found.floor), count)
+        sure = certificate.certain(found.logits, float(found.floor), least)
         return None if not sure or certificate.close(hidden, self.weight[found.ids], found.logits) else found
 
     def _of(self, hidden: Tensor, count: int) -> Scored:

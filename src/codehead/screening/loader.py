@@ -12,7 +12,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead.errors import CheckpointError
-from codehead.models import manifest, stock
+from codehead.models import manifest
+from codehead.models import stock
 from codehead.models.description import METHOD
 from codehead.models.loader import CodeheadConfig, CodeheadLoader, _check_tensors
 from codehead.screening.model import FIELD, entry_of, install

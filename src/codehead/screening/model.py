@@ -16,10 +16,12 @@ from torch import nn
 
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
-from codehead.models import guards, manifest, stock
+from codehead.models import guards
+from codehead.models import manifest
+from codehead.models import stock
 from codehead.models.description import METHOD
+from codehead.models.logit_scaling import LogitScaling
 from codehead.models.selection import Selecting, Selection
-from codehead.models.tail import Tail
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import Screen, Settings
 
@@ -75,7 +77,7 @@ class ScreenedCausalLM(Selecting):
             if not head.screen.knows(head.weight):
                 return "the rows of the head are not those that its code was made for; run codehead.screen again"
             with torch.no_grad():
-                head.tail = Tail.of(self)
+                head.tail = LogitScaling.of(self)
                 head.screen.prepare(head.weight, head.bias)
             self._prepared = kept
         return None

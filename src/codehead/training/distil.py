@@ -23,13 +23,13 @@ from codehead.codes.distinct import make_distinct
 from codehead.codes.packing import pack_bits
 from codehead.errors import ConfigurationError
 from codehead.losses import CHUNK_SCORES
+from codehead.models.logit_scaling import LogitScaling
 from codehead.models.surgery import describe
-from codehead.models.tail import Tail
 from codehead.training.config import Distillation
 from codehead.training.divergence import refuse_divergence
-from codehead.training.imitation import Scores, imitate
 from codehead.training.loop import ResumableLoop
-from codehead.training.stages import Stages
+from codehead.training.stage_store import Stages
+from codehead.training.teacher_divergence import Scores, imitate
 
 MARGIN = 1.0
 """Where the numbers behind the symbols begin, ±; gradients pass while they are between −1 and +1."""
@@ -75,7 +75,7 @@ def distil(
     decision = model.decision
     _check(decision, options, labels)
     units = row_sizes if options.learning_rate is None else _ones
-    student = _Student(model.get_output_embeddings(), decision, Tail.of(model), units)
+    student = _Student(model.get_output_embeddings(), decision, LogitScaling.of(model), units)
     device = next(model.parameters()).device
     aim = _Aim(student.scores, teacher, hidden, labels, options.label_weight, decision.table.num_classes, device)
     rate = RELATIVE_RATE if options.learning_rate is None else options.learning_rate
@@ -174,7 +174,7 @@ class _Student:
     code, `(V, n)` and, where some codewords are longer, `(K, m)`; none for one_vs_all, which has nothing to learn.
     """
 
-    def __init__(self, head: nn.Module, decision: Any, tail: Tail, units: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, head: nn.Module, decision: Any, tail: LogitScaling, units: Callable[[Tensor], Tensor]) -> None:
         self.head, self.tail = head, tail
         self.corrections, self.table = decision.corrections, decision.table
         modules = [module for module in (head, decision.corrections) if module is not None]

@@ -18,7 +18,7 @@ from codehead.models.manifest import verify
 from codehead.training.config import RunConfig
 from codehead.training.lock import LOCK, locked
 from codehead.training.saving import weight_files
-from codehead.training.stages import Stages
+from codehead.training.stage_store import Stages
 
 RECORD = "run.json"
 TEMPORARY = f".{RECORD}.tmp"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codehead.layer import Decision
-from codehead.models.tail import Tail
+from codehead.models.logit_scaling import LogitScaling
 
 STEPS = 300
 BATCH = 1024
@@ -29,7 +29,7 @@ def fit_bits(
     labels: Tensor,
     generator: torch.Generator,
     progress: Progress = lambda done, steps: None,
-    tail: Tail = Tail(),  # noqa: B008  (frozen)
+    tail: LogitScaling = LogitScaling(),  # noqa: B008  (frozen)
 ) -> None:
     """Fit a head to the bits of labels `(tokens,)` at hidden states `(tokens, hidden)`, in place.
 

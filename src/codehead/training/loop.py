@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codehead.errors import CheckpointError
-from codehead.training.stages import Stages
+from codehead.training.stage_store import Stages
 
 SAVE_STEPS = 50
 """Steps that a killed process loses at most; Ctrl-C loses the one it falls into."""

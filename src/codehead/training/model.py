@@ -13,17 +13,19 @@ from torch import nn
 from codehead.boundaries import loading, reason
 from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
-from codehead.models import gguf, is_coded, manifest
+from codehead.models import gguf
+from codehead.models import is_coded
+from codehead.models import manifest
 from codehead.models.causality import refuse_non_causal
 from codehead.models.integrity import refuse_missing
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
+from codehead.training.new_head import fit_decision_layer, looks_at_text
 from codehead.training.precision import in_native_dtype
 from codehead.training.quiet import library_bars_hidden
-from codehead.training.replacement import fit_decision_layer, looks_at_text
-from codehead.training.stages import Stages
+from codehead.training.stage_store import Stages
 from codehead.training.text import Show, Text
 
 if TYPE_CHECKING:

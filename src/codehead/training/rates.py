@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from codehead.errors import ConfigurationError
-from codehead.models import gguf, is_coded
+from codehead.models import gguf
+from codehead.models import is_coded
 from codehead.models.description import METHOD, weights_checksum
 from codehead.training.config import RunConfig
 from codehead.training.distil import row_sizes

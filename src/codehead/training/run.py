@@ -33,7 +33,6 @@ from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, check_labels, load_rows
 from codehead.training.divergence import StopAtDivergence, refuse_divergence
-from codehead.training.finish import check_finish, finish
 from codehead.training.folder import RunFolder, check_weights
 from codehead.training.model import build_model, device_of
 from codehead.training.progress import RichProgress, shown
@@ -41,7 +40,8 @@ from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
 from codehead.training.rates import decision_rates, knows_its_tokens
 from codehead.training.saving import save_whole
-from codehead.training.stages import Stages
+from codehead.training.stage_store import Stages
+from codehead.training.storage import check_finish, finish
 from codehead.training.text import Show, Text, batch_size_of
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer

@@ -17,9 +17,9 @@ from codehead.models.hidden import hidden_states
 from codehead.models.stock import replace_head
 from codehead.training.config import WEIGHTS, RunConfig
 from codehead.training.data import load_rows
-from codehead.training.finish import finish
-from codehead.training.replacement import fit_decision_layer
-from codehead.training.stages import Stages
+from codehead.training.new_head import fit_decision_layer
+from codehead.training.stage_store import Stages
+from codehead.training.storage import finish
 from codehead.training.text import STATISTICS_TOKENS, Text
 from codehead.training.tokenizer import load_tokenizer
 

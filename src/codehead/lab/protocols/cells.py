@@ -28,7 +28,7 @@ from codehead.training.folder import read_record
 from codehead.training.model import device_of, load_model
 from codehead.training.provenance import file_record, file_records, git_state, hardware, utc_now
 from codehead.training.sources import read_rows
-from codehead.training.stages import Stages
+from codehead.training.stage_store import Stages
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

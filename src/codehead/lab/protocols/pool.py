@@ -62,7 +62,7 @@ def _run(task: Task, callbacks: Sequence[Any] = ()) -> bool:
 
 
 def _in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, bool]]:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, usable_cores() // jobs)
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=start, initargs=(threads,))
     try:
         waiting = {pool.submit(_run, task): task for task in tasks}
@@ -75,6 +75,11 @@ def _in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, bool
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Those that this process may run on, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(threads: int) -> None:

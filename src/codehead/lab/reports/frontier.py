@@ -26,7 +26,8 @@ def frontier(rows: Sequence[Row]) -> list[Picture]:
     for setting, group in by_setting([row for row in rows if row.byte_share is not None]).items():
         if _budgets(group) < 2:
             continue
-        panels = [_panel(metric, _shown(group, metric)) for metric in METRICS if _shown(group, metric)]
+        shown = {metric: _shown(group, metric) for metric in METRICS}
+        panels = [_panel(metric, some) for metric, some in shown.items() if len(some) > 1]
         keys = tuple(_key(family) for family in families_of(group) if family != "softmax")
         title = ", ".join(part for part in ("Accuracy per byte", setting_title(setting)) if part)
         note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."

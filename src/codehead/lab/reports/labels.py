@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
+from math import hypot
 from typing import Any
+
+import numpy as np
 
 SIZE = 8.5  # points
 HEIGHT = 1.15 * SIZE  # of a line of text
 ROOM = 4.0  # points that labels keep from each other
 GAP = 9.0  # points from a marker's centre to its label
 MARKER = 5.0  # half the width of a marker, in points
-FAR = 20.0  # a label this far above or below needs a line to its point
+FAR = 20.0  # a label this far away needs a line to its point
 LEADER = "#888888"
 CAP = 3.0  # half the width of an error bar's cap, in points
+FREE = 0.1  # square points that a label may cover to be nearer by a point
+EDGE = 1e4  # points beyond the frame
+SIDES = (("left", 1.0), ("right", -1.0))
 STEP = 4.0  # points between the marks that keep labels off a line
-BESIDE = (("left", GAP, 0.0), ("right", -GAP, 0.0), ("center", 0.0, 12.0), ("center", 0.0, -12.0))
-ALIGNED = (("center", 0.0), ("left", GAP), ("right", -GAP))
-HEIGHTS = (9.0, *(12.0 * level for level in range(2, 13)))
-PLACES = BESIDE + tuple((align, dx, sign * dy) for dy in HEIGHTS for align, dx in ALIGNED for sign in (1, -1))
+REACH = range(0, 145, 12)  # points above or below
+ASIDE = (GAP, 45.0, 80.0)  # points to a side
+PLACES = sorted(
+    [("center", 0.0, sign * dy) for dy in REACH[1:] for sign in (1.0, -1.0)]
+    + [(align, side * dx, sign * dy) for dx in ASIDE for dy in REACH for sign in (1.0, -1.0) for align, side in SIDES],
+    key=lambda place: hypot(place[1], place[2]),
+)
 """Alignment and offset in points, the nearest first."""
 
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in points."""
-
-    left: float
-    bottom: float
-    right: float
-    top: float
-
-    def overlap(self, other: Box) -> float:
-        """Area in common, in square points."""
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.top, other.top) - max(self.bottom, other.bottom)
-        return max(0.0, width) * max(0.0, height)
+Place = tuple[str, float, float]
+Boxes = list[tuple[float, float, float, float]]
+"""Left, bottom, right, top, in points."""
 
 
 def place_labels(
@@ -61,50 +58,67 @@ def place_labels(
     places = [at(x, y) for x, y, *_ in points]
     frame = axis.get_window_extent()
     left, right, bottom, top = (edge * to_points for edge in (frame.x0, frame.x1, frame.y0, frame.y1))
-    taken = [Box(x - MARKER, y - MARKER, x + MARKER, y + MARKER) for x, y in places]
+    taken: Boxes = [(x - MARKER, y - MARKER, x + MARKER, y + MARKER) for x, y in places]
     for (x, y, *_), bar in zip(points, bars, strict=False):
         (px, low), (_, high) = at(x, y - bar), at(x, y + bar)
-        taken.append(Box(px - CAP, low, px + CAP, high))
+        taken.append((px - CAP, low, px + CAP, high))
     for y in avoid_y:
         height = at(axis.get_xlim()[0], y)[1]
-        taken.append(Box(left, height - 1, right, height + 1))
+        taken.append((left, height - 1, right, height + 1))
     for line in lines:
         taken += _along([at(x, y) for x, y in line])
-    taken += [Box(left - 1e4, -1e4, left, 1e4), Box(right, -1e4, right + 1e4, 1e4)]
-    taken += [Box(-1e4, bottom - 1e4, 1e4, bottom), Box(-1e4, top, 1e4, top + 1e4)]
+    taken += [(left - EDGE, -EDGE, left, EDGE), (right, -EDGE, right + EDGE, EDGE)]
+    taken += [(-EDGE, bottom - EDGE, EDGE, bottom), (-EDGE, top, EDGE, top + EDGE)]
     for (x, y, text, colour), (px, py) in zip(points, places, strict=True):
         if not text:
             continue
-        width = _width(text)
-        boxes = [_box(px, py, width, place) for place in PLACES]
-        best = min(range(len(PLACES)), key=lambda i: sum(boxes[i].overlap(other) for other in taken))
-        alignment, dx, dy = PLACES[best]
-        taken.append(boxes[best])
-        is_far = abs(dy) >= FAR
-        if is_far:
-            taken += _along([(px, py), (px + dx, py + dy)])
-        leader = {"arrowstyle": "-", "color": LEADER, "linewidth": 0.7, "shrinkB": MARKER} if is_far else None
+        candidates = [(place, _covered_by(px, py, _width(text), place)) for place in PLACES]
+        others = np.array(taken)
+        costs = [_overlap(boxes, others) + FREE * hypot(*place[1:]) for place, boxes in candidates]
+        (alignment, dx, dy), boxes = candidates[int(np.argmin(costs))]
+        taken += boxes
+        leader = {
+            "arrowstyle": "-", "color": LEADER, "linewidth": 0.7, "shrinkB": MARKER,
+            "relpos": ({"left": 0.0, "center": 0.5, "right": 1.0}[alignment], 0.5),
+        }  # fmt: skip
         axis.annotate(
             text, (x, y), xytext=(dx, dy), textcoords="offset points",
-            ha=alignment, va="center", fontsize=SIZE, color=colour, arrowprops=leader,
+            ha=alignment, va="center", fontsize=SIZE, color=colour, arrowprops=leader if len(boxes) > 1 else None,
         )  # fmt: skip
 
 
-def _box(x: float, y: float, width: float, place: tuple[str, float, float]) -> Box:
+def _covered_by(x: float, y: float, width: float, place: Place) -> Boxes:
+    """What a label covers, and the line to its point if it is far."""
     alignment, dx, dy = place
     left = x + dx - {"left": 0.0, "center": width / 2, "right": width}[alignment]
-    return Box(left, y + dy - HEIGHT / 2, left + width, y + dy + HEIGHT / 2)
+    label = (left, y + dy - HEIGHT / 2, left + width, y + dy + HEIGHT / 2)
+    distance = hypot(dx, dy)
+    if distance < FAR:
+        return [label]
+    start = 2 * MARKER / distance  # beside the marker
+    return [label, *_along([(x + start * dx, y + start * dy), (x + dx, y + dy)])]
 
 
-def _along(line: Sequence[tuple[float, float]]) -> Iterator[Box]:
+def _along(line: Sequence[tuple[float, float]]) -> Boxes:
     """Small boxes along a line through some points."""
+    found: Boxes = []
     for (x, y), (to_x, to_y) in pairwise(line):
-        count = max(1, round(max(abs(to_x - x), abs(to_y - y)) / STEP))
-        for part in range(count + 1):
-            px, py = x + (to_x - x) * part / count, y + (to_y - y) * part / count
-            yield Box(px - 1, py - 1, px + 1, py + 1)
+        parts = np.linspace(0, 1, max(2, round(hypot(to_x - x, to_y - y) / STEP)))
+        found += [
+            (px - 1, py - 1, px + 1, py + 1)
+            for px, py in zip(x + (to_x - x) * parts, y + (to_y - y) * parts, strict=True)
+        ]
+    return found
 
 
+def _overlap(boxes: Boxes, taken: np.ndarray) -> float:
+    """Area in common with `taken` `(n, 4)`, in square points."""
+    own = np.array(boxes)[:, None]
+    sides = np.minimum(own[..., 2:], taken[:, 2:]) - np.maximum(own[..., :2], taken[:, :2])
+    return float(np.clip(sides, 0, None).prod(-1).sum())
+
+
+@cache
 def _width(text: str) -> float:
     """Of a label with some room, in points."""
     from matplotlib.textpath import TextPath

@@ -14,8 +14,9 @@ NEAR = 2.0
 def short_name(result: Result, label: str, byte_share: float | None) -> str:
     """`low rank 5%` for the cell `low-rank-5`, with the share that the head really takes; else its `label`."""
     cell = str(result.config["cell"])
-    found = NUMBER.search(cell)
-    if found is None or not byte_share or not 1 / NEAR < float(found[1]) / (100 * byte_share) < NEAR:
+    numbers = list(NUMBER.finditer(cell))
+    if len(numbers) != 1 or not byte_share or not 1 / NEAR < float(numbers[0][1]) / (100 * byte_share) < NEAR:
         return label
+    (found,) = numbers
     named = f"{cell[: found.start()]} {100 * byte_share:{'.0f' if byte_share > 0.1 else '.1f'}}%{cell[found.end() :]}"
     return named.replace(".0%", "%").replace("-", " ")

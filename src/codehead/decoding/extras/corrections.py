@@ -3,7 +3,7 @@
 A code of n columns gives scores of rank n. Dense rows lift that limit where it matters, for the K most frequent
 tokens: each gets a bit logit of its own, added to its score. In the terms of ECOC these are K more ternary columns, +1
 for one token and 0 for all others, read by their margin (`loss_linear`). Between the two lie longer codewords for
-frequent tokens (`codehead.decoding.refinement`).
+frequent tokens (`codehead.decoding.extras.extra_bits`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from codehead.decoding.refinement import Refinement
+from codehead.decoding.extras.extra_bits import Refinement
 from codehead.errors import ConfigurationError
 
 

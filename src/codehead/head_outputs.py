@@ -9,12 +9,12 @@ from torch import Tensor
 
 from codehead.codes.table import CodewordTable
 from codehead.decoding import Decoded, Weights, decode, posterior_scores, refuse_non_finite, scanned
-from codehead.decoding.beam import best_tokens
-from codehead.decoding.chain import Chain
-from codehead.decoding.corrections import Corrections
+from codehead.decoding.extras.corrections import Corrections
 from codehead.decoding.precision import narrowed, require_real, roomy, wide
 from codehead.decoding.topk import top_k
 from codehead.errors import ConfigurationError
+from codehead.heads.chain.beam import best_tokens
+from codehead.heads.chain.conditioning import Chain
 from codehead.losses import LOSSES, Loss, codeword, of_nodes
 
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.codes.table import CodewordTable
+from codehead.decoding.extras.dense_rows import ShortlistHead
 from codehead.decoding.precision import narrowed, no_autocast, roomy, wide
-from codehead.decoding.trie import Trie, build_trie
 from codehead.errors import ConfigurationError
-from codehead.heads.chain import ChainHead, block_starts
+from codehead.heads.chain.head import ChainHead, block_starts
+from codehead.heads.chain.trie import Trie, build_trie
 from codehead.heads.mtl import ACTIVATIONS
-from codehead.heads.shortlist import ShortlistHead
 
 CHUNK_NUMBERS = 2**24
 """Hidden units, or scores, computed at a time when codewords are scored (64 MiB in float32)."""

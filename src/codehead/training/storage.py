@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from codehead.models import is_coded, to_int4, to_int8
+from codehead.models import is_coded
+from codehead.models import to_int4, to_int8
 from codehead.models.hidden import hidden_states
 from codehead.models.rounding import check_unrounded
 from codehead.training.config import RunConfig

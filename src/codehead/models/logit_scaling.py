@@ -21,7 +21,7 @@ CLOSE = 1e-2
 
 
 @dataclass(frozen=True)
-class Tail:
+class LogitScaling:
     """`cap · tanh(scale · outputs / cap)`; without a cap, `scale · outputs`."""
 
     scale: float = 1.0
@@ -32,7 +32,7 @@ class Tail:
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
 
     @classmethod
-    def of(cls, model: Any, width: int = 1) -> Tail:
+    def of(cls, model: Any, width: int = 1) -> LogitScaling:
         """That of a model, stock or coded, whose head has `width` outputs, from a forward pass of a few tokens.
 
         Granite divides, Cohere multiplies, and names in configurations mean one or the other; so it is looked at.
@@ -63,5 +63,5 @@ def softmax_head(model: Any) -> Callable[[Tensor], Tensor]:
 
     By the head that it has now, the module itself and no copy; scaled or capped where the model does so.
     """
-    head, tail = model.get_output_embeddings(), Tail.of(model)
+    head, tail = model.get_output_embeddings(), LogitScaling.of(model)
     return lambda hidden: tail(head(hidden.to(head.weight)).float())

@@ -23,8 +23,8 @@ class ChainHead(nn.Module):
     """Hidden states `(…, hidden)` → features `(…, blocks · width)` for a `Chain` in the decision layer.
 
     One linear map, without bias: `hidden · blocks · width` parameters. The n bits are cut into blocks of `block` bits,
-    the first of which takes the remainder. What a feature means is up to `codehead.decoding.chain.Chain`, which adds
-    what the earlier bits say, applies the `activation` and has the parameters of the bits.
+    the first of which takes the remainder. What a feature means is up to `codehead.heads.chain.conditioning.Chain`,
+    which adds what the earlier bits say, applies the `activation` and has the parameters of the bits.
 
     `weight` is three-dimensional, `(blocks, width, hidden)`, so that it is never taken for a Softmax matrix.
     """
@@ -58,9 +58,11 @@ class ChainHead(nn.Module):
         return self.weight.shape[0] * self.width
 
     @property
-    def conditioning(self) -> int:
-        """The parameters of the `Chain` that goes with this head."""
-        return self.num_bits * (self.width + 1) + sum(block_starts(self.num_bits, self.block)) * self.width
+    def conditioning(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters of the `Chain` that goes with this head."""
+        rows = sum(block_starts(self.num_bits, self.block))
+        found: dict[str, tuple[int, ...]] = {"weight": (self.num_bits, self.width), "bias": (self.num_bits,)}
+        return found | {"context": (rows, self.width)} if rows else found
 
     def reset_parameters(self) -> None:
         """Uniform in ±1/√hidden, as `nn.Linear` starts."""

@@ -19,16 +19,16 @@ from codehead.losses import IGNORE
 from codehead.models import attach
 from codehead.models.calibration import check_calibration
 from codehead.models.hidden import Statistics, labelled_states
-from codehead.models.tail import softmax_head
+from codehead.models.logit_scaling import softmax_head
 from codehead.models.token_extras import check_extras
 from codehead.training.adapt import find_targets
+from codehead.training.backbone_distillation import learn_together
 from codehead.training.config import RunConfig
 from codehead.training.distil import distil
-from codehead.training.finish import check_finish
-from codehead.training.growing import grown, grows
-from codehead.training.imitation import Scores
-from codehead.training.joint import learn_together
-from codehead.training.stages import Stages
+from codehead.training.ecoc_one import grown, grows
+from codehead.training.stage_store import Stages
+from codehead.training.storage import check_finish
+from codehead.training.teacher_divergence import Scores
 from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of
 
 READ_BATCHES = 8

@@ -1,0 +1,1 @@
+"""What single tokens have beside their codewords: dense rows, extra bits, a bias."""

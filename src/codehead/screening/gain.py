@@ -1,0 +1,90 @@
+"""What screening a head would gain on this machine: timed in a few seconds, on a head of the same shape."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codehead.decoding import fast_scan
+from codehead.errors import ConfigurationError
+from codehead.models.logit_scaling import LogitScaling
+from codehead.models.selection import Selection
+from codehead.screening.head import ScreenedLinear
+from codehead.screening.screen import Screen, Settings
+
+TURNS = 9
+"""Of both, one after the other; the median of each is told."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Milliseconds of the step from a hidden state to the best token, in float32, of one sequence."""
+
+    dense: float
+    screened: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the screened head is."""
+        return self.dense / self.screened
+
+    @property
+    def pays(self) -> bool:
+        """Whether there is something to gain."""
+        return self.ratio > 1
+
+
+@torch.no_grad()
+def gain(hidden_size: int, num_classes: int, *, bits: int = 512, candidates: int = 256) -> Gain:
+    """Time a head `(hidden_size → num_classes)`, dense and screened, with rows and codewords that mean nothing.
+
+    Raises:
+        ConfigurationError: FAISS is not installed.
+    """
+    if not fast_scan.available():
+        raise ConfigurationError("screening scans codes with FAISS, which is missing: pip install 'codehead[fast]'")
+    weight = torch.full((num_classes, hidden_size), 0.01)
+    step = screened_step(weight, _meaningless(weight, bits, min(candidates, num_classes)))
+    steps = (lambda some: nn.functional.linear(some, weight).argmax(-1), step)
+    times: list[list[float]] = [[_milliseconds(one, hidden_size) for one in steps] for _ in range(TURNS + 2)]
+    dense, screened = (statistics.median(values) for values in zip(*times[2:], strict=True))
+    return Gain(dense, screened)
+
+
+def screened_step(weight: Tensor, screen: Screen) -> Callable[[Tensor], Tensor]:
+    """Hidden states `(batch, H)` → the best tokens `(batch,)`, as `generate` finds them with a screened head.
+
+    The screen must be ready for the rows `(V, H)`.
+    """
+    head: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    head.__class__ = ScreenedLinear
+    head.weight, head.screen, head.tail = nn.Parameter(weight, requires_grad=False), screen, LogitScaling()
+    head.selection = Selection(1, 0, [], sampling=False)
+    return lambda hidden: head(hidden[:, None])[:, -1].argmax(-1)
+
+
+def _meaningless(weight: Tensor, bits: int, candidates: int) -> Screen:
+    """A screen that is ready, of random codewords."""
+    classes, size = weight.shape
+    rank = min(bits, size)
+    made = Screen(Settings(classes, size, bits, candidates=candidates, rank=rank))
+    generator = torch.Generator().manual_seed(0)
+    made.plane.random_(0, 256, generator=generator)
+    made.coordinates.copy_(torch.arange(bits) % rank)
+    made.set("white", torch.randn(rank, size, generator=generator))
+    made.set("sizes", torch.rand(bits, generator=generator))
+    made.prepare(weight, None)
+    return made
+
+
+def _milliseconds(step: Callable[[Tensor], Tensor], hidden_size: int) -> float:
+    hidden = torch.randn(1, hidden_size)
+    start = time.perf_counter()
+    step(hidden)
+    return 1e3 * (time.perf_counter() - start)

@@ -1,0 +1,80 @@
+"""What codehead is without its extras: a coded checkpoint loads and generates; what is missing names its extra."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from codehead.boundaries import EXTRAS, missing_extra
+
+tomllib = pytest.importorskip("tomllib")  # since Python 3.11
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "tests" / "data" / "checkpoints-0.1" / "converted-int4"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DISTRIBUTIONS = {"yaml": "pyyaml", "faiss": "faiss-cpu", "sklearn": "scikit-learn"}
+REPORT = f"""
+from codehead.main import main
+sys.argv = ["codehead", "protocol", "report", {str(ROOT / "results" / "small-1")!r}]
+main()
+"""
+GENERATE = f"""
+import torch
+from transformers import AutoModelForCausalLM
+import codehead
+model = AutoModelForCausalLM.from_pretrained({str(CHECKPOINT)!r})
+print(model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=4, do_sample=False, pad_token_id=0).shape)
+print(codehead.recommend(codehead.config.ModelShape(64, 300), budget="20%").config.bits)
+"""
+BLOCKED = f"""
+import sys
+BLOCKED = {sorted(set(EXTRAS) - {"yaml", "filelock"})!r}  # transformers brings these two
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def hidden(name, path=None, target=None):
+    return None if name.partition(".")[0] in BLOCKED else find(name, path, target)
+PathFinder.find_spec = staticmethod(hidden)
+"""
+
+
+def run(program: str, python: str | Path = sys.executable) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([str(python), "-c", program], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_a_coded_checkpoint_generates_without_any_extra() -> None:
+    process = run(BLOCKED + GENERATE)
+    assert "torch.Size([1, 7])" in process.stdout, process.stderr
+
+
+def test_a_command_names_the_extra_that_it_lacks() -> None:
+    process = run(BLOCKED + REPORT)
+    assert process.returncode == 2
+    assert "pip install 'codehead[lab]'" in process.stderr
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+def test_every_package_belongs_to_an_extra_that_brings_it(package: str) -> None:
+    said = missing_extra(ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.inner"))
+    assert said is not None and f"codehead[{EXTRAS[package]}]" in said
+    brought = " ".join(PROJECT["optional-dependencies"][EXTRAS[package]])
+    assert DISTRIBUTIONS.get(package, package).replace("_", "-") in brought.replace("_", "-")
+
+
+def test_few_packages_are_required() -> None:
+    assert len(PROJECT["dependencies"]) <= 8
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_in_an_empty_environment(tmp_path: Path) -> None:
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    install = ["-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(ROOT)]
+    subprocess.run([str(python), *install], check=True)
+    process = run(GENERATE, python)
+    assert "torch.Size([1, 7])" in process.stdout, process.stderr
