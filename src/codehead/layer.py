@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from codehead.heads.base import gives_log_probabilities
 from codehead.heads.chain.conditioning import Chain
 from codehead.losses import IGNORE, LOSSES
 
+WRAPPERS = re.compile(r"(?:original_module|modules_to_save\.[^.]+)\.")
+"""In names of what PEFT trains a copy of: the copy, which comes last, is in use."""
 WEIGHT = "decoder_"
 """Before the names of a decoder's weights in a state dict."""
 WRITTEN = "description"
@@ -120,7 +123,7 @@ class Decision(nn.Module):
     def integers(self) -> dict[str, Tensor]:
         """Codewords and the ids of tokens by name; weights in int8 or int4 have checksums of their own."""
         return {
-            name: values
+            WRAPPERS.sub("", name): values
             for name, values in self.named_buffers()
             if not name.startswith((WEIGHT, "seal.")) and "parametrizations." not in name
         }

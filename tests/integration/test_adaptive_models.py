@@ -192,7 +192,7 @@ def test_the_best_tokens_are_those_of_the_highest_log_probability():
 
 @pytest.mark.parametrize(
     "layer",
-    [ADAPTIVE, {"bits": 24, "head": "mtl", "width": 3, "head_params": {"groups": 1}}],
+    [ADAPTIVE, {"code": "minrandom", "bits": 24, "head": "mtl", "width": 3, "head_params": {"groups": 1}}],
     ids=["adaptive", "one hidden layer"],
 )
 def test_what_is_not_linear_is_not_folded(layer):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from codehead.cli.allocation import read_budget, read_speed
+from codehead.config.budget import read_share, read_speed
 from rich.console import Console
 from transformers import TrainerState
 
@@ -95,7 +95,7 @@ MISTAKES = {
     f"finetune --model {{model}} {TRAIN} --set training.eval_strategy=steps": "give data.validation or",
     f"finetune --model {{model}} {TRAIN} --set training.max_steps=abc": "training.max_steps is 'abc'; give a whole",
     f"finetune --model {{model}} {TRAIN} --set lora.alpha=abc": "lora.alpha is 'abc'; give a number",
-    f"finetune --model {{coded}} {TRAIN} --block-size 16 --bits 9": "--bits, --head, --width, --budget away",
+    f"finetune --model {{coded}} {TRAIN} --block-size 16 --bits 9": "omit --code, --bits, --head, --width, --budget",
     f"finetune --model {{coded}} {TRAIN} --block-size 16 --loss bitwize": "unknown loss 'bitwize'; did you mean",
     "evaluate {here}/cut --data {text}": "cut/model.safetensors is not a complete safetensors file",
     "attach {model} --out {here}/coded --head-param bias": "--head-param 'bias' is not KEY=VALUE",
@@ -304,18 +304,18 @@ def test_no_option_takes_an_empty_value(codehead, option, value):
 
 @pytest.mark.parametrize("budget", ["٥%", "1_0%", "5 %", " 5%", "5%%", "nan", "inf%", "-5%", "0", "101%", "５%"])
 def test_a_budget_is_a_number_in_ascii_digits(budget):
-    with pytest.raises(ConfigurationError, match="--budget is"):
-        read_budget(budget)
+    with pytest.raises(ConfigurationError, match="budget is"):
+        read_share(budget)
 
 
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), (".5%", 0.005), ("5e-2", 0.05), ("1.", 1.0)])
 def test_a_budget_is_a_share_or_a_percentage(text, share):
-    assert read_budget(text) == pytest.approx(share)
+    assert read_share(text) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("speed", ["٤x", "1_0x", "4 x", "nan", "inf", "1e999", "0x", "xx"])
 def test_a_speed_is_a_number_in_ascii_digits(speed):
-    with pytest.raises(ConfigurationError, match="--speed is"):
+    with pytest.raises(ConfigurationError, match="speed is"):
         read_speed(speed)
 
 

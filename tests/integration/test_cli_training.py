@@ -12,8 +12,10 @@ from transformers import TrainingArguments
 from codehead.cli.finetune import finetune
 from codehead.cli.options import KEYS
 from codehead.cli.pretrain import pretrain
+from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
-from codehead.training.config import DECISION_KEYS, RunConfig
+from codehead.models import is_coded
+from codehead.training.config import RunConfig
 from codehead.training.model import load_model
 from codehead.training.tokenizer import load_tokenizer
 
@@ -63,19 +65,24 @@ def test_finetune_within_a_budget(codehead, place, tmp_path):
     assert status == 0, err
     assert "% of the Softmax head's 8,704 in bf16" in " ".join(err.split())
     described = load_model(str(tmp_path / "run")).config.quantization_config
-    assert described["rounded"] and described["design"] == "learned" and described["token_bias"] and described["packed"]
-    plain = (*options, "--set", "packed=false", "--set", "int8=false", "--overwrite")
-    assert codehead("finetune", "--model", place / "model", *run, *plain)[0] == 0
-    described = load_model(str(tmp_path / "run")).config.quantization_config
-    assert not described["packed"] and not described["rounded"]
-    status, _, err = codehead("finetune", "--model", place / "model", *run, *options, "--set", "int4=true")
-    assert status == 2 and "is filled with rows in int8; leave int4 away" in " ".join(err.split())
-    status, _, err = codehead("finetune", "--model", place / "model", *run, *options, "--bits", 20)
-    assert status == 2 and "leave it away, or decision.bits" in " ".join(err.split())
-    options = (*options, "--set", "distil.steps=3", "--overwrite")
+    layer = described["decision"]
+    assert layer["weights"] in ("int8", "int4") and layer["code"] == "learned" and layer["token_bias"] and layer["packed"]
+    for own in (("--bits", 20), ("--set", "int4=true"), ("--set", "decision.packed=false")):
+        status, _, err = codehead("finetune", "--model", place / "model", *run, *options, *own)
+        assert status == 2 and "which chooses the decision layer; omit it, or " in " ".join(err.split())
+    options = (*options, "--set", "distil.steps=3", "--seed", 4, "--overwrite")
     status, _, err = codehead("finetune", "--model", place / "model", *run, *options)
     assert status == 0, err
     assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["distil"]["steps"] == 3
+    assert load_model(str(tmp_path / "run")).config.quantization_config["codebook"]["seed"] == 4
+
+
+def test_the_seed_of_a_run_makes_no_decision_layer(codehead, place, coded_folder, tmp_path):
+    run = ("--train", place / "text.txt", "--block-size", 16, "--max-steps", 1, "--adapt", "head", "--seed", 3)
+    for model in (place / "model", coded_folder):
+        status, _, err = codehead("finetune", "--model", model, *run, "--out", tmp_path / model.name)
+        assert status == 0, err
+        assert is_coded(load_model(str(tmp_path / model.name))) == (model == coded_folder)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +178,6 @@ def test_every_flag_sets_a_key_that_exists():
         assert block in values
         if block in ("data", "lora"):
             assert name in values[block]
-    assert {key.partition(".")[2] for key in KEYS.values() if key.startswith("decision.")} <= set(DECISION_KEYS)
     training = {key.partition(".")[2] for key in KEYS.values() if key.startswith("training.")}
     assert training <= {field.name for field in dataclasses.fields(TrainingArguments)}
 
@@ -179,4 +185,5 @@ def test_every_flag_sets_a_key_that_exists():
 @pytest.mark.parametrize(("command", "more"), [(pretrain, set()), (finetune, {"budget"})])
 def test_every_flag_sets_a_key(command, more):
     others = {"context", "config", "assignments", "overwrite", *more}
-    assert set(inspect.signature(command).parameters) - set(KEYS) == others
+    layer = {field.name for field in dataclasses.fields(DecisionConfig)}
+    assert set(inspect.signature(command).parameters) - set(KEYS) - layer == others

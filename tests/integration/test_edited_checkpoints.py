@@ -157,12 +157,13 @@ def tensor_edits(tensors: dict[str, Tensor], file: str = "model.safetensors") ->
 
 
 ALIASES = {
+    "code": "design",
     "decision.table": "codebook in the weights",
     "decision.corrections.shortlist": "shortlist",
     "decision.corrections.refinement": "further symbols",
     "seal.digest": "seal.digest",
 }
-"""What errors of content call the tensors whose names contain this."""
+"""What errors of content call the fields and tensors whose names contain this."""
 
 
 def outcome(folder: Path, name: str, expected: Tensor) -> str:

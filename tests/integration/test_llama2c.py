@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import codehead
-from codehead.conversion import convert
+from codehead.conversion import run_conversion
 from codehead.training.config import RunConfig
 
 
@@ -142,7 +142,7 @@ def test_half_of_the_bytes_keeps_nearly_all_of_it(folder, data_dir, tmp_path):
             "int8": True,
         }
     )  # fmt: skip
-    record = convert(config)
+    record = run_conversion(config)
     before, after = record["before"], record["after"]
     assert before["top1"] > 0.6 and before["perplexity"] < 4.2
     assert after["bytes_in_bf16"] < 0.5 * before["bytes_in_bf16"]

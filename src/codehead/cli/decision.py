@@ -21,13 +21,16 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def decision_options(command: Command) -> Command:
     """Give a command an option for every field of DecisionConfig; they arrive as keywords, None where not given."""
-    signature = inspect.signature(command)
-    own = [entry for entry in signature.parameters.values() if entry.kind is not entry.VAR_KEYWORD]
+    signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
+    own = [
+        entry.replace(annotation=hints[entry.name])
+        for entry in signature.parameters.values()
+        if entry.kind is not entry.VAR_KEYWORD
+    ]
     taken = {entry.name for entry in own}
-    options = [_parameter(entry) for entry in fields(DecisionConfig) if entry.name not in taken]
-    hints = {key: value for key, value in get_type_hints(command, include_extras=True).items() if key in taken}
-    command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
-    command.__annotations__ = {**hints, **{entry.name: entry.annotation for entry in options}}
+    parameters = [*own, *(_parameter(entry) for entry in fields(DecisionConfig) if entry.name not in taken)]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {entry.name: entry.annotation for entry in parameters}
     return command
 
 

@@ -97,5 +97,6 @@ def overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in given.items():
         if isinstance(value, str) and value.startswith("{"):
             given[key] = parse_assignment(f"{key}={value}")[1]
-    layer = {f"decision.{name}": value for name, value in decision.given(parameters).items()}
+    own = {name: value for name, value in parameters.items() if name not in KEYS}  # --seed is the run's
+    layer = {f"decision.{name}": value for name, value in decision.given(own).items()}
     return {**given, **layer, **dict(map(parse_assignment, parameters["assignments"] or []))}

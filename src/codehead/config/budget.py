@@ -38,7 +38,7 @@ COMPLETE = 1.25
 """Bits of a codeword per hidden number, up to which rows bear int4. What rounding does to each bit adds up: of a
 finished model, codes with two and more lost what the bytes had bought, and codes with half of one gained."""
 
-NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
+NUMBER = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?", re.ASCII)
 
 
 def read_share(budget: str | float) -> float:

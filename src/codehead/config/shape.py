@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from codehead.errors import ConfigurationError
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -20,6 +22,11 @@ class ModelShape:
     """The most tokens that the model takes; None if there is no limit."""
     quantised: str | None = None
     """The method by which the checkpoint is quantised, "codehead" for a coded one."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} of the model is {getattr(self, name)!r}; give at least 1")
 
     @classmethod
     def of_config(cls, config: Any) -> ModelShape:

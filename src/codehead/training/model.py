@@ -64,7 +64,7 @@ def build_model(
 def _reread(model: Any, decision: DecisionConfig) -> Any:
     """A coded model with another loss or decoder: all that can change while its code and head stay."""
     given = decision.to_dict()
-    fixed = sorted(set(given) - {"loss", "decoder", "seed"})
+    fixed = sorted(set(given) - {"loss", "decoder"})
     if fixed:
         raise ConfigurationError(
             f"decision.{fixed[0]} is {given[fixed[0]]!r}, but this checkpoint is coded already: omit --code, --bits, "
