@@ -55,7 +55,7 @@ def _entry(level: str, title: str, name: str, thing: Any) -> Iterator[str]:
 
 
 def _described(name: str, thing: Any) -> str:
-    code = f"```python\n{name}{_signature(thing)}\n```\n\n" if _has_signature(thing) else ""
+    code = f"```py\n{name}{_signature(thing)}\n```\n\n" if _has_signature(thing) else ""
     told = "\n".join([inspect.getdoc(thing) or "", *_fields(thing)]).strip()
     return f"{code}```text\n{told}\n```\n"
 
