@@ -66,7 +66,9 @@ def test_finetune_within_a_budget(codehead, place, tmp_path):
     assert "% of the Softmax head's 8,704 in bf16" in " ".join(err.split())
     described = load_model(str(tmp_path / "run")).config.quantization_config
     layer = described["decision"]
-    assert layer["weights"] in ("int8", "int4") and layer["code"] == "learned" and layer["token_bias"] and layer["packed"]
+    assert (
+        layer["weights"] in ("int8", "int4") and layer["code"] == "learned" and layer["token_bias"] and layer["packed"]
+    )
     for own in (("--bits", 20), ("--set", "int4=true"), ("--set", "decision.packed=false")):
         status, _, err = codehead("finetune", "--model", place / "model", *run, *options, *own)
         assert status == 2 and "which chooses the decision layer; omit it, or " in " ".join(err.split())
