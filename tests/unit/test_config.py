@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
 from codehead.training.blocks import parse_assignment
-from codehead.training.config import DECISION_KEYS, RunConfig
+from codehead.training.config import RunConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 YAML = """
@@ -102,7 +103,7 @@ def test_finetuning_defaults_to_lora():
         ({"distil": {"steps": 10}}, "distil is set, but a new model has no trained head"),
         ({"decision.start": "old_head"}, "decision.start is set, but a new model has no trained head"),
         ({"model": "m", "distil": {"steps": 10}, "decision": None}, "no new decision layer to learn"),
-        ({"decision.head_params": 3}, "decision.head_params is 3; it must be a block"),
+        ({"decision.head_params": 3}, "head_params is 3; give a block"),
         ({"training.eval_strategy": "steps"}, "eval_strategy is 'steps', which needs validation data"),
         ({"calibrate": {}}, "calibrate is .*, which needs validation data"),
         ({"calibrate": {}, "decision.code": "one_vs_all"}, "has as many bits as tokens"),
@@ -120,10 +121,10 @@ def test_finetuning_defaults_to_lora():
         ({"training.max_steps": 2**40}, "training.max_steps is 1099511627776; give at most"),
         ({"training.lr_scheduler_kwargs": [1]}, r"training.lr_scheduler_kwargs is \[1\]; it must be a block"),
         ({"training.resume_from_checkpoint": "x"}, "goes on from its own last checkpoint"),
-        ({"decision.code": ["gray"]}, r"decision.code is \['gray'\]; give a name"),
-        ({"decision.code_params": {3: 4}}, "decision.code_params has the key 3; a key is text"),
-        ({"decision.code_params": {"bits": 4}}, "decision.code_params has 'bits', which is set elsewhere"),
-        ({"decision.seed": -1}, "decision.seed is -1"),
+        ({"decision.code": ["gray"]}, r"code is \['gray'\]; give a name"),
+        ({"decision.code_params": {3: 4}}, r"code_params is \{3: 4\}; give a block"),
+        ({"decision.code_params": {"bits": 4}}, "code_params has 'bits', which is a field of the decision layer"),
+        ({"decision.seed": -1}, "decision: seed is -1"),
         ({"model": {"model_type": ["gpt2"]}}, "without model_type"),
         ({"model": {"model_type": "gpt2", 3: 4}}, "model has the key 3; a key is text"),
         ({"model": {"model_type": "gpt2", "resid_pdrop": float("nan")}}, "model.resid_pdrop is nan"),
@@ -209,23 +210,17 @@ def test_an_assignment_of_broken_yaml_names_the_key():
         parse_assignment("a=[1")
 
 
-def test_decision_keys_are_those_of_attach():
-    import inspect
-
-    from codehead import attach
-
-    assert set(DECISION_KEYS) == set(inspect.signature(attach).parameters) - {"model", "statistics"}
-
-
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_examples_are_valid(path):
     assert RunConfig.from_yaml(path).training
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "packed"])
-def test_what_a_head_ends_as_is_true_or_false(name: str) -> None:
+@pytest.mark.parametrize(("name", "field"), [("int8", "weights"), ("int4", "weights"), ("packed", "packed")])
+def test_what_a_head_ended_as_in_version_0_1_is_a_field_of_it(name: str, field: str) -> None:
     values = {"model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"bits": 9}}
-    assert getattr(RunConfig.from_dict({**values, name: True}), name)
+    found = RunConfig.from_dict({**values, name: True})
+    assert found.decision == DecisionConfig(bits=9, **{field: True if name == "packed" else name})
+    assert RunConfig.from_dict({**values, name: False}) == RunConfig.from_dict(values)
     with pytest.raises(ConfigurationError, match=f"{name} is 'no'; give true or false"):
         RunConfig.from_dict({**values, name: "no"})
     with pytest.raises(ConfigurationError, match=f"{name} is true, but there is no new decision layer"):
@@ -236,3 +231,12 @@ def test_weights_end_in_one_kind_of_integers() -> None:
     values = {"model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"bits": 9}}
     with pytest.raises(ConfigurationError, match="int8 and int4 are both true"):
         RunConfig.from_dict({**values, "int8": True, "int4": True})
+    with pytest.raises(ConfigurationError, match=r"decision\.int4 is true, but weights end as int8"):
+        RunConfig.from_dict({**values, "decision": {"bits": 9, "weights": "int8"}, "int4": True})
+
+
+def test_steps_of_the_backbone_have_had_another_name() -> None:
+    values = {"model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"bits": 9}}
+    old = RunConfig.from_dict({**values, "distil": {"trunk_steps": 3, "trunk_learning_rate": 0.1}})
+    new = RunConfig.from_dict({**values, "distil": {"backbone_steps": 3, "backbone_learning_rate": 0.1}})
+    assert old == new and new.distil.backbone_steps == 3

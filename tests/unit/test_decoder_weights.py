@@ -96,7 +96,7 @@ def test_another_decoder_forgets_weights_that_it_does_not_share(decision):
         decision.decoder_name = "loss_weighted_linear"
         assert decision.decoder_weights["seen"].sum() == 300
     decision.decoder_name = "likelihood"
-    assert decision.decoder_weights is None and list(decision.state_dict()) == ["table.sign_plane"]
+    assert decision.decoder_weights is None and list(decision.state_dict()) == ["table.sign_plane", "seal.digest"]
     with pytest.raises(ConfigurationError, match="'likelihood' has nothing to fit"):
         decision.fit_decoder(z, labels)
     decision.decoder_name = "probabilistic"

@@ -152,7 +152,10 @@ class DecisionConfig:
             if key not in known:
                 hint = did_you_mean(str(key), known) or f"; known: {', '.join(known)}"
                 raise ConfigurationError(f"unknown key '{place}.{key}'{hint}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{place}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as plain values; `from_dict` restores them."""
