@@ -7,7 +7,7 @@ that a RunConfig describes; `recalibrate` scales the bits of a coded one.
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows
 from codehead.training.folder import RunFolder
+from codehead.training.lock import locked
 from codehead.training.model import check_length, device_of, load_model
 from codehead.training.new_head import fit_decision_layer
 from codehead.training.provenance import provenance, utc_now
@@ -88,7 +89,7 @@ def convert(
         ConfigurationError: an impossible value, a model that is coded already, or a folder that holds something else.
         DataError: unusable data.
     """
-    with _named(model, tokenizer) as name, _filed(text) as source:
+    with _on_disk(model, tokenizer, text, out) as (name, source):
         found = recommend(name, budget=budget, bits=bits, speed=speed)
         config = conversion_config(name, source, out, found, **options)
         record = run_conversion(config, overwrite=overwrite, show=show)
@@ -142,31 +143,42 @@ def conversion_config(
 
 
 @contextmanager
-def _named(model: Any, tokenizer: Any) -> Iterator[str]:
-    """The place of a model: that of one in memory is a folder for as long as it is needed."""
-    if isinstance(model, str | Path):
-        yield str(model)
+def _on_disk(model: Any, tokenizer: Any, text: str | Sequence[str], out: str | Path) -> Iterator[tuple[str, str]]:
+    """The places of a model and of a text: what is in memory lies beside `out` for as long as it is needed.
+
+    Each time in the same place, so that a conversion that was stopped finds there what it began with.
+    """
+    is_named = isinstance(model, str | Path)
+    if is_named and isinstance(text, str | Path):
+        yield str(model), str(text)
         return
-    if tokenizer is None:
+    if not is_named and tokenizer is None:
         raise ConfigurationError(
             "tokenizer is None, but the model is in memory; give its tokenizer, or the folder of both"
         )
-    with tempfile.TemporaryDirectory() as place:
-        model.save_pretrained(place)
-        tokenizer.save_pretrained(place)
-        yield place
+    folder = Path(out).expanduser().resolve()
+    place = folder.with_name(f".{folder.name}.source")
+    with locked(place):
+        own = place / "own"
+        own.mkdir(exist_ok=True)
+        try:
+            source = str(model) if is_named else _saved(model, tokenizer, own / "model")
+            yield source, _filed(text, own / "text.jsonl")
+        finally:
+            shutil.rmtree(own)
 
 
-@contextmanager
-def _filed(text: str | Sequence[str]) -> Iterator[str]:
-    """The place of a text: documents in memory are a file for as long as it is needed."""
+def _saved(model: Any, tokenizer: Any, folder: Path) -> str:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _filed(text: str | Sequence[str], file: Path) -> str:
     if isinstance(text, str | Path):
-        yield str(text)
-        return
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "text.jsonl"
-        file.write_text("".join(json.dumps({"text": some}) + "\n" for some in text), encoding="utf-8")
-        yield str(file)
+        return str(text)
+    file.write_text("".join(json.dumps({"text": some}) + "\n" for some in text), encoding="utf-8")
+    return str(file)
 
 
 def run_conversion(

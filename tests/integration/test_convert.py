@@ -12,14 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from codehead.conversion import recalibrate, run_conversion
+import codehead
+from codehead.conversion import convert, recalibrate, run_conversion
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
 from codehead.training.config import RunConfig
 from codehead.training.data import tokenize
 from codehead.training.lock import locked
 from codehead.training.model import default_device, load_model
 from codehead.training.run import train
-from codehead.training.tokenizer import train_bpe
+from codehead.training.tokenizer import load_tokenizer, train_bpe
 
 SEEN = [(a, b, c) for a in ("cat", "dog") for b in ("bird", "fish", "fox") for c in ("one", "two", "ten", "all")]
 TEXTS = [f"the {a} sees a {b} and the {b} sees {c} of them" for a, b, c in SEEN]
@@ -59,7 +60,7 @@ def config(stock, out, **changes):
     ("changes", "message"),
     [
         ({"dense_rows": 291}, "dense_rows=291 is not between 0 and the number of tokens 290"),
-        ({"extra_bit_tokens": [290]}, "refined holds ids from 290 to 290"),
+        ({"extra_bit_tokens": [290], "extra_bits": 8}, "extra_bit_tokens holds ids from 290 to 290"),
         ({"loss": "bitwise"}, "loss='bitwise' cannot train dense rows"),
         ({"decoder": "hamming", "dense_rows": 0}, "decoder='hamming' does not score tokens"),
     ],
@@ -315,7 +316,7 @@ def failing(error):
     return fail
 
 
-@pytest.mark.parametrize("place", ["saving._order", "stages.Stages.remove", "folder.RunFolder.finish"])
+@pytest.mark.parametrize("place", ["saving._order", "stage_store.Stages.remove", "folder.RunFolder.finish"])
 def test_a_conversion_that_was_stopped_while_it_saves_ends_clean(stock, tmp_path, monkeypatch, place):
     quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
     whole = run_conversion(replace(quick, output_dir=str(tmp_path / "whole")))
@@ -456,12 +457,12 @@ def test_the_commands(stock, tmp_path, codehead):
     assert "perplexity" in told and "before" in told and "other tokens" in told
     status, _, errors = codehead("calibrate", model, "--data", data, "--out", str(tmp_path / "stock"), *blocks)
     assert status == 2 and "has no decision layer to calibrate" in errors
-    other = ("--out", f"{out}-2", "--budget", "60%", "--set", "int4=true")
+    other = ("--out", f"{out}-2", "--budget", "60%", "--set", "decision.int4=true")
     status, _, errors = codehead("convert", model, "--data", data, *other)
-    assert status == 2 and "filled with rows in int8; leave int4 away" in errors
-    for unread in ("5 per cent", ""):
+    assert status == 2 and "int4 is true, but weights end as int8; omit one" in errors
+    for unread, message in (("5 per cent", "budget is '5 per cent'"), ("", "--budget is empty")):
         status, _, errors = codehead("convert", model, "--data", data, "--out", out, "--budget", unread)
-        assert status == 2 and f"--budget is {unread!r}" in errors
+        assert status == 2 and message in errors
 
 
 def test_a_length_can_be_converted_to(stock, tmp_path, codehead):
@@ -470,5 +471,69 @@ def test_a_length_can_be_converted_to(stock, tmp_path, codehead):
         "convert", model, "--data", data, "--out", out, "--bits", "12", "--steps", "2", "--block-size", "32",
         "--set", "decision.dense_rows=3",
     )  # fmt: skip
-    assert status == 0 and "; --set decision.shortlist changes that" in errors
+    assert status == 0 and "--set decision.dense_rows changes that" in errors
     assert AutoModelForCausalLM.from_pretrained(out).decision.table.length == 12
+
+
+# From Python
+
+
+QUICK = {"steps": 5, "tokens": 500, "block_size": 32}
+
+
+def in_memory(stock):
+    return LlamaForCausalLM.from_pretrained(stock / "model"), load_tokenizer(str(stock / "model"))
+
+
+def test_a_folder_is_converted_within_a_budget(stock, tmp_path):
+    found = convert(str(stock / "model"), str(stock / "text.jsonl"), budget="60%", out=tmp_path / "out", **QUICK)
+    assert codehead.is_coded(found.model) and found.model.decision.packed
+    assert found.record["after"]["bytes_in_bf16"] < 0.7 * found.record["before"]["bytes_in_bf16"]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(values, found.model.state_dict()[name]) for name, values in saved.state_dict().items())
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["after"] == found.record["after"]
+
+
+def test_a_model_in_memory_and_a_list_of_documents(stock, tmp_path):
+    """They come to the numbers of the same model and text in files, the model stays, and nothing lies beside the folder."""
+    files = convert(stock / "model", str(stock / "text.jsonl"), bits=16, out=tmp_path / "files", **QUICK)
+    model, tokenizer = in_memory(stock)
+    found = convert(model, 4 * TEXTS, bits=16, tokenizer=tokenizer, out=tmp_path / "memory", **QUICK)
+    assert found.model.decision.table.length == 16 and not codehead.is_coded(model)
+    assert (found.record["before"], found.record["after"]) == (files.record["before"], files.record["after"])
+    assert {path.name for path in tmp_path.iterdir()} == {"files", "memory"}
+
+
+def test_what_was_in_memory_when_it_was_stopped_goes_on(stock, tmp_path):
+    model, tokenizer = in_memory(stock)
+    options = {"speed": "1.2x", "tokenizer": tokenizer, **QUICK, "steps": 30}
+    whole = convert(model, 4 * TEXTS, out=tmp_path / "whole", **options)
+    stop, seen = stop_at("learning the new head", 20, KeyboardInterrupt), []
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, 4 * TEXTS, out=tmp_path / "out", show=stop, **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+    with pytest.raises(ConfigurationError, match="a data file has changed"):
+        convert(model, 3 * TEXTS, out=tmp_path / "out", **options)
+    found = convert(model, 4 * TEXTS, out=tmp_path / "out", show=lambda *told: seen.append(told), **options)
+    assert ("learning the new head", 1, 30) not in seen
+    assert (found.record["before"], found.record["after"]) == (whole.record["before"], whole.record["after"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "tokenizer is None, but the model is in memory"),
+        ({"budget": "5%", "bits": 16}, "give one of budget, bits and speed, not budget and bits"),
+        ({"budget": 2}, "budget is 2; give a share"),
+        ({"stepz": 3}, "stepz"),
+    ],
+)
+def test_what_cannot_be_converted_leaves_nothing(stock, tmp_path, options, message):
+    model, tokenizer = in_memory(stock)
+    given = {"tokenizer": tokenizer, **options} if options else {}
+    with pytest.raises((ConfigurationError, TypeError), match=message):
+        convert(model, TEXTS, out=tmp_path / "a" / "out", **given)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigurationError, match="has a decision layer already"):
+        convert(codehead.attach(model), TEXTS, tokenizer=tokenizer, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
