@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ from codehead.readings import ChainedBits, CorrectedBits, IndependentBits, Readi
 
 WEIGHT = "decoder_"
 """Before the names of a decoder's weights in a state dict."""
+TRAINED = re.compile(r"modules_to_save\.[^.]+\.")
+"""In the names of the copy of a module that PEFT trains, which stands for the module."""
+ELSEWHERE = ("parametrizations.", "original_module.")
+"""In the names of integers that are rounded weights, or of a module that PEFT trains a copy of."""
 WRITTEN = "description"
 """The tensor that a checkpoint has beside those of a decision layer: what was written to its configuration."""
 
@@ -120,9 +125,9 @@ class Decision(nn.Module):
     def integers(self) -> dict[str, Tensor]:
         """Codewords and the ids of tokens by name; weights in int8 or int4 have checksums of their own."""
         return {
-            name: values
+            TRAINED.sub("", name): values
             for name, values in self.named_buffers()
-            if not name.startswith((WEIGHT, "seal.")) and "parametrizations." not in name
+            if not name.startswith((WEIGHT, "seal.")) and not any(part in name for part in ELSEWHERE)
         }
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
