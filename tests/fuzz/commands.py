@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -19,11 +20,15 @@ from typing import Any
 
 import torch
 import yaml
-from bad_calls import bad_calls, prepare, words
 from small_runs import CORRECTED, TEXT, WORDS
 from transformers import GPT2Config, GPT2LMHeadModel
 from workers import FORK, HANG, RAISED, Verdict, judged, quiet
 
+import codehead.conversion
+import codehead.lab.protocols.runner  # here, so that no fork has to import them
+import codehead.screening.checkpoint
+import codehead.training.run  # noqa: F401
+from bad_calls import bad_calls, prepare, words
 from codehead import main as cli
 from codehead.cli.attach import attach
 from codehead.training.tokenizer import train_bpe
@@ -31,7 +36,7 @@ from codehead.training.tokenizer import train_bpe
 SECONDS = 300
 """Until a command is said to hang."""
 REFUSED, ACCEPTED = "refused with one message", "ACCEPTED"
-EQUAL, OTHER = "the same files", "OTHER FILES"
+EQUAL, EARLY, OTHER = "resumed to the same files", "ended before it was killed, with the same files", "OTHER FILES"
 
 
 def command(*arguments: str) -> tuple[int, str]:
@@ -198,6 +203,7 @@ def _killed(kill: Kill, whole: dict[str, str], seconds: float) -> Verdict:
     for moment in kill.moments:
         process = _start(kill.run, out)
         process.join(moment * seconds)
+        alive = process.exitcode is None
         process.kill()
         process.join()
     process = _start(kill.run, out)
@@ -210,7 +216,7 @@ def _killed(kill: Kill, whole: dict[str, str], seconds: float) -> Verdict:
     differs = sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
     if differs:
         return Verdict(OTHER, f"{detail}: {differs}; {Path(f'{out}.log').read_text()[-500:]}")
-    return Verdict(EQUAL, detail)
+    return Verdict(EQUAL if alive else EARLY, detail)
 
 
 def _start(run: str, out: Path) -> BaseProcess:
@@ -233,14 +239,18 @@ def _files(folder: Path) -> dict[str, str]:
     for file in sorted(folder.rglob("*")):
         name = str(file.relative_to(folder))
         if file.is_file() and "checkpoints" not in name and "store" not in name:
-            content = file.read_bytes()
             if file.suffix == ".json":
-                content = json.dumps(_timeless(json.loads(content)), sort_keys=True).encode()
-            found[name] = hashlib.sha256(content).hexdigest()
+                found |= dict(_timeless(json.loads(file.read_text()), name))
+            else:
+                found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
 
 
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _timeless(inner) for key, inner in value.items() if not TIMES.search(key)}
-    return [_timeless(inner) for inner in value] if isinstance(value, list) else value
+def _timeless(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """The values in a JSON file by their keys, but for times and places."""
+    inner = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else None
+    if inner is None:
+        yield name, str(value)
+    for key, values in inner or ():
+        if not TIMES.search(str(key)):
+            yield from _timeless(values, f"{name}/{key}")

@@ -74,7 +74,10 @@ def refuse_missing(missing: set[str]) -> None:
 
 
 def expect_layers(config: Any) -> None:
-    """Raise a CheckpointError if a configuration claims more layers than its files have tensors: building takes hours."""
+    """Raise a CheckpointError if a configuration claims more layers than its files have tensors.
+
+    To build them would take hours, and all memory.
+    """
     layers, folder = getattr(config.get_text_config(), "num_hidden_layers", 0), Path(config._name_or_path)
     if isinstance(layers, int) and layers > MANY_LAYERS and folder.is_dir():
         tensors = sum(len(shapes_in(str(file))) for file in folder.glob("*.safetensors"))
