@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Without bytecode, pytest would rewrite the assertions of every test module in every process, for seconds each.
 PYTEST := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo real-models test test-slow test-page mutation api check format clean
+.PHONY: help setup demo real-models test test-slow test-page fuzz mutation api check format clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 
 test-page: $(VENV)/.installed-dev  ## The page of a report in a real browser (needs Chromium)
 	$(PYTEST) -m slow tests/integration/test_report_page.py
+
+fuzz: $(VENV)/.installed-dev  ## Damaged checkpoints, bad command lines, killed runs: how each ends (about ten minutes)
+	$(BIN)/python tests/fuzz/fuzzing.py
 
 mutation: $(VENV)/.installed-dev  ## The share of changes in decoding, codes and losses that the tests notice
 	$(PIP) mutmut

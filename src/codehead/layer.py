@@ -21,10 +21,12 @@ from codehead.heads.base import gives_log_probabilities
 from codehead.heads.chain.conditioning import Chain
 from codehead.losses import IGNORE, LOSSES
 
-WRAPPERS = re.compile(r"(?:original_module|modules_to_save\.[^.]+)\.")
-"""In names of what PEFT trains a copy of: the copy, which comes last, is in use."""
 WEIGHT = "decoder_"
 """Before the names of a decoder's weights in a state dict."""
+TRAINED = re.compile(r"modules_to_save\.[^.]+\.")
+"""In the names of the copy of a module that PEFT trains, which stands for the module."""
+ELSEWHERE = ("parametrizations.", "original_module.")
+"""In the names of integers that are rounded weights, or of a module that PEFT trains a copy of."""
 WRITTEN = "description"
 """The tensor that a checkpoint has beside those of a decision layer: what was written to its configuration."""
 
@@ -123,9 +125,9 @@ class Decision(nn.Module):
     def integers(self) -> dict[str, Tensor]:
         """Codewords and the ids of tokens by name; weights in int8 or int4 have checksums of their own."""
         return {
-            WRAPPERS.sub("", name): values
+            TRAINED.sub("", name): values
             for name, values in self.named_buffers()
-            if not name.startswith((WEIGHT, "seal.")) and "parametrizations." not in name
+            if not name.startswith((WEIGHT, "seal.")) and not any(part in name for part in ELSEWHERE)
         }
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

@@ -24,16 +24,9 @@ VALUES = (
     ["a"], {}, {"a": 1}, {"bias": True},
 )  # fmt: skip
 """What may stand in the place of a value."""
-DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.int8,
-    torch.uint8,
-    torch.int32,
-    torch.int64,
-)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int32)
+STATED = ("F16", "BF16", "I16", "U16", "I32", "F32", "U8", "I8", "BOOL", "F8_E4M3", "X", 3)
+"""Dtypes in headers."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +160,8 @@ def _tensor(rng: Random, folder: Path, _: Any) -> str:
     if way == "removed":
         del tensors[name]
     elif way == "renamed":
-        tensors[rng.choice((f"{name}x", f"model.{name}", name.rpartition(".")[2], f"{name}.weight"))] = tensors.pop(
-            name
-        )
+        new = rng.choice((f"{name}x", f"model.{name}", name.rpartition(".")[2], f"{name}.weight"))
+        tensors[new] = tensors.pop(name)
     elif way == "doubled":
         tensors[rng.choice((f"{name}x", f"lm_head.{name}", f"decision.{name}", other))] = tensors[name].clone()
     elif way == "swapped":
@@ -223,19 +215,15 @@ def _header(rng: Random, folder: Path, _: Any) -> str:
     name, other = rng.choice(names), rng.choice(names)
     way = rng.choice(("dtype", "shape", "offsets", "exchanged", "metadata", "field", "length"))
     if way == "dtype":
-        header[name]["dtype"] = rng.choice(
-            ("F16", "BF16", "I16", "U16", "I32", "F32", "U8", "I8", "BOOL", "F8_E4M3", "X", 3)
-        )
+        header[name]["dtype"] = rng.choice(STATED)
     elif way == "shape":
         shape = header[name]["shape"]
-        header[name]["shape"] = rng.choice(
-            (shape[::-1], [1, *shape], [*shape, 2], [10**12], [-1], [], [0], "all", [2.5])
-        )
+        shapes = (shape[::-1], [1, *shape], [*shape, 2], [10**12], [-1], [], [0], "all", [2.5])
+        header[name]["shape"] = rng.choice(shapes)
     elif way == "offsets":
         start, end = header[name]["data_offsets"]
-        header[name]["data_offsets"] = rng.choice(
-            ([start + 1, end + 1], [end, start], [0, end], [start, 10**15], "all")
-        )
+        offsets = ([start + 1, end + 1], [end, start], [0, end], [start, 10**15], "all")
+        header[name]["data_offsets"] = rng.choice(offsets)
     elif way == "exchanged":
         header[name], header[other] = header[other], header[name]
     elif way == "metadata":
@@ -259,7 +247,7 @@ def _file(rng: Random, folder: Path, _: Any) -> str:
     if way == "replaced":
         shutil.copy(other, file) if other != file else file.unlink()
     elif way == "copied":
-        shutil.copy(file, folder / rng.choice(copies)) if not (folder / copies[0]).samefile(file) else None
+        shutil.copy(file, folder / rng.choice([name for name in copies if name != file.name]))
     else:
         content = file.read_bytes()
         file.unlink()

@@ -46,12 +46,12 @@ def _until_one_fails(jobs: Sequence[Any], judge: Callable[[Any], Verdict], secon
     found: list[Verdict] = []
     try:
         while len(found) < len(jobs):
-            found.append(ours.recv() if ours.poll(seconds) else Verdict(HANG, f"{seconds} s"))
+            found.append(ours.recv() if ours.poll(seconds) else Verdict(HANG, str(jobs[len(found)])))
             if found[-1].name == HANG:
                 break
     except EOFError:
         process.join()
-        found.append(Verdict(DIED, f"exit status {process.exitcode}"))
+        found.append(Verdict(DIED, f"{jobs[len(found)]}: exit status {process.exitcode}"))
     process.kill()
     process.join()
     return found

@@ -10,10 +10,10 @@ import subprocess
 import sys
 
 import pytest
-from codehead.config.budget import read_share, read_speed
 from rich.console import Console
 from transformers import TrainerState
 
+from codehead.config.budget import read_share, read_speed
 from codehead.errors import ConfigurationError
 from codehead.training import progress
 

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from codehead import heads
 from codehead.codes import build
 from codehead.codes.table import CodewordTable
-from codehead.decoding import decode
-from codehead.decoding import token_scores
+from codehead.decoding import decode, token_scores
 from codehead.decoding.extras.corrections import Corrections, choose_tokens
 from codehead.decoding.extras.dense_rows import ShortlistHead
 from codehead.errors import ConfigurationError

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.table import CodewordTable
-from codehead.decoding import decode
-from codehead.decoding import token_scores
+from codehead.decoding import decode, token_scores
 
 BY_MARGIN = ["likelihood", "loss_linear"]
 BY_SOFT_BITS = ["manhattan", "euclidean", "attenuated_euclidean"]

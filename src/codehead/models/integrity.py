@@ -1,11 +1,15 @@
-"""Integers of a coded model that must stay as they are: codewords, ids of tokens, weights in int8 and int4."""
+"""Integers of a coded model that must stay as they are (codewords, ids of tokens, weights in int8 and int4), and claims
+of a checkpoint that are compared with its files.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.utils import parametrize
 
@@ -14,6 +18,8 @@ from codehead.errors import CheckpointError
 
 SEALS = r"(^|\.)seal\.digest$"
 """The names of checksums of integers (`codehead.codes.seal`), as a regular expression."""
+MANY_LAYERS = 1000
+"""Are built in seconds, and are more than any model has."""
 
 
 def check_integers(model: Any) -> None:
@@ -65,3 +71,29 @@ def refuse_missing(missing: set[str]) -> None:
             f"the checkpoint lacks {', '.join(names[:3])}{more}: random numbers would stand for them; restore the "
             "weights from the original checkpoint"
         )
+
+
+def expect_layers(config: Any) -> None:
+    """Raise a CheckpointError if a configuration claims more layers than its files have tensors.
+
+    To build them would take hours, and all memory.
+    """
+    layers, folder = getattr(config.get_text_config(), "num_hidden_layers", 0), Path(config._name_or_path)
+    if isinstance(layers, int) and layers > MANY_LAYERS and folder.is_dir():
+        tensors = sum(len(shapes_in(str(file))) for file in folder.glob("*.safetensors"))
+        if layers > tensors:
+            raise CheckpointError(
+                f"num_hidden_layers in config.json is {layers}, but the weights in {folder} are {tensors} tensors; "
+                "restore config.json from the original checkpoint"
+            )
+
+
+def shapes_in(file: str) -> dict[str, list[int]]:
+    """The shapes of the tensors in a file, by name; a file that is cut off has none."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is not a complete safetensors file ({error}); copy it again from the original checkpoint"
+        ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -31,7 +31,7 @@ from codehead.layer import WRITTEN, Decision
 from codehead.models import manifest, stock, surgery
 from codehead.models.causality import refuse_other_classes
 from codehead.models.description import METHOD, Description, expect_written
-from codehead.models.integrity import SEALS, check_integers, set_guards
+from codehead.models.integrity import SEALS, check_integers, expect_layers, set_guards, shapes_in
 from codehead.models.names import names_in_memory, own_names
 from codehead.models.rounding import round_parts
 
@@ -62,6 +62,11 @@ class CodeheadLoader(HfQuantizer):
 
     def is_serializable(self) -> bool:
         return True
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Check the configuration before the model is built: transformers shows it to a loader nowhere else."""
+        expect_layers(config)
+        return config
 
     def update_device_map(self, device_map: Any) -> Any:
         """A device map written for the stock model: the codebook goes where the head goes."""
@@ -140,7 +145,7 @@ def expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Sha
     manifest.verify(files)
     stored: Shapes = {}
     for file in files:
-        shapes = _shapes(file)
+        shapes = shapes_in(file)
         stored.update(shapes)
         for name in shapes:
             if name.endswith((f"decision.{WRITTEN}", f"screen.{WRITTEN}")):
@@ -258,17 +263,6 @@ def _expect_shape(name: str, found: list[int] | None, expected: list[int]) -> No
             "bits, dense_rows, extra_bits, weights, width, head_params of quantization_config.decision in config.json "
             f"make it {expected}; restore config.json and the weights from the original checkpoint"
         )
-
-
-def _shapes(file: str) -> dict[str, list[int]]:
-    """The shapes of the tensors in a file, by name; a file that is cut off has none."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} is not a complete safetensors file ({error}); copy it again from the original checkpoint"
-        ) from error
 
 
 def _check_codebook(table: CodewordTable, description: Description) -> None:

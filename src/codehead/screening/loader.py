@@ -16,7 +16,7 @@ from codehead.errors import CheckpointError
 from codehead.layer import WRITTEN
 from codehead.models import manifest, stock
 from codehead.models.description import METHOD
-from codehead.models.integrity import check_integers
+from codehead.models.integrity import check_integers, expect_layers
 from codehead.models.loader import CodeheadConfig, CodeheadLoader, Shapes, expect_files
 from codehead.models.names import names_in_memory
 from codehead.screening.model import FIELD, entry_of, install, is_screened
@@ -46,6 +46,11 @@ class ScreeningLoader(HfQuantizer):
 
     def is_serializable(self) -> bool:
         return True
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Check the configuration before the model is built."""
+        expect_layers(config)
+        return config
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any

@@ -15,7 +15,7 @@ from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.models import gguf, is_coded, manifest
 from codehead.models.causality import refuse_non_causal
-from codehead.models.integrity import refuse_missing
+from codehead.models.integrity import expect_layers, refuse_missing
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
@@ -98,11 +98,13 @@ def load_model(
     ConfigurationError names the model that cannot be loaded, or has no codewords; CheckpointError a damaged file, or
     weights that are not numbers.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with loading("model", name), library_bars_hidden(), gguf.pretrained(name) as (place, options):
         wanted = "auto" if dtype == "stored" else dtype
         manifest.refuse_outside(Path(name), manifest.indexed(Path(name)))
+        if os.path.isdir(name):
+            expect_layers(AutoConfig.from_pretrained(name))
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
                 place, dtype=wanted, output_loading_info=True, **gguf.unpacking(options)
