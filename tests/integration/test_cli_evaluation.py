@@ -25,7 +25,7 @@ def test_attach_saves_a_coded_checkpoint(coded_folder):
 
 
 def test_attach_passes_options_of_code_and_head(codehead, place, tmp_path):
-    options = ("--bits", 20, "--param", "candidates=2", "--head-param", "bias=true")
+    options = ("--code", "minrandom", "--bits", 20, "--param", "candidates=2", "--head-param", "bias=true")
     status, _, err = codehead("attach", place / "model", "--out", tmp_path / "out", *options)
     assert status == 0, err
     model = load_model(str(tmp_path / "out"))
@@ -49,7 +49,7 @@ def test_evaluate_prints_and_writes(codehead, place, coded_folder, tmp_path):
     result = Result.read(file)
     assert result.metrics["generation"]["new_tokens"] == 2
     assert result.metrics["size"]["head_parameters"] == 16 * 20
-    assert result.config["decision"]["design"] == "minrandom"
+    assert result.config["decision"]["decision"]["code"] == "minrandom"
     assert result.provenance["data"] == [
         {"name": "text.txt", "bytes": len(TEXT), "sha256": result.provenance["data"][0]["sha256"]}
     ]

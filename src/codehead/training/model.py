@@ -62,13 +62,13 @@ def build_model(
 
 
 def _reread(model: Any, decision: DecisionConfig) -> Any:
-    """A coded model with another loss or decoder: all that can change while its code and head stay."""
+    """A coded model with another loss or decoder; how it is stored in the end may change too, but no code or head."""
     given = decision.to_dict()
-    fixed = sorted(set(given) - {"loss", "decoder"})
+    fixed = sorted(set(given) - {"loss", "decoder", "weights", "packed"})
     if fixed:
         raise ConfigurationError(
             f"decision.{fixed[0]} is {given[fixed[0]]!r}, but this checkpoint is coded already: omit --code, --bits, "
-            "--head, --width, --budget; only --loss and --decoder can change"
+            "--head, --width, --budget; only --loss, --decoder, --weights and --packed can change"
         )
     model.decision.loss_name = given.get("loss", model.decision.loss_name)
     model.decision.decoder_name = given.get("decoder", model.decision.decoder_name)
