@@ -163,7 +163,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     "screen": ("screen", "model", "--data", "stories.jsonl", "--recall", "0.9", "--positions", "400", "--bits", "64"),
     "protocol": ("protocol", "run", "tiny.yaml"),
 }
-TIMES = re.compile(r"runtime|per_second|seconds|started_at|finished_at|output_dir|total_flos|memory|peak|path|sha256")
+TIMES = re.compile(
+    r"^at$|^checksum$|runtime|per_second|seconds|started_at|finished_at|output_dir|total_flos|memory|peak|path|sha256"
+)
 """Keys of what may differ from run to run."""
 
 
