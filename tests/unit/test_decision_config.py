@@ -395,7 +395,7 @@ def test_minimal_bits(classes, bits):
 
 def test_the_length_of_a_saved_codebook_must_be_given(tmp_path):
     build("minimal", V).save(tmp_path / "code.safetensors")
-    config = DecisionConfig(code=tmp_path / "code.safetensors")
+    config = DecisionConfig.from_fields({"code": tmp_path / "code.safetensors"})
     with pytest.raises(ConfigurationError, match=r"code is '.*code.safetensors', whose length only .* give bits"):
         config.size(SHAPE)
     model = codehead.attach(small_model(), replace(config, bits=7))
