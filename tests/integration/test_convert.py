@@ -495,7 +495,7 @@ def test_a_folder_is_converted_within_a_budget(stock, tmp_path):
 
 
 def test_a_model_in_memory_and_a_list_of_documents(stock, tmp_path):
-    """They come to the numbers of the same model and text in files, the model stays, and nothing lies beside the folder."""
+    """They give the numbers of the same model and text in files. The model stays; nothing lies beside the folder."""
     files = convert(stock / "model", str(stock / "text.jsonl"), bits=16, out=tmp_path / "files", **QUICK)
     model, tokenizer = in_memory(stock)
     found = convert(model, 4 * TEXTS, bits=16, tokenizer=tokenizer, out=tmp_path / "memory", **QUICK)

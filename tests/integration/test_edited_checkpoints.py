@@ -159,6 +159,7 @@ def tensor_edits(tensors: dict[str, Tensor], file: str = "model.safetensors") ->
 ALIASES = {
     "code": "design",
     "decision.table": "codebook in the weights",
+    "decision.description": "quantization_config among the weights",
     "decision.corrections.shortlist": "shortlist",
     "decision.corrections.refinement": "further symbols",
     "seal.digest": "seal.digest",
