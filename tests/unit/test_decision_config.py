@@ -422,3 +422,10 @@ def test_dense_rows_and_a_bias_per_token_count():
     assert corrected.head_parameters - plain.head_parameters == 3 * HIDDEN + V
     for name in ("bytes_stored", "bytes_resident", "bytes_read_per_token"):
         assert getattr(corrected, name) - getattr(plain, name) == 2 * (3 * HIDDEN + V) + 3 * 4
+
+
+def test_what_a_file_gives_is_written_down_even_if_it_is_the_default():
+    """A coded checkpoint with another loss is asked for this one."""
+    config = DecisionConfig.from_dict({"loss": "bitwise"})
+    assert config == DecisionConfig() and config.to_dict() == {"loss": "bitwise"}
+    assert DecisionConfig.from_dict(config.to_dict()).to_dict() == {"loss": "bitwise"}

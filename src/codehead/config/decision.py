@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from codehead.config import budget
 from codehead.config.shape import ModelShape
@@ -60,6 +60,8 @@ class DecisionConfig:
     Raises ConfigurationError, which names the field, its value and the remedy, for a value that cannot be.
     """
 
+    _given: ClassVar[frozenset[str]] = frozenset()
+    """What a file or command gave; of a coded checkpoint, a loss that was given changes its own, a default does not."""
     code: str | None = _option(None, "Design, or the file of a saved codebook. A training run takes minrandom.")
     bits: int | None = _option(None, "Codeword length n; the design's own by default.")
     code_params: Mapping[str, Any] = field(
@@ -153,13 +155,16 @@ class DecisionConfig:
                 hint = did_you_mean(str(key), known) or f"; known: {', '.join(known)}"
                 raise ConfigurationError(f"unknown key '{place}.{key}'{hint}")
         try:
-            return cls(**values)
+            found = cls(**values)
         except ConfigurationError as error:
             raise ConfigurationError(f"{place}: {error}") from error
+        object.__setattr__(found, "_given", frozenset(values))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, as plain values; `from_dict` restores them."""
-        return {name: value for name, value, default in self._entries() if value is not default and value != default}
+        """The fields that were given or differ from their defaults, as plain values; `from_dict` restores them."""
+        entries = self._entries()
+        return {name: value for name, value, default in entries if name in self._given or value != default}
 
     def _entries(self) -> Iterator[tuple[str, Any, Any]]:
         for entry in fields(self):
