@@ -105,7 +105,7 @@ class IndependentBits(Reading):
 
 @final
 class CorrectedBits(Reading):
-    """n bit logits, then m of further bits for some tokens, one logit per token with a dense row, a bias per token.
+    """n bit logits, then m of extra bits for some tokens, one logit per token with a dense row, a bias per token.
 
     What is added to scores of single tokens is measured in log-probability, so it needs the loss that alone can train
     it, and the decoder that ranks by log-probability.

@@ -84,7 +84,7 @@ def test_packed_codewords_give_the_same_figures_from_fewer_bytes(codehead, place
     for command in (("evaluate", *arguments), ("generate", "--prompt", "The cat")):
         status, _, err = codehead(command[0], place / "model", *command[1:], "--packed")
         assert status == 2
-        assert "has no codewords that could stay packed; leave --packed away" in " ".join(err.split())
+        assert "has no codewords that could stay packed; omit --packed" in " ".join(err.split())
 
 
 def test_what_was_saved_packed_stays_so_unless_asked(codehead, place, coded_folder, tmp_path):
@@ -132,7 +132,7 @@ def test_what_a_model_has_no_room_for_is_told(codehead, place, arguments, messag
 
 
 @pytest.mark.parametrize(
-    ("decoder", "message"), [("nonsense", "unknown decoder 'nonsense'"), ("hamming", "leave the decoder away")]
+    ("decoder", "message"), [("nonsense", "unknown decoder 'nonsense'"), ("hamming", "omit the decoder")]
 )
 def test_a_stock_model_has_no_decoder(codehead, place, decoder, message):
     status, _, err = codehead("evaluate", place / "model", "--data", place / "text.txt", "--decoder", decoder)
@@ -211,7 +211,7 @@ def test_evaluate_without_an_encoder_answers_nothing(codehead, place, records):
 
 ENCODER = "--encoder {encoder} --encoder-layers 1"
 NO_ANSWERS = {
-    f"{{model}} --data {{text}} {ENCODER}": "holds plain text, which asks for no answer; leave --encoder away",
+    f"{{model}} --data {{text}} {ENCODER}": "holds plain text, which asks for no answer; omit --encoder",
     "none --data none --encoder {encoder} --as-text": "--as-text is True, but a text asks for no answer",
     "none --data none --encoder {here}": "has no config.json in its folder",
     "none --data none --encoder {encoder}": "layers is not given",
@@ -219,7 +219,7 @@ NO_ANSWERS = {
     "none --data none --encoder-layers 1": "--encoder-layers is 1, but it belongs to --encoder; name one, or leave",
     "none --data none --prompts 3": "--prompts is 3, but it belongs to --encoder",
     "none --data none --answer-tokens 3": "--answer-tokens is 3, but it belongs to --encoder",
-    "none --tasks none --encoder {encoder}": "', but it belongs to --data; with --tasks, leave it away",
+    "none --tasks none --encoder {encoder}": "', but it belongs to --data; with --tasks, omit it",
     "none --tasks none --prompts 3": "--prompts is 3, but it belongs to --data",
 }
 

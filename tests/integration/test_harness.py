@@ -383,9 +383,9 @@ def test_the_command_prints_json_alone(evaluate, place):
 MISTAKES = {
     "": "give either --data (a text) or --tasks (names of lm-evaluation-harness, or .yaml files), not neither",
     "--data d.txt --tasks choose": "not both",
-    "--tasks t.yaml --repeats 0": "--repeats is 0, but it belongs to --data; with --tasks, leave it away",
+    "--tasks t.yaml --repeats 0": "--repeats is 0, but it belongs to --data; with --tasks, omit it",
     "--tasks t.yaml --decoder hamming": "--decoder is 'hamming', but it belongs to --data",
-    "--data d.txt --num-fewshot 0": "--num-fewshot is 0, but it belongs to --tasks; with --data, leave it away",
+    "--data d.txt --num-fewshot 0": "--num-fewshot is 0, but it belongs to --tasks; with --data, omit it",
     "--tasks=,": "--tasks names no task",
     "--tasks {here}/none.yaml": "none.yaml' does not exist",
     "--tasks {here}/questions.jsonl": "questions.jsonl' cannot be read",

@@ -65,7 +65,7 @@ def decoc(
     A column has +1 for one side of its node (that of its first class), −1 for the other, 0 elsewhere. The data are
     `samples` (N, d) with class ids `labels` (N,), or `prototypes` as one sample per class.
     """
-    remedy = "leave bits out, or choose merged_decoc or merged_forest"
+    remedy = "omit bits, or choose merged_decoc or merged_forest"
     length = fixed_length("decoc", num_classes, bits, num_classes - 1, remedy)
     data = _data("decoc", num_classes, prototypes, samples, labels)
     columns = _tree(num_classes, lambda members: best_partition(data.likeness(members)))

@@ -23,7 +23,7 @@ LONGER = "for a longer code choose minrandom, which adds random bits to these"
 )
 def one_vs_all(num_classes: int, bits: int | None, seed: int) -> Codebook:
     """Column j is +1 for class j and −1 for the rest: what a Softmax head does. Implicit, any V."""
-    fixed_length("one_vs_all", num_classes, bits, num_classes, "leave bits out")
+    fixed_length("one_vs_all", num_classes, bits, num_classes, "omit bits")
     return OneVsAllCodebook(num_classes)
 
 
@@ -32,7 +32,7 @@ def one_vs_one(num_classes: int, bits: int | None, seed: int) -> Codebook:
     """A column per pair of classes a < b, in the order (0,1), (0,2), …: +1 for a, −1 for b, else 0."""
     length = number_of_pairs(num_classes)
     check_size("one_vs_one", num_classes, length)
-    fixed_length("one_vs_one", num_classes, bits, length, "leave bits out")
+    fixed_length("one_vs_one", num_classes, bits, length, "omit bits")
     first, second = np.triu_indices(num_classes, 1)
     sign = np.empty((num_classes, row_bytes(length)), dtype=np.uint8)
     support = np.empty_like(sign)

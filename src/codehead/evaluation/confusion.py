@@ -54,7 +54,7 @@ def token_confusions(
 
 
 def _answers(model: Any, tokenizer: PreTrainedTokenizerBase | None, examples: list[dict[str, Any]]) -> np.ndarray:
-    """Labels and first choices (tokens, 2) of one batch."""
+    """Labels and top-1 predictions (tokens, 2) of one batch."""
     device = next(model.parameters()).device
     pad_id = None if tokenizer is None else tokenizer.pad_token_id
     batch = {name: values.to(device) for name, values in Collator(pad_id)(examples).items()}

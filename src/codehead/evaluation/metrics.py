@@ -262,6 +262,6 @@ def _ranking(model: Any, decoder: str | None) -> str:
     else:
         raise ConfigurationError(
             f"decoder is {decoder!r}, but this model has a Softmax head, whose logits are the scores of the tokens: "
-            "there is nothing to decode; leave the decoder away"
+            "there is nothing to decode; omit the decoder"
         )
     return decoder

@@ -71,7 +71,7 @@ class AdaptiveHead(nn.Module):
         if rank >= size:
             raise ConfigurationError(
                 f"cutoffs={self.edges[:-1]} leave {size} tokens to cluster {cluster}, which has rank {rank}, and rows "
-                "of their own would be no larger; leave that cutoff away, or choose a larger div_value"
+                "of their own would be no larger; omit that cutoff, or choose a larger div_value"
             )
         return rank
 

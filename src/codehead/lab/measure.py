@@ -146,7 +146,7 @@ def _check_records(rows: Dataset, encoder: Encoder, source: str) -> None:
         asks = "messages" in rows.column_names
         kind = "conversations, which are not answered" if asks else "plain text, which asks for no answer"
         raise DataError(
-            f"--encoder is {encoder.name!r}, but {source!r} holds {kind}; leave --encoder away, or give instruction "
+            f"--encoder is {encoder.name!r}, but {source!r} holds {kind}; omit --encoder, or give instruction "
             "records (instruction/input/output, instruction/context/response or prompt/completion)"
         )
 

@@ -117,7 +117,7 @@ def check_calibration(model: nn.Module, per_bit: bool) -> None:
         removable = getattr(config.get_text_config(), SOFT_CAP, None) is not None
         raise ConfigurationError(
             f"{type(model).__name__} caps its logits softly at {soft_cap(model):g}: a temperature of the head, before "
-            "the cap, is none of the logits; leave calibration away"
+            "the cap, is none of the logits; omit calibration"
             + (", or take a code other than one_vs_all, under which there is no cap" if removable else "")
         )
     if decision.table.is_implicit and per_bit:

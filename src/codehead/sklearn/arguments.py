@@ -118,5 +118,5 @@ def routed(classifier: Any, method: str, sample_weight: Any, params: dict[str, A
         raise ConfigurationError(f"{message}; call sklearn.set_config(enable_metadata_routing=True)")
     if params and not has_fit_parameter(classifier.estimator, "sample_weight"):
         message = f"sample_weight was given, but {type(classifier.estimator).__name__}.fit does not take it"
-        raise ConfigurationError(f"{message}; choose an estimator that does, or leave it out")
+        raise ConfigurationError(f"{message}; choose an estimator that does, or omit it")
     return params

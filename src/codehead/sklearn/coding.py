@@ -152,7 +152,7 @@ def check_separates(matrix: Symbols, classes: Sequence[Any], *, is_given: bool) 
     empty = np.flatnonzero(~matrix.any(axis=0))
     if is_given and len(empty):
         message = f"column {empty[0]} of code looks at none of the {len(classes)} classes ({len(empty)} such columns)"
-        raise CodebookError(f"{message}; leave it out")
+        raise CodebookError(f"{message}; omit it")
     pair = alike(matrix)
     if pair is not None:
         message = (

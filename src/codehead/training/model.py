@@ -150,7 +150,7 @@ def _refuse_nan(model: nn.Module, name: str) -> None:
 def _pack(model: Any, packed: bool, name: str) -> None:
     if not is_coded(model):
         option = "--packed" if packed else "--unpacked"
-        raise ConfigurationError(f"model {name!r} has no codewords that could stay packed; leave {option} away")
+        raise ConfigurationError(f"model {name!r} has no codewords that could stay packed; omit {option}")
     model.decision.packed = packed
 
 

@@ -41,7 +41,7 @@ def decision_rates(
     if not named:
         raise ConfigurationError(
             f"head_learning_rate is {config.head_learning_rate}, but the head is the input embedding, which learns at "
-            "training.learning_rate; leave it out, or choose adapt: head or lora, which untie them"
+            "training.learning_rate; omit it, or choose adapt: head or lora, which untie them"
         )
     return dict.fromkeys(named, config.head_learning_rate)
 

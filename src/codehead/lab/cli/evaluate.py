@@ -116,12 +116,12 @@ def _check_kind(data: str | None, tasks: list[str] | None, of_data: dict[str, An
             + ("neither" if data is None else "both")
         )
     foreign, right, wrong = (of_data, "--data", "--tasks") if tasks else (of_tasks, "--tasks", "--data")
-    _refuse(foreign, f"it belongs to {right}; with {wrong}, leave it away")
+    _refuse(foreign, f"it belongs to {right}; with {wrong}, omit it")
     if of_data["encoder"] is not None:
-        _refuse({"as_text": of_data["as_text"]}, "a text asks for no answer; leave it away, or --encoder")
+        _refuse({"as_text": of_data["as_text"]}, "a text asks for no answer; omit it, or --encoder")
     if of_data["encoder"] is None:
         of_encoder = {name: of_data[name] for name in ("encoder_layers", "prompts", "answer_tokens")}
-        _refuse(of_encoder, "it belongs to --encoder; name one, or leave it away")
+        _refuse(of_encoder, "it belongs to --encoder; name one, or omit it")
 
 
 def _refuse(options: dict[str, Any], reason: str) -> None:

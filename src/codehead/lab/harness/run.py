@@ -147,7 +147,7 @@ def _set_shots(name: str, task: Any, num_fewshot: int | None, seed: int) -> None
     if not (source.split or source.samples or task.has_training_docs() or task.has_validation_docs()):
         raise ConfigurationError(
             f"task {name!r} has no documents for {shots} examples but its questions; set its fewshot_split (the split "
-            "of the questions will do: the one that is asked is then left out), or leave --num-fewshot away"
+            "of the questions will do: the one that is asked is then left out), or omit --num-fewshot"
         )
     room = len(task.sampler.fewshot_docs()) - (source.split == task.config.test_split)
     if shots > room:
