@@ -87,9 +87,9 @@ def test_the_verdict_is_one_line(wide, measured, codehead):
     _, plain, verdict, *_ = ["", *told.splitlines()]
     assert plain.startswith("H = 1,024, V = 50,000")
     assert verdict == (
-        "In a small model (H = 160, results/frontier-8) 5% of the bytes kept 90% of Softmax's top-1 accuracy at 1.50 times "
-        "its perplexity; a real model may lose more. It reads 97 MB less per token, but saves no memory: the head is the "
-        "embedding. For the same answers, faster: codehead screen."
+        "In a small model (H = 160, results/frontier-8) 5% of the bytes kept 90% of Softmax's top-1 accuracy at 1.50 "
+        "times its perplexity; a real model may lose more. It reads 97 MB less per token, but saves no memory: the "
+        "head is the embedding. For the same answers, faster: codehead screen."
     )
     assert "bytes read per token" not in told
     assert json.loads(codehead("recommend", wide, "--json")[1])["verdict"] == verdict

@@ -42,9 +42,10 @@ class Recommendation:
             values = some.at(self.byte_share)
             if values is not None:
                 top1, perplexity = values["top1_share"].mean, values["perplexity_ratio"].mean
+                model = f"a small model (H = {some.hidden_size:,}, {some.results})"
                 return (
-                    f"In a small model (H = {some.hidden_size:,}, {some.results}) {share} of the bytes kept {top1:.0%} of "
-                    f"Softmax's top-1 accuracy at {perplexity:.2f} times its perplexity; a real model may lose more."
+                    f"In {model} {share} of the bytes kept {top1:.0%} of Softmax's top-1 accuracy at "
+                    f"{perplexity:.2f} times its perplexity; a real model may lose more."
                 )
         return f"No experiment of ours covers {share} of the bytes: measure it with convert."
 
