@@ -483,7 +483,7 @@ def test_baselines_are_the_run_of_the_reference_with_a_compressed_head(
     trimmed = {"Trimmed to 50 tokens", "Trimmed to 50 tokens, int8"}
     assert {"int4, rounded", "int2, error-corrected", *trimmed, LEARNED} < set(rows)
     assert rows[LEARNED].family == rows[LEARNED.replace("int8", "int4")].family == "converted"
-    assert rows["Learned ITQ ECOC (12, 0) + bias, int8, trunk too"].family == "joint"
+    assert rows["Learned ITQ ECOC (12, 0) + bias, int8, backbone too"].family == "joint"
     assert rows["int4, rounded"].byte_share == pytest.approx(0.25 + 4 * 300 * 2 / whole)
     (picture,) = frontier(list(rows.values()))
     assert "Perplexity" in [panel.title for panel in picture.panels]
@@ -521,7 +521,7 @@ def test_codes_are_read_by_several_decoders(folder: Path, tmp_path: Path) -> Non
         "far": {"decision": {"code": "minrandom", "bits": 12, "assignment": "similar_far"}},
         "often": {"decision": {"code": "minrandom", "bits": 12, "assignment": "frequency"}},
         "grown": {"decision": {"code": "ecoc_one", "bits": 12, "code_params": {"rounds": 2}}},
-        "fitted": {"decision": {"code": "minrandom", "bits": 12, "start": "logistic"}},
+        "fitted": {"decision": {"code": "minrandom", "bits": 12}},
         "biased": {"decision": {"code": "itq", "bits": 12, "loss": "codeword", "token_bias": True}},
     }
     decoders = ["likelihood", "hamming", "loss_weighted_linear"]

@@ -17,9 +17,9 @@ from codehead.codes.table import CodewordTable
 from codehead.decoding.extras.corrections import Corrections
 from codehead.decoding.topk import top_k
 from codehead.errors import ConfigurationError
+from codehead.heads.chain import beam
 from codehead.heads.chain.beam import best_tokens
 from codehead.heads.chain.conditioning import Chain
-from codehead.heads.chain.head import beam as beam
 from codehead.heads.chain.trie import build_trie
 from codehead.layer import Decision, DecisionLayer
 

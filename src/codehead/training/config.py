@@ -357,10 +357,10 @@ def check_finite(values: Mapping[str, Any], name: str) -> None:
             raise ConfigurationError(f"{name}.{key} is {value!r}; give a finite number")
 
 
-def as_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a run with keys of version 0.1 in their place of today."""
+def as_of_today(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """The values of a run, at this place of a file, with keys of version 0.1 in their place of today."""
     blocks = dict(values)
-    check_weights(blocks)
+    check_weights(blocks, place)
     ends = {key: blocks.pop(key) for key in ENDS if key in blocks}
     if not isinstance(ends.get("packed", False), bool):
         raise ConfigurationError(f"packed is {ends['packed']!r}; give true or false")

@@ -60,7 +60,7 @@ class BaselineConfig:
                 "baseline.convert has no decision; describe the decision layer that the head becomes"
             )
         check_decision(self.convert["decision"], "baseline.convert")
-        learning = as_of_today(self.convert).get("distil") or {}
+        learning = as_of_today(self.convert, "baseline.convert.").get("distil") or {}
         read_block(Distillation, learning, "baseline.convert.distil")
 
     def as_dict(self) -> dict[str, Any]:
