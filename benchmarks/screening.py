@@ -1,5 +1,7 @@
 """Time of the head step of a model, screened and by other methods, on hidden states of its own.
 
+Needs `pip install onnx onnxruntime onnxscript` beside codehead[fast,train].
+
     python benchmarks/screening.py head --model FOLDER --data TEXT --out results/screening-NAME.json
     python benchmarks/screening.py generation --model FOLDER --screened FOLDER --prompts FILE --out results/….json
 
@@ -35,6 +37,8 @@ from codehead.training.provenance import provenance, utc_now
 from codehead.training.tokenizer import load_tokenizer
 
 SEED = 0
+PLACES = ("model", "data", "screened", "prompts")
+"""Options that are paths."""
 RABITQ_DIGITS = (1, 2)
 RANKS = (128, 256)
 
@@ -202,6 +206,12 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def public(options: argparse.Namespace) -> dict[str, Any]:
+    """The options without local paths: models and files by their names."""
+    found = {key: value for key, value in vars(options).items() if key != "out"}
+    return {key: Path(value).name if key in PLACES and value else value for key, value in found.items()}
+
+
 def main() -> None:
     """Parse the command line, measure, write the result file and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -224,9 +234,13 @@ def main() -> None:
     faiss.omp_set_num_threads(options.threads)
     started, start = utc_now(), time.monotonic()
     metrics = measure_heads(options) if options.what == "head" else measure_generation(options)
-    config = {key: value for key, value in vars(options).items() if key != "out"}
-    record = {**provenance(seed=SEED), "started_at": started, "wall_seconds": round(time.monotonic() - start, 1)}
-    Result(f"screening-{options.what}", config, metrics, record).write(options.out)
+    sources = [options.data] if options.data else []
+    record = {
+        **provenance(seed=SEED, sources=sources),
+        "started_at": started,
+        "wall_seconds": round(time.monotonic() - start, 1),
+    }
+    Result(f"screening-{options.what}", public(options), metrics, record).write(options.out)
     text = table(metrics) if options.what == "head" else json.dumps(metrics, indent=2) + "\n"
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
