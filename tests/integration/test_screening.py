@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.models.hidden import probed
-from codehead.screening import build
+from codehead.screening import build, head
 from codehead.screening.screen import Settings
 
 NAMES = pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "granite", "opt_350m", "gpt_neox"])
@@ -44,6 +44,7 @@ def _few_candidates(monkeypatch):
     """So that tiny vocabularies leave tokens out."""
     monkeypatch.setattr(build, "FEW", 32)
     monkeypatch.setattr(build, "MANY", 64)
+    monkeypatch.setattr(head, "POSITIONS", 16)
 
 
 def generate(model, ids, **options):
@@ -242,3 +243,10 @@ def test_lora_on_the_head_takes_the_dense_path_openly():
     wrapped = get_peft_model(model, LoraConfig(target_modules=["lm_head"]))
     with pytest.warns(UserWarning, match="LoRA on the head"):
         generate(wrapped, ids)
+
+
+def test_more_sequences_than_it_pays_for_take_the_dense_head(monkeypatch):
+    monkeypatch.setattr(head, "POSITIONS", 2)
+    model, ids = screened("llama", True), tokens(3, 6)
+    assert torch.equal(generate(model, ids), generate(make("llama", True), ids))
+    assert model.whole == model.steps == 24
