@@ -6,21 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from codehead.codes import DESIGNS
+from codehead.config.decision import design_name
 from codehead.lab.result import Result
 
 LEARNT = ("converted", "labelled", "joint", "trained")
 """Families of codes with the codeword loss that learnt from a Softmax head and end in integers, by how: see `_way`."""
 OVER_TOKENS = ("softmax", "codeword", "refined", *LEARNT, "peer")
 """Families whose training loss is one over V tokens, not over bits."""
-DESIGN_NAMES = {
-    "minrandom": "MinRandom",
-    "itq": "ITQ",
-    "one_vs_all": "One-vs-All",
-    "one_vs_one": "One-vs-One",
-    "decoc": "DECOC",
-    "merged_decoc": "Merged DECOC",
-    "ecoc_one": "ECOC-ONE",
-}
 
 
 def label_of(result: Result) -> str:
@@ -102,11 +94,6 @@ def _label_of_code(decision: Mapping[str, Any], asked: Mapping[str, Any]) -> str
     if decision.get("shortlist") or decision.get("token_bias"):  # these imply the codeword loss
         return f"{label} + {decision['shortlist']} tokens" if decision["shortlist"] else f"{label} + bias"
     return label if decision["loss"] == "bitwise" else f"{label} + {decision['loss']} loss"
-
-
-def design_name(design: str) -> str:
-    """A design as tables call it."""
-    return DESIGN_NAMES.get(design, design.replace("_", " ").capitalize())
 
 
 def _label_of_peer(peer: Mapping[str, Any]) -> str:
