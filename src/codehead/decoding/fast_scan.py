@@ -144,14 +144,20 @@ class FastScan:
         errors = (widths != 0) @ self._copies / (2 * scale[:, 0])  # half a step for every part of a table
         scores, ids = self._index.search(self._query(entries), min(count, self.rows))
         found = scores / scale + offset[:, None]
-        ids[widest < TINY] = -1  # FAISS cannot scale what is all equal
-        for position in np.flatnonzero(ids[:, -1] < 0):  # nor does it give rows whose sum is 0
+        flat = widest < TINY
+        if flat.any() or (ids[:, -1] < 0).any():
+            ids[flat] = -1  # FAISS cannot scale what is all equal
+            self._complete(ids, found, offset)
+        errors = np.where(flat, total, errors)
+        return Found(ids, found, errors + 1e-12 * (np.abs(offset) + total))
+
+    def _complete(self, ids: np.ndarray, scores: np.ndarray, least: np.ndarray) -> None:
+        """Put other rows where ids are −1: FAISS does not give rows whose sum is 0, which score the least."""
+        for position in np.flatnonzero(ids[:, -1] < 0):
             known = ids[position][ids[position] >= 0]
             lacking = ids.shape[1] - len(known)
             ids[position, len(known) :] = np.setdiff1d(np.arange(self.rows), known)[:lacking]
-            found[position, len(known) :] = offset[position]
-        errors = np.where(widest < TINY, total, errors)
-        return Found(ids, found, errors + 1e-12 * (np.abs(offset) + total))
+            scores[position, len(known) :] = least[position]
 
     def _scale(self, widest: np.ndarray, total: np.ndarray) -> np.ndarray:
         """`(positions,)`: what entries are multiplied by, so that the largest is 255 and no sum too large."""

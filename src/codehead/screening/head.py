@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,7 +55,7 @@ class ScreenedLinear(nn.Linear):
         if len(sure) < len(found):
             return super().forward(last)
         logits = last.new_full((len(last), 1, self.out_features), -torch.inf)
-        for row, scored in zip(logits, sure, strict=True):
+        for row, scored in zip(logits.unbind(), sure, strict=True):
             row.index_copy_(1, scored.ids, scored.logits[None])
         floor, dense = self.tail(torch.stack([scored.floor for scored in sure])), super().forward
         known = None if self.tail.cap is None else logits[:, -1] > -torch.inf  # a cap makes −∞ finite
@@ -72,14 +73,15 @@ class ScreenedLinear(nn.Linear):
     def _of(self, hidden: Tensor, count: int) -> list[Scored]:
         """At least `count` candidates of every position `(positions, hidden)`."""
         ids, rest = self.screen.search(hidden, min(count, self.out_features))
-        return [self._scored(*position) for position in zip(hidden, torch.from_numpy(ids), rest, strict=True)]
+        return [self._scored(*position) for position in zip(hidden.split(1), ids, rest, strict=True)]
 
-    def _scored(self, hidden: Tensor, ids: Tensor, rest: float) -> Scored:
-        """The candidates `ids` of a position `(hidden,)`."""
-        bias = None if self.bias is None else self.bias.index_select(0, ids)
-        logits = F.linear(hidden[None], self.weight.index_select(0, ids), bias)[0]
+    def _scored(self, hidden: Tensor, ids: np.ndarray, rest: float) -> Scored:
+        """The candidates `ids` `(m,)` of one position `(1, hidden)`."""
+        chosen = torch.from_numpy(ids)
+        bias = None if self.bias is None else self.bias.index_select(0, chosen)
+        logits = F.linear(hidden, self.weight.index_select(0, chosen), bias)[0]
         bound = logits.min() if self.screen.settings.mode == "fast" else _above(float(rest), logits)
-        return Scored(ids, logits, bound)
+        return Scored(chosen, logits, bound)
 
 
 def _above(value: float, like: Tensor) -> Tensor:
