@@ -156,6 +156,20 @@ def test_the_error_of_a_fast_scan_bounds_every_sum(rows, length, seed, size):
     assert (np.abs(sums - found.scores) <= found.errors[:, None]).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 60), st.integers(0, 2**16), st.sampled_from([3, 40]))
+def test_the_error_bounds_sums_of_tables_in_parts(rows, bytes_each, seed, most):
+    rng = np.random.default_rng(seed)
+    nibbles = rng.integers(0, 16, (rows, 2 * bytes_each), dtype=np.uint8)
+    tables = rng.standard_normal((2, 2 * bytes_each, 16))
+    parts = rng.integers(1, most + 1, 2 * bytes_each)  # many need a byte more, and few do not
+    found = FastScan(nibbles[:, ::2] | nibbles[:, 1::2] << 4, parts).search(tables, rows)
+    every = tables[:, np.arange(2 * bytes_each), nibbles].sum(axis=2)
+    sums = np.take_along_axis(every, found.ids, 1)
+    assert (np.abs(sums - found.scores) <= found.errors[:, None]).all()
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_numbers_as_nibbles_err_by_no_more_than_they_say(values):

@@ -54,10 +54,9 @@ def available() -> bool:
 
 def bit_tables(weights: np.ndarray) -> np.ndarray:
     """Tables `(positions, M, 16)` of the sums of weights `(positions, n)` where bits are 1; M is even."""
-    positions, length = weights.shape
-    padded = np.zeros((positions, -(-length // 8) * 8))
-    padded[:, :length] = weights
-    return padded.reshape(positions, -1, 4) @ NIBBLES
+    if weights.shape[1] % 8:
+        weights = np.pad(weights, ((0, 0), (0, -weights.shape[1] % 8)))
+    return weights.reshape(len(weights), -1, 4) @ NIBBLES
 
 
 class Ceilings(NamedTuple):
@@ -123,9 +122,11 @@ class FastScan:
             raise ConfigurationError(
                 "the fast scan needs FAISS, which is not installed; pip install 'codehead[fast]', or omit impl"
             )
-        self._copies = copies
-        if copies is not None:
+        if copies is None:
+            copies = np.ones(2 * plane.shape[1], dtype=np.int64)
+        else:
             plane = _repeated(plane, copies)
+        self._copies, self._sources = copies.astype(np.float64), np.repeat(np.arange(len(copies)), copies)
         self.rows, self.tables = len(plane), 2 * plane.shape[1]
         self._spare = self.tables * LARGEST > LARGEST_SUM  # one more byte, so that sums can be kept small
         if self._spare:
@@ -134,25 +135,29 @@ class FastScan:
 
     def search(self, tables: np.ndarray, count: int) -> Found:
         """The `count` rows with the largest sums of entries of tables `(positions, M, 16)`."""
-        if self._copies is not None:
-            tables = np.repeat(tables / self._copies[:, None], self._copies, axis=1)
-            tables = np.pad(tables, ((0, 0), (0, tables.shape[1] % 2), (0, 0)))
-        least = tables.min(axis=2)
-        widths = tables.max(axis=2) - least
-        widest, total, offset = widths.max(axis=1), widths.sum(axis=1), least.sum(axis=1)
+        columns = np.ascontiguousarray(tables.transpose(2, 0, 1))  # numpy reduces the first axis fastest
+        least = columns.min(axis=0)
+        widths = columns.max(axis=0) - least
+        widest, total, offset = (widths / self._copies).max(axis=1), widths.sum(axis=1), least.sum(axis=1)
         scale = self._scale(widest, total)[:, None]
-        entries = np.rint((tables - least[..., None]) * scale[..., None])
-        errors = np.count_nonzero(widths, axis=1) / (2 * scale[:, 0])  # half a step for every table
+        entries = np.rint((tables - least[..., None]) * (scale / self._copies)[..., None])
+        errors = (widths != 0) @ self._copies / (2 * scale[:, 0])  # half a step for every part of a table
         scores, ids = self._index.search(self._query(entries), min(count, self.rows))
         found = scores / scale + offset[:, None]
-        ids[widest < TINY] = -1  # FAISS cannot scale what is all equal
-        for position in np.flatnonzero(ids[:, -1] < 0):  # nor does it give rows whose sum is 0
+        flat = widest < TINY
+        if flat.any() or (ids[:, -1] < 0).any():
+            ids[flat] = -1  # FAISS cannot scale what is all equal
+            self._complete(ids, found, offset)
+        errors = np.where(flat, total, errors)
+        return Found(ids, found, errors + 1e-12 * (np.abs(offset) + total))
+
+    def _complete(self, ids: np.ndarray, scores: np.ndarray, least: np.ndarray) -> None:
+        """Put other rows where ids are −1: FAISS does not give rows whose sum is 0, which score the least."""
+        for position in np.flatnonzero(ids[:, -1] < 0):
             known = ids[position][ids[position] >= 0]
             lacking = ids.shape[1] - len(known)
             ids[position, len(known) :] = np.setdiff1d(np.arange(self.rows), known)[:lacking]
-            found[position, len(known) :] = offset[position]
-        errors = np.where(widest < TINY, total, errors)
-        return Found(ids, found, errors + 1e-12 * (np.abs(offset) + total))
+            scores[position, len(known) :] = least[position]
 
     def _scale(self, widest: np.ndarray, total: np.ndarray) -> np.ndarray:
         """`(positions,)`: what entries are multiplied by, so that the largest is 255 and no sum too large."""
@@ -162,12 +167,12 @@ class FastScan:
         return np.where(widest < TINY, 1.0, scale)
 
     def _query(self, entries: np.ndarray) -> np.ndarray:
-        """`(positions, 16 · M)`: what FAISS multiplies by 1, since one table has an entry of 255."""
+        """`(positions, 16 · tables)`: what FAISS multiplies by 1, since one table has an entry of 255."""
+        query = np.zeros((len(entries), self._index.M, ENTRIES), dtype=np.float32)
+        query[:, : len(self._sources)] = entries.astype(np.float32).take(self._sources, axis=1)
         if self._spare:
-            spare = np.zeros((len(entries), 2, ENTRIES))
-            spare[:, :, -1] = LARGEST  # no row has this nibble
-            entries = np.concatenate([entries, spare], axis=1)
-        return entries.reshape(len(entries), -1).astype(np.float32)
+            query[:, -2:, -1] = LARGEST  # no row has this nibble
+        return query.reshape(len(entries), -1)
 
 
 def copies(spans: np.ndarray, share: float = 0.25) -> np.ndarray:

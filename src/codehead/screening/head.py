@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,38 +46,41 @@ class ScreenedLinear(nn.Linear):
         """`(batch, length, hidden)` → logits `(batch, length, V)`; of the last position, −∞ but for candidates."""
         if self.selection is None or torch.compiler.is_compiling() or len(hidden) > POSITIONS:
             return super().forward(hidden)
-        last = hidden[:, -1:]
-        floors = []
+        last, settings = hidden[:, -1:], self.screen.settings
+        positions, count = last[:, 0], max(settings.candidates, self.selection.count)
+        found: list[Scored | None] = list(self._of(positions, count))
+        if settings.mode == "exact":
+            found = [self._sure(*pair, count, self.selection.least) for pair in zip(positions, found, strict=True)]
+        sure = [scored for scored in found if scored is not None]
+        if len(sure) < len(found):
+            return super().forward(last)
         logits = last.new_full((len(last), 1, self.out_features), -torch.inf)
-        for row, position in zip(logits, last[:, 0], strict=True):
-            scored = self._scored(position, self.selection.count, self.selection.least)
-            if scored is None:
-                return super().forward(last)
-            row[0, scored.ids] = scored.logits
-            floors.append(scored.floor)
-        floor, dense = self.tail(torch.stack(floors)), super().forward
+        for row, scored in zip(logits.unbind(), sure, strict=True):
+            row.index_copy_(1, scored.ids, scored.logits[None])
+        floor, dense = self.tail(torch.stack([scored.floor for scored in sure])), super().forward
         known = None if self.tail.cap is None else logits[:, -1] > -torch.inf  # a cap makes −∞ finite
         self.selection.step = Step(logits, floor, lambda: self.tail(dense(last)), known)
         return logits
 
-    def _scored(self, hidden: Tensor, count: int, least: int = 1) -> Scored | None:
-        """At least `count` candidates of a position `(hidden,)`; None where others may be among the `least` best."""
-        settings = self.screen.settings
-        taken = max(settings.candidates, count)
-        found = self._of(hidden, taken)
-        if settings.mode == "fast":
-            return found
+    def _sure(self, hidden: Tensor, found: Scored, count: int, least: int) -> Scored | None:
+        """These `count` candidates of a position `(hidden,)`, or more; None if others may be among the `least` best."""
         if not certificate.certain(found.logits, float(found.floor), least):
-            found = self._of(hidden, MORE * taken)
+            found = self._of(hidden[None], MORE * count)[0]
         sure = certificate.certain(found.logits, float(found.floor), least)
-        return None if not sure or certificate.close(hidden, self.weight[found.ids], found.logits) else found
+        rows = self.weight.index_select(0, found.ids)
+        return None if not sure or certificate.close(hidden, rows, found.logits) else found
 
-    def _of(self, hidden: Tensor, count: int) -> Scored:
-        ids, rest = self.screen.search(hidden[None], min(count, self.out_features))
-        chosen = torch.from_numpy(ids[0])
-        bias = None if self.bias is None else self.bias[chosen]
-        logits = F.linear(hidden[None], self.weight[chosen], bias)[0]
-        bound = logits.min() if self.screen.settings.mode == "fast" else _above(float(rest[0]), logits)
+    def _of(self, hidden: Tensor, count: int) -> list[Scored]:
+        """At least `count` candidates of every position `(positions, hidden)`."""
+        ids, rest = self.screen.search(hidden, min(count, self.out_features))
+        return [self._scored(*position) for position in zip(hidden.split(1), ids, rest, strict=True)]
+
+    def _scored(self, hidden: Tensor, ids: np.ndarray, rest: float) -> Scored:
+        """The candidates `ids` `(m,)` of one position `(1, hidden)`."""
+        chosen = torch.from_numpy(ids)
+        bias = None if self.bias is None else self.bias.index_select(0, chosen)
+        logits = F.linear(hidden, self.weight.index_select(0, chosen), bias)[0]
+        bound = logits.min() if self.screen.settings.mode == "fast" else _above(float(rest), logits)
         return Scored(chosen, logits, bound)
 
 

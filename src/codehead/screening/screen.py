@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codehead.codes.packing import row_bytes
 from codehead.codes.seal import Seal
-from codehead.decoding import fast_scan
 from codehead.decoding.fast_scan import Ceilings, FastScan, Numbers, bit_tables, copies
 from codehead.errors import CheckpointError
 
@@ -155,7 +155,7 @@ class Screen(nn.Module):
 
     def whitened(self, hidden: Tensor) -> Tensor:
         """h′ `(positions, rank)`, float32."""
-        return (hidden.float() - self.get("mean")) @ self.get("white").T
+        return F.linear(hidden.float() - self.get("mean"), self.get("white"))
 
     def search(self, hidden: Tensor, count: int) -> Candidates:
         """The `count` tokens that may score best, by hidden states `(positions, H)`: by score, or by what bounds it."""
@@ -177,12 +177,12 @@ class Screen(nn.Module):
         parts = [bit_tables(bit_logits)]
         if self._scan[2] is not None:
             parts.append(self._scan[2].tables(self.settings.factor * self.block_norms(white).numpy()))
-        parts.append(np.broadcast_to(self._scan[1].tables, (len(white), 4, fast_scan.ENTRIES)))
+        parts.append(self._scan[1].tables[None].repeat(len(white), axis=0))
         return np.concatenate(parts, axis=1), constant, size
 
     def bit_logits(self, white: Tensor) -> Tensor:
         """`(positions, n)`: the scores of the code are ½ c · z."""
-        return white[:, self.coordinates.long()] * self.get("sizes")
+        return white.index_select(1, self.coordinates) * self.get("sizes")
 
     def block_norms(self, white: Tensor) -> Tensor:
         """Norms `(positions, blocks)` of h′ in blocks of coordinates, rounded up a little."""
