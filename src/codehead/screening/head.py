@@ -48,16 +48,17 @@ class ScreenedLinear(nn.Linear):
             return super().forward(hidden)
         last, settings = hidden[:, -1:], self.screen.settings
         positions, count = last[:, 0], max(settings.candidates, self.selection.count)
-        found: list[Scored | None] = list(self._of(positions, count))
+        scored = self._of(positions, count)
         if settings.mode == "exact":
-            found = [self._sure(*pair, count, self.selection.least) for pair in zip(positions, found, strict=True)]
-        sure = [scored for scored in found if scored is not None]
-        if len(sure) < len(found):
+            pairs = zip(positions, scored, strict=True)
+            sure = [self._sure(*pair, count, self.selection.least) for pair in pairs]
+            scored = [found for found in sure if found is not None]
+        if len(scored) < len(last):
             return super().forward(last)
         logits = last.new_full((len(last), 1, self.out_features), -torch.inf)
-        for row, scored in zip(logits.unbind(), sure, strict=True):
-            row.index_copy_(1, scored.ids, scored.logits[None])
-        floor, dense = self.tail(torch.stack([scored.floor for scored in sure])), super().forward
+        for row, found in zip(logits.unbind(), scored, strict=True):
+            row.index_copy_(1, found.ids, found.logits[None])
+        floor, dense = self.tail(torch.stack([found.floor for found in scored])), super().forward
         known = None if self.tail.cap is None else logits[:, -1] > -torch.inf  # a cap makes −∞ finite
         self.selection.step = Step(logits, floor, lambda: self.tail(dense(last)), known)
         return logits
