@@ -216,7 +216,7 @@ NO_ANSWERS = {
     "none --data none --encoder {here}": "has no config.json in its folder",
     "none --data none --encoder {encoder}": "layers is not given",
     "none --data none --encoder {encoder} --encoder-layers 3": "layers is 3, but encoder 'encoder' has 2",
-    "none --data none --encoder-layers 1": "--encoder-layers is 1, but it belongs to --encoder; name one, or leave",
+    "none --data none --encoder-layers 1": "--encoder-layers is 1, but it belongs to --encoder; name one, or omit",
     "none --data none --prompts 3": "--prompts is 3, but it belongs to --encoder",
     "none --data none --answer-tokens 3": "--answer-tokens is 3, but it belongs to --encoder",
     "none --tasks none --encoder {encoder}": "', but it belongs to --data; with --tasks, omit it",
