@@ -15,6 +15,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -190,8 +191,8 @@ def speed(num_classes: int = 1000, features: int = 64, repeats: int = 5) -> list
         for batch in (1, 100, 4000):
             both: dict[str, list[float]] = {"ours": [], "theirs": []}
             for _ in range(repeats):
-                both["ours"].append(timed(lambda: ours.predict(X[-batch:]))[1])  # noqa: B023
-                both["theirs"].append(timed(lambda: theirs.predict(X[-batch:]))[1])  # noqa: B023
+                both["ours"].append(timed(partial(ours.predict, X[-batch:]))[1])
+                both["theirs"].append(timed(partial(theirs.predict, X[-batch:]))[1])
             medians = {who: float(np.median(values)) for who, values in both.items()}
             found.append({"columns": len(ours.estimators_), "batch": batch, "features": features, **medians})
             print(found[-1], flush=True)

@@ -94,7 +94,10 @@ def heads(weight: Tensor, hidden: Tensor, threads: int, only: list[str]) -> dict
     tried = hidden[-500:]
     best = torch.cat([head(some).argmax(-1) for some in tried.split(50)])
     found = dict(torch_heads(weight))
-    wanted = lambda name: not only or any(name.startswith(some) for some in only)  # noqa: E731
+
+    def wanted(name: str) -> bool:
+        return not only or name.startswith(tuple(only))
+
     if wanted("onnxruntime"):
         found |= onnx_heads(weight, threads)
     if wanted("screen"):

@@ -52,9 +52,8 @@ class CodeheadConfig(QuantizationConfigMixin):
         return self.description.to_dict()
 
 
-@register_quantizer(METHOD)
-class CodeheadLoader(HfQuantizer):
-    """Builds the empty decision layer before the weights are loaded, and checks the codebook afterwards."""
+class OwnLoader(HfQuantizer):
+    """What the loaders of coded and of screened checkpoints share."""
 
     @property
     def is_trainable(self) -> bool:
@@ -67,6 +66,11 @@ class CodeheadLoader(HfQuantizer):
         """Check the configuration before the model is built: transformers shows it to a loader nowhere else."""
         expect_layers(config)
         return config
+
+
+@register_quantizer(METHOD)
+class CodeheadLoader(OwnLoader):
+    """Builds the empty decision layer before the weights are loaded, and checks the codebook afterwards."""
 
     def update_device_map(self, device_map: Any) -> Any:
         """A device map written for the stock model: the codebook goes where the head goes."""

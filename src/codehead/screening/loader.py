@@ -16,8 +16,8 @@ from codehead.errors import CheckpointError
 from codehead.layer import WRITTEN
 from codehead.models import manifest, stock
 from codehead.models.description import METHOD
-from codehead.models.integrity import check_integers, expect_layers
-from codehead.models.loader import CodeheadConfig, CodeheadLoader, Shapes, expect_files
+from codehead.models.integrity import check_integers
+from codehead.models.loader import CodeheadConfig, CodeheadLoader, OwnLoader, Shapes, expect_files
 from codehead.models.names import names_in_memory
 from codehead.screening.model import FIELD, entry_of, install, is_screened
 from codehead.screening.screen import Screen, Settings
@@ -37,20 +37,8 @@ class ScreeningConfig(QuantizationConfigMixin):
         return entry_of(self.settings)
 
 
-class ScreeningLoader(HfQuantizer):
+class ScreeningLoader(OwnLoader):
     """Puts an empty screen beside the head before the weights are loaded, and checks that the two fit afterwards."""
-
-    @property
-    def is_trainable(self) -> bool:
-        return True
-
-    def is_serializable(self) -> bool:
-        return True
-
-    def update_attn_implementation(self, config: Any) -> Any:
-        """Check the configuration before the model is built."""
-        expect_layers(config)
-        return config
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
