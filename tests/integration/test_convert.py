@@ -365,7 +365,7 @@ def test_a_conversion_that_was_stopped_is_not_gone_on_with_in_another_way(stock,
 
 def test_what_was_kept_of_another_code_is_refused(stock, tmp_path, monkeypatch):
     stopped(stock, tmp_path / "out")
-    monkeypatch.setattr("codehead.codes.itq.fit_rotation", lambda components, rotation, *_: rotation)
+    monkeypatch.setattr("codehead.codes.additive.fit_rotation", lambda components, rotation, *_: rotation)
     with pytest.raises(CheckpointError, match="begun by another version of codehead"):
         run_conversion(config(stock, tmp_path / "out"))
 

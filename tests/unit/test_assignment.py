@@ -12,11 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codehead.codes import assign, build, load
-from codehead.codes.assignment import METHODS, _any_partners, _close_partners, _swapped
-from codehead.codes.distances import PackedRows
-from codehead.codes.neighbours import near_pairs
+from codehead.codes.assignment import METHODS, _any_partners, _close_partners, _swapped, near_pairs
+from codehead.codes.packing import PackedRows, RandomBits
 from codehead.codes.prototypes import Prototypes
-from codehead.codes.random_bits import RandomBits
 from codehead.errors import CodebookError, ConfigurationError
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codehead.codes import build
-from codehead.codes.discriminant import GAIN, Likeness, best_partition, floating_search, ranked_partitions
+from codehead.codes.decoc import GAIN, Likeness, best_partition, floating_search, ranked_partitions
 from codehead.errors import CodebookError, ConfigurationError
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from codehead.codes import build
-from codehead.codes.checks import column_faults
-from codehead.codes.distances import PackedRows, all_pairs
-from codehead.codes.random_bits import RandomBits
+from codehead.codes.codebook import column_faults
+from codehead.codes.packing import PackedRows, RandomBits, all_pairs
 from codehead.codes.random_designs import enough_binary_columns, enough_ternary_columns
 from codehead.errors import CheckpointError, CodebookError, ConfigurationError
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from codehead.codes import Codebook, Confusion, Evaluation, build, column_weights
-from codehead.codes.ecoc_one import error_weights
+from codehead.codes.ecoc_one import Floating, Poles, error_weights
 from codehead.codes.prototypes import Prototypes
-from codehead.codes.sub_partitions import Floating, Poles
 from codehead.codes.table import CodewordTable
 from codehead.decoding import decode
 from codehead.errors import ConfigurationError

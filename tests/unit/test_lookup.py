@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 import codehead
 from codehead.codes import build
-from codehead.codes.lookup import bit_sums
 from codehead.codes.packing import pack_bits
-from codehead.codes.table import CodewordTable
+from codehead.codes.table import CodewordTable, bit_sums
 from codehead.errors import ConfigurationError
 from codehead.evaluation.size import model_size
 from codehead.heads import build as build_head

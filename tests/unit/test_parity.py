@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codehead.codes import build, load, quality
-from codehead.codes.bch import check_matrix, choices, choose, multiply, powers, remainder
-from codehead.codes.packing import unpack_bits
-from codehead.codes.random_bits import RandomBits
+from codehead.codes.packing import RandomBits, unpack_bits
+from codehead.codes.parity import check_matrix, choices, choose, multiply, powers, remainder
 from codehead.errors import CodebookError, ConfigurationError
 
 

@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from codehead.codes import Codebook, build
-from codehead.codes.bisection import bisect
-from codehead.codes.distinct import make_distinct
-from codehead.codes.itq import fit_rotation
-from codehead.codes.packing import pack_bits, unpack_bits
-from codehead.codes.principal import principal_directions, random_rotation
-from codehead.codes.prototypes import Prototypes
-from codehead.codes.random_bits import RandomBits
+from codehead.codes.additive import fit_rotation
+from codehead.codes.packing import RandomBits, pack_bits, unpack_bits
+from codehead.codes.prototypes import Prototypes, make_distinct, principal_directions, random_rotation
+from codehead.codes.trees import bisect
 from codehead.errors import CodebookError, ConfigurationError
 
 LOOKING = ["additive", "itq", "merged_decoc", "merged_forest"]
@@ -101,7 +98,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clusters(50, 6)
     whole = [build(design, 50, prototypes=rows) for design in LOOKING]
     monkeypatch.setattr("codehead.codes.prototypes.CHUNK_VALUES", 40)
-    monkeypatch.setattr("codehead.codes.bisection.CHUNK_VALUES", 40)
+    monkeypatch.setattr("codehead.codes.trees.CHUNK_VALUES", 40)
     for one in whole:
         assert build(one.design, 50, prototypes=rows).checksum == one.checksum
 
@@ -190,7 +187,7 @@ def test_groups_of_columns_differ() -> None:
 
 def test_too_many_bits_for_the_prototypes() -> None:
     """Seven points on a line can be split by their mean in one way only."""
-    with pytest.raises(CodebookError, match="bits=20 is too many for these 7 prototypes of 1 dimensions"):
+    with pytest.raises(CodebookError, match="bits=20 is too many for these 7 prototypes of rank 1"):
         build("itq", 7, bits=20, prototypes=np.arange(7.0)[:, None])
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from codehead.codes import Codebook, PackedCodebook, build, quality
-from codehead.codes.distances import count_ones, count_ones_by_table
+from codehead.codes.packing import count_ones, count_ones_by_table
 from codehead.errors import ConfigurationError
 
 SHAPES = st.tuples(st.integers(2, 20), st.integers(1, 80))
@@ -74,7 +74,7 @@ def test_designs(design: str, num_classes: int) -> None:
 def test_blocks_of_rows_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     codebook = build("sparse_random", 50, candidates=1)
     whole = quality(codebook)
-    monkeypatch.setattr("codehead.codes.distances.CHUNK_PAIRS", 7 * 50)
+    monkeypatch.setattr("codehead.codes.packing.CHUNK_PAIRS", 7 * 50)
     monkeypatch.setattr("codehead.codes.packing.CHUNK_SYMBOLS", 16 * codebook.length)
     assert quality(codebook) == whole
 
@@ -107,7 +107,7 @@ def test_the_sample_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatc
     """It decides which candidate is kept, and so the bytes of a codebook."""
     codebook = build("minrandom", 30)
     whole = quality(codebook, exact_limit=0, samples=1000)
-    monkeypatch.setattr("codehead.codes.distances.CHUNK_PAIRS", 64)
+    monkeypatch.setattr("codehead.codes.packing.CHUNK_PAIRS", 64)
     assert quality(codebook, exact_limit=0, samples=1000) == whole
 
 

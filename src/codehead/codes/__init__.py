@@ -3,21 +3,10 @@
 NumPy only; `codehead.codes.table` holds the tensor form and is imported on its own.
 """
 
-from codehead.codes import (  # noqa: F401  (they register their designs)
-    additive,
-    custom,
-    decoc,
-    ecoc_one,
-    itq,
-    merged_trees,
-    random_designs,
-    structured,
-    transform_coding,
-)
+from codehead.codes import additive, decoc, random_designs, trees  # noqa: F401  (they register their designs)
 from codehead.codes.assignment import assign
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
-from codehead.codes.confusion import Confusion
-from codehead.codes.confusion_sources import Evaluation
+from codehead.codes.confusion import Confusion, Evaluation
 from codehead.codes.design import DESIGNS, build, default_length
 from codehead.codes.ecoc_one import column_weights
 from codehead.codes.files import load

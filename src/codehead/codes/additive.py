@@ -1,34 +1,180 @@
-"""Codewords that prototypes can be added up from: each bit chooses one of two vectors, +p or −p.
-
-Additive quantisation (A. Babenko, V. Lempitsky 2014, "Additive Quantization for Extreme Vector Compression") with two
-vectors per codebook. It starts as transform coding: principal components get bits by reverse water-filling and are
-rounded to levels in natural binary (A. Gersho, R. Gray 1992, "Vector Quantization and Signal Compression", chapter 8).
-Then vectors and bits are fitted to each other in turns: least squares, and the bits one by one (iterated conditional
-modes, J. Besag 1986). A short code also starts as one sign for each rotated component (`itq`); the nearer one stays.
-"""
+"""Codes learnt from prototypes by quantising them: itq, additive, transform_coding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from codehead.codes.arrays import Bytes, Floats, Integers
-from codehead.codes.checks import column_faults, enough_binary_columns
-from codehead.codes.codebook import Codebook, PackedCodebook
+from codehead.codes.codebook import Codebook, PackedCodebook, column_faults, enough_binary_columns
 from codehead.codes.design import free_length, register
-from codehead.codes.distinct import make_distinct
-from codehead.codes.itq import ROTATION_ROWS, fit_rotation
-from codehead.codes.packing import pack_bits, unpack_bits
-from codehead.codes.principal import principal_directions, random_rotation
-from codehead.codes.prototypes import CHUNK_VALUES, Prototypes, class_weights, origins
-from codehead.codes.random_bits import RandomBits
+from codehead.codes.packing import Bytes, Floats, Integers, RandomBits, pack_bits, unpack_bits
+from codehead.codes.prototypes import (
+    CHUNK_VALUES,
+    Prototypes,
+    class_weights,
+    make_distinct,
+    origins,
+    principal_directions,
+    random_rotation,
+)
 from codehead.errors import CodebookError
 
-ADDITIVE_LENGTH = 64
+# Codewords that are alike where classes are: the signs of rotated principal components (ITQ).
+#
+# Y. Gong, S. Lazebnik (2011), "Iterative Quantization: A Procrustean Approach to Learning Binary Codes".
+
+
+LENGTH = 64
 """The default codeword length."""
+
+ITERATIONS = 50
+"""Rounds in which bits and rotation are fitted to each other, as in the paper."""
+
+ROTATION_ROWS = 2**16
+"""Up to so many prototypes, those of the largest weight or else drawn at random, determine a rotation."""
+
+MAX_REDRAWS = 100
+"""Rounds in which faulty columns are drawn again before the code counts as impossible."""
+
+
+@register("itq", good_columns=enough_binary_columns, length=lambda num_classes: LENGTH)
+def itq(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, weights: Any = None) -> Codebook:
+    """Bit j of a class is the sign of its centred prototype along direction j of a rotated PCA basis.
+
+    With more bits than the prototypes have dimensions the columns come in ⌈n / d⌉ groups of nearly
+    equal size; each starts from another random rotation of the leading components. Rows that come out
+    equal are made distinct in their least certain bits, `params["collisions"]` says how many; columns
+    that repeat others are replaced by random directions.
+
+    `weights` (V,), 0 or more, say how much each class counts for mean, components and rotation: for tokens,
+    how often they occur. Most of a vocabulary is rare, and its vectors would otherwise choose the directions.
+    """
+
+    def found(vectors: Prototypes, importance: Floats | None, length: int) -> tuple[_Good, int]:
+        return _rotated(vectors, importance, length, RandomBits(seed)), seed
+
+    return _codebook("itq", num_classes, bits, prototypes, weights, found)
+
+
+class _Good(NamedTuple):
+    """A sign plane (V, bytes) with distinct rows and good columns."""
+
+    plane: Bytes
+    collisions: int  # rows that had to change to be distinct
+    draws: int  # rounds in which columns were drawn again
+
+
+def _codebook(
+    design: str,
+    num_classes: int,
+    bits: int | None,
+    prototypes: Any,
+    weights: Any,
+    found: Callable[[Prototypes, Floats | None, int], tuple[_Good, int | None]],
+) -> Codebook:
+    """The codebook of a plane, and of the seed if chance had a part in it, that is `found` for prototypes."""
+    length = free_length(design, num_classes, bits, LENGTH)
+    vectors = Prototypes.of(design, prototypes, num_classes)
+    importance = None if weights is None else class_weights(weights, num_classes)
+    good, seed = found(vectors, importance, length)
+    return PackedCodebook(
+        num_classes=num_classes,
+        length=length,
+        design=design,
+        seed=seed,
+        params={"collisions": good.collisions, **origins(vectors, importance)},
+        sign_plane=good.plane,
+    )
+
+
+def _good(
+    plane: Bytes,
+    length: int,
+    margins: Callable[[Bytes, Integers], Floats],
+    redrawn: Callable[[Bytes, Integers], Bytes],
+    rank: int,
+) -> _Good:
+    """The plane with rows made distinct by `margins` and faulty columns, if good ones exist, `redrawn`."""
+    for draws in range(MAX_REDRAWS):
+        distinct, collisions = make_distinct(plane, length, partial(margins, plane))
+        if not enough_binary_columns(len(plane), length):
+            return _Good(distinct, collisions, draws)
+        faulty = column_faults(distinct, None, length).columns
+        if not len(faulty):
+            return _Good(distinct, collisions, draws)
+        plane = redrawn(plane, faulty)
+    message = f"bits={length} is too many for these {len(plane)} prototypes of rank {rank}: they do not yield so many "
+    raise CodebookError(f"{message}different columns; ask for fewer bits")
+
+
+def _rotated(vectors: Prototypes, weights: Floats | None, length: int, source: RandomBits) -> _Good:
+    """The signs of rotated components."""
+    mean = vectors.mean(weights)
+    basis = principal_directions(vectors, mean, weights)
+    directions = _directions(vectors, mean, basis, weights, length, source)
+
+    def plane() -> Bytes:
+        return np.concatenate([pack_bits((chunk - mean) @ directions >= 0) for _, chunk in vectors.chunks()])
+
+    def margins(plane: Bytes, ids: Integers) -> Floats:
+        return np.abs(vectors.project(ids, mean, directions))
+
+    def redrawn(old: Bytes, faulty: Integers) -> Bytes:
+        directions[:, faulty] = basis @ source.normal(basis.shape[1], len(faulty))
+        return plane()
+
+    return _good(plane(), length, margins, redrawn, basis.shape[1])
+
+
+def _directions(
+    vectors: Prototypes, mean: Floats, basis: Floats, weights: Floats | None, length: int, source: RandomBits
+) -> Floats:
+    """What the columns are the signs of the projections on: (d, length), in groups of rotated components."""
+    order = source.permutation(vectors.shape[0])
+    if weights is not None:
+        order = order[np.argsort(-weights[order], kind="stable")]
+    rows = np.sort(order[:ROTATION_ROWS])
+    components = vectors.project(rows, mean, basis[:, :length])
+    groups = -(-length // basis.shape[1])
+    counted = None if weights is None else weights[rows]
+    parts = []
+    for group in range(groups):
+        size = (length + group) // groups
+        start = random_rotation(source.normal(size, size))
+        parts.append(basis[:, :size] @ fit_rotation(components[:, :size], start, counted))
+    return np.concatenate(parts, axis=1)
+
+
+def fit_rotation(
+    components: Floats, rotation: Floats, weights: Floats | None = None, iterations: int = ITERATIONS
+) -> Floats:
+    """The rotation R (m, m) for which ‖sign(X R) − X R‖ is smallest, starting from `rotation`.
+
+    For fixed bits B the best R is U Vᵀ with U S Vᵀ the singular value decomposition of Xᵀ B (the paper's
+    section 2.2); for fixed R the best bits are the signs. `components` are the vectors X (rows, m), which count as
+    much as their `weights` (rows,).
+    """
+    targets = components if weights is None else weights[:, None] * components
+    for _ in range(iterations):
+        symbols = np.where(components @ rotation >= 0, 1.0, -1.0)
+        left, _, right = np.linalg.svd(targets.T @ symbols)
+        rotation = left @ right
+    return rotation
+
+
+# Codewords that prototypes can be added up from: each bit chooses one of two vectors, +p or −p.
+#
+# Additive quantisation (A. Babenko, V. Lempitsky 2014, "Additive Quantization for Extreme Vector Compression") with
+# two vectors per codebook. It starts as transform coding: principal components get bits by reverse water-filling and
+# are rounded to levels in natural binary (A. Gersho, R. Gray 1992, "Vector Quantization and Signal Compression",
+# chapter 8). Then vectors and bits are fitted to each other in turns: least squares, and the bits one by one (iterated
+# conditional modes, J. Besag 1986). A short code also starts as one sign for each rotated component (`itq`); the
+# nearer one stays.
+
 
 ROUNDS = 4
 """Turns of vectors and bits; more change little."""
@@ -42,11 +188,8 @@ SHORT_LENGTH = 64
 MAX_DIGITS = 24
 """Bits of one component at most: a float32 has no more."""
 
-MAX_REDRAWS = 100
-"""Rounds in which faulty columns are drawn again before the code counts as impossible."""
 
-
-@register("additive", good_columns=enough_binary_columns, length=lambda num_classes: ADDITIVE_LENGTH)
+@register("additive", good_columns=enough_binary_columns, length=lambda num_classes: LENGTH)
 def additive(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, weights: Any = None) -> Codebook:
     """The codewords C (V, n) in ±1, and n vectors P, for which C P is nearest to the centred prototypes.
 
@@ -69,19 +212,14 @@ def summed(
     fitted: Callable[[_Components, int, RandomBits], _Sums],
 ) -> Codebook:
     """The codebook of a `design` whose codewords add up to prototypes as `fitted` finds them, rows made distinct."""
-    length = free_length(design, num_classes, bits, ADDITIVE_LENGTH)
-    vectors = Prototypes.of(design, prototypes, num_classes)
-    importance = None if weights is None else class_weights(weights, num_classes)
-    components, source = _Components.of(vectors, importance, length), RandomBits(seed)
-    plane, collisions, drawn = _plane(components, fitted(components, length, source), length, source)
-    return PackedCodebook(
-        num_classes=num_classes,
-        length=length,
-        design=design,
-        seed=seed if drawn else None,
-        params={"collisions": collisions, **origins(vectors, importance)},
-        sign_plane=plane,
-    )
+
+    def found(vectors: Prototypes, importance: Floats | None, length: int) -> tuple[_Good, int | None]:
+        components, source = _Components.of(vectors, importance, length), RandomBits(seed)
+        sums = fitted(components, length, source)
+        good = _distinct_sums(components, sums, length, source)
+        return good, seed if sums.drawn or good.draws else None
+
+    return _codebook(design, num_classes, bits, prototypes, weights, found)
 
 
 @dataclass(frozen=True)
@@ -118,25 +256,21 @@ class _Sums:
     drawn: bool  # whether chance had a part in it
 
 
-def _plane(components: _Components, found: _Sums, length: int, source: RandomBits) -> tuple[Bytes, int, bool]:
-    """The sign plane (V, bytes), how many rows had to change to be distinct, and whether chance had a part in it."""
-    plane = found.plane
-
-    def margins(ids: Integers) -> Floats:
+def _distinct_sums(components: _Components, found: _Sums, length: int, source: RandomBits) -> _Good:
+    def margins(plane: Bytes, ids: Integers) -> Floats:
         chosen = components.values[ids].astype(np.float64)
         costs = np.abs(_pulls(chosen.T, _signs(plane[ids], length).T, found.vectors)).T
         return np.asarray(components.weights[ids, None] * costs)
 
-    for draws in range(MAX_REDRAWS):
-        distinct, collisions = make_distinct(plane, length, margins)
-        if not enough_binary_columns(len(plane), length):
-            return distinct, collisions, found.drawn or bool(draws)
-        faulty = column_faults(distinct, None, length).columns
-        if not len(faulty):
-            return distinct, collisions, found.drawn or bool(draws)
-        plane = _redrawn(plane, length, faulty, components, source)
-    message = f"bits={length} is too many for these {len(plane)} prototypes of rank {components.values.shape[1]}: they "
-    raise CodebookError(f"{message}do not yield so many different columns; ask for fewer bits")
+    def redrawn(plane: Bytes, faulty: Integers) -> Bytes:
+        """With the signs of random projections in the faulty columns."""
+        bits = unpack_bits(plane, length)
+        directions = source.normal(components.values.shape[1], len(faulty))
+        for rows, values in components.chunks(length):
+            bits[rows, faulty] = values @ directions >= 0
+        return pack_bits(bits)
+
+    return _good(found.plane, length, margins, redrawn, components.values.shape[1])
 
 
 def fit(components: _Components, length: int, source: RandomBits) -> _Sums:
@@ -250,15 +384,26 @@ def _least_squares(components: _Components, plane: Bytes, length: int) -> Floats
     return np.asarray(np.linalg.solve(square, target))
 
 
-def _redrawn(plane: Bytes, length: int, faulty: Integers, components: _Components, source: RandomBits) -> Bytes:
-    """The plane with the signs of random projections in its faulty columns."""
-    bits = unpack_bits(plane, length)
-    directions = source.normal(components.values.shape[1], len(faulty))
-    for rows, values in components.chunks(length):
-        bits[rows, faulty] = values @ directions >= 0
-    return pack_bits(bits)
-
-
 def _signs(plane: Bytes, length: int) -> Floats:
     """±1 (rows, n) in float64."""
     return np.asarray(2.0 * unpack_bits(plane, length) - 1.0)
+
+
+# Codewords that are principal components, rounded: transform coding, what `codehead screen` codes rows with.
+#
+# Principal components of the prototypes get bits by reverse water-filling and are rounded to even cells in natural
+# binary (A. Gersho, R. Gray 1992, "Vector Quantization and Signal Compression", chapter 8). As in `additive`, where
+# this is one of the starts, but quick and with nothing fitted.
+
+
+@register("transform_coding", good_columns=enough_binary_columns)
+def transform_coding(
+    num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, weights: Any = None
+) -> Codebook:
+    """Every prototype's leading components, each in as many bits as keep the squared error least.
+
+    Classes count as much as their `weights` (V,) for components and cells. Rows that come out equal are made distinct
+    in the bits that matter least, `params["collisions"]` says how many; columns that repeat others, of more bits than
+    the prototypes bear, are replaced by the signs of random projections, for which `seed` is.
+    """
+    return summed("transform_coding", num_classes, bits, seed, prototypes, weights, expanded)

@@ -1,4 +1,4 @@
-"""Bit-planes: how a coding matrix over {−1, 0, +1} is held in one or two bits per symbol.
+"""Bit-planes: how a coding matrix over {−1, 0, +1} is held in one or two bits per symbol, filled at random, compared.
 
 Symbol j of a row is bit j % 8, least significant first, of byte j // 8. The sign plane has a 1
 for +1; the support plane, only kept if there are zeros, a 1 for every symbol that is not 0.
@@ -7,9 +7,26 @@ Padding bits, and the signs of zeros, are 0, so equal rows have equal bytes.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, NamedTuple, TypeAlias
 
-from codehead.codes.arrays import Bytes, Symbols, Words
+import numpy as np
+import numpy.typing as npt
+
+Symbols: TypeAlias = npt.NDArray[np.int8]
+"""Values −1, 0 and +1."""
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+"""A packed plane, or raw random bytes."""
+
+Words: TypeAlias = npt.NDArray[np.uint64]
+"""Packed planes, 64 symbols at a time."""
+
+Integers: TypeAlias = npt.NDArray[np.signedinteger[Any]]
+"""Class ids, column numbers, counts."""
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+"""Prototypes and what is computed from them."""
+
 
 CHUNK_SYMBOLS = 2**24
 """Symbols unpacked at a time where a whole matrix is walked through: bounds the working memory."""
@@ -65,3 +82,147 @@ def transpose(plane: Bytes, length: int) -> Bytes:
         for start in range(0, len(plane), step)
     ]
     return np.ascontiguousarray(np.concatenate(parts).T)
+
+
+# Random bits that are the same on every platform and with every NumPy version.
+
+
+class RandomBits:
+    """A stream of bits from a seed.
+
+    Only the raw output of PCG64 is used: NumPy keeps that stream fixed (NEP 19), while the methods
+    of its Generator may change. The words are read as little-endian bytes, whatever the machine.
+    Streams of one seed with different numbers are independent.
+    """
+
+    def __init__(self, seed: int, stream: int = 0) -> None:
+        self._source = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream,)) if stream else seed)
+
+    def words(self, count: int) -> Words:
+        """The next `count` 64-bit words (count,)."""
+        return np.asarray(self._source.random_raw(count), dtype=np.uint64)
+
+    def plane(self, rows: int, length: int) -> Bytes:
+        """A plane (rows, ⌈length / 8⌉) of fair bits; padding bits are 0."""
+        size = rows * row_bytes(length)
+        stream = self.words(-(-size // 8)).astype("<u8").view(np.uint8)[:size]
+        return stream.reshape(rows, -1) & padding_mask(length)
+
+    def below(self, limit: int, count: int) -> Integers:
+        """Integers (count,) in 0 … limit − 1, for `limit` up to 2**32 (Lemire's multiply and shift)."""
+        high = self.words(count) >> np.uint64(32)
+        return ((high * np.uint64(limit)) >> np.uint64(32)).astype(np.int64)
+
+    def normal(self, rows: int, columns: int) -> Floats:
+        """Independent standard normal numbers (rows, columns), the same up to the last digits of log and cos."""
+        size = rows * columns
+        first, second = (self.words(2 * size).reshape(2, size) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        values = np.sqrt(-2.0 * np.log1p(-first)) * np.cos(2.0 * np.pi * second)  # Box, Muller (1958)
+        return values.reshape(rows, columns)
+
+    def permutation(self, count: int) -> Integers:
+        """The numbers 0 … count − 1 in random order (count,)."""
+        return np.argsort(self.words(count), kind="stable")
+
+    def pairs(self, limit: int, count: int) -> tuple[Integers, Integers]:
+        """Two arrays (count,) of integers below `limit`, different from each other at every place."""
+        left, right = self.below(limit, count), self.below(limit - 1, count)
+        return left, right + (right >= left)
+
+
+# Distances between packed rows, all pairs or a sample of them.
+#
+# The distance of Allwein, Schapire and Singer (2000), "Reducing Multiclass to Binary":
+# ½ Σ_j (1 − u_j v_j). It is the Hamming distance where no symbol is 0; a place where either symbol is
+# 0 counts ½. Inside this module distances are doubled, to stay integers.
+
+
+CHUNK_PAIRS = 2**16
+"""Pairs compared at a time: few enough for the intermediate words to stay in a processor's cache."""
+
+_ONES_IN_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
+
+
+def count_ones_by_table(values: Words) -> Bytes:
+    """How many bits are 1 in each of `values` (…): uint8 (…); for NumPy before 2.0."""
+    as_bytes = np.ascontiguousarray(values)[..., None].view(np.uint8)
+    return _ONES_IN_BYTE[as_bytes].sum(axis=-1, dtype=np.uint8)
+
+
+count_ones = getattr(np, "bitwise_count", count_ones_by_table)
+
+
+class PackedRows(NamedTuple):
+    """Rows as words, word-major: `sign` (words, rows), `support` likewise or None; `length` symbols each."""
+
+    sign: Words
+    support: Words | None
+    length: int
+
+    @classmethod
+    def from_planes(cls, sign: Bytes, support: Bytes | None, length: int) -> PackedRows:
+        """From planes (rows, bytes)."""
+        word_major = [None if p is None else np.ascontiguousarray(words(p).T) for p in (sign, support)]
+        assert word_major[0] is not None
+        return cls(word_major[0], word_major[1], length)
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows."""
+        return self.sign.shape[1]
+
+    @property
+    def num_pairs(self) -> int:
+        """The number of unordered pairs of different rows."""
+        return self.num_rows * (self.num_rows - 1) // 2
+
+    def take(self, rows: Integers | slice) -> PackedRows:
+        """Some of the rows."""
+        support = None if self.support is None else self.support[:, rows]
+        return PackedRows(self.sign[:, rows], support, self.length)
+
+    def spread(self) -> PackedRows:
+        """The same rows with an axis of 1 after each, to be compared with every row of another."""
+        support = None if self.support is None else self.support[..., None]
+        return PackedRows(self.sign[..., None], support, self.length)
+
+
+def doubled_distances(left: PackedRows, right: PackedRows) -> Integers:
+    """Twice the distances of rows that are paired by broadcasting."""
+    shape = np.broadcast_shapes(left.sign.shape[1:], right.sign.shape[1:])
+    total = np.zeros(shape, dtype=np.int32)
+    for word in range(len(left.sign)):
+        differ = left.sign[word] ^ right.sign[word]
+        if left.support is None or right.support is None:
+            total += count_ones(differ)
+        else:
+            both = left.support[word] & right.support[word]
+            total += count_ones(differ & both)
+            total += count_ones(differ & both)
+            total -= count_ones(both)
+    return 2 * total if left.support is None else total + left.length
+
+
+def all_pairs(rows: PackedRows) -> Integers:
+    """How many pairs of different rows lie at each doubled distance: counts (2·length + 1,)."""
+    counts = np.zeros(2 * rows.length + 1, dtype=np.int64)
+    step = max(CHUNK_PAIRS // rows.num_rows, 1)
+    for start in range(0, rows.num_rows, step):
+        block = rows.take(slice(start, start + step))
+        found = doubled_distances(block.spread(), rows.take(slice(start, None)))
+        inside, outside = found[:, : block.num_rows], found[:, block.num_rows :]
+        for part in (inside[np.triu_indices(block.num_rows, 1)], outside.ravel()):
+            counts += np.bincount(part, minlength=len(counts))
+    return counts
+
+
+def sampled_pairs(rows: PackedRows, samples: int, seed: int) -> Integers:
+    """The same counts over `samples` pairs of different rows, drawn with replacement."""
+    counts = np.zeros(2 * rows.length + 1, dtype=np.int64)
+    left, right = RandomBits(seed).pairs(rows.num_rows, samples)
+    step = max(CHUNK_PAIRS // len(rows.sign), 1)
+    for start in range(0, samples, step):
+        some = slice(start, start + step)
+        found = doubled_distances(rows.take(left[some]), rows.take(right[some]))
+        counts += np.bincount(found, minlength=len(counts))
+    return counts

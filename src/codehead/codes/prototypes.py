@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from codehead.codes.arrays import Floats
+from codehead.codes.packing import CHUNK_SYMBOLS, Bytes, Floats, Integers, RandomBits, Words, pack_bits, unpack_bits
 from codehead.errors import ConfigurationError
 
 CHUNK_VALUES = 2**22
@@ -165,3 +165,146 @@ def _tensor(path: Path, name: str) -> np.ndarray:
             message = f"{name}={str(path)!r} holds the tensors {', '.join(known[:5]) or '(none)'}"
             raise ConfigurationError(f"{message}; save a file with one tensor, or call it {TENSOR!r}")
         return np.asarray(file.get_tensor(chosen))
+
+
+# The principal directions of prototypes.
+
+
+def principal_directions(prototypes: Prototypes, mean: Floats, weights: Floats | None = None) -> Floats:
+    """Orthonormal directions (d, r) of the vectors less their `mean` (d,), the widest first.
+
+    Each vector counts as much as its one of `weights` (V,), by default all the same. r is the rank: directions in
+    which the vectors do not differ are left out. Of the two signs, the one that makes the largest component of a
+    direction positive. ConfigurationError if the vectors that count do not differ.
+    """
+    rows, dimensions = prototypes.shape
+    scatter = np.zeros((dimensions, dimensions))
+    for start, chunk in prototypes.chunks():
+        centred = chunk - mean
+        scatter += centred.T @ (centred if weights is None else weights[start : start + len(chunk), None] * centred)
+    if not np.trace(scatter) > 0:
+        raise ConfigurationError(
+            "prototypes: those that count (weights above 0) are equal, or differ by less than float64 can square; give "
+            "vectors that tell the classes apart, with values near 1"
+        )
+    variances, directions = np.linalg.eigh(scatter)
+    variances, directions = variances[::-1], directions[:, ::-1]
+    noise = max(rows, dimensions) * np.finfo(np.float64).eps * variances[0]
+    return with_fixed_signs(directions[:, variances > noise])
+
+
+def with_fixed_signs(directions: Floats) -> Floats:
+    """The columns, each times the sign of its largest component."""
+    largest = np.abs(directions).argmax(axis=0)
+    return directions * np.sign(directions[largest, np.arange(directions.shape[1])])
+
+
+def random_rotation(values: Floats) -> Floats:
+    """An orthogonal matrix (m, m) from m × m independent normal numbers, uniform over all of them.
+
+    The Q of a QR factorisation whose R has a positive diagonal (Mezzadri 2007, "How to generate random
+    matrices from the classical compact groups").
+    """
+    orthogonal, triangle = np.linalg.qr(values)
+    return np.asarray(orthogonal * np.where(np.diag(triangle) < 0, -1.0, 1.0))
+
+
+# Equal codewords made distinct by flipping the bits that are least certain.
+
+
+Margins = Callable[[Integers], Floats]
+"""How certain each bit of the rows `ids` (k,) is: floats (k, n), at least 0."""
+
+TRIED = 2**16
+"""Candidates tried at a time."""
+
+MAX_PATTERN_BITS = 62
+"""Flip patterns are numbers of so many bits: every row has more of them than could ever be taken."""
+
+KEY_SEED = 0
+"""The seed of the hash that identifies rows of more than 64 bits."""
+
+
+def make_distinct(plane: Bytes, length: int, margins: Margins) -> tuple[Bytes, int]:
+    """A binary plane (V, bytes) without equal rows, and how many rows were changed for it.
+
+    Of equal rows the one whose least certain bit is the most certain stays. Another tries flip patterns:
+    pattern p flips its i-th least certain bit where p has the binary digit i, so that cheap flips come
+    first and, V being at most 2^n, a free codeword is always found. The r-th of the others begins with
+    pattern r: equal prototypes then spread out at once. Near-linear in V unless most codewords are taken.
+    """
+    weights = _key_weights(length)
+    keys = _keys(plane, length, weights)
+    movers, ranks, sizes = _movers(keys, margins)
+    if not len(movers):
+        return plane, 0
+    order = np.argsort(sizes, axis=1, kind="stable")[:, :MAX_PATTERN_BITS]
+    stay = np.delete(keys, movers)
+    patterns = _search(stay, keys[movers], weights[order], ranks)
+    flips = np.zeros(sizes.shape, dtype=np.uint8)
+    digits = (patterns[:, None] >> np.arange(order.shape[1])) & 1
+    np.put_along_axis(flips, order, digits.astype(np.uint8), axis=1)
+    changed = plane.copy()
+    changed[movers] ^= pack_bits(flips)
+    return changed, len(movers)
+
+
+def _key_weights(length: int) -> Words:
+    """One word per column (n,), so that a row's key is the XOR of the words of its 1 bits.
+
+    For up to 64 columns keys and rows are one to one; beyond, equal rows have equal keys, and rows that
+    differ have equal keys so seldom (2^-64 a pair) that changing one needlessly does no harm.
+    """
+    low = np.uint64(1) << np.arange(min(length, 64), dtype=np.uint64)
+    return np.concatenate([low, RandomBits(KEY_SEED).words(max(length - 64, 0))])
+
+
+def _keys(plane: Bytes, length: int, weights: Words) -> Words:
+    """The key of every row (V,)."""
+    step = max(CHUNK_SYMBOLS // length // 8, 1)
+    parts = [
+        np.bitwise_xor.reduce(unpack_bits(plane[start : start + step], length) * weights, axis=1)
+        for start in range(0, len(plane), step)
+    ]
+    return np.concatenate(parts)
+
+
+def _movers(keys: Words, margins: Margins) -> tuple[Integers, Integers, Floats]:
+    """The rows that have to change (k,), their rank among their equals, from 1 (k,), their margins (k, n)."""
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    members = np.flatnonzero(counts[inverse] > 1)
+    sizes = margins(members)
+    order = np.lexsort((-sizes.min(axis=1), keys[members])) if len(members) else members
+    members, sizes = members[order], sizes[order]
+    group = keys[members]
+    first = np.flatnonzero(np.r_[True, group[1:] != group[:-1]][: len(group)])
+    ranks = np.arange(len(members)) - np.repeat(first, np.diff(np.r_[first, len(members)]))
+    moving = ranks > 0
+    return members[moving], ranks[moving], sizes[moving]
+
+
+def _search(taken: Words, keys: Words, flips: Words, start: Integers) -> Integers:
+    """A flip pattern (k,) for each of `keys` (k,), so that they differ from `taken` and each other.
+
+    `flips` (k, bits) is what each digit of a pattern does to a key; row i tries the patterns from
+    `start[i]` on, and after the last one from 0.
+    """
+    patterns = np.zeros(len(keys), dtype=np.int64)
+    pending = np.arange(len(keys))
+    following = start.astype(np.int64)
+    while len(pending):
+        block = max(TRIED // len(pending), 1)
+        tried = (following[pending] + np.arange(block)[:, None]) & ((1 << flips.shape[1]) - 1)
+        candidates = np.broadcast_to(keys[pending], tried.shape).copy()
+        for digit in range(int(tried.max()).bit_length()):
+            candidates ^= np.where((tried >> digit) & 1, flips[pending, digit], np.uint64(0))
+        _, where = np.unique(np.concatenate([taken, candidates.ravel()]), return_index=True)
+        free = np.zeros(candidates.shape, dtype=bool)
+        free.ravel()[where[where >= len(taken)] - len(taken)] = True  # of equal candidates the first
+        found, choice = free.any(axis=0), free.argmax(axis=0)
+        chosen = choice[found], np.flatnonzero(found)
+        patterns[pending[found]] = tried[chosen]
+        taken = np.concatenate([taken, candidates[chosen]])
+        following[pending] += block
+        pending = pending[~found]
+    return patterns

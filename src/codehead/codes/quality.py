@@ -7,11 +7,9 @@ from typing import Any, final
 
 import numpy as np
 
-from codehead.codes.arrays import Integers
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
 from codehead.codes.design import whole_number
-from codehead.codes.distances import PackedRows, all_pairs, count_ones, sampled_pairs
-from codehead.codes.packing import transpose
+from codehead.codes.packing import Integers, PackedRows, all_pairs, count_ones, sampled_pairs, transpose
 
 EXACT_LIMIT = 2**28
 """Default limit of the 64-bit words compared for an exact answer: about 23,000 classes of 64 bits."""

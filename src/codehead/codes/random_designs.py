@@ -12,14 +12,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from codehead.codes.arrays import Bytes
-from codehead.codes.checks import column_faults, enough_binary_columns, enough_ternary_columns, repeated_rows
-from codehead.codes.codebook import Codebook, PackedCodebook
-from codehead.codes.design import free_length, minimal_length, register, whole_number
-from codehead.codes.distances import PackedRows, all_pairs, sampled_pairs
-from codehead.codes.packing import unpack_bits
-from codehead.codes.random_bits import RandomBits
-from codehead.codes.structured import binary_plane
+from codehead.codes.codebook import (
+    Codebook,
+    PackedCodebook,
+    column_faults,
+    enough_binary_columns,
+    enough_ternary_columns,
+    repeated_rows,
+)
+from codehead.codes.design import binary_plane, free_length, minimal_length, register, whole_number
+from codehead.codes.packing import Bytes, PackedRows, RandomBits, all_pairs, sampled_pairs, unpack_bits
 from codehead.errors import CodebookError
 
 # A draw is an array (planes, rows, bytes): the sign plane and, for ternary codes, the support plane.

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codehead.codes.lookup import bit_sums
 from codehead.codes.packing import row_bytes
-from codehead.codes.table import CodewordTable
+from codehead.codes.table import CodewordTable, bit_sums
 from codehead.decoding.extras.corrections import Corrections
 from codehead.decoding.fast_scan import FastScan, Found, Numbers, bit_tables
 from codehead.decoding.terms import Terms

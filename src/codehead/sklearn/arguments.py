@@ -13,7 +13,7 @@ from sklearn.utils.metadata_routing import process_routing
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, has_fit_parameter, validate_data
 
-from codehead.codes.arrays import Integers
+from codehead.codes.packing import Integers
 from codehead.decoding import DECODERS, FittedDecoder
 from codehead.errors import ConfigurationError, DataError
 from codehead.registry import did_you_mean

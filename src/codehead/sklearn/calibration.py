@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from codehead.codes.arrays import Floats, Integers
+from codehead.codes.packing import Floats, Integers
 from codehead.codes.table import CodewordTable
 from codehead.decoding import token_scores
 from codehead.decoding.platt import fit_sigmoids

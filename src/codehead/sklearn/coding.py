@@ -9,10 +9,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from codehead.codes import DESIGNS, Codebook, build
-from codehead.codes.arrays import Floats, Integers, Symbols
-from codehead.codes.checks import repeats
+from codehead.codes.codebook import repeats
 from codehead.codes.decoc import MAX_SAMPLES
 from codehead.codes.design import minimal_length, whole_number
+from codehead.codes.packing import Floats, Integers, Symbols
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.sklearn.features import numeric_features
 

@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from codehead.codes.arrays import Floats, Integers
+from codehead.codes.packing import Floats, Integers
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS, FittedDecoder, Weights, fit, token_scores
 from codehead.sklearn.calibration import Calibration

@@ -14,7 +14,7 @@ from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples
 
-from codehead.codes.arrays import Floats, Integers, Symbols
+from codehead.codes.packing import Floats, Integers, Symbols
 from codehead.errors import ConfigurationError, DataError
 from codehead.sklearn.linear import stack
 

@@ -12,8 +12,8 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from codehead.codes.arrays import Floats, Integers
 from codehead.codes.codebook import PackedCodebook
+from codehead.codes.packing import Floats, Integers
 from codehead.codes.table import CodewordTable
 from codehead.sklearn.arguments import (
     check_kernel,

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
 
-from codehead.codes.arrays import Integers
+from codehead.codes.packing import Integers
 from codehead.errors import DataError
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.utils import _safe_indexing, indexable
 
 from codehead.codes import Codebook, Evaluation
-from codehead.codes.arrays import Floats, Integers, Symbols
 from codehead.codes.ecoc_one import VALIDATION_SHARE
+from codehead.codes.packing import Floats, Integers, Symbols
 from codehead.codes.table import CodewordTable
 from codehead.errors import ConfigurationError
 from codehead.sklearn.decision import ClassDecision

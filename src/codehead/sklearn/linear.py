@@ -11,7 +11,7 @@ from sklearn.linear_model._base import LinearClassifierMixin
 from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.validation import _num_samples
 
-from codehead.codes.arrays import Floats, Integers
+from codehead.codes.packing import Floats, Integers
 
 CHUNK_SCORES = 2**18
 """Scores of classes that are computed at a time to find the best: 2 MiB, which a processor's cache holds."""

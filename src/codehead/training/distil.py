@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codehead.codes.arrays import Floats, Integers
 from codehead.codes.codebook import PackedCodebook
-from codehead.codes.distinct import make_distinct
-from codehead.codes.packing import pack_bits
+from codehead.codes.packing import Floats, Integers, pack_bits
+from codehead.codes.prototypes import make_distinct
 from codehead.errors import ConfigurationError
 from codehead.losses import CHUNK_SCORES
 from codehead.models.logit_scaling import LogitScaling
