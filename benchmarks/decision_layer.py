@@ -21,9 +21,7 @@ import torch
 from codehead import codes, heads
 from codehead.codes.packing import row_bytes
 from codehead.config import DecisionConfig, ModelShape
-from codehead.decoding.extras.corrections import Corrections
-from codehead.decoding.extras.dense_rows import ShortlistHead
-from codehead.decoding.extras.extra_bits import Refinement
+from codehead.decoding.extras import Corrections, Refinement, ShortlistHead
 from codehead.lab.result import Result
 from codehead.layer import DecisionLayer
 from codehead.models.rounding import INT4, round_parts

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from codehead.conversion import convert
     from codehead.decoding.decoders import DECODERS
     from codehead.errors import CodeheadError
-    from codehead.heads.base import HEADS
+    from codehead.heads.feedforward import HEADS
     from codehead.layer import Decision, DecisionLayer
     from codehead.losses import LOSSES
     from codehead.models.calibration import calibrate

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from codehead.codes.table import CodewordTable
 from codehead.decoding import Decoded, Weights, decode, posterior_scores, refuse_non_finite, scanned
-from codehead.decoding.extras.corrections import Corrections
-from codehead.decoding.precision import narrowed, require_real, roomy, wide
-from codehead.decoding.topk import top_k
+from codehead.decoding.extras import Corrections
+from codehead.decoding.numerics import narrowed, require_real, roomy, top_k, wide
 from codehead.errors import ConfigurationError
-from codehead.heads.chain.beam import best_tokens
-from codehead.heads.chain.conditioning import Chain
+from codehead.heads.chain import Chain
+from codehead.heads.chain_search import best_tokens
 from codehead.losses import LOSSES, Loss, codeword, of_nodes
 
 

@@ -12,13 +12,13 @@ from codehead.codes.codebook import Codebook
 from codehead.codes.seal import Seal
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS, Decoded, FittedDecoder, fit
-from codehead.decoding.extras.corrections import Corrections
-from codehead.decoding.fitted import empty_weights
+from codehead.decoding.decoders import empty_weights
+from codehead.decoding.extras import Corrections
 from codehead.decoding.scanning import Choice, choose
 from codehead.errors import ConfigurationError
 from codehead.head_outputs import ChainedBits, CorrectedBits, IndependentBits, Reading, Tokens
-from codehead.heads.base import gives_log_probabilities
-from codehead.heads.chain.conditioning import Chain
+from codehead.heads.chain import Chain
+from codehead.heads.feedforward import gives_log_probabilities
 from codehead.losses import IGNORE, LOSSES
 
 WEIGHT = "decoder_"

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from codehead.codes.table import CodewordTable
 from codehead.decoding import posterior_scores
-from codehead.decoding.precision import require_real, require_whole
+from codehead.decoding.numerics import require_real, require_whole
 from codehead.errors import ConfigurationError, DataError
 from codehead.registry import Registry
 

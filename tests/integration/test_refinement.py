@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import codehead
-from codehead.decoding.extras.extra_bits import Refinement
+from codehead.decoding.extras import Refinement
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.evaluation.size import model_size
 from codehead.models.hidden import Statistics

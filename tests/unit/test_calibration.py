@@ -10,10 +10,9 @@ from torch.nn import functional as F
 
 from codehead import heads
 from codehead.codes import build
-from codehead.decoding.extras.corrections import Corrections
-from codehead.decoding.extras.dense_rows import ShortlistHead
+from codehead.decoding.extras import Corrections, ShortlistHead
 from codehead.errors import ConfigurationError, DataError
-from codehead.heads.scaling import scale_outputs
+from codehead.heads.feedforward import scale_outputs
 from codehead.layer import DecisionLayer
 from codehead.models.calibration import calibrate, fit_scales
 from codehead.models.rounding import round_parts, rounded_weights

@@ -14,13 +14,12 @@ from torch.nn import functional as F
 from codehead import heads
 from codehead.codes import build
 from codehead.codes.table import CodewordTable
-from codehead.decoding.extras.corrections import Corrections
-from codehead.decoding.topk import top_k
+from codehead.decoding.extras import Corrections
+from codehead.decoding.numerics import top_k
 from codehead.errors import ConfigurationError
-from codehead.heads.chain import beam
-from codehead.heads.chain.beam import best_tokens
-from codehead.heads.chain.conditioning import Chain
-from codehead.heads.chain.trie import build_trie
+from codehead.heads import chain_search
+from codehead.heads.chain import Chain, build_trie
+from codehead.heads.chain_search import best_tokens
 from codehead.layer import Decision, DecisionLayer
 
 HIDDEN, WIDTH = 8, 6
@@ -125,7 +124,7 @@ def test_bits_are_forced_where_only_one_value_leads_to_a_codeword():
 def test_chunks_change_nothing(chained, monkeypatch):
     hidden = torch.randn(7, HIDDEN, dtype=torch.float64)
     whole = chained(hidden)
-    monkeypatch.setattr("codehead.heads.chain.conditioning.CHUNK_NUMBERS", 1)
+    monkeypatch.setattr("codehead.heads.chain.CHUNK_NUMBERS", 1)
     torch.testing.assert_close(chained(hidden), whole)
 
 
@@ -153,8 +152,8 @@ def test_bits_that_depend_on_each_other_are_learnt_where_independent_ones_cannot
 @pytest.mark.parametrize("ties", ["lowest", 7])
 @pytest.mark.parametrize("k", [1, 4])
 def test_decoding_finds_the_most_probable_tokens(chained, monkeypatch, k, ties, scale):
-    monkeypatch.setattr(beam, "WIDTHS", (4, 7))
-    monkeypatch.setattr(beam, "WORTHWHILE", 1)
+    monkeypatch.setattr(chain_search, "WIDTHS", (4, 7))
+    monkeypatch.setattr(chain_search, "WORTHWHILE", 1)
     outputs = torch.randn(6, 5, chained.head.out_features, dtype=torch.float64) * scale
     if not scale:  # tokens tie, where neither the features nor the bits before have a say
         for parameter in chained.decision.chain.parameters():
@@ -171,7 +170,7 @@ def test_a_beam_that_dropped_nothing_likelier_needs_no_other(monkeypatch):
     made.decision.chain.weight.data.mul_(0.3)
     scores = made.decision.chain.token_scores
     made.decision.chain.bias.data.zero_()
-    monkeypatch.setattr(beam, "WIDTHS", (8,))
+    monkeypatch.setattr(chain_search, "WIDTHS", (8,))
     monkeypatch.setattr(Chain, "token_scores", lambda self, z, table: searched.append(len(z)) or scores(z, table))
     outputs = torch.randn(200, made.head.out_features, dtype=torch.float64) * torch.linspace(0, 20, 200)[:, None]
     unlikely = (scores(outputs, made.decision.table).exp().amax(-1) <= 1 / 9).sum()

@@ -13,8 +13,7 @@ from codehead import heads
 from codehead.codes import build
 from codehead.codes.table import CodewordTable
 from codehead.decoding import decode, token_scores
-from codehead.decoding.extras.corrections import Corrections, choose_tokens
-from codehead.decoding.extras.dense_rows import ShortlistHead
+from codehead.decoding.extras import Corrections, ShortlistHead, choose_tokens
 from codehead.errors import ConfigurationError
 from codehead.layer import Decision, DecisionLayer
 

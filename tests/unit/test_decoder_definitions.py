@@ -12,7 +12,7 @@ from codehead.codes import build
 from codehead.codes.codebook import OneVsAllCodebook, PackedCodebook
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS, REFERENCES, ByCodeword, Terms, decode, fit, token_scores
-from codehead.decoding.beta_density import bounds_of_size
+from codehead.decoding.hard_bits import bounds_of_size
 from codehead.errors import ConfigurationError, DataError
 from codehead.layer import Decision
 
@@ -240,6 +240,6 @@ def test_codewords_are_scored_in_pieces(monkeypatch):
     weights = fit("loss_weighted_linear", table.lookup(torch.arange(23)), torch.arange(23), table)
     decoders = ("loss_exponential", "loss_weighted_linear", "loss_weighted_exponential")
     whole = [token_scores(z, table, decoder, weights=weights) for decoder in decoders]
-    monkeypatch.setattr("codehead.decoding.forms.CHUNK_SYMBOLS", 100)
+    monkeypatch.setattr("codehead.decoding.decoders.CHUNK_SYMBOLS", 100)
     for decoder, expected in zip(decoders, whole, strict=True):
         torch.testing.assert_close(token_scores(z, table, decoder, weights=weights), expected)

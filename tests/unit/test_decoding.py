@@ -10,7 +10,7 @@ from codehead.codes import build
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.table import CodewordTable
 from codehead.decoding import decode, token_scores
-from codehead.decoding.topk import top_k
+from codehead.decoding.numerics import top_k
 
 TERNARY = CodewordTable(PackedCodebook.from_array(np.array([[1, -1, 0], [0, 1, 1]], dtype=np.int8)))
 

@@ -7,7 +7,7 @@ import torch
 
 from codehead import heads
 from codehead.codes import build
-from codehead.decoding.extras.corrections import Corrections
+from codehead.decoding.extras import Corrections
 from codehead.errors import ConfigurationError
 from codehead.layer import Decision, DecisionLayer
 

@@ -12,8 +12,7 @@ from codehead.codes.codebook import PackedCodebook
 from codehead.codes.packing import pack_bits
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS, decode, fast_scan, scan, scanning
-from codehead.decoding.extras.corrections import Corrections
-from codehead.decoding.extras.extra_bits import Refinement
+from codehead.decoding.extras import Corrections, Refinement
 from codehead.decoding.fast_scan import FastScan, Numbers, bit_tables
 from codehead.errors import ConfigurationError
 from codehead.head_outputs import CorrectedBits

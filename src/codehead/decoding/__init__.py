@@ -1,6 +1,7 @@
 """Decoding: bit logits → token ids and scores. `decode` is the one door; `impl` chooses how it is computed.
 
-Importing this registers every decoder: the bilinear ones in `decoders`, the others in a file each.
+Importing this registers every decoder: the bilinear ones in `decoders`, others in `hard_bits`, `loss_based` and
+`probabilistic`.
 """
 
 from __future__ import annotations
@@ -12,24 +13,20 @@ import torch
 from torch import Tensor
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import (  # noqa: F401  (registers)
-    agreement,
-    exponential,
-    hit_rates,
-    inverse_hamming,
-    matmul,
-    probabilistic,
-    reference,
-    scanning,
+from codehead.decoding import hard_bits, loss_based, probabilistic, reference, scanning  # noqa: F401  (registers)
+from codehead.decoding.decoders import DECODERS, ByCodeword, FittedDecoder, Form, Scored, Terms, Weights, require_fitted
+from codehead.decoding.extras import Corrections
+from codehead.decoding.numerics import (
+    check_range,
+    narrowed,
+    no_autocast,
+    require_real,
+    require_whole,
+    roomy,
+    top_k,
+    wide,
 )
-from codehead.decoding.decoders import DECODERS
-from codehead.decoding.extras.corrections import Corrections
-from codehead.decoding.fitted import FittedDecoder, require_fitted
-from codehead.decoding.forms import ByCodeword, Form, Scored, Weights
-from codehead.decoding.precision import no_autocast, require_real, require_whole, wide
 from codehead.decoding.reference import REFERENCES
-from codehead.decoding.terms import Terms
-from codehead.decoding.topk import check_range, top_k
 from codehead.errors import ConfigurationError, DataError
 from codehead.registry import Registry
 
@@ -57,8 +54,19 @@ Implementation = Callable[[Tensor, CodewordTable, str, "Weights | None"], Scored
 """(bit logits `(…, n)`, table, decoder, its weights) → scores of all tokens."""
 
 IMPLEMENTATIONS: Registry[Implementation] = Registry("decoding implementation")
-IMPLEMENTATIONS.register("matmul")(matmul.scores)
 IMPLEMENTATIONS.register("reference")(reference.scores)
+
+
+@IMPLEMENTATIONS.register("matmul")
+def _by_products(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Weights | None = None) -> Scored:
+    """As the form of the decoder computes them, in float32 or float64. Float32 that would overflow is ranked wider."""
+    z, part = roomy(bit_logits), DECODERS.get(decoder)
+    form = part(z, weights or {}) if isinstance(part, FittedDecoder) else part(z)
+    scored, dtype = form.scores(table), wide(bit_logits[..., :0]).dtype
+    if z.dtype == dtype:
+        return scored
+    is_relative = isinstance(form, Terms) and form.constant is None
+    return Scored(scored.values, lambda some: narrowed(scored.finished(some), dtype, shifted=is_relative))
 
 
 class Decoded(NamedTuple):

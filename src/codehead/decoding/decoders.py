@@ -1,4 +1,4 @@
-"""The registry of decoders, and those that are one bilinear form of the bit logits.
+"""The registry of decoders, what they make of bit logits, and those that are one bilinear form of them.
 
 A decoder is a function from bit logits `(…, n)` to a form that scores codewords; larger scores are better, and a
 distance is returned negated. With bit logits z and soft bits x = tanh(z/2) = 2σ(z) − 1 in the ±1 scale of the codeword.
@@ -6,16 +6,181 @@ distance is returned negated. With bit logits z and soft bits x = tanh(z/2) = 2�
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from codehead.decoding.fitted import FittedDecoder
-from codehead.decoding.forms import Form
-from codehead.decoding.terms import Terms
+from codehead.codes.table import CodewordTable
+from codehead.decoding.numerics import is_uneven
+from codehead.errors import ConfigurationError
 from codehead.registry import Registry
+
+CHUNK_SYMBOLS = 2**23
+"""Symbols of codewords that are worked on at a time where no single matrix product does it (32 MiB in float32)."""
+
+Weights = Mapping[str, Tensor]
+"""What a decoder has learnt from predictions: see `codehead.decoding.decoders`."""
+
+
+class Scored(NamedTuple):
+    """The scores of all tokens, as exact as they can be ranked."""
+
+    values: Tensor
+    """`(…, V)`: what tokens are ranked by; larger is better."""
+    finish: Callable[[Tensor], Tensor] | None = None
+    """What is left to do to values; non-decreasing, and kept back because rounding would make tokens tie."""
+
+    def finished(self, values: Tensor) -> Tensor:
+        """The scores that belong to some of the values."""
+        return values if self.finish is None else self.finish(values)
+
+
+class Form(Protocol):
+    """What a decoder returns for bit logits `(…, n)`."""
+
+    def scores(self, table: CodewordTable) -> Scored:
+        """The scores of the V codewords of a table."""
+        ...
+
+
+class ByCodeword(NamedTuple):
+    """Any score at all, computed for some of the codewords at a time: O(n·V) operations a position, none of them fast.
+
+    `definition` takes bit logits `(…, 1, n)` and codewords `(rows, n)` and returns scores `(…, rows)`, as the plain
+    definitions in `codehead.decoding.reference` do.
+    """
+
+    bit_logits: Tensor
+    definition: Callable[[Tensor, Tensor], Tensor]
+
+    def scores(self, table: CodewordTable) -> Scored:
+        bit_logits = self.bit_logits.unsqueeze(-2)
+        pieces = chunks(table, bit_logits, self.bit_logits.numel())
+        parts = [self.definition(bit_logits, codewords) for _, codewords in pieces]
+        return Scored(torch.cat(parts, dim=-1))
+
+
+def chunks(table: CodewordTable, like: Tensor, symbols: int) -> Iterator[tuple[slice, Tensor]]:
+    """The coding matrix piece by piece: which rows, and their codewords `(rows, n)`, dtype and device as of `like`.
+
+    `symbols` are the numbers computed per row, which bound the rows of a piece. An implicit code is written out as it
+    is needed.
+    """
+    rows = max(1, CHUNK_SYMBOLS // max(1, symbols))
+    whole = None if table.is_implicit or table.packed else table.signs()
+    for start in range(0, table.num_classes, rows):
+        part = slice(start, min(start + rows, table.num_classes))
+        if whole is None:
+            codewords = table.lookup(torch.arange(part.start, part.stop, device=like.device))
+        else:
+            codewords = whole[part]
+        yield part, codewords.to(like.dtype)
+
+
+# Bilinear forms: scores that are inner products with the codeword and with its support.
+#
+# With x the prediction vector and c a codeword over {−1, 0, +1}, many token scores can be written
+#
+#     score(c) = signed · c + support · |c| + constant
+#
+# where the three terms depend on the bit logits alone. One matrix product with the coding matrix therefore scores all
+# tokens (two if the code is ternary): O(n·V) operations a position, O(V) if the code is one-vs-all.
+#
+# The two products of a ternary code sum `support + signed` where a symbol is +1 and `support − signed` where it is −1:
+# `signed · c` and `support · |c|` themselves would cancel where a large bit logit agrees with the codeword. Bit logits
+# so large that others are lost beside them are read so by every code.
+
+
+class Terms(NamedTuple):
+    """The bilinear form of one decoder for given bit logits `(…, n)`."""
+
+    signed: Tensor
+    """`(…, n)`: weights of the codeword's symbols."""
+    support: Tensor | None
+    """`(…, n)`: weights of the codeword's non-zero positions; None if they do not count."""
+    constant: Tensor | None
+    """`(…, 1)`: added to every score; None if scores mean something only up to a constant of the bit logits."""
+
+    def scores(self, table: CodewordTable) -> Scored:
+        """The scores; the constant stays apart from them."""
+        if self.support is not None and self._is_sided(table):
+            values, shared = table.sided_product(self.support + self.signed, self.support - self.signed), self.constant
+        else:
+            values, shared = self._varying(table), self.shared(table)
+        return Scored(values, None if shared is None else lambda some: some + shared)
+
+    def _is_sided(self, table: CodewordTable) -> bool:
+        return table.is_ternary or (not table.is_implicit and is_uneven(self.signed))
+
+    def _varying(self, table: CodewordTable) -> Tensor:
+        if table.is_implicit:  # row v is −1 everywhere but at v: signed · c_v = 2 signed_v − Σ signed
+            return 2 * self.signed
+        return table.product(self.signed)
+
+    def shared(self, table: CodewordTable) -> Tensor | None:
+        """What is added to all scores alike, `(…, 1)`.
+
+        In a binary code every position is in the support, so its weights add the same to every token.
+        """
+        if self.constant is None:
+            return None
+        result = self.constant
+        if self.support is not None and not table.is_ternary:
+            result = result + self.support.sum(-1, keepdim=True)
+        return result - self.signed.sum(-1, keepdim=True) if table.is_implicit else result
+
+
+# Decoders that learn: weights fitted to the predictions for tokens whose labels are known.
+
+
+SEEN = "seen"
+"""The weight that every such decoder has: how many tokens it was fitted to, all 0 before."""
+
+
+class FittedDecoder(ABC):
+    """A decoder with weights of its own.
+
+    The weights are int32, also where they stand for other numbers: a model's cast to half precision spares integers.
+    """
+
+    @abstractmethod
+    def shapes(self, table: CodewordTable) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weights by name; a ConfigurationError if they would be too large."""
+
+    @abstractmethod
+    def fit(self, bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> dict[str, Tensor]:
+        """The weights for bit logits `(tokens, n)` in float32 or float64 whose labels are `(tokens,)`."""
+
+    @abstractmethod
+    def __call__(self, bit_logits: Tensor, weights: Weights) -> Form:
+        """The form that scores bit logits `(…, n)` with fitted weights."""
+
+
+def empty_weights(shapes: Mapping[str, tuple[int, ...]], table: CodewordTable) -> dict[str, Tensor]:
+    """Weights before fitting: zeros of these shapes, on the device of the table."""
+    device = None if table.sign_plane is None else table.sign_plane.device
+    return {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
+
+
+def require_fitted(decoder: str, part: FittedDecoder, table: CodewordTable, weights: Weights | None) -> None:
+    """Raise a ConfigurationError unless the weights are those of the decoder and table, and fitted."""
+    advice = (
+        f"decoder {decoder!r} has to be fitted to predictions first: decision.fit_decoder(bit_logits, labels) on a "
+        "validation split, or weights=codehead.decoding.fit(decoder, bit_logits, labels, table)"
+    )
+    if weights is None:
+        raise ConfigurationError(advice)
+    wanted = part.shapes(table)
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if wanted != found:
+        raise ConfigurationError(f"weights {found} are not those of this decoder and code, {wanted}; {advice}")
+    if not weights[SEEN].is_meta and not weights[SEEN].any():
+        raise ConfigurationError(advice)
+
 
 Decoder = Callable[[Tensor], Form] | FittedDecoder
 DECODERS: Registry[Decoder] = Registry("decoder")

@@ -17,11 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding.decoders import DECODERS
-from codehead.decoding.fitted import SEEN, FittedDecoder
-from codehead.decoding.forms import Form, Scored, Weights
-from codehead.decoding.platt import fit_sigmoids
-from codehead.decoding.terms import Terms
+from codehead.decoding.decoders import DECODERS, SEEN, FittedDecoder, Form, Scored, Terms, Weights
 
 SIGMOIDS = "sigmoids"
 """`(2, n)`: the bit patterns of A and B in float32."""
@@ -60,3 +56,70 @@ class Probabilistic(FittedDecoder):
 
 
 DECODERS.register("probabilistic")(Probabilistic())
+
+
+# Platt's sigmoids: the probability that a bit is +1, fitted to the outputs of its dichotomizer.
+#
+# J. Platt, "Probabilistic outputs for support vector machines" (1999), by the Newton method with backtracking of H.-T.
+# Lin, C.-J. Lin and R. C. Weng, "A note on Platt's probabilistic outputs for support vector machines" (2007), all
+# columns at once.
+
+
+STEPS = 100
+HALVINGS = 30
+RIDGE = 1e-12
+"""Added to the diagonal of the Hessian, which is singular where all outputs of a column are equal."""
+ENOUGH = 1e-10
+"""The slope of the loss, per token, at which a column is done."""
+
+
+def fit_sigmoids(outputs: Tensor, symbols: Tensor) -> Tensor:
+    """A and B, float64 `(2, n)`, of P(+1 | z) = 1 / (1 + e^(Az + B)) for every column.
+
+    Args:
+        outputs: z, float64 `(tokens, n)`.
+        symbols: −1, 0 or +1 `(tokens, n)`; tokens of symbol 0 do not count for their column.
+    """
+    counts = symbols.abs()
+    positive, negative = (symbols > 0).sum(0), (symbols < 0).sum(0)
+    # Not 1 and 0 but a little less sure, as a uniform prior has it: a column that separates its tokens stays finite.
+    targets = torch.where(symbols > 0, (positive + 1) / (positive + 2), 1 / (negative + 2.0))
+    line = torch.stack([torch.zeros_like(outputs[0]), torch.log((positive + 1.0) / (negative + 1.0))])
+    loss = _loss(line, outputs, targets, counts)
+    for _ in range(STEPS):
+        slope, step = _newton(line, outputs, targets, counts)
+        if float((slope.abs() / counts.sum(0).clamp(min=1)).max()) < ENOUGH:
+            break
+        line, loss = _descend(line, step, (slope * step).sum(0), loss, outputs, targets, counts)
+    return -line
+
+
+def _loss(line: Tensor, outputs: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """The cross entropy `(n,)` of σ(a z + b), with `line` (a, b) `(2, n)`."""
+    logits = line[0] * outputs + line[1]
+    return (counts * (-F.logsigmoid(-logits) - targets * logits)).sum(0)
+
+
+def _newton(line: Tensor, outputs: Tensor, targets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The slope of the loss in a and b, and the step that Newton's method takes, `(2, n)` each."""
+    p = torch.sigmoid(line[0] * outputs + line[1])
+    wrong, curve = counts * (p - targets), counts * p * (1 - p)
+    slope = torch.stack([(wrong * outputs).sum(0), wrong.sum(0)])
+    aa, ab, bb = (curve * outputs.square()).sum(0) + RIDGE, (curve * outputs).sum(0), curve.sum(0) + RIDGE
+    determinant = (aa * bb - ab.square()).clamp(min=RIDGE**2)
+    step = torch.stack([ab * slope[1] - bb * slope[0], ab * slope[0] - aa * slope[1]]) / determinant
+    return slope, step
+
+
+def _descend(
+    line: Tensor, step: Tensor, fall: Tensor, loss: Tensor, outputs: Tensor, targets: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Take the step in every column, halved until the loss falls; a column where it never does stays."""
+    size = torch.ones_like(fall)
+    for _ in range(HALVINGS):
+        new_loss = _loss(line + size * step, outputs, targets, counts)
+        falls = new_loss <= loss + 1e-4 * size * fall
+        if falls.all():
+            break
+        size = torch.where(falls, size, size / 2)
+    return torch.where(falls, line + size * step, line), torch.where(falls, new_loss, loss)

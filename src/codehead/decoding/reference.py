@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding.forms import Scored, Weights
+from codehead.decoding.decoders import Scored, Weights
 from codehead.registry import Registry
 
 REFERENCES: Registry[Callable[..., Tensor]] = Registry("reference decoder")

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from codehead.codes.packing import row_bytes
 from codehead.codes.table import CodewordTable, bit_sums
-from codehead.decoding.extras.corrections import Corrections
+from codehead.decoding.decoders import Terms
+from codehead.decoding.extras import Corrections
 from codehead.decoding.fast_scan import FastScan, Found, Numbers, bit_tables
-from codehead.decoding.terms import Terms
 
 FIRST = 64
 """Tokens taken at first, beyond k."""

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from codehead.codes.table import CodewordTable
 from codehead.decoding import fast_scan
-from codehead.decoding.decoders import DECODERS
-from codehead.decoding.extras.corrections import Corrections
-from codehead.decoding.fitted import FittedDecoder
-from codehead.decoding.precision import no_autocast, wide
+from codehead.decoding.decoders import DECODERS, FittedDecoder, Terms
+from codehead.decoding.extras import Corrections
+from codehead.decoding.numerics import no_autocast, wide
 from codehead.decoding.scan import Query, Scan
-from codehead.decoding.terms import Terms
 from codehead.errors import ConfigurationError
 
 IMPLEMENTATIONS = ("auto", "plain", "scan")

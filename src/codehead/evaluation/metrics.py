@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.decoding import DECODERS, decode
-from codehead.decoding.topk import top_k
+from codehead.decoding.numerics import top_k
 from codehead.errors import ConfigurationError, DataError
 from codehead.models import is_coded
 from codehead.models.hidden import probed

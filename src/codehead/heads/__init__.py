@@ -1,4 +1,4 @@
-"""Heads: hidden state → bit logits, one idea per file."""
+"""Heads: hidden state → bit logits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from torch import nn
 
 from codehead.errors import ConfigurationError
 from codehead.heads.adaptive import AdaptiveHead
-from codehead.heads.base import HEADS
-from codehead.heads.chain.head import ChainHead
-from codehead.heads.linear import LinearHead
-from codehead.heads.low_rank import LowRankHead
-from codehead.heads.mtl import MTLHead
+from codehead.heads.chain import ChainHead
+from codehead.heads.feedforward import HEADS, LinearHead, LowRankHead, MTLHead
 from codehead.registry import did_you_mean
 
 __all__ = [

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from codehead.codes.seal import Seal
 from codehead.errors import ConfigurationError
-from codehead.heads.base import HEADS, require_positive
-from codehead.heads.low_rank import LowRankHead
+from codehead.heads.feedforward import HEADS, LowRankHead, require_positive
 
 
 @HEADS.register("adaptive")

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.decoding import refuse_non_finite
-from codehead.decoding.precision import wide
+from codehead.decoding.numerics import wide
 from codehead.errors import ConfigurationError, DataError
-from codehead.heads.scaling import last_map, scale_outputs
+from codehead.heads.feedforward import last_map, scale_outputs
 from codehead.layer import Decision, DecisionLayer
 from codehead.losses import CHUNK_SCORES, IGNORE
 from codehead.models.hidden import at_labels

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codehead.decoding.extras.dense_rows import ShortlistHead
+from codehead.decoding.extras import ShortlistHead
 from codehead.errors import ConfigurationError
 from codehead.layer import Decision
 from codehead.models import guards

@@ -7,11 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from codehead.decoding.extras.corrections import Corrections
-from codehead.decoding.extras.dense_rows import ShortlistHead
+from codehead.decoding.extras import Corrections, ShortlistHead
 from codehead.errors import ConfigurationError
 from codehead.heads.adaptive import AdaptiveHead
-from codehead.heads.low_rank import LowRankHead
+from codehead.heads.feedforward import LowRankHead
 from codehead.layer import Decision
 from codehead.models.hidden import Statistics
 from codehead.models.least_squares import least_squares, pieces, token_weights

@@ -22,11 +22,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from codehead.codes.packing import row_bytes
 from codehead.codes.table import CodewordTable
 from codehead.config.size import INTEGER_BITS
-from codehead.decoding.extras.corrections import Corrections, choose_tokens
-from codehead.decoding.extras.extra_bits import Refinement
+from codehead.decoding.extras import Corrections, Refinement, choose_tokens
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
-from codehead.heads.base import gives_log_probabilities
-from codehead.heads.chain.conditioning import Chain
+from codehead.heads.chain import Chain
+from codehead.heads.feedforward import gives_log_probabilities
 from codehead.layer import WRITTEN, Decision
 from codehead.models import manifest, stock, surgery
 from codehead.models.causality import refuse_other_classes

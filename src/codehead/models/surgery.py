@@ -15,11 +15,11 @@ from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
 from codehead.config.decision import DEFAULT_CODE
-from codehead.decoding.extras.dense_rows import ShortlistHead
+from codehead.decoding.extras import ShortlistHead
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.head_outputs import Tokens
-from codehead.heads.base import HEADS, gives_log_probabilities
-from codehead.heads.chain.conditioning import Chain
+from codehead.heads.chain import Chain
+from codehead.heads.feedforward import HEADS, gives_log_probabilities
 from codehead.layer import Decision
 from codehead.models import gguf, guards, stock
 from codehead.models.causality import refuse_non_causal

@@ -10,8 +10,7 @@ from codehead.codes.codebook import Codebook, PackedCodebook
 from codehead.codes.design import minimal_length, whole_number
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
-from codehead.decoding.extras.corrections import Corrections, choose_tokens
-from codehead.decoding.extras.extra_bits import Refinement
+from codehead.decoding.extras import Corrections, Refinement, choose_tokens
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.head_outputs import CorrectedBits
 from codehead.models.hidden import Statistics

@@ -1,9 +1,9 @@
 """From scores of dichotomizers to probabilities: Platt's sigmoid for every bit, one temperature for the posterior.
 
-The sigmoids bring all bits to one scale, that of logits (`codehead.decoding.platt`). The codeword posterior takes the
-errors of the bits for independent; dichotomizers trained on the same samples err together, the more so the longer the
-code, so that it is far too sure. One temperature for its log-probabilities mends most of that (C. Guo and others, "On
-Calibration of Modern Neural Networks", 2017) and changes no ranking.
+The sigmoids bring all bits to one scale, that of logits (`codehead.decoding.probabilistic`). The codeword posterior
+takes the errors of the bits for independent; dichotomizers trained on the same samples err together, the more so the
+longer the code, so that it is far too sure. One temperature for its log-probabilities mends most of that (C. Guo and
+others, "On Calibration of Modern Neural Networks", 2017) and changes no ranking.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 from codehead.codes.packing import Floats, Integers
 from codehead.codes.table import CodewordTable
 from codehead.decoding import token_scores
-from codehead.decoding.platt import fit_sigmoids
+from codehead.decoding.probabilistic import fit_sigmoids
 
 LOG_SHARPNESS = (-8.0, 3.0)
 """Where the logarithm of 1 / temperature is looked for."""

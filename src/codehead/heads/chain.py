@@ -1,34 +1,186 @@
-"""Bits that see earlier bits: the likelihood of a codeword as a product along a tree.
-
-Independent bits give every token a score of its bits alone, so that a distribution in which one bit depends on another
-is out of their reach. Here the bits come in blocks, and each block is conditioned on the bits before it, as in
-classifier chains (J. Read et al., 2009) and the binary hierarchical Softmax (F. Morin, Y. Bengio, 2005), but with one
-set of weights per bit in place of one per inner node:
-
-    z_i = w_i · act(f_b + B_b c_<b) + bias_i        for the bits i of block b, with c_<b ∈ {−1, +1} all earlier bits
-    log p(v) = Σ_{i: free} log σ(c_vi z_i)
-
-A bit that the bits before it force, because only one of its values still leads to a codeword, has probability 1. What
-remains is a binary decision at every branching of the tree of codewords, so the V likelihoods sum to 1 by
-construction, for any binary code without equal codewords.
-"""
+"""The codewords of a binary code as a tree of prefixes, bit by bit."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding.extras.dense_rows import ShortlistHead
-from codehead.decoding.precision import narrowed, no_autocast, roomy, wide
+from codehead.decoding.extras import ShortlistHead
+from codehead.decoding.numerics import narrowed, no_autocast, roomy, wide
 from codehead.errors import ConfigurationError
-from codehead.heads.chain.head import ChainHead, block_starts
-from codehead.heads.chain.trie import Trie, build_trie
-from codehead.heads.mtl import ACTIVATIONS
+from codehead.heads.feedforward import ACTIVATIONS, HEADS, require_positive
+
+
+class Level(NamedTuple):
+    """One bit: from N prefixes that end before it to M that end with it. Prefixes are numbered in their order."""
+
+    parent: Tensor
+    """`(M,)`: the prefix without this bit."""
+    children: Tensor
+    """`(N, 2)`: the prefix that goes on with −1 and with +1; −1 where no codeword does."""
+    branching: Tensor
+    """`(B,)`: the prefixes that go on both ways. For all others the bit is forced."""
+    row: Tensor
+    """`(B,)`: which of the block's `prefixes` each of these begins with."""
+
+
+class Block(NamedTuple):
+    """Bits that are predicted from the same earlier bits."""
+
+    prefixes: Tensor
+    """`(L, start)`, symbols ±1: the earlier bits after which some bit of the block is free, each set once."""
+    row: Tensor
+    """`(N,)`: the row of every prefix that ends before the block; 0 for those that are not among them."""
+    levels: list[Level]
+
+
+class Trie(NamedTuple):
+    """The distinct prefixes of V codewords.
+
+    A tree with V leaves branches V − 1 times, however long the codewords are. A bit after whose prefix only one value
+    continues to a codeword is *forced*: it tells nothing, and has probability 1.
+    """
+
+    blocks: list[Block]
+    free: Tensor
+    """`(V, n)`, bool: whether the bit of a codeword is free, rather than forced by those before it."""
+    leaf: Tensor
+    """`(V,)`: the last prefix of every class, which is its codeword."""
+    classes: Tensor
+    """`(leaves,)`: a class with this codeword."""
+
+
+@torch.no_grad()
+def build_trie(signs: Tensor, starts: list[int]) -> Trie:
+    """The tree of the codewords `signs` `(V, n)` of ±1, whose blocks begin at the bits `starts`."""
+    bits = (signs > 0).long()
+    node = torch.zeros(len(bits), dtype=torch.int64, device=bits.device)
+    blocks, free = [], []
+    for start, stop in zip(starts, [*starts[1:], bits.shape[1]], strict=True):
+        block, node, of_block = _block(signs[:, :start], bits[:, start:stop], node)
+        blocks.append(block)
+        free.append(of_block)
+    return Trie(blocks, torch.cat(free, dim=1), node, _member(node))
+
+
+def _block(before: Tensor, bits: Tensor, node: Tensor) -> tuple[Block, Tensor, Tensor]:
+    """The block of `bits` `(V, m)`, the last prefix `(V,)` of every class, and which of its bits are free `(V, m)`.
+
+    `node` `(V,)` is the prefix of every class before the block, of symbols `before` `(V, start)`.
+    """
+    first = origin = torch.arange(int(node.max()) + 1, device=node.device)  # the prefix that each began with
+    parts, free, now = [], [], node
+    for bit in bits.unbind(1):
+        parent, children, following = _step(now, bit)
+        branches = (children >= 0).all(1)
+        parts.append((parent, children, branches.nonzero().squeeze(1), origin))
+        free.append(branches[now])
+        origin, now = origin[parent], following
+    used = torch.cat([origin[branching] for _, _, branching, origin in parts]).unique()
+    row = torch.zeros_like(first).index_put((used,), torch.arange(len(used), device=node.device))
+    levels = [Level(parent, children, some, row[origin[some]]) for parent, children, some, origin in parts]
+    return Block(before[_member(node)[used]], row, levels), now, torch.stack(free, dim=1)
+
+
+def _step(node: Tensor, bit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From the prefix `(V,)` and next bit `(V,)` of every class: parents, children, and its prefix after the bit."""
+    keys, following = (2 * node + bit).unique(return_inverse=True)
+    children = torch.full((int(node.max()) + 1, 2), -1, device=node.device)
+    children.view(-1)[keys] = torch.arange(len(keys), device=node.device)
+    return keys // 2, children, following
+
+
+def _member(node: Tensor) -> Tensor:
+    """One of the classes with each prefix, for the prefix `(V,)` of every class."""
+    classes = torch.arange(len(node), device=node.device)
+    return torch.empty(int(node.max()) + 1, dtype=torch.int64, device=node.device).index_put((node,), classes)
+
+
+# The chain head: features for blocks of bits, whose later blocks also see the bits before them.
+
+
+def block_starts(num_bits: int, block: int) -> list[int]:
+    """The first bit of every block of `block` bits; if they do not divide n, the first block is the short one."""
+    return [0, *range((num_bits - 1) % block + 1, num_bits, block)]
+
+
+@HEADS.register("chain")
+class ChainHead(nn.Module):
+    """Hidden states `(…, hidden)` → features `(…, blocks · width)` for a `Chain` in the decision layer.
+
+    One linear map, without bias: `hidden · blocks · width` parameters. The n bits are cut into blocks of `block` bits,
+    the first of which takes the remainder. What a feature means is up to `codehead.heads.chain.Chain`,
+    which adds what the earlier bits say, applies the `activation` and has the parameters of the bits.
+
+    `weight` is three-dimensional, `(blocks, width, hidden)`, so that it is never taken for a Softmax matrix.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_bits: int,
+        width: int | None = None,
+        block: int = 1,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        if width is None or width == 0:
+            raise ConfigurationError(
+                f"head 'chain' needs width ≥ 1, the features of each block of bits; got width={width!r}. For a head "
+                "without hidden layers choose head='linear'"
+            )
+        ACTIVATIONS.get(activation)
+        self.hidden_size = require_positive("hidden_size", hidden_size)
+        self.num_bits = require_positive("num_bits", num_bits)
+        self.width = require_positive("width", width)
+        self.block = min(require_positive("block", block), num_bits)
+        self.activation = activation
+        self.weight = nn.Parameter(torch.empty(len(block_starts(num_bits, self.block)), width, hidden_size))
+        self.reset_parameters()
+
+    @property
+    def out_features(self) -> int:
+        """The features: blocks · width."""
+        return self.weight.shape[0] * self.width
+
+    @property
+    def conditioning(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters of the `Chain` that goes with this head."""
+        rows = sum(block_starts(self.num_bits, self.block))
+        found: dict[str, tuple[int, ...]] = {"weight": (self.num_bits, self.width), "bias": (self.num_bits,)}
+        return found | {"context": (rows, self.width)} if rows else found
+
+    def reset_parameters(self) -> None:
+        """Uniform in ±1/√hidden, as `nn.Linear` starts."""
+        nn.init.uniform_(self.weight, -1 / math.sqrt(self.hidden_size), 1 / math.sqrt(self.hidden_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(…, hidden)` → `(…, blocks · width)`."""
+        return F.linear(hidden, self.weight.flatten(0, 1))
+
+    def extra_repr(self) -> str:
+        return f"hidden_size={self.hidden_size}, num_bits={self.num_bits}, width={self.width}, block={self.block}"
+
+
+# Bits that see earlier bits: the likelihood of a codeword as a product along a tree.
+#
+# Independent bits give every token a score of its bits alone, so that a distribution in which one bit depends on
+# another is out of their reach. Here the bits come in blocks, and each block is conditioned on the bits before it, as
+# in classifier chains (J. Read et al., 2009) and the binary hierarchical Softmax (F. Morin, Y. Bengio, 2005), but with
+# one set of weights per bit in place of one per inner node:
+#
+#     z_i = w_i · act(f_b + B_b c_<b) + bias_i        for the bits i of block b, with c_<b ∈ {−1, +1} all earlier bits
+#     log p(v) = Σ_{i: free} log σ(c_vi z_i)
+#
+# A bit that the bits before it force, because only one of its values still leads to a codeword, has probability 1.
+# What remains is a binary decision at every branching of the tree of codewords, so the V likelihoods sum to 1 by
+# construction, for any binary code without equal codewords.
+
 
 CHUNK_NUMBERS = 2**24
 """Hidden units, or scores, computed at a time when codewords are scored (64 MiB in float32)."""

@@ -7,10 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding.precision import narrowed, no_autocast, roomy, wide
-from codehead.decoding.topk import top_k, top_k_among
-from codehead.heads.chain.conditioning import CHUNK_NUMBERS, Chain
-from codehead.heads.chain.trie import Level, Trie
+from codehead.decoding.numerics import narrowed, no_autocast, roomy, top_k, top_k_among, wide
+from codehead.heads.chain import CHUNK_NUMBERS, Chain, Level, Trie
 
 WIDTHS = (16, 128)
 """Beams that are tried before all codewords are scored."""

@@ -1,1 +1,0 @@
-"""What single tokens have beside their codewords: dense rows, extra bits, a bias."""
