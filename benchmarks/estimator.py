@@ -40,8 +40,7 @@ from codehead.decoding import DECODERS
 from codehead.lab.result import Result, write_json
 from codehead.sklearn import OutputCodeClassifier
 from codehead.sklearn.decision import ClassDecision
-from codehead.sklearn.dichotomizers import bit_scores, out_of_fold_scores
-from codehead.sklearn.linear import stack
+from codehead.sklearn.dichotomizers import bit_scores, out_of_fold_scores, stack
 from codehead.training.provenance import provenance, utc_now
 
 DICHOTOMIZERS: dict[str, Callable[[], BaseEstimator]] = {

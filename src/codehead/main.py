@@ -13,17 +13,10 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from codehead.boundaries import missing_extra, system_failure
-from codehead.cli.attach import attach
-from codehead.cli.calibrate import calibrate
+from codehead.cli.advice import doctor, params, recommend
+from codehead.cli.checkpoints import attach, calibrate, convert, generate, screen
 from codehead.cli.code import code
-from codehead.cli.convert import convert
-from codehead.cli.doctor import doctor
-from codehead.cli.finetune import finetune
-from codehead.cli.generate import generate
-from codehead.cli.params import params
-from codehead.cli.pretrain import pretrain
-from codehead.cli.recommend import recommend
-from codehead.cli.screen import screen
+from codehead.cli.training import finetune, pretrain
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.lab.cli import protocol
 from codehead.lab.cli.demo import demo

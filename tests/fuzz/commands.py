@@ -30,7 +30,7 @@ import codehead.screening.checkpoint
 import codehead.training.run  # noqa: F401
 from bad_calls import bad_calls, prepare, words
 from codehead import main as cli
-from codehead.cli.attach import attach
+from codehead.cli.checkpoints import attach
 from codehead.training.tokenizer import train_bpe
 
 SECONDS = 300

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import codehead
 from codehead import main as cli
-from codehead.cli.attach import attach
+from codehead.cli.checkpoints import attach
 from codehead.training.run import train
 from codehead.training.tokenizer import train_bpe
 

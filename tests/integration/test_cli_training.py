@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from codehead.cli.finetune import finetune
 from codehead.cli.options import KEYS
-from codehead.cli.pretrain import pretrain
+from codehead.cli.training import finetune, pretrain
 from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded

@@ -11,7 +11,7 @@ import torch
 from architectures import make
 
 import codehead
-from codehead.cli.attach import attach
+from codehead.cli.checkpoints import attach
 from codehead.training import precision
 from codehead.training.model import load_model
 

@@ -14,7 +14,7 @@ from codehead import attach, recommend
 from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError
 from codehead.models.shape import model_shape
-from codehead.recommendation.expectations import SetUp, Value
+from codehead.recommendation import SetUp, Value
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import codehead
-from codehead.cli.decision import OPTIONS_OF, decision_options
-from codehead.cli.decision import given as given_options
+from codehead.cli.options import OPTIONS_OF, decision_options
+from codehead.cli.options import given as given_options
 from codehead.codes import build
 from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError

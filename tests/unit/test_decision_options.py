@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
-from codehead.cli.decision import decision_options, given
+from codehead.cli.options import decision_options, given
 
 
 def found(line: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from codehead.lab.reports.expectations import render
 from codehead.lab.result import Result
-from codehead.recommendation.expectations import FILE, SetUp, Value, set_ups
+from codehead.recommendation import FILE, SetUp, Value, set_ups
 
 RESULTS = Path(__file__).parents[2] / "results"
 

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import codehead
 from codehead.codes import build
 from codehead.errors import DataError
-from codehead.evaluation.confusion import token_confusions
+from codehead.evaluation.metrics import token_confusions
 
 V = 24
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codehead.cli.decision import key_values
+from codehead.cli.options import key_values
 from codehead.cli.output import check_file
 
 if TYPE_CHECKING:

@@ -1,14 +1,17 @@
-"""Options that several commands share, and the configuration keys that the training options set."""
+"""Options that several commands share, and those that are generated from `DecisionConfig`: one for each field."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import typer
 
-from codehead.cli import decision
+from codehead.config import DecisionConfig
 
 DECISION, DATA, TRAINING = "Decision layer", "Data", "Training"
 
@@ -20,12 +23,14 @@ Assignments = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Any other key, as in --set training.warmup_steps=100."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again, removing the run in the output folder.")]
-Out = Annotated[str | None, typer.Option("--out", help="Folder of the run (output_dir).")]
 LARGEST_SEED = 2**32 - 1  # numpy's
-Seed = Annotated[int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of the run.")]
-Tokenizer = Annotated[
-    str | None, typer.Option("--tokenizer", help="Hub id, folder, or '{train: bpe, vocab_size: 8192}'.")
+
+ExampleTokens = Annotated[
+    int | None,
+    typer.Option("--block-size", min=2, help="Tokens per example.", show_default="256, or all that the model takes"),
 ]
+ForwardExamples = Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="Of the weights: auto, float32, bfloat16, float16.")]
 
 PACKED = "Keep codewords packed in memory: a 32nd of the bytes; on a CPU long ones are then faster, short ones slower."
 Packed = Annotated[bool | None, typer.Option("--packed/--unpacked", help=PACKED, show_default="as the checkpoint says")]
@@ -38,44 +43,46 @@ Speed = Annotated[
     typer.Option("--speed", help="How many times fewer multiply-adds per token than Softmax's, such as 4x."),
 ]
 
-Train = Annotated[str | None, typer.Option("--train", help="Hub id or local file.", rich_help_panel=DATA)]
-Validation = Annotated[str | None, typer.Option("--validation", help="Hub id or file.", rich_help_panel=DATA)]
-ValidationFraction = Annotated[
-    float | None,
-    typer.Option("--validation-fraction", help="Part of the documents to hold out.", rich_help_panel=DATA),
-]
 TextField = Annotated[str | None, typer.Option("--text-field", help="Field of the text.", rich_help_panel=DATA)]
-BlockSize = Annotated[int | None, typer.Option("--block-size", help="Tokens per example.", rich_help_panel=DATA)]
 MaxDocuments = Annotated[
     int | None, typer.Option("--max-documents", help="Read no more than these.", rich_help_panel=DATA)
 ]
 
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", rich_help_panel=TRAINING)]
-MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps.", rich_help_panel=TRAINING)]
-Epochs = Annotated[float | None, typer.Option("--epochs", rich_help_panel=TRAINING)]
-BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", help="Examples per device and step.", rich_help_panel=TRAINING)
-]
-Accumulation = Annotated[int | None, typer.Option("--gradient-accumulation-steps", rich_help_panel=TRAINING)]
-BFloat16 = Annotated[bool | None, typer.Option("--bf16/--no-bf16", rich_help_panel=TRAINING)]
-SaveSteps = Annotated[int | None, typer.Option("--save-steps", rich_help_panel=TRAINING)]
-LoggingSteps = Annotated[int | None, typer.Option("--logging-steps", rich_help_panel=TRAINING)]
 
-KEYS = {
-    "model": "model",
-    "tokenizer": "tokenizer",
-    "out": "output_dir",
-    "seed": "seed",
-    "adapt": "adapt",
-    "dtype": "dtype",
-    "lora_r": "lora.r",
-    **{name: f"data.{name}" for name in ("train", "validation", "validation_fraction", "text_field")},
-    **{name: f"data.{name}" for name in ("block_size", "max_documents")},
-    **{name: f"training.{name}" for name in ("learning_rate", "max_steps", "save_steps", "logging_steps", "bf16")},
-    "epochs": "training.num_train_epochs",
-    "batch_size": "training.per_device_train_batch_size",
-    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
+class _RunOption(NamedTuple):
+    """An option of `pretrain` and `finetune`: what it takes, and the configuration key that it sets."""
+
+    kind: type
+    key: str
+    help: str | None = None
+    panel: str | None = TRAINING
+
+
+RUN_OPTIONS = {
+    "tokenizer": _RunOption(str, "tokenizer", "Hub id, folder, or '{train: bpe, vocab_size: 8192}'.", None),
+    "out": _RunOption(str, "output_dir", "Folder of the run (output_dir).", None),
+    "seed": _RunOption(int, "seed", "Seed of the run.", None),
+    "train": _RunOption(str, "data.train", "Hub id or local file.", DATA),
+    "validation": _RunOption(str, "data.validation", "Hub id or file.", DATA),
+    "validation_fraction": _RunOption(float, "data.validation_fraction", "Part of the documents to hold out.", DATA),
+    "text_field": _RunOption(str, "data.text_field", "Field of the text.", DATA),
+    "block_size": _RunOption(int, "data.block_size", "Tokens per example.", DATA),
+    "max_documents": _RunOption(int, "data.max_documents", "Read no more than these.", DATA),
+    "learning_rate": _RunOption(float, "training.learning_rate"),
+    "max_steps": _RunOption(int, "training.max_steps", "Optimizer steps."),
+    "epochs": _RunOption(float, "training.num_train_epochs"),
+    "batch_size": _RunOption(int, "training.per_device_train_batch_size", "Examples per device and step."),
+    "gradient_accumulation_steps": _RunOption(int, "training.gradient_accumulation_steps"),
+    "bf16": _RunOption(bool, "training.bf16"),
+    "save_steps": _RunOption(int, "training.save_steps"),
+    "logging_steps": _RunOption(int, "training.logging_steps"),
 }
+KEYS = {
+    **{name: name for name in ("model", "adapt", "dtype")},
+    "lora_r": "lora.r",
+    **{name: option.key for name, option in RUN_OPTIONS.items()},
+}
+"""Parameter of a command → the configuration key that it sets."""
 
 
 def block_size_for(model: str) -> int:
@@ -93,10 +100,104 @@ def overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration keys that the given options set; `--set` comes last."""
     from codehead.training.blocks import parse_assignment
 
-    given = {KEYS[name]: value for name, value in parameters.items() if name in KEYS and value is not None}
-    for key, value in given.items():
+    found = {KEYS[name]: value for name, value in parameters.items() if name in KEYS and value is not None}
+    for key, value in found.items():
         if isinstance(value, str) and value.startswith("{"):
-            given[key] = parse_assignment(f"{key}={value}")[1]
+            found[key] = parse_assignment(f"{key}={value}")[1]
     own = {name: value for name, value in parameters.items() if name not in KEYS}  # --seed is the run's
-    layer = {f"decision.{name}": value for name, value in decision.given(own).items()}
-    return {**given, **layer, **dict(map(parse_assignment, parameters["assignments"] or []))}
+    layer = {f"decision.{name}": value for name, value in given(own).items()}
+    return {**found, **layer, **dict(map(parse_assignment, parameters["assignments"] or []))}
+
+
+# The options of a decision layer, generated from `DecisionConfig`: each field is an option with the field's help.
+
+
+OPTIONS_OF = {"code_params": "--param", "head_params": "--head-param"}
+"""Fields that are mappings: one option, repeated, gives a KEY=VALUE each."""
+KINDS: dict[str, Any] = {"int": int, "bool": bool}
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def decision_options(command: Command) -> Command:
+    """Give a command an option for every field of DecisionConfig; they arrive as keywords, None where not given."""
+    return _with(command, [_of_field(entry) for entry in fields(DecisionConfig)])
+
+
+def run_options(command: Command) -> Command:
+    """Give a command the RUN_OPTIONS, then those of a decision layer."""
+    own = [_of_run(name, option) for name, option in RUN_OPTIONS.items()]
+    return _with(command, [*own, *(_of_field(entry) for entry in fields(DecisionConfig) if entry.name not in KEYS)])
+
+
+def _with(command: Command, options: Sequence[inspect.Parameter]) -> Command:
+    """The command with further options, but for those that it has itself."""
+    signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
+    own = [
+        entry.replace(annotation=hints[entry.name])
+        for entry in signature.parameters.values()
+        if entry.kind is not entry.VAR_KEYWORD
+    ]
+    taken = {entry.name for entry in own}
+    parameters = [*own, *(entry for entry in options if entry.name not in taken)]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {entry.name: entry.annotation for entry in parameters}
+    return command
+
+
+def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of DecisionConfig that options set; mappings are read from their KEY=VALUE pairs."""
+    names = [entry.name for entry in fields(DecisionConfig)]
+    found = {name: parameters[name] for name in names if parameters.get(name) not in (None, [], ())}
+    for name, flag in OPTIONS_OF.items():
+        if name in found:
+            found[name] = key_values(flag, found[name])
+    return found
+
+
+def key_values(flag: str, pairs: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` strings of a flag as keyword arguments; a value that is not JSON is a string."""
+    from codehead.errors import ConfigurationError
+
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ConfigurationError(
+                f"{flag} {pair!r} is not KEY=VALUE; write the name of the option, =, and its value"
+            )
+        try:
+            values[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[key] = value
+    return values
+
+
+def _of_run(name: str, told: _RunOption) -> inspect.Parameter:
+    limits = {"min": 0, "max": LARGEST_SEED} if name == "seed" else {}
+    option = typer.Option(*_flags(name, told.kind), help=told.help, rich_help_panel=told.panel, **limits)
+    return _parameter(name, told.kind, option)
+
+
+def _of_field(entry: Field[Any]) -> inspect.Parameter:
+    is_mapping = entry.name in OPTIONS_OF
+    kind = list[str] if is_mapping else KINDS.get(str(entry.type).split(" |")[0], str)
+    default = None if entry.default in (MISSING, None, 0, False) else str(entry.default)
+    option = typer.Option(
+        *([OPTIONS_OF[entry.name]] if is_mapping else _flags(entry.name, kind)),
+        help=entry.metadata["help"],
+        metavar="KEY=VALUE" if is_mapping else None,
+        show_default=default or False,
+        rich_help_panel=DECISION,
+    )
+    return _parameter(entry.name, kind, option)
+
+
+def _flags(name: str, kind: type) -> list[str]:
+    flag = name.replace("_", "-")
+    return [f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"]
+
+
+def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )

@@ -1,18 +1,91 @@
-"""What `pretrain` and `finetune` share: run, and tell how to go on."""
+"""`codehead pretrain` and `codehead finetune`: train, and tell how to go on."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from codehead.boundaries import command
+from codehead.cli import options as opt
+from codehead.cli.options import DECISION, run_options
 from codehead.cli.output import check_folder
 
 if TYPE_CHECKING:
     from codehead.training.config import RunConfig
+
+
+@run_options
+def pretrain(
+    context: typer.Context,
+    config: opt.ConfigFile = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Architecture, as in '{model_type: gpt2, n_embd: 192}'.")
+    ] = None,
+    assignments: opt.Assignments = None,
+    overwrite: opt.Overwrite = False,
+    **options: Any,
+) -> None:
+    """Train a new model from scratch, with Softmax or a code as its decision layer.
+
+    A run that was stopped goes on from its last complete checkpoint when the same command is given again.
+    """
+    from codehead.errors import ConfigurationError
+    from codehead.training.config import RunConfig
+
+    run = RunConfig.from_yaml(config, opt.overrides(context.params))
+    if not run.is_pretraining:
+        raise ConfigurationError(
+            f"model is {run.model!r}, an existing model; give pretrain an architecture such as "
+            "'{model_type: gpt2, n_embd: 192}', or use codehead finetune"
+        )
+    run_training(run, overwrite)
+
+
+@run_options
+def finetune(
+    context: typer.Context,
+    config: opt.ConfigFile = None,
+    model: Annotated[str | None, typer.Option("--model", help="Hub id, folder or GGUF file.")] = None,
+    adapt: Annotated[
+        str | None, typer.Option("--adapt", help="lora (attention) + head, full, or head.", show_default="lora")
+    ] = None,
+    lora_r: Annotated[int | None, typer.Option("--lora-r", help="Rank of the adapters.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the weights.", show_default="float32")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help=f"{opt.BUDGET} Chooses them all.", rich_help_panel=DECISION)
+    ] = None,
+    assignments: opt.Assignments = None,
+    overwrite: opt.Overwrite = False,
+    **options: Any,
+) -> None:
+    """Adapt an existing model: its own decision layer, or a new one given by --code or --budget.
+
+    With --budget the new head learns from the old one first; then backbone and head learn from the text, and the head
+    is rounded. A run that was stopped goes on from its last complete checkpoint when
+    the same command is given again.
+    """
+    from codehead.errors import ConfigurationError
+    from codehead.training.blocks import merged, read_yaml
+    from codehead.training.budget import within
+    from codehead.training.config import RunConfig
+
+    values = merged({} if config is None else read_yaml(config), opt.overrides(context.params))
+    if isinstance(values.get("model"), dict):
+        raise ConfigurationError(
+            f"model is an architecture ({values['model']!r}); give finetune a hub id or a local folder, "
+            "or use codehead pretrain"
+        )
+    if isinstance(values.get("model"), str) and "block_size" not in (values.get("data") or {}):
+        values = merged(values, {"data.block_size": opt.block_size_for(values["model"])})
+    if budget is None:
+        run_training(RunConfig.from_dict(values), overwrite)
+        return
+    run, told = within(values, budget)
+    Console(stderr=True, highlight=False).print(told, markup=False, soft_wrap=True)
+    run_training(run, overwrite)
 
 
 def run_training(config: RunConfig, overwrite: bool) -> None:

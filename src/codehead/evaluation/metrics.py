@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codehead.codes import Confusion
 from codehead.decoding import DECODERS, decode
 from codehead.decoding.numerics import top_k
 from codehead.errors import ConfigurationError, DataError
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from codehead.layer import Decision
+
 
 SCORE_BYTES = 64 * 2**20  # token scores held at a time
 TOP = 5
@@ -89,7 +92,9 @@ def evaluate(
         head = _Head.of(model)
         with probed(model) as read:
             for done, batch in _batches(model, tokenizer, dataset, batch_size):
-                _add_batch(totals, head, read, batch, decoder)
+                totals.add_bytes(batch)
+                for outputs, labels in _scored(head, read, batch):
+                    _add_tokens(totals, head.decision, outputs, labels, decoder)
                 if progress is not None:
                     progress(done, len(dataset))
     finally:
@@ -126,6 +131,13 @@ class _Totals:
             bit_accuracies=self._per_node(self.node_right),
             decoder=decoder,
         )
+
+    def add_bytes(self, batch: dict[str, Tensor]) -> None:
+        """Add the bytes of the labelled tokens; unknown for all as soon as they are for one batch."""
+        if "num_bytes" not in batch:
+            self.num_bytes = None
+        elif self.num_bytes is not None:
+            self.num_bytes += int(batch["num_bytes"][:, 1:][batch["labels"][:, 1:] != IGNORED].sum())
 
     def add_nodes(self, nats: Tensor, right: Tensor, count: Tensor) -> None:
         """Add sums per node, each `(n,)`."""
@@ -187,18 +199,13 @@ class _Head:
             yield from self.tail(self.module(some)).split(rows)
 
 
-def _add_batch(
-    totals: _Totals, head: _Head, read: Callable[..., Tensor], batch: dict[str, Tensor], decoder: str
-) -> None:
-    """Add the labelled positions of a batch, scored so many at a time that nothing V wide exceeds SCORE_BYTES."""
-    scored = batch["labels"][:, 1:] != IGNORED
-    if "num_bytes" not in batch:
-        totals.num_bytes = None
-    elif totals.num_bytes is not None:
-        totals.num_bytes += int(batch["num_bytes"][:, 1:][scored].sum())
+def _scored(head: _Head, read: Callable[..., Tensor], batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Outputs and labels of the labelled positions of a batch, so many that nothing V wide exceeds SCORE_BYTES."""
+    labels = batch["labels"][:, 1:]
+    scored = labels != IGNORED
     if not bool(scored.any()):
         return
-    labels = batch["labels"][:, 1:][scored]
+    labels = labels[scored]
     if int(labels.max()) >= head.num_classes:
         raise DataError(
             f"the data hold the label {int(labels.max())}, but the model has {head.num_classes} tokens; "
@@ -209,7 +216,7 @@ def _add_batch(
     hidden = hidden[scored.to(hidden.device)]
     rows = max(1, SCORE_BYTES // (4 * head.num_classes))
     for outputs, wanted in zip(head.outputs(hidden, rows), labels.split(rows), strict=True):
-        _add_tokens(totals, head.decision, outputs, wanted.to(outputs.device), decoder)
+        yield outputs, wanted.to(outputs.device)
 
 
 def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, labels: Tensor, decoder: str) -> None:
@@ -265,3 +272,41 @@ def _ranking(model: Any, decoder: str | None) -> str:
             "there is nothing to decode; omit the decoder"
         )
     return decoder
+
+
+@torch.no_grad()
+def token_confusions(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Dataset | Sequence[dict[str, Any]],
+    *,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Confusion:
+    """How often each token was the label and each the first choice: the counts that `ecoc_one` grows a code by.
+
+    Arguments and errors are those of `evaluate`. The first choice is that of the model's own decoder, for a stock model
+    the largest logit.
+    """
+    was_training = model.training
+    model.eval()
+    found: list[Tensor] = []
+    try:
+        head = _Head.of(model)
+        with probed(model) as read:
+            for done, batch in _batches(model, tokenizer, dataset, batch_size):
+                for outputs, labels in _scored(head, read, batch):
+                    found.append(torch.stack([labels, _first_choice(head, outputs)]).cpu())
+                if progress is not None:
+                    progress(done, len(dataset))
+    finally:
+        model.train(was_training)
+    if not found:
+        raise DataError("the data hold no labelled token to count; every label is -100 or out of reach")
+    labels, choices = torch.cat(found, dim=1).numpy()
+    return Confusion.of((labels, choices, np.ones(len(labels))), head.num_classes)
+
+
+def _first_choice(head: _Head, outputs: Tensor) -> Tensor:
+    """The best tokens `(tokens,)` for outputs of the head."""
+    return outputs.argmax(dim=-1) if head.decision is None else head.decision.decode(outputs).ids[:, 0]

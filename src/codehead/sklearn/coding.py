@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_array
 
 from codehead.codes import DESIGNS, Codebook, build
 from codehead.codes.codebook import repeats
 from codehead.codes.decoc import MAX_SAMPLES
 from codehead.codes.design import minimal_length, whole_number
 from codehead.codes.packing import Floats, Integers, Symbols
-from codehead.errors import CodebookError, ConfigurationError
-from codehead.sklearn.features import numeric_features
+from codehead.errors import CodebookError, ConfigurationError, DataError
 
 SIZED = ("dense_random", "sparse_random", "minrandom", "additive", "itq", "merged_forest")
 """The designs of any length: `code_size` times the number of classes, as in scikit-learn."""
@@ -162,3 +164,45 @@ def check_separates(matrix: Symbols, classes: Sequence[Any], *, is_given: bool) 
             f"{message}are equal in every column that has both a +1 and a −1; give a matrix with distinct rows, more "
             "bits, or another random_state"
         )
+
+
+# The numbers that a design which looks at the data is shown: the samples themselves, or what a pipeline makes of them.
+#
+# Dichotomizers may take what no design can compute with: text, categories, missing values. A pipeline says itself how
+# these become numbers.
+
+
+def numeric_features(X: Any, ids: Integers, estimator: Any, design: str) -> Any:
+    """Finite features of the samples, float64 (N, d), dense or CSR.
+
+    These are X itself or, where it is no such matrix, what the steps of a pipeline before its classifier make of it,
+    fitted to all samples and their class ids (N,).
+
+    Raises:
+        DataError: there is no such pipeline, a step of it fails, or its features are not finite numbers either.
+    """
+    try:
+        return check_array(X, accept_sparse="csr", dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        reason = error
+    if not isinstance(estimator, Pipeline) or len(estimator) < 2:
+        found = f"X is not a matrix of finite numbers ({_first_line(reason)})"
+        raise DataError(f"{found}, which code={design!r} computes with; {_remedy(True)}") from reason
+    try:
+        features = clone(estimator[:-1]).fit_transform(X, ids)
+        return check_array(features, accept_sparse="csr", dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        found = f"the steps of the pipeline before its classifier make no finite numbers of X ({_first_line(error)})"
+        raise DataError(f"{found}, which code={design!r} computes with; {_remedy(False)}") from error
+
+
+def _remedy(may_be_prepared: bool) -> str:
+    steps = "make estimator a pipeline whose first steps turn X into finite numbers, " if may_be_prepared else ""
+    return (
+        f"{steps}give code_params={{'prototypes': …}}, a row of numbers for every class, or choose a code that does "
+        "not look at X, such as 'dense_random'"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logit
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.linear_model._base import LinearClassifierMixin
 from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.parallel import Parallel, delayed
@@ -16,7 +18,6 @@ from sklearn.utils.validation import _num_samples
 
 from codehead.codes.packing import Floats, Integers, Symbols
 from codehead.errors import ConfigurationError, DataError
-from codehead.sklearn.linear import stack
 
 SURE = float(np.finfo(np.float32).eps)
 """Probabilities are taken to be no nearer to 0 or 1 than this: bit logits of at most ±15.9."""
@@ -117,7 +118,7 @@ def bit_scores(estimators: Sequence[Any], X: Any, stacked: Any = None) -> Floats
     """What the dichotomizers say of the samples, float64 (N, n): positive means +1.
 
     The decision function where there is one, else the logit of the probability. `stacked` is what
-    `codehead.sklearn.linear.stack` made of the estimators, if anything: then it takes one matrix product.
+    `codehead.sklearn.dichotomizers.stack` made of the estimators, if anything: then it takes one matrix product.
     A DataError if a score is not finite: no class is nearest then.
     """
     if stacked is None:
@@ -172,3 +173,52 @@ def _folds(X: Any, y: Integers, cv: Any) -> list[tuple[Integers, Integers]]:
         if "groups" in str(error):
             remedy = "give the folds of a splitter by groups themselves, cv=list(splitter.split(X, y, groups))"
         raise ConfigurationError(f"{message}; {remedy}") from error
+
+
+# Linear dichotomizers as one: n decision functions in a single matrix product, and that of the code folded into it.
+
+
+CHUNK_SCORES = 2**18
+"""Scores of classes that are computed at a time to find the best: 2 MiB, which a processor's cache holds."""
+
+
+def stack(estimators: Sequence[Any]) -> Any:
+    """A linear model whose decision function (N, n) has those of all estimators; None if they are not all linear.
+
+    Linear is what has scikit-learn's own linear decision function, and dense coefficients (1, d) or (d,). The model is
+    a copy of the first estimator, so that it checks its input as that does.
+    """
+    if not all(_is_linear(estimator, type(estimators[0])) for estimator in estimators):
+        return None
+    stacked = copy.copy(estimators[0])
+    stacked.coef_ = np.concatenate([np.atleast_2d(estimator.coef_) for estimator in estimators])
+    stacked.intercept_ = np.concatenate([np.ravel(estimator.intercept_) for estimator in estimators])
+    return stacked
+
+
+def fold(stacked: Any, matrix: Floats, slope: Floats, offset: Floats) -> Any:
+    """A linear model whose decision function (N, V) is `matrix` (V, n) times the bit logits of a stacked model.
+
+    The bit logits are `slope · decision function + offset`, both (n,).
+    """
+    folded = copy.copy(stacked)
+    folded.coef_ = (matrix * slope) @ stacked.coef_
+    folded.intercept_ = matrix @ (slope * stacked.intercept_ + offset)
+    return folded
+
+
+def best_class(model: Any, X: Any, num_classes: int) -> Integers:
+    """Where the decision function (N, V) of a linear model is largest, the first such class (N,)."""
+    (X,) = indexable(X)
+    rows = max(1, CHUNK_SCORES // num_classes)
+    starts = range(0, max(_num_samples(X), 1), rows)
+    pieces = (model.decision_function(_safe_indexing(X, slice(start, start + rows))) for start in starts)
+    return np.concatenate([scores.argmax(axis=1) for scores in pieces])
+
+
+def _is_linear(estimator: Any, kind: type) -> bool:
+    inherits = getattr(kind, "decision_function", None) is LinearClassifierMixin.decision_function
+    coefficients = getattr(estimator, "coef_", None)
+    if type(estimator) is not kind or not inherits or not isinstance(coefficients, np.ndarray):
+        return False
+    return coefficients.ndim == 1 or coefficients.shape[0] == 1

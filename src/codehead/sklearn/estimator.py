@@ -27,18 +27,17 @@ from codehead.sklearn.arguments import (
     routed,
     seed_of,
 )
-from codehead.sklearn.calibration import Calibration
 from codehead.sklearn.coding import TrainingSet, asked_columns, check_separates, class_codebook
-from codehead.sklearn.decision import ClassDecision
+from codehead.sklearn.decision import Calibration, ClassDecision, HeldOutEvaluation
 from codehead.sklearn.dichotomizers import (
     ConstantDichotomizer,
+    best_class,
     bit_scores,
     fit_columns,
     out_of_fold_scores,
     partial_fit_columns,
+    stack,
 )
-from codehead.sklearn.held_out import HeldOutEvaluation
-from codehead.sklearn.linear import best_class, stack
 
 
 def _learns_in_batches(classifier: OutputCodeClassifier) -> bool:
@@ -62,7 +61,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             categories or missing values, those that the first steps of a pipeline make of X, given as `estimator`.
         decoder: a name in `codehead.decoding.DECODERS`.
         calibration: None, or "platt": the scores of every dichotomizer are turned into log-odds by a sigmoid fitted to
-            scores out of fold, and probabilities are tempered (`codehead.sklearn.calibration`).
+            scores out of fold, and probabilities are tempered (`codehead.sklearn.decision`).
         cv: folds for calibration and for decoders that are fitted: a number, or a splitter of scikit-learn. Without
             those two nothing is split.
         random_state: an int is the seed of the design; None or a RandomState have one drawn.

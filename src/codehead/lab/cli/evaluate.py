@@ -33,13 +33,8 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="If not the model's own.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")] = 8,
-    block_size: Annotated[
-        int | None,
-        typer.Option(
-            "--block-size", min=2, help="Tokens per example.", show_default="256, or all that the model takes"
-        ),
-    ] = None,
+    batch_size: opt.ForwardExamples = 8,
+    block_size: opt.ExampleTokens = None,
     decoder: Annotated[str | None, typer.Option("--decoder", help="likelihood, hamming, … (docs/decoders.md).")] = None,
     packed: opt.Packed = None,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1)] = None,

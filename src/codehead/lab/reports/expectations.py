@@ -20,7 +20,7 @@ from codehead.lab.reports.evidence import Evidence, read_evidence
 from codehead.lab.reports.naming import backbone_steps
 from codehead.lab.reports.summary import Estimate, Row, summarise
 from codehead.lab.result import Result, write_json
-from codehead.recommendation.expectations import FILE, METRICS
+from codehead.recommendation import FILE, METRICS
 from codehead.training.config import as_of_today
 
 FOLDERS = "frontier-*"

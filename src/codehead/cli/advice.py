@@ -1,4 +1,4 @@
-"""`codehead recommend`: which decision layer fits, what it costs, and what it can be expected to keep."""
+"""Commands that only tell: recommend (which decision layer fits), params (what the usual ones weigh), doctor."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from codehead.cli import options as opt
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from codehead.recommendation import Recommendation
-    from codehead.recommendation.expectations import SetUp, Value
+    from codehead.config import ModelShape
+    from codehead.recommendation import Recommendation, SetUp, Value
+
 
 DEFAULT_BUDGET = "5%"
 COSTS = {
@@ -156,3 +157,118 @@ def _with_width(value: Value, factor: float, form: str) -> str:
     """`95.8 ± 0.5`."""
     width = "" if value.half_width is None else f" ± {format(factor * value.half_width, form)}"
     return format(factor * value.mean, form) + width
+
+
+NOTES = (
+    "Weights in bf16. Resident: weights, packed codebook, and the codeword matrix that the matmul decoder keeps "
+    "unpacked in float32. Read per token: weights and that matrix."
+)
+TIED = (
+    "This model ties its head to the input embedding, which stays ({embedding} bytes): a code saves what is read "
+    "per token, not memory."
+)
+UNTIED = "The input embedding is not counted. If a model ties its head to it, the embedding stays."
+
+
+def params(
+    model: Annotated[
+        str | None, typer.Argument(help="Hub id, folder, GGUF file or config.json.", show_default=False)
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option("--hidden-size", min=1, help="H, instead of a model.")] = None,
+    vocab_size: Annotated[int | None, typer.Option("--vocab-size", min=2, help="V, instead of a model.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the last-layer parameters and bytes of the usual configurations."""
+    from codehead.config import ModelShape
+    from codehead.errors import ConfigurationError
+    from codehead.evaluation.size import compare_configurations
+    from codehead.models.shape import model_shape
+
+    if model is not None and hidden_size is None and vocab_size is None:
+        shape = model_shape(model)
+    elif model is None and hidden_size is not None and vocab_size is not None:
+        shape = ModelShape(hidden_size, vocab_size)
+    else:
+        raise ConfigurationError("give either a model, or both --hidden-size and --vocab-size")
+    rows = compare_configurations(shape)
+    if as_json:
+        values = {"hidden_size": shape.hidden_size, "vocab_size": shape.num_classes, "tied": shape.tied}
+        typer.echo(json.dumps({**values, "configurations": rows}, indent=2))
+    else:
+        _show_sizes(shape, rows)
+
+
+def _show_sizes(shape: ModelShape, rows: list[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"Decision layers for H = {shape.hidden_size:,}, V = {shape.num_classes:,}"
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
+    table.add_column("configuration (n, d)", no_wrap=True)
+    for name in ("parameters", "share of\nSoftmax", "bytes\nresident", "bytes read\nper token"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["configuration"],
+            f"{row['head_parameters']:,}",
+            f"{row['share_of_softmax']:.2%}",
+            f"{row['bytes_resident']:,}",
+            f"{row['bytes_read_per_token']:,}",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(NOTES)
+    embedding = f"{2 * shape.hidden_size * shape.num_classes:,}"
+    console.print(TIED.format(embedding=embedding) if shape.tied else UNTIED)
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(help="Hub id or local folder of a coded or screened checkpoint.")
+    ] = None,
+) -> None:
+    """Tell the versions that are used, whether FAISS scans codes here, and how a model finds its tokens, and why."""
+    for name, value in _installation().items():
+        typer.echo(f"{name:<14}{value}")
+    if model is not None:
+        typer.echo(f"{'model':<14}{_decoding_of(model)}")
+
+
+def _installation() -> dict[str, str]:
+    import platform
+    from importlib import metadata
+
+    import torch
+
+    from codehead.decoding import fast_scan
+
+    scanning = "not installed: codes are scored one and all (pip install 'codehead[fast]')"
+    if fast_scan.available():
+        import faiss
+
+        scanning = f"{faiss.__version__}, {faiss.get_compile_options().strip()}"
+    graphics = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "codehead": metadata.version("codehead"),
+        "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "transformers": metadata.version("transformers"),
+        "FAISS": scanning,
+        "GPU": graphics,
+    }
+
+
+def _decoding_of(name: str) -> str:
+    from codehead.models import is_coded
+    from codehead.screening.model import is_screened
+    from codehead.training.model import load_model
+
+    model: Any = load_model(name, dtype="auto")
+    if is_screened(model):
+        obstacle = model.obstacle()
+        return f"screened, {model.screen.extra_repr()}" if obstacle is None else f"screened, but {obstacle}"
+    if is_coded(model):
+        choice = model.decision.choice()
+        return f"coded, decoded by {choice.impl}: {choice.why}"
+    return "stock: codehead screen makes its head faster"

@@ -1,0 +1,274 @@
+"""Commands that take one checkpoint: attach, convert, screen, calibrate, generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codehead.boundaries import command
+from codehead.cli import options as opt
+from codehead.cli.options import decision_options, given
+from codehead.cli.output import check_empty_folder
+
+if TYPE_CHECKING:
+    from codehead.screening.screen import Settings
+
+
+@decision_options
+def attach(
+    model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a causal language model.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the coded checkpoint.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+    **decision: Any,
+) -> None:
+    """Replace the Softmax head of a model by a code and save it.
+
+    Without --code, the code is one of the old head and starts near it; with another, the head still has to be trained.
+    """
+    from rich.console import Console
+
+    from codehead.evaluation.size import model_size
+    from codehead.models import attach as attach_to
+    from codehead.models.surgery import describe
+    from codehead.training.lock import locked
+    from codehead.training.model import load_model
+    from codehead.training.saving import save_whole
+    from codehead.training.tokenizer import load_tokenizer
+
+    check_empty_folder(out, overwrite)
+    coded = load_model(model, dtype="stored")
+    before = model_size(coded).head_parameters
+    attach_to(coded, **given(decision), keep_head=False)
+    tokenizer = load_tokenizer(model)
+    with locked(out):
+        save_whole(coded, tokenizer, out)
+    after = model_size(coded).head_parameters
+    state = "starts near the old one" if describe(coded, "tell").fresh == "" else "is untrained"
+    train = command("codehead", "finetune", "--model", out, "--train", "FILE", "--out", "FOLDER")
+    Console(highlight=False).print(
+        f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.\nIts new head {state}: {train}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a stock causal language model.")],
+    data: Annotated[str, typer.Option("--data", help="Text like yours: hub id or local file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the converted checkpoint.")],
+    budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET, show_default="5%")] = None,
+    bits: opt.Bits = None,
+    speed: opt.Speed = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Distillation steps.")] = 500,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of text to learn from.")] = 200_000,
+    backbone_steps: Annotated[
+        int,
+        typer.Option("--backbone-steps", "--trunk-steps", min=0, help="Further steps, with LoRA on the backbone."),
+    ] = 0,
+    max_documents: Annotated[int | None, typer.Option("--max-documents", min=1, help="Read no more.")] = None,
+    text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
+    block_size: opt.ExampleTokens = None,
+    batch_size: opt.ForwardExamples = 8,
+    dtype: opt.Dtype = "auto",
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Fit a temperature to a tenth of the text, set aside.")
+    ] = True,
+    packed: Annotated[bool, typer.Option("--packed/--unpacked", help=opt.PACKED)] = True,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Of everything that is drawn.")] = 0,
+    assignments: opt.Assignments = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+) -> None:
+    """Give a trained model a coded head of a few percent of the bytes, which learns from the old one.
+
+    The rest of the model stays as it is, unless --backbone-steps lets it learn to serve the new head. One
+    document in twenty is held out: both heads are measured on it. A conversion that was stopped goes on where it was
+    when the same command is given again, without --overwrite.
+    """
+    from rich.console import Console
+
+    from codehead.cli.output import check_folder, show_change
+    from codehead.conversion import conversion_config, run_conversion
+    from codehead.recommendation import recommend
+    from codehead.training.blocks import parse_assignment
+    from codehead.training.progress import shown
+
+    check_folder(out)
+    found = recommend(model, budget=budget, bits=bits, speed=speed)
+    changes = dict(map(parse_assignment, assignments or []))
+    config = conversion_config(
+        model, data, out, found, steps=steps, tokens=tokens, backbone_steps=backbone_steps, calibrate=calibrate,
+        packed=packed, batch_size=batch_size, block_size=block_size, max_documents=max_documents,
+        text_field=text_field, dtype=dtype, seed=seed, changes=changes,
+    )  # fmt: skip
+    console = Console(stderr=True, highlight=False)
+    changed = ", ".join(key for key in changes if key.startswith("decision."))
+    note = f" --set {changed} changes that." if changed else ""
+    console.print(found.config.told(found.shape) + note, markup=False, soft_wrap=True)
+    with shown(console) as show:
+        record = run_conversion(config, overwrite=overwrite, show=show)
+    show_change(record, "old head", "new head")
+    Console(highlight=False).print(f"Saved to {out}", markup=False, soft_wrap=True)
+
+
+def screen(
+    model: Annotated[str, typer.Argument(help="Hub id or local folder of a stock causal language model.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the screened checkpoint.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Text like yours: hub id or local file; without, the model writes some."),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option("--mode", help="fast (promised recall), or exact (the dense head's greedy text).")
+    ] = "fast",
+    recall: Annotated[
+        float, typer.Option("--recall", help="Promised share of positions where the best token is found (fast).")
+    ] = 0.999,
+    certificate: Annotated[
+        str, typer.Option("--certificate", help="Of mode exact: calibrated (may fail, rarely), or proof.")
+    ] = "calibrated",
+    bits: Annotated[
+        int | None, typer.Option("--bits", help="Of the code, per token.", show_default="as few as do")
+    ] = None,
+    positions: Annotated[int, typer.Option("--positions", min=8, help="Hidden states that are used.")] = 12_000,
+    text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
+    dtype: opt.Dtype = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Give a model a code that finds the few tokens worth scoring. Nothing is trained, no weight changes.
+
+    Hidden states are kept in --out while the work goes on: the same command goes on from there after a stop.
+    """
+    from rich.console import Console
+
+    from codehead.cli.output import check_empty_folder
+    from codehead.screening.checkpoint import HIDDEN, screen_checkpoint
+    from codehead.training.progress import shown
+
+    if not (out / HIDDEN).is_file():
+        check_empty_folder(out, overwrite)
+    with shown(Console(stderr=True, highlight=False)) as show:
+        settings = screen_checkpoint(
+            model, out, data=data, mode=mode, recall=recall, certificate=certificate, bits=bits, positions=positions,
+            text_field=text_field, dtype=dtype, show=show,
+        )  # fmt: skip
+    Console(highlight=False).print(told(settings), f"Saved to {out}", sep="\n", markup=False, soft_wrap=True)
+
+
+def told(settings: Settings) -> str:
+    """What was promised, and what was measured."""
+    code = f"{settings.bits} bits per token; {settings.candidates} of {settings.num_classes:,} rows are scored"
+    measured = f"{settings.measured:.3%} at {settings.test_positions:,} other positions"
+    if settings.mode == "fast":
+        promise = (
+            f"recall at least {settings.promised:.3%}, with {settings.confidence:.0%} confidence, on text like that of "
+            f"the {settings.calibration_positions:,} calibration positions"
+        )
+        return f"{code}.\nPromised: {promise}. Measured: {measured}."
+    if settings.factor == 1:
+        return f"{code}.\nThe dense head decides wherever another token cannot be excluded by proof."
+    return (
+        f"{code}.\nThe dense head decides wherever another token cannot be excluded; that fails at no more than "
+        f"{1 - settings.promised:.3%} of positions, with {settings.confidence:.0%} confidence. The best token was "
+        f"among the candidates: {measured}."
+    )
+
+
+HELD_OUT = 0.2
+"""Of the documents: measured before and after, not fitted to."""
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Hub id or local folder of a coded checkpoint.")],
+    data: Annotated[str, typer.Option("--data", help="Text that it was not trained on: hub id or local file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the calibrated checkpoint.")],
+    per_bit: Annotated[
+        bool, typer.Option("--per-bit/--temperature", help="A scale for every bit, or one for all.")
+    ] = True,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="That the scales are fitted to.")] = 20_000,
+    max_documents: opt.MaxDocuments = None,
+    text_field: opt.TextField = None,
+    block_size: opt.ExampleTokens = None,
+    batch_size: opt.ForwardExamples = 8,
+    dtype: opt.Dtype = "auto",
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Of which documents are held out.")
+    ] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+) -> None:
+    """Scale the bits of a coded checkpoint so that it is as sure of a token as it is right; the rest stays as it is.
+
+    A fifth of the documents is held out: the model is measured on it before and after.
+    """
+    from rich.console import Console
+
+    from codehead.cli.output import check_folder, show_change
+    from codehead.conversion import recalibrate
+    from codehead.training.config import RunConfig
+    from codehead.training.progress import shown
+
+    check_folder(out)
+    config = RunConfig.from_dict(
+        {
+            "model": model,
+            "output_dir": str(out),
+            "data": {
+                "train": data, "validation_fraction": HELD_OUT, "block_size": block_size or opt.block_size_for(model),
+                "max_documents": max_documents, "text_field": text_field,
+            },
+            "calibrate": {"tokens": tokens, "per_bit": per_bit},
+            "training": {"per_device_train_batch_size": batch_size},
+            "seed": seed,
+            "dtype": dtype,
+        }
+    )  # fmt: skip
+    with shown(Console(stderr=True, highlight=False)) as show:
+        record = recalibrate(config, overwrite=overwrite, show=show)
+    show_change(record, "before", "after")
+    found = record["calibration"]
+    least, most = min(found["scales"]), max(found["scales"])
+    Console(highlight=False).print(
+        f"Bits scaled by {least:.3g} to {most:.3g}, fitted to {found['tokens']:,} other tokens. Saved to {out}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="Folder, hub id or GGUF file, coded or not.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0.0, help="Sample; greedy without it.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among the k best.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Nucleus sampling.")] = None,
+    num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beam search; text comes at the end.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Of sampling.")] = 0,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="If not the model's own.")] = None,
+    packed: opt.Packed = None,
+) -> None:
+    """Continue a prompt and show the text as it comes."""
+    from codehead.errors import ConfigurationError
+    from codehead.evaluation.generation import generate_text
+
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"--prompt is {prompt!r}, which is not UTF-8 text; convert it") from None
+
+    pieces = generate_text(
+        model,
+        prompt,
+        tokenizer_name=tokenizer,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        num_beams=num_beams,
+        seed=seed,
+        packed=packed,
+        write=lambda text: typer.echo(text, nl=False),
+    )
+    typer.echo("" if pieces.endswith("\n") else "\n", nl=False)
