@@ -19,8 +19,8 @@ from codehead.cli.code import code
 from codehead.cli.training import finetune, pretrain
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.lab.cli import protocol
-from codehead.lab.cli.demo import demo
 from codehead.lab.cli.evaluate import evaluate
+from codehead.lab.cli.protocol import demo
 
 RESUMED = ("demo", "protocol", "convert", "calibrate", "screen")
 """Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""

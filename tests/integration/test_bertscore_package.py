@@ -9,8 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
 
-from codehead.lab.answers.bertscore import bert_score
-from codehead.lab.answers.encoder import find_encoder
+from codehead.lab.bertscore import bert_score, find_encoder
 
 # Without empty texts, which score 0 by definition: bert-score fails at them with transformers 5.
 PAIRS = [

@@ -8,9 +8,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
 from codehead.errors import CheckpointError
-from codehead.lab.answers.bertscore import bert_score
-from codehead.lab.answers.encoder import find_encoder
-from codehead.lab.answers.scoring import generate_answers
+from codehead.lab.answers import generate_answers
+from codehead.lab.bertscore import bert_score, find_encoder
 from codehead.lab.result import Result
 from codehead.models import is_coded
 from codehead.training.model import load_model

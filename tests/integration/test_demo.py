@@ -11,12 +11,9 @@ import pytest
 
 from codehead.errors import CodeheadError
 from codehead.heads import count_parameters
-from codehead.lab.cli.work import Work
-from codehead.lab.demo import corpus as pydocs
-from codehead.lab.demo import run as demo
-from codehead.lab.demo.run import run_demo
-from codehead.lab.protocols.catalogue import find
-from codehead.lab.protocols.protocol import Protocol, merged
+from codehead.lab import demo
+from codehead.lab.demo import Corpus, Work, read_corpus, run_demo
+from codehead.lab.protocols.protocol import Protocol, find, merged
 from codehead.lab.reports.render import render
 from codehead.lab.result import Result
 
@@ -43,8 +40,8 @@ def tiny() -> Protocol:
 @pytest.fixture(scope="module", autouse=True)
 def few_names() -> Any:
     """A corpus of some names, so that tokenising takes no time."""
-    full = pydocs.read_corpus()
-    few = pydocs.Corpus(
+    full = read_corpus()
+    few = Corpus(
         {split: texts[:300] for split, texts in full.texts.items()},
         {split: pairs[:60] for split, pairs in full.pairs.items()},
     )
@@ -114,7 +111,7 @@ def test_a_run_that_failed_is_named_with_its_traceback(tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 def test_the_demo_teaches_every_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "read_corpus", pydocs.read_corpus)  # all names
+    monkeypatch.setattr(demo, "read_corpus", read_corpus)  # all names
     run_demo(find("demo"), tmp_path)
     top1 = {name: values["test"]["top1"] for name, values in metrics(tmp_path).items()}
     assert top1["softmax"] > 0.12

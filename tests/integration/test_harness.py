@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import codehead
 from codehead.errors import CodeheadError, ConfigurationError
-from codehead.lab.harness import run as harness
-from codehead.lab.harness.run import harness_model, run_tasks
-from codehead.lab.harness.tasks import find_names, load_tasks
+from codehead.lab import harness
+from codehead.lab.harness import find_names, harness_model, load_tasks, run_tasks
 from codehead.lab.result import Result
 from codehead.training.tokenizer import train_bpe
 

@@ -19,22 +19,17 @@ import yaml
 from tokenizers.processors import TemplateProcessing
 
 from codehead.errors import CodeheadError, ConfigurationError
-from codehead.lab.protocols.catalogue import names
-from codehead.lab.protocols.layout import failure_path
-from codehead.lab.protocols.plan import plan_steps
-from codehead.lab.protocols.preflight import check_runs
-from codehead.lab.protocols.preparation import locate, prepare
-from codehead.lab.protocols.protocol import Protocol
+from codehead.lab.protocols.plan import check_runs, plan_steps
+from codehead.lab.protocols.protocol import Protocol, names
 from codehead.lab.protocols.resolve import resolve
 from codehead.lab.protocols.runner import run_protocol
-from codehead.lab.protocols.store import Store
-from codehead.lab.reports.decoder_table import decoder_tables
+from codehead.lab.protocols.store import Store, locate, prepare
 from codehead.lab.reports.drawing import save_png
 from codehead.lab.reports.evidence import read_evidence
-from codehead.lab.reports.frontier import frontier
+from codehead.lab.reports.pictures import frontier
 from codehead.lab.reports.summary import summarise
-from codehead.lab.reports.tables import markdown
-from codehead.lab.result import Result
+from codehead.lab.reports.tables import decoder_tables, markdown
+from codehead.lab.result import Result, failure_path
 from codehead.training.teacher_divergence import imitate
 from codehead.training.tokenizer import train_bpe
 
@@ -281,7 +276,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from time import sleep
 import os
-from codehead.lab.protocols.pool import start
+from codehead.lab.protocols.runner import start
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start, initargs=(1,))
     print(pool.submit(os.getpid).result(), flush=True)

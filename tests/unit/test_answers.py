@@ -19,7 +19,7 @@ from transformers import (
 
 import codehead
 from codehead.errors import ConfigurationError, DataError
-from codehead.lab.answers.scoring import Answers, generate_answers
+from codehead.lab.answers import Answers, generate_answers
 from codehead.training.tokenization import IGNORED, prompt_ids, tokenize_records
 from codehead.training.tokenizer import train_bpe
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codehead.errors import ConfigurationError
-from codehead.lab.baselines.methods import quantised, trimmed
+from codehead.lab.baselines import quantised, trimmed
 from codehead.models.error_correction import error_corrected, error_spread
 
 V, H = 50, 24

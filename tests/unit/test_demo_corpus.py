@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from codehead.errors import DataError
-from codehead.lab.demo.corpus import SPLITS, Corpus, Entry, read_corpus
+from codehead.lab.demo import SPLITS, Corpus, Documented, read_corpus
 
 SOURCE = '''"""A module with a documentation string of its own.
 
@@ -82,7 +82,7 @@ def test_pairs_ask_for_the_first_paragraph_of_public_names(library: Path) -> Non
 
 
 def test_a_name_keeps_its_split(library: Path) -> None:
-    assert Entry("os.path.join", "function", "x").split == Entry("os.path.join", "method", "other").split
+    assert Documented("os.path.join", "function", "x").split == Documented("os.path.join", "method", "other").split
     before = read_corpus(library)
     (library / "abc.py").write_text('"""One more module, which moves no other."""')
     after = read_corpus(library)

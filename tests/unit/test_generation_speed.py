@@ -5,8 +5,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from codehead.errors import ConfigurationError
-from codehead.lab import generation_speed as timing
-from codehead.lab.generation_speed import generation_speed
+from codehead.lab import measure as timing
+from codehead.lab.measure import generation_speed
 
 
 @pytest.fixture

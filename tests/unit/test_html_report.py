@@ -13,16 +13,12 @@ import pytest
 from rich.console import Console
 
 from codehead.errors import DataError
-from codehead.lab.reports import drawing, page
+from codehead.lab.reports import drawing
 from codehead.lab.reports.analyses import analyses, minimal_bits
-from codehead.lab.reports.answers import instruction_of, shown
-from codehead.lab.reports.comparison import compare
 from codehead.lab.reports.evidence import read_evidence
-from codehead.lab.reports.findings import findings
-from codehead.lab.reports.markdown import plain, write_markdown
-from codehead.lab.reports.paper import TABLES
-from codehead.lab.reports.render import render
-from codehead.lab.reports.report import Report, compose
+from codehead.lab.reports.paper import TABLES, compare
+from codehead.lab.reports.render import page, plain, render, write_markdown, write_page
+from codehead.lab.reports.report import Report, compose, findings, instruction_of, shown
 from codehead.lab.reports.summary import by_setting, summarise
 from codehead.lab.reports.tables import Table, markdown, markdown_table, rich_table
 from codehead.lab.result import Result
@@ -67,7 +63,7 @@ def report(folder: Path) -> Report:
 
 @pytest.fixture(scope="module")
 def html(report: Report) -> str:
-    return page.page(report)
+    return page(report)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +114,7 @@ def test_the_same_results_give_the_same_bytes(folder: Path, tmp_path: Path) -> N
         report = compose(folder)
         few = replace(report, pictures=(report.pictures[0], *report.pictures[-2:]))
         (tmp_path / str(number)).mkdir()
-        written = [page.write_page(few, tmp_path / str(number)), write_markdown(few, tmp_path / str(number))]
+        written = [write_page(few, tmp_path / str(number)), write_markdown(few, tmp_path / str(number))]
         twice.append([path.read_bytes() for path in [*written, *sorted(written[0].parent.glob("*.png"))]])
     assert len(twice[0]) == 4
     assert twice[0] == twice[1]
@@ -136,9 +132,9 @@ def test_a_hand_edited_file_is_named_and_not_averaged(tmp_path: Path) -> None:
     (row,) = [row for row in summarise(read_evidence(results)) if row.cell == "minimal"]
     assert row.seeds == 2 and row.values["top1"].mean < 0.3 and not row.times
     few = replace(report, pictures=())
-    for text in (page.page(few), *(markdown(table) for table in few.tables)):
+    for text in (page(few), *(markdown(table) for table in few.tables)):
         assert "0.99" not in text
-    assert re.search(r"<code>minimal--seed-1.json</code> does not match its checksum", page.page(few))
+    assert re.search(r"<code>minimal--seed-1.json</code> does not match its checksum", page(few))
     assert "minimal--seed-1.json" not in str(few.files)
 
 

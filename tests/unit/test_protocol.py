@@ -18,19 +18,15 @@ from codehead import codes
 from codehead.errors import CheckpointError, ConfigurationError, DataError
 from codehead.heads import count_parameters
 from codehead.lab.cli.protocol import _Left
-from codehead.lab.protocols import cells, runner, trained
+from codehead.lab.protocols import cells, runner
 from codehead.lab.protocols import resolve as resolving
-from codehead.lab.protocols.catalogue import find
-from codehead.lab.protocols.layout import failure_path, result_path
 from codehead.lab.protocols.plan import plan_steps
-from codehead.lab.protocols.pool import Task, fails
-from codehead.lab.protocols.preparation import Context, locate, prepare, split_of
-from codehead.lab.protocols.protocol import Entry, Protocol, expand, merged
+from codehead.lab.protocols.protocol import Entry, Protocol, expand, find, merged
 from codehead.lab.protocols.resolve import Cell, half_width, resolve
-from codehead.lab.protocols.runner import run_protocol
-from codehead.lab.protocols.store import Store
+from codehead.lab.protocols.runner import Task, fails, run_protocol
+from codehead.lab.protocols.store import Context, Store, locate, prepare, split_of
 from codehead.lab.protocols.timing import generation_dtype
-from codehead.lab.result import Result
+from codehead.lab.result import Result, failure_path, result_path
 from codehead.training import provenance
 from codehead.training.config import RunConfig
 from codehead.training.folder import RunFolder, read_record
@@ -264,7 +260,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("codehead.lab.protocols.preparation._write_tokenizers", killed)
+        patch.setattr("codehead.lab.protocols.store._write_tokenizers", killed)
         with pytest.raises(KeyboardInterrupt):
             prepared(protocol, path)
     assert not list(store.root.iterdir())
@@ -330,7 +326,7 @@ def test_a_failing_cell_keeps_its_traceback_and_stops_no_other(
     assert len(outcome.finished) == 7
     (failed,) = protocol.plan(["small/mtl/seed-0"])
     assert "RuntimeError: out of luck" in failure_path(path.parent / "out", failed.key).read_text()
-    assert not result_path(path.parent / "out", failed).exists()
+    assert not result_path(path.parent / "out", failed.key).exists()
 
 
 def test_a_restart_runs_only_what_is_missing(protocol: Protocol, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,8 +550,8 @@ def test_an_unfinished_run_goes_on_unless_its_data_are_others(
     data = file_records(config.data.sources) if is_same else []
     RunFolder(config).write("running", {"provenance": {"data": data}})
     started: list[bool] = []
-    monkeypatch.setattr(trained, "train", lambda _, *, overwrite, **options: started.append(overwrite))
-    trained.train_once(config)
+    monkeypatch.setattr(cells, "train", lambda _, *, overwrite, **options: started.append(overwrite))
+    cells.train_once(config)
     assert started == [not is_same]
 
 
@@ -578,7 +574,7 @@ def test_a_cell_runs_to_a_result_with_documents_under_another_field(path: Path, 
     outcome = run_protocol(protocol, tmp_path / "out", only=["small/mtl/seed-0"], variables=variables(path))
     assert outcome.finished == ["small/mtl/seed-0"]
     (cell,) = protocol.plan(["small/mtl/seed-0"])
-    result = Result.read(result_path(tmp_path / "out", cell))
+    result = Result.read(result_path(tmp_path / "out", cell.key))
     width = result.metrics["decision"]["width"]
     assert abs(20 * (16 * width + width) - 300 * 16 / 2) <= 20 * 17 / 2
     assert {entry["name"] for entry in result.provenance["data"]} == {"train.jsonl", "validation.jsonl", "test.jsonl"}

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from codehead.lab.protocols.catalogue import find, names
-from codehead.lab.protocols.preparation import locate
+from codehead.lab.protocols.protocol import find, names
 from codehead.lab.protocols.resolve import resolve
-from codehead.lab.protocols.store import Store
+from codehead.lab.protocols.store import Store, locate
 from codehead.lab.result import canonical_json
 
 GOLDEN = json.loads(Path(__file__).with_name("resolved_protocols.json").read_text(encoding="utf-8"))

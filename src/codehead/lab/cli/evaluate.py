@@ -138,7 +138,7 @@ def _on_data(model: str, data: str, **options: Any) -> Result:
 def _on_tasks(model: str, tasks: list[str], **options: Any) -> Result:
     from rich.console import Console
 
-    from codehead.lab.harness.run import run_tasks
+    from codehead.lab.harness import run_tasks
     from codehead.training.progress import shown
 
     with shown(Console(stderr=True)) as show:

@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from codehead.codes.table import CodewordTable
 from codehead.config.size import FLOAT_BYTES as WEIGHT_BYTES
 from codehead.config.size import INTEGER_BITS
-from codehead.evaluation.metrics import evaluate
+from codehead.decoding import DECODERS, FittedDecoder, Weights, decode, fit
+from codehead.errors import CheckpointError, ConfigurationError
+from codehead.evaluation.metrics import SCORE_BYTES, TOP, evaluate
 from codehead.evaluation.size import model_size
-from codehead.lab.answers.encoder import find_encoder
-from codehead.lab.answers.scoring import score_answers
-from codehead.lab.baselines.compress import compress
-from codehead.lab.protocols.decoder_comparison import compare_decoders
+from codehead.lab.answers import score_answers
+from codehead.lab.baselines import compress
+from codehead.lab.bertscore import find_encoder
 from codehead.lab.protocols.protocol import AnswersConfig, Protocol
 from codehead.lab.protocols.resolve import Cell
 from codehead.lab.protocols.store import digest, folder_record
-from codehead.lab.protocols.trained import train_once
 from codehead.lab.result import Result, write_json
 from codehead.models import is_coded
+from codehead.models.calibration import text_outputs
 from codehead.models.description import Description
 from codehead.training.config import RunConfig
-from codehead.training.data import load_examples
-from codehead.training.folder import read_record
+from codehead.training.data import Collator, load_examples
+from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
 from codehead.training.model import device_of, load_model
 from codehead.training.provenance import file_record, file_records, git_state, hardware, utc_now
+from codehead.training.run import train
 from codehead.training.sources import read_rows
 from codehead.training.stage_store import Stages
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 
 def run_cell(cell: Cell, callbacks: Sequence[TrainerCallback] = ()) -> Result:
@@ -167,3 +175,88 @@ def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str,
         batch_size=options.batch_size,
         samples=options.samples,
     )
+
+
+# Runs in a store: each is trained once, goes on where it was stopped, or is found trained.
+
+
+def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    """Train, or go on with an unfinished run, or do nothing if it is finished; returns its `run.json`.
+
+    The folder is named by the content of what training reads, so a run in it that seems to differ was begun with
+    its files in another place, or beside other test data: it starts again.
+    """
+    if is_trained(config):
+        return read_record(Path(config.output_dir))
+    folder = RunFolder(config)
+    moved = False
+    if (folder.path / RECORD).exists():
+        record = read_record(folder.path)
+        is_other = record["provenance"]["data"] != file_records(config.data.sources)
+        moved = is_other or first_difference(record["config"], folder.config) is not None
+    train(config, overwrite=moved, callbacks=callbacks, progress=False)
+    return read_record(Path(config.output_dir))
+
+
+def is_trained(config: RunConfig) -> bool:
+    """Whether the run is there and finished; not if its record is damaged."""
+    try:
+        return bool(read_record(Path(config.output_dir))["status"] == "finished")
+    except CheckpointError:
+        return False
+
+
+# One coded model under several decoders: the same outputs of its head, ranked in different ways.
+
+
+Outputs = tuple[Tensor, Tensor]
+"""Bit logits `(tokens, n)` and labels `(tokens,)`."""
+
+
+@torch.no_grad()
+def compare_decoders(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Dataset | Sequence[dict[str, Any]],
+    held_out: Dataset | Sequence[dict[str, Any]],
+    decoders: Sequence[str],
+    *,
+    batch_size: int = 8,
+) -> dict[str, dict[str, float]]:
+    """`top1` and `top5` of a coded model on `examples` under every decoder; those that learn are fitted on `held_out`.
+
+    Raises ConfigurationError if the model has a Softmax head, or outputs that are not bit logits alone (a shortlist, a
+    bias per token, a chain): those can be read in one way only.
+    """
+    if not is_coded(model) or model.decision.reading.decoders:
+        raise ConfigurationError("only heads whose outputs are bit logits alone can be decoded in several ways")
+    table = model.decision.table
+    outputs = partial(_outputs, model, tokenizer, batch_size=batch_size)
+    tested = outputs(examples)
+    is_fitted = {name: isinstance(DECODERS.get(name), FittedDecoder) for name in decoders}
+    fitted_on = outputs(held_out) if any(is_fitted.values()) else None
+    found = {}
+    for name in decoders:
+        weights = fit(name, *fitted_on, table) if is_fitted[name] and fitted_on is not None else None
+        found[name] = _hits(*tested, table, name, weights)
+    return found
+
+
+def _outputs(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Any, batch_size: int) -> Outputs:
+    """What the head gives at every labelled position."""
+    collate = Collator(tokenizer.pad_token_id)
+    starts = range(0, len(examples), batch_size)
+    batches = (collate([examples[i] for i in range(s, min(s + batch_size, len(examples)))]) for s in starts)
+    return text_outputs(model, batches, sum(len(example["input_ids"]) for example in examples))
+
+
+def _hits(
+    bit_logits: Tensor, labels: Tensor, table: CodewordTable, decoder: str, weights: Weights | None
+) -> dict[str, float]:
+    rows = max(1, SCORE_BYTES // (4 * table.num_classes))
+    first, top = 0, 0
+    for some, wanted in zip(bit_logits.split(rows), labels.split(rows), strict=True):
+        k = min(TOP, table.num_classes)
+        hits = decode(some, table, decoder=decoder, k=k, weights=weights).ids == wanted.unsqueeze(-1)
+        first, top = first + int(hits[:, 0].sum()), top + int(hits.sum())
+    return {"top1": first / len(labels), "top5": top / len(labels)}

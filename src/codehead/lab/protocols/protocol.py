@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -12,7 +13,7 @@ from typing import Any
 
 from codehead.decoding import DECODERS
 from codehead.errors import ConfigurationError
-from codehead.lab.baselines.config import FILE_KEY, BaselineConfig, check_decision
+from codehead.lab.baselines import FILE_KEY, BaselineConfig, check_decision
 from codehead.registry import did_you_mean
 from codehead.training.blocks import read_block, read_yaml, require, require_block
 
@@ -297,3 +298,33 @@ def _variable(name: str, variables: Mapping[str, str]) -> str:
 
 def _is_share(value: Any) -> bool:
     return isinstance(value, float) and 0 < value < 0.5
+
+
+# The protocols that come with codehead, each one YAML file in this folder.
+
+
+FOLDER = Path(__file__).with_name("catalogue")
+
+
+def names() -> list[str]:
+    """The protocols in natural order: `small-2` before `small-10`."""
+    return sorted((path.stem for path in FOLDER.glob("*.yaml")), key=_natural)
+
+
+def find(name: str) -> Protocol:
+    """A protocol by its name here, or from a YAML file of one's own.
+
+    Raises ConfigurationError if there is neither, or for what the file says.
+    """
+    if (FOLDER / f"{name}.yaml").is_file():
+        return Protocol.from_yaml(FOLDER / f"{name}.yaml")
+    if name.endswith((".yaml", ".yml")) or os.path.exists(name):
+        return Protocol.from_yaml(name)
+    hint = did_you_mean(name, names()) or "."
+    raise ConfigurationError(
+        f"unknown protocol {name!r}{hint} Known: {', '.join(names())}; a file of your own ends in .yaml"
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]

@@ -8,17 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from codehead.boundaries import reason
 from codehead.codes import load
 from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError
-from codehead.lab.baselines.config import FILE_KEY, HALF, BaselineConfig
-from codehead.lab.protocols.architecture import source_architecture
-from codehead.lab.protocols.layout import result_path
-from codehead.lab.protocols.preparation import Context
+from codehead.lab.baselines import FILE_KEY, HALF, BaselineConfig
 from codehead.lab.protocols.protocol import Entry, Protocol, expand, merged
-from codehead.lab.protocols.store import of_files
-from codehead.lab.result import canonical_json
+from codehead.lab.protocols.store import Context, of_files
+from codehead.lab.result import canonical_json, result_path
+from codehead.models import gguf
 from codehead.training.config import RunConfig
+from codehead.training.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _resolved(protocol: Protocol, entry: Entry, context: Context, out: Path, bac
         raise ConfigurationError(
             "a protocol needs a validation and a test source; give base.data.validation and base.data.test, or split"
         )
-    return Cell(protocol, entry, context.store.placed(values), backbone, result_path(out, entry), source)
+    return Cell(protocol, entry, context.store.placed(values), backbone, result_path(out, entry.key), source)
 
 
 def _backbone_run(protocol: Protocol, name: str, context: Context) -> RunConfig:
@@ -174,3 +174,29 @@ def _bits(decision: Mapping[str, Any], num_classes: int) -> int:
     """Codeword length of a decision layer that is not built yet, check bits included."""
     config = DecisionConfig.from_dict({key: value for key, value in decision.items() if key != "width"})
     return load(str(config.code)).length if config.is_codebook_file else config.length(num_classes)
+
+
+# The configuration of the model that a cell will train, before there is one.
+
+
+def source_architecture(source: Mapping[str, Any]) -> Any:
+    """The transformers configuration of the `model` of a run: a literal architecture, a hub id or a local folder.
+
+    Raises ConfigurationError if a hub id or a local folder gives none.
+    """
+    from transformers import AutoConfig
+
+    model = source["model"]
+    if isinstance(model, str):
+        return gguf.configuration(model)
+    options = {key: value for key, value in model.items() if key != "model_type"}
+    options.setdefault("vocab_size", _entries(source["tokenizer"]))
+    try:
+        return AutoConfig.for_model(model["model_type"], **options)
+    except Exception as error:  # an architecture raises whatever its parts make of a value
+        raise ConfigurationError(f"model {model!r} cannot be built: {reason(error)}; change it") from error
+
+
+def _entries(tokenizer: Any) -> int:
+    """How many tokens a tokenizer has, or will have once it is trained."""
+    return int(tokenizer["vocab_size"]) if isinstance(tokenizer, dict) else len(load_tokenizer(tokenizer))

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from codehead.errors import CodeheadError
-from codehead.lab.protocols.cells import run_cell
-from codehead.lab.protocols.layout import failure_path, result_path
-from codehead.lab.protocols.pool import Callbacks, Task, fails, run_tasks
-from codehead.lab.protocols.preflight import check_data, check_runs, is_finished
-from codehead.lab.protocols.preparation import Context, locate, prepare
+from codehead.lab.protocols.cells import is_trained, run_cell, train_once
+from codehead.lab.protocols.plan import check_data, check_runs, is_finished
 from codehead.lab.protocols.protocol import Protocol
 from codehead.lab.protocols.resolve import Cell, resolve
-from codehead.lab.protocols.store import Store
+from codehead.lab.protocols.store import Context, Store, locate, prepare
 from codehead.lab.protocols.timing import time_cells, timed_entries
-from codehead.lab.protocols.trained import is_trained, train_once
+from codehead.lab.result import failure_path, result_path
+from codehead.training.quiet import library_bars_hidden
 
 Report = Callable[[str, str], None]
 
@@ -137,7 +140,7 @@ class _Run:
         known = {cell.key: cell for cell in cells}
         for setting in self.protocol.settings if self.protocol.timing is not None else ():
             entries = timed_entries(self.protocol, setting)
-            if all(result_path(self.out, entry).is_file() for entry in entries):
+            if all(result_path(self.out, entry.key).is_file() for entry in entries):
                 others = [entry for entry in entries if entry.key not in known]
                 known |= {cell.key: cell for cell in resolve(self.protocol, self.context, self.out, others)}
                 timed = [known[entry.key] for entry in entries]
@@ -169,3 +172,87 @@ def _write_cell(cell: Cell, callbacks: Sequence[Any]) -> None:
 
 def _refuse_without(backbone: str | None) -> None:
     raise CodeheadError(f"it starts from the backbone {backbone!r}, which could not be trained; see its own traceback")
+
+
+# Tasks one after the other, or in processes of their own; a failure belongs to its task alone.
+
+
+Callbacks = Callable[[str], list[Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Work under a name, in a form that can be sent to another process."""
+
+    key: str
+    work: Callable[[Sequence[Any]], Any]
+    """A module's function with its arguments (`functools.partial`), called with callbacks for the Trainer."""
+    failure: Path
+    """Where the traceback is kept if it fails."""
+
+
+def run_tasks(tasks: Sequence[Task], jobs: int, callbacks: Callbacks) -> Iterator[tuple[Task, bool]]:
+    """Do the tasks, up to `jobs` at the same time; gives each when it is done, with whether it failed.
+
+    `callbacks` are those for a key; without other processes only. Raises CodeheadError if a process was killed.
+    """
+    jobs = min(jobs, len(tasks))
+    if jobs > 1:
+        yield from _in_processes(tasks, jobs)
+    else:
+        for task in tasks:
+            yield task, _run(task, callbacks(task.key))
+
+
+@library_bars_hidden()
+def fails(work: Callable[[], Any], failure: Path) -> bool:
+    """Do the work and tell whether it failed; the traceback of a failure is kept in a file, an old one removed."""
+    try:
+        work()
+    except Exception:  # whatever it is belongs to this work alone
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        failure.write_text(traceback.format_exc(), encoding="utf-8")
+        return True
+    failure.unlink(missing_ok=True)
+    return False
+
+
+def _run(task: Task, callbacks: Sequence[Any] = ()) -> bool:
+    return fails(partial(task.work, callbacks), task.failure)
+
+
+def _in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, bool]]:
+    threads = max(1, usable_cores() // jobs)
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=start, initargs=(threads,))
+    try:
+        waiting = {pool.submit(_run, task): task for task in tasks}
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+    except BrokenProcessPool:
+        raise CodeheadError(
+            f"a process was killed, perhaps for want of memory; run the same command again to go on, "
+            f"with less than --jobs {jobs}"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Those that this process may run on, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start(threads: int) -> None:
+    """Begin a process of the pool: its share of the cores, and an end together with its parent's."""
+    import torch
+
+    torch.set_num_threads(threads)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Otherwise a process whose parent was killed would go on, beside the one that the next command starts."""
+    parent = parent_process()
+    assert parent is not None  # this is the process of a pool
+    parent.join()
+    os._exit(1)

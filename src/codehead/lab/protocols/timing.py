@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from codehead.errors import DataError
-from codehead.lab.generation_speed import Speed, generation_speed
-from codehead.lab.protocols.layout import EVERY_SETTING, timing_path
+from codehead.lab.measure import Speed, generation_speed
 from codehead.lab.protocols.protocol import Entry, Protocol, TimingConfig
 from codehead.lab.protocols.resolve import Cell
-from codehead.lab.result import Result, canonical_json
+from codehead.lab.result import EVERY_SETTING, Result, canonical_json, timing_path
 from codehead.training.config import RunConfig
 from codehead.training.data import load_examples
 from codehead.training.model import default_device, load_model, max_length

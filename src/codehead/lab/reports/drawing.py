@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from math import hypot
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 # Okabe and Ito's colours, told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -129,3 +134,122 @@ def _columns(keys: Sequence[Key], width: float) -> int:
     """How many entries fit beside each other in `width` inches."""
     entry = 0.65 + 0.085 * max(len(key.name) for key in keys)
     return max(1, min(len(keys), int(width / entry)))
+
+
+# Places short labels beside the points of a picture so that they do not cover each other.
+
+
+SIZE = 8.5  # points
+HEIGHT = 1.15 * SIZE  # of a line of text
+ROOM = 4.0  # points that labels keep from each other
+GAP = 9.0  # points from a marker's centre to its label
+MARKER = 5.0  # half the width of a marker, in points
+FAR = 20.0  # a label this far away needs a line to its point
+LEADER = "#888888"
+CAP = 3.0  # half the width of an error bar's cap, in points
+FREE = 0.1  # square points that a label may cover to be nearer by a point
+BEYOND = 1e4  # points beyond the frame
+SIDES = (("left", 1.0), ("right", -1.0))
+STEP = 4.0  # points between the marks that keep labels off a line
+REACH = range(0, 145, 12)  # points above or below
+ASIDE = (GAP, 45.0, 80.0)  # points to a side
+PLACES = sorted(
+    [("center", 0.0, sign * dy) for dy in REACH[1:] for sign in (1.0, -1.0)]
+    + [(align, side * dx, sign * dy) for dx in ASIDE for dy in REACH for sign in (1.0, -1.0) for align, side in SIDES],
+    key=lambda place: hypot(place[1], place[2]),
+)
+"""Alignment and offset in points, the nearest first."""
+
+Place = tuple[str, float, float]
+Boxes = list[tuple[float, float, float, float]]
+"""Left, bottom, right, top, in points."""
+
+
+def place_labels(
+    axis: Any,
+    points: Sequence[tuple[float, float, str, str]],
+    bars: Sequence[float] = (),
+    avoid_y: Sequence[float] = (),
+    lines: Sequence[Sequence[tuple[float, float]]] = (),
+) -> None:
+    """Write a label at every point (x, y, text, colour), inside the frame and clear of the others.
+
+    `bars` are the half lengths of the points' error bars; labels also keep off the level lines at `avoid_y` and the
+    `lines` through some points. The axis must have its final limits and scale.
+    """
+    axis.figure.canvas.draw()
+    to_points = 72 / axis.figure.dpi
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        px, py = axis.transData.transform((x, y)) * to_points
+        return float(px), float(py)
+
+    places = [at(x, y) for x, y, *_ in points]
+    frame = axis.get_window_extent()
+    left, right, bottom, top = (edge * to_points for edge in (frame.x0, frame.x1, frame.y0, frame.y1))
+    taken: Boxes = [(x - MARKER, y - MARKER, x + MARKER, y + MARKER) for x, y in places]
+    for (x, y, *_), bar in zip(points, bars, strict=False):
+        (px, low), (_, high) = at(x, y - bar), at(x, y + bar)
+        taken.append((px - CAP, low, px + CAP, high))
+    for y in avoid_y:
+        height = at(axis.get_xlim()[0], y)[1]
+        taken.append((left, height - 1, right, height + 1))
+    for line in lines:
+        taken += _along([at(x, y) for x, y in line])
+    taken += [(left - BEYOND, -BEYOND, left, BEYOND), (right, -BEYOND, right + BEYOND, BEYOND)]
+    taken += [(-BEYOND, bottom - BEYOND, BEYOND, bottom), (-BEYOND, top, BEYOND, top + BEYOND)]
+    for (x, y, text, colour), (px, py) in zip(points, places, strict=True):
+        if not text:
+            continue
+        candidates = [(place, _covered_by(px, py, _width(text), place)) for place in PLACES]
+        others = np.array(taken)
+        costs = [_overlap(boxes, others) + FREE * hypot(*place[1:]) for place, boxes in candidates]
+        (alignment, dx, dy), boxes = candidates[int(np.argmin(costs))]
+        taken += boxes
+        leader = {
+            "arrowstyle": "-", "color": LEADER, "linewidth": 0.7, "shrinkB": MARKER,
+            "relpos": ({"left": 0.0, "center": 0.5, "right": 1.0}[alignment], 0.5),
+        }  # fmt: skip
+        axis.annotate(
+            text, (x, y), xytext=(dx, dy), textcoords="offset points",
+            ha=alignment, va="center", fontsize=SIZE, color=colour, arrowprops=leader if len(boxes) > 1 else None,
+        )  # fmt: skip
+
+
+def _covered_by(x: float, y: float, width: float, place: Place) -> Boxes:
+    """What a label covers, and the line to its point if it is far."""
+    alignment, dx, dy = place
+    left = x + dx - {"left": 0.0, "center": width / 2, "right": width}[alignment]
+    label = (left, y + dy - HEIGHT / 2, left + width, y + dy + HEIGHT / 2)
+    distance = hypot(dx, dy)
+    if distance < FAR:
+        return [label]
+    start = 2 * MARKER / distance  # beside the marker
+    return [label, *_along([(x + start * dx, y + start * dy), (x + dx, y + dy)])]
+
+
+def _along(line: Sequence[tuple[float, float]]) -> Boxes:
+    """Small boxes along a line through some points."""
+    found: Boxes = []
+    for (x, y), (to_x, to_y) in pairwise(line):
+        parts = np.linspace(0, 1, max(2, round(hypot(to_x - x, to_y - y) / STEP)))
+        found += [
+            (px - 1, py - 1, px + 1, py + 1)
+            for px, py in zip(x + (to_x - x) * parts, y + (to_y - y) * parts, strict=True)
+        ]
+    return found
+
+
+def _overlap(boxes: Boxes, taken: np.ndarray) -> float:
+    """Area in common with `taken` `(n, 4)`, in square points."""
+    own = np.array(boxes)[:, None]
+    sides = np.minimum(own[..., 2:], taken[:, 2:]) - np.maximum(own[..., :2], taken[:, :2])
+    return float(np.clip(sides, 0, None).prod(-1).sum())
+
+
+@cache
+def _width(text: str) -> float:
+    """Of a label with some room, in points."""
+    from matplotlib.textpath import TextPath
+
+    return float(TextPath((0, 0), text, size=SIZE).get_extents().width) + ROOM

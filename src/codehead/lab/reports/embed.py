@@ -19,10 +19,9 @@ from pathlib import Path
 
 from codehead.boundaries import read_text
 from codehead.errors import DataError
-from codehead.lab.reports.decoder_table import decoder_tables
 from codehead.lab.reports.evidence import read_results
 from codehead.lab.reports.summary import Row, summarise
-from codehead.lab.reports.tables import markdown, markdown_table
+from codehead.lab.reports.tables import decoder_tables, markdown, markdown_table
 
 BLOCK = re.compile(
     r"(?P<open><!-- (?P<kind>results|decoders): (?P<folder>\S+)"

@@ -15,7 +15,7 @@ from typing import Any
 from codehead.codes.packing import row_bytes
 from codehead.config import DecisionConfig, ModelShape
 from codehead.config.budget import bears_int4
-from codehead.lab.baselines.config import FILE_KEY
+from codehead.lab.baselines import FILE_KEY
 from codehead.lab.reports.evidence import Evidence, read_evidence
 from codehead.lab.reports.naming import backbone_steps
 from codehead.lab.reports.summary import Estimate, Row, summarise

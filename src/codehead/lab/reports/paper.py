@@ -7,7 +7,11 @@ Imperial College London with Amazon Web Services, 2024, and the paper that follo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from codehead.lab.reports.summary import Row, by_setting, setting_title
+from codehead.lab.reports.tables import ABSENT, Heading, Table, node_loss, percent, timed
 
 SOURCE = (
     "Agarwal, “Efficient Implementation of LLMs: an ECOC-based approach to reducing the vocabulary bottleneck”, 2024"
@@ -106,3 +110,178 @@ TABLES = {
         ),
     )
 }
+
+
+# The paper's table of a protocol beside ours: which of our heads stands for which of the paper's rows.
+
+
+FAMILY_OF = {"OPT-1.3B": "opt", "Qwen2-1.5B": "qwen", "TinyLlama-1.1B": "llama"}  # part of the name of our setting
+Pair = tuple[PaperRow, Row | None]
+
+
+def compare(number: int, rows: Sequence[Row], encoder: str = "another encoder") -> list[Table]:
+    """Our rows in the shape of table `number` of the paper: one table per setting, of protocol 4 one over all.
+
+    `encoder` names that of our BERTScore.
+    """
+    paper = TABLES[number]
+    if number == 4:
+        return [_scores(paper, [(row, _of_backbone(row, rows)) for row in paper.rows], "", encoder)]
+    tables = []
+    for setting, ours in by_setting(rows).items():
+        pairs = [(row, matching(row, paper, ours)) for row in paper.rows]
+        tables.append(_sizes(paper, pairs, setting) if number == 1 else _scores(paper, pairs, setting, encoder))
+    return tables
+
+
+def matching(wanted: PaperRow, paper: PaperTable, ours: Sequence[Row]) -> Row | None:
+    """Our head for a row of the paper: same design, head and n (Minimal has one n); widths by their order."""
+    if wanted.design is None:
+        return next((row for row in ours if row.decision is None), None)
+    alike = [row for row in ours if _is_alike(wanted, row)]
+    if wanted.head != "mtl":
+        return alike[0] if alike else None
+    theirs = sorted({row.width for row in paper.rows if (row.design, row.head) == (wanted.design, wanted.head)})
+    widths = sorted({row.decision["width"] for row in alike if row.decision})
+    if not widths:
+        return None
+    place = theirs.index(wanted.width)
+    if len(theirs) == 1:
+        place = len(widths) // 2
+    chosen = widths[place] if place < len(widths) else None
+    return next((row for row in alike if row.decision and row.decision["width"] == chosen), None)
+
+
+def _is_alike(wanted: PaperRow, row: Row) -> bool:
+    decision = row.decision
+    if decision is None or decision["loss"] != "bitwise":
+        return False
+    same_length = wanted.design == "minimal" or decision["bits"] == wanted.bits
+    return (decision["design"], decision["head"]) == (wanted.design, wanted.head) and same_length
+
+
+def _of_backbone(wanted: PaperRow, rows: Sequence[Row]) -> Row | None:
+    """Our MinRandom MTL head on a backbone of the same family: with the same n, or the only one there is."""
+    heads = [
+        row
+        for row in rows
+        if FAMILY_OF[wanted.backbone] in row.setting.lower()
+        and row.decision
+        and (row.decision["design"], row.decision["head"], row.decision["loss"]) == ("minrandom", "mtl", "bitwise")
+    ]
+    same = [row for row in heads if row.decision and row.decision["bits"] == wanted.bits]
+    return same[0] if same else heads[0] if len(heads) == 1 else None
+
+
+def _sizes(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> Table:
+    """Protocol 1: parameters and time, each also as a share of Softmax."""
+    softmax = paper.rows[0]
+    reference = next((row for _, row in pairs if row and row.is_reference), None)
+    theirs = ("Parameters", "of Softmax", "Time", "of Softmax")
+    ours = ("Configuration", *theirs)
+    lines = []
+    for wanted, row in pairs:
+        assert wanted.parameters and wanted.seconds and softmax.parameters and softmax.seconds
+        minutes, seconds = divmod(wanted.seconds, 60)
+        lines.append(
+            (
+                wanted.label,
+                f"{wanted.parameters:,}",
+                _share(wanted.parameters / softmax.parameters),
+                f"{minutes}:{seconds:02}",
+                percent(wanted.seconds / softmax.seconds),
+                *_our_size(row, reference),
+            )
+        )
+    caption = _caption(paper, pairs, setting, _about_sizes())
+    return Table(caption, _headings(theirs, ours), tuple(lines), frozenset({0}))
+
+
+def _our_size(row: Row | None, reference: Row | None) -> tuple[str, ...]:
+    if row is None:
+        return (ABSENT,) * 5
+    time, whole = row.times.get("answer_seconds"), reference and reference.times.get("answer_seconds")
+    ratio = percent(time.median / whole.median) if time and whole else ABSENT
+    share = ABSENT if row.parameter_share is None else _share(row.parameter_share)
+    return row.label, f"{row.parameters:,}", share, timed(row, "answer_seconds", " s"), ratio
+
+
+def _scores(paper: PaperTable, pairs: Sequence[Pair], setting: str, encoder: str) -> Table:
+    """Protocols 2 to 4: loss per node and BERTScore; without answers, our top-1 stands beside."""
+    metric = "f1" if any(row and "f1" in row.values for _, row in pairs) else "top1"
+    theirs = ("Loss/node", "P", "R", "F1", "of highest")
+    ours = ("Configuration", "Loss/node", *(("P", "R", "F1") if metric == "f1" else ("Top-1",)), "of highest")
+    if metric == "f1":
+        ours = (*ours, "of Softmax")
+    their_best = max(wanted.f1 or 0.0 for wanted, _ in pairs)
+    our_best = max((row.values[metric].mean for _, row in pairs if row and metric in row.values), default=0.0)
+    lines = []
+    for wanted, row in pairs:
+        theirs_on, ours_on = (
+            (f"{wanted.backbone}: ", f"{row.setting}: " if row else "") if paper.number == 4 else ("", "")
+        )
+        scores = (wanted.loss, wanted.precision, wanted.recall, wanted.f1)
+        printed = tuple(ABSENT if score is None else f"{score:.4f}" for score in scores)
+        mine = (ours_on + _short(row.label), *_our_scores(row, metric, our_best)) if row else (ABSENT,) * len(ours)
+        lines.append((theirs_on + _short(wanted.label), *printed, percent((wanted.f1 or 0.0) / their_best), *mine))
+    caption = _caption(paper, pairs, setting, _about_scores(paper, metric, encoder))
+    return Table(caption, _headings(theirs, ours), tuple(lines))
+
+
+def _our_scores(row: Row, metric: str, best: float) -> tuple[str, ...]:
+    """Means alone, as in the paper; their intervals are in the full table."""
+    share = percent(row.values[metric].mean / best) if metric in row.values and best else ABSENT
+    loss = node_loss(row).split(" ±")[0]
+    if metric == "top1":
+        return loss, _mean(row, "top1", percent), share
+    scores = tuple(_mean(row, score, "{:.4f}".format) for score in ("precision", "recall", "f1"))
+    return loss, *scores, share, _mean(row, "f1_share", percent)
+
+
+def _short(label: str) -> str:
+    """Without the kind of head, which is the same in the whole table."""
+    return label.replace(" MTL-ECOC", "")
+
+
+def _mean(row: Row, name: str, told: Callable[[float], str]) -> str:
+    return told(row.values[name].mean) if name in row.values else ABSENT
+
+
+def _headings(theirs: Sequence[str], ours: Sequence[str]) -> tuple[Heading, ...]:
+    return (
+        Heading("Configuration", "The paper", is_text=True),
+        *(Heading(text, "The paper") for text in theirs),
+        *(Heading(text, "Ours", is_text=text == "Configuration") for text in ours),
+    )
+
+
+def _about_sizes() -> str:
+    return (
+        f"The paper measured {BACKBONE} with V = 50,272 on its own machine; parameters and times differ in scale, "
+        "so compare the columns “of Softmax”."
+    )
+
+
+def _about_scores(paper: PaperTable, metric: str, encoder: str) -> str:
+    theirs = f"The paper's BERTScore{'' if paper.number == 4 else f' on {BACKBONE}'} is by {ENCODER}"
+    ours = f"ours is by {encoder}, on other backbones" if metric == "f1" else "ours have top-1 accuracy instead"
+    return (
+        f"{theirs}; {ours}: compare ratios (“of highest”) and order, not values. Ours are means over seeds; "
+        "their intervals are in the tables below. All heads are MTL-ECOC."
+    )
+
+
+def _caption(paper: PaperTable, pairs: Sequence[Pair], setting: str, about: str) -> str:
+    """What stands beside what, and what may be compared."""
+    where = f", {setting_title(setting)}" if setting else ""
+    matched = any(wanted.head == "mtl" and wanted.design and row for wanted, row in pairs)
+    how = " Hidden widths are matched by their order, codeword lengths by n, Minimal with Minimal."
+    return (
+        f"Protocol {paper.number} of the paper ({paper.title}) beside ours{where}. {about}"
+        f"{how if matched and paper.number != 4 else ''}"
+    )
+
+
+def _share(value: float) -> str:
+    """A share of parameters, with digits for very small heads."""
+    return percent(value) if value >= 0.001 else f"{100 * value:.3f}%"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from codehead.lab.reports.analyses import analyses
-from codehead.lab.reports.answers import Sample, samples
-from codehead.lab.reports.comparison import compare
-from codehead.lab.reports.decoder_table import decoder_tables
 from codehead.lab.reports.drawing import Picture
-from codehead.lab.reports.evidence import Damaged, read_evidence
-from codehead.lab.reports.findings import findings
-from codehead.lab.reports.frontier import frontier
-from codehead.lab.reports.origin import encoders, files, origin
-from codehead.lab.reports.paper import SOURCE, SOURCE_ADDRESS, TABLES
-from codehead.lab.reports.pictures import all_curves, tradeoff
-from codehead.lab.reports.summary import Row, by_setting, setting_title, summarise
-from codehead.lab.reports.tables import Table, table_of
+from codehead.lab.reports.evidence import Damaged, encoders, files, origin, read_evidence
+from codehead.lab.reports.naming import label_of
+from codehead.lab.reports.paper import SOURCE, SOURCE_ADDRESS, TABLES, compare
+from codehead.lab.reports.pictures import all_curves, frontier, tradeoff
+from codehead.lab.reports.summary import Estimate, Row, by_setting, setting_size, setting_title, summarise
+from codehead.lab.reports.tables import Table, decoder_tables, percent, table_of
 from codehead.lab.result import Result
 
 TERMS = {
@@ -108,3 +105,174 @@ def _pictures(rows: Sequence[Row], results: Sequence[Result]) -> list[Picture]:
         if (metric == "top1" or scored) and (size == "parameters" or sized)
     ]
     return [*frontier(rows), *tradeoffs, *all_curves(results), *analyses(rows)]
+
+
+# The numbers of a protocol in sentences, each of them a fact of the tables.
+
+
+BUDGETS = (0.02, 0.15, 0.55)  # largest share of the Softmax head's bytes, or parameters where bytes are not known
+METRICS = {"share": "top-1 accuracy", "f1_share": "BERTScore F1"}
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """One paragraph per setting, one on what cannot be compared, and one on what the intervals allow to say."""
+    paragraphs = [_of_setting(setting, group) for setting, group in by_setting(rows).items()]
+    whole = [paragraph for paragraph in (*paragraphs, _without_reference(rows), _certainty(rows)) if paragraph]
+    return [paragraph.replace(" ± ", "\u00a0±\u00a0") for paragraph in whole]  # no line ends inside a number
+
+
+def _of_setting(setting: str, rows: Sequence[Row]) -> str:
+    """What the best heads within growing budgets reach; a budget that changes nothing is not told."""
+    sentences = []
+    unit = "bytes" if all(row.byte_share is not None for row in rows) else "parameters"
+    told: dict[str, Row] = {}
+    for budget in BUDGETS:
+        within = [row for row in rows if not row.is_reference and (_share(row, unit) or 1.0) <= budget]
+        best = {metric: _best(metric, within) for metric in METRICS if _best(metric, within)}
+        new = {metric: row for metric, row in best.items() if row and told.get(metric) is not row}
+        told |= new
+        for cell in dict.fromkeys(row.cell for row in new.values()):
+            metrics = [metric for metric, row in new.items() if row.cell == cell]
+            sentences.append(_sentence(budget, unit, metrics, new[metrics[0]], within))
+    beginning = f"{setting_title(setting)}: " if setting else ""
+    return beginning + " ".join(sentences) if sentences else ""
+
+
+def _share(row: Row, unit: str) -> float | None:
+    return row.byte_share if unit == "bytes" else row.parameter_share
+
+
+def _best(metric: str, rows: Sequence[Row]) -> Row | None:
+    return max((row for row in rows if metric in row.values), key=lambda row: row.values[metric].mean, default=None)
+
+
+def _sentence(budget: float, unit: str, metrics: Sequence[str], best: Row, within: Sequence[Row]) -> str:
+    """`Of the 3 heads with at most 15% of Softmax’s bytes, … keeps most: 82.1 ± 8.7% of its BERTScore F1.`"""
+    reached = " and ".join(
+        f"{percent(best.values[metric])} of {'its' if number else 'Softmax’s'} {METRICS[metric]}"
+        for number, metric in enumerate(metrics)
+    )
+    size = percent(_share(best, unit))
+    if len(within) == 1:
+        return f"With {size} of Softmax’s {unit}, {best.name} reaches {reached}."
+    rivals = {
+        row.name: None
+        for metric in metrics
+        for row in within
+        if row is not best and metric in row.values and _overlap(row.values[metric], best.values[metric])
+    }
+    doubt = f"; the interval of {_listed(list(rivals))} overlaps" if rivals else ""
+    return (
+        f"Of the {len(within)} heads with at most {budget:.0%} of Softmax’s {unit}, {best.name} ({size}) keeps "
+        f"most: {reached}{doubt}."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} others"
+
+
+def _overlap(one: Estimate, other: Estimate) -> bool:
+    if one.half_width is None or other.half_width is None:
+        return False
+    return abs(one.mean - other.mean) <= one.half_width + other.half_width
+
+
+def _without_reference(rows: Sequence[Row]) -> str:
+    """Which rows have no shares of the reference, and for want of which of its seeds."""
+    told = [
+        f"{setting_title(row.setting)}: {row.name} (seed {seeds})" if row.setting else f"{row.name} (seed {seeds})"
+        for row in rows
+        if (seeds := ", ".join(map(str, row.unmatched)))
+    ]
+    if not told:
+        return ""
+    return f"Not compared with the reference, which has no result of the same seed: {'; '.join(told)}."
+
+
+def _certainty(rows: Sequence[Row]) -> str:
+    seeds = {row.seeds for row in rows}
+    if seeds == {1}:
+        return "There is one seed, so no interval: small differences between heads may be chance."
+    single = "" if 1 not in seeds else " Rows of one seed have none: small differences there may be chance."
+    return f"± is the half width of the 95% t-interval over seeds.{single}"
+
+
+# Generated answers side by side. Whatever a model wrote is made harmless to look at; escaping is the template's.
+
+
+QUESTION_LENGTH = 400  # characters
+ANSWER_LENGTH = 700
+INSTRUCTION = re.compile(
+    r"### Instruction:\n(?P<instruction>.*?)\n+(?:### Input:\n(?P<input>.*?)\n+)?### Response:\s*\Z", re.DOTALL
+)
+NOTHING = "(nothing)"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with the answer of every head."""
+
+    setting: str
+    prompt: str
+    context: str  # the input of an instruction, or empty
+    reference: str
+    answers: tuple[tuple[str, str], ...]  # label, text
+
+
+def samples(results: Sequence[Result], rows: Sequence[Row]) -> list[Sample]:
+    """The prompts that the heads of one setting were all given, with their answers at the smallest seed."""
+    order = {(row.setting, row.cell): number for number, row in enumerate(rows)}
+    found = []
+    for setting in sorted({result.config["setting"] for result in results}, key=setting_size):
+        with_answers = [
+            result
+            for result in results
+            if result.config["setting"] == setting and (result.metrics.get("answers") or {}).get("samples")
+        ]
+        seed = min((result.config["seed"] for result in with_answers), default=None)
+        group = sorted(
+            (result for result in with_answers if result.config["seed"] == seed),
+            key=lambda result: order[setting, result.config["cell"]],
+        )
+        found += _of_group(setting, group)
+    return found
+
+
+def instruction_of(prompt: str) -> tuple[str, str]:
+    """Instruction and input of an Alpaca prompt; of another prompt its end, where the question stands."""
+    match = INSTRUCTION.search(prompt)
+    if match:
+        return shown(match["instruction"], QUESTION_LENGTH), shown(match["input"] or "", QUESTION_LENGTH)
+    prompt = prompt.strip()
+    return shown(prompt if len(prompt) <= QUESTION_LENGTH else f"… {prompt[-QUESTION_LENGTH:]}", ANSWER_LENGTH), ""
+
+
+def shown(text: str, limit: int = ANSWER_LENGTH) -> str:
+    """The text without invisible characters, which could turn the reading direction or break a file, and shortened."""
+    lines = text.strip().replace("\r\n", "\n")
+    text = "".join("�" if _is_invisible(letter) else letter for letter in lines)
+    return text if len(text) <= limit else text[:limit].rstrip() + " …"
+
+
+def _of_group(setting: str, group: Sequence[Result]) -> list[Sample]:
+    if not group:
+        return []
+    answers = [
+        {sample["prompt"]: sample["answer"] for sample in result.metrics["answers"]["samples"]} for result in group
+    ]
+    found = []
+    for sample in group[0].metrics["answers"]["samples"]:
+        given = [
+            (label_of(result), shown(by_prompt[sample["prompt"]]) or NOTHING)
+            for result, by_prompt in zip(group, answers, strict=True)
+            if sample["prompt"] in by_prompt
+        ]
+        prompt, context = instruction_of(sample["prompt"])
+        found.append(Sample(setting, prompt, context, shown(sample["reference"]) or NOTHING, tuple(given)))
+    return found
+
+
+def _is_invisible(letter: str) -> bool:
+    """Control, format (bidirectional marks) and surrogate characters, but not what ends lines and joins emoji."""
+    return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn") and letter not in "\n\t\u200d"

@@ -10,8 +10,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from codehead.lab.reports.evidence import Evidence
-from codehead.lab.reports.naming import family_of, label_of
-from codehead.lab.reports.short_names import short_name
+from codehead.lab.reports.naming import family_of, label_of, short_name
 from codehead.lab.result import Result
 
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, its expansion in 1/df.

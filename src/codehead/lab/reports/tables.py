@@ -8,10 +8,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from codehead.lab.reports.naming import OVER_TOKENS
-from codehead.lab.reports.summary import Estimate, Row
+from codehead.lab.reports.summary import Estimate, Row, by_setting, setting_title
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
+
 
 ABSENT = "–"
 LABEL_WIDTH = 18  # "MinRandom MTL-ECOC", which is broken before its numbers in a narrow terminal
@@ -220,3 +221,33 @@ def _three_digits(value: float) -> str:
     """`0.123`, `1.23`, `12.3`, `1,234`."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:,.{digits}f}"
+
+
+# Which code is read best by which decoder: top-1 accuracy of the same outputs, ranked in different ways.
+
+
+GROUPS = {"share": "Top-1, of Softmax", "top1": "Top-1"}
+
+
+def decoder_tables(rows: Sequence[Row]) -> list[Table]:
+    """A table per setting in which codes were read by several decoders; the best code comes first."""
+    tables = []
+    for setting, group in by_setting(rows).items():
+        shown = [row for row in group if row.decoders]
+        if shown:
+            tables.append(_table(shown, ", ".join(part for part in (setting_title(setting), "Decoders") if part)))
+    return tables
+
+
+def _table(rows: Sequence[Row], caption: str) -> Table:
+    metric = "share" if all("share" in found for row in rows for found in row.decoders.values()) else "top1"
+    names = list(dict.fromkeys(name for row in rows for name in row.decoders))
+    ordered = sorted(rows, key=lambda row: -max(found[metric].mean for found in row.decoders.values()))
+    headings = [Heading("Head", is_text=True), *(Heading(name.replace("_", " "), GROUPS[metric]) for name in names)]
+    texts = [(row.name, *(_text(row, name, metric) for name in names)) for row in ordered]
+    return Table(caption, tuple(headings), tuple(texts))
+
+
+def _text(row: Row, decoder: str, metric: str) -> str:
+    found = row.decoders.get(decoder)
+    return ABSENT if found is None else percent(found[metric])

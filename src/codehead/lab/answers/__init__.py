@@ -1,1 +1,0 @@
-"""Answers that a model generates, and their BERTScore."""

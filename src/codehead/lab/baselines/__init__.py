@@ -1,1 +1,0 @@
-"""What a coded head is compared with: quantised and trimmed heads."""

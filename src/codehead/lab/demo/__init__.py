@@ -1,1 +1,0 @@
-"""The demo: a protocol of the catalogue on text that every Python installation carries."""

@@ -1,1 +1,0 @@
-"""Tasks of lm-evaluation-harness on coded and stock checkpoints."""
