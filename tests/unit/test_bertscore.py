@@ -1,4 +1,4 @@
-"""Encoders, rescaling and the edges of BERTScore, with tiny random encoders."""
+"""Encoders and the edges of BERTScore, with tiny random encoders."""
 
 from __future__ import annotations
 
@@ -26,13 +26,11 @@ from transformers import (
 from codehead.errors import ConfigurationError, DataError
 from codehead.lab.bertscore import (
     BertScore,
-    Encoder,
     bert_score,
     encoder_on,
     find_encoder,
     harmonic_mean,
     load_encoder,
-    read_baseline,
 )
 from codehead.training.tokenizer import train_bpe
 
@@ -319,7 +317,7 @@ def test_damaged_weights_are_refused(copy):
         bert_score(ANSWERS, REFERENCES, find_encoder(str(copy), 2))
 
 
-# --- F1, means and rescaling
+# --- F1 and means
 
 
 def test_harmonic_mean():
@@ -327,92 +325,11 @@ def test_harmonic_mean():
     assert harmonic_mean(0.0, 0.0) == 0.0
 
 
-def some_score(encoder, baseline=None):
-    return BertScore([0.5, 1.0], [0.25, 0.75], [1 / 3, 6 / 7], encoder, baseline)
-
-
-def write_baseline(path, layers, value=0.5):
-    rows = [f"{layer},{value},0,-1" for layer in range(layers + 1)]
-    path.write_text("\n".join(["LAYER,P,R,F", *rows]) + "\n")
-    return path
-
-
-def test_a_result_holds_means_encoder_and_baseline(encoder, tmp_path):
-    raw = some_score(encoder).as_dict()
-    assert (raw["precision"], raw["recall"], raw["answers"], raw["rescaled"]) == (0.75, 0.5, 2, None)
-    assert raw["encoder"] == {"name": "tiny", "layers": 2, "sha256": encoder.sha256, "comparable": False}
-    path = write_baseline(tmp_path / "tiny.tsv", 2)
-    values = some_score(encoder, read_baseline(path, encoder)).as_dict()
-    assert {key: values[key] for key in ("precision", "recall", "f1")} == {
-        key: raw[key] for key in ("precision", "recall", "f1")
-    }
-    rescaled = values["rescaled"]
-    assert (rescaled["precision"], rescaled["recall"]) == (0.5, 0.5)
-    assert rescaled["f1"] == pytest.approx((1 / 3 + 6 / 7) / 4 + 0.5)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert rescaled["baseline"] == {"name": "tiny.tsv", "sha256": digest}
+def test_a_result_holds_means_and_encoder(encoder):
+    values = BertScore([0.5, 1.0], [0.25, 0.75], [1 / 3, 6 / 7], encoder).as_dict()
+    assert (values["precision"], values["recall"], values["answers"]) == (0.75, 0.5, 2)
+    assert values["encoder"] == {"name": "tiny", "layers": 2, "sha256": encoder.sha256, "comparable": False}
     json.dumps(values, allow_nan=False)
-
-
-def test_scoring_with_a_baseline(encoder, tmp_path):
-    score = bert_score(ANSWERS, REFERENCES, encoder, baseline=write_baseline(tmp_path / "b.tsv", 2))
-    assert score.rescaled["precision"] == pytest.approx([2 * x - 1 for x in score.precision])
-    assert score.precision == bert_score(ANSWERS, REFERENCES, encoder).precision
-
-
-def of(name, layers, depth):
-    return Encoder(name, "", layers, depth, "", comparable=False)
-
-
-@pytest.mark.parametrize(
-    ("file", "layers", "name", "depth"),
-    [
-        ("roberta-large.tsv", 24, "minilm", 6),
-        ("baseline.tsv", 12, "folder", 24),
-        ("roberta-base.tsv", 12, "bert-base-uncased", 12),
-        ("distilroberta-base.tsv", 12, "roberta-base", 12),
-    ],
-)
-def test_the_baseline_of_another_encoder_is_refused(tmp_path, file, layers, name, depth):
-    with pytest.raises(ConfigurationError, match=f"has {layers} layers and is not for encoder '{name}', which has"):
-        read_baseline(write_baseline(tmp_path / file, layers), of(name, 2, depth))
-
-
-@pytest.mark.parametrize("file", ["rescale_en_roberta-base.tsv", "mine.tsv"])
-def test_a_baseline_that_may_be_the_encoders_is_taken(tmp_path, file):
-    path = write_baseline(tmp_path / file, 12, 0.25)
-    assert read_baseline(path, of("roberta-base", 10, 12)).precision == 0.25
-    assert read_baseline(path, of("folder", 10, 12)).precision == 0.25
-
-
-NO_BASELINES = [
-    "",
-    "LAYER,P,R,F\n0,0,0,0\n",
-    "a,b\n1,2\n1,2\n1,2\n",
-    "LAYER,P,R,F\n0\n1\n2,x,y,z\n",
-    "LAYER,P,R,F\n0\n1\n2,0,1,0\n",
-    "LAYER,P,R,F\n0\n1\n2,0,0,nan\n",
-]
-
-
-@pytest.mark.parametrize("text", NO_BASELINES)
-def test_what_is_no_baseline(tmp_path, text):
-    (tmp_path / "b.tsv").write_text(text)
-    with pytest.raises(ConfigurationError, match=r"b\.tsv' gives no numbers LAYER,P,R,F for layer 2 of 'folder'"):
-        read_baseline(tmp_path / "b.tsv", of("folder", 2, 2))
-    with pytest.raises(ConfigurationError, match=r"c\.tsv' gives no numbers"):
-        read_baseline(tmp_path / "c.tsv", of("folder", 2, 2))
-
-
-def test_published_values_are_rescaled_as_published(data_dir):
-    """The reference values of bert-score's own tests: roberta-large, layer 17."""
-    tests = json.loads(data_dir("bertscore/bert_score_test_values.json").read_text())["tests"]
-    baseline = read_baseline(data_dir("bertscore/rescale_en_roberta-large.tsv"), of("roberta-large", 17, 24))
-    for raw, rescaled in (("test_score", "test_score_rescale"), ("test_idf_score", "test_idf_score_rescale")):
-        values = [tests[raw]["expected"][key] for key in "PRF"]
-        found = BertScore(*values, of("roberta-large", 17, 24), baseline).rescaled
-        for key, name in (("P", "precision"), ("R", "recall"), ("F", "f1")):
-            assert found[name] == pytest.approx(tests[rescaled]["expected"][key], abs=2e-6)
 
 
 def test_published_f1_is_the_harmonic_mean(data_dir):

@@ -8,7 +8,6 @@ avoids: within a batch it pairs answers with other answers' references, and it l
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,17 +31,6 @@ SPECIAL = 2  # tokens that a tokenizer puts around a text: [CLS] … [SEP]
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """Mean scores of unrelated sentences, which rescaling maps to 0."""
-
-    name: str
-    sha256: str
-    precision: float
-    recall: float
-    f1: float
-
-
-@dataclass(frozen=True)
 class BertScore:
     """One raw score per answer in every list, 0 for an answer or reference without tokens."""
 
@@ -50,25 +38,11 @@ class BertScore:
     recall: list[float]
     f1: list[float]
     encoder: Encoder
-    baseline: Baseline | None = None
-
-    @property
-    def rescaled(self) -> dict[str, list[float]] | None:
-        """The scores mapped by `(x − b) / (1 − b)`, so that unrelated texts score 0; None without a baseline."""
-        if self.baseline is None:
-            return None
-        pairs = [(name, getattr(self.baseline, name)) for name in ("precision", "recall", "f1")]
-        return {name: [(score - b) / (1 - b) for score in getattr(self, name)] for name, b in pairs}
 
     def as_dict(self) -> dict[str, Any]:
-        """The means over the answers, the encoder and the baseline, as plain JSON values."""
-        raw = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
-        rescaled = None
-        if self.baseline is not None and self.rescaled is not None:
-            origin = {"name": self.baseline.name, "sha256": self.baseline.sha256}
-            rescaled = {**_means(self.rescaled), "baseline": origin}
-        encoder = self.encoder.as_dict()
-        return {**_means(raw), "answers": len(self.f1), "encoder": encoder, "rescaled": rescaled}
+        """The means over the answers and the encoder, as plain JSON values."""
+        means = {name: fmean(getattr(self, name)) for name in ("precision", "recall", "f1")}
+        return {**means, "answers": len(self.f1), "encoder": self.encoder.as_dict()}
 
 
 def bert_score(
@@ -77,16 +51,12 @@ def bert_score(
     encoder: Encoder,
     *,
     batch_size: int = 32,
-    baseline: str | Path | None = None,
     device: str | torch.device | None = None,
 ) -> BertScore:
     """Score every answer against its reference, without idf weights; the encoder is loaded once per process.
 
-    Texts are stripped and cut at the positions of the encoder. `baseline` is a file of bert-score's
-    `rescale_baseline` folder. Computes on the accelerator if there is one, unless `device` is given.
-
-    Raises DataError for lists of different length or without entries; ConfigurationError for a baseline that is
-    not the encoder's.
+    Texts are stripped and cut at the positions of the encoder. Computes on the accelerator if there is one, unless
+    `device` is given. Raises DataError for lists of different length or without entries.
     """
     if len(answers) != len(references) or not answers:
         raise DataError(
@@ -94,7 +64,6 @@ def bert_score(
         )
     if batch_size < 1:
         raise ConfigurationError(f"batch_size={batch_size} must be at least 1")
-    found = None if baseline is None else read_baseline(baseline, encoder)
     order = sorted(range(len(answers)), key=lambda i: len(answers[i]) + len(references[i]))  # needs little padding
     scores: dict[int, tuple[float, float, float]] = {}
     with encoder_on(encoder, default_device() if device is None else device) as (tokenizer, model):
@@ -104,40 +73,13 @@ def bert_score(
             right = _embed(tokenizer, model, encoder.layers, [references[i] for i in chosen])
             scores.update((i, _score(model, *pair)) for i, *pair in zip(chosen, left, right, strict=True))
     precision, recall, f1 = (list(column) for column in zip(*(scores[i] for i in range(len(answers))), strict=True))
-    return BertScore(precision, recall, f1, encoder, found)
-
-
-def read_baseline(path: str | Path, encoder: Encoder) -> Baseline:
-    """The row of the encoder's layer; ConfigurationError if the file is no baseline, or that of another encoder."""
-    path = Path(path).expanduser()
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-        precision, recall, f1 = (float(rows[encoder.layers][column]) for column in ("P", "R", "F"))
-        if not all(value < 1 for value in (precision, recall, f1)):
-            raise ValueError("they must be below 1")
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ConfigurationError(
-            f"baseline {str(path)!r} gives no numbers LAYER,P,R,F for layer {encoder.layers} of {encoder.name!r} "
-            f"({error!r}); take the encoder's file from bert_score/rescale_baseline of bert-score"
-        ) from None
-    # The table's names end in one another (distilroberta-base, roberta-base): the longest is meant.
-    owner = max((name for name in PUBLISHED_LAYERS if path.stem.endswith(name)), key=len, default=encoder.name)
-    if len(rows) != encoder.depth + 1 or (encoder.name in PUBLISHED_LAYERS and owner != encoder.name):
-        raise ConfigurationError(
-            f"baseline {str(path)!r} has {len(rows) - 1} layers and is not for encoder {encoder.name!r}, "
-            f"which has {encoder.depth}; take the encoder's own, or none"
-        )
-    return Baseline(path.name, sha256([path]), precision, recall, f1)
+    return BertScore(precision, recall, f1, encoder)
 
 
 def harmonic_mean(precision: float, recall: float) -> float:
     """F1; 0 where it is undefined."""
     total = precision + recall
     return 2 * precision * recall / total if total else 0.0
-
-
-def _means(scores: dict[str, list[float]]) -> dict[str, float]:
-    return {name: fmean(values) for name, values in scores.items()}
 
 
 @torch.no_grad()
