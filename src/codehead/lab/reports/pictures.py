@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from codehead.lab.reports.drawing import (
     Panel,
     Picture,
     place_labels,
-    save_png,
 )
 from codehead.lab.reports.naming import OVER_TOKENS, family_of, label_of
 from codehead.lab.reports.summary import Row, by_setting, setting_size, setting_title
@@ -45,16 +43,6 @@ SIZES: dict[str, tuple[str, Callable[[Row], int]]] = {
     "parameters": ("parameters of the head", lambda row: row.parameters),
     "bytes": ("bytes resident, unpacked code included", lambda row: row.bytes_resident or 0),
 }
-
-
-def draw_tradeoff(rows: Sequence[Row], path: Path) -> Path:
-    """Top-1 accuracy against head parameters, one panel per setting, error bars over seeds."""
-    return save_png(tradeoff(rows), path)
-
-
-def draw_curves(results: Iterable[Result], path: Path) -> Path:
-    """Training loss of one setting against steps: per node for bitwise losses, per token for losses over tokens."""
-    return save_png(curves(list(results)), path)
 
 
 def tradeoff(rows: Sequence[Row], metric: str = "top1", size: str = "parameters") -> Picture:

@@ -1,7 +1,11 @@
-"""A gallery of the codes: matrix, tree and row distances of every design, for sixteen classes one can picture."""
+"""A gallery of the codes: matrix, tree and row distances of every design, for sixteen classes one can picture.
+
+python docs/make_gallery.py docs/gallery
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,3 +201,7 @@ def _swatch(plt: Any, key: Key) -> Any:
 def draw_all(folder: str | Path) -> list[Path]:
     """A PNG for every design, named after it."""
     return [draw(design, Path(folder) / f"{design}.png") for design in designs()]
+
+
+if __name__ == "__main__":
+    draw_all(*sys.argv[1:])
