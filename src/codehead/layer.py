@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codehead.codes.codebook import Codebook
-from codehead.codes.seal import Seal
-from codehead.codes.table import CodewordTable
+from codehead.codes.table import CodewordTable, Seal
 from codehead.decoding import DECODERS, Decoded, FittedDecoder, fit
 from codehead.decoding.decoders import empty_weights
 from codehead.decoding.extras import Corrections

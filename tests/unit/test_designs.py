@@ -12,8 +12,8 @@ import pytest
 
 from codehead.codes import build
 from codehead.codes.codebook import column_faults
+from codehead.codes.design import enough_binary_columns, enough_ternary_columns
 from codehead.codes.packing import PackedRows, RandomBits, all_pairs
-from codehead.codes.random_designs import enough_binary_columns, enough_ternary_columns
 from codehead.errors import CheckpointError, CodebookError, ConfigurationError
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from codehead.errors import DataError
-from codehead.lab.reports.embed import BLOCK, embed, rendered
 from codehead.lab.reports.evidence import read_results
 from codehead.lab.reports.summary import summarise
-from codehead.lab.reports.tables import markdown_table
+from codehead.lab.reports.tables import BLOCK, embed, markdown_table, rendered
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

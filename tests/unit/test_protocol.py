@@ -20,12 +20,12 @@ from codehead.heads import count_parameters
 from codehead.lab.cli.protocol import _Left
 from codehead.lab.protocols import cells, runner
 from codehead.lab.protocols import resolve as resolving
+from codehead.lab.protocols.cells import generation_dtype
 from codehead.lab.protocols.plan import plan_steps
 from codehead.lab.protocols.protocol import Entry, Protocol, expand, find, merged
 from codehead.lab.protocols.resolve import Cell, half_width, resolve
 from codehead.lab.protocols.runner import Task, fails, run_protocol
 from codehead.lab.protocols.store import Context, Store, locate, prepare, split_of
-from codehead.lab.protocols.timing import generation_dtype
 from codehead.lab.result import Result, failure_path, result_path
 from codehead.training import provenance
 from codehead.training.config import RunConfig

@@ -15,11 +15,19 @@ from PIL import Image
 from codehead.errors import CheckpointError, DataError
 from codehead.lab.reports.drawing import INK, place_labels, pyplot
 from codehead.lab.reports.evidence import read_results
-from codehead.lab.reports.naming import label_of, short_name
 from codehead.lab.reports.pictures import _best_of_each_budget, frontier
 from codehead.lab.reports.render import render
 from codehead.lab.reports.report import findings
-from codehead.lab.reports.summary import Estimate, Row, final_loss, setting_size, summarise, t_quantile
+from codehead.lab.reports.summary import (
+    Estimate,
+    Row,
+    final_loss,
+    label_of,
+    setting_size,
+    short_name,
+    summarise,
+    t_quantile,
+)
 from codehead.lab.reports.tables import markdown_table, rich_table
 from codehead.lab.result import Result
 

@@ -64,7 +64,7 @@ def count_parameters(name: str, hidden_size: int, num_bits: int, **options: Any)
 def count_buffer_bytes(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
     """Bytes of what such a head holds beside its parameters, such as the order of the tokens of an adaptive softmax.
 
-    Without checksums (`codehead.codes.seal`).
+    Without checksums (`codehead.codes.table`).
     """
     buffers = _on_meta(name, hidden_size, num_bits, options).named_buffers()
     return sum(values.nbytes for name, values in buffers if not name.endswith("seal.digest"))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codehead.codes.seal import Seal
+from codehead.codes.table import Seal
 from codehead.errors import ConfigurationError
 from codehead.heads.feedforward import HEADS, LowRankHead, require_positive
 

@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from codehead.codes.seal import Seal
+from codehead.codes.table import Seal
 from codehead.errors import CheckpointError
 
 SEALS = r"(^|\.)seal\.digest$"
-"""The names of checksums of integers (`codehead.codes.seal`), as a regular expression."""
+"""The names of checksums of integers (`codehead.codes.table`), as a regular expression."""
 MANY_LAYERS = 1000
 """Are built in seconds, and are more than any model has."""
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from codehead.codes.seal import Seal
+from codehead.codes.table import Seal
 from codehead.errors import ConfigurationError
 from codehead.models.error_correction import ROWS, error_corrected, error_spread
 from codehead.models.surgery import Model, describe

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.codes.packing import row_bytes
-from codehead.codes.seal import Seal
+from codehead.codes.table import Seal
 from codehead.decoding.fast_scan import Ceilings, FastScan, Numbers, bit_tables, copies
 from codehead.errors import CheckpointError
 

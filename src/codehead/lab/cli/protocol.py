@@ -101,7 +101,7 @@ def embed(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with marked tables.")],
 ) -> None:
     """Rewrite the tables that documents mark with `<!-- results: FOLDER [SETTING] -->` from the result files."""
-    from codehead.lab.reports.embed import embed
+    from codehead.lab.reports.tables import embed
 
     for document in documents:
         typer.echo(f"{document}: {'rewritten' if embed(document) else 'up to date'}")

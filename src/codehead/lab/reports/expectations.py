@@ -17,8 +17,7 @@ from codehead.config import DecisionConfig, ModelShape
 from codehead.config.budget import bears_int4
 from codehead.lab.baselines import FILE_KEY
 from codehead.lab.reports.evidence import Evidence, read_evidence
-from codehead.lab.reports.naming import backbone_steps
-from codehead.lab.reports.summary import Estimate, Row, summarise
+from codehead.lab.reports.summary import Estimate, Row, backbone_steps, summarise
 from codehead.lab.result import Result, write_json
 from codehead.recommendation import FILE, METRICS
 from codehead.training.config import as_of_today

@@ -21,8 +21,7 @@ from codehead.lab.reports.drawing import (
     Picture,
     place_labels,
 )
-from codehead.lab.reports.naming import OVER_TOKENS, family_of, label_of
-from codehead.lab.reports.summary import Row, by_setting, setting_size, setting_title
+from codehead.lab.reports.summary import OVER_TOKENS, Row, by_setting, family_of, label_of, setting_size, setting_title
 from codehead.lab.result import Result
 
 FAMILIES = {

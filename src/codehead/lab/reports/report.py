@@ -11,10 +11,9 @@ from pathlib import Path
 from codehead.lab.reports.analyses import analyses
 from codehead.lab.reports.drawing import Picture
 from codehead.lab.reports.evidence import Damaged, encoders, files, origin, read_evidence
-from codehead.lab.reports.naming import label_of
 from codehead.lab.reports.paper import SOURCE, SOURCE_ADDRESS, TABLES, compare
 from codehead.lab.reports.pictures import all_curves, frontier, tradeoff
-from codehead.lab.reports.summary import Estimate, Row, by_setting, setting_size, setting_title, summarise
+from codehead.lab.reports.summary import Estimate, Row, by_setting, label_of, setting_size, setting_title, summarise
 from codehead.lab.reports.tables import Table, decoder_tables, percent, table_of
 from codehead.lab.result import Result
 
