@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,16 +77,9 @@ def assign(
 
 def _in_order(codebook: PackedCodebook, held: Integers, record: dict[str, Any]) -> PackedCodebook:
     """Class v gets the codeword that class `held[v]` had."""
-    support = codebook.support_plane
-    return PackedCodebook(
-        num_classes=codebook.num_classes,
-        length=codebook.length,
-        design=codebook.design,
-        seed=codebook.seed,
-        params={**codebook.params, "assignment": record},
-        sign_plane=codebook.sign_plane[held],
-        support_plane=None if support is None else support[held],
-    )
+    support = None if codebook.support_plane is None else codebook.support_plane[held]
+    params = {**codebook.params, "assignment": record}
+    return replace(codebook, params=params, sign_plane=codebook.sign_plane[held], support_plane=support)
 
 
 # By frequency

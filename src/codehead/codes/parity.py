@@ -7,6 +7,7 @@ in few bits then differ in some of the check bits too.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -55,13 +56,9 @@ def with_parity(codebook: Codebook, parity: int, kind: str, seed: int, good_colu
     if good_columns and len(column_faults(plane, None, length).columns):
         message = f"parity={parity}: {parity} check bits of kind {kind!r} repeat columns of these {codebook.length} "
         raise CodebookError(f"{message}bits for {codebook.num_classes} classes; ask for fewer, or for more bits")
-    return PackedCodebook(
-        num_classes=codebook.num_classes,
-        length=length,
-        design=codebook.design,
-        seed=seed if kind == "random" else codebook.seed,
-        params={**codebook.params, "parity": parity, "parity_kind": kind},
-        sign_plane=plane,
+    params = {**codebook.params, "parity": parity, "parity_kind": kind}
+    return replace(
+        codebook, length=length, seed=seed if kind == "random" else codebook.seed, params=params, sign_plane=plane
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,13 @@ from codehead.config import DecisionConfig, DecisionSize
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
 from codehead.models.error_correction import ROWS, Rounding, error_corrected, error_spread
-from codehead.models.hidden import hidden_states
-from codehead.models.stock import replace_head
 from codehead.registry import did_you_mean
 from codehead.training.blocks import read_block, require, require_block
 from codehead.training.config import WEIGHTS, Distillation, RunConfig, as_of_today
-from codehead.training.data import load_rows
-from codehead.training.new_head import fit_decision_layer
-from codehead.training.stage_store import Stages
-from codehead.training.storage import finish
-from codehead.training.text import STATISTICS_TOKENS, Text
-from codehead.training.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from codehead.training.stage_store import Stages
+    from codehead.training.text import Text
 
 # What is done to a trained Softmax head to have something to compare a code with: a block of a protocol file.
 
@@ -155,7 +151,8 @@ def _rounded(values: Tensor, scale: Tensor, low: Tensor, bits: int) -> Tensor:
     return ((values - low) / scale).round().clamp(0, 2**bits - 1) * scale + low
 
 
-# The Softmax head of a finished run, compressed as a practitioner would do it instead.
+# The Softmax head of a finished run, compressed as a practitioner would do it instead. A protocol is described by this
+# module, too, so what trains is imported where it is used.
 
 
 NEVER = -torch.inf
@@ -179,6 +176,9 @@ def compress(
 
 def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages | None) -> None:
     """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
+    from codehead.training.new_head import fit_decision_layer
+    from codehead.training.storage import finish
+
     parts = {key: {"seed": config.seed, **converted[key]} for key in ("decision", "distil") if converted.get(key)}
     ends = {key: converted[key] for key in WEIGHTS if key in converted}
     described = RunConfig.from_dict({**config.to_dict(), **parts, **ends, "model": config.output_dir, "adapt": "head"})
@@ -193,6 +193,8 @@ def _written_out(model: Any, baseline: BaselineConfig, config: RunConfig, batch_
     Frequencies and second moments of hidden states are those of the run's training text. ConfigurationError if the
     model is coded, or its head has a bias.
     """
+    from codehead.models.stock import replace_head
+
     head = model.get_output_embeddings()
     if is_coded(model) or head.bias is not None:
         raise ConfigurationError(
@@ -223,12 +225,19 @@ def _quantised(model: Any, weight: torch.Tensor, baseline: BaselineConfig, text:
     assert baseline.bits is not None
     if not baseline.corrected:
         return quantised(weight, baseline.bits, baseline.group)
+    from codehead.models.hidden import hidden_states
+    from codehead.training.text import STATISTICS_TOKENS
+
     hidden = hidden_states(model, text.batches(batch_size), STATISTICS_TOKENS).float()
     return quantised(weight, baseline.bits, baseline.group, hidden.T @ hidden / len(hidden))
 
 
 def _text(config: RunConfig) -> Text:
     """The training text of a run, tokenised as it was."""
+    from codehead.training.data import load_rows
+    from codehead.training.text import Text
+    from codehead.training.tokenizer import load_tokenizer
+
     rows = load_rows(config.data, config.seed).train
     tokenizer = load_tokenizer(config.output_dir)
     return Text.of(rows, tokenizer, config.data.block_size, "the training data", config.seed)
