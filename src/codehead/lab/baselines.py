@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from codehead.config import DecisionConfig, DecisionSize
 from codehead.errors import ConfigurationError
-from codehead.models import is_coded
 from codehead.models.error_correction import ROWS, Rounding, error_corrected, error_spread
 from codehead.registry import did_you_mean
 from codehead.training.blocks import read_block, require, require_block
@@ -193,6 +192,7 @@ def _written_out(model: Any, baseline: BaselineConfig, config: RunConfig, batch_
     Frequencies and second moments of hidden states are those of the run's training text. ConfigurationError if the
     model is coded, or its head has a bias.
     """
+    from codehead.models import is_coded
     from codehead.models.stock import replace_head
 
     head = model.get_output_embeddings()
