@@ -1,1 +1,1 @@
-"""The `codehead` command: one file per command, no logic, heavy imports inside the functions."""
+"""The `codehead` command: commands parse, call and print, heavy imports inside the functions."""
