@@ -1,4 +1,4 @@
-"""Options that several commands share, and those that are generated from `DecisionConfig`: one for each field."""
+"""Options that several commands share, and those of a decision layer: one for each field of `DecisionConfig`."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def key_values(flag: str, pairs: list[str]) -> dict[str, Any]:
 
 
 def _of_run(name: str, told: _RunOption) -> inspect.Parameter:
-    limits = {"min": 0, "max": LARGEST_SEED} if name == "seed" else {}
+    limits: dict[str, Any] = {"min": 0, "max": LARGEST_SEED} if name == "seed" else {}
     option = typer.Option(*_flags(name, told.kind), help=told.help, rich_help_panel=told.panel, **limits)
     return _parameter(name, told.kind, option)
 

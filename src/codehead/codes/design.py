@@ -1,4 +1,4 @@
-"""The registry of coding designs, and `build`, the one way to a codebook by name."""
+"""The registry of coding designs, `build`, the one way to a codebook by name, and the designs that look at no data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A codebook as tensors: the codewords of labels for the losses, the whole matrix for the decoders."""
+"""A codebook as tensors: the codewords of labels for losses, the whole matrix for decoders; and their checksum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,17 @@
-"""The codewords of a binary code as a tree of prefixes, bit by bit."""
+"""Bits that see earlier bits: the likelihood of a codeword as a product along a tree.
+
+Independent bits give every token a score of its bits alone, so that a distribution in which one bit depends on
+another is out of their reach. Here the bits come in blocks, and each block is conditioned on the bits before it, as
+in classifier chains (J. Read et al., 2009) and the binary hierarchical Softmax (F. Morin, Y. Bengio, 2005), but with
+one set of weights per bit in place of one per inner node:
+
+    z_i = w_i · act(f_b + B_b c_<b) + bias_i        for the bits i of block b, with c_<b ∈ {−1, +1} all earlier bits
+    log p(v) = Σ_{i: free} log σ(c_vi z_i)
+
+A bit that the bits before it force, because only one of its values still leads to a codeword, has probability 1.
+What remains is a binary decision at every branching of the tree of codewords, so the V likelihoods sum to 1 by
+construction, for any binary code without equal codewords.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +27,8 @@ from codehead.decoding.extras import ShortlistHead
 from codehead.decoding.numerics import narrowed, no_autocast, roomy, wide
 from codehead.errors import ConfigurationError
 from codehead.heads.feedforward import ACTIVATIONS, HEADS, require_positive
+
+# The codewords of a binary code as a tree of prefixes, bit by bit.
 
 
 class Level(NamedTuple):
@@ -165,21 +180,6 @@ class ChainHead(nn.Module):
 
     def extra_repr(self) -> str:
         return f"hidden_size={self.hidden_size}, num_bits={self.num_bits}, width={self.width}, block={self.block}"
-
-
-# Bits that see earlier bits: the likelihood of a codeword as a product along a tree.
-#
-# Independent bits give every token a score of its bits alone, so that a distribution in which one bit depends on
-# another is out of their reach. Here the bits come in blocks, and each block is conditioned on the bits before it, as
-# in classifier chains (J. Read et al., 2009) and the binary hierarchical Softmax (F. Morin, Y. Bengio, 2005), but with
-# one set of weights per bit in place of one per inner node:
-#
-#     z_i = w_i · act(f_b + B_b c_<b) + bias_i        for the bits i of block b, with c_<b ∈ {−1, +1} all earlier bits
-#     log p(v) = Σ_{i: free} log σ(c_vi z_i)
-#
-# A bit that the bits before it force, because only one of its values still leads to a codeword, has probability 1.
-# What remains is a binary decision at every branching of the tree of codewords, so the V likelihoods sum to 1 by
-# construction, for any binary code without equal codewords.
 
 
 CHUNK_NUMBERS = 2**24

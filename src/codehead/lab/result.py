@@ -1,4 +1,6 @@
-"""The result file: one JSON with configuration, metrics and provenance, under a checksum of its content."""
+"""The result file: one JSON with configuration, metrics and provenance, under a checksum of its content; and where
+the files of a protocol's run lie.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One cell of a protocol: train, evaluate, measure the size → one result."""
+"""One cell of a protocol: train, evaluate, measure the size → one result; and the times of all cells of one seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, style, and the way from panels to a PNG or to SVGs."""
+"""What all pictures share: colours, style, and the way from panels to a PNG, and labels that do not collide."""
 
 from __future__ import annotations
 
