@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 import codehead
 from codehead.codes import build
 from codehead.decoding import DECODERS, Terms
-from codehead.decoding.probabilistic import fit_sigmoids
+from codehead.decoding.soft_bits import fit_sigmoids
 from codehead.errors import CheckpointError, ConfigurationError, DataError
 from codehead.layer import Decision
 

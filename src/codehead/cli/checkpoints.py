@@ -9,8 +9,7 @@ import typer
 
 from codehead.boundaries import command
 from codehead.cli import options as opt
-from codehead.cli.options import decision_options, given
-from codehead.cli.output import check_empty_folder
+from codehead.cli.options import check_empty_folder, check_folder, decision_options, given
 
 if TYPE_CHECKING:
     from codehead.screening.screen import Settings
@@ -88,7 +87,6 @@ def convert(
     """
     from rich.console import Console
 
-    from codehead.cli.output import check_folder, show_change
     from codehead.conversion import conversion_config, run_conversion
     from codehead.recommendation import recommend
     from codehead.training.blocks import parse_assignment
@@ -142,7 +140,6 @@ def screen(
     """
     from rich.console import Console
 
-    from codehead.cli.output import check_empty_folder
     from codehead.screening.checkpoint import HIDDEN, screen_checkpoint
     from codehead.training.progress import shown
 
@@ -203,7 +200,6 @@ def calibrate(
     """
     from rich.console import Console
 
-    from codehead.cli.output import check_folder, show_change
     from codehead.conversion import recalibrate
     from codehead.training.config import RunConfig
     from codehead.training.progress import shown
@@ -272,3 +268,30 @@ def generate(
         write=lambda text: typer.echo(text, nl=False),
     )
     typer.echo("" if pieces.endswith("\n") else "\n", nl=False)
+
+
+MEASURES = {
+    "top1": ("top-1 accuracy", "{:.2%}"),
+    "top5": ("top-5 accuracy", "{:.2%}"),
+    "perplexity": ("perplexity", "{:,.2f}"),
+    "bits_per_byte": ("bits per byte", "{:.4f}"),
+    "bytes_in_bf16": ("bytes of the head, stored", "{:,}"),
+}
+
+
+def show_change(record: dict[str, Any], *names: str) -> None:
+    """Print what was measured `before` and `after` a change of a model, in columns of these names."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    before, after = record["before"], record["after"]
+    table = Table(title=f"{before['tokens']:,} held-out tokens", box=SIMPLE_HEAD, show_edge=False)
+    table.add_column("")
+    for name in (*names, "ratio"):
+        table.add_column(name, justify="right")
+    for name, (label, form) in MEASURES.items():
+        old, new = before[name], after[name]
+        if old is not None and new is not None:
+            table.add_row(label, form.format(old), form.format(new), f"{new / old:.3f}" if old else "–")
+    Console(highlight=False).print(table)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codehead.cli.options import key_values
-from codehead.cli.output import check_file
+from codehead.cli.options import check_file, key_values
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,17 +1,22 @@
-"""Options that several commands share, and those of a decision layer: one for each field of `DecisionConfig`."""
+"""Options that several commands share, those of a decision layer, and where a command may write."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import typer
 
+from codehead.boundaries import system_failure
 from codehead.config import DecisionConfig
+from codehead.errors import ConfigurationError
 
 DECISION, DATA, TRAINING = "Decision layer", "Data", "Training"
 
@@ -201,3 +206,55 @@ def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+# Where a command may write: told before any work is done.
+
+
+def check_folder(out: Path) -> None:
+    """Raise ConfigurationError if the folder of --out cannot be made or written into.
+
+    A file may stand in its place or above it, its name be too long, its place be read-only.
+    """
+    _refuse_files(out)
+    _try(out)
+
+
+def _refuse_files(out: Path) -> None:
+    for place in (out, *out.parents):
+        if os.path.lexists(place) and not os.path.isdir(place):
+            raise ConfigurationError(f"--out is {str(out)!r}, but {str(place)!r} is a file; name another folder")
+
+
+def _try(out: Path) -> None:
+    """Raise ConfigurationError if nothing can be made at the place of --out; leaves nothing there."""
+    try:
+        with suppress(FileNotFoundError):
+            out.lstat()  # raises for a name that is too long
+        place = next(place for place in (out, *out.absolute().parents) if os.path.isdir(place))
+        with tempfile.TemporaryDirectory(prefix=".codehead-", dir=place):
+            pass
+    except OSError as error:
+        error.filename = None
+        raise ConfigurationError(
+            f"--out is {str(out)!r}, where nothing can be written: {system_failure(error)}"
+        ) from None
+
+
+def check_empty_folder(out: Path, overwrite: bool) -> None:
+    """Raise ConfigurationError as `check_folder`, or if the folder holds files that may not be overwritten."""
+    check_folder(out)
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise ConfigurationError(f"--out {str(out)!r} is not empty; choose another folder or use --overwrite")
+
+
+def check_file(out: Path | None, overwrite: bool) -> None:
+    """Raise ConfigurationError if the file of --out is a folder, or exists and may not be overwritten."""
+    if out is None:
+        return
+    _refuse_files(out.parent)
+    if os.path.isdir(out):
+        raise ConfigurationError(f"--out is {str(out)!r}, which is a folder; name a file in it")
+    if os.path.lexists(out) and not overwrite:
+        raise ConfigurationError(f"--out {str(out)!r} exists already; choose another file or use --overwrite")
+    _try(out)

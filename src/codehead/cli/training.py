@@ -10,8 +10,7 @@ from rich.console import Console
 
 from codehead.boundaries import command
 from codehead.cli import options as opt
-from codehead.cli.options import DECISION, run_options
-from codehead.cli.output import check_folder
+from codehead.cli.options import DECISION, check_folder, run_options
 
 if TYPE_CHECKING:
     from codehead.training.config import RunConfig

@@ -1,7 +1,6 @@
 """Decoding: bit logits → token ids and scores. `decode` is the one door; `impl` chooses how it is computed.
 
-Importing this registers every decoder: the bilinear ones in `decoders`, others in `hard_bits`, `loss_based` and
-`probabilistic`.
+Importing this registers every decoder: the bilinear ones in `decoders`, others in `hard_bits` and `soft_bits`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import hard_bits, loss_based, probabilistic, reference, scanning  # noqa: F401  (registers)
+from codehead.decoding import hard_bits, reference, scanning, soft_bits  # noqa: F401  (registers)
 from codehead.decoding.decoders import DECODERS, ByCodeword, FittedDecoder, Form, Scored, Terms, Weights, require_fitted
 from codehead.decoding.extras import Corrections
 from codehead.decoding.numerics import (

@@ -16,13 +16,13 @@ from codehead.codes.ecoc_one import VALIDATION_SHARE
 from codehead.codes.packing import Floats, Integers, Symbols
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS, FittedDecoder, Weights, fit, token_scores
-from codehead.decoding.probabilistic import fit_sigmoids
+from codehead.decoding.soft_bits import fit_sigmoids
 from codehead.errors import ConfigurationError
 from codehead.sklearn.dichotomizers import CHUNK_SCORES, bit_scores, fit_columns, fold, subset
 
 # From scores of dichotomizers to probabilities: Platt's sigmoid for every bit, one temperature for the posterior.
 #
-# The sigmoids bring all bits to one scale, that of logits (`codehead.decoding.probabilistic`). The codeword posterior
+# The sigmoids bring all bits to one scale, that of logits (`codehead.decoding.soft_bits`). The codeword posterior
 # takes the errors of the bits for independent; dichotomizers trained on the same samples err together, the more so the
 # longer the code, so that it is far too sure. One temperature for its log-probabilities mends most of that (C. Guo and
 # others, "On Calibration of Modern Neural Networks", 2017) and changes no ranking.

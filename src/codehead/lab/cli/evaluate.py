@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codehead.cli import options as opt
-from codehead.cli.output import check_file
+from codehead.cli.options import check_file
 from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:

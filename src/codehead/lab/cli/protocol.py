@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codehead.boundaries import command
-from codehead.cli.output import check_folder
+from codehead.cli.options import check_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
