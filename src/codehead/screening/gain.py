@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
 from codehead.models.logit_scaling import LogitScaling
-from codehead.models.selection import Selection
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import Screen, Settings
 
@@ -65,8 +64,7 @@ def screened_step(weight: Tensor, screen: Screen) -> Callable[[Tensor], Tensor]:
     head: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     head.__class__ = ScreenedLinear
     head.weight, head.screen, head.tail = nn.Parameter(weight, requires_grad=False), screen, LogitScaling()
-    head.selection = Selection(1, 0, [], sampling=False)
-    return lambda hidden: head(hidden[:, None])[:, -1].argmax(-1)
+    return lambda hidden: head.best(hidden)[0][:, 0]
 
 
 def _meaningless(weight: Tensor, bits: int, candidates: int) -> Screen:
