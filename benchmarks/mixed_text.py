@@ -3,8 +3,8 @@
     python benchmarks/mixed_text.py DATA --out FOLDER
 
 Of `DATA` (dolly/train.jsonl, wikitext2/valid.txt, books/*.txt, alpaca/alpaca.json, multi30k/train.de.gz,
-tinystories/stories.jsonl) and of Python's standard library it writes `mix.jsonl`, passages of Dolly, WikiText and books in
-random order; `DOMAIN.jsonl` for each kind; and `prompts.jsonl`, the beginnings of passages that are in none of them.
+tinystories/stories.jsonl) and of Python's standard library it writes `mix.jsonl`, passages of Dolly, WikiText and books
+in random order; `DOMAIN.jsonl` for each kind; and `prompts.jsonl`, the beginnings of passages that are in none of them.
 """
 
 from __future__ import annotations
