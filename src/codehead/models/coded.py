@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from codehead.layer import WRITTEN, Decision
 from codehead.losses import IGNORE
@@ -100,6 +101,11 @@ class CodedCausalLM(Selecting):
         if self.training and is_grad_enabled() and wanted is None and self.decision.loss_name == "bitwise":
             guards.refuse_posterior_loss()
         return self.decision.logits(own)
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """As in transformers; weights that are kept as integers become numbers once, not at every token."""
+        with parametrize.cached():
+            return super().generate(*args, **options)  # type: ignore[misc]
 
     def _may_select(self, chosen: Selection | str) -> Selection | None:
         scanned = self.decision.choice().impl == "scan"
