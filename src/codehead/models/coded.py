@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from codehead.layer import WRITTEN, Decision
 from codehead.losses import IGNORE
-from codehead.models import guards, integrity, manifest, stock
+from codehead.models import guards, integrity, manifest, quantised, stock
 from codehead.models.description import Description
 from codehead.models.outputs import with_logits_on_demand
 from codehead.models.selection import Selecting, Selection, Step, spread
@@ -63,6 +63,8 @@ class CodedCausalLM(Selecting):
 
     def _stock_outputs(self, *args: Any, **kwargs: Any) -> Any:
         """What the stock forward returns, with the outputs of the head in the place of logits."""
+        if self.training and is_grad_enabled() and not is_compiling():
+            quantised.ready_to_train(self)
         outputs = self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True})
         stock.refuse_half(self, outputs.logits)
         return outputs
@@ -169,12 +171,15 @@ class CodedCausalLM(Selecting):
         integrity.check_state(model, options.get("state_dict"))
         state = guards.guarded(model, stock.head_path(model), options.get("state_dict"))
         options["state_dict"] = {**state, f"decision.{WRITTEN}": description.to_tensor()}
+        if quantised.was_loaded(self):
+            options.setdefault("save_original_format", False)
         is_main = options.get("is_main_process", True)
-        if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
-            with manifest.staged(save_directory, options.get("variant")) as folder:
-                save(folder, **options)
-        else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
-            save(save_directory, **options)
+        with quantised.saving(self, options["state_dict"]):
+            if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
+                with manifest.staged(save_directory, options.get("variant")) as folder:
+                    save(folder, **options)
+            else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
+                save(save_directory, **options)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """The end of `from_pretrained`: what is missing in a checkpoint is not made up."""
