@@ -31,6 +31,8 @@ class Loss(NamedTuple):
     """Scalar, in nats."""
     per_node: Tensor | None
     """`(n,)`: mean binary cross entropy of every dichotomizer over the labels it looks at, detached."""
+    per_token: Tensor | None = None
+    """`(tokens,)`: what the value is the sum of, 0 where a label is ignored."""
 
 
 Nodes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -80,7 +82,7 @@ def of_nodes(
     nats = seen * F.softplus(-torch.where(seen > 0, symbols * bit_logits.float(), 0.0))
     per_token = nats.sum(-1) / seen.sum(-1).clamp(min=1) if per_bit else nats.sum(-1)
     per_node = nats.detach().sum(0) / seen.sum(0).clamp(min=1)
-    return Loss(per_token.sum() / _items(labels, num_items), per_node)
+    return Loss(per_token.sum() / _items(labels, num_items), per_node, per_token)
 
 
 def codeword(
