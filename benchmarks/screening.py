@@ -4,11 +4,12 @@ Needs `pip install onnx onnxruntime onnxscript` beside codehead[fast,train].
 
     python benchmarks/screening.py head --model FOLDER --data TEXT --out results/screening-NAME.json
     python benchmarks/screening.py generation --model FOLDER --screened FOLDER --prompts FILE --out results/….json
+    python benchmarks/screening.py texts --model FOLDER --screened FOLDER --prompts FILE --out results/….json
 
 Text and prompts are those of `benchmarks/mixed_text.py`. `head`: methods take turns within every repeat, on positions
 that nothing was fitted to; before each step as many bytes are read as the backbone has (`--between`), so that no head
-is in a cache, or none. Medians, and the recall of the dense head's choice. `generation`: tokens per second with the dense
-head, screened, and with no head at all, which is the limit; and how many greedy tokens are the dense head's.
+is in a cache, or none. Medians, and the recall of the dense head's choice. `generation`: tokens per second with the
+dense head, screened, and with no head at all, which is the limit. `texts`: how many greedy tokens are the dense head's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -164,21 +166,38 @@ class NoHead(nn.Linear):
         return self.kept
 
 
-@torch.no_grad()
-def measure_generation(options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second of three models in turns, and how many greedy tokens are the dense head's."""
+def both(options: argparse.Namespace) -> tuple[dict[str, Any], Any, dict[str, list[str]]]:
+    """The dense and the screened model, the tokenizer, and prompts by kind."""
     tokenizer = load_tokenizer(options.model)
     tokenizer.padding_side = "left"
-    models: dict[str, Any] = {"dense": load_model(options.model), "screened": load_model(options.screened)}
     prompts: dict[str, list[str]] = {}
     for line in Path(options.prompts).read_text(encoding="utf-8").splitlines():
         prompts.setdefault(json.loads(line)["kind"], []).append(json.loads(line)["prompt"])
-    found = {"identical": {kind: identical(models, tokenizer, some, options) for kind, some in prompts.items()}}
+    models = {"dense": load_model(options.model, dtype="float32"), "screened": load_model(options.screened)}
+    return models, tokenizer, prompts
+
+
+@torch.no_grad()
+def measure_texts(options: argparse.Namespace) -> dict[str, Any]:
+    """How many greedy tokens are the dense head's, by kind of text."""
+    models, tokenizer, prompts = both(options)
+    found = {kind: identical(models, tokenizer, some, options) for kind, some in prompts.items()}
     screened = models["screened"]
-    found["dense_steps"] = {"tokens": screened.whole, "of": screened.steps}
-    models["no head"] = load_model(options.model)
+    return {
+        "screening": asdict(screened.screen.settings),
+        "identical": found,
+        "dense_steps": {"tokens": screened.whole, "of": screened.steps},
+    }
+
+
+@torch.no_grad()
+def measure_generation(options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens per second of one sequence, three models in turns."""
+    models, tokenizer, prompts = both(options)
+    models["no head"] = load_model(options.model, dtype="float32")
     models["no head"].get_output_embeddings().__class__ = NoHead
-    return {**found, "tokens_per_second": speeds(models, tokenizer, [some[0] for some in prompts.values()], options)}
+    rates = speeds(models, tokenizer, [some[0] for some in prompts.values()], options)
+    return {"screening": asdict(models["screened"].screen.settings), "tokens_per_second": rates}
 
 
 def written(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> Tensor:
@@ -229,6 +248,9 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+WHAT = {"head": measure_heads, "generation": measure_generation, "texts": measure_texts}
+
+
 def public(options: argparse.Namespace) -> dict[str, Any]:
     """The options without local paths: models and files by their names."""
     found = {key: value for key, value in vars(options).items() if key != "out"}
@@ -238,17 +260,17 @@ def public(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, measure, write the result file and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["head", "generation"])
+    parser.add_argument("what", choices=list(WHAT))
     parser.add_argument("--model")
     parser.add_argument("--data", help="text: hub id or local file (head)")
     parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "V"), help="random rows in place of a model (head)")
-    parser.add_argument("--screened", help="folder of the screened model (generation)")
-    parser.add_argument("--prompts", help="JSON lines with the field prompt (generation)")
+    parser.add_argument("--screened", help="folder of the screened model (generation, texts)")
+    parser.add_argument("--prompts", help="JSON lines with the field prompt (generation, texts)")
     parser.add_argument("--positions", type=int, default=12_000)
     parser.add_argument("--recall-positions", type=int, default=1500)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--tokens", type=int, default=72, help="per prompt (generation)")
-    parser.add_argument("--batch", type=int, default=20, help="prompts at once, where texts are compared (generation)")
+    parser.add_argument("--tokens", type=int, default=72, help="per prompt (generation, texts)")
+    parser.add_argument("--batch", type=int, default=20, help="prompts at once, (texts)")
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--between", type=float, default=400, help="MB read before a step, as a backbone does (head)")
     parser.add_argument("--threads", type=int, default=1)
@@ -258,7 +280,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
     started, start = utc_now(), time.monotonic()
-    metrics = measure_heads(options) if options.what == "head" else measure_generation(options)
+    metrics = WHAT[options.what](options)
     sources = [options.data] if options.data else []
     record = {
         **provenance(seed=SEED, sources=sources),
