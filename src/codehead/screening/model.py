@@ -18,8 +18,9 @@ from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
 from codehead.layer import WRITTEN
 from codehead.models import guards, integrity, manifest, stock
-from codehead.models.description import METHOD, written
+from codehead.models.description import written
 from codehead.models.logit_scaling import LogitScaling
+from codehead.models.registration import METHOD
 from codehead.models.selection import Selecting, Selection
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import Screen, Settings
