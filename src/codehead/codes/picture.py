@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from codehead.boundaries import missing_extra
-from codehead.codes.arrays import Symbols
 from codehead.codes.codebook import Codebook
 from codehead.codes.design import whole_number
+from codehead.codes.packing import Symbols
 from codehead.codes.quality import Quality, quality
 
 ROWS, COLUMNS = 64, 256
