@@ -284,7 +284,7 @@ def _changed_in(
             _check_numbers(config, before)
             model, told = change(job)
             after = job.measure(model, "after", "measuring the new one")
-    save_whole(model, tokenizer, folder.path)
+    save_whole(model, tokenizer, folder.path, {"before": before, "after": after})
     record = {**clock.record(), "log_history": [], "before": before, "after": after, **told}
     folder.finish(record)
     return record

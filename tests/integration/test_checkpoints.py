@@ -386,6 +386,7 @@ def test_saving_over_a_sharded_checkpoint_leaves_no_old_shards(coded, tmp_path):
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
     assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
         "codehead.json",
         "config.json",
         "generation_config.json",

@@ -95,6 +95,8 @@ def test_the_new_head_is_close_and_the_backbone_is_the_old_one(stock, tmp_path):
     saved = json.loads((tmp_path / "out" / "run.json").read_text())
     assert saved["status"] == "finished" and saved["after"] == after and saved["provenance"]["data"]
     assert saved["provenance"]["wall_seconds"] > 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| perplexity | {before['perplexity']:.2f} | {after['perplexity']:.2f} |" in card
 
 
 @pytest.fixture

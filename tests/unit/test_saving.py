@@ -90,3 +90,9 @@ def test_a_lock_goes_with_the_folders_that_were_made_for_it(tmp_path: Path) -> N
     with locked(place):
         pass
     assert place.is_dir() and not list(place.iterdir())
+
+
+def test_a_card_of_somebody_stays(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    save_whole(Writes({**NEW, "README.md": "theirs"}), Writes(TOKENIZER), tmp_path)
+    assert content(tmp_path)["README.md"] == "mine"

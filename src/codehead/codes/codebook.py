@@ -171,6 +171,17 @@ class Codebook(ABC):
 
         save(self, path)
 
+    def plot(self, rows: int = 64) -> Any:
+        """Draw the first `rows` of the matrix and the distances of its rows: two axes of matplotlib (extra `lab`)."""
+        from codehead.codes import picture
+
+        return picture.plot(self, rows)
+
+    def _repr_html_(self) -> str:
+        from codehead.codes import picture
+
+        return picture.html(self)
+
     def _digest(self, kind: str, *planes: Bytes) -> str:
         header = f"codehead codebook 1\n{self.num_classes} {self.length} {kind}\n"
         digest = hashlib.sha256(header.encode())

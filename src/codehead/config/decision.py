@@ -305,6 +305,17 @@ class DecisionConfig:
             f"{stored / shape.softmax_bytes:.2%} of the Softmax head's {shape.softmax_bytes:,} in bf16."
         )
 
+    def plot(self, model: Any) -> Any:
+        """Draw its bytes in a model, or ModelShape, beside the Softmax head's: the axes of matplotlib (extra `lab`)."""
+        from codehead.config import picture
+
+        return picture.plot(self, _shape(model))
+
+    def _repr_html_(self) -> str:
+        from codehead.config import picture
+
+        return picture.html(self)
+
     # -- what it may be -----------------------------------------------------------------------------------------------
 
     def _check_types(self) -> None:

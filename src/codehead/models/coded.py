@@ -17,9 +17,10 @@ from torch.compiler import is_compiling
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from codehead.config import ModelShape
 from codehead.layer import WRITTEN, Decision
 from codehead.losses import IGNORE
-from codehead.models import guards, integrity, manifest, quantised, stock
+from codehead.models import card, guards, integrity, manifest, quantised, stock
 from codehead.models.description import Description
 from codehead.models.outputs import with_logits_on_demand
 from codehead.models.selection import Selecting, Selection, Step, spread
@@ -184,8 +185,19 @@ class CodedCausalLM(Selecting):
             if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
                 with manifest.staged(save_directory, options.get("variant")) as folder:
                     save(folder, **options)
+                    card.write(folder, self)
             else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
                 save(save_directory, **options)
+
+    def _told_in_card(self) -> card.Told:
+        described = Description.from_dict(self.config.quantization_config)
+        shape = ModelShape.of_config(self.config)
+        name = described.decision.name(shape.num_classes)
+        fresh = "" if described.fresh == "" else " The head is untrained."
+        return card.Told(
+            f"It ends in a decision layer of codehead, {name}. {described.decision.told(shape)}{fresh}",
+            "Not measured when this was saved; `codehead evaluate this/folder --data text.jsonl` does.",
+        )
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """The end of `from_pretrained`: what is missing in a checkpoint is not made up."""

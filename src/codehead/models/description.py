@@ -18,11 +18,9 @@ from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import Decision
 from codehead.models.first_version import first_version
 from codehead.models.quantised import METHODS
+from codehead.models.registration import METHOD
 from codehead.registry import did_you_mean
 from codehead.version import VERSION
-
-METHOD = "codehead"
-"""The name under which transformers finds the loader: `quantization_config.quant_method`."""
 
 MOST = 2**31 - 1
 """Of tokens or bits: ids are int32."""

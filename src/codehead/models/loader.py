@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -29,16 +28,16 @@ from codehead.heads.feedforward import gives_log_probabilities
 from codehead.layer import WRITTEN, Decision
 from codehead.models import manifest, quantised, stock, surgery
 from codehead.models.causality import refuse_other_classes
-from codehead.models.description import METHOD, Description, expect_written
+from codehead.models.description import Description, expect_written
 from codehead.models.integrity import SEALS, check_integers, expect_layers, set_guards, shapes_in
 from codehead.models.names import names_in_memory, own_names
+from codehead.models.registration import METHOD
 from codehead.models.rounding import round_parts
 
 Shapes = dict[str, list[int]]
 """Of tensors in files, by name."""
 
 
-@register_quantization_config(METHOD)
 class CodeheadConfig(QuantizationConfigMixin):
     """The entry `quantization_config` of a coded checkpoint, as transformers wants to hold it."""
 
@@ -67,7 +66,6 @@ class OwnLoader(HfQuantizer):
         return config
 
 
-@register_quantizer(METHOD)
 class CodeheadLoader(OwnLoader):
     """Builds the empty decision layer before the weights are loaded, and checks the codebook afterwards."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from codehead.errors import CheckpointError
+from codehead.models import card
 
 INDEX = "*.safetensors.index*.json"
 """What says which file holds which tensor, if there are several."""
@@ -49,7 +50,7 @@ def _publish(stage: Path, target: Path, manifest: str) -> None:
     left = {path.name for path in target.glob(WEIGHTS)} - set(files)
     stale = left & set(_read(target / manifest)) if files else set()
     for path in sorted(stage.iterdir(), key=lambda path: path.name not in files):
-        os.replace(path, target / path.name)
+        (card.publish if path.name == card.NAME else os.replace)(path, target / path.name)
     for name in stale:
         (target / name).unlink(missing_ok=True)
     if files:

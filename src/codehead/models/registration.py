@@ -1,44 +1,86 @@
-"""Makes `from_pretrained` of transformers find codehead, without importing transformers early."""
+"""Makes `from_pretrained` of transformers find codehead, without importing transformers or anything else of ours early.
+
+transformers keeps two tables of loaders. What is entered there imports the loader when a checkpoint asks for it: no
+other program pays for it, in time or by a fault.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+METHOD = "codehead"
+"""The name under which transformers finds the loader: `quantization_config.quant_method`."""
 REGISTRY = "transformers.quantizers.auto"
-"""The module that holds the table of checkpoint loaders."""
+"""The module that holds the tables."""
 LOADER = "codehead.screening.loader"
-"""Our module, which enters itself into that table when it is imported, and imports that of coded checkpoints."""
+"""Our module of loaders; it imports that of coded checkpoints."""
 
 
 def register_loader() -> None:
-    """Register the loader of coded checkpoints: now, or as soon as transformers is imported."""
-    if REGISTRY in sys.modules:
-        import_module(LOADER)
-    else:
-        sys.meta_path.insert(0, _RegisterOnImport())
+    """Enter the loader of coded and screened checkpoints: now, or as soon as transformers has its tables."""
+    if not _entered() and not any(isinstance(finder, _Registration) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Registration())
 
 
-class _RegisterOnImport(MetaPathFinder):
-    """Waits for the import of the registry, lets it happen as usual, then imports the loader."""
+class _Registration:
+    """A finder of modules that finds none: it enters the loader when the tables are there.
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
-        if fullname != REGISTRY:
+    They are after the import of their module. When that is under way already, because torch was first imported from
+    within it, they are at the next import of a part of transformers, such as that of a model.
+    """
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        if not name.startswith("transformers."):
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        if name == REGISTRY:
+            return self._followed(name, path, target)
+        if _entered() and self in sys.meta_path:
+            sys.meta_path.remove(self)
+        return None
+
+    def _followed(self, name: str, path: Sequence[str] | None, target: Any) -> ModuleSpec | None:
+        """The module as the other finders find it; the loader is entered once it is executed."""
+        others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_register(module: ModuleType) -> None:
+            def execute_and_enter(module: ModuleType) -> None:
                 execute(module)
-                import_module(LOADER)
+                _entered()
 
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_enter  # type: ignore[method-assign]
         return spec
+
+
+def _entered() -> bool:
+    """Enter the loader if the tables are there; whether there is nothing left to do. Raises nothing."""
+    tables = getattr(sys.modules.get(REGISTRY), "__dict__", {})
+    if "AUTO_QUANTIZATION_CONFIG_MAPPING" not in tables:  # the second of the two
+        return False
+    try:
+        tables["AUTO_QUANTIZATION_CONFIG_MAPPING"][METHOD] = _Config
+        tables["AUTO_QUANTIZER_MAPPING"][METHOD] = _loader
+    except Exception as error:  # a fault of ours must not be one of transformers
+        import logging  # seldom needed
+
+        logging.getLogger("codehead").warning(f"codehead cannot register its loader with transformers: {error!r}")
+    return True
+
+
+class _Config:
+    """The entry for configurations."""
+
+    @staticmethod
+    def from_dict(entry: dict[str, Any]) -> Any:
+        return import_module(LOADER).config_of(entry)
+
+
+def _loader(config: Any, **options: Any) -> Any:
+    """The entry for loaders."""
+    return import_module(LOADER).loader_of(config, **options)

@@ -24,11 +24,12 @@ from codehead.layer import Decision
 from codehead.models import gguf, guards, quantised, stock
 from codehead.models.causality import refuse_non_causal
 from codehead.models.coded import CodedCausalLM, coded_class
-from codehead.models.description import METHOD, Description, weights_checksum
+from codehead.models.description import Description, weights_checksum
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
 from codehead.models.logit_scaling import LogitScaling
 from codehead.models.names import refuse_lost_names
+from codehead.models.registration import METHOD
 from codehead.models.token_extras import build_extras, weights_of_tokens
 from codehead.models.undo import all_or_nothing
 

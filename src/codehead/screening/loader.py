@@ -8,18 +8,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead.errors import CheckpointError
 from codehead.layer import WRITTEN
 from codehead.models import manifest, stock
-from codehead.models.description import METHOD
 from codehead.models.integrity import check_integers
 from codehead.models.loader import CodeheadConfig, CodeheadLoader, OwnLoader, Shapes, expect_files
 from codehead.models.names import names_in_memory
 from codehead.models.quantised import with_head
+from codehead.models.registration import METHOD
 from codehead.screening.model import FIELD, entry_of, install, is_screened
 from codehead.screening.screen import Screen, Settings
 
@@ -100,20 +99,15 @@ def _check_screen(model: Any, stored: Shapes) -> None:
             )
 
 
-class _AnyConfig:
-    """Chooses between the two kinds of entries."""
-
-    @staticmethod
-    def from_dict(entry: dict[str, Any]) -> Any:
-        return (ScreeningConfig if FIELD in entry else CodeheadConfig).from_dict(entry)
+def config_of(entry: dict[str, Any]) -> QuantizationConfigMixin:
+    """The entry `quantization_config` of a screened or coded checkpoint, by what it holds."""
+    made: QuantizationConfigMixin = (ScreeningConfig if FIELD in entry else CodeheadConfig).from_dict(entry)
+    return made
 
 
-def _any_loader(config: Any, **options: Any) -> HfQuantizer:
+def loader_of(config: Any, **options: Any) -> HfQuantizer:
+    """The loader of a checkpoint with this entry."""
     if isinstance(config, ScreeningConfig):
         return ScreeningLoader(config, **options)
     loader, backbone = CodeheadLoader(config, **options), config.description.backbone
     return loader if backbone is None else with_head(backbone, loader)
-
-
-AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = _AnyConfig
-AUTO_QUANTIZER_MAPPING[METHOD] = _any_loader

@@ -17,9 +17,10 @@ from torch import nn
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
 from codehead.layer import WRITTEN
-from codehead.models import guards, integrity, manifest, stock
-from codehead.models.description import METHOD, written
+from codehead.models import card, guards, integrity, manifest, stock
+from codehead.models.description import written
 from codehead.models.logit_scaling import LogitScaling
+from codehead.models.registration import METHOD
 from codehead.models.selection import Selecting, Selection
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import Screen, Settings
@@ -116,6 +117,23 @@ class ScreenedCausalLM(Selecting):
         options["state_dict"] = {**state, f"{stock.head_path(model)}.screen.{WRITTEN}": written(entry)}
         with manifest.staged(save_directory, options.get("variant")) as folder:
             save(folder, **options)
+            card.write(folder, self)
+
+    def _told_in_card(self) -> card.Told:
+        kept = self.screen.settings
+        promise = (
+            f"{kept.promised:.3%} is promised, with {kept.confidence:.0%} confidence"
+            if kept.mode == "fast"
+            else "a step that has no certificate takes the dense head"
+        )
+        return card.Told(
+            f"Its weights are unchanged. A code of {kept.bits} bits per token, made by codehead, chooses "
+            f"{kept.candidates:,} of {kept.num_classes:,} tokens in generation, and the head scores these "
+            f"(mode `{kept.mode}`).",
+            f"The dense head's choice was among the candidates at {kept.measured:.3%} of {kept.test_positions:,} "
+            f"held-out positions; {promise}.",
+            " with its extra `fast`",
+        )
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """The end of `from_pretrained`: what is missing in a checkpoint is not made up."""

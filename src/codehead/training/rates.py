@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from codehead.errors import ConfigurationError
 from codehead.models import gguf, is_coded
-from codehead.models.description import METHOD, weights_checksum
+from codehead.models.description import weights_checksum
+from codehead.models.registration import METHOD
 from codehead.training.config import RunConfig
 from codehead.training.distil import row_sizes
 

@@ -22,7 +22,11 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import (
+    TensorBoardCallback,
+    default_logdir,
+    get_reporting_integration_callbacks,
+)
 
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
@@ -114,7 +118,8 @@ def _run(
     limit = config.training.get("save_total_limit", KEPT_CHECKPOINTS)
     keeper = _Keeper(folder, partial(Clock, folder, origin, began), checkpoint, limit, replaces)
     trainer.add_callback(keeper)
-    _train(trainer, checkpoint, has_validation=validation is not None)
+    with _one_mlflow_run(trainer):
+        _train(trainer, checkpoint, has_validation=validation is not None)
     with _shown(progress and config.decision is not None and folder.is_main) as show:
         trained, told = _ended(trainer, config, text, validation, show)
     if trainer.is_world_process_zero():
@@ -204,7 +209,10 @@ def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments
     """The literal TrainingArguments of the run; ConfigurationError for values that transformers refuses."""
     pin_memory = torch.accelerator.is_available()  # without one, torch warns of it
     on_cpu = device_of(config).type == "cpu"
-    values: dict[str, Any] = {"dataloader_pin_memory": pin_memory, "use_cpu": on_cpu, **DEFAULTS, **config.training}
+    shown = {"run_name": output_dir.parent.name}  # by Weights & Biases, MLflow
+    values: dict[str, Any] = {
+        "dataloader_pin_memory": pin_memory, "use_cpu": on_cpu, **DEFAULTS, **shown, **config.training
+    }  # fmt: skip
     values["save_total_limit"] = None  # the Trainer goes by the times of files, `RunFolder.rotate` by steps
     for key, reason in NO_WAY_BACK.items():
         if values.get(key):
@@ -252,7 +260,24 @@ def _trainer(
         callbacks=[StopAtDivergence(), *callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
     )
     trainer.remove_callback(PrinterCallback)
+    _logs_in_sight(trainer)
     return trainer
+
+
+def _logs_in_sight(trainer: Trainer) -> None:
+    """TensorBoard's files go into the folder of the run, not of its checkpoints, unless the environment says where."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(Path(str(trainer.args.output_dir)).parent / default_logdir())
+
+
+def _one_mlflow_run(trainer: Trainer) -> AbstractContextManager[Any]:
+    """The run that MLflow keeps training and evaluation in; transformers would end it before the evaluation."""
+    if "mlflow" not in trainer.args.report_to or not trainer.is_world_process_zero():
+        return nullcontext()
+    import mlflow
+
+    return nullcontext() if mlflow.active_run() else mlflow.start_run(run_name=trainer.args.run_name)
 
 
 def _train(trainer: Trainer, checkpoint: Path | None, *, has_validation: bool) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from codehead.models import card
 from codehead.training.quiet import library_bars_hidden
 
 WEIGHTS = ("codehead.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 STAGE = ".unfinished"
 
 
-def save_whole(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_whole(model: Any, tokenizer: Any, folder: Path, measured: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint beside the one in a folder, then in its place; files of other names stay.
+
+    What was `measured`, `before` and `after` a conversion, stands in the card.
 
     If the writing fails, by a full disk for instance, the old checkpoint is as it was. A process that is killed while
     the files change places leaves a folder without weights, never a mixture of two models.
@@ -24,6 +28,8 @@ def save_whole(model: Any, tokenizer: Any, folder: Path) -> None:
     try:
         with library_bars_hidden():
             model.save_pretrained(stage)
+            if measured is not None:
+                card.write(stage, model, measured)
             tokenizer.save_pretrained(stage)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
@@ -33,7 +39,7 @@ def save_whole(model: Any, tokenizer: Any, folder: Path) -> None:
     for file in sorted((path for path in stage.rglob("*") if path.is_file()), key=_order):
         place = folder / file.relative_to(stage)
         place.parent.mkdir(exist_ok=True)
-        os.replace(file, place)
+        (card.publish if file.name == card.NAME else os.replace)(file, place)
     shutil.rmtree(stage)
 
 
