@@ -1,7 +1,7 @@
 """What heads of few bytes keep of a real model's Softmax head, on hidden states that frontier_real_states.py has kept.
 
     python benchmarks/frontier_real.py head --cache FOLDER --model FOLDER --head code-0.05
-    python benchmarks/frontier_real.py collect --cache FOLDER --out results/frontier-real-1.json
+    python benchmarks/frontier_real.py collect --cache FOLDER --out results/benchmarks/frontier-real-1.json
 
 Codes come from the functions of `convert`: attached, distilled and rounded (`--no-calibrate`). The backbone is
 never computed, so every figure compares heads on the same hidden states. Killed, a head goes on where it was.
@@ -181,9 +181,10 @@ def collect(options: argparse.Namespace) -> None:
     """One result file of all heads that have been measured."""
     files = sorted(options.cache.glob("*.json"))
     heads = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
-    config = {"model": Path(options.model).name, "tests": TESTS, "mixture": ["dolly", "books", "wikitext"]}
+    shape = list(reversed(load_model(options.model, dtype="float32").get_output_embeddings().weight.shape))
+    config = {"model": Path(options.model).name, "shape": shape, "positions": options.positions, "seed": 0}
     origin = {**provenance(seed=0, sources=[]), "finished_at": utc_now()}
-    Result("frontier-real-1", {**config, "positions": options.positions}, {"heads": heads}, origin).write(options.out)
+    Result("frontier-real-1", config, {"heads": heads}, origin).write(options.out)
 
 
 def main() -> None:

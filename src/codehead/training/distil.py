@@ -45,8 +45,8 @@ TOLERANCE = 0.01
 CHECKED = 2048
 """Positions at which that is looked at."""
 WARM_UP = 20
-"""Steps over which rates rise, a twentieth of all at most: Adam's first ones move every number by its rate, however sure
-it is, and lead far from a start that is near its aim."""
+"""Steps over which rates rise, a twentieth of all at most: Adam's first ones move every number by its rate, however
+sure it is, and lead far from a start that is near its aim."""
 BETAS = (0.9, 0.99)
 """Adam's averages: shorter than usual, since hundreds of steps are few."""
 
