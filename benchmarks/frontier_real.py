@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import codehead
-from codehead.lab.baselines.methods import quantised, trimmed
+from codehead.lab.baselines import quantised, trimmed
 from codehead.lab.result import Result
 from codehead.models import attach, to_int4, to_int8
 from codehead.models.hidden import Statistics
