@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import codehead
 from codehead.lab.baselines import quantised, trimmed
 from codehead.lab.result import Result
 from codehead.models import attach, to_int4, to_int8
 from codehead.models.hidden import Statistics
 from codehead.models.logit_scaling import softmax_head
+from codehead.recommendation import recommend, shape_of
 from codehead.training.config import Distillation
 from codehead.training.distil import distil
 from codehead.training.likely_tokens import LikelyTokens
@@ -68,7 +68,7 @@ def code(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     model = load_model(options.model, dtype="float32").eval()
     teacher = softmax_head(model)
     likely = looked_up(options.cache, teacher, hidden)
-    decision = codehead.recommend(options.model, budget=share).config
+    decision = recommend(options.model, budget=share).config
     start = time.process_time()
     statistics = Statistics.of(likely.expected, hidden[:STATISTICS_TOKENS].float())
     attach(model, replace(decision, weights="float", packed=False), statistics=statistics)
@@ -85,7 +85,7 @@ def code(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     given = hidden[:STATISTICS_TOKENS].float()
     to_int4(model, given) if decision.weights == "int4" else to_int8(model)
     seconds = {"start": started - start, "learning": learnt - started}
-    share = decision.byte_share(codehead.recommendation.shape_of(options.model))
+    share = decision.byte_share(shape_of(options.model))
     return model, {
         "byte_share": share, "decision": decision.to_dict(), "distil": asdict(learning), "processor_seconds": seconds
     }  # fmt: skip
@@ -181,8 +181,11 @@ def collect(options: argparse.Namespace) -> None:
     """One result file of all heads that have been measured."""
     files = sorted(options.cache.glob("*.json"))
     heads = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
-    shape = list(reversed(load_model(options.model, dtype="float32").get_output_embeddings().weight.shape))
-    config = {"model": Path(options.model).name, "shape": shape, "positions": options.positions, "seed": 0}
+    shape = shape_of(options.model)
+    config = {
+        "model": Path(options.model).name, "shape": [shape.hidden_size, shape.num_classes],
+        "positions": options.positions, "seed": 0,
+    }  # fmt: skip
     origin = {**provenance(seed=0, sources=[]), "finished_at": utc_now()}
     Result("frontier-real-1", config, {"heads": heads}, origin).write(options.out)
 

@@ -21,7 +21,7 @@ MIXTURE, OUTSIDE = ("dolly", "books", "wikitext"), ("alpaca", "stories", "german
 KINDS = {"code": "code", "int": "quantised", "low_rank": "low rank", "trimmed": "trimmed"}
 BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
 """Aims set beforehand: share of top-1 and perplexity ratio."""
-IN_README = ("int8", "int4-corrected", "int3-corrected", "code-0.1", "code-0.05", "code-0.02")
+IN_README = ("int4-corrected", "int3-corrected", "code-0.1", "code-0.05", "code-0.02")
 
 
 class Head:
@@ -178,7 +178,7 @@ def picking(heads: list[Head]) -> str:
 
 
 def frontier(heads: list[Head], path: Path) -> None:
-    """Nats lost against bytes, on the mixture and on other text."""
+    """Divergence from the old head against bytes, on the mixture and on other text."""
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained", sharey=True)
@@ -186,14 +186,14 @@ def frontier(heads: list[Head], path: Path) -> None:
             axes, (MIXTURE, OUTSIDE), ("Held-out text of the mixture", "Other text"), strict=True
         ):
             for colour, kind in zip(PALETTE, KINDS.values(), strict=False):
-                points = sorted((h.share, h.pooled(names)["lost"]) for h in heads if h.kind == kind and h.is_exact)
+                points = sorted((h.share, h.pooled(names)["kl"]) for h in heads if h.kind == kind and h.is_exact)
                 points = [(100 * share, lost) for share, lost in points if math.isfinite(lost)]
                 if points:
                     axis.plot(*zip(*points, strict=True), "o-", color=colour, label=kind)
             axis.set(title=title, xscale="log", yscale="log", xlabel="bytes, % of the old head's in bf16")
             axis.set_xticks([1, 2, 5, 10, 25, 50], ["1", "2", "5", "10", "25", "50"])
             axis.minorticks_off()
-        axes[0].set(ylabel="lost, nats per token")
+        axes[0].set(ylabel="divergence from the old head, nats")
         axes[0].legend()
         figure.savefig(path, dpi=DPI, metadata={"Software": None})
         plt.close(figure)
@@ -230,7 +230,7 @@ def main() -> None:
     """Fill the pages and draw the pictures."""
     metrics = Result.read(RESULT).metrics["heads"]
     heads = sorted((Head(key, found) for key, found in metrics.items()), key=lambda head: head.share)
-    chosen = [head for head in heads if head.key in IN_README and head.key != "int8"]
+    chosen = [head for head in heads if head.key in IN_README]
     tables = {"overall": overall, "domains": domains, "bars": bars, "learning": learning}
     for name, make in tables.items():
         filled(PAGE, name, make(heads))
