@@ -6,13 +6,13 @@ python benchmarks/estimator_report.py --result results/benchmarks/estimator.json
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from estimator_summary import DEFAULT, OURS
+from pages import filled
 from scipy.stats import rankdata, studentized_range, t
 
 from codehead.lab.reports.drawing import EDGE, INK, PALETTE, STYLE, pyplot
@@ -248,15 +248,6 @@ TABLES: dict[str, Callable[[Measured], str]] = {
     "probabilities": probabilities,
     "speed": speed,
 }
-
-
-def filled(text: str, name: str, table: str) -> str:
-    """The page with a table between its marks."""
-    pattern = rf"(<!-- benchmark: {name} -->\n).*?(<!-- end of benchmark -->)"
-    page, count = re.subn(pattern, lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text, flags=re.DOTALL)
-    if count != 1:
-        raise SystemExit(f"the page has {count} places '<!-- benchmark: {name} -->'; it needs one")
-    return page
 
 
 def main() -> None:

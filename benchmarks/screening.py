@@ -4,10 +4,12 @@ Needs `pip install onnx onnxruntime onnxscript` beside codehead[fast,train].
 
     python benchmarks/screening.py head --model FOLDER --data TEXT --out results/screening-NAME.json
     python benchmarks/screening.py generation --model FOLDER --screened FOLDER --prompts FILE --out results/….json
+    python benchmarks/screening.py texts --model FOLDER --screened FOLDER --prompts FILE --out results/….json
 
-`head`: methods take turns within every repeat, on positions that nothing was fitted to; medians, and the recall of the
-dense head's choice. `generation`: tokens per second with the dense head, screened, and with no head at all, which is
-the limit; and how many greedy tokens are the same. Give `--threads 1` and `--threads 2` in runs of their own.
+Text and prompts are those of `benchmarks/mixed_text.py`. `head`: methods take turns within every repeat, on positions
+that nothing was fitted to; before each step as many bytes are read as the backbone has (`--between`), so that no head
+is in a cache, or none. Medians, and the recall of the dense head's choice. `generation`: tokens per second with the
+dense head, screened, and with no head at all, which is the limit. `texts`: how many greedy tokens are the dense head's.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import faiss
-import numpy as np
 import torch
 from screening_baselines import Head, built, clustered, low_rank, onnx_heads, rabitq, torch_heads
 from torch import Tensor, nn
@@ -31,7 +33,6 @@ from codehead.models.hidden import hidden_states
 from codehead.screening import build
 from codehead.screening.checkpoint import _batches
 from codehead.screening.gain import screened_step
-from codehead.screening.screen import Screen
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.tokenizer import load_tokenizer
@@ -61,17 +62,6 @@ def states(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     return model.get_output_embeddings().weight.detach().clone(), hidden
 
 
-def bytes_read(made: Screen) -> int:
-    """Of a step for one position: all codewords, the map to white coordinates, and the rows of candidates."""
-    settings = made.settings
-    return (
-        made.plane.nbytes
-        + made.get("norms").nbytes
-        + made.get("white").nbytes
-        + settings.candidates * settings.hidden_size * 4
-    )
-
-
 def screens(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[str, Head]]:
     """The modes of screening, each as its own calibration makes it."""
     parts = build._parted(head, hidden, quiet)
@@ -83,8 +73,10 @@ def screens(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[str, Head]]:
         start = time.perf_counter()
         made = make()
         seconds, settings = time.perf_counter() - start, made.settings
-        step = screened_step(head.weight.detach(), made)
-        yield f"{name} ({settings.bits} bits, {settings.candidates} rows)", Head(step, bytes_read(made), seconds)
+        weight = head.weight.detach()
+        step = screened_step(weight, made)
+        read = made.bytes_read + settings.candidates * weight[0].nbytes
+        yield f"{name} ({settings.bits} bits, {settings.candidates} rows)", Head(step, read, seconds)
 
 
 def heads(weight: Tensor, hidden: Tensor, threads: int, only: list[str]) -> dict[str, Head]:
@@ -117,16 +109,20 @@ def heads(weight: Tensor, hidden: Tensor, threads: int, only: list[str]) -> dict
 
 def recall(head: Head, hidden: Tensor, best: Tensor) -> float:
     """The share of positions where a head finds what the dense head finds."""
-    found = torch.cat([head.step(some) for some in hidden.split(16)])
+    found = torch.cat([head.step(one) for one in hidden.split(1)])
     return float((found == best).float().mean())
 
 
-def interleaved(found: dict[str, Head], hidden: Tensor, batch: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds of a step at a batch size; every repeat takes other positions, the same for all methods."""
+def interleaved(found: dict[str, Head], hidden: Tensor, batch: int, repeats: int, between: Tensor) -> dict[str, float]:
+    """Median milliseconds of a step at a batch size; every repeat takes other positions, the same for all methods.
+
+    All of `between` is read before a step; if there is nothing in it, a step that is not timed comes before it.
+    """
     times: dict[str, list[float]] = {name: [] for name in found}
     for turn in range(repeats + 2):
         some = hidden[torch.arange(turn * batch, (turn + 1) * batch) % len(hidden)]
         for name, head in found.items():
+            between.sum() if len(between) else head.step(some.flip(0))
             start = time.perf_counter()
             head.step(some)
             if turn > 1:
@@ -147,12 +143,15 @@ def measure_heads(options: argparse.Namespace) -> dict[str, Any]:
             "bytes_read": head.bytes_read,
             "build_seconds": round(head.build_seconds, 1),
             "milliseconds": {},
+            "milliseconds_warm": {},
         }
         for name, head in found.items()
     }
-    for batch in options.batch_sizes:
-        for name, milliseconds in interleaved(found, test, batch, options.repeats).items():
-            metrics[name]["milliseconds"][str(batch)] = round(milliseconds, 4)
+    for key, read in (("milliseconds", options.between), ("milliseconds_warm", 0)):
+        between = torch.zeros(int(read * 1e6) // 4)
+        for batch in options.batch_sizes:
+            for name, milliseconds in interleaved(found, test, batch, options.repeats, between).items():
+                metrics[name][key][str(batch)] = round(milliseconds, 4)
     return {"shape": list(weight.shape), "heads": metrics}
 
 
@@ -167,46 +166,89 @@ class NoHead(nn.Linear):
         return self.kept
 
 
+def both(options: argparse.Namespace) -> tuple[dict[str, Any], Any, dict[str, list[str]]]:
+    """The dense and the screened model, the tokenizer, and prompts by kind."""
+    tokenizer = load_tokenizer(options.model)
+    tokenizer.padding_side = "left"
+    prompts: dict[str, list[str]] = {}
+    for line in Path(options.prompts).read_text(encoding="utf-8").splitlines():
+        prompts.setdefault(json.loads(line)["kind"], []).append(json.loads(line)["prompt"])
+    models = {"dense": load_model(options.model, dtype="float32"), "screened": load_model(options.screened)}
+    return models, tokenizer, prompts
+
+
+@torch.no_grad()
+def measure_texts(options: argparse.Namespace) -> dict[str, Any]:
+    """How many greedy tokens are the dense head's, by kind of text."""
+    models, tokenizer, prompts = both(options)
+    found = {kind: identical(models, tokenizer, some, options) for kind, some in prompts.items()}
+    screened = models["screened"]
+    return {
+        "screening": asdict(screened.screen.settings),
+        "identical": found,
+        "dense_steps": {"tokens": screened.whole, "of": screened.steps},
+    }
+
+
 @torch.no_grad()
 def measure_generation(options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second, three models in turns, and the share of greedy tokens that agree."""
-    tokenizer = load_tokenizer(options.model)
-    models = {"dense": load_model(options.model), "screened": load_model(options.screened), "no head": None}
-    models["no head"] = load_model(options.model)
+    """Tokens per second of one sequence, three models in turns."""
+    models, tokenizer, prompts = both(options)
+    models["no head"] = load_model(options.model, dtype="float32")
     models["no head"].get_output_embeddings().__class__ = NoHead
-    prompts = [json.loads(line)["prompt"] for line in Path(options.prompts).read_text().splitlines() if line.strip()]
-    rates: dict[str, list[float]] = {name: [] for name in models}
+    rates = speeds(models, tokenizer, [some[0] for some in prompts.values()], options)
+    return {"screening": asdict(models["screened"].screen.settings), "tokens_per_second": rates}
+
+
+def written(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> Tensor:
+    """What a model goes on with, greedily: `(prompts, tokens)`."""
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+    whole = model.eval().generate(
+        **inputs, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=tokenizer.pad_token_id
+    )
+    return whole[:, -tokens:]
+
+
+def identical(
+    models: dict[str, Any], tokenizer: Any, prompts: list[str], options: argparse.Namespace
+) -> dict[str, int]:
+    """How many tokens are the dense head's until a text differs: all that follows is of another text."""
     same = total = 0
-    for prompt in prompts:
-        inputs, texts = tokenizer(prompt, return_tensors="pt"), {}
+    for start in range(0, len(prompts), options.batch):
+        some = prompts[start : start + options.batch]
+        dense, own = (written(models[name], tokenizer, some, options.tokens) for name in ("dense", "screened"))
+        for equal in (dense == own).tolist():
+            first = equal.index(False) if False in equal else len(equal)
+            same, total = same + first, total + min(first + 1, len(equal))
+    return {"tokens": same, "of": total}
+
+
+def speeds(models: dict[str, Any], tokenizer: Any, prompts: list[str], options: argparse.Namespace) -> dict[str, float]:
+    """Median tokens per second with one sequence."""
+    rates: dict[str, list[float]] = {name: [] for name in models}
+    for prompt in [prompts[0], *prompts]:  # the first time is no measurement
         for name, model in models.items():
             start = time.perf_counter()
-            texts[name] = model.eval().generate(
-                **inputs, do_sample=False, min_new_tokens=options.tokens, max_new_tokens=options.tokens, pad_token_id=0
-            )[0, inputs.input_ids.shape[1] :]
+            written(model, tokenizer, [prompt], options.tokens)
             rates[name].append(options.tokens / (time.perf_counter() - start))
-        differ = (texts["dense"] != texts["screened"]).nonzero().flatten()
-        same += int(differ[0]) if len(differ) else options.tokens  # later tokens follow from another text
-        total += options.tokens if not len(differ) else int(differ[0]) + 1
-    screened_model: Any = models["screened"]
-    return {
-        "tokens_per_second": {name: round(float(np.median(values)), 2) for name, values in rates.items()},
-        "identical": {"tokens": same, "of": total, "share": same / total},
-        "dense_steps": {"tokens": screened_model.whole, "of": screened_model.steps},
-    }
+    return {name: round(statistics.median(values[1:]), 2) for name, values in rates.items()}
 
 
 def table(metrics: dict[str, Any]) -> str:
     """The figures of `head` as Markdown; written beside the result file, never by hand."""
+    kinds = {"milliseconds": "cold", "milliseconds_warm": "warm"}
     batches = list(next(iter(metrics["heads"].values()))["milliseconds"])
-    columns = [f"ms, batch {batch}" for batch in batches]
+    columns = [f"ms, batch {batch}, {kind}" for batch in batches for kind in kinds.values()]
     lines = ["| head | recall | MB read | build, s | " + " | ".join(columns) + " |"]
     lines.append("| --- |" + " ---: |" * (3 + len(columns)))
     for name, one in sorted(metrics["heads"].items(), key=lambda item: item[1]["milliseconds"][batches[0]]):
         figures = [f"{one['recall']:.2%}", f"{one['bytes_read'] / 1e6:.1f}", f"{one['build_seconds']:.0f}"]
-        figures += [f"{one['milliseconds'][batch]:.2f}" for batch in batches]
+        figures += [f"{one[key][batch]:.2f}" for batch in batches for key in kinds]
         lines.append(f"| {name} | " + " | ".join(figures) + " |")
     return "\n".join(lines) + "\n"
+
+
+WHAT = {"head": measure_heads, "generation": measure_generation, "texts": measure_texts}
 
 
 def public(options: argparse.Namespace) -> dict[str, Any]:
@@ -218,17 +260,19 @@ def public(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, measure, write the result file and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["head", "generation"])
+    parser.add_argument("what", choices=list(WHAT))
     parser.add_argument("--model")
     parser.add_argument("--data", help="text: hub id or local file (head)")
     parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "V"), help="random rows in place of a model (head)")
-    parser.add_argument("--screened", help="folder of the screened model (generation)")
-    parser.add_argument("--prompts", help="JSON lines with the field prompt (generation)")
+    parser.add_argument("--screened", help="folder of the screened model (generation, texts)")
+    parser.add_argument("--prompts", help="JSON lines with the field prompt (generation, texts)")
     parser.add_argument("--positions", type=int, default=12_000)
-    parser.add_argument("--recall-positions", type=int, default=3000)
+    parser.add_argument("--recall-positions", type=int, default=1500)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--tokens", type=int, default=100, help="per prompt (generation)")
-    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--tokens", type=int, default=72, help="per prompt (generation, texts)")
+    parser.add_argument("--batch", type=int, default=20, help="prompts at once, (texts)")
+    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--between", type=float, default=400, help="MB read before a step, as a backbone does (head)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], help="methods, by how their names begin")
     parser.add_argument("--out", type=Path, required=True)
@@ -236,7 +280,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
     started, start = utc_now(), time.monotonic()
-    metrics = measure_heads(options) if options.what == "head" else measure_generation(options)
+    metrics = WHAT[options.what](options)
     sources = [options.data] if options.data else []
     record = {
         **provenance(seed=SEED, sources=sources),

@@ -238,6 +238,13 @@ class Decision(nn.Module):
         self.node_loss = loss.per_node
         return loss.value
 
+    def token_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Bitwise loss `(tokens,)` of outputs `(tokens, num_outputs)` for their labels: `loss` is the mean of it."""
+        loss = self._checked_reading().loss("bitwise", outputs, labels, None)
+        self.node_loss = loss.per_node
+        assert loss.per_token is not None
+        return loss.per_token
+
     def logits(self, outputs: Tensor) -> Tensor:
         """`(…, num_outputs)` → `(…, V)` in float32, whose softmax is the codeword posterior.
 

@@ -19,7 +19,9 @@ from codehead.registry import Registry
 
 IGNORE = -100
 CHUNK_SCORES = 2**25
-"""Token scores computed at a time by the codeword loss (128 MiB in float32)."""
+"""Token scores computed at a time by what fits or checks a trained layer (128 MiB in float32)."""
+PIECE_SCORES = 7 * 2**20
+"""Token scores computed at a time by the codeword loss: 28 MiB in float32; glibc keeps no freed blocks above 32 MiB."""
 
 
 class Loss(NamedTuple):
@@ -29,6 +31,8 @@ class Loss(NamedTuple):
     """Scalar, in nats."""
     per_node: Tensor | None
     """`(n,)`: mean binary cross entropy of every dichotomizer over the labels it looks at, detached."""
+    per_token: Tensor | None = None
+    """`(tokens,)`: what the value is the sum of, 0 where a label is ignored."""
 
 
 Nodes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -78,7 +82,7 @@ def of_nodes(
     nats = seen * F.softplus(-torch.where(seen > 0, symbols * bit_logits.float(), 0.0))
     per_token = nats.sum(-1) / seen.sum(-1).clamp(min=1) if per_bit else nats.sum(-1)
     per_node = nats.detach().sum(0) / seen.sum(0).clamp(min=1)
-    return Loss(per_token.sum() / _items(labels, num_items), per_node)
+    return Loss(per_token.sum() / _items(labels, num_items), per_node, per_token)
 
 
 def codeword(
@@ -91,19 +95,19 @@ def codeword(
     """Cross entropy of the codeword posterior: softmax over V of the likelihood scores.
 
     With the one_vs_all code this is the stock Softmax loss, bit for bit (also NaN without a single label). Otherwise
-    more than CHUNK_SCORES scores are made in chunks that are computed again for the gradient, so that no `(tokens, V)`
+    more than PIECE_SCORES scores are made in pieces that are computed again for the gradient, so that no `(tokens, V)`
     tensor is kept. Arguments as for `bitwise`; `scores` makes the scores `(tokens, V)`, by default those of the code.
     """
     bit_logits, labels = _flatten(bit_logits, labels, table)
     if table.is_implicit:
         return Loss(_stock_cross_entropy(bit_logits, labels, num_items), None)
     score = scores or partial(posterior_scores, table=table)
-    rows = max(1, CHUNK_SCORES // table.num_classes)
-    chunks = list(zip(bit_logits.split(rows), labels.split(rows), strict=True))
-    if len(chunks) == 1 or not torch.is_grad_enabled():
-        nats = [_nats(z, y, score) for z, y in chunks]
+    rows = max(1, PIECE_SCORES // table.num_classes)
+    pieces = list(zip(bit_logits.split(rows), labels.split(rows), strict=True))
+    if len(pieces) == 1 or not torch.is_grad_enabled():
+        nats = [_nats(z, y, score) for z, y in pieces]
     else:
-        nats = [checkpoint(_nats, z, y, score, use_reentrant=False, preserve_rng_state=False) for z, y in chunks]
+        nats = [checkpoint(_nats, z, y, score, use_reentrant=False, preserve_rng_state=False) for z, y in pieces]
     return Loss(torch.stack(nats).sum() / _items(labels, num_items), None)
 
 

@@ -163,3 +163,19 @@ def test_a_shape_that_is_written_out_is_the_one_that_transformers_reads(tmp_path
     for name in ("llama", "gpt2", "opt", "opt_350m"):
         make(name).config.save_pretrained(tmp_path / name)
         assert model_shape(str(tmp_path / name)) == ModelShape.of_config(AutoConfig.from_pretrained(tmp_path / name))
+
+
+def test_faster_times_screening_and_names_its_command(tmp_path, codehead):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 16, "vocab_size": 2000}))
+    status, told, _ = codehead("recommend", str(tmp_path), "--faster", "--json")
+    found = json.loads(told)
+    assert status == 0
+    assert found["dense_ms"] > 0 < found["screened_ms"]
+    assert found["pays"] == (found["ratio"] > 1)
+    assert found["command"] == f"codehead screen {shlex.quote(str(tmp_path))} --out FOLDER"
+
+
+def test_faster_keeps_the_head_so_that_a_budget_is_refused(wide, codehead):
+    status, _, told = codehead("recommend", wide, "--faster", "--budget", "5%")
+    assert status == 2
+    assert "--faster" in told and "--budget=5%" in told

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.models.hidden import probed
-from codehead.screening import build, head
+from codehead.screening import build
+from codehead.screening import screen as screen_module
 from codehead.screening.screen import Settings
 
 NAMES = pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "granite", "opt_350m", "gpt_neox"])
@@ -43,8 +44,8 @@ def screened(name: str = "llama", tied: bool = True, **options):
 def _few_candidates(monkeypatch):
     """So that tiny vocabularies leave tokens out."""
     monkeypatch.setattr(build, "FEW", 32)
-    monkeypatch.setattr(build, "MANY", 64)
-    monkeypatch.setattr(head, "POSITIONS", 16)
+    monkeypatch.setattr(build, "MOST", 64)
+    monkeypatch.setattr(screen_module, "AROUND", -1e9)
 
 
 def generate(model, ids, **options):
@@ -246,7 +247,7 @@ def test_lora_on_the_head_takes_the_dense_path_openly():
 
 
 def test_more_sequences_than_it_pays_for_take_the_dense_head(monkeypatch):
-    monkeypatch.setattr(head, "POSITIONS", 2)
+    monkeypatch.setattr(screen_module, "AROUND", 4e6)
     model, ids = screened("llama", True), tokens(3, 6)
     assert torch.equal(generate(model, ids), generate(make("llama", True), ids))
     assert model.whole == model.steps == 24

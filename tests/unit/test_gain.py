@@ -14,9 +14,12 @@ def test_both_heads_are_timed():
     assert found.dense > 0 < found.screened
 
 
-def test_a_gain_is_a_ratio_above_one():
-    assert Gain(4.0, 2.0).ratio == 2
-    assert Gain(4.0, 2.0).pays and not Gain(2.0, 4.0).pays
+def test_a_verdict_tells_what_was_timed_and_whether_it_pays():
+    found, other = Gain(576, 49_152, 2, 4.0, 2.0), Gain(576, 49_152, 2, 2.0, 4.0)
+    assert found.ratio == 2
+    assert found.pays and not other.pays
+    assert "H = 576, V = 49,152" in found.verdict and "2 ms screened and 4 ms as it is" in found.verdict
+    assert "gains nothing here" in other.verdict
 
 
 def test_without_faiss_there_is_nothing_to_time(monkeypatch):

@@ -9,6 +9,7 @@ import typer
 
 from codehead.boundaries import command
 from codehead.cli import options as opt
+from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,21 +37,44 @@ def recommend(
     budget: opt.Budget = None,
     bits: opt.Bits = None,
     speed: opt.Speed = None,
+    faster: Annotated[
+        bool, typer.Option("--faster", help="Time what screening gains on this machine; the head stays as it is.")
+    ] = False,
     details: Annotated[bool, typer.Option("--details", help="Costs, and what each of our experiments kept.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell which decision layer fits a budget (5%), a codeword length or a speed, and the command that builds it.
 
-    Give at most one of --budget, --bits and --speed. No weights are read.
+    Give at most one of --budget, --bits, --speed and --faster. No weights are read.
     """
     from codehead.recommendation import recommend as decide
 
+    if faster:
+        _tell_gain(model, {"--budget": budget, "--bits": bits, "--speed": speed}, as_json)
+        return
     found = decide(model, budget=budget, bits=bits, speed=speed)
     commands = _commands(model, budget, bits, speed)
     if as_json:
         typer.echo(json.dumps(_as_dict(found, commands), indent=2))
     else:
         _show(found, commands, details)
+
+
+def _tell_gain(model: str, others: dict[str, Any], as_json: bool) -> None:
+    """What `codehead screen` gains here, timed on a head of the model's shape."""
+    from codehead.recommendation import check_stock, shape_of
+    from codehead.screening.gain import gain
+
+    given = [f"{name}={value}" for name, value in others.items() if value is not None]
+    if given:
+        raise ConfigurationError(f"--faster keeps the old head, but {given[0]} asks for another; omit one of the two")
+    shape = shape_of(model)
+    check_stock(shape)
+    found, line = gain(shape.hidden_size, shape.num_classes), command("codehead", "screen", model, "--out", "FOLDER")
+    if as_json:
+        typer.echo(json.dumps({"verdict": found.verdict, **found.as_dict(), "command": line}, indent=2))
+    else:
+        typer.echo(f"{found.verdict}\n" + (f"\n  {line}" if found.pays else ""))
 
 
 def _commands(model: str, budget: str | None, bits: int | None, speed: str | None) -> dict[str, str]:

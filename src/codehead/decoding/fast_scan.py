@@ -5,7 +5,9 @@ FAISS keeps the tables in vector registers and looks 32 rows up at once (F. Andr
 2015, "Cache locality is not enough: high-performance nearest neighbor search with product quantization fast scan").
 
 Its tables are 8-bit integers. They are rounded here, before FAISS sees them, so that it has nothing left to round and
-the error is known: of a sub-quantizer of sixteen dimensions with the unit vectors as centroids, the query is the table.
+the error is known: of a sub-quantizer of fifteen dimensions with 0 and the unit vectors as centroids, the query is the
+table less its first entry. Of sixteen dimensions FAISS would make its tables by a matrix product of a BLAS, which has
+been seen to leave NaN in them; nor is it given tables that are all equal, which it would divide by their span.
 """
 
 from __future__ import annotations
@@ -142,14 +144,27 @@ class FastScan:
         scale = self._scale(widest, total)[:, None]
         entries = np.rint((tables - least[..., None]) * (scale / self._copies)[..., None])
         errors = (widths != 0) @ self._copies / (2 * scale[:, 0])  # half a step for every part of a table
-        scores, ids = self._index.search(self._query(entries), min(count, self.rows))
-        found = scores / scale + offset[:, None]
         flat = widest < TINY
+        query, first = self._query(entries, flat)
+        scores, ids = self._found(query, min(count, self.rows))
+        found = (scores + first) / scale + offset[:, None]
         if flat.any() or (ids[:, -1] < 0).any():
-            ids[flat] = -1  # FAISS cannot scale what is all equal
+            ids[flat] = -1
             self._complete(ids, found, offset)
         errors = np.where(flat, total, errors)
         return Found(ids, found, errors + 1e-12 * (np.abs(offset) + total))
+
+    def _found(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """What FAISS finds; asked again where rows are lacking, until it gives the same twice.
+
+        FAISS 1.15 has been seen to find nothing at first, of an index and a query of which it then found all.
+        """
+        scores, ids = self._index.search(query, count)
+        while (ids < 0).any():
+            before, (scores, ids) = ids, self._index.search(query, count)
+            if np.array_equal(before, ids):
+                break
+        return scores, ids
 
     def _complete(self, ids: np.ndarray, scores: np.ndarray, least: np.ndarray) -> None:
         """Put other rows where ids are −1: FAISS does not give rows whose sum is 0, which score the least."""
@@ -166,13 +181,18 @@ class FastScan:
             scale = np.minimum(scale, (LARGEST_SUM - LARGEST - self.tables) / np.maximum(total, TINY))
         return np.where(widest < TINY, 1.0, scale)
 
-    def _query(self, entries: np.ndarray) -> np.ndarray:
-        """`(positions, 16 · tables)`: what FAISS multiplies by 1, since one table has an entry of 255."""
-        query = np.zeros((len(entries), self._index.M, ENTRIES), dtype=np.float32)
-        query[:, : len(self._sources)] = entries.astype(np.float32).take(self._sources, axis=1)
+    def _query(self, entries: np.ndarray, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`(positions, 15 · tables)`: what FAISS multiplies by 1, since one table has a span of 255.
+
+        And `(positions, 1)`, the sums of first entries, which are to be added to what it finds.
+        """
+        used = np.zeros((len(entries), self._index.M, ENTRIES), dtype=np.float32)
+        used[:, : len(self._sources)] = entries.astype(np.float32).take(self._sources, axis=1)
         if self._spare:
-            query[:, -2:, -1] = LARGEST  # no row has this nibble
-        return query.reshape(len(entries), -1)
+            used[:, -2:, -1] = LARGEST  # no row has this nibble
+        used[flat, 0, -1] = LARGEST
+        first = used[..., :1]
+        return (used[..., 1:] - first).reshape(len(entries), -1), first.sum(axis=1)
 
 
 def copies(spans: np.ndarray, share: float = 0.25) -> np.ndarray:
@@ -196,8 +216,8 @@ def _index(plane: np.ndarray) -> Any:
     """The index of FAISS over packed rows."""
     faiss: Any = import_module("faiss")
     tables = 2 * plane.shape[1]
-    whole = faiss.IndexPQ(tables * ENTRIES, tables, 4, faiss.METRIC_INNER_PRODUCT)
-    unit = np.broadcast_to(np.eye(ENTRIES, dtype=np.float32), (tables, ENTRIES, ENTRIES))
+    whole = faiss.IndexPQ(tables * (ENTRIES - 1), tables, 4, faiss.METRIC_INNER_PRODUCT)
+    unit = np.broadcast_to(np.eye(ENTRIES, ENTRIES - 1, -1, dtype=np.float32), (tables, ENTRIES, ENTRIES - 1))
     faiss.copy_array_to_vector(np.ascontiguousarray(unit).ravel(), whole.pq.centroids)
     faiss.copy_array_to_vector(plane.ravel(), whole.codes)
     whole.ntotal, whole.is_trained = len(plane), True

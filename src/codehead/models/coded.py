@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from codehead.layer import WRITTEN, Decision
 from codehead.losses import IGNORE
-from codehead.models import guards, integrity, manifest, stock
+from codehead.models import guards, integrity, manifest, quantised, stock
 from codehead.models.description import Description
 from codehead.models.outputs import with_logits_on_demand
 from codehead.models.selection import Selecting, Selection, Step, spread
@@ -34,6 +36,7 @@ class CodedCausalLM(Selecting):
     # What the stock class brings; declared, not defined.
     _stock_class: Any
     _labels_position: int  # among the arguments of forward after self
+    _kept: stock.Kept
     config: Any
     decision: Decision
     training: bool
@@ -61,6 +64,8 @@ class CodedCausalLM(Selecting):
 
     def _stock_outputs(self, *args: Any, **kwargs: Any) -> Any:
         """What the stock forward returns, with the outputs of the head in the place of logits."""
+        if self.training and is_grad_enabled() and not is_compiling():
+            quantised.ready_to_train(self)
         outputs = self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True})
         stock.refuse_half(self, outputs.logits)
         return outputs
@@ -100,6 +105,11 @@ class CodedCausalLM(Selecting):
         if self.training and is_grad_enabled() and wanted is None and self.decision.loss_name == "bitwise":
             guards.refuse_posterior_loss()
         return self.decision.logits(own)
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """As in transformers; weights that are kept as integers become numbers once, not at every token."""
+        with parametrize.cached():
+            return super().generate(*args, **options)  # type: ignore[misc]
 
     def _may_select(self, chosen: Selection | str) -> Selection | None:
         scanned = self.decision.choice().impl == "scan"
@@ -167,12 +177,15 @@ class CodedCausalLM(Selecting):
         integrity.check_state(model, options.get("state_dict"))
         state = guards.guarded(model, stock.head_path(model), options.get("state_dict"))
         options["state_dict"] = {**state, f"decision.{WRITTEN}": description.to_tensor()}
+        if quantised.was_loaded(self):
+            options.setdefault("save_original_format", False)
         is_main = options.get("is_main_process", True)
-        if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
-            with manifest.staged(save_directory, options.get("variant")) as folder:
-                save(folder, **options)
-        else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
-            save(save_directory, **options)
+        with quantised.saving(self, options["state_dict"]):
+            if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
+                with manifest.staged(save_directory, options.get("variant")) as folder:
+                    save(folder, **options)
+            else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
+                save(save_directory, **options)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """The end of `from_pretrained`: what is missing in a checkpoint is not made up."""
@@ -183,9 +196,40 @@ class CodedCausalLM(Selecting):
         integrity.refuse_missing(loading_info.missing_keys)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "forward":
-            guards.refuse_fused_loss(value)
+        if name == "forward" and self._is_asked_for_tokens(value):
+            return
         super().__setattr__(name, value)
+
+    def _is_asked_for_tokens(self, forward: Any) -> bool:
+        """Whether a forward that was about to be set is TRL's, which this class has an answer to."""
+        from codehead.models.trl_trainers import Request  # imports transformers
+
+        request = Request.of(forward)
+        if request is None:
+            guards.refuse_fused_loss(forward)
+            return False
+        self._kept.request = request
+        return True
+
+    def _per_token(
+        self, outputs: Any, labels: Tensor, shift_labels: Tensor | None, num_items: Tensor | int | None
+    ) -> Any:
+        """What a trainer of TRL asked for, of the outputs of the stock forward with `(batch, length, ·)` as logits."""
+        from codehead.models.trl_trainers import PerTokenOutput, Request, per_token
+
+        own = outputs.logits[:, :-1] if shift_labels is None else outputs.logits
+        labels = (labels[:, 1:] if shift_labels is None else shift_labels).to(own.device)
+        found = per_token(self.decision, own, labels, self._kept.request or Request())
+        known, loss = labels != IGNORE, (-found["log_probs"]).sum()
+        loss = loss / (known.sum().clamp(min=1) if num_items is None else num_items)
+        return PerTokenOutput(loss=loss, **found, label_mask=known, aux_loss=getattr(outputs, "aux_loss", None))
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """As in transformers; a ConfigurationError for a trainer of TRL that would train on something else."""
+        from codehead.models.trl_trainers import refuse_trainer
+
+        refuse_trainer(tags, sys._getframe(1), lambda model: isinstance(model, CodedCausalLM))
+        super().add_model_tags(tags)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle by the stock class, which can be imported by name."""
@@ -231,11 +275,14 @@ def _coded_forward(base: Any) -> Callable[..., Any]:
         num_items_in_batch: Tensor | int | None = None,
         output_token_logits: bool | None = None,
         return_dict: bool | None = None,
+        fused_lm_head: bool = False,
         **kwargs: Any,
     ) -> Any:
         args, given = _parted(args, self._labels_position)
         labels = given if labels is None else labels
         outputs = self._stock_outputs(*args, **kwargs)
+        if fused_lm_head:
+            return self._per_token(outputs, labels, shift_labels, num_items_in_batch)
         if shift_labels is None and labels is not None:
             shift_labels = F.pad(labels, (0, 1), value=IGNORE)[..., 1:]
         outputs = self._decide(outputs, shift_labels, num_items_in_batch, output_token_logits)

@@ -17,6 +17,7 @@ from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import Decision
 from codehead.models.first_version import first_version
+from codehead.models.quantised import METHODS
 from codehead.registry import did_you_mean
 from codehead.version import VERSION
 
@@ -35,6 +36,7 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
     "int | None": (int, type(None)),
     "bool": (bool,),
     "dict[str, Any]": (dict,),
+    "dict[str, Any] | None": (dict, type(None)),
 }
 
 
@@ -142,10 +144,15 @@ class Description:
     """Version of codehead that wrote this."""
     fresh: str = ""
     """sha256 of the random weights that the head began with; empty if it began at the old head, or with one_vs_all."""
+    backbone: dict[str, Any] | None = None
+    """The entry of the quantizer that has the backbone, if one has (`codehead.models.quantised`)."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("stock", "dict[str, Any]"), ("version", "str"), ("fresh", "str")):
+        kinds = {"stock": "dict[str, Any]", "version": "str", "fresh": "str", "backbone": "dict[str, Any] | None"}
+        for name, kind in kinds.items():
             _check_type(name, getattr(self, name), kind)
+        if self.backbone is not None and self.backbone.get("quant_method") not in METHODS:
+            raise _wrong("backbone.quant_method", self.backbone.get("quant_method"), f"one of {', '.join(METHODS)}")
         for name in ("dense_rows", "extra_bit_tokens"):
             value = getattr(self.decision, name)
             if not isinstance(value, int) or value > self.codebook.num_classes:
@@ -156,7 +163,13 @@ class Description:
 
     @classmethod
     def of(
-        cls, config: DecisionConfig, codebook: Codebook, decision: Decision, stock: dict[str, Any], fresh: str
+        cls,
+        config: DecisionConfig,
+        codebook: Codebook,
+        decision: Decision,
+        stock: dict[str, Any],
+        fresh: str,
+        backbone: dict[str, Any] | None = None,
     ) -> Description:
         """The description of a decision layer that is about to be attached.
 
@@ -169,7 +182,7 @@ class Description:
                 f"head_params={config.head_params!r} cannot be written to config.json ({error}); give plain values"
             ) from None
         attached = dataclasses.replace(config, weights="float", **_of_codebook(codebook), **_seen(decision))
-        return cls(attached, CodebookFacts.of(codebook), stock, fresh=fresh)
+        return cls(attached, CodebookFacts.of(codebook), stock, fresh=fresh, backbone=backbone)
 
     @classmethod
     def current(cls, model: Any) -> Description:
@@ -219,7 +232,8 @@ class Description:
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as it stands in `config.json`."""
-        return {"quant_method": METHOD, **dataclasses.asdict(self), "decision": self.decision.to_dict()}
+        entry = {"quant_method": METHOD, **dataclasses.asdict(self), "decision": self.decision.to_dict()}
+        return {key: value for key, value in entry.items() if key != "backbone" or value is not None}
 
     @property
     def design(self) -> str:

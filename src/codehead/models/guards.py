@@ -19,9 +19,8 @@ FUSED_LOSSES = {
     "TrainingArguments(liger_kernel_config={'fused_linear_cross_entropy': False}), or "
     "use_liger_kernel=False",
     "trl": "TRL's fused LM head multiplies the hidden states by lm_head.weight as if it were a Softmax "
-    "head, and its trainers have no option to switch it off. Train with transformers.Trainer or "
-    "`codehead finetune` instead: both use the loss of the decision layer, which needs no fused head "
-    "because it is never as wide as the vocabulary",
+    "head, and this version of it cannot be told what codehead answers in its place; the table in docs/models.md says "
+    "which can. Or train with transformers.Trainer or `codehead finetune`",
 }
 
 

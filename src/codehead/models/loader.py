@@ -27,7 +27,7 @@ from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.heads.chain import Chain
 from codehead.heads.feedforward import gives_log_probabilities
 from codehead.layer import WRITTEN, Decision
-from codehead.models import manifest, stock, surgery
+from codehead.models import manifest, quantised, stock, surgery
 from codehead.models.causality import refuse_other_classes
 from codehead.models.description import METHOD, Description, expect_written
 from codehead.models.integrity import SEALS, check_integers, expect_layers, set_guards, shapes_in
@@ -117,7 +117,14 @@ class CodeheadLoader(OwnLoader):
             _check_tensors(model, stored)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        """Check the codebook, then leave: the model can be trained, cast and saved like any other."""
+        """Leave: the model can be trained, cast and saved like any other."""
+        del model.hf_quantizer, model.quantization_method, model.config._is_quantized
+        model.is_quantized = False
+        self.finish(model)
+        return model
+
+    def finish(self, model: Any) -> None:
+        """Check the codebook, and let the configuration say what the model is."""
         description = self.quantization_config.description
         if surgery.is_coded(model):
             _check_codebook(model.decision.table, description)
@@ -130,10 +137,7 @@ class CodeheadLoader(OwnLoader):
             model.config.quantization_config = description.to_dict()
         else:
             stock.restore_config(model.config, description.stock)
-            del model.config.quantization_config
-        del model.hf_quantizer, model.quantization_method, model.config._is_quantized
-        model.is_quantized = False
-        return model
+            quantised.give_back(model)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

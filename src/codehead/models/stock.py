@@ -32,6 +32,8 @@ class Kept:
     loss_type: str | None
     frozen_seen: bool = False
     """Whether the model was found training with a frozen head: it is looked at once."""
+    request: Any = None
+    """What a trainer of TRL asked for (`codehead.models.trl_trainers`)."""
 
 
 def head_path(model: nn.Module) -> str:

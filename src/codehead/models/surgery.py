@@ -21,7 +21,7 @@ from codehead.head_outputs import Tokens
 from codehead.heads.chain import Chain
 from codehead.heads.feedforward import HEADS, gives_log_probabilities
 from codehead.layer import Decision
-from codehead.models import gguf, guards, stock
+from codehead.models import gguf, guards, quantised, stock
 from codehead.models.causality import refuse_non_causal
 from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import METHOD, Description, weights_checksum
@@ -94,8 +94,8 @@ def attach(
 
     changed = stock.before(target, old, capped=capped)
     fresh = weights_checksum(new) if config.start == "random" and not layer.table.is_implicit else ""
-    description = Description.of(config, codebook, layer, changed, fresh)
     gguf.clear_marks(target)
+    description = Description.of(config, codebook, layer, changed, fresh, quantised.entry_of(target))
     stock.alter(target, changed)
     if not capped and not old.weight.is_meta:
         for width in (layer.num_outputs, len(old.weight)):
@@ -192,7 +192,8 @@ def uninstall(model: Any, head: nn.Linear) -> None:
     stock.replace_head(model, head.train(model.training))
     model.loss_type = model._kept.loss_type
     model.__class__ = model._stock_class
-    del model.decision, model._kept, model.config.quantization_config
+    del model.decision, model._kept
+    quantised.give_back(model)
     if head.bias is not None and not has_bias:  # no checkpoint of this class has a place for it
         guards.refuse_saving_bias(model)
 
@@ -222,11 +223,7 @@ def _check(model: Any) -> nn.Linear:
         )
     method = getattr(model, "quantization_method", None) if getattr(model, "is_quantized", False) else None
     if method is not None and method != METHOD and not gguf.is_unpacked(model):
-        raise ConfigurationError(
-            f"cannot attach to a model quantised with {getattr(method, 'value', method)}: transformers has "
-            "one slot for a quantizer in config.json, and coded checkpoints are loaded through it. Load "
-            "the model unquantised, a GGUF file with quantization_config=GgufConfig(dequantize=True)"
-        )
+        quantised.check_backbone(model)
     entry = getattr(model.config, "quantization_config", None)
     if isinstance(entry, dict) and entry.get("quant_method") == METHOD:
         raise ConfigurationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -19,7 +20,8 @@ from codehead.models.hidden import Statistics, hidden_states
 from codehead.models.surgery import is_coded
 from codehead.screening import certificate
 from codehead.screening.model import install, is_screened
-from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings, block_norms, probes
+from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings, probes
+from codehead.screening.search import block_norms
 from codehead.screening.transform_coding import TransformCode, fit, pieces
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -29,11 +31,11 @@ Progress = Callable[[str, int, int], None]
 OWN_TEXT = "text that the model wrote"
 POSITIONS = 12_000
 """Hidden states: a quarter for the code, half for the calibration, a quarter for the measurement."""
-LENGTHS = (256, 512, 768, 1024)
-"""Codes that are tried, until a promise holds with few candidates."""
+LENGTHS = (256, 384, 512, 768, 1024)
+"""Codes that are tried: longer ones need fewer candidates."""
 EXACT_DIGITS, PROOF_DIGITS, PROOF_BLOCKS = 8 / 3, 4, 16
 """Bits per hidden number of mode "exact", and of its proofs, whose bound is summed over so many blocks."""
-FEW, MANY = 256, 1024
+FEW, MOST = 256, 4096
 """Candidates: few enough to prefer to a longer code, and the most that are taken."""
 STEP = 16
 """Candidates are a multiple of it: kernels then add up a row as they do among all rows."""
@@ -167,7 +169,7 @@ def room(model: Any) -> int:
 
 class _Parts(NamedTuple):
     statistics: Statistics
-    fitted: Tensor
+    fitted: Positions
     calibration: Positions
     test: Positions
 
@@ -178,41 +180,49 @@ def _parted(head: nn.Linear, hidden: Tensor, progress: Progress) -> _Parts:
     if first < 2:
         raise ConfigurationError(f"{len(hidden)} hidden states are too few to screen by; give more text")
     best = []
-    for start in range(first, len(hidden), CHUNK):
+    for start in range(0, len(hidden), CHUNK):
         best.append(F.linear(hidden[start : start + CHUNK].to(head.weight), head.weight, head.bias).argmax(-1))
-        progress("the dense head's choices", min(start + CHUNK, len(hidden)) - first, len(hidden) - first)
+        progress("the dense head's choices", min(start + CHUNK, len(hidden)), len(hidden))
     chosen = torch.cat(best)
-    return _Parts(
-        Statistics.of(torch.zeros(len(head.weight)), hidden[:first]),
-        hidden[:first],
-        Positions(hidden[first:second], chosen[: second - first]),
-        Positions(hidden[second:], chosen[second - first :]),
-    )
+    ends = ((0, first), (first, second), (second, len(hidden)))
+    fitted, calibration, test = (Positions(hidden[start:end], chosen[start:end]) for start, end in ends)
+    return _Parts(Statistics.of(torch.zeros(len(head.weight)), fitted.hidden), fitted, calibration, test)
 
 
 def _fast(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
-    """The shortest code that holds the promise with few candidates; else the longest, with as many as it needs."""
-    most = min(MANY, len(head.weight))
+    """A code whose length is chosen where it was fitted, and as many candidates as other positions need."""
     wanted = certificate.order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
-    longest = MAX_DIGITS * head.weight.shape[1]
-    for length in sorted({min(length, longest) for length in LENGTHS}) if bits is None else (bits,):
-        made = _coded(head, parts, Settings(head.out_features, head.in_features, length), progress)
-        ranks = _ranks(made, parts.calibration, most, progress)
-        needed = -(-(int(np.sort(ranks)[wanted - 1]) + 1) // STEP) * STEP
-        if needed <= FEW:
-            break
+    made = _short(head, parts, bits, recall, progress)
+    most = min(MOST, head.out_features)
+    ranks = _ranks(made, parts.calibration, most, progress)
+    needed = _needed(ranks, wanted)
     if needed > most:
         raise ConfigurationError(
-            f"with bits={length} the dense head's choice is not among the best {most:,} candidates at {recall:.4%} of "
-            "positions; give more bits, or a lower recall"
+            f"with bits={made.settings.bits} the dense head's choice is not among the best {most:,} candidates at "
+            f"{recall:.4%} of positions; give more bits, or a lower recall"
         )
-    needed = min(needed, len(head.weight))
     made.settings = replace(
         made.settings, candidates=needed, promised=recall, confidence=CONFIDENCE,
         calibration_positions=len(ranks), test_positions=len(parts.test.best),
         measured=float((_ranks(made, parts.test, needed, progress) < needed).mean()),
     )  # fmt: skip
     return made
+
+
+def _short(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
+    """The shortest code that finds the dense head's choices among few candidates where it was fitted."""
+    longest = MAX_DIGITS * head.in_features
+    for length in sorted({min(length, longest) for length in LENGTHS}) if bits is None else (bits,):
+        made = _coded(head, parts, Settings(head.out_features, head.in_features, length), progress)
+        ranks = _ranks(made, parts.fitted, min(MOST, head.out_features), progress)
+        if _needed(ranks, math.ceil(recall * len(ranks))) <= FEW:
+            break
+    return made
+
+
+def _needed(ranks: np.ndarray, wanted: int) -> int:
+    """How many candidates hold the `wanted`-th of the ranks in ascending order."""
+    return -(-(int(np.sort(ranks)[wanted - 1]) + 1) // STEP) * STEP
 
 
 def _exact(head: nn.Linear, parts: _Parts, kind: str, bits: int | None, progress: Progress) -> Screen:
@@ -228,7 +238,7 @@ def _exact(head: nn.Linear, parts: _Parts, kind: str, bits: int | None, progress
     if not proof:
         factor = float(_shortfalls(made, head, parts.calibration).max().clamp(min=0))
         made.settings = replace(made.settings, factor=min(factor, 1.0))
-        _ready(made, head, parts.fitted)
+        _ready(made, head, parts.fitted.hidden)
         promised = (1 - CONFIDENCE) ** (1 / count)
     ranks = _ranks(made, parts.test, made.settings.candidates, progress)
     made.settings = replace(
@@ -244,7 +254,7 @@ def _coded(head: nn.Linear, parts: _Parts, settings: Settings, progress: Progres
     coded = int((code.digits > 0).sum())
     made = Screen(replace(settings, rank=code.digits.numel() if settings.blocks else coded))
     _fill(made, code, head, progress)
-    _ready(made, head, parts.fitted)
+    _ready(made, head, parts.fitted.hidden)
     return made
 
 
@@ -268,7 +278,7 @@ def _fill(made: Screen, code: TransformCode, head: nn.Linear, progress: Progress
 def _ready(made: Screen, head: nn.Linear, hidden: Tensor) -> None:
     """Build the index, with tables that are balanced at usual hidden states."""
     made.prepare(head.weight, head.bias)
-    made.balance(hidden[:: max(1, len(hidden) // 256)])
+    made.set("spans", made.search.spans(hidden[:: max(1, len(hidden) // 256)]))
     made.prepare(head.weight, head.bias)
 
 
@@ -277,7 +287,7 @@ def _ranks(made: Screen, positions: Positions, most: int, progress: Progress) ->
     found = []
     for start in range(0, len(positions.best), CHUNK):
         some = slice(start, start + CHUNK)
-        hits = made.search(positions.hidden[some], most).ids == positions.best[some].numpy()[:, None]
+        hits = made.search.best(positions.hidden[some], most).ids == positions.best[some].numpy()[:, None]
         found.append(np.where(hits.any(1), hits.argmax(1), most))
         progress("candidates", min(start + CHUNK, len(positions.best)), len(positions.best))
     return np.concatenate(found)
@@ -286,9 +296,9 @@ def _ranks(made: Screen, positions: Positions, most: int, progress: Progress) ->
 def _shortfalls(made: Screen, head: nn.Linear, positions: Positions) -> Tensor:
     """How much of ‖r‖ ‖h′‖ the code leaves out of the scores of the dense head's choices: `(positions,)`."""
     chosen = positions.best
-    white = made.whitened(positions.hidden)
+    white = made.search.whitened(positions.hidden)
     bits = np.unpackbits(made.plane[chosen].numpy(), axis=1, count=made.settings.bits, bitorder="little")
-    coded = (made.bit_logits(white) * (torch.from_numpy(bits).float() - 0.5)).sum(1) + white @ made.get("common")
+    coded = torch.from_numpy((made.search.bit_logits(white) * (bits - 0.5)).sum(1)).float() + white @ made.get("common")
     rows = head.weight[chosen].float()
     exact = (rows * (positions.hidden - made.get("mean"))).sum(1)
-    return (exact - coded) / (made.get("norms")[chosen, 0] * made.block_norms(white)[:, 0])
+    return (exact - coded) / (made.get("norms")[chosen, 0] * block_norms(white, 1)[:, 0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,18 +13,20 @@ from torch import Tensor, nn
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
 from codehead.models.logit_scaling import LogitScaling
-from codehead.models.selection import Selection
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import Screen, Settings
 
 TURNS = 9
-"""Of both, one after the other; the median of each is told."""
+"""Of both, one after the other; the least time of each is told, which other programs disturbed least."""
 
 
 @dataclass(frozen=True)
 class Gain:
     """Milliseconds of the step from a hidden state to the best token, in float32, of one sequence."""
 
+    hidden_size: int
+    num_classes: int
+    threads: int
     dense: float
     screened: float
 
@@ -38,6 +39,24 @@ class Gain:
     def pays(self) -> bool:
         """Whether there is something to gain."""
         return self.ratio > 1
+
+    @property
+    def verdict(self) -> str:
+        """In two lines: what was timed, and what to do."""
+        timed = (
+            f"The head's step (H = {self.hidden_size:,}, V = {self.num_classes:,}) takes {self.screened:.3g} ms "
+            f"screened and {self.dense:.3g} ms as it is: one sequence, float32, {self.threads} threads, this machine."
+        )
+        if not self.pays:
+            return f"{timed}\nScreening gains nothing here."
+        return (
+            f"{timed}\nScreen it: mode fast finds the same token at a promised share of positions, 99.9% by "
+            "default; mode exact gives the dense head's greedy text and gains less. On a GPU neither gains anything."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"dense_ms": self.dense, "screened_ms": self.screened, "ratio": self.ratio, "pays": self.pays}
 
 
 @torch.no_grad()
@@ -53,8 +72,8 @@ def gain(hidden_size: int, num_classes: int, *, bits: int = 512, candidates: int
     step = screened_step(weight, _meaningless(weight, bits, min(candidates, num_classes)))
     steps = (lambda some: nn.functional.linear(some, weight).argmax(-1), step)
     times: list[list[float]] = [[_milliseconds(one, hidden_size) for one in steps] for _ in range(TURNS + 2)]
-    dense, screened = (statistics.median(values) for values in zip(*times[2:], strict=True))
-    return Gain(dense, screened)
+    dense, screened = (min(values) for values in zip(*times[2:], strict=True))
+    return Gain(hidden_size, num_classes, torch.get_num_threads(), dense, screened)
 
 
 def screened_step(weight: Tensor, screen: Screen) -> Callable[[Tensor], Tensor]:
@@ -65,8 +84,7 @@ def screened_step(weight: Tensor, screen: Screen) -> Callable[[Tensor], Tensor]:
     head: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     head.__class__ = ScreenedLinear
     head.weight, head.screen, head.tail = nn.Parameter(weight, requires_grad=False), screen, LogitScaling()
-    head.selection = Selection(1, 0, [], sampling=False)
-    return lambda hidden: head(hidden[:, None])[:, -1].argmax(-1)
+    return lambda hidden: head.best(hidden)[0][:, 0]
 
 
 def _meaningless(weight: Tensor, bits: int, candidates: int) -> Screen:

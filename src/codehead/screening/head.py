@@ -16,15 +16,13 @@ from codehead.screening.screen import Screen
 
 MORE = 4
 """How many times as many candidates are taken where the first do not include the best token for certain."""
-POSITIONS = 2
-"""At once, above which the dense head is as fast: it reads its rows once for all of them."""
 
 
 class Scored(NamedTuple):
     """The candidates of one position."""
 
     ids: Tensor
-    """`(m,)`, int64."""
+    """`(m,)`, int64, ascending."""
     logits: Tensor
     """`(m,)`."""
     floor: Tensor
@@ -44,16 +42,11 @@ class ScreenedLinear(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(batch, length, hidden)` → logits `(batch, length, V)`; of the last position, −∞ but for candidates."""
-        if self.selection is None or torch.compiler.is_compiling() or len(hidden) > POSITIONS:
+        if self.selection is None or torch.compiler.is_compiling():
             return super().forward(hidden)
-        last, settings = hidden[:, -1:], self.screen.settings
-        positions, count = last[:, 0], max(settings.candidates, self.selection.count)
-        scored = self._of(positions, count)
-        if settings.mode == "exact":
-            pairs = zip(positions, scored, strict=True)
-            sure = [self._sure(*pair, count, self.selection.least) for pair in pairs]
-            scored = [found for found in sure if found is not None]
-        if len(scored) < len(last):
+        last = hidden[:, -1:]
+        scored = self.candidates(last[:, 0], self.selection.count, self.selection.least)
+        if scored is None:
             return super().forward(last)
         logits = last.new_full((len(last), 1, self.out_features), -torch.inf)
         for row, found in zip(logits.unbind(), scored, strict=True):
@@ -63,17 +56,50 @@ class ScreenedLinear(nn.Linear):
         self.selection.step = Step(logits, floor, lambda: self.tail(dense(last)), known)
         return logits
 
+    def best(self, hidden: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """Ids and logits `(positions, k)` of the best tokens at hidden states `(positions, hidden)`; equal ones by id.
+
+        Nothing is as wide as the vocabulary, unless the dense head is needed, or as fast.
+        """
+        scored = self.candidates(hidden, k, k)
+        if scored is None:
+            logits = super().forward(hidden)
+            scored = [Scored(torch.arange(self.out_features), row, row[0]) for row in logits]
+        ids, logits = zip(*(_first(found, k) for found in scored), strict=True)
+        return torch.stack(ids), torch.stack(logits)
+
+    def candidates(self, hidden: Tensor, count: int = 1, least: int = 1) -> list[Scored] | None:
+        """At least `count` tokens of every position `(positions, hidden)`, which in mode "exact" hold the `least` best.
+
+        None if all logits are needed for that, or are computed as fast.
+        """
+        count = max(self.screen.settings.candidates, count)
+        if not self.screen.pays(len(hidden), self.weight):
+            return None
+        scored = self._of(hidden, count)
+        if self.screen.settings.mode == "fast":
+            return scored
+        sure = []
+        for position, found in zip(hidden, scored, strict=True):
+            sure.append(self._sure(position, found, count, least))
+            if sure[-1] is None:
+                return None
+        return sure
+
     def _sure(self, hidden: Tensor, found: Scored, count: int, least: int) -> Scored | None:
         """These `count` candidates of a position `(hidden,)`, or more; None if others may be among the `least` best."""
-        if not certificate.certain(found.logits, float(found.floor), least):
-            found = self._of(hidden[None], MORE * count)[0]
-        sure = certificate.certain(found.logits, float(found.floor), least)
+        while not certificate.certain(found.logits, float(found.floor), least):
+            count *= MORE
+            if count > self.out_features // MORE:
+                return None
+            found = self._of(hidden[None], count)[0]
         rows = self.weight.index_select(0, found.ids)
-        return None if not sure or certificate.close(hidden, rows, found.logits) else found
+        return None if certificate.close(hidden, rows, found.logits) else found
 
     def _of(self, hidden: Tensor, count: int) -> list[Scored]:
         """At least `count` candidates of every position `(positions, hidden)`."""
-        ids, rest = self.screen.search(hidden, min(count, self.out_features))
+        ids, rest = self.screen.search.best(hidden, min(count, self.out_features))
+        ids.sort(axis=1)
         return [self._scored(*position) for position in zip(hidden.split(1), ids, rest, strict=True)]
 
     def _scored(self, hidden: Tensor, ids: np.ndarray, rest: float) -> Scored:
@@ -89,3 +115,9 @@ def _above(value: float, like: Tensor) -> Tensor:
     """The number in the dtype of a tensor that is not below a value."""
     rounded = torch.tensor(value, dtype=like.dtype, device=like.device)
     return rounded if float(rounded) >= value else torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
+
+
+def _first(found: Scored, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of the candidates, equal ones by id."""
+    logits, places = found.logits.sort(descending=True, stable=True)
+    return found.ids[places[:k]], logits[:k]

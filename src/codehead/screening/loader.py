@@ -19,6 +19,7 @@ from codehead.models.description import METHOD
 from codehead.models.integrity import check_integers
 from codehead.models.loader import CodeheadConfig, CodeheadLoader, OwnLoader, Shapes, expect_files
 from codehead.models.names import names_in_memory
+from codehead.models.quantised import with_head
 from codehead.screening.model import FIELD, entry_of, install, is_screened
 from codehead.screening.screen import Screen, Settings
 
@@ -108,9 +109,10 @@ class _AnyConfig:
 
 
 def _any_loader(config: Any, **options: Any) -> HfQuantizer:
-    loader: Any = ScreeningLoader if isinstance(config, ScreeningConfig) else CodeheadLoader
-    made: HfQuantizer = loader(config, **options)
-    return made
+    if isinstance(config, ScreeningConfig):
+        return ScreeningLoader(config, **options)
+    loader, backbone = CodeheadLoader(config, **options), config.description.backbone
+    return loader if backbone is None else with_head(backbone, loader)
 
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = _AnyConfig

@@ -72,7 +72,7 @@ class ScreenedCausalLM(Selecting):
         if head.weight.device.type != "cpu" or head.screen.plane.device.type != "cpu":
             return f"the head is on the device {head.weight.device.type!r}, where multiplying all rows is as fast"
         kept = (id(head.weight), head.weight._version)
-        if self.__dict__.get("_prepared") != kept or head.screen._scan is None:
+        if self.__dict__.get("_prepared") != kept or not head.screen.is_ready:
             if not head.screen.knows(head.weight):
                 return "the rows of the head are not those that its code was made for; run codehead.screen again"
             with torch.no_grad():

@@ -1,24 +1,25 @@
-"""The code of a head's rows: hidden states → the tokens that may score best, and what the others score at most."""
+"""The code of a head's rows, as a checkpoint holds it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from codehead.codes.packing import row_bytes
 from codehead.codes.table import Seal
-from codehead.decoding.fast_scan import Ceilings, FastScan, Numbers, bit_tables, copies
 from codehead.errors import CheckpointError
+from codehead.screening.search import Search
 
 MODES = ("fast", "exact")
 CERTIFICATES = ("calibrated", "proof")
-FLOAT32 = 1e-6
-"""What float32 may have done to bit logits, as a share of all they add up to."""
+AROUND = 4e6
+"""Bytes that could be read in the time that a step takes beside reading codewords and rows."""
+SHARED = 8
+"""Positions that the dense head multiplies in the time in which it reads its rows."""
 PROBES = 64
 """Rows of a head by which it is known again."""
 
@@ -70,15 +71,6 @@ class Settings:
         return found
 
 
-class Candidates(NamedTuple):
-    """The tokens that score best by the code."""
-
-    ids: np.ndarray
-    """`(positions, m)`, int64."""
-    rest: np.ndarray
-    """`(positions,)`: what the other tokens score at most, if the bound holds; meaningless in mode "fast"."""
-
-
 @final
 class Screen(nn.Module):
     """A code for the rows of a head, and the white coordinates h′ of hidden states that it reads.
@@ -106,7 +98,7 @@ class Screen(nn.Module):
         self.register_buffer("plane", torch.zeros(classes, row_bytes(settings.bits), dtype=torch.uint8))
         self.register_buffer("coordinates", torch.zeros(settings.bits, dtype=torch.int32))
         self.seal = Seal()
-        self._scan: tuple[Any, ...] | None = None
+        self._search: Search | None = None
 
     def set(self, name: str, values: Tensor) -> None:
         """Keep float32 numbers in the buffer called `name`."""
@@ -116,6 +108,18 @@ class Screen(nn.Module):
         """The float32 numbers in the buffer called `name`."""
         values: Tensor = getattr(self, name)
         return values.view(torch.float32)
+
+    @property
+    def bytes_read(self) -> int:
+        """By the step of one position, without the rows of its candidates."""
+        return sum(self.get(name).nbytes for name in ("norms", "white")) + self.plane.nbytes
+
+    def pays(self, positions: int, weight: Tensor) -> bool:
+        """Whether scanning for so many positions is faster than multiplying all rows `(V, H)` once for all of them."""
+        rows = self.settings.candidates * weight[0].nbytes
+        return positions == 1 or positions * (self.bytes_read + rows + AROUND) < weight.nbytes * max(
+            1, positions / SHARED
+        )
 
     def integers(self) -> dict[str, Tensor]:
         """What changes only as a whole, for its checksum."""
@@ -132,14 +136,18 @@ class Screen(nn.Module):
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> None:
         """Build the index for the rows `(V, H)` of a head and its bias `(V,)`; some milliseconds per million tokens."""
-        numbers = Numbers.of(self._biases(weight, bias))
-        planes, ceilings = [self.plane.numpy()], None
-        if self.settings.blocks:
-            ceilings = Ceilings.of(self.get("norms").numpy())
-            planes.append(ceilings.plane)
-        whole = np.concatenate([*planes, numbers.plane], axis=1)
-        parts = copies(self.get("spans").numpy().astype(np.float64))
-        self._scan = (FastScan(whole, parts), numbers, ceilings)
+        self._search = Search(self, self._biases(weight, bias))
+
+    @property
+    def search(self) -> Search:
+        """The index; `prepare` makes it."""
+        assert self._search is not None
+        return self._search
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the index is there."""
+        return self._search is not None
 
     def _biases(self, weight: Tensor, bias: Tensor | None) -> np.ndarray:
         """w · μ, and the bias of the head: `(V,)`."""
@@ -147,65 +155,17 @@ class Screen(nn.Module):
         found = torch.cat([(rows.float() @ mean).cpu() for rows in weight.detach().split(2**14)])
         return (found if bias is None else found + bias.detach().float().cpu()).double().numpy()
 
-    def balance(self, hidden: Tensor) -> None:
-        """Note how wide tables are at hidden states `(positions, H)` of usual text."""
-        assert self._scan is not None
-        tables = self._tables(self.whitened(hidden))[0]
-        self.set("spans", torch.from_numpy(np.quantile(np.ptp(tables, axis=2), 0.9, axis=0)))
-
-    def whitened(self, hidden: Tensor) -> Tensor:
-        """h′ `(positions, rank)`, float32."""
-        return F.linear(hidden.float() - self.get("mean"), self.get("white"))
-
-    def search(self, hidden: Tensor, count: int) -> Candidates:
-        """The `count` tokens that may score best, by hidden states `(positions, H)`: by score, or by what bounds it."""
-        assert self._scan is not None
-        tables, constant, size = self._tables(self.whitened(hidden))
-        found = self._scan[0].search(tables, min(count, self.settings.num_classes))
-        rest = found.scores[:, -1] + constant + found.errors + self._scan[1].error + FLOAT32 * size
-        return Candidates(found.ids, np.where(count >= self.settings.num_classes, -np.inf, rest))
-
-    def _tables(self, white: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tables `(positions, M, 16)` of a scan, what is added to its sums, and what these cannot exceed.
-
-        The latter two `(positions,)`.
-        """
-        assert self._scan is not None
-        bit_logits = self.bit_logits(white).numpy().astype(np.float64)
-        common = (white @ self.get("common")).numpy()
-        constant, size = common - bit_logits.sum(1) / 2, np.abs(bit_logits).sum(1) + np.abs(common)
-        parts = [bit_tables(bit_logits)]
-        if self._scan[2] is not None:
-            parts.append(self._scan[2].tables(self.settings.factor * self.block_norms(white).numpy()))
-        parts.append(self._scan[1].tables[None].repeat(len(white), axis=0))
-        return np.concatenate(parts, axis=1), constant, size
-
-    def bit_logits(self, white: Tensor) -> Tensor:
-        """`(positions, n)`: the scores of the code are ½ c · z."""
-        return white.index_select(1, self.coordinates) * self.get("sizes")
-
-    def block_norms(self, white: Tensor) -> Tensor:
-        """Norms `(positions, blocks)` of h′ in blocks of coordinates, rounded up a little."""
-        return block_norms(white, self.settings.blocks)
-
     def _apply(self, *args: Any, **kwargs: Any) -> Screen:
-        self._scan = None
+        self._search = None
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_scan": None}  # FAISS cannot be pickled: copies build their own
+        return {**self.__dict__, "_search": None}  # FAISS cannot be pickled: copies build their own
 
     def extra_repr(self) -> str:
         kept = self.settings
         promise = f"{kept.promised:.3%} promised with {kept.confidence:.0%} confidence, {kept.measured:.3%} measured"
         return f"mode={kept.mode!r}, bits={kept.bits}, candidates={kept.candidates}, {promise}"
-
-
-def block_norms(values: Tensor, blocks: int) -> Tensor:
-    """Norms `(rows, blocks)` of values `(rows, coordinates)`, rounded up a little."""
-    parts = torch.tensor_split(values, blocks, dim=1) if blocks else ()
-    found = [part.double().norm(dim=1).float() * (1 + 1e-6) for part in parts]
-    return torch.stack(found, dim=1) if found else values.new_zeros(len(values), 0)
 
 
 def probes(weight: Tensor) -> Tensor:

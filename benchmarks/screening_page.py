@@ -1,0 +1,124 @@
+"""The tables and the picture of `docs/screening.md`, from the result files of `benchmarks/screening.py`.
+
+python benchmarks/screening_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pages import filled
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results" / "benchmarks"
+PAGE = ROOT / "docs" / "screening.md"
+PICTURE = ROOT / "docs" / "screening.png"
+MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma-3-270M"}
+MODES = {"fast": "fast", "exact": "exact, calibrated"}
+
+
+def read(model: str, what: str) -> dict[str, Any] | None:
+    """The metrics of one measurement of a model; None if it was not made."""
+    path = RESULTS / f"screening-{model}-{what}.json"
+    if not path.is_file():
+        return None
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+    return metrics
+
+
+def rows(head: list[str], body: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def heads(model: str) -> str:
+    """The head step by every method, the fastest first."""
+    metrics = read(model, "head")
+    assert metrics is not None
+    kinds = {"milliseconds": "cold", "milliseconds_warm": "warm"}
+    found = sorted(metrics["heads"].items(), key=lambda item: item[1]["milliseconds"]["1"])
+    batches = list(found[0][1]["milliseconds"])
+    columns = [f"batch {batch}, {kind}" for batch in batches for kind in kinds.values()]
+    body = [
+        [
+            name, f"{one['recall']:.2%}", f"{one['bytes_read'] / 1e6:.1f}",
+            *(f"{one[key][batch]:.2f}" for batch in batches for key in kinds),
+        ]
+        for name, one in found
+    ]  # fmt: skip
+    return rows(["head", "recall", "MB read", *columns], body)
+
+
+def texts() -> str:
+    """How many greedy tokens are the dense head's, by kind of text."""
+    found = {(model, mode): metrics for model in MODELS for mode in MODES if (metrics := read(model, f"texts-{mode}"))}
+    kinds = list(next(iter(found.values()))["identical"])
+    body = []
+    for (model, mode), metrics in found.items():
+        same = metrics["identical"]
+        total = {name: sum(one[name] for one in same.values()) for name in ("tokens", "of")}
+        dense = metrics["dense_steps"]["tokens"] / metrics["dense_steps"]["of"]
+        body.append([
+            f"{MODELS[model]}, {MODES[mode]}", f"{total['tokens']:,} of {total['of']:,}", f"{dense:.1%}",
+            *(_share(same[kind]) for kind in kinds),
+        ])  # fmt: skip
+    return rows(["", "identical tokens", "steps with the dense head", *kinds], body)
+
+
+def _share(one: dict[str, int]) -> str:
+    return f"{one['tokens'] / one['of']:.2%}"
+
+
+def generation() -> str:
+    """Tokens per second of one sequence."""
+    body = []
+    for model, name in MODELS.items():
+        if metrics := read(model, "generation"):
+            rates = metrics["tokens_per_second"]
+            others = [f"{rates[kind]:.1f} ({rates[kind] / rates['dense']:.2f}×)" for kind in ("screened", "no head")]
+            body.append([name, f"{rates['dense']:.1f}", *others])
+    return rows(["", "dense", "screened", "no head at all"], body)
+
+
+def page(text: str) -> str:
+    """The page with its tables from the result files."""
+    for model in MODELS:
+        if read(model, "head"):
+            text = filled(text, f"head-{model}", heads(model))
+    return filled(filled(text, "texts", texts()), "generation", generation())
+
+
+def draw(path: Path) -> None:
+    """Milliseconds of a cold step at batch 1 against the share of positions that lose the dense head's choice."""
+    import matplotlib.pyplot as plt
+
+    from codehead.lab.reports.drawing import DPI, PALETTE, STYLE
+
+    with plt.rc_context(STYLE):
+        figure, all_axes = plt.subplots(1, len(MODELS), figsize=(10, 4.2), sharey=True)
+        for axes, (model, title) in zip(all_axes, MODELS.items(), strict=True):
+            metrics = read(model, "head")
+            for name, one in (metrics or {"heads": {}})["heads"].items():
+                own = name.startswith("screen")
+                at = (one["milliseconds"]["1"], max(1 - one["recall"], 2e-4))
+                axes.plot(*at, "o", color=PALETTE[0] if own else PALETTE[-1])
+                axes.annotate(name.split(" (")[0], at, (5, 4), textcoords="offset points", fontsize=8)
+            axes.set(title=title, xlabel="milliseconds a step, one sequence, cold", xscale="log", yscale="log")
+            axes.margins(x=0.15)
+        all_axes[0].set_ylabel("positions with another choice")
+        all_axes[0].set_yticks([2e-4, 1e-3, 1e-2, 1e-1], ["none seen", "0.1%", "1%", "10%"])
+        figure.tight_layout()
+        figure.savefig(path, dpi=DPI)
+
+
+def main() -> None:
+    """Write the page and the picture."""
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    draw(PICTURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The figures of the screening page are those of the committed result files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    import screening_page
+
+    return screening_page
+
+
+def test_committed_tables_are_those_of_the_committed_results(made):
+    text = made.PAGE.read_text(encoding="utf-8")
+    assert made.page(text) == text
+
+
+def test_a_typed_number_is_replaced(made):
+    text = made.PAGE.read_text(encoding="utf-8")
+    assert made.page(text.replace("| screen fast", "| 9.99 ms", 1)) == text
