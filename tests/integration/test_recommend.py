@@ -95,6 +95,19 @@ def test_the_verdict_is_one_line(wide, measured, codehead):
     assert json.loads(codehead("recommend", wide, "--json")[1])["verdict"] == verdict
 
 
+def test_a_pretrained_model_speaks_first(wide, measured, monkeypatch):
+    at = {"top1_share": Value(0.94, None), "perplexity_ratio": Value(1.3, None)}
+    real = SetUp("results/x.json", "", 32, 1000, "learning", 1, ((0.02, at), (0.1, at)), "Some-135M")
+    small = recommend(wide).evidence
+    monkeypatch.setattr("codehead.recommendation.set_ups", lambda: [*small, real])
+    found = recommend(wide)
+    assert found.evidence == [real, *small]
+    assert found.verdict.startswith(
+        "On Some-135M (results/x.json) 5% of the bytes kept 94% of Softmax's top-1 accuracy"
+    )
+    assert "may lose more" not in found.verdict and recommend(wide, budget="1%").verdict.startswith("In a small model")
+
+
 def test_python_says_what_the_command_says(wide, measured, codehead):
     found = recommend(ModelShape(1024, 50_000, tied=True))
     assert found.verdict == json.loads(codehead("recommend", wide, "--json")[1])["verdict"]

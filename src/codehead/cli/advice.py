@@ -158,7 +158,8 @@ def _evidence_table(found: Recommendation) -> Table:
     table.add_column("measured on a model")
     for set_up in found.evidence:
         source = ", ".join(part for part in (set_up.results, set_up.setting, _seeds(set_up.seeds)) if part)
-        model = f"H={set_up.hidden_size:,}, V={set_up.num_classes:,}, after {set_up.learnt} ({source})"
+        name = f"{set_up.model}: " if set_up.model else ""
+        model = f"{name}H={set_up.hidden_size:,}, V={set_up.num_classes:,}, after {set_up.learnt} ({source})"
         table.add_row(*_values(set_up, found.byte_share), model)
     return table
 

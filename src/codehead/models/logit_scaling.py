@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codehead.errors import ConfigurationError
 from codehead.models.probe import probe
@@ -58,10 +58,25 @@ class LogitScaling:
         return tail
 
 
-def softmax_head(model: Any) -> Callable[[Tensor], Tensor]:
+@dataclass(frozen=True)
+class SoftmaxHead:
     """What a stock model makes of hidden states `(…, hidden)`: its logits `(…, V)`, in float32.
 
-    By the head that it has now, the module itself and no copy; scaled or capped where the model does so.
+    By the module `head` itself and no copy; scaled or capped where the model does so.
     """
-    head, tail = model.get_output_embeddings(), LogitScaling.of(model)
-    return lambda hidden: tail(head(hidden.to(head.weight)).float())
+
+    head: nn.Linear
+    tail: LogitScaling
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.tail(self.head(hidden.to(self.head.weight)).float())
+
+    def of_some(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The logits `(…, tokens)` of the tokens `ids` `(tokens,)` alone."""
+        bias = None if self.head.bias is None else self.head.bias[ids]
+        return self.tail(F.linear(hidden.to(self.head.weight), self.head.weight[ids], bias).float())
+
+
+def softmax_head(model: Any) -> SoftmaxHead:
+    """The head that a stock model has now."""
+    return SoftmaxHead(model.get_output_embeddings(), LogitScaling.of(model))

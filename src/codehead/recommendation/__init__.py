@@ -32,8 +32,9 @@ class Recommendation:
 
     @property
     def evidence(self) -> list[SetUp]:
-        """Our experiments, those with a hidden size like the model's first."""
-        return sorted(set_ups(), key=lambda some: abs(math.log(some.hidden_size / self.shape.hidden_size)))
+        """Our experiments: on pretrained models, then on small ones; of each, the nearest hidden size first."""
+        size = self.shape.hidden_size
+        return sorted(set_ups(), key=lambda some: (some.model is None, abs(math.log(some.hidden_size / size))))
 
     @property
     def verdict(self) -> str:
@@ -46,10 +47,14 @@ class Recommendation:
             values = some.at(self.byte_share)
             if values is not None:
                 top1, perplexity = values["top1_share"].mean, values["perplexity_ratio"].mean
-                model = f"a small model (H = {some.hidden_size:,}, {some.results})"
+                kept = (
+                    f"{share} of the bytes kept {top1:.0%} of Softmax's top-1 accuracy at {perplexity:.2f} times its "
+                    "perplexity"
+                )
+                if some.model is not None:
+                    return f"On {some.model} ({some.results}) {kept}."
                 return (
-                    f"In {model} {share} of the bytes kept {top1:.0%} of Softmax's top-1 accuracy at "
-                    f"{perplexity:.2f} times its perplexity; a real model may lose more."
+                    f"In a small model (H = {some.hidden_size:,}, {some.results}) {kept}; a real model may lose more."
                 )
         return f"No experiment of ours covers {share} of the bytes: measure it with convert."
 
@@ -143,6 +148,8 @@ class SetUp:
     seeds: int
     points: tuple[tuple[float, dict[str, Value]], ...]
     """Share of the Softmax head's bytes, rising, and each of METRICS there."""
+    model: str | None = None
+    """The name of a pretrained model; None for a small one that learnt for minutes."""
 
     @property
     def measured(self) -> tuple[float, float]:

@@ -118,7 +118,7 @@ class Distillation:
     steps: int = 500
     batch_tokens: int = 512  # positions per step
     learning_rate: float | None = None  # of the head and of what corrects tokens; falls to zero along a cosine. None:
-    # 3e-3, or 3% of the root mean square of a row of weights if that is less
+    # 1e-3, or 1% of the root mean square of a row of weights if that is less
     code_learning_rate: float = 1e-2  # of the numbers whose signs are the code; 0 keeps the code as it is
     tokens: int = 200_000  # positions of the training text whose hidden states are learnt from, kept in memory
     label_weight: float = 0.0  # of the labels' own cross entropy; the old head's distribution has the rest

@@ -8,9 +8,11 @@ rows that have become equal are made distinct in the symbols that are nearest to
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +24,11 @@ from codehead.codes.packing import Floats, Integers, pack_bits
 from codehead.codes.prototypes import make_distinct
 from codehead.errors import ConfigurationError
 from codehead.losses import CHUNK_SCORES
-from codehead.models.logit_scaling import LogitScaling
+from codehead.models.logit_scaling import LogitScaling, SoftmaxHead
 from codehead.models.surgery import describe
 from codehead.training.config import Distillation
 from codehead.training.divergence import refuse_divergence
+from codehead.training.likely_tokens import LikelyTokens, imitate_some
 from codehead.training.loop import ResumableLoop
 from codehead.training.stage_store import Stages
 from codehead.training.teacher_divergence import Scores, imitate
@@ -33,7 +36,7 @@ from codehead.training.teacher_divergence import Scores, imitate
 MARGIN = 1.0
 """Where the numbers behind the symbols begin, ±; gradients pass while they are between −1 and +1."""
 RATE = "distil.learning_rate or distil.code_learning_rate"
-RELATIVE_RATE = 3e-2
+RELATIVE_RATE = 1e-2
 """Without a learning rate: of the root mean square of a row of weights."""
 LARGE = 0.1
 """Rows of larger weights, and biases, learn as if that were their root mean square."""
@@ -41,6 +44,9 @@ TOLERANCE = 0.01
 """Nats, 1% of perplexity: by so much a head may end worse than it began."""
 CHECKED = 2048
 """Positions at which that is looked at."""
+WARM_UP = 20
+"""Steps over which rates rise, a twentieth of all at most: Adam's first ones move every number by its rate, however
+sure it is, and lead far from a start that is near its aim."""
 BETAS = (0.9, 0.99)
 """Adam's averages: shorter than usual, since hundreds of steps are few."""
 
@@ -56,14 +62,16 @@ def distil(
     progress: Progress = lambda done, steps, nats: None,
     stages: Stages | None = None,
     labels: Tensor | None = None,
+    likely: LikelyTokens | None = None,
 ) -> None:
     """Fit the decision layer of a coded model to a teacher's distributions over tokens, in place.
 
     Minimises the Kullback-Leibler divergence of the codeword posterior from the teacher's softmax over the positions
-    whose hidden states `(tokens, hidden)` are given, with Adam and a cosine schedule. No more than CHUNK_SCORES
-    scores are formed at a time. With `stages`, it goes on where it was stopped. Where `options.label_weight` is not 0,
-    it is the weight of the cross entropy of the `labels` `(tokens,)` at the same positions: a teacher that is wrong, or
-    surer than it is right, is then not followed all the way.
+    whose hidden states `(tokens, hidden)` are given, with Adam; rates rise over the first WARM_UP steps and fall to
+    zero along a cosine. With the `likely` tokens of the positions, a step compares the scores of some tokens only. No
+    more than CHUNK_SCORES scores are formed at a time. With `stages`, it goes on where it was stopped. Where
+    `options.label_weight` is not 0, it is the weight of the cross entropy of the `labels` `(tokens,)` at the same
+    positions: a teacher that is wrong, or surer than it is right, is then not followed all the way.
 
     Raises:
         ConfigurationError: the code is ternary, the bits form a chain, or labels are asked for and not given.
@@ -76,7 +84,7 @@ def distil(
     units = row_sizes if options.learning_rate is None else _ones
     student = _Student(model.get_output_embeddings(), decision, LogitScaling.of(model), units)
     device = next(model.parameters()).device
-    aim = _Aim(student.scores, teacher, hidden, labels, options.label_weight, decision.table.num_classes, device)
+    aim = _Aim(student, teacher, hidden, labels, options.label_weight, decision.table.num_classes, device, likely)
     rate = RELATIVE_RATE if options.learning_rate is None else options.learning_rate
     optimizer = torch.optim.Adam(
         [
@@ -84,8 +92,9 @@ def distil(
             {"params": student.numbers, "lr": options.code_learning_rate},
         ],
         betas=BETAS,
+        fused=True,
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_share_of_rate, steps=options.steps))
     order = torch.Generator().manual_seed(options.seed)
     begun = aim.nats()
     loop = ResumableLoop(stages or Stages(), "distillation", optimizer, schedule, order, student.checksum())
@@ -93,7 +102,7 @@ def distil(
         while loop.done < options.steps:
             chosen = torch.randint(len(hidden), (options.batch_tokens,), generator=order)
             optimizer.zero_grad()
-            nats = aim.learn(chosen)
+            nats = aim.learn(chosen, order)
             refuse_divergence(nats, loop.done, RATE)
             loop.step()
             progress(loop.done, options.steps, nats)
@@ -112,19 +121,23 @@ def distil(
 class _Aim:
     """What is minimised: the divergence of a student from its teacher, and a share of the labels' cross entropy."""
 
-    student: Scores
+    student: _Student
     teacher: Scores
     hidden: Tensor  # (tokens, hidden)
     labels: Tensor | None  # (tokens,)
     label_weight: float
     num_classes: int
     device: torch.device
+    likely: LikelyTokens | None
 
     @torch.enable_grad()
-    def learn(self, chosen: Tensor) -> float:
+    def learn(self, chosen: Tensor, generator: torch.Generator) -> float:
         """The mean over chosen positions, whose gradients are added."""
         given, known = self._at(chosen)
-        return imitate(self.student, given, self.teacher, given, known, self.label_weight, self.num_classes)
+        if self.likely is not None and isinstance(self.teacher, SoftmaxHead):
+            tokens = self.likely.draw(chosen, generator)
+            return imitate_some(self.student.of_some, self.teacher, given, self.likely.log_sums[chosen], tokens)
+        return imitate(self.student.scores, given, self.teacher, given, known, self.label_weight, self.num_classes)
 
     def nats(self) -> float:
         """The mean over CHECKED positions, evenly spread, or all if there are fewer."""
@@ -134,7 +147,7 @@ class _Aim:
     @torch.no_grad()
     def _sum(self, chosen: Tensor) -> float:
         given, known = self._at(chosen)
-        found, likely = self.student(given).log_softmax(-1), self.teacher(given).float().log_softmax(-1)
+        found, likely = self.student.scores(given).log_softmax(-1), self.teacher(given).float().log_softmax(-1)
         nats = F.kl_div(found, likely, reduction="sum", log_target=True)
         if known is not None:
             nats = torch.lerp(nats, F.nll_loss(found, known, reduction="sum"), self.label_weight)
@@ -144,6 +157,12 @@ class _Aim:
         """Hidden states, and labels where they count, on the device of the student."""
         known = None if self.labels is None or not self.label_weight else self.labels[chosen].to(self.device)
         return self.hidden[chosen].to(self.device, torch.float32), known
+
+
+def _share_of_rate(step: int, steps: int) -> float:
+    """Of the learning rate, at a step."""
+    warm_up = min(WARM_UP, steps // 20)
+    return min(1.0, (step + 1) / (warm_up + 1)) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def _told(options: Distillation) -> str:
@@ -206,6 +225,23 @@ class _Student:
         corrected: Tensor = torch.func.functional_call(self.corrections, self._of(self.corrections), arguments)
         return corrected
 
+    def of_some(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The scores `(tokens, K)` of the tokens `ids` `(K,)`, ascending, alone."""
+        halves = self.tail(torch.func.functional_call(self.head, self._of(self.head), (hidden,))) / 2
+        bits, others = halves[:, : self.table.length], halves[:, self.table.length :]
+        scores = (bits @ _Sign.apply(self.numbers[0].index_select(0, ids)).T).float()
+        if self.corrections is None:
+            return scores
+        if self.refinement is not None:
+            columns, rows = _shared(ids, self.refinement.ids())
+            signs = _Sign.apply(self.numbers[1].index_select(0, rows))
+            scores = scores.index_add(1, columns, (others[:, : signs.shape[1]] @ signs.T).float())
+        columns, rows = _shared(ids, self.corrections.shortlist.long())
+        dense = 2 * others[:, self.corrections.num_bits :].index_select(1, rows)
+        scores = scores.index_add(1, columns, dense.float())
+        bias = self._of(self.corrections).get("token_bias")
+        return scores if bias is None else scores + bias.index_select(0, ids)
+
     def _of(self, module: nn.Module) -> dict[str, Tensor]:
         triples = zip(self.owners, self.weights, self.scales, strict=True)
         return {name: weight * scale for (owner, name), weight, scale in triples if owner is module}
@@ -224,6 +260,13 @@ class _Student:
         if self.refinement is not None:  # its rows may be equal: the codewords before them are not
             self.refinement.set_plane(torch.from_numpy(pack_bits((self.numbers[1] >= 0).cpu().numpy())))
             model.decision.reseal()
+
+
+def _shared(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in `ids` `(K,)`, ascending, and where in `others` those are that are in both."""
+    places = torch.searchsorted(ids, others).clamp(max=len(ids) - 1)
+    rows = (ids[places] == others).nonzero().flatten()
+    return places[rows], rows
 
 
 def _codebook(latent: Tensor, seed: int, start: str) -> PackedCodebook:

@@ -19,16 +19,16 @@ from codehead.losses import IGNORE
 from codehead.models import attach
 from codehead.models.calibration import check_calibration
 from codehead.models.hidden import Statistics, labelled_states
-from codehead.models.logit_scaling import softmax_head
+from codehead.models.logit_scaling import SoftmaxHead, softmax_head
 from codehead.models.token_extras import check_extras
 from codehead.training.adapt import find_targets
 from codehead.training.backbone_distillation import learn_together
 from codehead.training.config import RunConfig
 from codehead.training.distil import distil
 from codehead.training.ecoc_one import grown, grows
+from codehead.training.likely_tokens import LikelyTokens, is_worth_it
 from codehead.training.stage_store import Stages
 from codehead.training.storage import check_finish
-from codehead.training.teacher_divergence import Scores
 from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of
 
 READ_BATCHES = 8
@@ -68,13 +68,25 @@ def fit_decision_layer(
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
     hidden, labels = _read(model, text, batch_size_of(config), tokens, stages, show)
     teacher = softmax_head(model)
-    _attach(model, decision, counts, hidden, labels, show)
+    likely = _looked_up(teacher, config, decision, hidden, show, stages)
+    _attach(model, decision, counts if likely is None else likely.expected.numpy(), hidden, labels, show)
     if config.calibrate is not None:
         check_calibration(model, config.calibrate.per_bit)  # in the end, but told now
     check_finish(model, config)
     if config.distil is not None:
-        _learn(model, teacher, config, text, hidden, labels, show, stages)
+        _learn(model, teacher, config, text, hidden, labels, likely, show, stages)
     return model
+
+
+def _looked_up(
+    teacher: SoftmaxHead, config: RunConfig, decision: DecisionConfig, hidden: Tensor, show: Show, stages: Stages
+) -> LikelyTokens | None:
+    """What the old head says at the positions to learn from; None where a step compares the scores of all tokens."""
+    options, has_codewords = config.distil, decision.code != "one_vs_all"
+    if options is None or options.label_weight or not has_codewords or not is_worth_it(len(teacher.head.weight)):
+        return None
+    progress = partial(show, "looking up likely tokens")
+    return LikelyTokens(**stages.tensors("likely", lambda: vars(LikelyTokens.of(teacher, hidden, progress))))
 
 
 def _attach(
@@ -95,11 +107,12 @@ def _attach(
 
 def _learn(
     model: Any,
-    teacher: Scores,
+    teacher: SoftmaxHead,
     config: RunConfig,
     text: Text,
     hidden: Tensor,
     labels: Tensor,
+    likely: LikelyTokens | None,
     show: Show,
     stages: Stages,
 ) -> None:
@@ -110,7 +123,7 @@ def _learn(
     def learning(done: int, total: int, nats: float) -> None:
         show("learning the new head", done, total)
 
-    distil(model, teacher, hidden[: options.tokens], options, learning, stages, labels[: options.tokens])
+    distil(model, teacher, hidden[: options.tokens], options, learning, stages, labels[: options.tokens], likely)
     if options.backbone_steps:
         together = partial(show, "learning with the backbone")
         draw = partial(text.draw, batch_size_of(config))

@@ -6,6 +6,7 @@ python -m codehead.lab.reports.expectations results
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -23,6 +24,9 @@ from codehead.recommendation import FILE, METRICS
 from codehead.training.config import as_of_today
 
 FOLDERS = "frontier-*"
+REAL = "benchmarks/frontier-real-*.json"
+MIXTURE = ("dolly", "books", "wikitext")
+"""The test sets of a real model that are held-out text of what its heads learnt from."""
 SHARES = dict(zip(METRICS, ("share", "perplexity_ratio"), strict=True))  # what the summary calls them
 BY_SIZE: dict[str, Any] = {
     "code": "additive", "bits": 16, "extra_bits": 0, "extra_bit_tokens": 0, "dense_rows": 0, "token_bias": True,
@@ -36,9 +40,37 @@ _OURS = DecisionConfig(loss="codeword", **BY_SIZE)
 
 
 def render(results: Path) -> dict[str, Any]:
-    """The set-ups of every folder `frontier-*` in `results`: cells like those that budgets give."""
-    found = [entry for folder in sorted(results.glob(FOLDERS)) for entry in _set_ups(folder)]
+    """The set-ups of real models, and of every folder `frontier-*` in `results`: cells like those that budgets give."""
+    found = [_real(path) for path in sorted(results.glob(REAL))]
+    found += [entry for folder in sorted(results.glob(FOLDERS)) for entry in _set_ups(folder)]
     return {"set_ups": found}
+
+
+def _real(path: Path) -> dict[str, Any]:
+    """What codes kept of a pretrained model's head, as `benchmarks/frontier_real.py` measured it."""
+    result = Result.read(path)
+    codes = [head for head in result.metrics["heads"].values() if "decision" in head]
+    hidden_size, num_classes = result.config["shape"]
+    steps = " to ".join(map(str, sorted({head["distil"]["steps"] for head in codes})))
+    return {
+        "results": f"results/benchmarks/{path.name}",
+        "setting": "",
+        "hidden_size": hidden_size,
+        "num_classes": num_classes,
+        "learnt": f"{steps} steps of learning from the old head",
+        "seeds": 1,
+        "points": sorted(map(_kept, codes), key=lambda point: point["byte_share"]),
+        "model": result.config["model"],
+    }
+
+
+def _kept(head: Mapping[str, Any]) -> dict[str, Any]:
+    parts = [head["sets"][name]["all"] for name in MIXTURE]
+    total = {key: sum(part[key] for part in parts) for key in parts[0]}
+    ratio = math.exp((total["new_nll"] - total["old_nll"]) / total["positions"])
+    values = dict(zip(METRICS, (total["new_top1"] / total["old_top1"], ratio), strict=True))
+    kept = {name: {"mean": round(value, DIGITS), "half_width": None} for name, value in values.items()}
+    return {"byte_share": head["byte_share"], **kept}
 
 
 def _set_ups(folder: Path) -> Iterator[dict[str, Any]]:

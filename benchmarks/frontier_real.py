@@ -1,0 +1,213 @@
+"""What heads of few bytes keep of a real model's Softmax head, on hidden states that frontier_real_states.py has kept.
+
+    python benchmarks/frontier_real.py head --cache FOLDER --model FOLDER --head code-0.05
+    python benchmarks/frontier_real.py collect --cache FOLDER --out results/benchmarks/frontier-real-1.json
+
+Codes come from the functions of `convert`: attached, distilled and rounded (`--no-calibrate`). The backbone is
+never computed, so every figure compares heads on the same hidden states. Killed, a head goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codehead.lab.baselines import quantised, trimmed
+from codehead.lab.result import Result
+from codehead.models import attach, to_int4, to_int8
+from codehead.models.hidden import Statistics
+from codehead.models.logit_scaling import softmax_head
+from codehead.recommendation import recommend, shape_of
+from codehead.training.config import Distillation
+from codehead.training.distil import distil
+from codehead.training.likely_tokens import LikelyTokens
+from codehead.training.model import load_model
+from codehead.training.provenance import provenance, utc_now
+from codehead.training.stage_store import Stages
+from codehead.training.text import STATISTICS_TOKENS
+
+TESTS = ("dolly", "books", "wikitext", "alpaca", "stories", "german", "python")
+BEST = (1, 8, 32, 128, 512)
+"""How many of a head's best tokens are looked through for the old head's choice."""
+PIECE = 80
+"""Positions scored at a time."""
+QUANTISED = {"int8": (8, 64), "int4": (4, 64), "int3": (3, 64), "int2": (2, 32)}
+
+
+def states(cache: Path, name: str, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """Hidden states `(positions, H)`, float16 and memory-mapped, and labels `(positions,)`."""
+    blocks = int((cache / f"{name}.done").read_text())
+    kept = np.load(cache / f"{name}.states.npy", mmap_mode="c")[:blocks]
+    labels = np.load(cache / f"{name}.labels.npy")[:blocks]
+    hidden, wanted = torch.from_numpy(kept).flatten(0, 1), torch.from_numpy(labels).flatten().long()
+    return hidden[:count], wanted[:count]
+
+
+def looked_up(cache: Path, teacher: Any, hidden: Tensor) -> LikelyTokens:
+    """What the old head says at the positions to learn from, kept for all heads."""
+
+    def told(done: int, total: int) -> None:
+        print(f"looking up {done} of {total}", flush=True) if not done % 8500 else None
+
+    kept = Stages(cache).tensors("likely", lambda: vars(LikelyTokens.of(teacher, hidden, told)))
+    return LikelyTokens(**kept)
+
+
+def code(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """A model with the code of a budget, made as `convert` makes it, and how."""
+    share = float(name.removeprefix("code-"))
+    hidden, labels = states(options.cache, "learn", options.positions)
+    model = load_model(options.model, dtype="float32").eval()
+    teacher = softmax_head(model)
+    likely = looked_up(options.cache, teacher, hidden)
+    decision = recommend(options.model, budget=share).config
+    start = time.process_time()
+    statistics = Statistics.of(likely.expected, hidden[:STATISTICS_TOKENS].float())
+    attach(model, replace(decision, weights="float", packed=False), statistics=statistics)
+    started = time.process_time()
+    learning = Distillation(
+        options.steps, options.batch_tokens, code_learning_rate=options.code_rate, tokens=options.positions
+    )
+
+    def told(done: int, steps: int, nats: float) -> None:
+        print(f"{name} {done}/{steps} {nats:.4f} {(time.process_time() - started) / done:.2f} s", flush=True)
+
+    distil(model, teacher, hidden, learning, told, Stages(options.cache / name), labels, likely)
+    learnt = time.process_time()
+    given = hidden[:STATISTICS_TOKENS].float()
+    to_int4(model, given) if decision.weights == "int4" else to_int8(model)
+    seconds = {"start": started - start, "learning": learnt - started}
+    share = decision.byte_share(shape_of(options.model))
+    return model, {
+        "byte_share": share, "decision": decision.to_dict(), "distil": asdict(learning), "processor_seconds": seconds
+    }  # fmt: skip
+
+
+def baseline(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The weight `(V, H)` that a compressed Softmax head stands for, and its bytes."""
+    weight = load_model(options.model, dtype="float32").get_output_embeddings().weight.detach()
+    hidden, labels = states(options.cache, "learn", options.positions)
+    kind, *how = name.split("-")
+    if kind == "trimmed":
+        counts = torch.bincount(labels, minlength=len(weight))
+        found = trimmed(weight, counts.argsort(descending=True, stable=True)[: int(float(how[0]) * len(weight))])
+    elif kind == "low_rank":
+        return low_rank(weight, hidden[:STATISTICS_TOKENS].float(), float(how[0]))
+    else:
+        some = hidden[:STATISTICS_TOKENS].float()
+        moments = some.T @ some / len(some) if how == ["corrected"] else None
+        found = quantised(weight, *QUANTISED[kind], moments)
+    return found.weight, {"byte_share": found.num_bytes / (2 * weight.numel())}
+
+
+def low_rank(weight: Tensor, hidden: Tensor, share: float) -> tuple[Tensor, dict[str, Any]]:
+    """The rows that keep most of the scores with a rank that takes a share of the bytes, both factors in int8."""
+    rank = int(share * 2 * weight.numel() / (sum(weight.shape) + 4))
+    second = (hidden.T @ hidden / len(hidden)).double()
+    variances, vectors = torch.linalg.eigh(second)
+    root = (vectors * variances.clamp(min=1e-9).sqrt()) @ vectors.T
+    directions = torch.linalg.eigh(root @ (weight.T @ weight).double() @ root).eigenvectors.flip(1)[:, :rank]
+    up, down = weight @ (root @ directions).float(), (directions.T @ torch.linalg.inv(root)).float()
+    rounded = [(part / (s := part.abs().amax(1, keepdim=True) / 127)).round() * s for part in (up, down)]
+    num_bytes = sum(part.numel() + 2 * len(part) for part in rounded)
+    return rounded[0] @ rounded[1], {"byte_share": num_bytes / (2 * weight.numel()), "rank": rank}
+
+
+@torch.no_grad()
+def measured(score: Any, weight: Tensor, hidden: Tensor, labels: Tensor, octaves: Tensor) -> dict[str, Any]:
+    """Sums over the positions of a set, in all and for each octave of the frequency of the token that follows."""
+    kept: list[Tensor] = []
+    for some, wanted in zip(hidden.split(PIECE), labels.split(PIECE), strict=True):
+        given = some.float()
+        old, new = (given @ weight.T).log_softmax(-1), score(given).float().log_softmax(-1)
+        best = old.argmax(-1, keepdim=True)
+        rank = (new > new.gather(-1, best)).sum(-1)
+        divergence = torch.where(old > -60, old.exp() * (old - new), 0.0).sum(-1)
+        after = wanted[:, None]
+        columns = [
+            divergence, -old.gather(-1, after)[:, 0], -new.gather(-1, after)[:, 0], best[:, 0] == wanted,
+            new.argmax(-1) == wanted, *(rank < count for count in BEST),
+        ]  # fmt: skip
+        kept.append(torch.stack([column.double() for column in columns], 1))
+    table = torch.cat(kept)
+    names = ["kl", "old_nll", "new_nll", "old_top1", "new_top1", *(f"best_{count}" for count in BEST)]
+
+    def sums(chosen: Tensor) -> dict[str, Any]:
+        found = {name: float(value) for name, value in zip(names, table[chosen].sum(0), strict=True)}
+        lost = ~torch.isfinite(table[chosen]).all(1)
+        return {"positions": int(chosen.sum()), "impossible": int(lost.sum())} | {
+            key: value if np.isfinite(value) else None for key, value in found.items()
+        }
+
+    everything = torch.ones(len(table), dtype=torch.bool)
+    of_labels = octaves[labels[: len(table)]]
+    parts = {str(octave): sums(of_labels == octave) for octave in of_labels.unique().tolist()}
+    return {"all": sums(everything), "by_octave": parts}
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Make a head and measure it on every test set; its file is written last."""
+    start, name = time.monotonic(), options.head
+    model, how = (code if name.startswith("code") else baseline)(name, options)
+    if isinstance(model, nn.Module):
+        head = model.get_output_embeddings()
+        score = lambda given: model.decision.logits(head(given))  # noqa: E731
+    else:
+        dropped = model.isnan().any(1)
+        rows, bias = model.nan_to_num(0.0), torch.where(dropped, -torch.inf, 0.0)
+        score = lambda given: given @ rows.T + bias  # noqa: E731
+    weight = load_model(options.model, dtype="float32").get_output_embeddings().weight.detach()
+    counts = torch.bincount(states(options.cache, "learn")[1], minlength=len(weight))
+    ranks = counts.argsort(descending=True, stable=True).argsort()
+    octaves = (ranks + 1).log2().floor().long()
+    sets = {}
+    for test in TESTS:
+        hidden, labels = states(options.cache, test, options.test_positions)
+        sets[test] = measured(score, weight, hidden, labels, octaves)
+        print(name, test, sets[test]["all"], flush=True)
+    found = {**how, "sets": sets, "wall_seconds": round(time.monotonic() - start)}
+    (options.cache / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def collect(options: argparse.Namespace) -> None:
+    """One result file of all heads that have been measured."""
+    files = sorted(options.cache.glob("*.json"))
+    heads = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    shape = shape_of(options.model)
+    config = {
+        "model": Path(options.model).name, "shape": [shape.hidden_size, shape.num_classes],
+        "positions": options.positions, "seed": 0,
+    }  # fmt: skip
+    origin = {**provenance(seed=0, sources=[]), "finished_at": utc_now()}
+    Result("frontier-real-1", config, {"heads": heads}, origin).write(options.out)
+
+
+def main() -> None:
+    """Parse the command line and do one part."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["head", "collect"])
+    parser.add_argument("--cache", type=Path, required=True, help="folder that frontier_real_states.py has filled")
+    parser.add_argument("--model", required=True)
+    parser.add_argument(
+        "--head", help="code-SHARE, int8, int4, int3, int2, int4-corrected …, low_rank-SHARE, trimmed-SHARE"
+    )
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch-tokens", type=int, default=512)
+    parser.add_argument("--code-rate", type=float, default=1e-2, help="2e-2 where steps are few")
+    parser.add_argument("--positions", type=int, default=150_000)
+    parser.add_argument("--test-positions", type=int, default=2550, help="of each test set")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    measure(options) if options.what == "head" else collect(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Tables and pictures of docs/results/frontier-real-1, and README's table, from the result file of frontier_real.py.
+
+python benchmarks/frontier_real_report.py
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from codehead.lab.reports.drawing import DPI, PALETTE, STYLE, pyplot
+from codehead.lab.result import Result
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "results/benchmarks/frontier-real-1.json"
+PAGE = ROOT / "docs/results/frontier-real-1/report.md"
+MIXTURE, OUTSIDE = ("dolly", "books", "wikitext"), ("alpaca", "stories", "german", "python")
+KINDS = {"code": "code", "int": "quantised", "low_rank": "low rank", "trimmed": "trimmed"}
+BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
+"""Aims set beforehand: share of top-1 and perplexity ratio."""
+IN_README = ("int4-corrected", "int3-corrected", "code-0.1", "code-0.05", "code-0.02")
+
+
+class Head:
+    """What one head kept."""
+
+    def __init__(self, key: str, found: dict[str, Any]) -> None:
+        self.key, self.share, self.sets, self.how = key, float(found["byte_share"]), found["sets"], found
+        kind, *rest = key.split("-")
+        words = {"code": f"code {100 * self.share:.0f}%", "low_rank": "low rank", "trimmed": "trimmed vocabulary"}
+        self.name = words.get(kind, " ".join([kind, *("error-corrected" for how in rest if how == "corrected")]))
+        self.kind = next(word for start, word in KINDS.items() if key.startswith(start))
+        self.is_exact = kind == "code" or "corrected" in rest or kind not in ("int4", "int3", "int2")
+
+    def pooled(self, names: Iterable[str]) -> dict[str, float]:
+        """The figures over some sets together."""
+        return figures([self.sets[name]["all"] for name in names])
+
+    def octave(self, number: int) -> dict[str, float]:
+        """Of the tokens of one octave, over the sets of the mixture."""
+        return figures([self.sets[name]["by_octave"].get(str(number)) for name in MIXTURE])
+
+
+def figures(sums: list[dict[str, Any] | None]) -> dict[str, float]:
+    """Shares, means and the perplexity ratio of sums; infinite where a token has become impossible."""
+    parts = [some for some in sums if some]
+
+    def total(name: str) -> float:
+        return sum(math.inf if part[name] is None else part[name] for part in parts)
+
+    count = total("positions")
+    if not count:
+        return {"positions": 0.0}
+    found = {"positions": count, "kl": total("kl") / count, "lost": (total("new_nll") - total("old_nll")) / count}
+    found["top1"] = total("new_top1") / max(total("old_top1"), 1)
+    found |= {name: total(name) / count for name in parts[0] if name.startswith("best_")}
+    return found | {"ratio": math.exp(found["lost"]), "old_top1": total("old_top1") / count}
+
+
+def number(value: float, form: str) -> str:
+    """A figure as text."""
+    return "∞" if math.isinf(value) else format(value, form)
+
+
+def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+    """A table."""
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def overall(heads: list[Head]) -> str:
+    """Every head on the held-out text of the mixture and on other text."""
+    rows = []
+    for head in heads:
+        own, other = head.pooled(MIXTURE), head.pooled(OUTSIDE)
+        rows.append(
+            [
+                head.name, f"{head.share:.1%}", f"{own['top1']:.1%}", f"{number(own['ratio'], '.3f')} ×",
+                number(own["kl"], ".3f"), f"{own['best_1']:.1%}", f"{own['best_32']:.1%}", f"{own['best_512']:.2%}",
+                f"{other['top1']:.1%}", f"{number(other['ratio'], '.3f')} ×",
+            ]
+        )  # fmt: skip
+    header = ["head", "bytes", "of top-1", "perplexity", "KL, nats", "same choice", "in best 32", "in best 512"]
+    return markdown([*header, "other text: of top-1", "perplexity"], rows)
+
+
+def domains(heads: list[Head]) -> str:
+    """Nats lost per token on every set."""
+    names = [*MIXTURE, *OUTSIDE]
+    rows = [[head.name, *(number(head.pooled([name])["lost"], ".3f") for name in names)] for head in heads]
+    return markdown(["head", *names], rows)
+
+
+def octaves(heads: list[Head]) -> str:
+    """Nats lost per token by the frequency of the token."""
+    numbers = sorted({int(octave) for head in heads for name in MIXTURE for octave in head.sets[name]["by_octave"]})
+    counts = {octave: heads[0].octave(octave)["positions"] for octave in numbers}
+    header = ["rank of the token", "positions", *(head.name for head in heads)]
+    return markdown(
+        header,
+        [
+            [
+                f"{2**o:,} to {2 ** (o + 1) - 1:,}",
+                f"{counts[o]:,.0f}",
+                *(number(h.octave(o)["lost"], ".3f") for h in heads),
+            ]
+            for o in numbers
+        ],
+    )
+
+
+def bars(heads: list[Head]) -> str:
+    """The aims, and what was reached."""
+    rows = []
+    for share, (top1, ratio) in BARS.items():
+        found = next((head for head in heads if head.key == f"code-{share}"), None)
+        own = None if found is None else found.pooled(MIXTURE)
+        reached = ["not measured"] * 2 if own is None else [f"{own['top1']:.1%}", f"{own['ratio']:.3f} ×"]
+        rows.append([f"{share:.0%}", f"{top1:.1%}", reached[0], f"{ratio:.2f} ×", reached[1]])
+    return markdown(["bytes", "of top-1, aim", "reached", "perplexity, aim", "reached"], rows)
+
+
+def learning(heads: list[Head]) -> str:
+    """What each code is and how long it learnt."""
+    rows = []
+    for head in heads:
+        if head.kind == "code":
+            decision, options, seconds = (head.how[key] for key in ("decision", "distil", "processor_seconds"))
+            layer = f"{decision['bits']} + {decision['extra_bits']} for {decision['extra_bit_tokens']:,}"
+            extra = [
+                f"{decision['dense_rows']:,}",
+                decision["weights"],
+                f"{options['steps']} × {options['batch_tokens']}",
+            ]
+            rows.append([head.name, layer, *extra, f"{seconds['start']:.0f} s", f"{seconds['learning']:.0f} s"])
+    header = [
+        "head",
+        "bits",
+        "dense rows",
+        "rows",
+        "steps × positions",
+        "start, processor time",
+        "learning, processor time",
+    ]
+    return markdown(header, rows)
+
+
+def readme(heads: list[Head]) -> str:
+    """The few rows that README shows."""
+    rows = []
+    for head in sorted((head for head in heads if head.key in IN_README), key=lambda head: -head.share):
+        own, other = head.pooled(MIXTURE), head.pooled(OUTSIDE)
+        figures_of = [f"{own['top1']:.1%}", f"{own['ratio']:.2f} ×", f"{other['top1']:.1%}", f"{other['ratio']:.2f} ×"]
+        rows.append([head.name, f"{head.share:.1%}", *figures_of])
+    return markdown(["Head", "Bytes", "Top-1 kept", "Perplexity", "Top-1 kept, other text", "Perplexity"], rows)
+
+
+def picking(heads: list[Head]) -> str:
+    """What every choice costs and keeps."""
+    rows = []
+    for head in heads:
+        own = head.pooled(MIXTURE)
+        needs = "learning" if head.kind == "code" else "nothing"
+        rows.append(
+            [
+                head.name,
+                f"{head.share:.1%}",
+                f"{own['top1']:.1%}",
+                f"{number(own['ratio'], '.2f')} ×",
+                f"{own['best_32']:.1%}",
+                needs,
+            ]
+        )
+    return markdown(["head", "bytes", "top-1 kept", "perplexity", "in best 32", "needs"], rows)
+
+
+def frontier(heads: list[Head], path: Path) -> None:
+    """Divergence from the old head against bytes, on the mixture and on other text."""
+    plt = pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained", sharey=True)
+        for axis, names, title in zip(
+            axes, (MIXTURE, OUTSIDE), ("Held-out text of the mixture", "Other text"), strict=True
+        ):
+            for colour, kind in zip(PALETTE, KINDS.values(), strict=False):
+                points = sorted((h.share, h.pooled(names)["kl"]) for h in heads if h.kind == kind and h.is_exact)
+                points = [(100 * share, lost) for share, lost in points if math.isfinite(lost)]
+                if points:
+                    axis.plot(*zip(*points, strict=True), "o-", color=colour, label=kind)
+            axis.set(title=title, xscale="log", yscale="log", xlabel="bytes, % of the old head's in bf16")
+            axis.set_xticks([1, 2, 5, 10, 25, 50], ["1", "2", "5", "10", "25", "50"])
+            axis.minorticks_off()
+        axes[0].set(ylabel="divergence from the old head, nats")
+        axes[0].legend()
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        plt.close(figure)
+
+
+def rare(heads: list[Head], path: Path) -> None:
+    """Nats lost against the rank of the token."""
+    plt = pyplot()
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
+        for colour, head in zip(PALETTE, heads, strict=False):
+            found = [(2**o, head.octave(o)) for o in range(16)]
+            points = [(rank, some["lost"]) for rank, some in found if some["positions"] >= 30]
+            axis.plot(*zip(*points, strict=True), "o-", color=colour, label=head.name)
+        axis.set(
+            xscale="log", xlabel="rank of the token by frequency (an octave from here)", ylabel="lost, nats per token"
+        )
+        axis.legend()
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        plt.close(figure)
+
+
+def filled(path: Path, name: str, table: str) -> None:
+    """Put a table between its marks in a page."""
+    pattern = rf"(<!-- real: {name} -->\n).*?(<!-- end of real -->)"
+    text = path.read_text(encoding="utf-8")
+    page, count = re.subn(pattern, lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"{path} has {count} places '<!-- real: {name} -->'; it needs one")
+    path.write_text(page, encoding="utf-8")
+
+
+def main() -> None:
+    """Fill the pages and draw the pictures."""
+    metrics = Result.read(RESULT).metrics["heads"]
+    heads = sorted((Head(key, found) for key, found in metrics.items()), key=lambda head: head.share)
+    chosen = [head for head in heads if head.key in IN_README]
+    tables = {"overall": overall, "domains": domains, "bars": bars, "learning": learning}
+    for name, make in tables.items():
+        filled(PAGE, name, make(heads))
+    filled(PAGE, "octaves", octaves(chosen))
+    filled(ROOT / "README.md", "table", readme(heads))
+    filled(ROOT / "docs/picking.md", "picking", picking(heads))
+    filled(ROOT / "docs/results.md", "results", readme(heads))
+    frontier(heads, PAGE.with_name("frontier.png"))
+    rare(chosen, PAGE.with_name("rare.png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Learning from a Softmax head of a large vocabulary by the tokens that matter at some positions, and a few others.
+
+Of a large vocabulary nearly all tokens are next to impossible at any position. A step therefore compares the scores of
+those that the text's mean makes likely, those that are likely at one of its positions, and a random draw of the others,
+which stands for all of these: each counts as often as it would have to be drawn (sampled Softmax; Y. Bengio,
+J.-S. Senécal 2008, "Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from codehead.losses import CHUNK_SCORES
+from codehead.models.logit_scaling import SoftmaxHead
+from codehead.training.precision import is_native
+
+ALWAYS = 4096
+"""Tokens, the likeliest over all positions, whose scores are compared at every step."""
+DRAWN = 2048
+"""Of the others, at every step."""
+LIKELY = 16
+"""Tokens kept of each position."""
+CACHED = 2**22
+"""Token scores at a time: memory of that size is used again and not given back to the system."""
+
+
+class Chosen(NamedTuple):
+    """The tokens of one step."""
+
+    ids: Tensor
+    """`(tokens,)`, ascending."""
+    log_weights: Tensor
+    """`(tokens,)`: log of how many tokens each stands for."""
+
+
+@dataclass(frozen=True)
+class LikelyTokens:
+    """What a Softmax head says at some positions, looked up once."""
+
+    ids: Tensor
+    """`(positions, LIKELY)`, int32: the likeliest tokens of each."""
+    log_sums: Tensor
+    """`(positions,)`, float32: what a score is short of to be a log probability."""
+    expected: Tensor
+    """`(V,)`, float64: how often each token is to be expected over all positions."""
+
+    @classmethod
+    def of(
+        cls, teacher: SoftmaxHead, hidden: Tensor, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> LikelyTokens:
+        """Of hidden states `(positions, hidden)`; `progress` is called with (positions done, all)."""
+        ids, sums = [], []
+        weight = teacher.head.weight
+        expected = torch.zeros(len(weight), dtype=torch.float64)
+        for some in hidden.split(max(1, CACHED // len(weight))):
+            with torch.no_grad(), in_bf16(weight.device):
+                scores = teacher(some.to(weight.device, torch.float32))
+            sums.append(scores.logsumexp(-1, keepdim=True).cpu())
+            ids.append(scores.topk(min(LIKELY, len(weight)), -1).indices.int().cpu())
+            expected += scores.sub_(sums[-1].to(scores)).exp_().sum(0).double().cpu()
+            progress(sum(map(len, sums)), len(hidden))
+        return cls(torch.cat(ids), torch.cat(sums)[:, 0], expected)
+
+    def draw(self, positions: Tensor, generator: torch.Generator) -> Chosen:
+        """The tokens to compare at some positions."""
+        certain = torch.zeros(len(self.expected), dtype=torch.bool)
+        certain[self.expected.topk(min(ALWAYS, len(certain))).indices] = True
+        certain[self.ids[positions].long().flatten()] = True
+        others = (~certain).nonzero().flatten()
+        drawn = others[torch.randperm(len(others), generator=generator)[:DRAWN]]
+        log_weights = torch.zeros(len(certain))
+        log_weights[drawn] = math.log(len(others) / max(1, len(drawn)))
+        certain[drawn] = True
+        return Chosen(certain.nonzero().flatten(), log_weights[certain])
+
+
+def is_worth_it(num_classes: int) -> bool:
+    """Whether so many tokens are more than a step would compare anyway."""
+    return num_classes > 2 * (ALWAYS + DRAWN)
+
+
+def imitate_some(
+    student: Callable[[Tensor, Tensor], Tensor],
+    teacher: SoftmaxHead,
+    hidden: Tensor,
+    log_sums: Tensor,
+    chosen: Chosen,
+) -> float:
+    """Add the gradients of the mean divergence over positions `(positions, hidden)`, as chosen tokens tell it; nats.
+
+    `student` gives the scores of tokens at hidden states; of teacher and student no more than CHUNK_SCORES are formed
+    at a time.
+    """
+    ids, log_weights = (values.to(hidden.device) for values in chosen)
+    rows, total = max(1, CHUNK_SCORES // len(ids)), 0.0
+    for some, sums in zip(hidden.split(rows), log_sums.to(hidden.device).split(rows), strict=True):
+        with in_bf16(hidden.device):
+            wanted, found = teacher.of_some(some, ids), student(some, ids)
+        wanted = wanted.detach() - sums[:, None] + log_weights
+        nats = F.kl_div((found.float() + log_weights).log_softmax(-1), wanted, reduction="sum", log_target=True)
+        (nats / len(hidden)).backward()
+        total += float(nats.detach()) / len(hidden)
+    return total
+
+
+def in_bf16(device: torch.device) -> torch.autocast:
+    """Matrix products in bf16 where these are fast: what they round away is less than what a step leaves to chance."""
+    fast = device.type != "cpu" or is_native(torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
