@@ -19,6 +19,7 @@ from codehead.cli.code import code
 from codehead.cli.convert import convert
 from codehead.cli.doctor import doctor
 from codehead.cli.finetune import finetune
+from codehead.cli.fold import fold
 from codehead.cli.generate import generate
 from codehead.cli.params import params
 from codehead.cli.pretrain import pretrain
@@ -29,7 +30,7 @@ from codehead.lab.cli import protocol
 from codehead.lab.cli.demo import demo
 from codehead.lab.cli.evaluate import evaluate
 
-RESUMED = ("demo", "protocol", "convert", "calibrate", "screen")
+RESUMED = ("demo", "protocol", "convert", "calibrate", "fold", "screen")
 """Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""
 
 
@@ -64,7 +65,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    demo, params, recommend, screen, convert, code, attach, pretrain, finetune, calibrate, evaluate, generate, doctor,
+    demo, params, recommend, screen, convert, code, attach, pretrain, finetune, calibrate, fold, evaluate, generate,
+    doctor,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)
