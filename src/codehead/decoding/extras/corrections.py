@@ -63,7 +63,7 @@ class Corrections(nn.Module):
             scores = self.refinement(scores, bits, signs)
         if self.token_bias is not None:
             scores = scores + self.token_bias.to(scores.dtype)
-        return scores.index_add(-1, self.shortlist, rows) if self.num_rows else scores
+        return scores.index_add(-1, self.shortlist.long(), rows) if self.num_rows else scores  # ONNX takes int64 only
 
     def extra_repr(self) -> str:
         return f"dense_rows={self.num_rows}, token_bias={self.token_bias is not None}"
