@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import transformers.quantizers.auto  # noqa: F401 (before the loader, which it imports as it is imported itself)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vllm.logger import init_logger
