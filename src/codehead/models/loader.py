@@ -98,17 +98,11 @@ class CodeheadLoader(OwnLoader):
         refuse_other_classes(model)
         old = model.get_submodule(stock.head_path(model))
         stored = expect_files(model, files, self.quantization_config.entry)
-        _expect_vocabulary(description, old.weight.shape[0])
+        expect_vocabulary(description, old.weight.shape[0])
         if files:
             _expect_planes(model, stored, description)
-        head, decision = _built(description, old.weight.shape[1])
+        head, decision = built(description, old.weight.shape[1], old.weight.dtype)
         _expect_no_soft_cap(model, decision)
-        for part in (decision.corrections, decision.chain):
-            if part is not None:
-                part.to(old.weight.dtype)
-        head = head.to(old.weight.dtype)
-        if description.decision.weights in INTEGER_BITS:
-            round_parts(head, decision, INTEGER_BITS[description.decision.weights])
         surgery.install(model, head, decision)
         _expect_additions(model)
         if files:
@@ -125,10 +119,7 @@ class CodeheadLoader(OwnLoader):
         """Check the codebook, and let the configuration say what the model is."""
         description = self.quantization_config.description
         if surgery.is_coded(model):
-            _check_codebook(model.decision.table, description)
-            _check_shortlist(model.decision.corrections)
-            set_guards(model)
-            check_integers(model)
+            check_loaded(model, description)
             head, own = (_tensors(part) for part in (model.get_output_embeddings(), model.decision))
             if not any(values.is_meta for values in (*head, *own)):
                 model.decision.to(head[0].device)  # what is offloaded stays there: outputs come to where it is
@@ -177,14 +168,28 @@ def _expect_planes(model: Any, stored: Shapes, description: Description) -> None
         _expect_shape(name, stored.get(name), [rows, row_bytes(bits)])
 
 
-def _built(description: Description, hidden_size: int) -> tuple[nn.Module, Decision]:
-    """The skeleton of a decision layer; a CheckpointError if there is none such."""
+def built(description: Description, hidden_size: int, dtype: torch.dtype) -> tuple[nn.Module, Decision]:
+    """An empty decision layer on the meta device, as a checkpoint fills it; a CheckpointError if there is none such."""
     try:
-        return _skeleton(description, hidden_size)
+        head, decision = _skeleton(description, hidden_size)
     except CheckpointError:
         raise
     except (CodeheadError, TypeError, OverflowError, RuntimeError) as error:  # sizes and options may be anything
         raise CheckpointError(f"quantization_config in config.json: {error}") from error
+    for part in (head, decision.corrections, decision.chain):
+        if part is not None:
+            part.to(dtype)
+    if description.decision.weights in INTEGER_BITS:
+        round_parts(head, decision, INTEGER_BITS[description.decision.weights])
+    return head, decision
+
+
+def check_loaded(owner: Any, description: Description) -> None:
+    """Check the integers of `owner.decision` that were loaded, against the description and their checksums."""
+    _check_codebook(owner.decision.table, description)
+    _check_shortlist(owner.decision.corrections)
+    set_guards(owner)
+    check_integers(owner)
 
 
 def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, Decision]:
@@ -226,7 +231,8 @@ def _expect_additions(model: Any) -> None:
     model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), SEALS}
 
 
-def _expect_vocabulary(description: Description, rows: int) -> None:
+def expect_vocabulary(description: Description, rows: int) -> None:
+    """Raise a CheckpointError unless the codebook has a codeword for each of so many tokens."""
     if description.codebook.num_classes != rows:
         raise CheckpointError(
             f"quantization_config.codebook.num_classes in config.json is {description.codebook.num_classes}, but the "

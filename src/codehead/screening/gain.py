@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
-from codehead.models.logit_scaling import LogitScaling
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import Screen, Settings
 
@@ -81,9 +80,7 @@ def screened_step(weight: Tensor, screen: Screen) -> Callable[[Tensor], Tensor]:
 
     The screen must be ready for the rows `(V, H)`.
     """
-    head: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    head.__class__ = ScreenedLinear
-    head.weight, head.screen, head.tail = nn.Parameter(weight, requires_grad=False), screen, LogitScaling()
+    head = ScreenedLinear.of(weight, screen)
     return lambda hidden: head.best(hidden)[0][:, 0]
 
 

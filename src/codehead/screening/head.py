@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,14 @@ class ScreenedLinear(nn.Linear):
     selection: Selection | None = None
     tail: LogitScaling
     """What the model does to what its head gives: it scales or caps."""
+
+    @classmethod
+    def of(cls, weight: Tensor, screen: Screen) -> ScreenedLinear:
+        """A head that belongs to no model, of rows `(V, H)` that the screen is ready for."""
+        head: Any = cls(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        head.weight, head.screen, head.tail = nn.Parameter(weight, requires_grad=False), screen, LogitScaling()
+        made: ScreenedLinear = head
+        return made
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(batch, length, hidden)` → logits `(batch, length, V)`; of the last position, −∞ but for candidates."""

@@ -1,0 +1,71 @@
+"""How many of the best tokens the requests under way need: some, so that others need no logits, or all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
+
+from codehead.errors import ConfigurationError
+from codehead.models.selection import MOST
+
+GREEDY = 1e-5
+"""The temperature below which vLLM samples the best token."""
+HARMLESS = {
+    "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "max_tokens",
+    "flat_logprobs", "detokenize", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output",
+    "output_kind", "stream_interval", "skip_clone", "output_text_buffer_length", "skip_reading_prefix_cache",
+}  # fmt: skip
+"""Parameters that look at no logits, or only at those of the best tokens; any other has to be at its default."""
+
+
+def needed(params: Any) -> int | None:
+    """How many of the best tokens a request needs, one more than it may choose; None for all.
+
+    Temperature, min_p and top_p change nothing: vLLM applies them to what top_k leaves, or by the best token alone.
+    """
+    default = SamplingParams()
+    for name in params.__struct_fields__:
+        if name not in HARMLESS and not name.startswith("_") and getattr(params, name) != getattr(default, name):
+            return None
+    if params.temperature < GREEDY:
+        return 1
+    return params.top_k + 1 if 0 < params.top_k <= MOST else None
+
+
+class FewTokens(LogitsProcessor):
+    """Changes no logits: tells the head how many the requests of a step need.
+
+    `vllm serve --logits-processors codehead.vllm.requests:FewTokens` switches it on. Written for vLLM's model runner 1.
+    """
+
+    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: Any) -> None:
+        config = vllm_config.quant_config
+        if not hasattr(config, "few"):
+            raise ConfigurationError(
+                "logits_processors names codehead's FewTokens, but the model is neither coded nor screened; omit it"
+            )
+        config.few = self
+        self._requests: dict[int, int] = {}
+        self._size = 0
+
+    def is_argmax_invariant(self) -> bool:
+        return True
+
+    def apply(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self._requests, batch_update, lambda params, *_: needed(params))
+        if batch_update is not None:
+            self._size = batch_update.batch_size
+
+    def of(self, rows: int) -> int | None:
+        """How many of the best tokens are enough for logits of so many rows; None if all are needed.
+
+        All are where rows are not the requests' own, as in log-probabilities of a prompt.
+        """
+        known = len(self._requests) == self._size == rows
+        return max(self._requests.values()) if known and rows else None
