@@ -18,7 +18,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,16 @@ def states(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     return model.get_output_embeddings().weight.detach().clone(), hidden
 
 
-def screens(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[str, Head]]:
-    """The modes of screening, each as its own calibration makes it."""
+def screens(head: nn.Linear, hidden: Tensor, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Head]]:
+    """The modes of screening that are wanted, each as its own calibration makes it."""
     parts = build._parted(head, hidden, quiet)
     for name, make in {
         "screen fast": lambda: build._fast(head, parts, None, 0.999, quiet),
         "screen exact, calibrated": lambda: build._exact(head, parts, "calibrated", None, quiet),
         "screen exact, proof": lambda: build._exact(head, parts, "proof", None, quiet),
     }.items():
+        if not wanted(name):
+            continue
         start = time.perf_counter()
         made = make()
         seconds, settings = time.perf_counter() - start, made.settings
@@ -88,12 +90,12 @@ def heads(weight: Tensor, hidden: Tensor, threads: int, only: list[str]) -> dict
     found = dict(torch_heads(weight))
 
     def wanted(name: str) -> bool:
-        return not only or name.startswith(tuple(only))
+        return not only or any(name.startswith(one) or one.startswith(name) for one in only)
 
     if wanted("onnxruntime"):
         found |= onnx_heads(weight, threads)
     if wanted("screen"):
-        found |= dict(screens(head, hidden))
+        found |= dict(screens(head, hidden, wanted))
     if wanted("RaBitQ"):
         found |= {f"RaBitQ, {digits} bits": built(lambda d=digits: rabitq(weight, d)) for digits in RABITQ_DIGITS}
     if wanted("SVD"):
