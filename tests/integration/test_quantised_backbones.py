@@ -199,6 +199,6 @@ def test_an_edited_entry_of_the_backend_is_refused(quantised, tmp_path):
         kept = json.dumps(config)
         config["quantization_config"]["backbone"][field] = value
         path.write_text(json.dumps(config))
-        with pytest.raises(CheckpointError, match=f"backbone.{field}"):
+        with pytest.raises(CheckpointError, match=r"quantization_config\.backbone"):
             AutoModelForCausalLM.from_pretrained(tmp_path / "coded")
         path.write_text(kept)
