@@ -113,6 +113,7 @@ def test_a_saved_model_comes_back_bit_for_bit(backend, layer, quantised, tmp_pat
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_adapters_and_the_head_train_on_it(backend, quantised, tmp_path):
     def base():
@@ -132,6 +133,7 @@ def test_adapters_and_the_head_train_on_it(backend, quantised, tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(base(), str(tmp_path / "adapter"))), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", SAVED)
 def test_adapters_on_a_saved_model_come_back(backend, quantised, tmp_path):
     codehead.attach(quantised(backend), **LAYERS["mtl"]).save_pretrained(tmp_path / "coded")
