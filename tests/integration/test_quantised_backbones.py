@@ -113,6 +113,7 @@ def test_a_saved_model_comes_back_bit_for_bit(backend, layer, quantised, tmp_pat
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_adapters_and_the_head_train_on_it(backend, quantised, tmp_path):
     def base():
@@ -132,6 +133,7 @@ def test_adapters_and_the_head_train_on_it(backend, quantised, tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(base(), str(tmp_path / "adapter"))), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", SAVED)
 def test_adapters_on_a_saved_model_come_back(backend, quantised, tmp_path):
     codehead.attach(quantised(backend), **LAYERS["mtl"]).save_pretrained(tmp_path / "coded")
@@ -199,6 +201,6 @@ def test_an_edited_entry_of_the_backend_is_refused(quantised, tmp_path):
         kept = json.dumps(config)
         config["quantization_config"]["backbone"][field] = value
         path.write_text(json.dumps(config))
-        with pytest.raises(CheckpointError, match=f"backbone.{field}"):
+        with pytest.raises(CheckpointError, match=r"quantization_config\.backbone"):
             AutoModelForCausalLM.from_pretrained(tmp_path / "coded")
         path.write_text(kept)

@@ -88,7 +88,8 @@ def with_head(entry: dict[str, Any], loader: Any) -> Any:
     from transformers.quantizers.auto import AutoHfQuantizer
 
     quantizer: Any = AutoHfQuantizer.from_config(dict(entry), pre_quantized=True)
-    quantizer.__class__, quantizer.head_loader = _class_with_head(type(quantizer)), loader
+    kind: Any = type(quantizer)
+    quantizer.__class__, quantizer.head_loader = _class_with_head(kind), loader
     return quantizer
 
 
@@ -96,7 +97,7 @@ def with_head(entry: dict[str, Any], loader: Any) -> Any:
 def _class_with_head(kind: Any) -> Any:
     """A class of quantizers like `kind` that loads a head too, and is `kind` again once the model is loaded."""
 
-    class WithHead(kind):  # type: ignore[misc]
+    class WithHead(kind):
         head_loader: Any
 
         def update_device_map(self, device_map: Any) -> Any:
