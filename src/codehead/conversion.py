@@ -1,7 +1,7 @@
 """A model in, one with a smaller or a more honest head out, both measured; killed, it goes on where it was.
 
 `convert` gives a stock model a decision layer that learns from the old head, within a budget, and `run_conversion` any
-that a RunConfig describes; `recalibrate` scales the bits of a coded one.
+that a RunConfig describes; `recalibrate` scales the bits of a coded one, `run_folding` makes it a stock model again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
 from codehead.models import is_coded
 from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
+from codehead.models.folding import check_foldable, fold
+from codehead.models.hidden import Statistics, hidden_states
 from codehead.recommendation import Recommendation, recommend
 from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
@@ -33,7 +35,7 @@ from codehead.training.provenance import provenance, utc_now
 from codehead.training.saving import save_whole
 from codehead.training.stage_store import Stages
 from codehead.training.storage import finish
-from codehead.training.text import Show, Text, batch_size_of
+from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -210,6 +212,16 @@ def recalibrate(
     return _changed(config, _check_coded, _calibrate_head, overwrite, show)
 
 
+def run_folding(
+    config: RunConfig, *, overwrite: bool = False, show: Show = lambda stage, done, total: None
+) -> dict[str, Any]:
+    """Make the coded checkpoint `config.model` a stock one, as `codehead.fold` does with statistics of training data.
+
+    Measured, written, resumed and refused as by `convert`.
+    """
+    return _changed(config, lambda config, model, rows: check_foldable(model), _fold_head, overwrite, show)
+
+
 @dataclass(frozen=True)
 class _Job:
     """What a change of a model has to work with."""
@@ -241,7 +253,7 @@ class _Job:
         return self.stages.values(name, compute)
 
 
-Check = Callable[[RunConfig, Any, Rows], None]
+Check = Callable[[RunConfig, Any, Rows], Any]
 Change = Callable[[_Job], tuple[Any, dict[str, Any]]]
 
 
@@ -330,6 +342,14 @@ def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
 
 def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:
     return job.model, _calibrate(job, job.model, job.text(job.rows.train, "the text to calibrate on"))
+
+
+def _fold_head(job: _Job) -> tuple[Any, dict[str, Any]]:
+    text = job.text(job.rows.train, "the text to fold with")
+    batches, progress = text.batches(batch_size_of(job.config)), partial(job.show, "reading text")
+    hidden = hidden_states(job.model, batches, STATISTICS_TOKENS, progress)
+    counts = text.counts(len(job.model.get_input_embeddings().weight))
+    return fold(job.model, Statistics.of(counts, hidden)), {}
 
 
 def _calibrate(job: _Job, model: Any, text: Text) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from codehead.boundaries import missing_extra, system_failure
 from codehead.cli.advice import doctor, params, recommend
 from codehead.cli.checkpoints import attach, calibrate, convert, generate, screen
 from codehead.cli.code import code
+from codehead.cli.fold import fold
 from codehead.cli.training import finetune, pretrain
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.lab.cli import protocol
 from codehead.lab.cli.evaluate import evaluate
 from codehead.lab.cli.protocol import demo
 
-RESUMED = ("demo", "protocol", "convert", "calibrate", "screen")
+RESUMED = ("demo", "protocol", "convert", "calibrate", "fold", "screen")
 """Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""
 
 
@@ -57,7 +58,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    demo, params, recommend, screen, convert, code, attach, pretrain, finetune, calibrate, evaluate, generate, doctor,
+    demo, params, recommend, screen, convert, code, attach, pretrain, finetune, calibrate, fold, evaluate, generate,
+    doctor,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -1,4 +1,8 @@
-"""A linear head and a binary code are a Softmax head of low rank: write it out."""
+"""A linear head and a binary code are a Softmax head of low rank: write it out.
+
+What stock classes have no place for is a bias per token, which `convert` gives by default. `codehead.models.token_bias`
+finds one.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +12,53 @@ import torch
 from torch import Tensor, nn
 
 from codehead.decoding.extras import ShortlistHead
+from codehead.decoding.precision import wide
 from codehead.errors import ConfigurationError
+from codehead.heads.low_rank import LowRankHead
 from codehead.layer import Decision
 from codehead.models import guards
+from codehead.models.description import Description
+from codehead.models.hidden import Statistics
 from codehead.models.logit_scaling import LogitScaling
 from codehead.models.surgery import Model, describe, uninstall
+from codehead.models.token_bias import into_norm, into_rows, norm_before_head
 from codehead.models.undo import all_or_nothing
+
+LINEAR = ("linear", "low_rank")
+"""Heads that are one linear map of the hidden state."""
 
 
 @all_or_nothing
-def fold(model: Model) -> Model:
+def fold(model: Model, statistics: Statistics | None = None) -> Model:
     """Replace the decision layer by the Softmax head with the same posterior, in place.
 
     The token scores of a binary code are `½ C z` and a linear head gives `z = P h + b`, so the weight is
-    `½ C P`, `(V, hidden)`, and the bias `½ C b`; what a shortlist and a bias per token add is added to them.
-    The result is a stock model that every tool reads, without the saving in size. Where the stock head has no bias, one
-    per token is there in memory, but no checkpoint of that class has a place for it: `save_pretrained` is then refused.
+    `½ C P`, `(V, hidden)`, and the bias `½ C b`; what extra bits, dense rows and a bias per token add is added to them.
+    The result is a stock model that every tool reads, without the saving in size.
+
+    Where the stock head has no bias, a LayerNorm before it holds the bias, exactly. Other classes (Llama, Qwen, Gemma)
+    have no place for it. With `statistics` of hidden states, the rows come as near to it as a linear head can: measure
+    the model again. Without, it is there in memory, and `save_pretrained` is refused.
+
     A ConfigurationError says why if the head is not linear or the code is ternary.
     """
+    description = check_foldable(model)
+    has_bias = description.stock["bias"]
+    model.decision.check_integers()  # type: ignore[operator, union-attr]
+    weight, bias = _dense(model)
+    if bias is None and has_bias:
+        bias = weight.new_zeros(len(weight))
+    elif bias is not None and not has_bias:
+        weight, bias = _without_bias(model, weight, bias, statistics)
+    dtype = model.get_output_embeddings().weight.dtype  # type: ignore[operator]
+    uninstall(model, _head(weight.to(dtype), None if bias is None else bias.to(dtype)))
+    return model
+
+
+def check_foldable(model: Any) -> Description:
+    """The description of a coded model; ConfigurationError if it cannot be folded."""
     description = describe(model, "fold")
-    if description.decision.head != "linear":
+    if description.decision.head not in LINEAR:
         raise ConfigurationError(
             f"cannot fold a head {description.decision.head!r}: it is not linear in the hidden state, and a Softmax "
             "head is; attach with head='linear' for a model that can be folded"
@@ -38,46 +69,55 @@ def fold(model: Model) -> Model:
             "cosh(z/2)) to the scores, which is not linear in the hidden state; use a binary code"
         )
     guards.refuse_patched_forward(model, "fold")
-    has_bias = description.stock["bias"]
-    model.decision.check_integers()  # type: ignore[operator, union-attr]
-    weight, bias = _dense(model)
-    if bias is None and has_bias:
-        bias = weight.new_zeros(len(weight))
-    uninstall(model, _head(weight, bias))
-    return model
+    return description
+
+
+def _without_bias(
+    model: Any, weight: Tensor, bias: Tensor, statistics: Statistics | None
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias where the stock head has none: the bias is left only if there is no place for it."""
+    norm = norm_before_head(model)
+    if norm is not None:
+        return into_norm(norm, weight, bias), None
+    return (weight, bias) if statistics is None else (into_rows(weight, bias, statistics), None)
 
 
 @torch.no_grad()
 def _dense(model: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight `(V, hidden)` and bias `(V,)`, in the dtype of the head."""
+    """Weight `(V, hidden)` and bias `(V,)`, in float32 or float64."""
     head, decision = model.get_output_embeddings(), model.decision
-    linear: Any = head.bits if isinstance(head, ShortlistHead) else head
-    corrections = decision.corrections
-    weight: Tensor = _spread(linear.weight, decision)
-    bias: Tensor | None = None if linear.bias is None else _spread(linear.bias, decision)
-    if isinstance(head, ShortlistHead):
-        further, rows = head.rows.weight.float().split([corrections.num_bits, corrections.num_rows])
+    has_rows, corrections = isinstance(head, ShortlistHead), decision.corrections
+    matrix, offset = _linear_map(head.bits if has_rows else head)
+    weight = _spread(matrix, decision)
+    bias = None if offset is None else _spread(offset, decision)
+    if has_rows:
+        further, rows = wide(head.rows.weight).split([corrections.num_bits, corrections.num_rows])
         if corrections.refinement is not None:
-            symbols = corrections.refinement.table.signs()
+            symbols = corrections.refinement.table.signs().to(weight)
             weight = weight.index_add(0, corrections.refinement.ids(), 0.5 * (symbols @ further))
-    if isinstance(head, ShortlistHead):
         weight = weight.index_add(0, corrections.shortlist, rows)
     if corrections is not None and corrections.token_bias is not None:
-        added = corrections.token_bias.float() / LogitScaling.of(model).scale  # of it the model makes the bias again
+        added = wide(corrections.token_bias) / LogitScaling.of(model).scale  # of it the model makes the bias again
         bias = added + (0.0 if bias is None else bias)
-    dtype = linear.weight.dtype
-    return weight.to(dtype).contiguous(), None if bias is None else bias.to(dtype).contiguous()
+    return weight, bias
+
+
+def _linear_map(head: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight `(n, hidden)` and bias `(n,)` of a head that is linear."""
+    if isinstance(head, LowRankHead):
+        return wide(head.output_weight) @ wide(head.weight), head.output_bias
+    return head.weight, head.bias
 
 
 def _head(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     head = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
-    head.weight = nn.Parameter(weight)
+    head.weight = nn.Parameter(weight.contiguous())
     if bias is not None:
-        head.bias = nn.Parameter(bias)
+        head.bias = nn.Parameter(bias.contiguous())
     return head
 
 
 def _spread(values: Tensor, decision: Decision) -> Tensor:
-    """From one row per bit `(n, …)` to one per token `(V, …)`, in float32: ½ C · values."""
-    wide = values.float()
-    return wide if decision.table.is_implicit else 0.5 * (decision.table.signs() @ wide)
+    """From one row per bit `(n, …)` to one per token `(V, …)`, in float32 or float64: ½ C · values."""
+    exact = wide(values)
+    return exact if decision.table.is_implicit else 0.5 * (decision.table.signs().to(exact.dtype) @ exact)

@@ -68,8 +68,9 @@ def allow_saving(model: Any) -> None:
 
 def _refuse_to_save(name: str, *args: Any, **kwargs: Any) -> None:
     raise ConfigurationError(
-        f"a head of {name} has no bias, so a checkpoint would lose that of every token, and be another model. Save the "
-        "coded model before it is folded, or attach without token_bias and without a bias in head_params"
+        f"a head of {name} has no bias, so a checkpoint would lose that of every token, and be another model. Fold it "
+        "into the rows, approximately: codehead.fold(model, statistics), or codehead fold --data TEXT, which measures "
+        "the loss; or attach without a bias in head_params, and attach or convert with decision.token_bias=false"
     )
 
 
