@@ -203,7 +203,9 @@ def test_llama_cpp_runs_a_folded_smollm2(real_model, tmp_path):
     folder = real_model("SmolLM2-135M-Instruct")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = codehead.attach(model, "dense_random", bits=600, start="old_head", dense_rows=list(range(100, 200)))
+    model = codehead.attach(
+        model, "dense_random", bits=600, start="old_head", loss="codeword", dense_rows=[*range(100, 200)]
+    )
     ids = tokenizer("The capital of France is Paris. The capital of Italy is", return_tensors="pt")["input_ids"]
     expected = logits(model, ids)[0]
     write_model(tmp_path / "folded.gguf", codehead.fold(model), tokenizer, pre="smollm", exact=True)

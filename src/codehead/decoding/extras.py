@@ -93,8 +93,15 @@ class Refinement(nn.Module):
         self.table.sign_plane.copy_(plane)
 
     def ids(self) -> Tensor:
-        """The tokens that have further symbols, ascending: `(K,)`."""
-        return torch.nonzero_static(self._marks(), size=self.num_tokens).flatten()
+        """The tokens that have further symbols, ascending: `(K,)`.
+
+        Every token is written to the place of its rank, those without a mark to one that is cut off: of a static shape,
+        which compilers need, and in functions that ONNX has.
+        """
+        marks = self._marks()
+        places = torch.where(marks, marks.cumsum(0) - 1, self.num_tokens)
+        tokens = torch.arange(self.num_classes, device=marks.device)
+        return tokens.new_zeros(self.num_tokens + 1).scatter(0, places, tokens)[:-1]
 
     def _marks(self) -> Tensor:
         """Whether each token has further symbols."""
@@ -170,7 +177,7 @@ class Corrections(nn.Module):
             scores = self.refinement(scores, bits, signs)
         if self.token_bias is not None:
             scores = scores + self.token_bias.to(scores.dtype)
-        return scores.index_add(-1, self.shortlist, rows) if self.num_rows else scores
+        return scores.index_add(-1, self.shortlist.long(), rows) if self.num_rows else scores  # ONNX takes int64 only
 
     def extra_repr(self) -> str:
         return f"dense_rows={self.num_rows}, token_bias={self.token_bias is not None}"
