@@ -7,6 +7,7 @@ that a RunConfig describes; `recalibrate` scales the bits of a coded one, `run_f
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -265,6 +266,12 @@ def _changed(
     show: Show,
 ) -> dict[str, Any]:
     """Check, measure, change, measure and save a model; `change` gives the new one and what there is to tell of it."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ConfigurationError(
+            f"WORLD_SIZE is {processes}, but convert, calibrate and fold run in one process; start them without "
+            "torchrun or accelerate launch"
+        )
     folder = RunFolder(config)
     with folder.locked():
         return _changed_in(folder, config, check, change, overwrite, show)

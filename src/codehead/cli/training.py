@@ -89,6 +89,7 @@ def finetune(
 
 def run_training(config: RunConfig, overwrite: bool) -> None:
     """Train; on Ctrl-C say what was saved and leave with status 130."""
+    from codehead.training.folder import RunFolder
     from codehead.training.run import train
 
     check_folder(Path(config.output_dir).expanduser())
@@ -98,6 +99,8 @@ def run_training(config: RunConfig, overwrite: bool) -> None:
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. {_what_was_saved(config)}", style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    if not RunFolder(config).is_main:
+        return
     measure = command("codehead", "evaluate", path, "--data", "FILE")
     console.print(f"Saved to {path}. Measure it: {measure}", markup=False, soft_wrap=True)
 

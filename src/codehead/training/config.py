@@ -306,7 +306,8 @@ class RunConfig:
         from transformers import TrainingArguments  # heavy: only a run with a training block needs it
 
         check_keys(self.training, [f.name for f in fields(TrainingArguments) if f.init], "training")
-        check_types(TrainingArguments, self.training, "training")
+        others = {key: value for key, value in self.training.items() if key != "fsdp" or not isinstance(value, bool)}
+        check_types(TrainingArguments, others, "training")  # fsdp is declared as text, but documented as true or false
         self._check_ranges()
         steps, epochs = self.training.get("max_steps") or 0, self.training.get("num_train_epochs")
         if "max_steps" in self.training and steps != -1 and steps < 1:

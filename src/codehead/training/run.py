@@ -40,6 +40,7 @@ from codehead.training.provenance import provenance, utc_now
 from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
 from codehead.training.rates import decision_rates, knows_its_tokens
 from codehead.training.saving import save_whole
+from codehead.training.sharded import filled, skeleton
 from codehead.training.stage_store import Stages
 from codehead.training.storage import check_finish, finish
 from codehead.training.text import Show, Text, batch_size_of
@@ -114,11 +115,14 @@ def _run(
     limit = config.training.get("save_total_limit", KEPT_CHECKPOINTS)
     keeper = _Keeper(folder, partial(Clock, folder, origin, began), checkpoint, limit, replaces)
     trainer.add_callback(keeper)
+    empty = skeleton(model) if trainer.is_fsdp_enabled else None
     _train(trainer, checkpoint, has_validation=validation is not None)
-    with _shown(progress and config.decision is not None and folder.is_main) as show:
-        trained, told = _ended(trainer, config, text, validation, show)
-    if trainer.is_world_process_zero():
-        save_whole(trained, tokenizer, folder.path)
+    model = trainer.accelerator.unwrap_model(trainer.model) if empty is None else filled(empty, trainer.model)
+    if not folder.is_main:
+        return folder.path
+    with _shown(progress and config.decision is not None) as show:
+        trained, told = _ended(model, config, text, validation, show)
+    save_whole(trained, tokenizer, folder.path)
     told |= {"head_rates": rates} if rates else {}
     folder.finish({**keeper.clock.record(), "log_history": trainer.state.log_history, **told})
     return folder.path
@@ -157,10 +161,10 @@ def _adapted(model: Any, config: RunConfig, arguments: TrainingArguments) -> tup
 
 
 def _ended(
-    trainer: Trainer, config: RunConfig, text: Text, validation: Text | None, show: Show
+    model: Any, config: RunConfig, text: Text, validation: Text | None, show: Show
 ) -> tuple[Any, dict[str, Any]]:
     """The trained model, plain, calibrated and finished, and what `run.json` tells of the calibration."""
-    model: Any = merge(trainer.accelerator.unwrap_model(trainer.model))
+    model = merge(model)
     told = {} if config.calibrate is None else _calibrate(model, config, validation)
     return finish(model, config, text, show), told
 
@@ -252,7 +256,22 @@ def _trainer(
         callbacks=[StopAtDivergence(), *callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
     )
     trainer.remove_callback(PrinterCallback)
+    _check_sharding(trainer)
     return trainer
+
+
+def _check_sharding(trainer: Trainer) -> None:
+    """Raise ConfigurationError for shards that cannot be put together again, or that were wanted and are none."""
+    if trainer.is_deepspeed_enabled:
+        raise ConfigurationError(
+            "DeepSpeed is untested here, and the end of a run would not put its shards together; use FSDP2 "
+            "(training.fsdp=true, or accelerate launch --use_fsdp --fsdp_version 2)"
+        )
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        raise ConfigurationError(
+            "training.fsdp is set, but accelerate shards nothing here: it does so only in several processes with an "
+            "accelerator each; start the run by torchrun or accelerate launch on such a machine, or remove the key"
+        )
 
 
 def _train(trainer: Trainer, checkpoint: Path | None, *, has_validation: bool) -> None:

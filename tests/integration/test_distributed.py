@@ -1,0 +1,144 @@
+"""Runs in two processes, started as users start them: the losses and the model of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from architectures import MODERN
+from safetensors.torch import load_file
+from small_runs import TEXT
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from codehead.errors import ConfigurationError
+from codehead.training.config import RunConfig
+from codehead.training.folder import read_record
+from codehead.training.run import train
+from codehead.training.tokenizer import train_bpe
+
+RUN = {
+    "decision": {"code": "minrandom", "bits": 24, "loss": "codeword", "token_bias": True},
+    "training": {
+        "max_steps": 6,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.01,
+        "use_cpu": True,
+    },
+}
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+COMMAND = ["-m", "codehead"]
+SHARDED = [str(Path(__file__).with_name("sharded_on_cpu.py"))]
+KEYS = ["--set", "training.accelerator_config={use_configured_state: true}"]
+FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+STARTS = {
+    "torchrun, DDP": ([*TORCHRUN, *COMMAND], []),
+    "accelerate, DDP": ([*ACCELERATE, "--multi_gpu", *COMMAND], []),
+    "torchrun, FSDP2": ([*TORCHRUN, *SHARDED], [*KEYS, "--set", "training.fsdp=true"]),
+    "accelerate, FSDP2": ([*ACCELERATE, *FSDP, *SHARDED], KEYS),
+}
+
+
+@pytest.fixture(scope="module")
+def run_file(stories, tmp_path_factory):
+    """The YAML file of a run, beside the model that it begins with."""
+    folder = tmp_path_factory.mktemp("distributed")
+    tokenizer = train_bpe([TEXT], 270)
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**MODERN, "vocab_size": len(tokenizer)}, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    data = {"train": stories, "validation_fraction": 0.2, "block_size": 32}
+    run = {**RUN, "model": str(folder / "model"), "data": data, "output_dir": "out"}
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    return folder / "run.yaml"
+
+
+@pytest.fixture(scope="module")
+def alone(run_file):
+    """The folder of the run in one process, by what is adapted: twice the batches are added up."""
+
+    def run(adapt):
+        folder = run_file.with_name(adapt)
+        if not folder.exists():
+            changes = {"adapt": adapt, "output_dir": str(folder), "training.gradient_accumulation_steps": 2}
+            train(RunConfig.from_yaml(run_file, changes), progress=False)
+        return folder
+
+    return run
+
+
+def started(start, run_file, out, *options):
+    """Run `codehead finetune` by a launcher."""
+    launcher, keys = STARTS[start]
+    words = ["finetune", "--config", run_file, "--out", out, *keys, *options]
+    process = subprocess.run(
+        [sys.executable, "-m", *launcher, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stderr.count("Saved to") == 1
+
+
+def losses(folder):
+    return [entry["loss"] for entry in read_record(folder)["log_history"] if "loss" in entry]
+
+
+def assert_same(found, expected):
+    """Two finished runs have the same losses and the same weights."""
+    assert losses(found) == pytest.approx(losses(expected), rel=0, abs=1e-5)
+    weights, others = (load_file(folder / "model.safetensors") for folder in (found, expected))
+    assert weights.keys() == others.keys()
+    for name, values in weights.items():
+        torch.testing.assert_close(values, others[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", STARTS)
+def test_two_processes_learn_what_one_learns(start, run_file, alone, tmp_path):
+    started(start, run_file, tmp_path / "out", "--adapt", "full")
+    assert_same(tmp_path / "out", alone("full"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["torchrun, DDP", "torchrun, FSDP2"])
+def test_adapters_are_merged_into_a_whole_model(start, run_file, alone, tmp_path):
+    started(start, run_file, tmp_path / "out", "--adapt", "lora")
+    assert_same(tmp_path / "out", alone("lora"))
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes(run_file, alone, tmp_path):
+    out = tmp_path / "out"
+    started("torchrun, FSDP2", run_file, out, "--adapt", "full")
+    for file in [*out.glob("*.safetensors"), out / "codehead.json", *(out / "checkpoints" / "checkpoint-6").iterdir()]:
+        file.unlink()
+    record = {**json.loads((out / "run.json").read_text()), "status": "running"}
+    (out / "run.json").write_text(json.dumps(record))
+    started("torchrun, FSDP2", run_file, out, "--adapt", "full")
+    assert_same(out, alone("full"))
+
+
+def test_shards_where_there_are_none_are_refused(run_file, tmp_path):
+    changes = {"output_dir": str(tmp_path / "out"), "training.fsdp": True}
+    with pytest.raises(ConfigurationError, match="fsdp"):
+        train(RunConfig.from_yaml(run_file, changes), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_conversion_in_several_processes_is_refused(codehead, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ("convert", place / "model", "--data", place / "text.txt", "--bits", 24, "--out", tmp_path / "out")
+    status, _, errors = codehead(*words)
+    assert status == 2 and "run in one process" in errors
