@@ -7,10 +7,13 @@ import warnings
 
 import pytest
 import torch
-from architectures import HIDDEN, VOCAB, tokens
+from architectures import HIDDEN, VOCAB, make, tokens
 
 import codehead
-from codehead.models.hidden import Statistics
+from codehead.errors import ConfigurationError
+from codehead.models.hidden import Statistics, probed
+from codehead.screening import build
+from codehead.screening.graph import exportable
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -106,3 +109,57 @@ def test_a_whole_model_is_exported_with_dynamic_shapes(coded, tmp_path):
     with torch.no_grad():
         expected = model(input_ids=others).logits
     torch.testing.assert_close(run(others), expected, rtol=1e-4, atol=1e-4)
+
+
+def screened(**options):
+    model = make("granite")
+    with probed(model) as read, torch.no_grad():
+        hidden = read(input_ids=tokens(20, 20, seed=9), use_cache=False).flatten(0, 1)
+    return codehead.screen(model, hidden=hidden, bits=64, recall=0.9, **options), hidden
+
+
+@pytest.fixture
+def _few_candidates(monkeypatch):
+    """So that tiny vocabularies leave tokens out."""
+    monkeypatch.setattr(build, "FEW", 32)
+    monkeypatch.setattr(build, "MANY", 64)
+
+
+@pytest.mark.usefixtures("_few_candidates")
+def test_a_screened_head_as_a_graph_finds_what_the_screen_finds():
+    model, hidden = screened()
+    graph = exportable(model)
+    assert model.obstacle() is None
+    ids, logits = graph(hidden)
+    assert ids.shape == (len(hidden), graph.candidates) and graph.candidates < VOCAB
+    dense = model.get_output_embeddings()(hidden) / 4  # granite divides
+    torch.testing.assert_close(logits, dense.gather(-1, ids), rtol=1e-4, atol=1e-5)
+    assert torch.equal(logits, logits.sort(descending=True).values)
+    searched = torch.from_numpy(model.screen.search(hidden, graph.candidates).ids)
+    shared = (ids.unsqueeze(-1) == searched.unsqueeze(-2)).any(-1).float().mean()
+    assert shared > 0.97  # the scan rounds its tables
+    assert (ids[:, 0] == dense.argmax(-1)).float().mean() >= model.screen.settings.promised
+
+
+@pytest.mark.usefixtures("_few_candidates")
+def test_a_screen_that_is_certain_is_no_graph():
+    model, _ = screened(mode="exact")
+    with pytest.raises(ConfigurationError, match="mode='fast'"):
+        exportable(model)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_few_candidates")
+def test_a_screened_head_is_exported(tmp_path):
+    model, hidden = screened()
+    graph = exportable(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = ({0: torch.export.Dim("batch")},)
+        program = torch.onnx.export(graph, (hidden[:2],), dynamo=True, dynamic_shapes=shapes, verbose=False)
+    program.save(tmp_path / "screen.onnx")
+    nodes = {node.op_type for node in program.model_proto.graph.node}
+    assert {"TopK", "Gather"} <= nodes
+    session = onnxruntime.InferenceSession(tmp_path / "screen.onnx", providers=["CPUExecutionProvider"])
+    _, logits = session.run(None, {session.get_inputs()[0].name: hidden[:9].numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), graph(hidden[:9])[1], rtol=1e-4, atol=1e-4)

@@ -220,6 +220,7 @@ def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigurationError(f"training: transformers refuses these arguments: {error}") from error
     _check_numbers(arguments)
+    _check_sharding(arguments)
     return arguments
 
 
@@ -256,18 +257,17 @@ def _trainer(
         callbacks=[StopAtDivergence(), *callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
     )
     trainer.remove_callback(PrinterCallback)
-    _check_sharding(trainer)
-    return trainer
-
-
-def _check_sharding(trainer: Trainer) -> None:
-    """Raise ConfigurationError for shards that cannot be put together again, or that were wanted and are none."""
     if trainer.is_deepspeed_enabled:
         raise ConfigurationError(
             "DeepSpeed is untested here, and the end of a run would not put its shards together; use FSDP2 "
             "(training.fsdp=true, or accelerate launch --use_fsdp --fsdp_version 2)"
         )
-    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+    return trainer
+
+
+def _check_sharding(arguments: TrainingArguments) -> None:
+    """Raise ConfigurationError for shards that were wanted where accelerate makes none."""
+    if arguments.fsdp and arguments.distributed_state.distributed_type.value in ("NO", "MULTI_CPU"):
         raise ConfigurationError(
             "training.fsdp is set, but accelerate shards nothing here: it does so only in several processes with an "
             "accelerator each; start the run by torchrun or accelerate launch on such a machine, or remove the key"
