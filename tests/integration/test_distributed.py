@@ -38,12 +38,10 @@ ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--main_proc
 COMMAND = ["-m", "codehead"]
 SHARDED = [str(Path(__file__).with_name("sharded_on_cpu.py"))]
 KEYS = ["--set", "training.accelerator_config={use_configured_state: true}"]
-FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 STARTS = {
     "torchrun, DDP": ([*TORCHRUN, *COMMAND], []),
     "accelerate, DDP": ([*ACCELERATE, "--multi_gpu", *COMMAND], []),
     "torchrun, FSDP2": ([*TORCHRUN, *SHARDED], [*KEYS, "--set", "training.fsdp=true"]),
-    "accelerate, FSDP2": ([*ACCELERATE, *FSDP, *SHARDED], KEYS),
 }
 
 

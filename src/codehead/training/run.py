@@ -260,7 +260,7 @@ def _trainer(
     if trainer.is_deepspeed_enabled:
         raise ConfigurationError(
             "DeepSpeed is untested here, and the end of a run would not put its shards together; use FSDP2 "
-            "(training.fsdp=true, or accelerate launch --use_fsdp --fsdp_version 2)"
+            "(training.fsdp=true)"
         )
     return trainer
 
