@@ -25,6 +25,13 @@ class ScreenedGraph(nn.Module):
     `coded` `(rank, V)`, an ordinary matrix, which tools such as onnxruntime's MatMulNBitsQuantizer round to int4.
     """
 
+    white: Tensor
+    shift: Tensor
+    coded: Tensor
+    rows: Tensor
+    bias: Tensor
+    scores_bias: Tensor
+
     def __init__(self, screen: Screen, head: nn.Linear, tail: LogitScaling) -> None:
         super().__init__()
         self.candidates, self.tail = screen.settings.candidates, tail
@@ -57,7 +64,7 @@ def exportable(model: Any) -> ScreenedGraph:
             "a screen of mode 'exact' takes the dense head where its candidates are not certain, which no graph can; "
             "screen with mode='fast'"
         )
-    return ScreenedGraph(head.screen.cpu(), head, LogitScaling.of(model)).eval()
+    return ScreenedGraph(head.screen, head, LogitScaling.of(model)).eval()
 
 
 def _rows(screen: Screen) -> Tensor:
