@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from codehead.decoding.extras import ShortlistHead
-from codehead.decoding.precision import wide
+from codehead.decoding.numerics import wide
 from codehead.errors import ConfigurationError
-from codehead.heads.low_rank import LowRankHead
+from codehead.heads.feedforward import LowRankHead
 from codehead.layer import Decision
 from codehead.models import guards
 from codehead.models.description import Description

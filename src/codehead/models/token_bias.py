@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codehead.decoding.precision import wide
+from codehead.decoding.numerics import wide
 from codehead.errors import ConfigurationError
 from codehead.models.hidden import Statistics
 from codehead.models.least_squares import RIDGE
