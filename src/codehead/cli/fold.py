@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from codehead.cli import options as opt
-
-HELD_OUT = 0.2
-"""Of the documents: measured before and after, not fitted to."""
+from codehead.cli.checkpoints import HELD_OUT, show_change
+from codehead.cli.options import check_empty_folder, check_folder
 
 
 def fold(
@@ -22,13 +21,8 @@ def fold(
     ] = None,
     max_documents: opt.MaxDocuments = None,
     text_field: opt.TextField = None,
-    block_size: Annotated[
-        int | None,
-        typer.Option(
-            "--block-size", min=2, help="Tokens per example.", show_default="256, or all that the model takes"
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")] = 8,
+    block_size: opt.ExampleTokens = None,
+    batch_size: opt.ForwardExamples = 8,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Write a coded model out as the stock model with the same logits, for tools that know no codes (GGUF, ONNX, MLX).
@@ -37,8 +31,6 @@ def fold(
     Gemma: with --data it is approximated, and the model measured before and after on a fifth of the documents.
     """
     from rich.console import Console
-
-    from codehead.cli.options import check_empty_folder, check_folder
 
     if data is None:
         check_empty_folder(out, overwrite)
@@ -76,7 +68,6 @@ def _fold(model: str, out: Path) -> None:
 def _fold_with_text(config: dict[str, Any], overwrite: bool) -> None:
     from rich.console import Console
 
-    from codehead.cli.change import show_change
     from codehead.conversion import run_folding
     from codehead.training.config import RunConfig
     from codehead.training.progress import shown
