@@ -303,7 +303,8 @@ def _changed_in(
             _check_numbers(config, before)
             model, told = change(job)
             after = job.measure(model, "after", "measuring the new one")
-    save_whole(model, tokenizer, folder.path, {"before": before, "after": after})
+    measured = {"before": before, "after": after} if is_coded(model) else None  # a stock model has no card of ours
+    save_whole(model, tokenizer, folder.path, measured)
     record = {**clock.record(), "log_history": [], "before": before, "after": after, **told}
     folder.finish(record)
     return record

@@ -301,7 +301,7 @@ def test_attach_refuses_what_is_no_causal_language_model():
 def test_attach_refuses_a_quantised_model():
     model = make("llama")
     model.is_quantized, model.quantization_method = True, "gptq"
-    with pytest.raises(ConfigurationError, match="quantised with gptq.*bitsandbytes, torchao, quanto"):
+    with pytest.raises(ConfigurationError, match=r"quantised with gptq.*bitsandbytes, torchao, quanto"):
         codehead.attach(model)
 
 

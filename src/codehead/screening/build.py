@@ -215,7 +215,7 @@ def _short(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, prog
     for length in sorted({min(length, longest) for length in LENGTHS}) if bits is None else (bits,):
         made = _coded(head, parts, Settings(head.out_features, head.in_features, length), progress)
         ranks = _ranks(made, parts.fitted, min(MOST, head.out_features), progress)
-        if _needed(ranks, math.ceil(recall * len(ranks))) <= FEW:
+        if _needed(ranks, math.ceil((1 + recall) / 2 * len(ranks))) <= FEW:  # other positions need more
             break
     return made
 
