@@ -71,10 +71,10 @@ class ScreenedLinear(nn.Linear):
         """
         scored = self.candidates(hidden, k, k)
         if scored is None:
-            logits = super().forward(hidden)
-            scored = [Scored(torch.arange(self.out_features), row, row[0]) for row in logits]
-        ids, logits = zip(*(_first(found, k) for found in scored), strict=True)
-        return torch.stack(ids), torch.stack(logits)
+            tokens = torch.arange(self.out_features)
+            scored = [Scored(tokens, row, row[0]) for row in super().forward(hidden)]
+        found = [_first(some, k) for some in scored]
+        return torch.stack([ids for ids, _ in found]), torch.stack([logits for _, logits in found])
 
     def candidates(self, hidden: Tensor, count: int = 1, least: int = 1) -> list[Scored] | None:
         """At least `count` tokens of every position `(positions, hidden)`, which in mode "exact" hold the `least` best.
@@ -88,10 +88,11 @@ class ScreenedLinear(nn.Linear):
         if self.screen.settings.mode == "fast":
             return scored
         sure = []
-        for position, found in zip(hidden, scored, strict=True):
-            sure.append(self._sure(position, found, count, least))
-            if sure[-1] is None:
+        for position, few in zip(hidden, scored, strict=True):
+            found = self._sure(position, few, count, least)
+            if found is None:
                 return None
+            sure.append(found)
         return sure
 
     def _sure(self, hidden: Tensor, found: Scored, count: int, least: int) -> Scored | None:

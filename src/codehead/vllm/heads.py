@@ -71,7 +71,8 @@ class CodedHead(QuantizeMethodBase):
         count = None if self.config.few is None else self.config.few.of(len(x))
         if count is None or layer.decision.choice().impl != "scan":
             return _padded(layer, layer.decision.logits(outputs))
-        return _padded(layer, spread(*layer.decision.best(outputs, min(count, classes)), classes))
+        found = layer.decision.best(outputs, min(count, classes))
+        return _padded(layer, spread(found.ids, found.scores, classes))
 
 
 class ScreenedHead(UnquantizedEmbeddingMethod):

@@ -16,7 +16,7 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from codehead.errors import ConfigurationError
 from codehead.models import manifest
-from codehead.models.description import METHOD
+from codehead.models.registration import METHOD
 from codehead.screening.model import FIELD
 from codehead.vllm.heads import CodedHead, ScreenedHead
 from codehead.vllm.requests import FewTokens
@@ -85,7 +85,7 @@ class CodeheadConfig(QuantizationConfig):
         method: QuantizeMethodBase = kind(self)
         return method
 
-    def get_checkpoint_weight_mapper(self) -> WeightsMapper:  # type: ignore[override]
+    def get_checkpoint_weight_mapper(self) -> WeightsMapper:
         """The decision layer, which lies beside the head in files, goes to it; some models put a prefix before it."""
         return WeightsMapper(orig_to_new_regex={regex.compile(r"^(?:\w+\.)?decision\."): "lm_head.decision."})
 
