@@ -116,6 +116,8 @@ class Screen(nn.Module):
 
     def pays(self, positions: int, weight: Tensor) -> bool:
         """Whether scanning for so many positions is faster than multiplying all rows `(V, H)` once for all of them."""
+        if self.settings.mode == "exact":  # where one is not certain, the dense head works for all
+            return positions == 1
         rows = self.settings.candidates * weight[0].nbytes
         return positions == 1 or positions * (self.bytes_read + rows + AROUND) < weight.nbytes * max(
             1, positions / SHARED
