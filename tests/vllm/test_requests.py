@@ -4,11 +4,11 @@ import pytest
 
 pytest.importorskip("vllm.version", reason="vLLM is not installed; `make test-vllm` makes an environment with it")
 import torch
+from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
 from codehead.errors import ConfigurationError
 from codehead.vllm.requests import FewTokens, needed
-from vllm import SamplingParams
 
 
 @pytest.mark.parametrize(
