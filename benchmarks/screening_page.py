@@ -16,6 +16,10 @@ RESULTS = ROOT / "results" / "benchmarks"
 PAGE = ROOT / "docs" / "screening.md"
 PICTURE = ROOT / "docs" / "screening.png"
 MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma-3-270M"}
+NONE = 2e-4
+"""Where a share of 0 is drawn."""
+TICKS = (1, 2, 5, 10, 20, 50, 100)
+"""Milliseconds."""
 MODES = {"fast": "fast", "exact": "exact, calibrated"}
 
 
@@ -97,19 +101,24 @@ def draw(path: Path) -> None:
 
     from codehead.lab.reports.drawing import DPI, PALETTE, STYLE
 
+    found = {title: metrics for model, title in MODELS.items() if (metrics := read(model, "head"))}
     with plt.rc_context(STYLE):
-        figure, all_axes = plt.subplots(1, len(MODELS), figsize=(10, 4.2), sharey=True)
-        for axes, (model, title) in zip(all_axes, MODELS.items(), strict=True):
-            metrics = read(model, "head")
-            for name, one in (metrics or {"heads": {}})["heads"].items():
-                own = name.startswith("screen")
-                at = (one["milliseconds"]["1"], max(1 - one["recall"], 2e-4))
+        figure, all_axes = plt.subplots(1, len(found), figsize=(5.5 * len(found), 4.8), sharey=True, squeeze=False)
+        for axes, (title, metrics) in zip(all_axes[0], found.items(), strict=True):
+            for name, one in metrics["heads"].items():
+                own, lost = name.startswith("screen"), 1 - one["recall"]
+                at = (one["milliseconds"]["1"], max(lost, NONE))
                 axes.plot(*at, "o", color=PALETTE[0] if own else PALETTE[-1])
-                axes.annotate(name.split(" (")[0], at, (5, 4), textcoords="offset points", fontsize=8)
+                turn = 0 if lost > NONE else 50
+                axes.annotate(name.split(" (")[0], at, (4, 5), textcoords="offset points", fontsize=8, rotation=turn)
             axes.set(title=title, xlabel="milliseconds a step, one sequence, cold", xscale="log", yscale="log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+            axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+            axes.set_xlim(min(one["milliseconds"]["1"] for one in metrics["heads"].values()) / 1.3, None)
             axes.margins(x=0.15)
-        all_axes[0].set_ylabel("positions with another choice")
-        all_axes[0].set_yticks([2e-4, 1e-3, 1e-2, 1e-1], ["none seen", "0.1%", "1%", "10%"])
+        all_axes[0][0].set_ylabel("positions with another choice")
+        all_axes[0][0].set_yticks([NONE, 1e-3, 1e-2, 1e-1], ["none seen", "0.1%", "1%", "10%"])
         figure.tight_layout()
         figure.savefig(path, dpi=DPI)
 
