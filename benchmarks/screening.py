@@ -179,6 +179,12 @@ def both(options: argparse.Namespace) -> tuple[dict[str, Any], Any, dict[str, li
     return models, tokenizer, prompts
 
 
+def settings_of(model: Any) -> dict[str, Any]:
+    """The screen of a model, with the name of its text in place of a path."""
+    settings = model.screen.settings
+    return {**asdict(settings), "data": Path(settings.data).name}
+
+
 @torch.no_grad()
 def measure_texts(options: argparse.Namespace) -> dict[str, Any]:
     """How many greedy tokens are the dense head's, by kind of text."""
@@ -186,7 +192,7 @@ def measure_texts(options: argparse.Namespace) -> dict[str, Any]:
     found = {kind: identical(models, tokenizer, some, options) for kind, some in prompts.items()}
     screened = models["screened"]
     return {
-        "screening": asdict(screened.screen.settings),
+        "screening": settings_of(screened),
         "identical": found,
         "dense_steps": {"tokens": screened.whole, "of": screened.steps},
     }
@@ -199,7 +205,7 @@ def measure_generation(options: argparse.Namespace) -> dict[str, Any]:
     models["no head"] = load_model(options.model, dtype="float32")
     models["no head"].get_output_embeddings().__class__ = NoHead
     rates = speeds(models, tokenizer, [some[0] for some in prompts.values()], options)
-    return {"screening": asdict(models["screened"].screen.settings), "tokens_per_second": rates}
+    return {"screening": settings_of(models["screened"]), "tokens_per_second": rates}
 
 
 def written(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> Tensor:
