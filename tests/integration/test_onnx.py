@@ -122,7 +122,7 @@ def screened(**options):
 def _few_candidates(monkeypatch):
     """So that tiny vocabularies leave tokens out."""
     monkeypatch.setattr(build, "FEW", 32)
-    monkeypatch.setattr(build, "MANY", 64)
+    monkeypatch.setattr(build, "MOST", 64)
 
 
 @pytest.mark.usefixtures("_few_candidates")
@@ -135,7 +135,7 @@ def test_a_screened_head_as_a_graph_finds_what_the_screen_finds():
     dense = model.get_output_embeddings()(hidden) / 4  # granite divides
     torch.testing.assert_close(logits, dense.gather(-1, ids), rtol=1e-4, atol=1e-5)
     assert torch.equal(logits, logits.sort(descending=True).values)
-    searched = torch.from_numpy(model.screen.search(hidden, graph.candidates).ids)
+    searched = torch.from_numpy(model.screen.search.best(hidden, graph.candidates).ids)
     shared = (ids.unsqueeze(-1) == searched.unsqueeze(-2)).any(-1).float().mean()
     assert shared > 0.97  # the scan rounds its tables
     assert (ids[:, 0] == dense.argmax(-1)).float().mean() >= model.screen.settings.promised
