@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -19,9 +20,7 @@ from codehead.registry import Registry
 
 IGNORE = -100
 CHUNK_SCORES = 2**25
-"""Token scores computed at a time by what fits or checks a trained layer (128 MiB in float32)."""
-PIECE_SCORES = 7 * 2**20
-"""Token scores computed at a time by the codeword loss: 28 MiB in float32; glibc keeps no freed blocks above 32 MiB."""
+"""Token scores computed at a time (128 MiB in float32; glibc gives blocks above 32 MiB back at once)."""
 
 
 class Loss(NamedTuple):
@@ -95,17 +94,17 @@ def codeword(
     """Cross entropy of the codeword posterior: softmax over V of the likelihood scores.
 
     With the one_vs_all code this is the stock Softmax loss, bit for bit (also NaN without a single label). Otherwise
-    more than PIECE_SCORES scores are made in pieces that are computed again for the gradient, so that no `(tokens, V)`
+    more than CHUNK_SCORES scores are made in pieces that are computed again for the gradient, so that no `(tokens, V)`
     tensor is kept. Arguments as for `bitwise`; `scores` makes the scores `(tokens, V)`, by default those of the code.
     """
     bit_logits, labels = _flatten(bit_logits, labels, table)
     if table.is_implicit:
         return Loss(_stock_cross_entropy(bit_logits, labels, num_items), None)
     score = scores or partial(posterior_scores, table=table)
-    rows = max(1, PIECE_SCORES // table.num_classes)
+    rows = max(1, CHUNK_SCORES // table.num_classes)
     pieces = list(zip(bit_logits.split(rows), labels.split(rows), strict=True))
-    if len(pieces) == 1 or not torch.is_grad_enabled():
-        nats = [_nats(z, y, score) for z, y in pieces]
+    if len(pieces) == 1:
+        nats = [F.cross_entropy(score(bit_logits), labels, ignore_index=IGNORE, reduction="sum")]
     else:
         nats = [checkpoint(_nats, z, y, score, use_reentrant=False, preserve_rng_state=False) for z, y in pieces]
     return Loss(torch.stack(nats).sum() / _items(labels, num_items), None)
@@ -115,7 +114,25 @@ LOSSES.register("codeword")(codeword)
 
 
 def _nats(bit_logits: Tensor, labels: Tensor, score: TokenScores) -> Tensor:
-    return F.cross_entropy(score(bit_logits), labels, ignore_index=IGNORE, reduction="sum")
+    return _InPlaceNats.apply(score(bit_logits), labels)
+
+
+class _InPlaceNats(Function):
+    """Cross entropy summed over scores `(tokens, V)`, in their own memory: log-probabilities, then the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, labels: Tensor) -> Tensor:
+        logs = torch.log_softmax(scores.detach(), -1, out=scores.detach())
+        ctx.save_for_backward(logs, labels)
+        return F.nll_loss(logs, labels, ignore_index=IGNORE, reduction="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        gradient, labels = ctx.saved_tensors
+        counts = (labels != IGNORE).unsqueeze(-1)
+        gradient.exp_().scatter_add_(-1, labels.unsqueeze(-1) * counts, -counts.to(gradient.dtype))
+        return gradient.mul_(slope * counts), None
 
 
 def _stock_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:

@@ -78,7 +78,7 @@ def test_chunks_of_the_loss_change_neither_value_nor_gradient(monkeypatch):
         return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
     whole = gradients()
-    monkeypatch.setattr("codehead.losses.PIECE_SCORES", 3 * V)
+    monkeypatch.setattr("codehead.losses.CHUNK_SCORES", 3 * V)
     torch.testing.assert_close(gradients(), whole)
 
 

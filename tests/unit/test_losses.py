@@ -80,7 +80,7 @@ def test_codeword_in_chunks_equals_one_piece_and_keeps_no_scores(monkeypatch):
     losses.codeword(whole, labels, BINARY).value.backward()
 
     saved = []
-    monkeypatch.setattr(losses, "PIECE_SCORES", 8 * 1000)
+    monkeypatch.setattr(losses, "CHUNK_SCORES", 8 * 1000)
     chunked = z.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         loss = losses.codeword(chunked, labels, BINARY).value
