@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from architectures import HIDDEN, VOCAB, make, tokens
@@ -143,6 +144,38 @@ def test_saving_and_loading_gives_the_same_model(tied, options, tmp_path):
     assert loaded.whole == model.whole
     shared = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
     assert shared == tied
+
+
+@pytest.fixture
+def prefixed(monkeypatch):
+    """A screened model that scans a prefix of its code."""
+    monkeypatch.setattr(build, "SAVED", 0)
+    monkeypatch.setattr(build, "LENGTHS", (16, 32, 64, 128))
+    return screened(bits=128)
+
+
+def test_all_bits_choose_among_the_tokens_that_a_prefix_leaves(prefixed):
+    kept, search = prefixed.screen.settings, prefixed.screen.search
+    assert kept.prefix in (16, 32, 64) and kept.scanned == 64 < VOCAB
+    hidden = states(prefixed)[:7]
+    logits = search.bit_logits(search.whitened(hidden)).astype("float64")
+    bits = np.unpackbits(prefixed.screen.plane.numpy(), axis=1, count=kept.bits, bitorder="little")
+    weight = prefixed.get_output_embeddings().weight.detach()
+    biases = (weight @ prefixed.screen.get("mean")).double().numpy()
+    prefix, whole = (logits[:, :length] @ bits[:, :length].T + biases for length in (kept.prefix, kept.bits))
+    error = search.scan.search(search.tables(search.whitened(hidden), logits), 1).errors.max() + search.numbers.error
+    left = np.sort(prefix, axis=1)[:, -kept.scanned, None]
+    scores = np.take_along_axis(whole, search.best(hidden, 20).ids, axis=1)
+    for shift, sign in ((2 * error, 1), (-2 * error, -1)):  # tokens that the prefix leaves for certain, or perhaps
+        best = -np.sort(-np.where(prefix >= left + shift, whole, -np.inf), axis=1)[:, :20]
+        assert (sign * (scores - best) >= -2 * error).all()
+
+
+def test_a_prefix_is_saved_and_loaded(prefixed, tmp_path):
+    prefixed.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert again.screen.settings == prefixed.screen.settings
+    assert torch.equal(generate(again, tokens(1, 6)), generate(prefixed, tokens(1, 6)))
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):

@@ -120,7 +120,8 @@ class CodedCausalLM(Selecting):
         """The best tokens for outputs of the head `(batch, 1, ·)`: by the likelihood of their codewords."""
         classes = self.decision.table.num_classes
         ids, scores = self.decision.best(own, min(count, classes))
-        return Step(spread(ids, scores, classes), scores[:, -1, -1], lambda: self.decision.logits(own))
+        logits = spread(ids, scores, classes)
+        return Step(ids[:, -1], logits, scores[:, -1, -1], lambda: self.decision.logits(own))
 
     def _loss(self, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         """The loss of the decision layer, plus the load balancing loss that mixtures of experts report."""

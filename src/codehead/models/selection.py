@@ -24,14 +24,14 @@ MOST = 512
 class Step(NamedTuple):
     """The tokens that are known at one step of generation."""
 
+    ids: Tensor
+    """`(batch, m)`."""
     logits: Tensor
-    """`(batch, 1, V)`: −∞ for tokens that are not known."""
+    """`(batch, 1, V)`: −∞ for tokens that are not known, until the model caps them."""
     floor: Tensor
     """`(batch,)`: no token that is not known has a larger logit."""
     everything: Callable[[], Tensor]
     """Gives all logits, `(batch, 1, V)`."""
-    known: Tensor | None = None
-    """`(batch, V)`: which tokens are known, where what the model does to logits leaves no −∞."""
 
 
 def spread(ids: Tensor, logits: Tensor, num_classes: int) -> Tensor:
@@ -60,15 +60,12 @@ class Selection:
         if step is None:  # the model gave all logits
             self.whole += len(scores)
             return self.processors(input_ids, scores)
-        if step.known is not None:
-            scores = scores.masked_fill(~step.known, -torch.inf)
-        if not self.processors:
-            return scores
         lowered = self.lowering(input_ids, scores)
-        lowered = lowered.masked_fill(lowered < step.floor.to(lowered)[:, None], -torch.inf)
-        chosen = self.warpers(input_ids, lowered)
-        known = (lowered > -torch.inf).sum(-1)
-        unsure = (chosen > -torch.inf).sum(-1) >= known if self.sampling else known < 1
+        known = lowered.gather(-1, step.ids)
+        known = known.masked_fill(known < step.floor.to(known)[:, None], -torch.inf)
+        chosen = self.warpers(input_ids, spread(step.ids, known, scores.shape[-1]))
+        left, kept = ((values > -torch.inf).sum(-1) for values in (known, chosen.gather(-1, step.ids)))
+        unsure = kept >= left if self.sampling else left < 1
         if bool(unsure.any()):
             self.whole += int(unsure.sum())
             everything = step.everything()[:, -1].to(scores)

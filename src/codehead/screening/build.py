@@ -37,6 +37,8 @@ EXACT_DIGITS, PROOF_DIGITS, PROOF_BLOCKS = 8 / 3, 4, 16
 """Bits per hidden number of mode "exact", and of its proofs, whose bound is summed over so many blocks."""
 FEW, MOST = 256, 4096
 """Candidates: few enough to prefer to a longer code, and the most that are taken."""
+SAVED = 8e6
+"""Bytes of codewords that have to be saved before a prefix alone is scanned."""
 STEP = 16
 """Candidates are a multiple of it: kernels then add up a row as they do among all rows."""
 CONFIDENCE = 0.95
@@ -210,13 +212,33 @@ def _fast(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progr
 
 
 def _short(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
-    """The shortest code that finds the dense head's choices among few candidates where it was fitted."""
-    longest = MAX_DIGITS * head.in_features
-    for length in sorted({min(length, longest) for length in LENGTHS}) if bits is None else (bits,):
-        made = _coded(head, parts, Settings(head.out_features, head.in_features, length), progress)
-        ranks = _ranks(made, parts.fitted, min(MOST, head.out_features), progress)
+    """The code of so many bits, or the shortest that finds the dense head's choices among few candidates.
+
+    Where it was fitted, that is. Where scanning all bits would read much, the longest code is taken, and a prefix of it
+    scanned.
+    """
+    longest, classes = min(LENGTHS[-1], MAX_DIGITS * head.in_features), head.out_features
+    large = classes * (longest - LENGTHS[0]) > 8 * SAVED and classes > MOST
+    lengths = (
+        [bits] if bits is not None else [longest] if large else sorted({min(length, longest) for length in LENGTHS})
+    )
+    for length in lengths:
+        made = _coded(head, parts, Settings(classes, head.in_features, length), progress)
+        ranks = _ranks(made, parts.fitted, min(MOST, classes), progress)
         if _needed(ranks, math.ceil((1 + recall) / 2 * len(ranks))) <= FEW:  # other positions need more
             break
+    return _prefixed(made, head, parts, recall, progress) if large else made
+
+
+def _prefixed(made: Screen, head: nn.Linear, parts: _Parts, recall: float, progress: Progress) -> Screen:
+    """The same code, of which the shortest prefix is scanned that loses none of the dense head's choices, or all."""
+    whole = made.settings
+    for prefix in (length for length in LENGTHS if length < whole.bits):
+        trial = Screen(replace(whole, prefix=prefix, scanned=MOST))
+        trial.load_state_dict({**made.state_dict(), "spans": trial.spans})
+        _ready(trial, head, parts.fitted.hidden)
+        if (_ranks(trial, parts.fitted, MOST, progress) < MOST).mean() >= (1 + recall) / 2:
+            return trial
     return made
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codehead.decoding.numerics import top_k
 from codehead.models.logit_scaling import LogitScaling
-from codehead.models.selection import Selection, Step
+from codehead.models.selection import Selection, Step, spread
 from codehead.screening import certificate
 from codehead.screening.screen import Screen
 
@@ -19,14 +20,14 @@ MORE = 4
 
 
 class Scored(NamedTuple):
-    """The candidates of one position."""
+    """The candidates of some positions."""
 
     ids: Tensor
-    """`(m,)`, int64, ascending."""
+    """`(positions, m)`, int64, ascending."""
     logits: Tensor
-    """`(m,)`."""
+    """`(positions, m)`."""
     floor: Tensor
-    """`()`: no other token has more."""
+    """`(positions,)`: no other token has more."""
 
 
 class ScreenedLinear(nn.Linear):
@@ -56,12 +57,9 @@ class ScreenedLinear(nn.Linear):
         scored = self.candidates(last[:, 0], self.selection.count, self.selection.least)
         if scored is None:
             return super().forward(last)
-        logits = last.new_full((len(last), 1, self.out_features), -torch.inf)
-        for row, found in zip(logits.unbind(), scored, strict=True):
-            row.index_copy_(1, found.ids, found.logits[None])
-        floor, dense = self.tail(torch.stack([found.floor for found in scored])), super().forward
-        known = None if self.tail.cap is None else logits[:, -1] > -torch.inf  # a cap makes −∞ finite
-        self.selection.step = Step(logits, floor, lambda: self.tail(dense(last)), known)
+        dense, floor = super().forward, self.tail(scored.floor)
+        logits = spread(scored.ids, scored.logits, self.out_features)[:, None]
+        self.selection.step = Step(scored.ids, logits, floor, lambda: self.tail(dense(last)))
         return logits
 
     def best(self, hidden: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
@@ -71,12 +69,13 @@ class ScreenedLinear(nn.Linear):
         """
         scored = self.candidates(hidden, k, k)
         if scored is None:
-            tokens = torch.arange(self.out_features)
-            scored = [Scored(tokens, row, row[0]) for row in super().forward(hidden)]
-        found = [_first(some, k) for some in scored]
-        return torch.stack([ids for ids, _ in found]), torch.stack([logits for _, logits in found])
+            logits = super().forward(hidden)
+            ids = top_k(logits, k)
+            return ids, logits.gather(1, ids)
+        logits, places = scored.logits.sort(dim=1, descending=True, stable=True)  # ids ascend
+        return scored.ids.gather(1, places[:, :k]), logits[:, :k]
 
-    def candidates(self, hidden: Tensor, count: int = 1, least: int = 1) -> list[Scored] | None:
+    def candidates(self, hidden: Tensor, count: int = 1, least: int = 1) -> Scored | None:
         """At least `count` tokens of every position `(positions, hidden)`, which in mode "exact" hold the `least` best.
 
         None if all logits are needed for that, or are computed as fast.
@@ -85,48 +84,34 @@ class ScreenedLinear(nn.Linear):
         if not self.screen.pays(len(hidden), self.weight):
             return None
         scored = self._of(hidden, count)
-        if self.screen.settings.mode == "fast":
-            return scored
-        sure = []
-        for position, few in zip(hidden, scored, strict=True):
-            found = self._sure(position, few, count, least)
-            if found is None:
-                return None
-            sure.append(found)
-        return sure
+        return scored if self.screen.settings.mode == "fast" else self._sure(hidden, scored, count, least)
 
     def _sure(self, hidden: Tensor, found: Scored, count: int, least: int) -> Scored | None:
-        """These `count` candidates of a position `(hidden,)`, or more; None if others may be among the `least` best."""
-        while not certificate.certain(found.logits, float(found.floor), least):
+        """These `count` candidates of a position `(1, hidden)`, or more; None if others may be of the `least` best."""
+        while not certificate.certain(found.logits[0], float(found.floor), least):
             count *= MORE
             if count > self.out_features // MORE:
                 return None
-            found = self._of(hidden[None], count)[0]
-        rows = self.weight.index_select(0, found.ids)
-        return None if certificate.close(hidden, rows, found.logits) else found
+            found = self._of(hidden, count)
+        rows = self.weight.index_select(0, found.ids[0])
+        return None if certificate.close(hidden[0], rows, found.logits[0]) else found
 
-    def _of(self, hidden: Tensor, count: int) -> list[Scored]:
+    def _of(self, hidden: Tensor, count: int) -> Scored:
         """At least `count` candidates of every position `(positions, hidden)`."""
-        ids, rest = self.screen.search.best(hidden, min(count, self.out_features))
-        ids.sort(axis=1)
-        return [self._scored(*position) for position in zip(hidden.split(1), ids, rest, strict=True)]
+        found, rest = self.screen.search.best(hidden, min(count, self.out_features))
+        found.sort(axis=1)
+        ids = torch.from_numpy(found)
+        logits = torch.cat([self._logits(*position) for position in zip(hidden.split(1), ids.unbind(), strict=True)])
+        return Scored(ids, logits, logits.amin(1) if rest is None else _above(rest, logits))
 
-    def _scored(self, hidden: Tensor, ids: np.ndarray, rest: float) -> Scored:
-        """The candidates `ids` `(m,)` of one position `(1, hidden)`."""
-        chosen = torch.from_numpy(ids)
-        bias = None if self.bias is None else self.bias.index_select(0, chosen)
-        logits = F.linear(hidden, self.weight.index_select(0, chosen), bias)[0]
-        bound = logits.min() if self.screen.settings.mode == "fast" else _above(float(rest), logits)
-        return Scored(chosen, logits, bound)
-
-
-def _above(value: float, like: Tensor) -> Tensor:
-    """The number in the dtype of a tensor that is not below a value."""
-    rounded = torch.tensor(value, dtype=like.dtype, device=like.device)
-    return rounded if float(rounded) >= value else torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
+    def _logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Of some tokens `(m,)` at one position `(1, hidden)`: `(1, m)`."""
+        bias = None if self.bias is None else self.bias.index_select(0, ids)
+        return F.linear(hidden, self.weight.index_select(0, ids), bias)
 
 
-def _first(found: Scored, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of the candidates, equal ones by id."""
-    logits, places = found.logits.sort(descending=True, stable=True)
-    return found.ids[places[:k]], logits[:k]
+def _above(values: np.ndarray, like: Tensor) -> Tensor:
+    """The numbers in the dtype of a tensor that are not below some values `(positions,)`."""
+    wanted = torch.from_numpy(values)
+    rounded = wanted.to(like)
+    return torch.where(rounded.double() >= wanted, rounded, torch.nextafter(rounded, rounded.new_tensor(torch.inf)))

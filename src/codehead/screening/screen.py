@@ -36,6 +36,10 @@ class Settings:
     """"fast" takes the best of the candidates; "exact" only if no other token can be better."""
     candidates: int = 256
     """Tokens whose rows are multiplied with the hidden state."""
+    prefix: int = 0
+    """Bits that are scanned, a multiple of 8; 0: all of them, as in mode "exact"."""
+    scanned: int = 0
+    """Tokens that the prefix leaves, for all bits to choose candidates from."""
     rank: int = 0
     """Coordinates of the hidden state that are computed."""
     blocks: int = 0
@@ -52,6 +56,11 @@ class Settings:
     test_positions: int = 0
     data: str = ""
     """Where the hidden states come from."""
+
+    @property
+    def scanned_bits(self) -> int:
+        """Of every token."""
+        return self.prefix or self.bits
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Settings:
@@ -88,7 +97,7 @@ class Screen(nn.Module):
         super().__init__()
         self.settings = settings
         classes, hidden, blocks = settings.num_classes, settings.hidden_size, settings.blocks
-        tables = 2 * row_bytes(settings.bits) + blocks + blocks % 2 + 4
+        tables = 2 * row_bytes(settings.scanned_bits) + blocks + blocks % 2 + 4
         shapes: dict[str, tuple[int, ...]] = {
             "mean": (hidden,), "white": (settings.rank, hidden), "common": (settings.rank,),
             "sizes": (settings.bits,), "norms": (classes, blocks), "spans": (tables,), "probes": (PROBES,),
@@ -112,7 +121,9 @@ class Screen(nn.Module):
     @property
     def bytes_read(self) -> int:
         """By the step of one position, without the rows of its candidates."""
-        return sum(self.get(name).nbytes for name in ("norms", "white")) + self.plane.nbytes
+        scanned = self.settings.num_classes * row_bytes(self.settings.scanned_bits)
+        rest = self.settings.scanned * (self.plane.shape[1] - row_bytes(self.settings.scanned_bits))
+        return sum(self.get(name).nbytes for name in ("norms", "white")) + scanned + rest
 
     def pays(self, positions: int, weight: Tensor) -> bool:
         """Whether scanning for so many positions is faster than multiplying all rows `(V, H)` once for all of them."""

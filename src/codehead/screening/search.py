@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from codehead.decoding.fast_scan import Ceilings, FastScan, Numbers, bit_tables, copies
+from codehead.codes.packing import row_bytes
+from codehead.decoding.fast_scan import Ceilings, FastScan, Found, Numbers, bit_tables, copies
 
 if TYPE_CHECKING:
     from codehead.screening.screen import Screen
@@ -23,17 +24,12 @@ class Candidates(NamedTuple):
 
     ids: np.ndarray
     """`(positions, m)`, int64."""
-    rest: np.ndarray
-    """`(positions,)`: what the other tokens score at most, if the bound holds; meaningless in mode "fast"."""
+    rest: np.ndarray | None
+    """`(positions,)`, in mode "exact": what the other tokens score at most, if the bound holds."""
 
 
-class _Tables(NamedTuple):
-    tables: np.ndarray
-    """`(positions, M, 16)`, of a scan."""
-    constant: np.ndarray
-    """`(positions,)`: what is added to its sums."""
-    size: np.ndarray
-    """`(positions,)`: what these cannot exceed."""
+BYTES = (np.arange(256) >> np.arange(8)[:, None] & 1).astype(np.float32)
+"""`(8, 256)`: the bits of every byte, least significant first."""
 
 
 @final
@@ -41,44 +37,72 @@ class Search:
     """The index over the codewords of a screen, for the rows of a head whose scores at the mean are `biases` `(V,)`."""
 
     def __init__(self, screen: Screen, biases: np.ndarray) -> None:
-        settings = screen.settings
-        self.factor, self.blocks, self.num_classes = settings.factor, settings.blocks, settings.num_classes
+        self.settings = settings = screen.settings
         self.mean, self.white, self.common = (screen.get(name).clone() for name in ("mean", "white", "common"))
-        self.sizes, self.coordinates = screen.get("sizes").double().numpy(), screen.coordinates.numpy().copy()
+        self.sizes, self.coordinates = screen.get("sizes").numpy().copy(), screen.coordinates.long().numpy()
+        first, self.last = np.split(screen.plane.numpy(), [row_bytes(settings.scanned_bits)], axis=1)
         self.numbers = Numbers.of(biases)
-        self.ceilings = Ceilings.of(screen.get("norms").numpy()) if self.blocks else None
-        planes = [screen.plane.numpy(), *([] if self.ceilings is None else [self.ceilings.plane]), self.numbers.plane]
+        self.ceilings = Ceilings.of(screen.get("norms").numpy()) if settings.blocks else None
+        planes = [first, *([] if self.ceilings is None else [self.ceilings.plane]), self.numbers.plane]
         parts = copies(screen.get("spans").double().numpy())
         self.scan = FastScan(np.concatenate(planes, axis=1), parts)
 
     def best(self, hidden: Tensor, count: int) -> Candidates:
         """The `count` tokens that may score best, by hidden states `(positions, H)`: by score, or by what bounds it."""
-        tables, constant, size = self.tables(self.whitened(hidden))
-        found = self.scan.search(tables, min(count, self.num_classes))
-        rest = found.scores[:, -1] + constant + found.errors + self.numbers.error + FLOAT32 * size
-        return Candidates(found.ids, np.where(count >= self.num_classes, -np.inf, rest))
+        white = self.whitened(hidden)
+        logits = self.bit_logits(white)
+        found = self.scan.search(self.tables(white, logits), min(max(count, self.settings.scanned), self.classes))
+        if self.last.shape[1]:
+            return Candidates(self._refined(found, logits, count), None)
+        return Candidates(found.ids, self._rest(found, white, logits) if self.settings.mode == "exact" else None)
+
+    @property
+    def classes(self) -> int:
+        """V."""
+        return self.settings.num_classes
 
     def whitened(self, hidden: Tensor) -> Tensor:
         """h′ `(positions, rank)`, float32."""
         return F.linear(hidden.float() - self.mean, self.white)
 
     def bit_logits(self, white: Tensor) -> np.ndarray:
-        """`(positions, n)`, float64: the scores of the code are ½ c · z."""
-        return np.asarray(white.numpy()[:, self.coordinates] * self.sizes)
+        """`(positions, n)`, float32: the scores of the code are ½ c · z."""
+        return np.asarray(white.numpy().take(self.coordinates, axis=1) * self.sizes)
 
-    def tables(self, white: Tensor) -> _Tables:
-        """Of the bits, of the bounds of residuals, and of what every token scores at the mean."""
-        logits, common = self.bit_logits(white), (white @ self.common).numpy()
-        parts = [bit_tables(logits), np.broadcast_to(self.numbers.tables, (len(white), *self.numbers.tables.shape))]
+    def tables(self, white: Tensor, logits: np.ndarray) -> np.ndarray:
+        """`(positions, M, 16)`: of the bits, of the bounds of residuals, and of what every token scores at the mean."""
+        bits = bit_tables(logits[:, : self.settings.scanned_bits])
+        parts = [bits, np.broadcast_to(self.numbers.tables, (len(white), *self.numbers.tables.shape))]
         if self.ceilings is not None:
-            norms = block_norms(white, self.blocks).numpy()
-            parts.insert(1, self.ceilings.tables(self.factor * norms))
-        size = np.abs(logits).sum(1) + np.abs(common)
-        return _Tables(np.concatenate(parts, axis=1), common - logits.sum(1) / 2, size)
+            norms = block_norms(white, self.settings.blocks).numpy()
+            parts.insert(1, self.ceilings.tables(self.settings.factor * norms))
+        return np.concatenate(parts, axis=1)
 
     def spans(self, hidden: Tensor) -> Tensor:
         """How wide every table `(M,)` usually is at hidden states `(positions, H)`."""
-        return torch.from_numpy(np.quantile(np.ptp(self.tables(self.whitened(hidden)).tables, axis=2), 0.9, axis=0))
+        white = self.whitened(hidden)
+        tables = self.tables(white, self.bit_logits(white))
+        return torch.from_numpy(np.quantile(np.ptp(tables, axis=2), 0.9, axis=0))
+
+    def _refined(self, found: Found, logits: np.ndarray, count: int) -> np.ndarray:
+        """The best `(positions, count)` of what was found, by all bits."""
+        last = logits[:, self.settings.scanned_bits :]
+        tables = np.pad(last, ((0, 0), (0, -last.shape[1] % 8))).reshape(len(logits), -1, 8) @ BYTES
+        first = np.arange(tables.shape[1]) * tables.shape[2]
+        kept = []
+        for ids, scores, table in zip(found.ids, found.scores, tables, strict=True):
+            total = scores + table.ravel().take(self.last[ids] + first).sum(axis=1)
+            kept.append(ids[np.argsort(-total, kind="stable")[:count]])
+        return np.stack(kept)
+
+    def _rest(self, found: Found, white: Tensor, logits: np.ndarray) -> np.ndarray:
+        """What tokens that were not found score at most `(positions,)`."""
+        if found.ids.shape[1] >= self.classes:
+            return np.full(len(logits), -np.inf)
+        every, logits = (white @ self.common).double().numpy(), logits.astype(np.float64)
+        size = np.abs(logits).sum(1) + np.abs(every)
+        bound = found.scores[:, -1] + every - logits.sum(1) / 2 + found.errors + self.numbers.error
+        return np.asarray(bound + FLOAT32 * size)
 
 
 def block_norms(values: Tensor, blocks: int) -> Tensor:
