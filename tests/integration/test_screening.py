@@ -150,6 +150,7 @@ def test_saving_and_loading_gives_the_same_model(tied, options, tmp_path):
 def prefixed(monkeypatch):
     """A screened model that scans a prefix of its code."""
     monkeypatch.setattr(build, "SAVED", 0)
+    monkeypatch.setattr(build, "SCANNED", 64)
     monkeypatch.setattr(build, "LENGTHS", (16, 32, 64, 128))
     return screened(bits=128)
 

@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 OWN_TEXT = "text that the model wrote"
 POSITIONS = 12_000
 """Hidden states: a quarter for the code, half for the calibration, a quarter for the measurement."""
-LENGTHS = (256, 384, 512, 768, 1024)
+LENGTHS = (256, 384, 512, 640, 768, 1024)
 """Codes that are tried: longer ones need fewer candidates."""
 EXACT_DIGITS, PROOF_DIGITS, PROOF_BLOCKS = 8 / 3, 4, 16
 """Bits per hidden number of mode "exact", and of its proofs, whose bound is summed over so many blocks."""
@@ -39,6 +39,8 @@ FEW, MOST = 256, 4096
 """Candidates: few enough to prefer to a longer code, and the most that are taken."""
 SAVED = 8e6
 """Bytes of codewords that have to be saved before a prefix alone is scanned."""
+SCANNED, RESERVE = 2048, 4
+"""Tokens that a prefix leaves, and how many times as many these are as the positions need that the code is fitted to."""
 STEP = 16
 """Candidates are a multiple of it: kernels then add up a row as they do among all rows."""
 CONFIDENCE = 0.95
@@ -231,13 +233,15 @@ def _short(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, prog
 
 
 def _prefixed(made: Screen, head: nn.Linear, parts: _Parts, recall: float, progress: Progress) -> Screen:
-    """The same code, of which the shortest prefix is scanned that loses none of the dense head's choices, or all."""
-    whole = made.settings
+    """The same code, of which the shortest prefix is scanned that leaves the dense head's choices, or all of it."""
+    whole, few = made.settings, SCANNED // RESERVE  # other positions need more
     for prefix in (length for length in LENGTHS if length < whole.bits):
-        trial = Screen(replace(whole, prefix=prefix, scanned=MOST))
+        trial = Screen(replace(whole, prefix=prefix, scanned=few))
         trial.load_state_dict({**made.state_dict(), "spans": trial.spans})
         _ready(trial, head, parts.fitted.hidden)
-        if (_ranks(trial, parts.fitted, MOST, progress) < MOST).mean() >= (1 + recall) / 2:
+        if (_ranks(trial, parts.fitted, few, progress) < few).mean() >= (1 + recall) / 2:
+            trial.settings = replace(trial.settings, scanned=SCANNED)
+            trial.prepare(head.weight, head.bias)
             return trial
     return made
 

@@ -92,7 +92,7 @@ class Search:
         kept = []
         for ids, scores, table in zip(found.ids, found.scores, tables, strict=True):
             total = scores + table.ravel().take(self.last[ids] + first).sum(axis=1)
-            kept.append(ids[np.argsort(-total, kind="stable")[:count]])
+            kept.append(ids[np.argsort(-total)[:count]])
         return np.stack(kept)
 
     def _rest(self, found: Found, white: Tensor, logits: np.ndarray) -> np.ndarray:
