@@ -40,7 +40,7 @@ FEW, MOST = 256, 4096
 SAVED = 8e6
 """Bytes of codewords that have to be saved before a prefix alone is scanned."""
 SCANNED, RESERVE = 2048, 4
-"""Tokens that a prefix leaves, and how many times as many these are as the positions need that the code is fitted to."""
+"""Tokens that a prefix leaves, and how many times as many these are as it needs where the code is fitted."""
 STEP = 16
 """Candidates are a multiple of it: kernels then add up a row as they do among all rows."""
 CONFIDENCE = 0.95
