@@ -1,11 +1,11 @@
 """Peak memory and time of loss and gradients: Softmax, Softmax in pieces, and codes.
 
-    python benchmarks/training_memory.py --out results/benchmarks/training-memory-cpu.json --docs docs/losses.md
+    python benchmarks/training_memory.py --out results/benchmarks/training-memory-cpu.json --pages
 
 Every case runs in a process of its own, the cases of a shape in turns. Memory is what a step needs beyond the model and
 the hidden states, gradients of the weights included. On a CPU it is the growth of the process at its peak, as the Linux
-kernel counts it, so the buffers of libraries are in it; on a GPU it is what torch allocates. With `--render`, the page
-is written from a result file that is there already.
+kernel counts it, so the buffers of libraries are in it; on a GPU it is what torch allocates. `--pages` writes the
+result into the page about losses and README; with `--render`, from a result file that is there already.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ SHAPES = ((2048, 50_272), (1536, 151_936), (640, 262_144))
 LONGEST = 2.0
 """Seconds after which a case is not run again."""
 MARK = "training memory"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "docs" / "losses.md", ROOT / "README.md")
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """(hidden states `(tokens, H)`, labels `(tokens,)`) → loss."""
 
@@ -89,6 +91,7 @@ def of_budget(shape: ModelShape) -> nn.Module:
 
 
 STOCK, TORCH, BITWISE, CODEWORD = "Softmax", "Softmax, `linear_cross_entropy`", "code, `bitwise`", "code, `codeword`"
+BUDGET = "code of 5%, `codeword`"
 CASES = {
     STOCK: softmax(stock),
     TORCH: softmax(chunked),
@@ -96,7 +99,7 @@ CASES = {
     "Softmax, Cut Cross-Entropy": softmax(cut),
     BITWISE: coded("bitwise"),
     CODEWORD: coded("codeword"),
-    "code of 5%, `codeword`": of_budget,
+    BUDGET: of_budget,
 }
 ON_GPU = {"Softmax, Liger": "liger_kernel", "Softmax, Cut Cross-Entropy": "cut_cross_entropy"}
 """Cases that run where there is a GPU and the package is installed."""
@@ -179,11 +182,30 @@ def table(result: Result) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     origin, config = result.provenance, result.config
     hardware, sizes = origin["hardware"], ", ".join(f"{size:,}" for size, _ in config["shapes"])
+    repeats = "one run each" if config["repeats"] == 1 else f"medians of {config['repeats']} runs"
     return "\n".join(lines) + (
         f"\n\n{config['tokens']:,} tokens, H = {sizes}, {hardware['gpu'] or hardware['cpu']}, {hardware['threads']} "
-        f"threads, medians of {config['repeats']} repeats; {origin['load']:.0f} processes were running on "
-        f"{hardware['cores']} cores when it began."
+        f"threads, {repeats}."
     )
+
+
+def sentence(result: Result) -> str:
+    """What a step needs at one of the shapes, by the losses that matter."""
+    size, tokens = "151936", result.config["tokens"]
+    needs = {name: f"{one['extra_bytes'] / 1e9:.2f} GB" for name, one in result.metrics[size].items()}
+    return (
+        f"**Training needs less memory.** Loss and gradients of {tokens:,} tokens at V = {int(size):,} "
+        f"take {needs[STOCK]} with Softmax, {needs[TORCH]} with torch's `linear_cross_entropy` in pieces, "
+        f"{needs[CODEWORD]} with a code of 50 bits under the loss `codeword`, {needs[BITWISE]} under `bitwise`, and "
+        f"{needs[BUDGET]} with a code of 5% of the bytes under `codeword` "
+        "([measured](docs/losses.md#memory-and-time-of-a-training-step))."
+    )
+
+
+def page(path: Path, result: Result) -> str:
+    """A page with this result in it."""
+    text = sentence(result) if path.name == "README.md" else table(result)
+    return filled(path.read_text(encoding="utf-8"), MARK, text)
 
 
 def cells_of(one: dict[str, float]) -> Iterator[str]:
@@ -210,7 +232,7 @@ def main() -> None:
     """Parse the command line, measure, write the result file and the table of a page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="result file")
-    parser.add_argument("--docs", type=Path, help="page to put the table into")
+    parser.add_argument("--pages", action="store_true", help="write the pages that show the result")
     parser.add_argument("--render", action="store_true", help="measure nothing: the result file is there")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=1)
@@ -223,10 +245,10 @@ def main() -> None:
         return
     if not options.render:
         write(options)
-    text = table(Result.read(options.out))
-    if options.docs:
-        options.docs.write_text(filled(options.docs.read_text(encoding="utf-8"), MARK, text), encoding="utf-8")
-    print(text)
+    result = Result.read(options.out)
+    for path in PAGES if options.pages else ():
+        path.write_text(page(path, result), encoding="utf-8")
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figures of the screening page are those of the committed result files."""
+"""The figures of pages about benchmarks are those of the committed result files."""
 
 from __future__ import annotations
 
@@ -26,3 +26,11 @@ def test_committed_tables_are_those_of_the_committed_results(made):
 def test_a_typed_number_is_replaced(made):
     text = made.PAGE.read_text(encoding="utf-8")
     assert made.page(text.replace("| screen fast", "| 9.99 ms", 1)) == text
+
+
+def test_pages_about_training_memory_show_the_committed_result(made):
+    import training_memory
+
+    result = training_memory.Result.read(training_memory.ROOT / "results" / "benchmarks" / "training-memory-cpu.json")
+    for path in training_memory.PAGES:
+        assert training_memory.page(path, result) == path.read_text(encoding="utf-8")
