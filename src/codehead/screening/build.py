@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -36,11 +36,15 @@ LENGTHS = (256, 384, 512, 640, 768, 1024)
 EXACT_DIGITS, PROOF_DIGITS, PROOF_BLOCKS = 8 / 3, 4, 16
 """Bits per hidden number of mode "exact", and of its proofs, whose bound is summed over so many blocks."""
 FEW, MOST = 256, 4096
-"""Candidates: few enough to prefer to a longer code, and the most that are taken."""
+"""Candidates: those of mode "exact" at first, and the most that are taken."""
 SAVED = 8e6
 """Bytes of codewords that have to be saved before a prefix alone is scanned."""
-SCANNED, RESERVE = 2048, 4
-"""Tokens that a prefix leaves, and how many times as many these are as it needs where the code is fitted."""
+SCANNED = 2048
+"""Tokens that a prefix leaves."""
+APART = 4
+"""How much longer a byte of rows that lie apart takes to read than one of codewords."""
+RESERVE = 4
+"""How many times as many tokens other positions need as those that a code is fitted to."""
 STEP = 16
 """Candidates are a multiple of it: kernels then add up a row as they do among all rows."""
 CONFIDENCE = 0.95
@@ -79,7 +83,7 @@ def screen(
         batches: text like yours, as `input_ids` and `labels` `(batch, length)`; without, the model writes its own.
         mode: "fast" takes the best of some candidates, with a promised recall. "exact" gives the greedy text of the
             dense head: it takes that head wherever a token that is no candidate might win.
-        bits: n of the code; None tries lengths until a promise holds with few candidates.
+        bits: n of the code; None takes the length with which a step reads least.
         recall: in mode "fast", the share of positions where the dense head's choice has to be a candidate.
         certificate: of mode "exact": "calibrated" (a stated failure probability) or "proof" (longer codes).
         positions: hidden states that are used.
@@ -214,27 +218,28 @@ def _fast(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progr
 
 
 def _short(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
-    """The code of so many bits, or the shortest that finds the dense head's choices among few candidates.
+    """The code of so many bits, or of the length with which a step reads least, as far as fitted positions tell.
 
-    Where it was fitted, that is. Where scanning all bits would read much, the longest code is taken, and a prefix of it
-    scanned.
+    Where scanning all bits would read much, the longest code is taken, and a prefix of it scanned.
     """
-    longest, classes = min(LENGTHS[-1], MAX_DIGITS * head.in_features), head.out_features
-    large = classes * (longest - LENGTHS[0]) > 8 * SAVED and classes > MOST
-    lengths = (
-        [bits] if bits is not None else [longest] if large else sorted({min(length, longest) for length in LENGTHS})
-    )
-    for length in lengths:
-        made = _coded(head, parts, Settings(classes, head.in_features, length), progress)
-        ranks = _ranks(made, parts.fitted, min(MOST, classes), progress)
-        if _needed(ranks, math.ceil((1 + recall) / 2 * len(ranks))) <= FEW:  # other positions need more
-            break
+    classes, possible = head.out_features, sorted({min(length, MAX_DIGITS * head.in_features) for length in LENGTHS})
+    lengths = possible if bits is None else [bits]
+    large = classes > SCANNED and classes * (lengths[-1] - LENGTHS[0]) > 8 * SAVED
+    best: tuple[float, Screen | None] = math.inf, None
+    for length in lengths[-1:] if large else lengths:
+        scanned = classes * length / 8
+        if scanned < best[0]:
+            made = _coded(head, parts, Settings(classes, head.in_features, length), progress)
+            ranks = _ranks(made, parts.fitted, min(MOST, classes), progress)
+            rows = RESERVE * _needed(ranks, math.ceil((1 + recall) / 2 * len(ranks)))
+            best = min(best, (scanned + APART * rows * head.weight[0].nbytes, made), key=lambda one: one[0])
+    made = cast("Screen", best[1])
     return _prefixed(made, head, parts, recall, progress) if large else made
 
 
 def _prefixed(made: Screen, head: nn.Linear, parts: _Parts, recall: float, progress: Progress) -> Screen:
     """The same code, of which the shortest prefix is scanned that leaves the dense head's choices, or all of it."""
-    whole, few = made.settings, SCANNED // RESERVE  # other positions need more
+    whole, few = made.settings, SCANNED // RESERVE
     for prefix in (length for length in LENGTHS if length < whole.bits):
         trial = Screen(replace(whole, prefix=prefix, scanned=few))
         trial.load_state_dict({**made.state_dict(), "spans": trial.spans})
