@@ -24,7 +24,7 @@ from codehead.lab.baselines import quantised, trimmed
 from codehead.lab.result import Result
 from codehead.models import attach, to_int4, to_int8
 from codehead.models.hidden import Statistics
-from codehead.models.logit_scaling import softmax_head
+from codehead.models.probe import softmax_head
 from codehead.recommendation import recommend, shape_of
 from codehead.training.config import Distillation
 from codehead.training.distil import distil

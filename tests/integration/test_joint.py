@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import codehead
 from codehead.errors import CodeheadError
-from codehead.models.logit_scaling import LogitScaling, softmax_head
+from codehead.models.probe import LogitScaling, softmax_head
 from codehead.training.adapt import with_lora
 from codehead.training.backbone_distillation import GRADIENT_SCALE, _gradients, learn_together
 from codehead.training.config import Distillation, LoraConfig

@@ -9,8 +9,8 @@ from small_runs import CODED, CORRECTED, StopAt, finetuning, log, losses, pretra
 from codehead.errors import CodeheadError, ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.models import is_coded, to_int4
-from codehead.models.backbone import attention_projections
 from codehead.models.hidden import hidden_states
+from codehead.training.adapt import attention_projections
 from codehead.training.data import load_rows, tokenize
 from codehead.training.model import load_model
 from codehead.training.run import train

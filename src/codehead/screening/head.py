@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codehead.models.logit_scaling import LogitScaling
+from codehead.models.probe import LogitScaling
 from codehead.models.selection import Selection, Step
 from codehead.screening import certificate
 from codehead.screening.screen import Screen

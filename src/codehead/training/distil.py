@@ -24,7 +24,7 @@ from codehead.codes.packing import Floats, Integers, pack_bits
 from codehead.codes.prototypes import make_distinct
 from codehead.errors import ConfigurationError
 from codehead.losses import CHUNK_SCORES
-from codehead.models.logit_scaling import LogitScaling, SoftmaxHead
+from codehead.models.probe import LogitScaling, SoftmaxHead
 from codehead.models.surgery import describe
 from codehead.training.config import Distillation
 from codehead.training.divergence import refuse_divergence

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codehead.losses import CHUNK_SCORES
-from codehead.models.logit_scaling import SoftmaxHead
+from codehead.models.probe import SoftmaxHead
 from codehead.training.precision import is_native
 
 ALWAYS = 4096

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codehead.layer import Decision
-from codehead.models.logit_scaling import LogitScaling
+from codehead.models.probe import LogitScaling
 
 STEPS = 300
 BATCH = 1024

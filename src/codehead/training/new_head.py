@@ -19,7 +19,7 @@ from codehead.losses import IGNORE
 from codehead.models import attach
 from codehead.models.calibration import check_calibration
 from codehead.models.hidden import Statistics, labelled_states
-from codehead.models.logit_scaling import SoftmaxHead, softmax_head
+from codehead.models.probe import SoftmaxHead, softmax_head
 from codehead.models.token_extras import check_extras
 from codehead.training.adapt import find_targets
 from codehead.training.backbone_distillation import learn_together

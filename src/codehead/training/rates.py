@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codehead.errors import ConfigurationError
-from codehead.models import gguf, is_coded
+from codehead.models import is_coded, named
 from codehead.models.description import weights_checksum
 from codehead.models.registration import METHOD
 from codehead.training.config import RunConfig
@@ -60,7 +60,7 @@ def knows_its_tokens(model: Any, config: RunConfig) -> bool:
     """Whether a run begins with a code that was near an old head, or was trained before."""
     if not is_coded(model) or model.decision.table.is_implicit or config.is_pretraining:
         return False
-    stored = getattr(gguf.configuration(str(config.model)), "quantization_config", None) or {}
+    stored = getattr(named.configuration(str(config.model)), "quantization_config", None) or {}
     if stored.get("quant_method") == METHOD:
         is_fresh = stored.get("fresh", "") == weights_checksum(model.get_output_embeddings())
         return bool(model.decision.loss_name == "codeword") and not is_fresh

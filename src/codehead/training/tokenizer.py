@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from codehead.boundaries import loading
-from codehead.models import gguf
+from codehead.models import named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """`AutoTokenizer.from_pretrained`, padding with the eos token where it has no pad token; some have neither."""
     from transformers import AutoTokenizer
 
-    with loading("tokenizer", name), gguf.pretrained(name) as (place, options):
+    with loading("tokenizer", name), named.pretrained(name) as (place, options):
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         tokenizer("a")  # some values of its files are looked at only now
     if tokenizer.pad_token is None:
