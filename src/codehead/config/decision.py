@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from codehead.config import budget
-from codehead.config.shape import ModelShape
-from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, layer_size
+from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, ModelShape, layer_size
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
 

@@ -6,8 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from codehead.codes.picture import COLOURS, matplotlib_pyplot, table
-from codehead.config.shape import ModelShape
-from codehead.config.size import INTEGER_BITS, Matrix
+from codehead.config.size import INTEGER_BITS, Matrix, ModelShape
 from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import hard_bits, reference, scanning, soft_bits  # noqa: F401  (registers)
+from codehead.decoding import hard_bits, reference, scan, soft_bits  # noqa: F401  (registers)
 from codehead.decoding.decoders import DECODERS, ByCodeword, FittedDecoder, Form, Scored, Terms, Weights, require_fitted
 from codehead.decoding.extras import Corrections
 from codehead.decoding.numerics import (
@@ -192,7 +192,7 @@ def decode(
     """The `k` nearest tokens of every position for bit logits `(…, n)`.
 
     `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed. `impl` is "plain", which
-    scores all tokens, "scan", which scores those that may be among the nearest, or "auto" (`codehead.decoding.scanning`
+    scores all tokens, "scan", which scores those that may be among the nearest, or "auto" (`codehead.decoding.scan`
     says which that is, and why), or one of IMPLEMENTATIONS. `weights` as for `token_scores`.
 
     Raises:
@@ -200,7 +200,7 @@ def decode(
             for scores that are no sums over bits.
     """
     refuse_other_length(bit_logits, table)
-    if impl in scanning.IMPLEMENTATIONS:
+    if impl in scan.IMPLEMENTATIONS:
         found = scanned(impl, bit_logits, table, decoder, k, ties)
         if found is not None:
             return found
@@ -226,11 +226,11 @@ def scanned(
     """
     check_range(table.num_classes, k)
     positions = outputs[..., 0].numel()
-    choice = scanning.choose(impl, table, decoder, corrections, k=k, size=positions)
+    choice = scan.choose(impl, table, decoder, corrections, k=k, size=positions)
     learning = torch.compiler.is_compiling() or (outputs.requires_grad and torch.is_grad_enabled())
     if choice.impl == "plain" or (impl == "auto" and (learning or ties != "lowest")):
         return None
     if ties != "lowest":
         raise ConfigurationError(f"impl='scan' orders equal scores by token id, not by ties={ties!r}; omit one of them")
     refuse_non_finite(outputs)
-    return Decoded(*scanning.best_tokens(outputs, table, decoder, k, corrections, fast=choice.fast))
+    return Decoded(*scan.best_tokens(outputs, table, decoder, k, corrections, fast=choice.fast))

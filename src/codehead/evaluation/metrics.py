@@ -20,7 +20,7 @@ from codehead.models import is_coded
 from codehead.models.hidden import probed
 from codehead.models.probe import LogitScaling
 from codehead.training.data import Collator
-from codehead.training.tokenization import IGNORED
+from codehead.training.tokenizer import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset

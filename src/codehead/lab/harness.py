@@ -22,6 +22,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from codehead.boundaries import library_bars_hidden
 from codehead.errors import ConfigurationError, DataError
 from codehead.lab.measure import public_name
 from codehead.lab.result import Result
@@ -30,7 +31,6 @@ from codehead.registry import did_you_mean
 from codehead.training.data import check_vocabulary
 from codehead.training.model import default_device, load_model
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.quiet import library_bars_hidden
 from codehead.training.tokenizer import load_tokenizer
 
 SEED = 1234

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from codehead.boundaries import loading, reason
+from codehead.boundaries import library_bars_hidden, loading, reason
 from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.models import is_coded, manifest, named
@@ -20,10 +20,9 @@ from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
+from codehead.training.loop import Stages
 from codehead.training.new_head import fit_decision_layer, looks_at_text
 from codehead.training.precision import in_native_dtype
-from codehead.training.quiet import library_bars_hidden
-from codehead.training.stage_store import Stages
 from codehead.training.text import Show, Text
 
 if TYPE_CHECKING:

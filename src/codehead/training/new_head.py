@@ -27,9 +27,8 @@ from codehead.training.config import RunConfig
 from codehead.training.distil import distil
 from codehead.training.ecoc_one import grown, grows
 from codehead.training.likely_tokens import LikelyTokens, is_worth_it
-from codehead.training.stage_store import Stages
-from codehead.training.storage import check_finish
-from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of
+from codehead.training.loop import Stages
+from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of, check_finish
 
 READ_BATCHES = 8
 """Batches whose hidden states are kept together: what a killed process reads again."""
