@@ -8,8 +8,9 @@ what is stored is what is resident and read. Softmax (one_vs_all) has no codeboo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any
 
 from codehead.errors import ConfigurationError
@@ -48,8 +49,8 @@ class ModelShape:
 
     @classmethod
     def of_model(cls, model: Any) -> ModelShape:
-        """The shape of a model of transformers that is in memory."""
-        return cls.of_config(model.config)
+        """The shape of a model of transformers that is in memory; a shape is its own."""
+        return model if isinstance(model, cls) else cls.of_config(model.config)
 
     @property
     def softmax_weights(self) -> int:
@@ -86,6 +87,11 @@ class DecisionSize:
     codebook_bytes: int
     """The packed codebook, contained in bytes_resident."""
 
+    @classmethod
+    def of(cls, parameters: int, weights: int, codebook: int, unpacked: int) -> DecisionSize:
+        """Of so many parameters, and bytes of weights, of packed codewords, and of codewords unpacked."""
+        return cls(parameters, weights + codebook, weights + codebook + unpacked, weights + unpacked, codebook)
+
     @property
     def packed(self) -> DecisionSize:
         """The sizes where codewords stay packed."""
@@ -106,6 +112,11 @@ class Matrix:
     rows: int
     width: int
     is_bias: bool = False
+
+    @classmethod
+    def of_parameter(cls, shape: Sequence[int], is_bias: bool) -> Matrix:
+        """That of a parameter of a head: as integers, everything along the last axis is a row."""
+        return cls(prod(shape[:-1]), shape[-1], is_bias or len(shape) == 1)
 
     def parameters(self, weights: str) -> int:
         """Its numbers; as integers, with a scale per row."""
@@ -142,10 +153,4 @@ def layer_size(
     codebook = planes * num_classes * packed_row(bits)
     unpacked = UNPACKED_BYTES * (planes * num_classes * bits + extra_bit_tokens * extra_bits)
     stored = sum(matrix.stored(weights) for matrix in matrices) + further + ID_BYTES * dense_rows + other_bytes
-    return DecisionSize(
-        sum(matrix.parameters(weights) for matrix in matrices),
-        stored + codebook,
-        stored + codebook + unpacked,
-        stored + unpacked,
-        codebook,
-    )
+    return DecisionSize.of(sum(matrix.parameters(weights) for matrix in matrices), stored, codebook, unpacked)

@@ -1,5 +1,6 @@
 """What a checkpoint must come back as: integers of a coded model that stay as they are (codewords, ids of tokens,
-weights in int8 and int4), claims that are compared with its files, and the names of tensors, which some architectures change.
+weights in int8 and int4), claims that are compared with its files, and the
+names of tensors, which some architectures change.
 """
 
 from __future__ import annotations
