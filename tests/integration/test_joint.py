@@ -19,7 +19,7 @@ from codehead.training.backbone_distillation import GRADIENT_SCALE, _gradients, 
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.distil import row_sizes
 from codehead.training.likely_tokens import imitate
-from codehead.training.rates import STEADY
+from codehead.training.trainer import STEADY
 
 IDS = tokens(8, 12)
 MASK = torch.ones_like(IDS)

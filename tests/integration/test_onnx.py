@@ -13,7 +13,7 @@ import codehead
 from codehead.errors import ConfigurationError
 from codehead.models.hidden import Statistics, probed
 from codehead.screening import build
-from codehead.screening.graph import exportable
+from codehead.screening.model import exportable
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")

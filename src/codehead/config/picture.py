@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from codehead.codes.picture import COLOURS, matplotlib_pyplot, table
+from codehead.codes.quality import COLOURS, matplotlib_pyplot, table
 from codehead.config.size import INTEGER_BITS, Matrix, ModelShape
 from codehead.errors import ConfigurationError
 

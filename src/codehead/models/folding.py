@@ -18,11 +18,11 @@ from codehead.heads.feedforward import LowRankHead
 from codehead.layer import Decision
 from codehead.models import guards
 from codehead.models.description import Description
+from codehead.models.guards import all_or_nothing
 from codehead.models.hidden import Statistics
 from codehead.models.initial import RIDGE
 from codehead.models.probe import LogitScaling, probe
 from codehead.models.surgery import Model, describe, uninstall
-from codehead.models.undo import all_or_nothing
 
 LINEAR = ("linear", "low_rank")
 """Heads that are one linear map of the hidden state."""

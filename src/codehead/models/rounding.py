@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from codehead.codes.table import Seal
 from codehead.errors import ConfigurationError
+from codehead.models.guards import all_or_nothing
 from codehead.models.surgery import Model, describe
-from codehead.models.undo import all_or_nothing
 
 DAMPING = 0.01
 """Added to the diagonal of the second moments, relative to its mean, as GPTQ does."""

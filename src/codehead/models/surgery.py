@@ -24,13 +24,13 @@ from codehead.layer import Decision
 from codehead.models import guards, named, quantised, stock
 from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import Description, weights_checksum
+from codehead.models.guards import all_or_nothing
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
 from codehead.models.integrity import refuse_lost_names
 from codehead.models.probe import LogitScaling, refuse_non_causal
 from codehead.models.registration import METHOD
 from codehead.models.token_extras import build_extras, weights_of_tokens
-from codehead.models.undo import all_or_nothing
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -18,10 +18,9 @@ from codehead.errors import ConfigurationError
 from codehead.models import guards, stock
 from codehead.models.hidden import Statistics, hidden_states
 from codehead.models.surgery import is_coded
-from codehead.screening import certificate
+from codehead.screening.head import order_statistic
 from codehead.screening.model import install, is_screened
-from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings, probes
-from codehead.screening.search import block_norms
+from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings, block_norms, probes
 from codehead.screening.transform_coding import TransformCode, fit, pieces
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -191,7 +190,7 @@ def _parted(head: nn.Linear, hidden: Tensor, progress: Progress) -> _Parts:
 
 def _fast(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
     """A code whose length is chosen where it was fitted, and as many candidates as other positions need."""
-    wanted = certificate.order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
+    wanted = order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
     made = _short(head, parts, bits, recall, progress)
     most = min(MOST, head.out_features)
     ranks = _ranks(made, parts.calibration, most, progress)

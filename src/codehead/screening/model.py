@@ -1,4 +1,7 @@
-"""A causal LM whose Softmax head is screened: what is different from its stock class."""
+"""A causal LM whose Softmax head is screened: what is different from its stock class.
+
+For ONNX the screened head is a graph of plain tensor operations: TopK, Gather, and the exact logits of candidates.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
@@ -199,3 +204,66 @@ def screened_head(model: Any) -> ScreenedLinear:
             "codehead.screen(model, …) makes one, of a model without adapters on its head"
         )
     return head
+
+
+PIECE = 2**13
+"""Rows whose codewords are unpacked at a time."""
+
+
+class ScreenedGraph(nn.Module):
+    """Hidden states `(batch, hidden)` → ids `(batch, m)` of the m candidates and their logits `(batch, m)`, best first.
+
+    The logits are the dense head's. Where torch scans packed codewords, the graph multiplies what they stand for:
+    `coded` `(rank, V)`, an ordinary matrix, which tools such as onnxruntime's MatMulNBitsQuantizer round to int4.
+    """
+
+    white: Tensor
+    shift: Tensor
+    coded: Tensor
+    rows: Tensor
+    bias: Tensor
+    scores_bias: Tensor
+
+    def __init__(self, screen: Screen, head: nn.Linear, tail: LogitScaling) -> None:
+        super().__init__()
+        self.candidates, self.tail = screen.settings.candidates, tail
+        white = screen.get("white")
+        self.register_buffer("white", white.clone())
+        self.register_buffer("shift", -(white @ screen.get("mean")))
+        self.register_buffer("coded", _rows(screen).T.contiguous())
+        self.register_buffer("rows", head.weight.detach().float())
+        bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias.detach().float()
+        self.register_buffer("bias", bias)
+        self.register_buffer("scores_bias", bias + self.rows @ screen.get("mean"))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        scores = F.linear(hidden, self.white, self.shift) @ self.coded + self.scores_bias
+        ids = scores.topk(self.candidates).indices
+        logits = (F.embedding(ids, self.rows) @ hidden.unsqueeze(-1)).squeeze(-1) + self.bias[ids]
+        logits, order = self.tail(logits).topk(self.candidates)
+        return ids.gather(-1, order), logits
+
+
+def exportable(model: Any) -> ScreenedGraph:
+    """The head of a screened model for `torch.onnx.export`; its input is what the head is given, of one position each.
+
+    ConfigurationError if the model is not screened, or in mode "exact": whether its candidates suffice is decided while
+    it runs.
+    """
+    head = screened_head(model)
+    if head.screen.settings.mode == "exact":
+        raise ConfigurationError(
+            "a screen of mode 'exact' takes the dense head where its candidates are not certain, which no graph can; "
+            "screen with mode='fast'"
+        )
+    return ScreenedGraph(head.screen, head, LogitScaling.of(model)).eval()
+
+
+def _rows(screen: Screen) -> Tensor:
+    """What the codewords say of every row, in white coordinates: `(V, rank)`, less what all rows have in common."""
+    parts = []
+    for plane in screen.plane.split(PIECE):
+        bits = np.unpackbits(plane.numpy(), axis=1, count=screen.settings.bits, bitorder="little")
+        values = (torch.from_numpy(bits).float() - 0.5) * screen.get("sizes")
+        parts.append(torch.zeros(len(plane), screen.settings.rank).index_add(1, screen.coordinates.long(), values))
+    return torch.cat(parts)

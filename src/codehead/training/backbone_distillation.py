@@ -19,7 +19,7 @@ from codehead.training.adapt import merge, with_lora
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.likely_tokens import Scores, imitate
 from codehead.training.loop import ResumableLoop, Stages, refuse_divergence
-from codehead.training.rates import steady_rate
+from codehead.training.trainer import steady_rate
 
 GRADIENT_SCALE = 2.0**10
 """Of gradients on their way through the model, so that in float16 small ones are not lost (P. Micikevicius et al. 2018,

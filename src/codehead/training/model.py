@@ -17,12 +17,11 @@ from codehead.models import is_coded, manifest, named
 from codehead.models.integrity import expect_layers, refuse_missing
 from codehead.models.probe import refuse_non_causal
 from codehead.registry import did_you_mean
-from codehead.training.adapt import find_targets
+from codehead.training.adapt import find_targets, in_native_dtype
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
 from codehead.training.loop import Stages
 from codehead.training.new_head import fit_decision_layer, looks_at_text
-from codehead.training.precision import in_native_dtype
 from codehead.training.text import Show, Text
 
 if TYPE_CHECKING:

@@ -41,12 +41,11 @@ from codehead.training.loop import Stages, StopAtDivergence, refuse_divergence
 from codehead.training.model import build_model, device_of
 from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.rates import decision_rates, knows_its_tokens
 from codehead.training.saving import save_whole
 from codehead.training.sharded import filled, skeleton
 from codehead.training.text import Show, Text, batch_size_of, check_finish, finish
 from codehead.training.tokenizer import load_tokenizer, train_bpe
-from codehead.training.trainer import NarrowTrainer
+from codehead.training.trainer import NarrowTrainer, decision_rates, knows_its_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
