@@ -1,4 +1,4 @@
-"""How good a code is: row separation, column separation and balance, exact or by sampling; what notebooks show of it."""
+"""How good a code is: row separation, column separation and balance, exact or by sampling; and in notebooks."""
 
 from __future__ import annotations
 

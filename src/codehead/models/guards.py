@@ -1,4 +1,4 @@
-"""A model stays what it is: operations that fail leave it as it was, and what would train or sample it wrongly fails."""
+"""A model stays what it is: failed operations leave it as it was, and what would train or sample it wrongly fails."""
 
 from __future__ import annotations
 
