@@ -24,14 +24,14 @@ from codehead.lab.baselines import quantised, trimmed
 from codehead.lab.result import Result
 from codehead.models import attach, to_int4, to_int8
 from codehead.models.hidden import Statistics
-from codehead.models.logit_scaling import softmax_head
+from codehead.models.probe import softmax_head
 from codehead.recommendation import recommend, shape_of
 from codehead.training.config import Distillation
 from codehead.training.distil import distil
 from codehead.training.likely_tokens import LikelyTokens
+from codehead.training.loop import Stages
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.stage_store import Stages
 from codehead.training.text import STATISTICS_TOKENS
 
 TESTS = ("dolly", "books", "wikitext", "alpaca", "stories", "german", "python")

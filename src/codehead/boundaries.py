@@ -1,7 +1,8 @@
 """Where files, other libraries and the operating system are called: what they raise becomes an error of this project.
 
 `loading` stands around what transformers builds from a name, `reading` around a file, and `system_failure` tells what
-the operating system has refused: no space, no permission, no memory.
+the operating system has refused: no space, no permission, no memory. Their progress bars are hidden while one of ours
+is on the screen.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import os
 import re
 import shlex
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,3 +186,29 @@ def _check_name(what: str, name: str) -> None:
 def command(*parts: str | os.PathLike[str]) -> str:
     """A command line for the user to run, quoted as a shell needs it."""
     return shlex.join(os.fspath(part) for part in parts)
+
+
+@contextmanager
+def library_bars_hidden() -> Iterator[None]:
+    """Within it, neither datasets ("Map") nor transformers ("Loading weights") draws a bar."""
+    import datasets
+    from transformers.utils import logging
+
+    had_datasets, had_transformers = datasets.is_progress_bar_enabled(), logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if had_datasets:
+            datasets.enable_progress_bars()
+        if had_transformers:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def peft_warnings_hidden() -> Iterator[None]:
+    """PEFT reads an attribute that transformers 5 has renamed; nothing a user can change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield

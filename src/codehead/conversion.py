@@ -25,18 +25,15 @@ from codehead.models.calibration import Calibrated, check_calibration, fit_scale
 from codehead.models.folding import check_foldable, fold
 from codehead.models.hidden import Statistics, hidden_states
 from codehead.recommendation import Recommendation, recommend
-from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows
-from codehead.training.folder import RunFolder
-from codehead.training.lock import locked
+from codehead.training.folder import Clock, RunFolder
+from codehead.training.loop import Stages
 from codehead.training.model import check_length, device_of, load_model
 from codehead.training.new_head import fit_decision_layer
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.saving import save_whole
-from codehead.training.stage_store import Stages
-from codehead.training.storage import finish
-from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of
+from codehead.training.saving import locked, save_whole
+from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of, finish
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from codehead.codes.table import CodewordTable, Seal
 from codehead.decoding import DECODERS, Decoded, FittedDecoder, fit
 from codehead.decoding.decoders import empty_weights
 from codehead.decoding.extras import Corrections
-from codehead.decoding.scanning import Choice, choose
+from codehead.decoding.scan import Choice, choose
 from codehead.errors import ConfigurationError
 from codehead.head_outputs import ChainedBits, CorrectedBits, IndependentBits, Reading, Tokens
 from codehead.heads.chain import Chain

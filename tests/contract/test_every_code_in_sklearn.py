@@ -21,9 +21,10 @@ from sklearn.tree import DecisionTreeClassifier
 from codehead.codes import DESIGNS
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.table import CodewordTable
-from codehead.decoding import DECODERS, FittedDecoder, token_scores
+from codehead.decoding import DECODERS, FittedDecoder
 from codehead.errors import DataError
 from codehead.sklearn import OutputCodeClassifier
+from reference_decoders import true_scores
 
 V = 6
 X, NUMBERS = make_blobs(90, 5, centers=V, cluster_std=4.0, random_state=1)
@@ -72,7 +73,7 @@ def test_scores_equal_the_plain_definition(design: str, decoder: str, calibratio
         z = fitted.calibration_.slope * z + fitted.calibration_.offset
     table = CodewordTable(PackedCodebook.from_array(matrix[:, asked]))
     weights = fitted._decision.weights
-    truth = token_scores(torch.from_numpy(z), table, decoder, impl="reference", weights=weights).numpy()
+    truth = true_scores(torch.from_numpy(z), table, decoder, weights).numpy()
     found = fitted.decision_function(X)
     if decoder == "likelihood":  # defined up to a constant of the sample
         found, truth = (scores - scores.max(axis=1, keepdims=True) for scores in (found, truth))

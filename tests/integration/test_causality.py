@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import codehead
 from codehead.errors import ConfigurationError
-from codehead.models.causality import refuse_non_causal
+from codehead.models.probe import refuse_non_causal
 from codehead.training.model import load_model, new_model
 
 BERT = {

@@ -17,9 +17,9 @@ from codehead.conversion import convert, recalibrate, run_conversion
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
 from codehead.training.config import RunConfig
 from codehead.training.data import tokenize
-from codehead.training.lock import locked
 from codehead.training.model import default_device, load_model
 from codehead.training.run import train
+from codehead.training.saving import locked
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 
 SEEN = [(a, b, c) for a in ("cat", "dog") for b in ("bird", "fish", "fox") for c in ("one", "two", "ten", "all")]

@@ -171,7 +171,7 @@ def test_a_learnt_code_is_saved_with_its_name(tmp_path):
 
 def test_pieces_of_a_step_change_nothing(monkeypatch):
     whole, _, _ = distilled(steps=5)
-    monkeypatch.setattr("codehead.training.teacher_divergence.CHUNK_SCORES", 10 * VOCAB)
+    monkeypatch.setattr("codehead.training.likely_tokens.CHUNK_SCORES", 10 * VOCAB)
     pieces, _, _ = distilled(steps=5)
     torch.testing.assert_close(pieces.lm_head.rows.weight, whole.lm_head.rows.weight, rtol=1e-3, atol=1e-4)
 

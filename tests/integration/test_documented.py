@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, Qwen3Config
+
+from codehead.training.tokenizer import train_bpe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md"]
@@ -23,6 +28,20 @@ python() { "$PYTHON" "$@"; }
 set -euo pipefail
 """
 """The command and the interpreter of these tests, whatever is installed beside them."""
+
+
+SIZES = {
+    "vocab_size": 1024, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0,
+    "max_position_embeddings": 512,
+}  # fmt: skip
+LLAMA = LlamaConfig(**SIZES, intermediate_size=64, tie_word_embeddings=True)
+NAMED = {
+    "HuggingFaceTB/SmolLM2-135M": LLAMA,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": LLAMA,
+    "Qwen/Qwen3-0.6B": Qwen3Config(**SIZES, intermediate_size=64, num_key_value_heads=1),
+    "facebook/opt-1.3b": OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=64),
+}
+"""The models of the hub that the pages name. Here they are tiny and untrained, in folders of these names."""
 
 
 class Block(NamedTuple):
@@ -50,11 +69,26 @@ def run_shell(block: Block, place: Path) -> None:
     assert done.returncode == 0, f"line {block.line}: {block.code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
+def write_what_readers_have(place: Path) -> None:
+    """Models under the names that they have on the hub, and two files of text."""
+    paragraphs = [part for page in DOCUMENTS for part in page.read_text(encoding="utf-8").split("\n\n")]
+    texts = [part for part in paragraphs if 20 < len(part.split()) < 200]
+    for name, chosen in (("mine.jsonl", texts[:200]), ("test.jsonl", texts[200:230])):
+        (place / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen), encoding="utf-8")
+    tokenizer = train_bpe(texts, SIZES["vocab_size"])
+    for name, config in NAMED.items():
+        AutoModelForCausalLM.from_config(config).save_pretrained(place / name)
+        tokenizer.save_pretrained(place / name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_is_shown_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "documented"}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write_what_readers_have(tmp_path)
+    tokens = torch.randint(1, SIZES["vocab_size"], (2, 32))
+    names = {"__name__": "documented", "input_ids": tokens, "labels": tokens}
     for block in blocks(page.read_text(encoding="utf-8")):
         if not block.is_run:
             continue

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 import codehead
 from codehead.errors import ConfigurationError
 from codehead.models import folding
+from codehead.models.folding import into_rows, norm_before_head
 from codehead.models.hidden import Statistics, hidden_states
-from codehead.models.token_bias import into_rows, norm_before_head
 
 EXTRAS = {"dense_rows": [3, 7, 50], "extra_bit_tokens": [5, 9, 20, 21], "extra_bits": 8, "loss": "codeword"}
 LAYERS = {

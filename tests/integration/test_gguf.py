@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
-from codehead.models import gguf
-from codehead.models.shape import model_shape
+from codehead.models import named
+from codehead.models.named import model_shape
 from codehead.training.model import load_model
 from codehead.training.tokenizer import load_tokenizer
 
@@ -99,7 +99,7 @@ def test_a_refused_attach_leaves_the_marks(written):
     model = from_transformers(written[0])
     with pytest.raises(codehead.errors.CodeheadError):
         codehead.attach(model, "minrandom", bits=2)
-    assert model.quantization_method == gguf.METHOD and model.is_quantized
+    assert model.quantization_method == named.METHOD and model.is_quantized
 
 
 def test_weights_in_blocks_stay_refused(written):
@@ -130,7 +130,7 @@ def test_a_file_of_another_format_or_none(tmp_path):
 
 
 def test_without_the_package_that_reads_it(written, monkeypatch):
-    monkeypatch.setattr(gguf, "find_spec", lambda name: None)
+    monkeypatch.setattr(named, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'codehead\[gguf\]'"):
         load_tokenizer(str(written[0]))
 

@@ -11,15 +11,15 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import codehead
+from codehead.boundaries import peft_warnings_hidden
 from codehead.errors import CodeheadError
-from codehead.models.logit_scaling import LogitScaling, softmax_head
+from codehead.models.probe import LogitScaling, softmax_head
 from codehead.training.adapt import with_lora
 from codehead.training.backbone_distillation import GRADIENT_SCALE, _gradients, learn_together
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.distil import row_sizes
-from codehead.training.quiet import peft_warnings_hidden
-from codehead.training.rates import STEADY
-from codehead.training.teacher_divergence import imitate
+from codehead.training.likely_tokens import imitate
+from codehead.training.trainer import STEADY
 
 IDS = tokens(8, 12)
 MASK = torch.ones_like(IDS)

@@ -10,7 +10,7 @@ from architectures import HIDDEN, VOCAB, make
 from torch.nn import functional as F
 
 import codehead
-from codehead.models.logit_scaling import LogitScaling, softmax_head
+from codehead.models.probe import LogitScaling, softmax_head
 from codehead.training import likely_tokens
 from codehead.training.config import Distillation
 from codehead.training.distil import _ones, _Student, distil

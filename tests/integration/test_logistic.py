@@ -7,8 +7,8 @@ import torch
 from architectures import HIDDEN, VOCAB, make
 
 import codehead
-from codehead.training import logistic
-from codehead.training.logistic import fit_bits
+from codehead.training import ecoc_one
+from codehead.training.ecoc_one import fit_bits
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def seen():
     ids=["linear", "mtl", "corrected", "chain"],
 )
 def test_the_likelihood_of_labels_rises(layer, seen, monkeypatch):
-    monkeypatch.setattr(logistic, "STEPS", 60)
+    monkeypatch.setattr(ecoc_one, "STEPS", 60)
     model = codehead.attach(make("llama", tied=False), **layer)
     head, decision, done = model.get_output_embeddings(), model.decision, []
 
@@ -48,7 +48,7 @@ def test_the_likelihood_of_labels_rises(layer, seen, monkeypatch):
 
 def test_a_head_keeps_its_dtype(seen, monkeypatch):
     """And learns what a float32 one does: steps of a bias are smaller than bfloat16 tells apart."""
-    monkeypatch.setattr(logistic, "STEPS", 20)
+    monkeypatch.setattr(ecoc_one, "STEPS", 20)
     biases = []
     for dtype in (torch.float32, torch.bfloat16):
         model = codehead.attach(

@@ -30,7 +30,7 @@ from codehead.lab.reports.pictures import frontier
 from codehead.lab.reports.summary import summarise
 from codehead.lab.reports.tables import decoder_tables, markdown
 from codehead.lab.result import Result, failure_path
-from codehead.training.teacher_divergence import imitate
+from codehead.training.likely_tokens import imitate
 from codehead.training.tokenizer import train_bpe
 
 Command = Callable[..., tuple[int, str, str]]

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from codehead import attach, recommend
 from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError
-from codehead.models.shape import model_shape
+from codehead.models.named import model_shape
 from codehead.recommendation import SetUp, Value
 
 

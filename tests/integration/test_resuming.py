@@ -153,11 +153,11 @@ AFTER_THE_LAST_STEP = [
     "codehead.training.trainer.Trainer.evaluate",
     "codehead.training.run.merge",
     "codehead.training.run.calibrate_on_text",
-    "codehead.training.storage.to_int4",
-    "codehead.training.storage.hidden_states",
+    "codehead.training.text.to_int4",
+    "codehead.training.text.hidden_states",
     "codehead.models.coded.manifest.staged",
     "codehead.training.saving._order",
-    "codehead.training.stage_store.Stages.remove",
+    "codehead.training.loop.Stages.remove",
     "codehead.training.folder.RunFolder.finish",
 ]
 
@@ -568,7 +568,7 @@ def test_a_learning_that_failed_at_once_can_be_corrected(pretrained, stories, tm
 HOLD = """
 import sys, time
 from pathlib import Path
-from codehead.training.lock import locked
+from codehead.training.saving import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)

@@ -8,7 +8,7 @@ from architectures import VOCAB, make, tokens
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import codehead
-from codehead.decoding import scanning
+from codehead.decoding import scan
 from codehead.models import selection
 from codehead.models.selection import Selection, select
 
@@ -36,7 +36,7 @@ OPEN = [
 @pytest.fixture
 def counted(monkeypatch):
     """Lets tiny models scan, and counts the selections, their steps, and the steps with all logits."""
-    monkeypatch.setattr(scanning, "LEAST", 1)
+    monkeypatch.setattr(scan, "LEAST", 1)
     monkeypatch.setattr(selection, "FEW", 3)
     seen: list[Selection] = []
     begin = Selection.__init__

@@ -12,7 +12,7 @@ import codehead
 from codehead.errors import ConfigurationError
 from codehead.models.calibration import calibrate_on_text
 from codehead.models.hidden import Statistics, hidden_states
-from codehead.models.logit_scaling import LogitScaling, softmax_head
+from codehead.models.probe import LogitScaling, softmax_head
 from codehead.training.config import Distillation
 from codehead.training.distil import distil
 

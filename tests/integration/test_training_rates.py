@@ -10,9 +10,9 @@ from codehead.errors import ConfigurationError
 from codehead.models import attach
 from codehead.training.distil import row_sizes
 from codehead.training.model import load_model
-from codehead.training.rates import STEADY
 from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer
+from codehead.training.trainer import STEADY
 
 SCALE = "decision.corrections.parametrizations.token_bias.original1"
 

@@ -10,7 +10,7 @@ from architectures import make
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import codehead
-from codehead.models.undo import all_or_nothing, unchanged_by_failure
+from codehead.models.guards import all_or_nothing, unchanged_by_failure
 
 FAIL_IN = ("codehead", "transformers.modeling_utils", "transformers.configuration_utils", "torch.nn.utils.parametrize")
 """Modules whose functions fail when they are called."""

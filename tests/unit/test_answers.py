@@ -20,8 +20,7 @@ from transformers import (
 import codehead
 from codehead.errors import ConfigurationError, DataError
 from codehead.lab.answers import Answers, generate_answers
-from codehead.training.tokenization import IGNORED, prompt_ids, tokenize_records
-from codehead.training.tokenizer import train_bpe
+from codehead.training.tokenizer import IGNORED, prompt_ids, tokenize_records, train_bpe
 
 V = 280
 NEW = 6

@@ -7,7 +7,7 @@ import torch
 
 from codehead.errors import ConfigurationError
 from codehead.lab.baselines import quantised, trimmed
-from codehead.models.error_correction import error_corrected, error_spread
+from codehead.models.rounding import error_corrected, error_spread
 
 V, H = 50, 24
 

@@ -14,8 +14,7 @@ from codehead.errors import ConfigurationError, DataError
 from codehead.training.config import DataConfig
 from codehead.training.data import Collator, check_labels, check_vocabulary, load_examples, load_rows
 from codehead.training.sources import alpaca_prompt, read_rows
-from codehead.training.tokenization import IGNORED, byte_counts
-from codehead.training.tokenizer import END_OF_TEXT, load_tokenizer, train_bpe
+from codehead.training.tokenizer import END_OF_TEXT, IGNORED, byte_counts, load_tokenizer, train_bpe
 
 STORIES = ["One day a cat sat.", "The dog ran to the park.", "Zoë ate 🍎 and naïve crêpes.", "The end."]
 

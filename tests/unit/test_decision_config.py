@@ -256,9 +256,9 @@ def test_every_field_is_an_option_of_the_command():
 
 def test_options_that_are_given_are_fields():
     parameters = dict.fromkeys(NAMES) | {
-        "bits": 9, "token_bias": False, "code_params": ["candidates=2", "parity_kind=bch"], "head_params": [],
+        "bits": 9, "token_bias": False, "code_params": ["candidates=2", "parity=3"], "head_params": [],
     }  # fmt: skip
-    found = {"bits": 9, "token_bias": False, "code_params": {"candidates": 2, "parity_kind": "bch"}}
+    found = {"bits": 9, "token_bias": False, "code_params": {"candidates": 2, "parity": 3}}
     assert given_options(parameters) == found
     for name, flag in OPTIONS_OF.items():
         with pytest.raises(ConfigurationError, match=f"{flag} 'bias' is not KEY=VALUE"):
@@ -429,3 +429,12 @@ def test_what_a_file_gives_is_written_down_even_if_it_is_the_default():
     config = DecisionConfig.from_dict({"loss": "bitwise"})
     assert config == DecisionConfig() and config.to_dict() == {"loss": "bitwise"}
     assert DecisionConfig.from_dict(config.to_dict()).to_dict() == {"loss": "bitwise"}
+
+
+def test_equal_layers_are_one_key_of_a_dictionary():
+    layers = [
+        DecisionConfig(code="minrandom", bits=9, dense_rows=[3, 1], code_params={"candidates": n}) for n in (1, 1, 2)
+    ]
+    assert hash(layers[0]) == hash(DecisionConfig.from_dict(layers[0].to_dict()))
+    assert len(set(layers)) == 2
+    assert hash(layers[0]) != hash(DecisionConfig(code="minrandom", bits=10))

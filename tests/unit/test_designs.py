@@ -12,7 +12,7 @@ import pytest
 
 from codehead.codes import build
 from codehead.codes.codebook import column_faults
-from codehead.codes.design import enough_binary_columns, enough_ternary_columns
+from codehead.codes.data_free import enough_binary_columns, enough_ternary_columns
 from codehead.codes.packing import PackedRows, RandomBits, all_pairs
 from codehead.errors import CheckpointError, CodebookError, ConfigurationError
 

@@ -9,7 +9,7 @@ import torch
 from codehead.codes import build
 from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
-from codehead.training import logistic
+from codehead.training import ecoc_one
 from codehead.training.ecoc_one import grown, grows
 
 V, HIDDEN = 24, 6
@@ -17,7 +17,7 @@ V, HIDDEN = 24, 6
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(logistic, "STEPS", 30)
+    monkeypatch.setattr(ecoc_one, "STEPS", 30)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from codehead.codes import build
-from codehead.codes.picture import COLOURS
-from codehead.codes.quality import quality
+from codehead.codes.quality import COLOURS, quality
 from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from codehead.errors import ConfigurationError
-from codehead.training.lock import locked
-from codehead.training.saving import save_whole
+from codehead.training.saving import locked, save_whole
 
 
 class Writes:

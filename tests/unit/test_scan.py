@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.packing import pack_bits
 from codehead.codes.table import CodewordTable
-from codehead.decoding import DECODERS, decode, fast_scan, scan, scanning
+from codehead.decoding import DECODERS, decode, fast_scan, scan
 from codehead.decoding.extras import Corrections, Refinement
 from codehead.decoding.fast_scan import FastScan, Numbers, bit_tables
 from codehead.errors import ConfigurationError
@@ -43,7 +43,7 @@ def expected(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check(bit_logits, table, k, fast, decoder="likelihood"):
-    ids, scores = scanning.best_tokens(bit_logits, table, decoder, k, fast=fast)
+    ids, scores = scan.best_tokens(bit_logits, table, decoder, k, fast=fast)
     form = DECODERS.get(decoder)(bit_logits.double())
     scored = form.scores(table)
     wanted = expected(scored.finished(scored.values), k)
@@ -78,7 +78,7 @@ def test_hard_bit_logits(kind, classes, k, fast):
         "denormal": torch.full((2, 37), 1e-44),
     }[kind]
     table = code(classes, 37)
-    ids, _ = scanning.best_tokens(bit_logits, table, "likelihood", k, fast=fast)
+    ids, _ = scan.best_tokens(bit_logits, table, "likelihood", k, fast=fast)
     exact = bit_logits.double() / 2 @ table.signs().double().T
     chosen = exact.gather(1, ids)
     assert torch.equal(chosen, exact.sort(dim=1, descending=True).values[:, :k]) or kind in ("giant", "tiny")
@@ -125,7 +125,7 @@ def corrections(classes: int) -> Corrections:
 def test_what_corrections_add_is_scored_in_the_same_call(classes, k, fast):
     table, added = code(classes, 21), corrections(classes)
     outputs = torch.randn(3, 21 + added.num_outputs, dtype=torch.float64)
-    found = scanning.best_tokens(outputs, table, "likelihood", k, added, fast=fast)
+    found = scan.best_tokens(outputs, table, "likelihood", k, added, fast=fast)
     wanted = expected(CorrectedBits(table, added).scores(outputs), k)
     torch.testing.assert_close(found[1], wanted[1], rtol=1e-8, atol=1e-8)
     assert torch.equal(found[0], wanted[0])
@@ -134,15 +134,13 @@ def test_what_corrections_add_is_scored_in_the_same_call(classes, k, fast):
 def test_a_changed_bias_or_code_is_seen():
     table, added = code(400, 21), corrections(400)
     outputs = torch.randn(2, 21 + added.num_outputs, dtype=torch.float64)
-    first = scanning.best_tokens(outputs, table, "likelihood", 1, added, fast=True)[0]
+    first = scan.best_tokens(outputs, table, "likelihood", 1, added, fast=True)[0]
     with torch.no_grad():
         added.token_bias[int(first[0]) - 1] += 1000
-    assert int(scanning.best_tokens(outputs, table, "likelihood", 1, added, fast=True)[0][0]) == int(first[0]) - 1
+    assert int(scan.best_tokens(outputs, table, "likelihood", 1, added, fast=True)[0][0]) == int(first[0]) - 1
     table.sign_plane.copy_(code(400, 21, seed=5).sign_plane)
     scores = CorrectedBits(table, added).scores(outputs)
-    assert torch.equal(
-        scanning.best_tokens(outputs, table, "likelihood", 3, added, fast=True)[0], expected(scores, 3)[0]
-    )
+    assert torch.equal(scan.best_tokens(outputs, table, "likelihood", 3, added, fast=True)[0], expected(scores, 3)[0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,18 +180,18 @@ def test_numbers_as_nibbles_err_by_no_more_than_they_say(values):
 
 def test_the_choice_says_why(monkeypatch):
     table = code(5000, 16)
-    assert scanning.choose("auto", table, "likelihood").impl == "scan"
-    assert "scanned faster" in scanning.choose("auto", table, "likelihood").why
-    assert "asked for" in scanning.choose("plain", table, "likelihood").why
-    assert "as fast" in scanning.choose("auto", code(50, 16), "likelihood").why
-    assert "as fast" in scanning.choose("auto", table, "likelihood", k=4000).why
-    assert "no sums over bits" in scanning.choose("auto", table, "laplacian").why
+    assert scan.choose("auto", table, "likelihood").impl == "scan"
+    assert "scanned faster" in scan.choose("auto", table, "likelihood").why
+    assert "asked for" in scan.choose("plain", table, "likelihood").why
+    assert "as fast" in scan.choose("auto", code(50, 16), "likelihood").why
+    assert "as fast" in scan.choose("auto", table, "likelihood", k=4000).why
+    assert "no sums over bits" in scan.choose("auto", table, "laplacian").why
     monkeypatch.setattr(fast_scan, "available", lambda: False)
-    assert scanning.choose("auto", table, "likelihood")[:2] == (
+    assert scan.choose("auto", table, "likelihood")[:2] == (
         "plain",
         "FAISS is not installed (pip install 'codehead[fast]')",
     )
-    assert not scanning.choose("scan", table, "likelihood").fast
+    assert not scan.choose("scan", table, "likelihood").fast
     with pytest.raises(ConfigurationError, match=r"codehead\[fast\]"):
         FastScan(np.zeros((1, 1), dtype=np.uint8))
 

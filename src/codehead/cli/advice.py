@@ -207,7 +207,7 @@ def params(
     from codehead.config import ModelShape
     from codehead.errors import ConfigurationError
     from codehead.evaluation.size import compare_configurations
-    from codehead.models.shape import model_shape
+    from codehead.models.named import model_shape
 
     if model is not None and hidden_size is None and vocab_size is None:
         shape = model_shape(model)

@@ -93,7 +93,7 @@ KEYS = {
 def block_size_for(model: str) -> int:
     """256 tokens, or all that a model takes; what cannot be read is told when it is loaded."""
     from codehead.errors import ConfigurationError
-    from codehead.models.shape import model_shape
+    from codehead.models.named import model_shape
 
     try:
         return min(256, model_shape(model).positions or 256)

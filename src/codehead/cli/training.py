@@ -68,8 +68,8 @@ def finetune(
     """
     from codehead.errors import ConfigurationError
     from codehead.training.blocks import merged, read_yaml
-    from codehead.training.budget import within
     from codehead.training.config import RunConfig
+    from codehead.training.new_head import within
 
     values = merged({} if config is None else read_yaml(config), opt.overrides(context.params))
     if isinstance(values.get("model"), dict):

@@ -3,7 +3,7 @@
 NumPy only; `codehead.codes.table` holds the tensor form and is imported on its own.
 """
 
-from codehead.codes import additive, decoc, trees  # noqa: F401  (they register their designs)
+from codehead.codes import additive, data_free, decoc, trees  # noqa: F401  (they register their designs)
 from codehead.codes.assignment import assign
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
 from codehead.codes.confusion import Confusion, Evaluation

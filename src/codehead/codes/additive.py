@@ -23,11 +23,6 @@ from codehead.codes.prototypes import (
 )
 from codehead.errors import CodebookError
 
-# Codewords that are alike where classes are: the signs of rotated principal components (ITQ).
-#
-# Y. Gong, S. Lazebnik (2011), "Iterative Quantization: A Procrustean Approach to Learning Binary Codes".
-
-
 LENGTH = 64
 """The default codeword length."""
 
@@ -45,10 +40,10 @@ MAX_REDRAWS = 100
 def itq(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, weights: Any = None) -> Codebook:
     """Bit j of a class is the sign of its centred prototype along direction j of a rotated PCA basis.
 
-    With more bits than the prototypes have dimensions the columns come in ⌈n / d⌉ groups of nearly
-    equal size; each starts from another random rotation of the leading components. Rows that come out
-    equal are made distinct in their least certain bits, `params["collisions"]` says how many; columns
-    that repeat others are replaced by random directions.
+    Y. Gong, S. Lazebnik (2011), "Iterative Quantization: A Procrustean Approach to Learning Binary Codes". With more
+    bits than the prototypes have dimensions the columns come in ⌈n / d⌉ groups of nearly equal size; each starts from
+    another random rotation of the leading components. Rows that come out equal are made distinct in their least certain
+    bits, `params["collisions"]` says how many; columns that repeat others are replaced by random directions.
 
     `weights` (V,), 0 or more, say how much each class counts for mean, components and rotation: for tokens,
     how often they occur. Most of a vocabulary is rare, and its vectors would otherwise choose the directions.
@@ -389,21 +384,15 @@ def _signs(plane: Bytes, length: int) -> Floats:
     return np.asarray(2.0 * unpack_bits(plane, length) - 1.0)
 
 
-# Codewords that are principal components, rounded: transform coding, what `codehead screen` codes rows with.
-#
-# Principal components of the prototypes get bits by reverse water-filling and are rounded to even cells in natural
-# binary (A. Gersho, R. Gray 1992, "Vector Quantization and Signal Compression", chapter 8). As in `additive`, where
-# this is one of the starts, but quick and with nothing fitted.
-
-
 @register("transform_coding", good_columns=enough_binary_columns)
 def transform_coding(
     num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, weights: Any = None
 ) -> Codebook:
-    """Every prototype's leading components, each in as many bits as keep the squared error least.
+    """Every prototype's leading components, each in as many bits as keep the squared error least; nothing is fitted.
 
-    Classes count as much as their `weights` (V,) for components and cells. Rows that come out equal are made distinct
-    in the bits that matter least, `params["collisions"]` says how many; columns that repeat others, of more bits than
-    the prototypes bear, are replaced by the signs of random projections, for which `seed` is.
+    One of the starts of `additive`, and what `codehead screen` codes rows with. Classes count as much as their
+    `weights` (V,) for components and cells. Rows that come out equal are made distinct in the bits that matter least,
+    `params["collisions"]` says how many; columns that repeat others, of more bits than the prototypes bear, are
+    replaced by the signs of random projections, for which `seed` is.
     """
     return summed("transform_coding", num_classes, bits, seed, prototypes, weights, expanded)

@@ -173,14 +173,14 @@ class Codebook(ABC):
 
     def plot(self, rows: int = 64) -> Any:
         """Draw the first `rows` of the matrix and the distances of its rows: two axes of matplotlib (extra `lab`)."""
-        from codehead.codes import picture
+        from codehead.codes.quality import plot
 
-        return picture.plot(self, rows)
+        return plot(self, rows)
 
     def _repr_html_(self) -> str:
-        from codehead.codes import picture
+        from codehead.codes.quality import html
 
-        return picture.html(self)
+        return html(self)
 
     def _digest(self, kind: str, *planes: Bytes) -> str:
         header = f"codehead codebook 1\n{self.num_classes} {self.length} {kind}\n"

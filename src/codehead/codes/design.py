@@ -1,35 +1,17 @@
-"""The registry of coding designs, `build`, the one way to a codebook by name, and the designs that look at no data."""
+"""The registry of coding designs, `build`, the one way to a codebook by name, and the check bits that it appends."""
 
 from __future__ import annotations
 
 import inspect
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 
-from codehead.codes.codebook import (
-    Codebook,
-    OneVsAllCodebook,
-    PackedCodebook,
-    column_faults,
-    enough_binary_columns,
-    enough_ternary_columns,
-    repeated_rows,
-)
-from codehead.codes.packing import (
-    Bytes,
-    PackedRows,
-    RandomBits,
-    all_pairs,
-    pack_bits,
-    row_bytes,
-    sampled_pairs,
-    unpack_bits,
-)
-from codehead.codes.parity import with_parity
+from codehead.codes.codebook import Codebook, PackedCodebook, column_faults, enough_binary_columns
+from codehead.codes.packing import CHUNK_SYMBOLS, Bytes, RandomBits, pack_bits, unpack_bits
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.registry import Registry, did_you_mean
 
@@ -80,21 +62,19 @@ def build(
     bits: int | None = None,
     seed: int = 0,
     parity: int = 0,
-    parity_kind: str = "random",
     **params: Any,
 ) -> Codebook:
     """The codebook of a named design for `num_classes` classes.
 
-    `bits` is the codeword length n, by default the design's own; `params` are the design's options.
-    `parity` check bits of `parity_kind` "random" or "bch" are appended to the design's: n + parity
-    columns in all (`codehead.codes.parity`). The same arguments give the same bytes on every platform;
-    where a design computes with prototypes, as far as floating-point arithmetic does. ConfigurationError
-    if an argument is unknown or impossible, CodebookError if the matrix that results is not a valid code.
+    `bits` is the codeword length n, by default the design's own; `params` are the design's options. `parity` check bits
+    are appended (`with_parity`): n + parity columns in all. The same arguments give the same bytes on every platform;
+    where a design computes with prototypes, as far as floating-point arithmetic does. ConfigurationError if an argument
+    is unknown or impossible, CodebookError if the matrix that results is not a valid code.
     """
     chosen = DESIGNS.get(design)
     for name in params:
         if name not in chosen.params():
-            hint = did_you_mean(name, [*chosen.params(), "parity", "parity_kind"])
+            hint = did_you_mean(name, [*chosen.params(), "parity"])
             known = ", ".join(chosen.params()) or "none"
             raise ConfigurationError(f"design {design!r} has no parameter {name!r}{hint} (its own: {known})")
     num_classes = whole_number("num_classes", num_classes, 2)
@@ -106,7 +86,7 @@ def build(
     if not parity:
         return codebook
     check_size(design, num_classes, codebook.length + parity)
-    return with_parity(codebook, parity, parity_kind, seed, chosen.good_columns(num_classes, codebook.length))
+    return with_parity(codebook, parity, seed, chosen.good_columns(num_classes, codebook.length))
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
@@ -159,250 +139,54 @@ def check_size(design: str, num_classes: int, length: int) -> None:
         raise CodebookError(message + f"symbols (at most {MAX_SYMBOLS:,} are held); choose a shorter code")
 
 
-# Designs that follow from the class numbers alone: nothing is drawn at random.
+STREAM = 1
+"""The random stream of check bits: independent of the bits of the design, which have the same seed."""
+MAX_REDRAWS = 100
+"""Rounds in which check bits that repeat a column are drawn again before they count as impossible."""
 
 
-def number_of_pairs(num_classes: int) -> int:
-    """V(V − 1)/2."""
-    return num_classes * (num_classes - 1) // 2
+def with_parity(codebook: Codebook, parity: int, seed: int, good_columns: bool) -> PackedCodebook:
+    """The codebook with `parity` check bits appended, each the sum modulo 2 of a random half of the bits of its row.
 
-
-LONGER = "for a longer code choose minrandom, which adds random bits to these"
-
-
-@register(
-    "one_vs_all", good_columns=lambda num_classes, length: num_classes > 2, length=lambda num_classes: num_classes
-)
-def one_vs_all(num_classes: int, bits: int | None, seed: int) -> Codebook:
-    """Column j is +1 for class j and −1 for the rest: what a Softmax head does. Implicit, any V."""
-    fixed_length("one_vs_all", num_classes, bits, num_classes, "omit bits")
-    return OneVsAllCodebook(num_classes)
-
-
-@register("one_vs_one", good_columns=lambda num_classes, length: True, length=number_of_pairs)
-def one_vs_one(num_classes: int, bits: int | None, seed: int) -> Codebook:
-    """A column per pair of classes a < b, in the order (0,1), (0,2), …: +1 for a, −1 for b, else 0."""
-    length = number_of_pairs(num_classes)
-    check_size("one_vs_one", num_classes, length)
-    fixed_length("one_vs_one", num_classes, bits, length, "omit bits")
-    first, second = np.triu_indices(num_classes, 1)
-    sign = np.empty((num_classes, row_bytes(length)), dtype=np.uint8)
-    support = np.empty_like(sign)
-    for row in range(num_classes):  # row by row: the unpacked matrix would take 16 times the memory
-        sign[row] = pack_bits(first == row)
-        support[row] = sign[row] | pack_bits(second == row)
-    return PackedCodebook(
-        num_classes=num_classes,
-        length=length,
-        design="one_vs_one",
-        sign_plane=sign,
-        support_plane=support,
-    )
-
-
-@register("minimal", good_columns=lambda num_classes, length: True, length=minimal_length)
-def minimal(num_classes: int, bits: int | None, seed: int) -> Codebook:
-    """The class number in binary, most significant bit first, with −1 for 0."""
-    length = fixed_length("minimal", num_classes, bits, minimal_length(num_classes), LONGER)
-    return _binary("minimal", length, binary_plane(np.arange(num_classes), length))
-
-
-@register("gray", good_columns=lambda num_classes, length: True, length=minimal_length)
-def gray(num_classes: int, bits: int | None, seed: int) -> Codebook:
-    """The minimal code in Gray's order: the codewords of consecutive classes differ in one bit.
-
-    Class i gets the binary digits of i XOR ⌊i / 2⌋ (F. Gray, US patent 2,632,058, 1953).
+    Classes that differ in few bits then differ in some of the check bits too. If the columns were promised to be good
+    and enough different ones exist, so are these: checks that repeat a column are drawn again. CodebookError if the
+    code is ternary or implicit, or allows no further good columns.
     """
-    length = fixed_length("gray", num_classes, bits, minimal_length(num_classes), LONGER)
-    numbers = np.arange(num_classes)
-    return _binary("gray", length, binary_plane(numbers ^ (numbers >> 1), length))
+    if not isinstance(codebook, PackedCodebook):
+        message = f"parity={parity} is not possible: {codebook.design} is never written out, so that nothing could "
+        raise CodebookError(f"{message}be appended to it; choose another design")
+    if codebook.is_ternary:
+        message = f"parity={parity} is not possible: {codebook.design} is a ternary code, and the parity of bits is "
+        raise CodebookError(f"{message}not defined where one of them is 0; choose a binary design")
+    length = codebook.length + parity
+    good_columns = good_columns and enough_binary_columns(codebook.num_classes, length)
+    plane = _checked(codebook, parity, seed, good_columns)
+    if good_columns and len(column_faults(plane, None, length).columns):
+        message = f"parity={parity}: {parity} check bits repeat columns of these {codebook.length} bits for "
+        raise CodebookError(f"{message}{codebook.num_classes} classes; ask for fewer, or for more bits")
+    return replace(codebook, length=length, seed=seed, params={**codebook.params, "parity": parity}, sign_plane=plane)
 
 
-def binary_plane(numbers: np.ndarray, length: int) -> Bytes:
-    """The `length` binary digits of each of `numbers` (V,), most significant first, as a plane (V, bytes)."""
-    weights = 1 << np.arange(length - 1, -1, -1)
-    return pack_bits((numbers[:, None] & weights) != 0)
-
-
-def _binary(design: str, length: int, plane: Bytes) -> Codebook:
-    return PackedCodebook(num_classes=len(plane), length=length, design=design, sign_plane=plane)
-
-
-# Designs with random columns: dense_random, sparse_random and minrandom.
-#
-# Several candidates are drawn and the one with the widest row separation is kept (Allwein, Schapire,
-# Singer 2000, "Reducing Multiclass to Binary"). Rows are distinct. Columns that are
-# constant, duplicate or complementary are drawn again, if at least twice as many different columns
-# exist as are asked for; with fewer (only a handful of classes) they are taken as they fall.
-
-
-# A draw is an array (planes, rows, bytes): the sign plane and, for ternary codes, the support plane.
-SymbolSource = Callable[[RandomBits, int, int], Bytes]
-Draw = Callable[[RandomBits], Bytes]
-
-MINRANDOM_LENGTH = 50
-"""The default codeword length of minrandom, the paper's."""
-
-MAX_REDRAWS = 1000
-"""Rounds in which faulty rows or columns are drawn again before the code counts as impossible."""
-
-JUDGED_PAIRS = 2**19
-"""Up to so many pairs of rows a candidate is judged on all of them, above on a sample of so many."""
-
-JUDGE_SEED = 0
-"""The seed of that sample: every candidate is judged on the same pairs."""
-
-
-def dense_length(num_classes: int) -> int:
-    """⌈10·log2 V⌉ (Allwein, Schapire, Singer 2000)."""
-    return (num_classes**10 - 1).bit_length()
-
-
-def sparse_length(num_classes: int) -> int:
-    """⌈15·log2 V⌉ (Allwein, Schapire, Singer 2000)."""
-    return (num_classes**15 - 1).bit_length()
-
-
-@register("dense_random", good_columns=enough_binary_columns, length=dense_length)
-def dense_random(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
-    """Every symbol −1 or +1 by the toss of a coin; ⌈10·log2 V⌉ columns unless `bits` says otherwise."""
-    length = free_length("dense_random", num_classes, bits, dense_length(num_classes))
-
-    def draw(source: RandomBits) -> Bytes:
-        return distinct(_dense, source, num_classes, length, enough_binary_columns(num_classes, length))
-
-    return best("dense_random", draw, length, seed, candidates)
-
-
-@register("sparse_random", good_columns=enough_ternary_columns, length=sparse_length)
-def sparse_random(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
-    """Symbols 0 (½), −1 (¼), +1 (¼), no row all 0; ⌈15·log2 V⌉ columns unless `bits` says otherwise."""
-    length = free_length("sparse_random", num_classes, bits, sparse_length(num_classes))
-
-    def draw(source: RandomBits) -> Bytes:
-        return distinct(_sparse, source, num_classes, length, enough_ternary_columns(num_classes, length))
-
-    return best("sparse_random", draw, length, seed, candidates)
-
-
-@register("minrandom", good_columns=enough_binary_columns, length=lambda num_classes: MINRANDOM_LENGTH)
-def minrandom(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
-    """The ⌈log2 V⌉ minimal bits, then random ones: distinct by the first, resilient by the others."""
-    length = free_length("minrandom", num_classes, bits, MINRANDOM_LENGTH)
-    head = minimal_length(num_classes)
-    digits = unpack_bits(binary_plane(np.arange(num_classes), head), head)
-
-    def draw(source: RandomBits) -> Bytes:
-        planes = _dense(source, num_classes, length)
-        put_columns(planes, range(head), digits[None])
-        if enough_binary_columns(num_classes, length):
-            renew_columns(_dense, source, planes, length)
-        return planes
-
-    return best("minrandom", draw, length, seed, candidates)
-
-
-def best(design: str, draw: Draw, length: int, seed: int, candidates: int) -> Codebook:
-    """The draw with the largest minimum row distance, among equals with the largest mean."""
-    candidates = whole_number("candidates", candidates, 1)
-    source = RandomBits(seed)
-    best_planes, best_score = draw(source), (-1, -1)
-    if candidates > 1:
-        best_score = separation(best_planes, length)
-    for _ in range(candidates - 1):
-        planes = draw(source)
-        score = separation(planes, length)
-        if score > best_score:
-            best_planes, best_score = planes, score
-    sign, *support = best_planes
-    return PackedCodebook(
-        num_classes=len(sign),
-        length=length,
-        design=design,
-        seed=seed,
-        params={"candidates": candidates},
-        sign_plane=sign,
-        support_plane=support[0] if support else None,
-    )
-
-
-def separation(planes: Bytes, length: int) -> tuple[int, int]:
-    """Minimum and sum of the doubled row distances, over all pairs or the judges' sample."""
-    rows = PackedRows.from_planes(planes[0], planes[1] if len(planes) > 1 else None, length)
-    exact = rows.num_pairs <= JUDGED_PAIRS
-    counts = all_pairs(rows) if exact else sampled_pairs(rows, JUDGED_PAIRS, JUDGE_SEED)
-    return int(np.flatnonzero(counts)[0]), int(counts @ np.arange(len(counts)))
-
-
-def distinct(symbols: SymbolSource, source: RandomBits, num_classes: int, length: int, good_columns: bool) -> Bytes:
-    """A draw with distinct rows and, if asked for, good columns."""
-    for _ in range(MAX_REDRAWS):
-        if symbols is _dense and 2**length <= 4 * num_classes:
-            planes = _crowded(source, num_classes, length)
-        else:
-            planes = symbols(source, num_classes, length)
-            renew_rows(symbols, source, planes, length)
-        if not good_columns or not renew_columns(symbols, source, planes, length):
-            return planes
-        if not len(_faulty_rows(planes)):  # new columns may have made rows equal
-            return planes
-    raise _impossible(num_classes, length)
-
-
-def renew_rows(symbols: SymbolSource, source: RandomBits, planes: Bytes, length: int) -> None:
-    """Draw equal and empty rows again, in place, until there are none."""
-    for _ in range(MAX_REDRAWS):
-        faulty = _faulty_rows(planes)
+def _checked(codebook: PackedCodebook, parity: int, seed: int, good_columns: bool) -> Bytes:
+    """The wider plane (V, bytes), with good columns if such were found."""
+    length, source = codebook.length, RandomBits(seed, STREAM)
+    checks = unpack_bits(source.plane(parity, length), length).T
+    plane = _appended(codebook, checks)
+    for _ in range(MAX_REDRAWS if good_columns else 0):
+        faulty = column_faults(plane, None, length + parity).columns
         if not len(faulty):
-            return
-        planes[:, faulty] = symbols(source, len(faulty), length)
-    raise _impossible(planes.shape[1], length)
+            break
+        checks[:, faulty - length] = unpack_bits(source.plane(len(faulty), length), length).T
+        plane = _appended(codebook, checks)
+    return plane
 
 
-def renew_columns(symbols: SymbolSource, source: RandomBits, planes: Bytes, length: int) -> bool:
-    """Draw constant, duplicate and complementary columns again, in place; whether there were any."""
-    num_classes = planes.shape[1]
-    for redraws in range(MAX_REDRAWS):
-        support = planes[1] if len(planes) > 1 else None
-        faulty = column_faults(planes[0], support, length).columns
-        if not len(faulty):
-            return redraws > 0
-        drawn = symbols(source, num_classes, len(faulty))
-        put_columns(planes, faulty.tolist(), unpack_bits(drawn, len(faulty)))
-    raise _impossible(num_classes, length)
-
-
-def put_columns(planes: Bytes, columns: list[int] | range, bits: Bytes) -> None:
-    """Overwrite some columns of `planes` (planes, rows, bytes) with `bits` (planes, rows, columns)."""
-    for place, column in enumerate(columns):
-        byte, shift = divmod(column, 8)
-        planes[..., byte] &= np.uint8(0xFF ^ (1 << shift))
-        planes[..., byte] |= bits[..., place] << np.uint8(shift)
-
-
-def _dense(source: RandomBits, count: int, length: int) -> Bytes:
-    """`count` rows of −1 and +1 with probability ½ each: (1, count, bytes)."""
-    return source.plane(count, length)[None]
-
-
-def _sparse(source: RandomBits, count: int, length: int) -> Bytes:
-    """`count` rows of 0 with probability ½, −1 and +1 with ¼ each: (2, count, bytes)."""
-    support = source.plane(count, length)
-    return np.stack([source.plane(count, length) & support, support])
-
-
-def _crowded(source: RandomBits, num_classes: int, length: int) -> Bytes:
-    """Distinct rows where a good part of all 2^length rows is needed: drawn without replacement."""
-    return binary_plane(source.permutation(2**length)[:num_classes], length)[None]
-
-
-def _faulty_rows(planes: Bytes) -> np.ndarray:
-    """Rows that equal an earlier one, and in a ternary draw those with nothing but zeros (count,)."""
-    support = planes[1] if len(planes) > 1 else None
-    equal = repeated_rows(planes[0], support).items
-    return equal if support is None else np.union1d(equal, np.flatnonzero(~support.any(axis=1)))
-
-
-def _impossible(num_classes: int, length: int) -> CodebookError:
-    message = f"no random code of {length} bits for {num_classes} classes was found in {MAX_REDRAWS} draws"
-    return CodebookError(f"{message}; ask for more bits")
+def _appended(codebook: PackedCodebook, checks: Bytes) -> Bytes:
+    """The plane (V, bytes) of the codebook's bits and their sums modulo 2 by `checks` (length, parity)."""
+    step = max(CHUNK_SYMBOLS // sum(checks.shape), 1)
+    parts = []
+    for start in range(0, codebook.num_classes, step):
+        bits = unpack_bits(codebook.sign_plane[start : start + step], codebook.length)
+        sums = bits.astype(np.float32) @ checks.astype(np.float32)  # exact: counts far below 2^24
+        parts.append(pack_bits(np.concatenate([bits, sums.astype(np.int64) & 1], axis=1)))
+    return np.concatenate(parts)

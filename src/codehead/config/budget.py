@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from codehead.config.shape import ModelShape
-from codehead.config.size import FLOAT_BYTES, ID_BYTES, Matrix
+from codehead.config.size import FLOAT_BYTES, ID_BYTES, Matrix, ModelShape
 from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from codehead.config import budget
-from codehead.config.shape import ModelShape
-from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, layer_size
+from codehead.config.first_version import REMOVED, RENAMED, as_of_today
+from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, ModelShape, layer_size
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
 
@@ -37,13 +37,6 @@ DESIGN_NAMES = {
     "ecoc_one": "ECOC-ONE",
 }
 
-RENAMED = {"shortlist": "dense_rows", "refined": "extra_bit_tokens", "refined_bits": "extra_bits"}
-"""Keys of version 0.1 → today's."""
-REMOVED = {
-    "token_scale": "a scale per token was never better than a bias per token",
-    "shortlist_split": "dense rows that split the probability were never better than rows that add to it",
-}
-
 
 def _option(default: Any, help: str) -> Any:
     """A field with the text that the command's help shows."""
@@ -65,7 +58,7 @@ class DecisionConfig:
     code: str | None = _option(None, "Design, or the file of a saved codebook. A training run takes minrandom.")
     bits: int | None = _option(None, "Codeword length n; the design's own by default.")
     code_params: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "An option of the design, parity or parity_kind; may be repeated."}
+        default_factory=dict, metadata={"help": "An option of the design, or parity; may be repeated."}
     )
     assignment: str | None = _option(None, "Which token gets which codeword; as the design says by default.")
     head: str = _option("linear", "linear (ECOC), mtl (MTL-ECOC), chain, low_rank or adaptive.")
@@ -100,22 +93,27 @@ class DecisionConfig:
         self._check_numbers()
         self._check_parts()
 
+    def __hash__(self) -> int:
+        """Of all fields but the two blocks of options, which are dictionaries."""
+        blocks = ("code_params", "head_params")
+        return hash(tuple(getattr(self, entry.name) for entry in fields(self) if entry.name not in blocks))
+
     # -- how it is chosen ---------------------------------------------------------------------------------------------
 
     @classmethod
     def for_budget(cls, model: Any, share: str | float = "5%", **changes: Any) -> DecisionConfig:
         """The layer for a share of the Softmax head's bytes in bf16; `model` is a model, or its ModelShape."""
-        return budget.for_share(cls._plan(changes), _shape(model), budget.read_share(share))
+        return budget.for_share(cls._plan(changes), ModelShape.of_model(model), budget.read_share(share))
 
     @classmethod
     def for_bits(cls, model: Any, bits: int, **changes: Any) -> DecisionConfig:
         """The layer of a codeword length, with what a budget that comes to it would add."""
-        return budget.for_bits(cls._plan(changes), _shape(model), bits)
+        return budget.for_bits(cls._plan(changes), ModelShape.of_model(model), bits)
 
     @classmethod
     def for_speed(cls, model: Any, times: str | float, **changes: Any) -> DecisionConfig:
         """The largest layer with at most 1 / `times` of the Softmax head's multiply-adds per token."""
-        return budget.for_speed(cls._plan(changes), _shape(model), budget.read_speed(times))
+        return budget.for_speed(cls._plan(changes), ModelShape.of_model(model), budget.read_speed(times))
 
     @classmethod
     def _plan(cls, changes: Mapping[str, Any]) -> DecisionConfig:
@@ -148,7 +146,7 @@ class DecisionConfig:
         """Read a block of a file, of this version or of 0.1; ConfigurationError names a key that is none, or wrong."""
         if not isinstance(values, Mapping):
             raise ConfigurationError(f"{place} is {values!r}; it must be a block of `key: value` lines")
-        values = _as_of_today(values, place)
+        values = as_of_today(values, place)
         known = [entry.name for entry in fields(cls)]
         for key in values:
             if key not in known:
@@ -224,7 +222,7 @@ class DecisionConfig:
             extra_bits=self.extra_bits,
             extra_bit_tokens=self.num_extra_bit_tokens,
             dense_rows=self.num_dense_rows,
-            other_bytes=self._order_bytes(shape, bits),
+            other_bytes=4 * bits if self.head == "adaptive" else 0,  # the rank of every token
         )
         return size.packed if self.packed else size
 
@@ -260,14 +258,11 @@ class DecisionConfig:
             from codehead.heads import IN_CHAIN, shapes
 
             for name, form in shapes(self.head, hidden, bits, **self.head_options).items():
-                yield _matrix(form, is_bias=name.endswith("bias") or name.startswith(IN_CHAIN))
+                yield Matrix.of_parameter(form, is_bias=name.endswith("bias") or name.startswith(IN_CHAIN))
         if further:
             yield Matrix(further, hidden)
         if self.token_bias:
             yield Matrix(1, shape.num_classes, is_bias=True)
-
-    def _order_bytes(self, shape: ModelShape, bits: int) -> int:
-        return 4 * bits if self.head == "adaptive" else 0  # the rank of every token
 
     # -- what it is called --------------------------------------------------------------------------------------------
 
@@ -309,7 +304,7 @@ class DecisionConfig:
         """Draw its bytes in a model, or ModelShape, beside the Softmax head's: the axes of matplotlib (extra `lab`)."""
         from codehead.config import picture
 
-        return picture.plot(self, _shape(model))
+        return picture.plot(self, ModelShape.of_model(model))
 
     def _repr_html_(self) -> str:
         from codehead.config import picture
@@ -331,12 +326,10 @@ class DecisionConfig:
         for name in ("token_bias", "packed"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give true or false")
-        for name in ("code", "assignment"):
-            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give a name, or omit it")
-        for name in ("head", "loss", "decoder", "start", "weights"):
-            if not isinstance(getattr(self, name), str):
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give a name")
+        for name in ("code", "assignment", "head", "loss", "decoder", "start", "weights"):
+            value, optional = getattr(self, name), name in ("code", "assignment")
+            if not isinstance(value, str) and not (optional and value is None):
+                raise ConfigurationError(f"{name} is {value!r}; give a name{', or omit it' if optional else ''}")
 
     def _check_block(self, name: str) -> None:
         values = getattr(self, name)
@@ -391,37 +384,6 @@ def design_name(design: str) -> str:
     return DESIGN_NAMES.get(design, design.replace("_", " ").capitalize())
 
 
-def _as_of_today(values: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The values with keys of version 0.1 under today's names; ConfigurationError for what is gone."""
-    found = {key: value for key, value in values.items() if key != "keep_head"}
-    for key, reason in REMOVED.items():
-        if found.pop(key, False):
-            raise ConfigurationError(f"{place}.{key} was an option of version 0.1 ({reason}); remove it")
-    for old, new in RENAMED.items():
-        if old in found and new in found:
-            raise ConfigurationError(f"{place}.{old} is called {new} now, and both are given; omit {old}")
-        if old in found:
-            found[new] = found.pop(old)
-    if "refined_bits" in values and not found.get("extra_bit_tokens"):
-        del found["extra_bits"]  # had a default of 64, whatever tokens there were
-    elif found.get("extra_bit_tokens") and "refined" in values:
-        found.setdefault("extra_bits", 64)
-    for key in INTEGER_BITS:  # of a run: what the weights of its decision layer end as
-        value = found.pop(key, False)
-        if not isinstance(value, bool):
-            raise ConfigurationError(f"{place}.{key} is {value!r}; give true or false")
-        if value and found.setdefault("weights", key) != key:
-            raise ConfigurationError(f"{place}.{key} is true, but weights end as {found['weights']}; omit one")
-    if found.get("head") == "tower":
-        params = found.get("head_params") or {}
-        found |= {"head": "mtl", "head_params": {"groups": 1, **params} if isinstance(params, Mapping) else params}
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _shape(model: Any) -> ModelShape:
-    return model if isinstance(model, ModelShape) else ModelShape.of_model(model)
-
-
 def _count(tokens: int | tuple[int, ...]) -> int:
     return tokens if isinstance(tokens, int) else len(tokens)
 
@@ -433,8 +395,3 @@ def _whole(name: str, value: Any, least: int) -> None:
 
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _matrix(form: Sequence[int], is_bias: bool) -> Matrix:
-    """A parameter of a head: as integers, everything along the last axis is a row."""
-    return Matrix(math.prod(form[:-1]), form[-1], is_bias or len(form) == 1)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from codehead.codes.picture import COLOURS, matplotlib_pyplot, table
-from codehead.config.shape import ModelShape
-from codehead.config.size import INTEGER_BITS, Matrix
+from codehead.codes.quality import COLOURS, matplotlib_pyplot, table
+from codehead.config.size import INTEGER_BITS, Matrix, ModelShape
 from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a decision layer weighs, told in ways that are never mixed: parameters, bytes stored, resident, read per token.
+"""What a decision layer weighs in a model, told in ways that are never mixed: parameters, bytes stored, resident, read.
 
 Stored is what a checkpoint holds: weights, packed codebook, ids of tokens, what a decoder has learnt. Decoding by a
 matrix product multiplies the bit logits with the codebook unpacked to float32 (and, for a ternary code, with its
@@ -8,8 +8,60 @@ what is stored is what is resident and read. Softmax (one_vs_all) has no codeboo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any
+
+from codehead.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model's Softmax head `(num_classes, hidden_size)`, and what else decides on a new one."""
+
+    hidden_size: int
+    """H, the width of a hidden state."""
+    num_classes: int
+    """V, the rows of the head: tokens, padding of the vocabulary included."""
+    tied: bool | None = None
+    """Whether the head is the input embedding; None if unknown."""
+    positions: int | None = None
+    """The most tokens that the model takes; None if there is no limit."""
+    quantised: str | None = None
+    """The method by which the checkpoint is quantised, "codehead" for a coded one."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} of the model is {getattr(self, name)!r}; give at least 1")
+
+    @classmethod
+    def of_config(cls, config: Any) -> ModelShape:
+        """The shape that a configuration of transformers describes; tying is that of the stock model."""
+        whole, text = config, config.get_text_config()  # of a model that sees images too, the whole one is quantised
+        entry = getattr(whole, "quantization_config", None) or getattr(text, "quantization_config", None) or {}
+        entry = entry if isinstance(entry, dict) else entry.to_dict()
+        hidden = getattr(text, "word_embed_proj_dim", text.hidden_size)  # OPT-350m projects before its head
+        tied = bool(entry.get("stock", {}).get("tie_word_embeddings", text.tie_word_embeddings))
+        positions = getattr(text, "max_position_embeddings", None)
+        return cls(hidden, text.vocab_size, tied, positions, entry.get("quant_method"))
+
+    @classmethod
+    def of_model(cls, model: Any) -> ModelShape:
+        """The shape of a model of transformers that is in memory; a shape is its own."""
+        return model if isinstance(model, cls) else cls.of_config(model.config)
+
+    @property
+    def softmax_weights(self) -> int:
+        """H · V: the weights of the Softmax head, and its multiply-adds per token."""
+        return self.hidden_size * self.num_classes
+
+    @property
+    def softmax_bytes(self) -> int:
+        """What the Softmax head takes in bf16."""
+        return 2 * self.softmax_weights
+
 
 FLOAT_BYTES = 2
 """Of a weight in bf16, in which heads are compared; of the scale of a row of integers, too."""
@@ -35,6 +87,11 @@ class DecisionSize:
     codebook_bytes: int
     """The packed codebook, contained in bytes_resident."""
 
+    @classmethod
+    def of(cls, parameters: int, weights: int, codebook: int, unpacked: int) -> DecisionSize:
+        """Of so many parameters, and bytes of weights, of packed codewords, and of codewords unpacked."""
+        return cls(parameters, weights + codebook, weights + codebook + unpacked, weights + unpacked, codebook)
+
     @property
     def packed(self) -> DecisionSize:
         """The sizes where codewords stay packed."""
@@ -55,6 +112,11 @@ class Matrix:
     rows: int
     width: int
     is_bias: bool = False
+
+    @classmethod
+    def of_parameter(cls, shape: Sequence[int], is_bias: bool) -> Matrix:
+        """That of a parameter of a head: as integers, everything along the last axis is a row."""
+        return cls(prod(shape[:-1]), shape[-1], is_bias or len(shape) == 1)
 
     def parameters(self, weights: str) -> int:
         """Its numbers; as integers, with a scale per row."""
@@ -91,10 +153,4 @@ def layer_size(
     codebook = planes * num_classes * packed_row(bits)
     unpacked = UNPACKED_BYTES * (planes * num_classes * bits + extra_bit_tokens * extra_bits)
     stored = sum(matrix.stored(weights) for matrix in matrices) + further + ID_BYTES * dense_rows + other_bytes
-    return DecisionSize(
-        sum(matrix.parameters(weights) for matrix in matrices),
-        stored + codebook,
-        stored + codebook + unpacked,
-        stored + unpacked,
-        codebook,
-    )
+    return DecisionSize.of(sum(matrix.parameters(weights) for matrix in matrices), stored, codebook, unpacked)

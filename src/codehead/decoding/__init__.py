@@ -1,18 +1,17 @@
-"""Decoding: bit logits → token ids and scores. `decode` is the one door; `impl` chooses how it is computed.
+"""Decoding: bit logits → token ids and scores. `decode` is the one door.
 
 Importing this registers every decoder: the bilinear ones in `decoders`, others in `hard_bits` and `soft_bits`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import hard_bits, reference, scanning, soft_bits  # noqa: F401  (registers)
+from codehead.decoding import hard_bits, scan, soft_bits  # noqa: F401  (registers)
 from codehead.decoding.decoders import DECODERS, ByCodeword, FittedDecoder, Form, Scored, Terms, Weights, require_fitted
 from codehead.decoding.extras import Corrections
 from codehead.decoding.numerics import (
@@ -25,14 +24,10 @@ from codehead.decoding.numerics import (
     top_k,
     wide,
 )
-from codehead.decoding.reference import REFERENCES
 from codehead.errors import ConfigurationError, DataError
-from codehead.registry import Registry
 
 __all__ = [
     "DECODERS",
-    "IMPLEMENTATIONS",
-    "REFERENCES",
     "ByCodeword",
     "Decoded",
     "FittedDecoder",
@@ -49,24 +44,6 @@ __all__ = [
     "token_scores",
 ]
 
-Implementation = Callable[[Tensor, CodewordTable, str, "Weights | None"], Scored]
-"""(bit logits `(…, n)`, table, decoder, its weights) → scores of all tokens."""
-
-IMPLEMENTATIONS: Registry[Implementation] = Registry("decoding implementation")
-IMPLEMENTATIONS.register("reference")(reference.scores)
-
-
-@IMPLEMENTATIONS.register("matmul")
-def _by_products(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Weights | None = None) -> Scored:
-    """As the form of the decoder computes them, in float32 or float64. Float32 that would overflow is ranked wider."""
-    z, part = roomy(bit_logits), DECODERS.get(decoder)
-    form = part(z, weights or {}) if isinstance(part, FittedDecoder) else part(z)
-    scored, dtype = form.scores(table), wide(bit_logits[..., :0]).dtype
-    if z.dtype == dtype:
-        return scored
-    is_relative = isinstance(form, Terms) and form.constant is None
-    return Scored(scored.values, lambda some: narrowed(scored.finished(some), dtype, shifted=is_relative))
-
 
 class Decoded(NamedTuple):
     """The best tokens of every position, best first."""
@@ -81,7 +58,6 @@ def token_scores(
     bit_logits: Tensor,
     table: CodewordTable,
     decoder: str = "likelihood",
-    impl: str = "matmul",
     weights: Weights | None = None,
 ) -> Tensor:
     """Scores `(…, V)` of every token for bit logits `(…, n)`; larger is better. Never under autocast.
@@ -90,11 +66,11 @@ def token_scores(
     that is out of the range of float32 becomes the end of that range.
 
     Raises:
-        ConfigurationError: unknown decoder or implementation; bit logits of another length than the code, of another
+        ConfigurationError: unknown decoder; bit logits of another length than the code, of another
             kind than floating point, NaN or infinite, or so large that float64 overflows; a decoder that is not
             fitted, or one that cannot serve a code of this size.
     """
-    scored = _scores(bit_logits, table, decoder, impl, weights)
+    scored = _scores(bit_logits, table, decoder, weights)
     return scored.finished(scored.values)
 
 
@@ -103,27 +79,30 @@ def posterior_scores(bit_logits: Tensor, table: CodewordTable) -> Tensor:
 
     What models and losses compute: NaN and infinity are not looked for and give NaN, as in a stock model.
     """
-    scored = _unchecked_scores(bit_logits, table, "likelihood", "matmul", None)
+    scored = _unchecked_scores(bit_logits, table, "likelihood", None)
     return scored.finished(scored.values)
 
 
-def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str, weights: Weights | None) -> Scored:
+def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Weights | None) -> Scored:
     require_real("bit logits", bit_logits)
     refuse_non_finite(bit_logits)
-    return _unchecked_scores(bit_logits, table, decoder, impl, weights)
+    return _unchecked_scores(bit_logits, table, decoder, weights)
 
 
-def _unchecked_scores(
-    bit_logits: Tensor, table: CodewordTable, decoder: str, impl: str, weights: Weights | None
-) -> Scored:
+def _unchecked_scores(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Weights | None) -> Scored:
+    """As the form of the decoder computes them, in float32 or float64. Float32 that would overflow is ranked wider."""
     part = DECODERS.get(decoder)
     refuse_other_length(bit_logits, table)
     if isinstance(part, FittedDecoder):
         require_fitted(decoder, part, table, weights)
-    else:
-        weights = None
     with no_autocast(bit_logits.device.type):
-        return IMPLEMENTATIONS.get(impl)(bit_logits, table, decoder, weights)
+        z = roomy(bit_logits)
+        form = part(z, weights or {}) if isinstance(part, FittedDecoder) else part(z)
+        scored, dtype = form.scores(table), wide(bit_logits[..., :0]).dtype
+    if z.dtype == dtype:
+        return scored
+    is_relative = isinstance(form, Terms) and form.constant is None
+    return Scored(scored.values, lambda some: narrowed(scored.finished(some), dtype, shifted=is_relative))
 
 
 def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> dict[str, Tensor]:
@@ -192,20 +171,18 @@ def decode(
     """The `k` nearest tokens of every position for bit logits `(…, n)`.
 
     `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed. `impl` is "plain", which
-    scores all tokens, "scan", which scores those that may be among the nearest, or "auto" (`codehead.decoding.scanning`
-    says which that is, and why), or one of IMPLEMENTATIONS. `weights` as for `token_scores`.
+    scores all tokens, "scan", which scores those that may be among the nearest, or "auto" (`codehead.decoding.scan`
+    says which that is, and why). `weights` as for `token_scores`.
 
     Raises:
         ConfigurationError: as `token_scores`; bit logits that are NaN or infinite; k or `ties` out of range; "scan"
             for scores that are no sums over bits.
     """
     refuse_other_length(bit_logits, table)
-    if impl in scanning.IMPLEMENTATIONS:
-        found = scanned(impl, bit_logits, table, decoder, k, ties)
-        if found is not None:
-            return found
-        impl = "matmul"
-    scored = _scores(bit_logits, table, decoder, impl, weights)
+    found = scanned(impl, bit_logits, table, decoder, k, ties)
+    if found is not None:
+        return found
+    scored = _scores(bit_logits, table, decoder, weights)
     ids = top_k(scored.values, k, ties)
     return Decoded(ids, scored.finished(scored.values.gather(-1, ids)))
 
@@ -226,11 +203,11 @@ def scanned(
     """
     check_range(table.num_classes, k)
     positions = outputs[..., 0].numel()
-    choice = scanning.choose(impl, table, decoder, corrections, k=k, size=positions)
+    choice = scan.choose(impl, table, decoder, corrections, k=k, size=positions)
     learning = torch.compiler.is_compiling() or (outputs.requires_grad and torch.is_grad_enabled())
     if choice.impl == "plain" or (impl == "auto" and (learning or ties != "lowest")):
         return None
     if ties != "lowest":
         raise ConfigurationError(f"impl='scan' orders equal scores by token id, not by ties={ties!r}; omit one of them")
     refuse_non_finite(outputs)
-    return Decoded(*scanning.best_tokens(outputs, table, decoder, k, corrections, fast=choice.fast))
+    return Decoded(*scan.best_tokens(outputs, table, decoder, k, corrections, fast=choice.fast))

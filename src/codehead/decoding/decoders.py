@@ -50,8 +50,7 @@ class Form(Protocol):
 class ByCodeword(NamedTuple):
     """Any score at all, computed for some of the codewords at a time: O(n·V) operations a position, none of them fast.
 
-    `definition` takes bit logits `(…, 1, n)` and codewords `(rows, n)` and returns scores `(…, rows)`, as the plain
-    definitions in `codehead.decoding.reference` do.
+    `definition` takes bit logits `(…, 1, n)` and codewords `(rows, n)` and returns scores `(…, rows)`.
     """
 
     bit_logits: Tensor

@@ -18,9 +18,9 @@ from codehead.decoding.numerics import top_k
 from codehead.errors import ConfigurationError, DataError
 from codehead.models import is_coded
 from codehead.models.hidden import probed
-from codehead.models.logit_scaling import LogitScaling
+from codehead.models.probe import LogitScaling
 from codehead.training.data import Collator
-from codehead.training.tokenization import IGNORED
+from codehead.training.tokenizer import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset

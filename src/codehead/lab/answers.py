@@ -15,7 +15,7 @@ from codehead.errors import ConfigurationError, DataError
 from codehead.lab.bertscore import Encoder, bert_score
 from codehead.training.data import check_vocabulary
 from codehead.training.model import max_length
-from codehead.training.tokenization import prompt_ids
+from codehead.training.tokenizer import prompt_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from codehead.config import DecisionConfig, DecisionSize
 from codehead.errors import ConfigurationError
-from codehead.models.error_correction import ROWS, Rounding, error_corrected, error_spread
+from codehead.models.rounding import ROWS, Rounding, error_corrected, error_spread
 from codehead.registry import did_you_mean
 from codehead.training.blocks import read_block, require, require_block
 from codehead.training.config import WEIGHTS, Distillation, RunConfig, as_of_today
 
 if TYPE_CHECKING:
-    from codehead.training.stage_store import Stages
+    from codehead.training.loop import Stages
     from codehead.training.text import Text
 
 # What is done to a trained Softmax head to have something to compare a code with: a block of a protocol file.
@@ -176,7 +176,7 @@ def compress(
 def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages | None) -> None:
     """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
     from codehead.training.new_head import fit_decision_layer
-    from codehead.training.storage import finish
+    from codehead.training.text import finish
 
     parts = {key: {"seed": config.seed, **converted[key]} for key in ("decision", "distil") if converted.get(key)}
     ends = {key: converted[key] for key in WEIGHTS if key in converted}

@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from codehead.boundaries import library_bars_hidden
 from codehead.errors import ConfigurationError, DataError
 from codehead.registry import did_you_mean
 from codehead.training.model import default_device
-from codehead.training.quiet import library_bars_hidden
 
 SPECIAL = 2  # tokens that a tokenizer puts around a text: [CLS] … [SEP]
 

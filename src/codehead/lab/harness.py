@@ -21,7 +21,9 @@ from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from codehead.boundaries import library_bars_hidden
 from codehead.errors import ConfigurationError, DataError
 from codehead.lab.measure import public_name
 from codehead.lab.result import Result
@@ -30,18 +32,14 @@ from codehead.registry import did_you_mean
 from codehead.training.data import check_vocabulary
 from codehead.training.model import default_device, load_model
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.quiet import library_bars_hidden
 from codehead.training.tokenizer import load_tokenizer
 
 SEED = 1234
 """The seed by which the harness draws few-shot examples unless told otherwise."""
-
 RESAMPLES = 1000
 """Bootstrap samples behind the standard error of a metric that is not a mean."""
-
 PORTION = 16
 """Batches that are answered between two reports of progress."""
-
 REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 Progress = Callable[[str, int, int], None]
@@ -87,7 +85,7 @@ def run_tasks(
             _set_shots(name, task, num_fewshot, seed)
         set_seed(seed)  # for tasks that sample
         watched = _Watched(lm, report, PORTION * batch_size)
-        with _one_process():
+        with patch.dict(os.environ, DISABLE_MULTIPROC="1"):  # its bootstrap would fork, once for every core
             found = lm_eval.evaluate(watched, loaded, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False)
     config = {
         "model": public_name(model_name),
@@ -189,25 +187,8 @@ def _bars_hidden() -> Iterator[None]:
     def hidden(bar: Any, *args: Any, **kwargs: Any) -> None:
         begin(bar, *args, **{**kwargs, "disable": True})
 
-    tqdm.__init__ = hidden
-    try:
-        with library_bars_hidden():
-            yield
-    finally:
-        tqdm.__init__ = begin
-
-
-@contextmanager
-def _one_process() -> Iterator[None]:
-    """Keep the harness's bootstrap in this process: it would fork it, threads and all, once for every core."""
-    before = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    try:
+    with patch.object(tqdm, "__init__", hidden), library_bars_hidden():
         yield
-    finally:
-        del os.environ["DISABLE_MULTIPROC"]
-        if before is not None:
-            os.environ["DISABLE_MULTIPROC"] = before
 
 
 # --- what they say
@@ -263,15 +244,6 @@ class TaskFile:
         """What the task or group is called."""
         return self.config["group"] if "group" in self.config else self.config["task"]
 
-    @property
-    def members(self) -> list[str]:
-        """Names that a group refers to, as against tasks that are written out in it; none for a task."""
-        listed = self.config.get("task") if "group" in self.config else None
-        members = listed if isinstance(listed, list) else []
-        items = [item if isinstance(item, dict) else {"task": item} for item in members]
-        named = [item["task"] for item in items if "dataset_path" not in {**self.config, **item} and "task" in item]
-        return [name for name in named if isinstance(name, str)]
-
 
 def load_tasks(specs: Sequence[str]) -> tuple[dict[str, Any], list[TaskFile]]:
     """Tasks and groups as `lm_eval.evaluate` takes them, and the local files that they came from.
@@ -287,15 +259,12 @@ def load_tasks(specs: Sequence[str]) -> tuple[dict[str, Any], list[TaskFile]]:
         raise ConfigurationError("--tasks names no task")
     local = {spec: read_task_files(Path(spec).expanduser()) for spec in specs if _is_local(spec)}
     given = [file for found in local.values() for file in found]
-    beside = [file for group in given if "group" in group.config for file in read_task_files(group.path.parent)]
-    files = _by_name([*given, *beside])
-    members = {name for file in files.values() for name in file.members}
+    groups = [file for file in given if "group" in file.config]
+    files = _by_name([*given, *(file for group in groups for file in read_task_files(group.path.parent))])
     # The index of the harness's own names takes seconds: it reads 14,000 files.
-    manager = TaskManager(include_defaults=len(local) < len(specs) or not members <= set(files))
+    manager = TaskManager(include_defaults=len(local) < len(specs) or bool(groups))
     for name, file in files.items():
         manager.task_index[name] = TaskIndex.entry_from_config(file.config)
-    for name in sorted(members):
-        find_names(name, manager)
     wanted = [[file.name for file in local[spec]] if spec in local else find_names(spec, manager) for spec in specs]
     parts = [_load(name, manager) for name in dict.fromkeys(name for names in wanted for name in names)]
     loaded = {kind: {k: v for part in parts for k, v in part[kind].items()} for kind in ("tasks", "groups")}

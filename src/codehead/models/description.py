@@ -1,10 +1,11 @@
-"""What `config.json` says of a decision layer."""
+"""What `config.json` says of a decision layer, today's and that of version 0.1."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import Decision
-from codehead.models.first_version import first_version
 from codehead.models.quantised import METHODS
 from codehead.models.registration import METHOD
 from codehead.registry import did_you_mean
@@ -255,18 +255,27 @@ def _block(kind: type, values: Any, place: str) -> dict[str, Any]:
     """The values of a block of the entry, which must be those of a dataclass."""
     if not isinstance(values, dict):
         raise _wrong(place.removesuffix("."), values, "a block of values")
-    known = {entry.name: entry.default for entry in dataclasses.fields(kind)}
+    fields = dataclasses.fields(kind)
+    _check_names(
+        values,
+        [entry.name for entry in fields if entry.default is dataclasses.MISSING],
+        [f.name for f in fields],
+        place,
+    )
+    return values
+
+
+def _check_names(values: dict[str, Any], required: Iterable[str], known: Collection[str], place: str = "") -> None:
     for key in values:
         if key not in known:
             hint = did_you_mean(key, known) or "; was the checkpoint written by a newer codehead?"
             raise CheckpointError(f"quantization_config.{place}{key} in config.json is not a field of codehead{hint}")
-    for key, default in known.items():
-        if key not in values and default is dataclasses.MISSING:
+    for key in required:
+        if key not in values:
             raise CheckpointError(
                 f"quantization_config.{place}{key} is missing from config.json; restore config.json from the original "
                 "checkpoint"
             )
-    return values
 
 
 def _check_type(name: str, value: Any, kind: str) -> None:
@@ -280,3 +289,71 @@ def _wrong(name: str, value: Any, wanted: str) -> CheckpointError:
         f"quantization_config.{name} in config.json must be {wanted}, got {value!r}; restore config.json from the "
         "original checkpoint"
     )
+
+
+REQUIRED = (
+    "design", "bits", "num_classes", "ternary", "seed", "params", "checksum", "head", "head_options", "loss", "decoder",
+    "shortlist", "token_bias", "stock",
+)  # fmt: skip
+OPTIONAL: dict[str, Any] = {
+    "version": "0.1.0", "refined": 0, "refined_bits": 0, "shortlist_split": False, "token_scale": False,
+    "rounded": False, "rounded_bits": 8, "packed": False, "fresh": "",
+}  # fmt: skip
+REMOVED = ("shortlist_split", "token_scale")
+
+
+def first_version(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry `quantization_config` as it is written today.
+
+    A CheckpointError names a field that is missing, unknown or impossible, or that asks for what is no longer there.
+    """
+    _check_names(entry, REQUIRED, (*REQUIRED, *OPTIONAL))
+    values = {**OPTIONAL, **entry}
+    for name in REMOVED:
+        if values[name]:
+            raise CheckpointError(
+                f"quantization_config.{name} in config.json is {values[name]!r}, which codehead has no longer; load "
+                "the checkpoint with version 0.1"
+            )
+    for name in ("rounded", "packed", "token_bias"):
+        _check_type(name, values[name], "bool")
+    for name in ("head_options", "params"):
+        _check_type(name, values[name], "dict[str, Any]")
+    if values["rounded_bits"] not in (4, 8):
+        raise _wrong("rounded_bits", values["rounded_bits"], "4 or 8")
+    return {
+        "decision": {key: value for key, value in _decision(values).items() if value is not None},
+        "codebook": {
+            "length": values["bits"],
+            "num_classes": values["num_classes"],
+            "ternary": values["ternary"],
+            "checksum": values["checksum"],
+            "seed": values["seed"],
+        },
+        "stock": values["stock"],
+        "version": values["version"],
+        "fresh": values["fresh"],
+    }
+
+
+def _decision(values: dict[str, Any]) -> dict[str, Any]:
+    options = dict(values["head_options"])
+    is_tower = values["head"] == "tower"  # today an mtl head whose bits share hidden layers
+    parity = values["params"].get("parity", 0)
+    implicit = values["design"] == "one_vs_all"
+    return {
+        "code": values["design"],
+        "bits": None if implicit else values["bits"] - (parity if isinstance(parity, int) else 0),
+        "code_params": values["params"],
+        "head": "mtl" if is_tower else values["head"],
+        "width": options.pop("width", None),
+        "head_params": {"groups": 1, **options} if is_tower else options,
+        "loss": values["loss"],
+        "decoder": values["decoder"],
+        "dense_rows": values["shortlist"],
+        "extra_bits": values["refined_bits"] if values["refined"] else 0,
+        "extra_bit_tokens": values["refined"],
+        "token_bias": values["token_bias"],
+        "weights": f"int{values['rounded_bits']}" if values["rounded"] else "float",
+        "packed": values["packed"],
+    }

@@ -1,7 +1,8 @@
-"""Where a new head starts: near the Softmax head that it replaces."""
+"""Where a new head starts: near the Softmax head that it replaces, by least squares over the rows of that."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -12,9 +13,8 @@ from codehead.errors import ConfigurationError
 from codehead.heads.adaptive import AdaptiveHead
 from codehead.heads.feedforward import LowRankHead
 from codehead.layer import Decision
-from codehead.models.hidden import Statistics
-from codehead.models.least_squares import least_squares, pieces, token_weights
-from codehead.models.logit_scaling import LogitScaling
+from codehead.models.hidden import PIECE, Statistics
+from codehead.models.probe import LogitScaling
 from codehead.registry import did_you_mean
 
 STARTS = ("random", "old_head")
@@ -246,3 +246,37 @@ def _old_bias(old: nn.Linear) -> Tensor | float:
 def _scores(rows: Tensor, vector: Tensor) -> Tensor:
     """rows `(V, m)` times a float64 vector `(m,)`: `(V,)`."""
     return torch.cat([some.double() @ vector for (some,) in pieces(rows)])
+
+
+LISTED = 1e-6
+"""The weight of a token that has a row of its own: enough to tell it from the others if all have."""
+RIDGE = 1e-6
+"""Relative weight of |P|², so that columns that depend on each other are no obstacle."""
+
+
+def least_squares(codewords: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The P `(n, hidden)` and m `(hidden,)` that minimise Σ_v weights_v · |codewords_v P + m − rows_v|², in float64."""
+    size = codewords.shape[1] + 1
+    square = RIDGE * weights.sum() * torch.eye(size).to(weights)
+    target = torch.zeros(size, rows.shape[1]).to(weights)
+    for w, some, wanted in pieces(weights, codewords, rows):
+        inputs = torch.cat([some.double(), torch.ones(len(some), 1).to(weights)], dim=1)
+        square += inputs.T @ (w.unsqueeze(1) * inputs)
+        target += inputs.T @ (w.unsqueeze(1) * wanted.double())
+    solution = torch.linalg.solve(square, target)
+    return solution[:-1], solution[-1]
+
+
+def token_weights(old: nn.Linear, statistics: Statistics | None, listed: Tensor | None = None) -> Tensor:
+    """How much every token counts, float64 `(V,)`, on the device of the head: one more than it occurs.
+
+    Those `listed` `(K,)`, which have rows of their own, count next to nothing.
+    """
+    counts = torch.zeros(len(old.weight)) if statistics is None else statistics.counts
+    weights = (counts + 1).to(old.weight.device, torch.float64)
+    return weights if listed is None else weights.index_fill(0, listed.to(weights.device, torch.int64), LISTED)
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Matching rows of tensors `(V, …)`, some at a time: in float64 a whole head would take gigabytes."""
+    return zip(*(tensor.split(PIECE) for tensor in tensors), strict=True)

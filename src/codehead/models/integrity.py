@@ -1,10 +1,11 @@
-"""Integers of a coded model that must stay as they are (codewords, ids of tokens, weights in int8 and int4), and claims
-of a checkpoint that are compared with its files.
+"""What a checkpoint must come back as: integers of a coded model that stay as they are (codewords, ids of tokens,
+weights in int8 and int4), claims that are compared with its files, and the
+names of tensors, which some architectures change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from codehead.codes.table import Seal
-from codehead.errors import CheckpointError
+from codehead.errors import CheckpointError, ConfigurationError
+from codehead.models import stock
 
 SEALS = r"(^|\.)seal\.digest$"
 """The names of checksums of integers (`codehead.codes.table`), as a regular expression."""
@@ -97,3 +99,42 @@ def shapes_in(file: str) -> dict[str, list[int]]:
         raise CheckpointError(
             f"{file} is not a complete safetensors file ({error}); copy it again from the original checkpoint"
         ) from error
+
+
+def own_names(model: Any) -> list[str]:
+    """The names of the tensors of a coded model's head and decision layer."""
+    prefixes = ("decision.", f"{stock.head_path(model)}.")
+    return [name for name in model.state_dict() if name.startswith(prefixes)]
+
+
+def names_in_memory(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """The names in files, and under which `from_pretrained` puts each into the model, by its own conversion mapping."""
+    from transformers.conversion_mapping import get_model_conversion_mapping  # a circle: see registration.py
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    mapping, state, prefix = get_model_conversion_mapping(model), model.state_dict(), model.base_model_prefix
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+    found = {}
+    for name in names:
+        renamed, _ = rename_source_key(name, renamings, converters, prefix, state)
+        if renamed not in state and name in state:
+            renamed, _ = rename_source_key(name, [], [], prefix, state)
+        found[name] = renamed
+    return found
+
+
+def refuse_lost_names(model: Any) -> None:
+    """Raise a ConfigurationError if a tensor of a coded model's decision layer would not come back from a checkpoint.
+
+    A save and a load of names, without tensors.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    for name in own_names(model):
+        saved = revert_weight_conversion(model, {name: torch.empty(1, device="meta")})
+        if list(names_in_memory(model, saved).values()) != [name]:
+            raise ConfigurationError(
+                f"{type(model).__name__} renames tensors on saving: a checkpoint calls {name} {', '.join(saved)}, and "
+                "it would not be found again on loading; choose another head or another architecture"
+            )

@@ -27,10 +27,17 @@ from codehead.heads.chain import Chain
 from codehead.heads.feedforward import gives_log_probabilities
 from codehead.layer import WRITTEN, Decision
 from codehead.models import manifest, quantised, stock, surgery
-from codehead.models.causality import refuse_other_classes
 from codehead.models.description import Description, expect_written
-from codehead.models.integrity import SEALS, check_integers, expect_layers, set_guards, shapes_in
-from codehead.models.names import names_in_memory, own_names
+from codehead.models.integrity import (
+    SEALS,
+    check_integers,
+    expect_layers,
+    names_in_memory,
+    own_names,
+    set_guards,
+    shapes_in,
+)
+from codehead.models.probe import refuse_other_classes
 from codehead.models.registration import METHOD
 from codehead.models.rounding import round_parts
 

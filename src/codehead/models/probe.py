@@ -1,15 +1,22 @@
-"""A forward pass of a few tokens with known numbers in the place of the head's outputs: what a model makes of them."""
+"""What a forward pass of a few tokens, with known numbers in the place of the head's outputs, shows of a model.
+
+That is what the model does to the outputs of its head: most nothing, some multiply them, some cap them softly. And
+whether it is a causal language model: it looks back only, and its loss shifts labels.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codehead.errors import ConfigurationError
-from codehead.models.stock import replace_head
+from codehead.models.stock import replace_head, soft_cap
 
 LENGTH = 4
 """Tokens per sequence."""
@@ -79,3 +86,138 @@ def _special(config: dict[str, Any]) -> Iterator[int]:
             yield from _special(value)
         elif isinstance(value, int) and name.endswith(("_id", "_index")):
             yield value
+
+
+ROUNDING = 1e-4
+"""A factor this near to 1 is none: a soft cap was undone to find it."""
+CLOSE = 1e-2
+"""Outputs this near to what is expected are it: some models round them to a low precision."""
+
+
+@dataclass(frozen=True)
+class LogitScaling:
+    """`cap · tanh(scale · outputs / cap)`; without a cap, `scale · outputs`."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        scaled = outputs if self.scale == 1 else self.scale * outputs
+        return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
+
+    @classmethod
+    def of(cls, model: Any, width: int = 1) -> LogitScaling:
+        """That of a model, stock or coded, whose head has `width` outputs, from a forward pass of a few tokens.
+
+        Granite divides, Cohere multiplies, and names in configurations mean one or the other; so it is looked at.
+        ConfigurationError on the meta device, or if what leaves the model is anything else.
+        """
+        if next(model.parameters()).is_meta:
+            raise ConfigurationError(
+                f"what {type(model).__name__} does to its logits is seen by a forward pass, but its weights are on the "
+                "meta device; load them first"
+            )
+        answer = torch.linspace(1, -1, width)
+        outputs, _ = probe(model, answer)
+        found, cap = outputs.logits.float().cpu(), soft_cap(model)
+        first = float(found.flatten()[0])
+        scale = first if cap is None or abs(first) >= cap else cap * math.atanh(first / cap)
+        tail = cls(1.0 if math.isclose(scale, 1, rel_tol=ROUNDING) else scale, cap)
+        expected = tail(answer).expand(*found.shape[:-1], -1)
+        if found.shape != expected.shape or not torch.allclose(found, expected, CLOSE, CLOSE * abs(first)):
+            raise ConfigurationError(
+                f"{type(model).__name__} changes the outputs of its head, and not all in proportion (it masks tokens "
+                "or adds to them): that would change bit logits; use code='one_vs_all' or another architecture"
+            )
+        return tail
+
+
+@dataclass(frozen=True)
+class SoftmaxHead:
+    """What a stock model makes of hidden states `(…, hidden)`: its logits `(…, V)`, in float32.
+
+    By the module `head` itself and no copy; scaled or capped where the model does so.
+    """
+
+    head: nn.Linear
+    tail: LogitScaling
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.tail(self.head(hidden.to(self.head.weight)).float())
+
+    def of_some(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The logits `(…, tokens)` of the tokens `ids` `(tokens,)` alone."""
+        bias = None if self.head.bias is None else self.head.bias[ids]
+        return self.tail(F.linear(hidden.to(self.head.weight), self.head.weight[ids], bias).float())
+
+
+def softmax_head(model: Any) -> SoftmaxHead:
+    """The head that a stock model has now."""
+    return SoftmaxHead(model.get_output_embeddings(), LogitScaling.of(model))
+
+
+REMEDY = (
+    "use a causal language model, such as GPT-2 or Llama (of the BERT family, a class for causal language models built "
+    "with is_decoder=True)"
+)
+TOLERANCE = 16
+"""How far hidden states may be apart that should be the same, in rounding errors of the largest."""
+SPREAD = 8.0
+"""The logits with which the loss is looked at lie between this and its negative."""
+
+
+def refuse_non_causal(model: Any) -> None:
+    """Raise a ConfigurationError unless a stock model is a causal language model.
+
+    Told by a forward pass of a few tokens: an earlier hidden state must not depend on a later token, and the model's
+    own loss must be that of the next token. On the meta device no model runs: there it is told by its class alone.
+    """
+    refuse_other_classes(model)
+    if next(model.parameters()).is_meta:
+        return
+    name, width = type(model).__name__, model.get_output_embeddings().weight.shape[0]
+    labels = torch.tensor([[0] + [width - 1] * (LENGTH - 1)] * 2)
+    outputs, hidden = probe(model, torch.linspace(-SPREAD, SPREAD, width), labels=labels)
+    if _looks_ahead(hidden):
+        raise ConfigurationError(
+            f"{name} looks at later tokens: the hidden state of a token changes with those after it, so it is not a "
+            f"causal language model; {REMEDY}"
+        )
+    if not _shifts_labels(outputs, labels):
+        raise ConfigurationError(
+            f"the loss of {name} is not that of the next token: its class does not shift labels, as a causal language "
+            f"model does; {REMEDY}"
+        )
+
+
+def refuse_other_classes(model: Any) -> None:
+    """Raise a ConfigurationError for an encoder-decoder, an encoder, or a class that does not generate text."""
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ConfigurationError(f"{name} is an encoder-decoder, not a causal language model; {REMEDY}")
+    if not model.can_generate():
+        raise ConfigurationError(f"{name} is not a class that generates text, as causal language models do; {REMEDY}")
+    if _is_encoder(model):
+        raise ConfigurationError(f"{name} is an encoder here: is_decoder is False in its configuration; {REMEDY}")
+
+
+def _is_encoder(model: Any) -> bool:
+    """Whether a model could be a decoder (BERT) but is not built as one: told in low precision and without weights."""
+    causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    return getattr(model.config, "is_decoder", None) is False and bool(causal) and not any(causal)
+
+
+def _looks_ahead(hidden: Tensor) -> bool:
+    """Whether hidden states `(2, LENGTH, hidden)` of the same first token are different."""
+    one, other = hidden[:, 0].float()
+    return bool((one - other).abs().max() > TOLERANCE * torch.finfo(hidden.dtype).eps * one.abs().max())
+
+
+def _shifts_labels(outputs: Any, labels: Tensor) -> bool:
+    """Whether the loss is nearer to the cross entropy of the next token than to that of the own one."""
+    loss = getattr(outputs, "loss", None)
+    if not isinstance(loss, Tensor):
+        return False
+    logits, labels = outputs.logits.float().transpose(1, 2), labels.to(outputs.logits.device)
+    aligned, shifted = F.cross_entropy(logits, labels), F.cross_entropy(logits[..., :-1], labels[:, 1:])
+    return bool((loss - shifted).abs() <= (loss - aligned).abs())

@@ -21,17 +21,16 @@ from codehead.head_outputs import Tokens
 from codehead.heads.chain import Chain
 from codehead.heads.feedforward import HEADS, gives_log_probabilities
 from codehead.layer import Decision
-from codehead.models import gguf, guards, quantised, stock
-from codehead.models.causality import refuse_non_causal
+from codehead.models import guards, named, quantised, stock
 from codehead.models.coded import CodedCausalLM, coded_class
 from codehead.models.description import Description, weights_checksum
+from codehead.models.guards import all_or_nothing
 from codehead.models.hidden import Statistics
 from codehead.models.initial import initialise
-from codehead.models.logit_scaling import LogitScaling
-from codehead.models.names import refuse_lost_names
+from codehead.models.integrity import refuse_lost_names
+from codehead.models.probe import LogitScaling, refuse_non_causal
 from codehead.models.registration import METHOD
 from codehead.models.token_extras import build_extras, weights_of_tokens
-from codehead.models.undo import all_or_nothing
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -95,7 +94,7 @@ def attach(
 
     changed = stock.before(target, old, capped=capped)
     fresh = weights_checksum(new) if config.start == "random" and not layer.table.is_implicit else ""
-    gguf.clear_marks(target)
+    named.clear_marks(target)
     description = Description.of(config, codebook, layer, changed, fresh, quantised.entry_of(target))
     stock.alter(target, changed)
     if not capped and not old.weight.is_meta:
@@ -223,7 +222,7 @@ def _check(model: Any) -> nn.Linear:
             "codehead.DecisionLayer"
         )
     method = getattr(model, "quantization_method", None) if getattr(model, "is_quantized", False) else None
-    if method is not None and method != METHOD and not gguf.is_unpacked(model):
+    if method is not None and method != METHOD and not named.is_unpacked(model):
         quantised.check_backbone(model)
     entry = getattr(model.config, "quantization_config", None)
     if isinstance(entry, dict) and entry.get("quant_method") == METHOD:

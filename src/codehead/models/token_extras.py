@@ -14,7 +14,7 @@ from codehead.decoding.extras import Corrections, Refinement, choose_tokens
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.head_outputs import CorrectedBits
 from codehead.models.hidden import Statistics
-from codehead.models.least_squares import least_squares, token_weights
+from codehead.models.initial import least_squares, token_weights
 
 DESIGN = "additive"
 """Of the extra bits."""

@@ -98,7 +98,7 @@ def shape_of(model: Any) -> ModelShape:
         return model
     if hasattr(model, "get_output_embeddings"):
         return ModelShape.of_model(model)
-    from codehead.models.shape import model_shape
+    from codehead.models.named import model_shape
 
     return model_shape(str(model))
 

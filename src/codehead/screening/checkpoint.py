@@ -12,13 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from codehead.boundaries import library_bars_hidden
 from codehead.errors import ConfigurationError
 from codehead.models.hidden import hidden_states
 from codehead.screening.build import OWN_TEXT, POSITIONS, Progress, own_text, room, screen
 from codehead.screening.screen import Settings
 from codehead.training.data import Collator, check_vocabulary, load_examples
 from codehead.training.model import load_model
-from codehead.training.quiet import library_bars_hidden
 from codehead.training.tokenizer import load_tokenizer
 
 HIDDEN = ".hidden.safetensors"

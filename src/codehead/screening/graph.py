@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.errors import ConfigurationError
-from codehead.models.logit_scaling import LogitScaling
+from codehead.models.probe import LogitScaling
 from codehead.screening.model import screened_head
 from codehead.screening.screen import Screen
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.decoding.numerics import top_k
-from codehead.models.logit_scaling import LogitScaling
+from codehead.models.probe import LogitScaling
 from codehead.models.selection import Selection, Step, spread
 from codehead.screening import certificate
 from codehead.screening.screen import Screen

@@ -14,9 +14,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from codehead.errors import CheckpointError
 from codehead.layer import WRITTEN
 from codehead.models import manifest, stock
-from codehead.models.integrity import check_integers
+from codehead.models.integrity import check_integers, names_in_memory
 from codehead.models.loader import CodeheadConfig, CodeheadLoader, OwnLoader, Shapes, expect_files
-from codehead.models.names import names_in_memory
 from codehead.models.quantised import with_head
 from codehead.models.registration import METHOD
 from codehead.screening.model import FIELD, entry_of, install, is_screened

@@ -19,7 +19,7 @@ from codehead.errors import ConfigurationError
 from codehead.layer import WRITTEN
 from codehead.models import card, guards, integrity, manifest, stock
 from codehead.models.description import written
-from codehead.models.logit_scaling import LogitScaling
+from codehead.models.probe import LogitScaling
 from codehead.models.registration import METHOD
 from codehead.models.selection import Selecting, Selection
 from codehead.screening.head import ScreenedLinear

@@ -1,15 +1,17 @@
-"""What a run trains: everything, the head alone, or LoRA on the attention with the head."""
+"""What a run trains: everything, the head alone, or LoRA on the attention with the head; and in which dtype."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from codehead.boundaries import reason
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
-from codehead.models.backbone import attention_projections, is_transposed, untie
 from codehead.models.stock import head_path
 from codehead.training.config import LoraConfig, RunConfig
 
@@ -76,3 +78,63 @@ def decision_paths(model: Any) -> list[str]:
 
 def _is_one_of(path: str, names: list[str]) -> bool:
     return any(path == name or path.endswith("." + name) for name in names)
+
+
+def untie(model: nn.Module) -> None:
+    """Give a tied Softmax head its own copy of the embedding, so that training it leaves the input alone."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if getattr(head, "weight", None) is not getattr(embedding, "weight", None):
+        return
+    head.weight = nn.Parameter(embedding.weight.detach().clone())
+    config: Any = model.config
+    config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
+
+
+def attention_projections(model: nn.Module) -> list[str]:
+    """Paths of the linear maps inside attention blocks, whatever the architecture calls them."""
+    from transformers.pytorch_utils import Conv1D
+
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and any("attn" in part or "attention" in part for part in name.split(".")[:-1])
+    ]
+
+
+def is_transposed(model: nn.Module, names: list[str]) -> bool:
+    """Whether these maps store their weight as (in, out), as GPT-2's Conv1D does."""
+    return bool(names) and not isinstance(model.get_submodule(names[0]), nn.Linear)
+
+
+INSTRUCTIONS = {
+    torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"),
+    torch.float16: ("amx_fp16", "avx512_fp16", "fp16_arith"),
+}
+"""What torch calls the instructions, x86 and ARM, of which one is enough."""
+
+
+def in_native_dtype(model: Any, device: torch.device) -> Any:
+    """The model, in float32 if it will compute on a processor without its dtype's arithmetic; a warning says so."""
+    if device.type != "cpu" or is_native(model.dtype):
+        return model
+    name = str(model.dtype).removeprefix("torch.")
+    warnings.warn(
+        f"this processor has no {name} arithmetic, so the model is computed and saved in float32, which is faster "
+        f"here and takes twice the memory; --dtype {name} keeps it as stored",
+        stacklevel=2,
+    )
+    return model.float()
+
+
+def is_native(dtype: torch.dtype) -> bool:
+    """Whether the processor has instructions for arithmetic in a dtype."""
+    return dtype not in INSTRUCTIONS or any(capabilities().get(name) for name in INSTRUCTIONS[dtype])
+
+
+def capabilities() -> Mapping[str, Any]:
+    """What the processor can do, as torch tells it; a torch too old for that tells of nothing."""
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return found

@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codehead.boundaries import peft_warnings_hidden
 from codehead.losses import IGNORE
 from codehead.models.hidden import labelled_states
 from codehead.training.adapt import merge, with_lora
 from codehead.training.config import Distillation, LoraConfig
-from codehead.training.divergence import refuse_divergence
-from codehead.training.loop import ResumableLoop
-from codehead.training.quiet import peft_warnings_hidden
-from codehead.training.rates import steady_rate
-from codehead.training.stage_store import Stages
-from codehead.training.teacher_divergence import Scores, imitate
+from codehead.training.likely_tokens import Scores, imitate
+from codehead.training.loop import ResumableLoop, Stages, refuse_divergence
+from codehead.training.trainer import steady_rate
 
 GRADIENT_SCALE = 2.0**10
 """Of gradients on their way through the model, so that in float16 small ones are not lost (P. Micikevicius et al. 2018,

@@ -1,11 +1,24 @@
-"""Records of conversations, in the shapes people have, → rows of `messages`, each with `role` and `content`."""
+"""Records of conversations, in the shapes people have → examples with loss on the assistant's turns alone.
+
+They are written in the tokenizer's own chat template. Which tokens are the assistant's is what the template says
+itself, by `{% generation %}` around them. Where it does not, a turn begins where the messages before it end with the
+prompt for a generation, and ends where the template ends it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from codehead.errors import DataError
+from codehead.boundaries import reason
+from codehead.errors import ConfigurationError, DataError
+from codehead.training.tokenizer import IGNORED, Columns, byte_counts, map_rows, require_offsets
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
 
 LISTS = ("messages", "conversations")
 """Fields that hold a whole conversation: of OpenAI and TRL, of ShareGPT."""
@@ -95,3 +108,126 @@ def _refuse_tools(value: Mapping[str, Any], place: str) -> None:
     for key in UNREAD:
         if value.get(key):
             raise DataError(f"{place} has {key!r}: conversations with calls of tools are not read; omit the record")
+
+
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Span = tuple[int, int]
+"""Where a token or a turn begins and ends, in characters of the rendered conversation."""
+
+
+def tokenize_chats(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str = "the text"
+) -> Dataset:
+    """Conversations → one example each, cut at `block_size` tokens; only the assistant's turns have labels.
+
+    Conversations in which the assistant says nothing within the block are left out. Raises ConfigurationError if the
+    tokenizer has no chat template, DataError if that cannot write a conversation or does not tell its turns apart, or
+    if no example is left of the rows called `name`.
+    """
+    require_offsets(tokenizer)
+    template = _Template(tokenizer)
+    examples = map_rows(rows, lambda batch: _examples(batch, template, block_size))
+    if not len(examples):
+        raise DataError(
+            f"in no conversation of {name} does the assistant say anything within data.block_size={block_size} tokens; "
+            "raise it"
+        )
+    return examples
+
+
+def _examples(batch: dict[str, list[Any]], template: _Template, block_size: int) -> Columns:
+    columns: Columns = {"input_ids": [], "labels": [], "num_bytes": []}
+    for messages, given in zip(batch["messages"], batch["given"], strict=True):
+        example = template.example(messages, given)
+        if any(label != IGNORED for label in example["labels"][:block_size]):
+            for name, values in example.items():
+                columns[name].append(values[:block_size])
+    return columns
+
+
+class _Template:
+    """The chat template of a tokenizer, and what it says of whose turn a token belongs to."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.is_marked = bool(MARKS.search(_template(tokenizer)))
+        self.special = {
+            number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+
+    def example(self, messages: list[Message], given: int) -> dict[str, list[int]]:
+        """`input_ids`, `labels` and `num_bytes` of a conversation, whose first `given` messages carry no loss.
+
+        Special tokens count no bytes: the template has written them, they are no text.
+        """
+        text = self.render(messages)
+        encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        own = (self._marked if self.is_marked else self._derived)(messages, given, text, offsets)
+        counts = zip(ids, byte_counts(text, offsets), strict=True)
+        return {
+            "input_ids": ids,
+            "labels": [token if learnt else IGNORED for token, learnt in zip(ids, own, strict=True)],
+            "num_bytes": [0 if token in self.special else count for token, count in counts],
+        }
+
+    def render(self, messages: list[Message], *, open_turn: bool = False) -> str:
+        """The text of messages; with `open_turn`, up to where the assistant's next turn begins."""
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+        except Exception as error:  # a template is a program of its own
+            raise DataError(
+                f"the chat template cannot write the conversation {_beginning(messages)}: {reason(error)}; mend "
+                "or omit the record"
+            ) from error
+
+    def _marked(self, messages: list[Message], given: int, text: str, offsets: Sequence[Span]) -> list[bool]:
+        """Whether each token is the assistant's, as the template marks it, and in none of the `given` messages."""
+        encoded: Any = self.tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        spoken = any(message["role"] == "assistant" for message in messages[:given])
+        start = self._begins(messages, given, text) if spoken else 0
+        tokens = zip(encoded["assistant_masks"], offsets, strict=True)
+        return [bool(own) and begin >= start for own, (begin, _) in tokens]
+
+    def _derived(self, messages: list[Message], given: int, text: str, offsets: Sequence[Span]) -> list[bool]:
+        """The same by what the template writes for the messages up to each turn."""
+        numbers = [number for number in range(given, len(messages)) if messages[number]["role"] == "assistant"]
+        turns = [self._turn(messages, number, text) for number in numbers]
+        return [any(start <= begin < end for start, end in turns) for begin, _ in offsets]
+
+    def _turn(self, messages: list[Message], number: int, text: str) -> Span:
+        """Where a turn stands in the text: from its first word to the special token that ends it, if there is one."""
+        start, through = self._begins(messages, number, text), self.render(messages[: number + 1])
+        _require_prefix(through, text, messages)
+        said = through.rstrip()  # a generation stops at the special token, and never comes to a line break after it
+        return start, len(said) if said.endswith(tuple(self.special.values())) else len(through)
+
+    def _begins(self, messages: list[Message], number: int, text: str) -> int:
+        """Where the turn of message `number` begins in the text."""
+        before = self.render(messages[:number], open_turn=True)
+        _require_prefix(before, text, messages)
+        return len(before)
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError:
+        raise ConfigurationError(
+            "the data are conversations, but the tokenizer has no chat template to write them in; give the tokenizer "
+            "of a chat model of the same family (--tokenizer), save one with its chat_template set, or read the data "
+            "as text (data.as_text)"
+        ) from None
+
+
+def _require_prefix(part: str, text: str, messages: list[Message]) -> None:
+    if not text.startswith(part):
+        raise DataError(
+            f"the chat template writes the beginning of the conversation {_beginning(messages)} otherwise once more "
+            "follows (some drop what the assistant thought), so its turns cannot be told apart; mark them in the "
+            "template with {% generation %}, or end each conversation after one turn of the assistant"
+        )
+
+
+def _beginning(messages: Sequence[Message]) -> str:
+    return f"that begins {messages[0]['content'][:40]!r}" if messages else "without a message"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.training.chat import tokenize_chats
 from codehead.training.config import DataConfig
+from codehead.training.conversations import tokenize_chats
 from codehead.training.sources import read_rows
-from codehead.training.tokenization import IGNORED, tokenize_records, tokenize_text
+from codehead.training.tokenizer import IGNORED, tokenize_records, tokenize_text
 
 if TYPE_CHECKING:
     from datasets import Dataset

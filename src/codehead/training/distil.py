@@ -24,14 +24,11 @@ from codehead.codes.packing import Floats, Integers, pack_bits
 from codehead.codes.prototypes import make_distinct
 from codehead.errors import ConfigurationError
 from codehead.losses import CHUNK_SCORES
-from codehead.models.logit_scaling import LogitScaling, SoftmaxHead
+from codehead.models.probe import LogitScaling, SoftmaxHead
 from codehead.models.surgery import describe
 from codehead.training.config import Distillation
-from codehead.training.divergence import refuse_divergence
-from codehead.training.likely_tokens import LikelyTokens, imitate_some
-from codehead.training.loop import ResumableLoop
-from codehead.training.stage_store import Stages
-from codehead.training.teacher_divergence import Scores, imitate
+from codehead.training.likely_tokens import LikelyTokens, Scores, imitate, imitate_some
+from codehead.training.loop import ResumableLoop, Stages, refuse_divergence
 
 MARGIN = 1.0
 """Where the numbers behind the symbols begin, ±; gradients pass while they are between −1 and +1."""

@@ -1,10 +1,11 @@
-"""The folder of a run: what may be written into it, and where an unfinished run goes on."""
+"""The folder of a run: what may be written into it, where an unfinished run goes on, and the wall time it has taken."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,9 +17,8 @@ from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.models.manifest import WEIGHTS as OWN_WEIGHTS
 from codehead.models.manifest import verify
 from codehead.training.config import RunConfig
-from codehead.training.lock import LOCK, locked
-from codehead.training.saving import weight_files
-from codehead.training.stage_store import Stages
+from codehead.training.loop import Stages
+from codehead.training.saving import LOCK, locked, weight_files
 
 RECORD = "run.json"
 TEMPORARY = f".{RECORD}.tmp"
@@ -313,3 +313,31 @@ def _remove(checkpoint: Path) -> None:
     """Remove a checkpoint, which is incomplete from the first file on."""
     (checkpoint / STATE).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
+
+
+class Clock:
+    """Keeps the provenance of a run, with the seconds since it `began` (`time.monotonic`), in `run.json`.
+
+    What an earlier process had spent on the run is added. A killed one has spent what was kept last.
+    """
+
+    def __init__(self, folder: RunFolder, origin: Mapping[str, Any], began: float) -> None:
+        self.folder, self.origin = folder, {**folder.begun_with(), **origin, **folder.spent()}
+        self.began = began - self.origin.get("wall_seconds", 0.0)
+
+    def record(self) -> dict[str, Any]:
+        """The provenance with the seconds until now."""
+        return {"provenance": {**self.origin, "wall_seconds": round(time.monotonic() - self.began, 3)}}
+
+    def keep(self) -> None:
+        """Write them to `run.json`, of a run that goes on."""
+        self.folder.write("running", self.record())
+
+    @contextmanager
+    def kept_when_stopped(self) -> Iterator[None]:
+        """Keep them if what is done meanwhile is stopped."""
+        try:
+            yield
+        except BaseException:
+            self.keep()
+            raise

@@ -10,20 +10,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from codehead.boundaries import loading, reason
+from codehead.boundaries import library_bars_hidden, loading, reason
 from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
-from codehead.models import gguf, is_coded, manifest
-from codehead.models.causality import refuse_non_causal
+from codehead.models import is_coded, manifest, named
 from codehead.models.integrity import expect_layers, refuse_missing
+from codehead.models.probe import refuse_non_causal
 from codehead.registry import did_you_mean
-from codehead.training.adapt import find_targets
+from codehead.training.adapt import find_targets, in_native_dtype
 from codehead.training.config import RunConfig, refuse_softmax_only
 from codehead.training.data import check_vocabulary
+from codehead.training.loop import Stages
 from codehead.training.new_head import fit_decision_layer, looks_at_text
-from codehead.training.precision import in_native_dtype
-from codehead.training.quiet import library_bars_hidden
-from codehead.training.stage_store import Stages
 from codehead.training.text import Show, Text
 
 if TYPE_CHECKING:
@@ -100,14 +98,14 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with loading("model", name), library_bars_hidden(), gguf.pretrained(name) as (place, options):
+    with loading("model", name), library_bars_hidden(), named.pretrained(name) as (place, options):
         wanted = "auto" if dtype == "stored" else dtype
         manifest.refuse_outside(Path(name), manifest.indexed(Path(name)))
         if os.path.isdir(name):
             expect_layers(AutoConfig.from_pretrained(name))
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
-                place, dtype=wanted, output_loading_info=True, **gguf.unpacking(options)
+                place, dtype=wanted, output_loading_info=True, **named.unpacking(options)
             )
         except SafetensorError as error:
             raise CheckpointError(
@@ -115,8 +113,8 @@ def load_model(
             ) from error
     refuse_missing(found["missing_keys"])
     _check_sizes(model.config, f"model {name!r}")
-    if gguf.is_gguf(name):
-        gguf.clear_marks(model)
+    if named.is_gguf(name):
+        named.clear_marks(model)
         model.name_or_path = model.config.name_or_path = ""  # the place that it was read from is gone
     _refuse_nan(model, name)
     if packed is not None:

@@ -1,7 +1,8 @@
-"""A new decision layer for a model, in view of the text that it will be trained on."""
+"""A new decision layer for a model, in view of the text that it will be trained on, or chosen by a budget."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -19,17 +20,39 @@ from codehead.losses import IGNORE
 from codehead.models import attach
 from codehead.models.calibration import check_calibration
 from codehead.models.hidden import Statistics, labelled_states
-from codehead.models.logit_scaling import SoftmaxHead, softmax_head
+from codehead.models.probe import SoftmaxHead, softmax_head
 from codehead.models.token_extras import check_extras
+from codehead.recommendation import recommend
 from codehead.training.adapt import find_targets
 from codehead.training.backbone_distillation import learn_together
-from codehead.training.config import RunConfig
+from codehead.training.blocks import require_block
+from codehead.training.config import ENDS, RunConfig
 from codehead.training.distil import distil
 from codehead.training.ecoc_one import grown, grows
 from codehead.training.likely_tokens import LikelyTokens, is_worth_it
-from codehead.training.stage_store import Stages
-from codehead.training.storage import check_finish
-from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of
+from codehead.training.loop import Stages
+from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of, check_finish
+
+
+def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, str]:
+    """The run of these values with the decision layer of a budget, which learns from the old head; and it in words.
+
+    ConfigurationError if they name a decision layer themselves.
+    """
+    for name in ("decision", "distil"):
+        require_block(values.get(name) or {}, name)
+    named = [f"decision.{key}" for key in values.get("decision") or {}] + [key for key in ENDS if values.get(key)]
+    if named:
+        raise ConfigurationError(
+            f"budget is {budget!r}, which chooses the decision layer; omit it, or {', '.join(named)}"
+        )
+    if not isinstance(values.get("model"), str):
+        raise ConfigurationError(f"budget is {budget!r}, a share of the head of an existing model; give --model")
+    found, seed = recommend(values["model"], budget=budget), values.get("seed", 0)
+    learning = {"seed": seed, **(values.get("distil") or {})}
+    layer = {"decision": replace(found.config, seed=seed).to_dict(), "distil": learning}
+    return RunConfig.from_dict({**values, **layer}), found.config.told(found.shape)
+
 
 READ_BATCHES = 8
 """Batches whose hidden states are kept together: what a killed process reads again."""

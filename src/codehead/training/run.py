@@ -28,28 +28,24 @@ from transformers.integrations.integration_utils import (
     get_reporting_integration_callbacks,
 )
 
+from codehead.boundaries import library_bars_hidden, peft_warnings_hidden
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
 from codehead.models.calibration import calibrate_on_text, check_calibration
 from codehead.models.surgery import describe
 from codehead.training.adapt import adapt, decision_paths, merge
-from codehead.training.clock import Clock
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, check_labels, load_rows
-from codehead.training.divergence import StopAtDivergence, refuse_divergence
-from codehead.training.folder import RunFolder, check_weights
+from codehead.training.folder import Clock, RunFolder, check_weights
+from codehead.training.loop import Stages, StopAtDivergence, refuse_divergence
 from codehead.training.model import build_model, device_of
 from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.quiet import library_bars_hidden, peft_warnings_hidden
-from codehead.training.rates import decision_rates, knows_its_tokens
 from codehead.training.saving import save_whole
 from codehead.training.sharded import filled, skeleton
-from codehead.training.stage_store import Stages
-from codehead.training.storage import check_finish, finish
-from codehead.training.text import Show, Text, batch_size_of
+from codehead.training.text import Show, Text, batch_size_of, check_finish, finish
 from codehead.training.tokenizer import load_tokenizer, train_bpe
-from codehead.training.trainer import NarrowTrainer
+from codehead.training.trainer import NarrowTrainer, decision_rates, knows_its_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset

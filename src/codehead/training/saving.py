@@ -1,15 +1,50 @@
-"""A model and its tokenizer take the place of those in a folder once they are written whole."""
+"""A folder that one process at a time works in, and a checkpoint that takes the place of another once written whole."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from codehead.boundaries import library_bars_hidden
+from codehead.errors import ConfigurationError
 from codehead.models import card
-from codehead.training.quiet import library_bars_hidden
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process out of a folder; the system lifts the lock of one that was killed.
+
+    A folder that is made for the lock, and in which nothing has come to lie, goes with it. Raises ConfigurationError if
+    another process is in the folder.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigurationError(
+            f"another command is at work in {str(folder)!r}; wait for its end, because two would spoil each other's "
+            "files, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is open
+            (folder / LOCK).unlink()
+        lock.release()
+        for place in made:
+            with suppress(OSError):  # it is not empty
+                place.rmdir()
+
 
 WEIGHTS = ("codehead.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 STAGE = ".unfinished"

@@ -1,22 +1,29 @@
-"""The text of a run as those look at it who learn from a model's hidden states: counts, drawn examples, batches."""
+"""The text of a run as those look at it who learn from a model's hidden states: counts, drawn examples, batches.
+
+Rounding the decision layer in the end is one of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from codehead.models import is_coded, to_int4, to_int8
+from codehead.models.hidden import hidden_states
+from codehead.models.rounding import check_unrounded
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels, tokenize
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
 
 Show = Callable[[str, int, int], None]
 """Called with (stage, work done, work in all)."""
@@ -67,3 +74,30 @@ class Text:
 def batch_size_of(config: RunConfig) -> int:
     """Examples per forward pass."""
     return int(config.training.get("per_device_train_batch_size", 8))
+
+
+def check_finish(model: Any, config: RunConfig) -> None:
+    """Raise ConfigurationError, before anything is learnt, if the decision layer cannot end as a run wants it to."""
+    if not is_coded(model):
+        return
+    if config.decision is not None and config.decision.weights != "float":
+        check_unrounded(model)
+    if config.decision is not None and config.decision.packed:
+        model.decision.check_packable()
+
+
+def finish(model: Any, config: RunConfig, text: Text, show: Show = lambda stage, done, total: None) -> Any:
+    """The model with its decision layer as `decision.weights` and `decision.packed` say, in place.
+
+    For int4 the training `text` tells how hidden states vary.
+    """
+    if config.decision is None:
+        return model
+    if config.decision.weights == "int8":
+        to_int8(model)
+    if config.decision.weights == "int4":
+        batches = text.batches(batch_size_of(config))
+        to_int4(model, hidden_states(model, batches, STATISTICS_TOKENS, partial(show, "reading text to round by")))
+    if config.decision.packed:
+        model.decision.packed = True
+    return model

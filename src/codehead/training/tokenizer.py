@@ -1,15 +1,20 @@
-"""The tokenizer of a run: loaded from a hub id or folder, or trained on the run's own text."""
+"""Tokenizers, and rows → examples of token ids, labels and the exact number of UTF-8 bytes each token covers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from codehead.boundaries import loading
-from codehead.models import gguf
+import numpy as np
+
+from codehead.boundaries import library_bars_hidden, loading
+from codehead.errors import ConfigurationError, DataError
+from codehead.models import named
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -18,7 +23,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """`AutoTokenizer.from_pretrained`, padding with the eos token where it has no pad token; some have neither."""
     from transformers import AutoTokenizer
 
-    with loading("tokenizer", name), gguf.pretrained(name) as (place, options):
+    with loading("tokenizer", name), named.pretrained(name) as (place, options):
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         tokenizer("a")  # some values of its files are looked at only now
     if tokenizer.pad_token is None:
@@ -47,3 +52,171 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
+
+
+IGNORED = -100  # the label of tokens that carry no loss
+BATCH = 1000  # rows tokenised at a time
+Columns = dict[str, list[list[int]]]
+
+
+def byte_counts(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """How many UTF-8 bytes of `text` each token adds, from the (start, end) characters of the tokens.
+
+    A token counts `text[end of the tokens before it : its end]`, so spaces that the tokenizer leaves out
+    of its offsets go to the token after them, a character in several tokens to the first of these, and
+    the sum is the byte length of the text. Special tokens, at (0, 0), count nothing.
+    """
+    if not offsets:
+        return []
+    position = _byte_positions(text)
+    ends = np.maximum.accumulate(np.array([end for _, end in offsets], dtype=np.int64))
+    ends[_last_token(offsets) :] = len(text)
+    return np.diff(position[ends], prepend=0).tolist()
+
+
+def tokenize_text(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str = "the text"
+) -> Dataset:
+    """Documents → blocks of `block_size` tokens: all documents in a row, each ended by the eos token.
+
+    The tokens that do not fill the last block are dropped. Raises DataError, which calls them by `name`, if there is no
+    full block.
+    """
+    require_offsets(tokenizer)
+    return _blocks(map_rows(rows, lambda batch: _documents(batch["text"], tokenizer)), block_size, name)
+
+
+def tokenize_records(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str = "the text"
+) -> Dataset:
+    """Prompts and responses → one example each, cut at `block_size` tokens; only the response has labels.
+
+    Prompt and response are tokenised apart, so that the prompt's tokens are those of a prompt at
+    generation. Records whose prompt alone fills the block are left out.
+    """
+    require_offsets(tokenizer)
+    examples = map_rows(rows, lambda batch: _records(batch["prompt"], batch["response"], tokenizer, block_size))
+    if not len(examples):
+        raise DataError(
+            f"every prompt of {name} fills data.block_size={block_size} tokens, which leaves no response; raise it"
+        )
+    return examples
+
+
+def prompt_ids(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of every prompt as `tokenize_records` makes them: what a model must see to be asked for a response."""
+    require_offsets(tokenizer)
+    return [ids for ids, _ in _prompts(prompts, tokenizer)]
+
+
+def map_rows(rows: Dataset, tokenise: Callable[[dict[str, list[Any]]], Columns]) -> Dataset:
+    """`rows.map` by batches, with every column a list of int32."""
+    from datasets import Features, Sequence, Value
+
+    with library_bars_hidden():
+        tokens = rows.map(tokenise, batched=True, batch_size=BATCH, remove_columns=rows.column_names)
+        return tokens.cast(Features(dict.fromkeys(tokens.column_names, Sequence(Value("int32")))))
+
+
+def _documents(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Columns:
+    encoded = _encode(tokenizer, texts, special=False)
+    eos = _eos(tokenizer)
+    bos = tokenizer.bos_token_id if _starts_with_bos(tokenizer) else None
+    start = [] if bos in (None, eos) else [bos]  # an eos that doubles as bos separates documents once
+    return {
+        "input_ids": [start + ids + [eos] for ids, _ in encoded],
+        "num_bytes": [[0] * len(start) + count + [0] for _, count in encoded],
+    }
+
+
+def _records(prompts: list[str], responses: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> Columns:
+    eos = _eos(tokenizer)
+    examples: Columns = {"input_ids": [], "labels": [], "num_bytes": []}
+    encoded = zip(_prompts(prompts, tokenizer), _encode(tokenizer, responses, special=False), strict=True)
+    for (prompt, prompt_bytes), (response, response_bytes) in encoded:
+        if len(prompt) >= block_size:
+            continue
+        labels = [IGNORED] * len(prompt) + response + [eos]
+        examples["input_ids"].append((prompt + response + [eos])[:block_size])
+        examples["labels"].append(labels[:block_size])
+        examples["num_bytes"].append((prompt_bytes + response_bytes + [0])[:block_size])
+    return examples
+
+
+def _prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
+    """Ids and byte counts of every prompt, special tokens included, but not the eos that ends a text."""
+    eos = _eos(tokenizer)
+    encoded = _encode(tokenizer, prompts, special=True)
+    ended = [len(ids) > 1 and ids[-1] == eos for ids, _ in encoded]  # some tokenizers end every text themselves
+    return [
+        (ids[:-1], counts[:-1]) if end else (ids, counts) for (ids, counts), end in zip(encoded, ended, strict=True)
+    ]
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool
+) -> list[tuple[list[int], list[int]]]:
+    encoded = tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    return [
+        (ids, byte_counts(text, offsets))
+        for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+
+
+def _blocks(tokens: Dataset, block_size: int, name: str) -> Dataset:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from datasets import Dataset
+
+    columns = {column: _flat(tokens, column) for column in ("input_ids", "num_bytes")}
+    total = len(columns["input_ids"])
+    kept = total // block_size * block_size
+    if not kept:
+        raise DataError(
+            f"{name} has {total} tokens, less than one block of data.block_size={block_size}; "
+            f"lower data.block_size to at most {total} or give more text"
+        )
+    blocks: dict[str, Any] = {
+        column: pa.FixedSizeListArray.from_arrays(values[:kept], block_size) for column, values in columns.items()
+    }
+    blocks["labels"] = blocks["input_ids"]
+    return Dataset(pa.table(blocks))
+
+
+def _flat(tokens: Dataset, name: str) -> Any:
+    import pyarrow as pa
+
+    return tokens.data.column(name).combine_chunks().flatten().cast(pa.int32())
+
+
+def _byte_positions(text: str) -> np.ndarray:
+    """Byte offset of every character boundary, `(characters + 1,)`."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    widths = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
+    return np.concatenate([[0], np.cumsum(widths)])
+
+
+def _last_token(offsets: Sequence[tuple[int, int]]) -> int:
+    """Index of the last token with text of its own; it also takes what the tokenizer drops at the end."""
+    return next((i for i in reversed(range(len(offsets))) if offsets[i][1] > 0), len(offsets) - 1)
+
+
+def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a").input_ids
+    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ConfigurationError("the tokenizer has no eos token to end a document with; set one and save it")
+    return int(tokenizer.eos_token_id)
+
+
+def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigurationError for a tokenizer that does not tell where its tokens stand in the text."""
+    if not tokenizer.is_fast:
+        raise ConfigurationError(
+            f"tokenizer {type(tokenizer).__name__} tells no character offsets, which the byte counts need; "
+            "use a fast tokenizer (one with a tokenizer.json)"
+        )

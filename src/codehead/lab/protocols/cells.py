@@ -36,13 +36,12 @@ from codehead.models.description import Description
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, load_examples
 from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
+from codehead.training.loop import Stages
 from codehead.training.model import default_device, device_of, load_model, max_length
 from codehead.training.provenance import file_record, file_records, git_state, hardware, provenance, utc_now
 from codehead.training.run import train
 from codehead.training.sources import read_rows
-from codehead.training.stage_store import Stages
-from codehead.training.tokenization import prompt_ids
-from codehead.training.tokenizer import load_tokenizer
+from codehead.training.tokenizer import load_tokenizer, prompt_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,7 +16,7 @@ from codehead.lab.baselines import FILE_KEY, HALF, BaselineConfig
 from codehead.lab.protocols.protocol import Entry, Protocol, expand, merged
 from codehead.lab.protocols.store import Context, of_files
 from codehead.lab.result import canonical_json, result_path
-from codehead.models import gguf
+from codehead.models import named
 from codehead.training.config import RunConfig
 from codehead.training.tokenizer import load_tokenizer
 
@@ -188,7 +188,7 @@ def source_architecture(source: Mapping[str, Any]) -> Any:
 
     model = source["model"]
     if isinstance(model, str):
-        return gguf.configuration(model)
+        return named.configuration(model)
     options = {key: value for key, value in model.items() if key != "model_type"}
     options.setdefault("vocab_size", _entries(source["tokenizer"]))
     try:

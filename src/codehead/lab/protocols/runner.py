@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from codehead.boundaries import library_bars_hidden
 from codehead.errors import CodeheadError
 from codehead.lab.protocols.cells import is_trained, run_cell, time_cells, timed_entries, train_once
 from codehead.lab.protocols.plan import check_data, check_runs, is_finished
@@ -21,7 +22,6 @@ from codehead.lab.protocols.protocol import Protocol
 from codehead.lab.protocols.resolve import Cell, resolve
 from codehead.lab.protocols.store import Context, Store, locate, prepare
 from codehead.lab.result import failure_path, result_path
-from codehead.training.quiet import library_bars_hidden
 
 Report = Callable[[str, str], None]
 

@@ -1,11 +1,12 @@
-"""GGUF files as checkpoints.
+"""Models by name: a hub id, a folder, a `config.json` or a GGUF file; their configuration and shape.
 
-transformers reads one with `from_pretrained(folder, gguf_file=…)`. Where it has no kernels for the blocks of the file,
-it unpacks them to ordinary weights, yet goes on holding the model to be quantised, and refuses to save it.
+transformers reads a GGUF file with `from_pretrained(folder, gguf_file=…)`. Where it has no kernels for the blocks of
+the file, it unpacks them to ordinary weights, yet goes on holding the model to be quantised, and refuses to save it.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from codehead.boundaries import loading
+from codehead.config import ModelShape
 from codehead.errors import CheckpointError, ConfigurationError
 
 METHOD = "gguf"
@@ -95,3 +97,23 @@ def clear_marks(model: Any) -> None:
     if is_unpacked(model):
         model.hf_quantizer.remove_quantization_config(model)
         vars(model.config).pop("_is_quantized", None)
+
+
+def model_shape(name: str) -> ModelShape:
+    """The shape of a hub id, a local folder, a `config.json` or a GGUF file, without loading weights."""
+    found = _written_out(Path(name).expanduser())
+    return ModelShape.of_config(configuration(name)) if found is None else found
+
+
+def _written_out(place: Path) -> ModelShape | None:
+    """The shape, if a local `config.json` says all of it by the usual names: transformers takes seconds to import."""
+    file = place / "config.json" if place.is_dir() else place
+    try:
+        values = json.loads(file.read_text(encoding="utf-8")) if file.name == "config.json" else {}
+        sizes = [values[key] for key in ("hidden_size", "vocab_size", "max_position_embeddings")]
+        tied: Any = values["tie_word_embeddings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    plain = all(type(size) is int for size in sizes) and isinstance(tied, bool)
+    special = {"quantization_config", "text_config", "word_embed_proj_dim"} & set(values)
+    return ModelShape(sizes[0], sizes[1], tied, sizes[2]) if plain and not special else None

@@ -1,4 +1,4 @@
-"""The plain definition of every decoder in float64: the truth that fast implementations are tested against.
+"""The plain definition of every decoder in float64: the truth that those of the library are tested against.
 
 One position and one token at a time would be plainer still; broadcasting `(…, 1, n)` against `(V, n)` is the only
 liberty taken. Memory is O(positions · V · n): for tests and small vocabularies.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,63 +15,52 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding.decoders import Scored, Weights
-from codehead.registry import Registry
-
-REFERENCES: Registry[Callable[..., Tensor]] = Registry("reference decoder")
-"""(bit logits `(…, 1, n)`, codewords `(V, n)`, and the weights of a decoder that has some) → scores `(…, V)`."""
+from codehead.decoding import Decoded
+from codehead.decoding.decoders import Weights
+from codehead.decoding.numerics import top_k
 
 
-@REFERENCES.register("hamming")
 def hamming(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """Negated number of disagreeing bits; a zero counts half (HD in the ECOC literature)."""
     return -((1 - torch.sign(bit_logits) * codewords) / 2).sum(-1)
 
 
-@REFERENCES.register("manhattan")
 def manhattan(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """Negated Σ|x − c|, x = 2σ(z) − 1."""
     return -(2 * torch.sigmoid(bit_logits) - 1 - codewords).abs().sum(-1)
 
 
-@REFERENCES.register("euclidean")
 def euclidean(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """Negated Σ(x − c)², x = 2σ(z) − 1."""
     return -(2 * torch.sigmoid(bit_logits) - 1 - codewords).square().sum(-1)
 
 
-@REFERENCES.register("likelihood")
 def likelihood(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """Σ log σ(c·z) over the non-zero positions of the codeword."""
     return (F.logsigmoid(bit_logits * codewords) * codewords.abs()).sum(-1)
 
 
-@REFERENCES.register("attenuated_euclidean")
 def attenuated_euclidean(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """Negated Σ|c|(x − c)², x = 2σ(z) − 1 (Escalera, Pujol, Radeva 2010)."""
     return -(codewords.abs() * (2 * torch.sigmoid(bit_logits) - 1 - codewords).square()).sum(-1)
 
 
-@REFERENCES.register("loss_linear")
 def loss_linear(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """Negated Σ −c·z (Allwein, Schapire, Singer 2000)."""
     return (codewords * bit_logits).sum(-1)
 
 
-@REFERENCES.register("loss_exponential")
 def loss_exponential(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """Negated log Σ e^(−c·z) (Allwein, Schapire, Singer 2000)."""
     return -torch.logsumexp(-codewords * bit_logits, dim=-1)
 
 
-@REFERENCES.register("laplacian")
 def laplacian(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """(α + 1) / (α + β + 2) (Escalera, Pujol, Radeva 2010)."""
     alpha, beta = _counts(bit_logits, codewords)
     return (alpha + 1) / (alpha + beta + 2)
 
 
-@REFERENCES.register("beta_density")
 def beta_density(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """The bound below the mode of t^α (1 − t)^β between which a third of it lies (Escalera, Pujol, Radeva 2010)."""
     counts = torch.stack(_counts(bit_logits, codewords), dim=-1)
@@ -81,26 +69,22 @@ def beta_density(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     return bounds.to(bit_logits.device)[index].view(counts.shape[:-1])
 
 
-@REFERENCES.register("inverse_hamming")
 def inverse_hamming(bit_logits: Tensor, codewords: Tensor) -> Tensor:
     """Δ⁺ L, with Δ the Hamming distances between codewords and L those to the hard bits (Windeatt, Ghaderi 2003)."""
     between = ((1 - codewords.unsqueeze(1) * codewords) / 2).sum(-1)
     return -hamming(bit_logits, codewords) @ torch.linalg.pinv(between, rtol=1e-11)
 
 
-@REFERENCES.register("loss_weighted_linear")
 def loss_weighted_linear(bit_logits: Tensor, codewords: Tensor, weights: Weights) -> Tensor:
     """Negated Σ −w·c·z (Escalera, Pujol, Radeva 2010)."""
     return (_row_normalised(weights["hits"], codewords) * codewords * bit_logits).sum(-1)
 
 
-@REFERENCES.register("loss_weighted_exponential")
 def loss_weighted_exponential(bit_logits: Tensor, codewords: Tensor, weights: Weights) -> Tensor:
     """Negated log Σ w·e^(−c·z) (Escalera, Pujol, Radeva 2010)."""
     return -torch.logsumexp(_row_normalised(weights["hits"], codewords).log() - codewords * bit_logits, dim=-1)
 
 
-@REFERENCES.register("probabilistic")
 def probabilistic(bit_logits: Tensor, codewords: Tensor, weights: Weights) -> Tensor:
     """log(Π_{c ≠ 0} 1 / (1 + e^(c(Az + B))) + K), K = (1 − ΣΠ) / V or 0 (Passerini, Pontil, Frasconi 2004)."""
     slope, offset = weights["sigmoids"].view(torch.float32).double()
@@ -148,8 +132,43 @@ def _row_normalised(hits: Tensor, codewords: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def scores(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Weights | None = None) -> Scored:
-    """Scores `(…, V)` in float64 for bit logits `(…, n)`; nothing is kept apart from them."""
-    codewords = table.signs().to(bit_logits.device).double()
-    arguments = (bit_logits.double().unsqueeze(-2), codewords)
-    return Scored(REFERENCES.get(decoder)(*arguments, *([] if weights is None else [weights])))
+REFERENCES = {
+    function.__name__: function
+    for function in (
+        hamming,
+        manhattan,
+        euclidean,
+        likelihood,
+        attenuated_euclidean,
+        loss_linear,
+        loss_exponential,
+        laplacian,
+        beta_density,
+        inverse_hamming,
+        loss_weighted_linear,
+        loss_weighted_exponential,
+        probabilistic,
+    )
+}
+"""(bit logits `(…, 1, n)`, codewords `(V, n)`, and the weights of a decoder that has some) → scores `(…, V)`."""
+
+
+def true_scores(
+    bit_logits: Tensor, table: CodewordTable, decoder: str = "likelihood", weights: Weights | None = None
+) -> Tensor:
+    """Scores `(…, V)` in float64 for bit logits `(…, n)`."""
+    arguments = (bit_logits.double().unsqueeze(-2), table.signs().to(bit_logits.device).double())
+    return REFERENCES[decoder](*arguments, *([] if weights is None else [weights]))
+
+
+def truly_decoded(
+    bit_logits: Tensor,
+    table: CodewordTable,
+    decoder: str = "likelihood",
+    weights: Weights | None = None,
+    k: int = 1,
+) -> Decoded:
+    """The `k` best tokens by these scores."""
+    scores = true_scores(bit_logits, table, decoder, weights)
+    ids = top_k(scores, k, "lowest")
+    return Decoded(ids, scores.gather(-1, ids))
