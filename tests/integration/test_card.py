@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from architectures import make
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.repocard import metadata_load
 from test_screening import screened
@@ -127,7 +127,7 @@ def test_what_is_pushed_has_the_card_of_the_model(coded, pushed, tmp_path):
     for model in coded(), screened():
         text = pushed(model, tags=["mine"])
         assert "of codehead" in text or "made by codehead" in text
-        assert card.TEMPLATE not in text
+        assert "automatically generated" not in text
         (tmp_path / card.NAME).write_text(text, encoding="utf-8")
         assert metadata_load(tmp_path / card.NAME)["tags"] == [*card.TAGS, "mine"]
 
@@ -136,4 +136,7 @@ def test_a_push_renews_our_part_and_leaves_what_others_wrote(coded, pushed, tmp_
     old = saved(coded(), tmp_path) + "\nMy words.\n"
     renewed = pushed(coded(bits=31), theirs=old)
     assert "MinRandom ECOC (31, 0)" in renewed and "(24, 0)" not in renewed and "My words." in renewed
-    assert "Mine alone." in (alone := pushed(coded(), theirs=BASE + "Mine alone.\n")) and "of codehead" not in alone
+    filled = ModelCard.from_template(ModelCardData(), model_description=card.TEMPLATE).content + "Mine alone.\n"
+    for theirs in BASE + "Mine alone.\n", filled:
+        alone = pushed(coded(), theirs=theirs)
+        assert "Mine alone." in alone and "of codehead" not in alone

@@ -15,8 +15,11 @@ from typing import Any
 
 NAME = "README.md"
 TAGS = ("codehead", "error-correcting-output-codes")
-TEMPLATE = "This model card has been automatically generated."
-"""In the card that transformers makes for an upload."""
+TEMPLATE = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+    "automatically generated."
+)
+"""What transformers fills into the Hub's template of a card for an upload."""
 OWN = re.compile(r"<!-- codehead card (\w+)[^\n]*-->\n(.*?)<!-- end of the codehead card -->\n", re.DOTALL)
 """The part of a card that is written here: the digest of its text, and the text."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
@@ -85,12 +88,12 @@ def publish(card: Path, place: Path) -> None:
 
 def renew(folder: Path, model: Any) -> None:
     """Put a model's card in the place of transformers' template, whose tags stay, or renew its part of another card."""
-    from huggingface_hub.repocard import metadata_load
+    from huggingface_hub import ModelCard
 
     place, tags = folder / NAME, TAGS
-    if TEMPLATE in place.read_text(encoding="utf-8"):
-        given = (metadata_load(place) or {}).get("tags") or ()
-        tags = tuple(dict.fromkeys((*TAGS, *given)))
+    made = ModelCard.load(place)
+    if made.text == ModelCard.from_template(made.data, model_description=TEMPLATE).text:
+        tags = tuple(dict.fromkeys((*TAGS, *(made.data.tags or ()))))
         place.unlink()
     with TemporaryDirectory(dir=folder) as stage:
         write(Path(stage), model, tags=tags)
