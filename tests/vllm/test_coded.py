@@ -51,15 +51,6 @@ def test_text_and_log_probabilities_are_those_of_transformers(case, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_prompts_have_the_text_of_transformers(tmp_path):
-    folder, some = coded(tmp_path, "from the old head"), prompts(1000)
-    text, _ = by_transformers(folder, some)
-    with engine(folder) as made:
-        answers = by_vllm(made, some)
-    assert [list(answer.token_ids) for answer in answers] == text
-
-
-@pytest.mark.slow
 def test_few_tokens_are_enough_for_the_same_text(tmp_path, monkeypatch):
     from codehead.layer import Decision
     from codehead.vllm.requests import FewTokens
