@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("vllm.version", reason="vLLM is not installed; `make test-vllm` makes an environment with it")
+pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` makes an environment with it")
 import torch
 
 pytest.importorskip("faiss", reason="FAISS is not installed (pip install 'codehead[fast]')")
