@@ -51,7 +51,7 @@ $(VLLM_VENV)/.installed:
 	@touch $@
 
 test-vllm: $(VLLM_VENV)/.installed  ## Serve with vLLM, in an environment of its own (1 GB)
-	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m "" -W default tests/vllm
+	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m "" -W default tests/serving
 
 fuzz: $(VENV)/.installed-dev  ## Damaged checkpoints, bad command lines, killed runs: how each ends (about ten minutes)
 	$(BIN)/python tests/fuzz/fuzzing.py

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from architectures import make
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.repocard import metadata_load
 from test_screening import screened
 from transformers import AutoModelForCausalLM
@@ -91,3 +94,49 @@ def test_what_a_conversion_measured_stands_in_the_card(coded, tmp_path):
     text = (tmp_path / card.NAME).read_text()
     assert "Measured on 1,200 held-out tokens" in text and "| top-1 accuracy | 50.0% | 40.0% |" in text
     assert "| perplexity" not in text
+
+
+@pytest.fixture
+def pushed(monkeypatch):
+    """Push a model to a Hub that has, or has not, a card; the card that is uploaded."""
+
+    def push(model, theirs=None, **options):
+        def load(place, **_):
+            if Path(place).is_file():
+                return original(place)
+            if theirs is None:
+                raise EntryNotFoundError("no card")
+            return ModelCard(theirs)
+
+        def commit(operations, **_):
+            found.update({one.path_in_repo: Path(one.path_or_fileobj).read_text("utf-8") for one in operations
+                          if one.path_in_repo == card.NAME})  # fmt: skip
+
+        found, original, hub = {}, ModelCard.load, MagicMock()
+        hub.create_repo.return_value.repo_id = "me/mine"
+        hub.create_commit.side_effect = lambda **given: commit(**given)
+        monkeypatch.setattr("transformers.utils.hub.ModelCard.load", load)
+        monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: hub)
+        model.push_to_hub("me/mine", **options)
+        return found[card.NAME]
+
+    return push
+
+
+def test_what_is_pushed_has_the_card_of_the_model(coded, pushed, tmp_path):
+    for model in coded(), screened():
+        text = pushed(model, tags=["mine"])
+        assert "of codehead" in text or "made by codehead" in text
+        assert "automatically generated" not in text
+        (tmp_path / card.NAME).write_text(text, encoding="utf-8")
+        assert metadata_load(tmp_path / card.NAME)["tags"] == [*card.TAGS, "mine"]
+
+
+def test_a_push_renews_our_part_and_leaves_what_others_wrote(coded, pushed, tmp_path):
+    old = saved(coded(), tmp_path) + "\nMy words.\n"
+    renewed = pushed(coded(bits=31), theirs=old)
+    assert "MinRandom ECOC (31, 0)" in renewed and "(24, 0)" not in renewed and "My words." in renewed
+    filled = ModelCard.from_template(ModelCardData(), model_description=card.TEMPLATE).content + "Mine alone.\n"
+    for theirs in BASE + "Mine alone.\n", filled:
+        alone = pushed(coded(), theirs=theirs)
+        assert "Mine alone." in alone and "of codehead" not in alone

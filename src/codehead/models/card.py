@@ -6,14 +6,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 NAME = "README.md"
 TAGS = ("codehead", "error-correcting-output-codes")
+TEMPLATE = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+    "automatically generated."
+)
+"""What transformers fills into the Hub's template of a card for an upload."""
 OWN = re.compile(r"<!-- codehead card (\w+)[^\n]*-->\n(.*?)<!-- end of the codehead card -->\n", re.DOTALL)
 """The part of a card that is written here: the digest of its text, and the text."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
@@ -38,11 +44,19 @@ class Told:
     """What is to be installed besides."""
 
 
-def write(folder: Path, model: Any, measured: Mapping[str, Any] | None = None) -> None:
+class WithCard:
+    """A model that uploads its card, not the one that transformers makes of a template at every upload."""
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
+        renew(Path(working_dir), self)
+        return super()._upload_modified_files(working_dir, *args, **options)  # type: ignore[misc]
+
+
+def write(folder: Path, model: Any, measured: Mapping[str, Any] | None = None, *, tags: Sequence[str] = TAGS) -> None:
     """Write the card of a coded or screened model; `measured` is `before` and `after` of a conversion's record."""
     told: Told = model._told_in_card()
     base, licence = _origin(model)
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": list(TAGS)}
+    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": list(tags)}
     header |= {name: value for name, value in (("base_model", base), ("license", licence)) if value}
     parts = {
         "What it is": f"`{type(model).__name__}` of transformers. {told.what}",
@@ -70,6 +84,20 @@ def publish(card: Path, place: Path) -> None:
             return
         card.write_text(old.replace(own, new), encoding="utf-8")
     os.replace(card, place)
+
+
+def renew(folder: Path, model: Any) -> None:
+    """Put a model's card in the place of transformers' template, whose tags stay, or renew its part of another card."""
+    from huggingface_hub import ModelCard
+
+    place, tags = folder / NAME, TAGS
+    made = ModelCard.load(place)
+    if made.text == ModelCard.from_template(made.data, model_description=TEMPLATE).text:
+        tags = tuple(dict.fromkeys((*TAGS, *(made.data.tags or ()))))
+        place.unlink()
+    with TemporaryDirectory(dir=folder) as stage:
+        write(Path(stage), model, tags=tags)
+        publish(Path(stage) / NAME, place)
 
 
 def _own(text: str) -> str:

@@ -25,7 +25,7 @@ from codehead.models.description import Description
 from codehead.models.selection import Selecting, Selection, Step, spread
 
 
-class CodedCausalLM(Selecting):
+class CodedCausalLM(Selecting, card.WithCard):
     """Mixed into the class of a model by `attach`; the result keeps the stock class's name.
 
     A class rather than hooks, because libraries such as PEFT call `base.forward(...)` directly, and hooks do

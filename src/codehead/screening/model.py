@@ -29,7 +29,7 @@ FIELD = "screening"
 """Of `quantization_config`: a checkpoint that has it is screened."""
 
 
-class ScreenedCausalLM(Selecting):
+class ScreenedCausalLM(Selecting, card.WithCard):
     """Mixed into the class of a model by `screen`; the result keeps the stock class's name.
 
     `generate` computes the logits of candidates where no other token can be chosen, and the dense head's otherwise,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("vllm.version", reason="vLLM is not installed; `make test-vllm` makes an environment with it")
+pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` makes an environment with it")
 import torch
 from engines import VOCABULARY, by_transformers, prompts, stock
 from transformers import OPTConfig, PreTrainedTokenizerFast

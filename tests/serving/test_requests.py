@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("vllm.version", reason="vLLM is not installed; `make test-vllm` makes an environment with it")
+pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` makes an environment with it")
 import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate

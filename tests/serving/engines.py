@@ -57,10 +57,11 @@ def engine(folder, **options):
     """An engine of vLLM in this process; only one at a time."""
     from vllm import LLM  # after what it reads of the environment was set
 
-    made = LLM(
-        str(folder), dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_model_len=64, max_num_seqs=16,
-        distributed_executor_backend="uni", **options,
-    )  # fmt: skip
+    common = {
+        "dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True, "max_model_len": 64, "max_num_seqs": 16,
+        "distributed_executor_backend": "uni",
+    }  # fmt: skip
+    made = LLM(str(folder), **(common | options))
     try:
         yield made
     finally:
