@@ -16,6 +16,8 @@ from codehead.vllm.requests import FewTokens, needed
     [
         ({"temperature": 0}, 1),
         ({"temperature": 0, "max_tokens": 3, "stop_token_ids": [4]}, 1),
+        ({"temperature": 0, "watermarking": False}, 1),
+        ({"temperature": 0, "watermarking": True}, None),
         ({"top_k": 40}, 41),
         ({"top_k": 40, "top_p": 0.9, "min_p": 0.1, "seed": 1}, 41),
         ({}, None),

@@ -28,7 +28,9 @@ def needed(params: Any) -> int | None:
     """
     default = SamplingParams()
     for name in params.__struct_fields__:
-        if name not in HARMLESS and not name.startswith("_") and getattr(params, name) != getattr(default, name):
+        value = getattr(params, name)
+        changed = value is not False and value != getattr(default, name)  # vLLM sets watermarking from None to False
+        if changed and name not in HARMLESS and not name.startswith("_"):
             return None
     if params.temperature < GREEDY:
         return 1
