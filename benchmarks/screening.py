@@ -42,6 +42,8 @@ PLACES = ("model", "data", "screened", "prompts")
 """Options that are paths."""
 RABITQ_DIGITS = (1, 2)
 RANKS = (128, 256)
+ROUNDS = 3
+"""Times that a prompt is gone on with, where speed is measured."""
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -234,7 +236,7 @@ def identical(
 def speeds(models: dict[str, Any], tokenizer: Any, prompts: list[str], options: argparse.Namespace) -> dict[str, float]:
     """Median tokens per second with one sequence."""
     rates: dict[str, list[float]] = {name: [] for name in models}
-    for prompt in [prompts[0], *prompts]:  # the first time is no measurement
+    for prompt in [prompts[0], *prompts * ROUNDS]:  # the first time is no measurement
         for name, model in models.items():
             start = time.perf_counter()
             written(model, tokenizer, [prompt], options.tokens)

@@ -21,6 +21,8 @@ def made(monkeypatch):
 def test_committed_tables_are_those_of_the_committed_results(made):
     text = made.PAGE.read_text(encoding="utf-8")
     assert made.page(text) == text
+    readme = made.README.read_text(encoding="utf-8")
+    assert made.filled(readme, "screening", made.summary()) == readme
 
 
 def test_a_typed_number_is_replaced(made):
