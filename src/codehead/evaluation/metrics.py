@@ -162,9 +162,9 @@ class _Totals:
         if self.node_nats is None or self.node_right is None or self.node_count is None:
             self.node_nats, self.node_right, self.node_count = nats, right, count
         else:
-            self.node_nats += nats
-            self.node_right += right
-            self.node_count += count
+            self.node_nats = self.node_nats + nats
+            self.node_right = self.node_right + right
+            self.node_count = self.node_count + count
 
     def _mean(self, sums: Tensor | None) -> float | None:
         if sums is None or self.node_count is None:
