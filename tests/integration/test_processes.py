@@ -16,7 +16,7 @@ from codehead.errors import ConfigurationError
 from codehead.evaluation.metrics import evaluate
 from codehead.models.calibration import text_outputs
 from codehead.models.hidden import labelled_states
-from codehead.models.logit_scaling import softmax_head
+from codehead.models.probe import softmax_head
 from codehead.processes import ALONE, Processes
 from codehead.training import likely_tokens
 from codehead.training.likely_tokens import LikelyTokens
