@@ -24,6 +24,7 @@ from codehead.models import is_coded
 from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.models.folding import check_foldable, fold
 from codehead.models.hidden import Statistics, hidden_states
+from codehead.processes import Processes, launched
 from codehead.recommendation import Recommendation, recommend
 from codehead.training.config import RunConfig
 from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows
@@ -156,6 +157,10 @@ def _on_disk(model: Any, tokenizer: Any, text: str | Sequence[str], out: str | P
         raise ConfigurationError(
             "tokenizer is None, but the model is in memory; give its tokenizer, or the folder of both"
         )
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigurationError(
+            "model or text is in memory, but there are several processes, which read files; save it, and give its path"
+        )
     folder = Path(out).expanduser().resolve()
     place = folder.with_name(f".{folder.name}.source")
     with locked(place):
@@ -230,6 +235,7 @@ class _Job:
     rows: Rows
     stages: Stages
     show: Show
+    processes: Processes
 
     def text(self, rows: Dataset, name: str) -> Text:
         """Some rows, called by `name` in errors, tokenised when they are looked at."""
@@ -243,8 +249,14 @@ class _Job:
         progress = partial(self.show, stage)
 
         def compute() -> dict[str, Any]:
-            size = batch_size_of(self.config)
-            found = evaluate(model, self.tokenizer, held_out, batch_size=size, progress=progress).as_dict()
+            found = evaluate(
+                model,
+                self.tokenizer,
+                held_out,
+                batch_size=batch_size_of(self.config),
+                progress=progress,
+                processes=self.processes,
+            ).as_dict()
             weighed = model_size(model, weight_bytes=2)
             return {**{key: found[key] for key in MEASURED}, "bytes_in_bf16": weighed.bytes_stored}
 
@@ -263,15 +275,12 @@ def _changed(
     show: Show,
 ) -> dict[str, Any]:
     """Check, measure, change, measure and save a model; `change` gives the new one and what there is to tell of it."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise ConfigurationError(
-            f"WORLD_SIZE is {processes}, but convert, calibrate and fold run in one process; start them without "
-            "torchrun or accelerate launch"
-        )
+    processes = launched(on_cpu=device_of(config).type == "cpu")
     folder = RunFolder(config)
     with folder.locked():
-        return _changed_in(folder, config, check, change, overwrite, show)
+        record = _changed_in(folder, config, check, change, overwrite, show, processes)
+        processes.wait()  # until the first one has written everything
+    return record
 
 
 def _changed_in(
@@ -281,6 +290,7 @@ def _changed_in(
     change: Change,
     overwrite: bool,
     show: Show,
+    processes: Processes,
 ) -> dict[str, Any]:
     began = time.monotonic()
     origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
@@ -294,14 +304,16 @@ def _changed_in(
             "the model is measured before and after: give data.validation or data.validation_fraction"
         )
     with folder.begun(origin, overwrite) as stages:
-        job, clock = _Job(config, model, tokenizer, rows, stages, show), Clock(folder, origin, began)
+        processes.wait()  # until the first one has cleared the folder
+        job, clock = _Job(config, model, tokenizer, rows, stages, show, processes), Clock(folder, origin, began)
         with clock.kept_when_stopped():
             before = job.measure(model, "before", "measuring the old head")
             _check_numbers(config, before)
             model, told = change(job)
             after = job.measure(model, "after", "measuring the new one")
     measured = {"before": before, "after": after} if is_coded(model) else None  # a stock model has no card of ours
-    save_whole(model, tokenizer, folder.path, measured)
+    if processes.is_main:
+        save_whole(model, tokenizer, folder.path, measured)
     record = {**clock.record(), "log_history": [], "before": before, "after": after, **told}
     folder.finish(record)
     return record
@@ -340,9 +352,9 @@ def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
         learnt, kept_back = _parted(job.rows.train, job.config.seed)
         other = job.text(kept_back, "the text to calibrate on").read()
     text = job.text(learnt, "the text to learn from")
-    model = fit_decision_layer(job.model, job.config, text, job.show, job.stages)
+    model = fit_decision_layer(job.model, job.config, text, job.show, job.stages, job.processes)
     told = {} if other is None else _calibrate(job, model, other)
-    return finish(model, job.config, text, job.show), told
+    return finish(model, job.config, text, job.show, job.processes), told
 
 
 def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:
@@ -352,7 +364,7 @@ def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:
 def _fold_head(job: _Job) -> tuple[Any, dict[str, Any]]:
     text = job.text(job.rows.train, "the text to fold with")
     batches, progress = text.batches(batch_size_of(job.config)), partial(job.show, "reading text")
-    hidden = hidden_states(job.model, batches, STATISTICS_TOKENS, progress)
+    hidden = hidden_states(job.model, batches, STATISTICS_TOKENS, progress, job.processes)
     counts = text.counts(len(job.model.get_input_embeddings().weight))
     return fold(job.model, Statistics.of(counts, hidden)), {}
 
@@ -364,10 +376,11 @@ def _calibrate(job: _Job, model: Any, text: Text) -> dict[str, Any]:
     check_calibration(model, options.per_bit)
 
     def compute() -> dict[str, Any]:
-        batches, show = text.batches(batch_size_of(job.config)), job.show
-        outputs, labels = text_outputs(model, batches, options.tokens, partial(show, "reading other text"))
-        progress = partial(show, "calibrating")
-        return fit_scales(model.decision, outputs, labels, per_bit=options.per_bit, progress=progress).as_dict()
+        batches, reading = text.batches(batch_size_of(job.config)), partial(job.show, "reading other text")
+        outputs, labels = text_outputs(model, batches, options.tokens, reading, job.processes)
+        progress = partial(job.show, "calibrating")
+        found = fit_scales(model.decision, outputs, labels, per_bit=options.per_bit, progress=progress)
+        return job.processes.agreed(found.as_dict())
 
     found = job.stages.values("calibration", compute)
     fold_scales(model, Calibrated(**{**found, "scales": tuple(found["scales"])}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import traceback
@@ -21,6 +22,7 @@ from codehead.errors import CodeheadError, ConfigurationError
 from codehead.lab.cli import protocol
 from codehead.lab.cli.evaluate import evaluate
 from codehead.lab.cli.protocol import demo
+from codehead.processes import is_main
 
 RESUMED = ("demo", "protocol", "convert", "calibrate", "fold", "screen")
 """Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""
@@ -79,10 +81,13 @@ def main() -> None:
     """Run the command line.
 
     What a user or the system can cause is told in one message, with exit status 2. Anything else is a fault of the
-    program: one line says where its traceback was written, with exit status 70.
+    program: one line says where its traceback was written, with exit status 70. Of several processes the first one
+    prints results.
     """
     for stream in (sys.stdout, sys.stderr):
         _print_what_it_can(stream)
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (it is open as long as the process lives)
     try:
         app()
     except CodeheadError as error:

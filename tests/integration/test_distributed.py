@@ -77,7 +77,12 @@ def alone(run_file):
 def started(start, run_file, out, *options):
     """Run `codehead finetune` by a launcher."""
     launcher, keys = STARTS[start]
-    words = ["finetune", "--config", run_file, "--out", out, *keys, *options]
+    process = launched(launcher, "finetune", "--config", run_file, "--out", out, *keys, *options)
+    assert process.stderr.count("Saved to") == 1
+
+
+def launched(launcher, *words):
+    """The finished process of a launcher that was given the words of a command."""
     process = subprocess.run(
         [sys.executable, "-m", *launcher, *map(str, words)],
         capture_output=True,
@@ -86,7 +91,7 @@ def started(start, run_file, out, *options):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stderr.count("Saved to") == 1
+    return process
 
 
 def losses(folder):
@@ -135,8 +140,58 @@ def test_shards_where_there_are_none_are_refused(run_file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_conversion_in_several_processes_is_refused(codehead, place, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    words = ("convert", place / "model", "--data", place / "text.txt", "--bits", 24, "--out", tmp_path / "out")
-    status, _, errors = codehead(*words)
-    assert status == 2 and "run in one process" in errors
+@pytest.fixture
+def converting(run_file, stories):
+    """The words of a conversion with everything that passes over text: learning, LoRA, calibration, int4."""
+    sizes = ["--bits", 24, "--steps", 60, "--backbone-steps", 4, "--block-size", 32, "--batch-size", 4]
+    words = ["convert", run_file.with_name("model"), "--data", stories, *sizes, "--set", "decision.weights=int4"]
+    return [*words, "--set", "training.use_cpu=true"]
+
+
+def assert_same_conversion(found, expected):
+    """Two folders hold the same model bit for bit, and what was measured of it differs by rounding alone."""
+    weights, others = (load_file(folder / "model.safetensors") for folder in (found, expected))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(values, others[name]) for name, values in weights.items())
+    measured, wanted = read_record(found), read_record(expected)
+    for name in ("before", "after"):
+        assert measured[name] == pytest.approx(wanted[name], rel=1e-9)
+    assert measured["calibration"] == wanted["calibration"] and not (found / "conversion").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_convert_as_one_does(codehead, converting, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert codehead(*converting, "--out", tmp_path / "one")[0] == 0
+    process = launched([*TORCHRUN, *COMMAND], *converting, "--out", tmp_path / "two")
+    assert process.stdout.count("Saved to") == 1 and process.stderr.count("measuring the new one") == 1
+    assert_same_conversion(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_conversion_that_one_process_began_goes_on_in_two(codehead, converting, tmp_path, monkeypatch):
+    assert codehead(*converting, "--out", tmp_path / "one")[0] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("codehead.training.new_head.learn_together", interrupted)
+        assert codehead(*converting, "--out", tmp_path / "two")[0] == 130
+    launched([*ACCELERATE, "--multi_gpu", *COMMAND], *converting, "--out", tmp_path / "two")
+    assert_same_conversion(tmp_path / "two", tmp_path / "one")
+
+
+def interrupted(*words, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(codehead, alone, stories, tmp_path):
+    words = ["evaluate", alone("full"), "--data", stories, "--block-size", 32, "--batch-size", 3]
+    assert codehead(*words, "--out", tmp_path / "one.json")[0] == 0
+    process = launched([*ACCELERATE, "--multi_gpu", *COMMAND], *words, "--out", tmp_path / "two.json")
+    assert process.stdout.count("top-1 accuracy") == 1
+    found, expected = (json.loads((tmp_path / name).read_text())["metrics"] for name in ("two.json", "one.json"))
+    assert found.pop("generation") and expected.pop("generation")
+    assert found.pop("size") == expected.pop("size")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        exact = value is None or isinstance(value, str)
+        assert found[name] == (value if exact else pytest.approx(value, rel=1e-9)), name

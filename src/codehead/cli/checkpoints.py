@@ -88,6 +88,7 @@ def convert(
     from rich.console import Console
 
     from codehead.conversion import conversion_config, run_conversion
+    from codehead.processes import is_main
     from codehead.recommendation import recommend
     from codehead.training.blocks import parse_assignment
     from codehead.training.progress import shown
@@ -100,7 +101,7 @@ def convert(
         packed=packed, batch_size=batch_size, block_size=block_size, max_documents=max_documents,
         text_field=text_field, dtype=dtype, seed=seed, changes=changes,
     )  # fmt: skip
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, quiet=not is_main())
     changed = ", ".join(key for key in changes if key.startswith("decision."))
     note = f" --set {changed} changes that." if changed else ""
     console.print(found.config.told(found.shape) + note, markup=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from codehead.errors import ConfigurationError, DataError
 from codehead.models import is_coded
 from codehead.models.hidden import probed
 from codehead.models.probe import LogitScaling
+from codehead.processes import ALONE, Processes
 from codehead.training.data import Collator
 from codehead.training.tokenizer import IGNORED
 
@@ -72,6 +73,7 @@ def evaluate(
     batch_size: int = 8,
     decoder: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Score every labelled token of `dataset` with a coded or stock causal language model of transformers.
 
@@ -79,7 +81,8 @@ def evaluate(
     `training.data.load_examples` gives them; `batch_size` of them go through the model at a time. A stock
     model counts as the one_vs_all code with the codeword loss. Of the tokenizer only the pad token is
     used. `decoder` ranks the tokens for top-1 and top-5; None is the model's own, for a stock model its logits.
-    `progress` is called with (examples done, examples in all) after every batch.
+    `progress` is called with (examples done, examples in all) after every batch. Several `processes`, each with the
+    model and all examples, share out the batches, and all return the same metrics of the whole.
 
     Raises DataError if there is no labelled token, or a label is not below V; ConfigurationError for an unknown
     decoder, or one for a stock model.
@@ -91,7 +94,7 @@ def evaluate(
     try:
         head = _Head.of(model)
         with probed(model) as read:
-            for done, batch in _batches(model, tokenizer, dataset, batch_size):
+            for done, batch in _batches(model, tokenizer, dataset, batch_size, processes):
                 totals.add_bytes(batch)
                 for outputs, labels in _scored(head, read, batch):
                     _add_tokens(totals, head.decision, outputs, labels, decoder)
@@ -99,7 +102,7 @@ def evaluate(
                     progress(done, len(dataset))
     finally:
         model.train(was_training)
-    return totals.finish(decoder)
+    return _Totals.of(processes.gathered([totals])).finish(decoder)
 
 
 @dataclass
@@ -114,6 +117,20 @@ class _Totals:
     node_nats: Tensor | None = None  # (n,)
     node_right: Tensor | None = None  # (n,)
     node_count: Tensor | None = field(default=None)  # (n,)
+
+    @classmethod
+    def of(cls, parts: Sequence[_Totals]) -> _Totals:
+        """The sums over several parts of the tokens."""
+        whole = cls()
+        for part in parts:
+            whole.tokens += part.tokens
+            whole.first += part.first
+            whole.top += part.top
+            whole.nats += part.nats
+            whole._add_known_bytes(part.num_bytes)
+            if part.node_nats is not None and part.node_right is not None and part.node_count is not None:
+                whole.add_nodes(part.node_nats, part.node_right, part.node_count)
+        return whole
 
     def finish(self, decoder: str) -> Evaluation:
         if not self.tokens:
@@ -134,19 +151,20 @@ class _Totals:
 
     def add_bytes(self, batch: dict[str, Tensor]) -> None:
         """Add the bytes of the labelled tokens; unknown for all as soon as they are for one batch."""
-        if "num_bytes" not in batch:
-            self.num_bytes = None
-        elif self.num_bytes is not None:
-            self.num_bytes += int(batch["num_bytes"][:, 1:][batch["labels"][:, 1:] != IGNORED].sum())
+        known = batch["labels"][:, 1:] != IGNORED
+        self._add_known_bytes(int(batch["num_bytes"][:, 1:][known].sum()) if "num_bytes" in batch else None)
+
+    def _add_known_bytes(self, number: int | None) -> None:
+        self.num_bytes = None if number is None or self.num_bytes is None else self.num_bytes + number
 
     def add_nodes(self, nats: Tensor, right: Tensor, count: Tensor) -> None:
         """Add sums per node, each `(n,)`."""
         if self.node_nats is None or self.node_right is None or self.node_count is None:
             self.node_nats, self.node_right, self.node_count = nats, right, count
         else:
-            self.node_nats += nats
-            self.node_right += right
-            self.node_count += count
+            self.node_nats = self.node_nats + nats
+            self.node_right = self.node_right + right
+            self.node_count = self.node_count + count
 
     def _mean(self, sums: Tensor | None) -> float | None:
         if sums is None or self.node_count is None:
@@ -160,16 +178,22 @@ class _Totals:
 
 
 def _batches(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, dataset: Any, batch_size: int
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Any,
+    batch_size: int,
+    processes: Processes = ALONE,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The batches of this process, each with the number of examples that all have come to after it."""
     device = next(model.parameters()).device
     pad_id = None if tokenizer is None else tokenizer.pad_token_id
     examples = [dataset[i] for i in range(min(1, len(dataset)))]
     collate = Collator(pad_id, with_bytes=bool(examples) and "num_bytes" in examples[0])
-    for start in range(0, len(dataset), batch_size):
+    for start in range(processes.rank * batch_size, len(dataset), processes.count * batch_size):
         stop = min(start + batch_size, len(dataset))
         batch = collate([dataset[i] for i in range(start, stop)])
-        yield stop, {name: values.to(device) for name, values in batch.items()}
+        done = min(start + (processes.count - processes.rank) * batch_size, len(dataset))
+        yield done, {name: values.to(device) for name, values in batch.items()}
 
 
 @dataclass(frozen=True)
@@ -233,7 +257,7 @@ def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, lab
         margins, seen = symbols * bit_logits.float(), symbols.abs()
         nats = F.softplus(-margins) * seen
         right = (margins > 0).double()
-        totals.add_nodes(nats.double().sum(0), right.sum(0), seen.double().sum(0))
+        totals.add_nodes(nats.double().sum(0).cpu(), right.sum(0).cpu(), seen.double().sum(0).cpu())
 
 
 def has_nodes(decision: Decision) -> bool:

@@ -63,6 +63,11 @@ def run_tasks(
     `num_fewshot` holds for every task whose own is not 0. `progress` is called with (stage, requests answered,
     requests in all). In the metrics, a number that is undefined or infinite is None.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigurationError(
+            "tasks run in one process here; in several, start the harness itself: accelerate launch -m lm_eval "
+            f"--model hf --model_args pretrained={model_name} --tasks NAMES"
+        )
     if find_spec("lm_eval") is None:
         raise ConfigurationError(
             "tasks need lm-evaluation-harness, which is not installed; run: pip install 'codehead[harness]'"

@@ -20,6 +20,7 @@ from codehead.lab.answers import fitting_prompts, score_answers
 from codehead.lab.bertscore import Encoder, find_encoder
 from codehead.lab.result import Result
 from codehead.models import is_coded
+from codehead.processes import launched
 from codehead.training.data import check_labels, check_vocabulary, tokenize
 from codehead.training.model import check_length, default_device, load_model, max_length
 from codehead.training.provenance import file_record, provenance, utc_now
@@ -64,7 +65,10 @@ def evaluate_checkpoint(
     leaves the speed out. `packed` as in `load_model`. With an `encoder` (see `find_encoder`), the first `prompts`
     records are answered with at most `answer_tokens` each, and scored by BERTScore. Computes on the accelerator if
     there is one. `progress` is called with (stage, work done, work in all). Paths are recorded by their last part only.
+
+    Processes that a launcher started share out the text; speed and answers are the first one's, and in its result only.
     """
+    processes = launched(on_cpu=default_device().type == "cpu")
     started, start = utc_now(), time.monotonic()
     report = progress or (lambda stage, done, total: None)
     judge = None if encoder is None else find_encoder(encoder, encoder_layers)
@@ -79,13 +83,21 @@ def evaluate_checkpoint(
     if judge is not None:
         fitting_prompts(model, tokenizer, asked, answer_tokens)  # a model without room is told before it is measured
     measuring = partial(report, "evaluating")
-    scores = evaluate(model, tokenizer, examples, batch_size=batch_size, decoder=decoder, progress=measuring)
+    scores = evaluate(
+        model,
+        tokenizer,
+        examples,
+        batch_size=batch_size,
+        decoder=decoder,
+        progress=measuring,
+        processes=processes,
+    )
     metrics = {**scores.as_dict(), "size": model_size(model).as_dict()}
-    if repeats:
+    if repeats and processes.is_main:
         prompt = torch.tensor([examples[0]["input_ids"][:PROMPT_TOKENS]])
         speed = generation_speed({"model": model}, prompt, new_tokens=new_tokens, repeats=repeats)
         metrics["generation"] = speed["model"].as_dict()
-    if judge is not None:
+    if judge is not None and processes.is_main:
         metrics["answers"] = score_answers(
             model,
             tokenizer,

@@ -25,6 +25,7 @@ from codehead.layer import Decision, DecisionLayer
 from codehead.losses import CHUNK_SCORES, IGNORE
 from codehead.models.hidden import at_labels
 from codehead.models.stock import SOFT_CAP, soft_cap
+from codehead.processes import ALONE, Processes
 
 TOKENS = 20_000
 STORED = 2**29
@@ -156,14 +157,16 @@ def text_outputs(
     batches: Iterable[Mapping[str, Tensor]],
     tokens: int,
     progress: Progress = lambda done, total: None,
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """What the head of a coded model gives at the first labelled positions of a text, and the labels there.
 
-    Outputs `(tokens, n + K)` and labels `(tokens,)`, on the model's device; no more than STORED outputs. `progress` is
-    called with (positions seen, positions wanted). DataError if there is no labelled position.
+    Outputs `(tokens, n + K)` and labels `(tokens,)`, on the device of the model, or on the CPU if several `processes`
+    share out the forward passes; no more than STORED outputs. `progress` is called with (positions seen, positions
+    wanted). DataError if there is no labelled position.
     """
     limit = max(1, min(tokens, STORED // model.decision.num_outputs))
-    return at_labels(model, batches, limit, model.head_outputs, progress)
+    return at_labels(model, batches, limit, model.head_outputs, progress, processes)
 
 
 class _Objective:

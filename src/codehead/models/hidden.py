@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from codehead.errors import ConfigurationError, DataError
 from codehead.losses import IGNORE
 from codehead.models.stock import replace_head
+from codehead.processes import ALONE, Processes
 
 PIECE = 2**13
 """Rows of a head that are turned into float64 at a time."""
@@ -98,12 +99,13 @@ def hidden_states(
     batches: Iterable[Mapping[str, Tensor]],
     limit: int,
     progress: Callable[[int, int], None] = lambda seen, limit: None,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """What the output embedding is given at the first `limit` labelled positions of batches: `(tokens, hidden)`.
 
     As `labelled_states`, without the labels.
     """
-    return labelled_states(model, batches, limit, progress)[0]
+    return labelled_states(model, batches, limit, progress, processes)[0]
 
 
 @torch.no_grad()
@@ -112,16 +114,18 @@ def labelled_states(
     batches: Iterable[Mapping[str, Tensor]],
     limit: int,
     progress: Callable[[int, int], None] = lambda seen, limit: None,
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """What the output embedding is given at the first `limit` labelled positions of batches, and the labels there.
 
     Hidden states `(tokens, hidden)`, in the dtype of the model, and labels `(tokens,)`, both on the CPU. Batches hold
     input_ids, labels and, where there is padding, attention_mask, each `(batch, length)`. The output embedding itself
     is not computed, so nothing is as wide as the vocabulary. `progress` is called with (positions seen, `limit`).
-    DataError if there is no labelled position.
+    Several `processes`, each given all batches, share out the forward passes. DataError if there is no labelled
+    position.
     """
     with probed(model) as read:
-        return at_labels(model, batches, limit, lambda **inputs: read(**inputs).cpu(), progress)
+        return at_labels(model, batches, limit, lambda **inputs: read(**inputs).cpu(), progress, processes)
 
 
 @contextmanager
@@ -152,22 +156,25 @@ def at_labels(
     limit: int,
     read: Callable[..., Tensor],
     progress: Callable[[int, int], None],
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """What is read, `(batch, length, ·)`, at the first `limit` labelled positions of batches, and the labels there.
 
     `read` is called with the inputs of the model, which does not train meanwhile. Both `(tokens, …)`, on the device of
-    what is read. DataError if there is no labelled position.
+    what is read, or on the CPU if several `processes` read it. DataError if there is no labelled position.
     """
     device, was_training, seen = next(model.parameters()).device, model.training, 0
     parts: list[tuple[Tensor, Tensor]] = []
     model.eval()
     try:
-        for batch in batches:
-            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask") if name in batch}
-            found = read(**inputs, use_cache=False)[:, :-1]
-            labels = batch["labels"][:, 1:].to(found.device)
-            parts.append((found[labels != IGNORE], labels[labels != IGNORE]))
-            seen += len(parts[-1][1])
+        for number, batch in enumerate(batches):
+            labels = batch["labels"][:, 1:]
+            known = labels != IGNORE
+            if processes.does(number):
+                inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask") if name in batch}
+                found = read(**inputs, use_cache=False)[:, :-1]
+                parts.append((found[known.to(found.device)], labels[known].to(found.device)))
+            seen += int(known.sum())
             progress(min(seen, limit), limit)
             if seen >= limit:
                 break
@@ -175,7 +182,7 @@ def at_labels(
         model.train(was_training)
     if not seen:
         raise DataError("the text holds no token to predict; give more text, or a longer block_size")
-    values, wanted = zip(*parts, strict=True)
+    values, wanted = zip(*processes.gathered(parts), strict=True)
     return torch.cat(values)[:limit], torch.cat(wanted)[:limit]
 
 

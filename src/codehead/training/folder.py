@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.models.manifest import WEIGHTS as OWN_WEIGHTS
 from codehead.models.manifest import verify
+from codehead.processes import is_main
 from codehead.training.config import RunConfig
 from codehead.training.loop import Stages
 from codehead.training.saving import LOCK, locked, weight_files
@@ -39,7 +40,7 @@ class RunFolder:
     def __init__(self, config: RunConfig) -> None:
         self.path = Path(config.output_dir).expanduser()
         self.checkpoints = self.path / CHECKPOINTS
-        self.is_main = os.environ.get("RANK", "0") == "0"  # of several processes, one writes
+        self.is_main = is_main()  # of several processes, one writes
         self.stages = Stages(self.path / STAGES, is_main=self.is_main)
         self.config: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from codehead.losses import CHUNK_SCORES
 from codehead.models.probe import SoftmaxHead
+from codehead.processes import ALONE, Processes
 from codehead.training.adapt import is_native
 
 Scores = Callable[[Tensor], Tensor]
@@ -87,20 +88,25 @@ class LikelyTokens:
 
     @classmethod
     def of(
-        cls, teacher: SoftmaxHead, hidden: Tensor, progress: Callable[[int, int], None] = lambda done, total: None
+        cls,
+        teacher: SoftmaxHead,
+        hidden: Tensor,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        processes: Processes = ALONE,
     ) -> LikelyTokens:
-        """Of hidden states `(positions, hidden)`; `progress` is called with (positions done, all)."""
-        ids, sums = [], []
-        weight = teacher.head.weight
-        expected = torch.zeros(len(weight), dtype=torch.float64)
-        for some in hidden.split(max(1, CACHED // len(weight))):
-            with torch.no_grad(), in_bf16(weight.device):
-                scores = teacher(some.to(weight.device, torch.float32))
-            sums.append(scores.logsumexp(-1, keepdim=True).cpu())
-            ids.append(scores.topk(min(LIKELY, len(weight)), -1).indices.int().cpu())
-            expected += scores.sub_(sums[-1].to(scores)).exp_().sum(0).double().cpu()
-            progress(sum(map(len, sums)), len(hidden))
-        return cls(torch.cat(ids), torch.cat(sums)[:, 0], expected)
+        """Of hidden states `(positions, hidden)`, shared out; `progress` is called with (positions done, all)."""
+        weight, found = teacher.head.weight, []
+        expected, rows = torch.zeros(len(weight), dtype=torch.float64), max(1, CACHED // len(weight))
+        for number, some in enumerate(hidden.split(rows)):
+            if processes.does(number):
+                with torch.no_grad(), in_bf16(weight.device):
+                    scores = teacher(some.to(weight.device, torch.float32))
+                sums = scores.logsumexp(-1, keepdim=True)
+                found.append((scores.topk(min(LIKELY, len(weight)), -1).indices.int().cpu(), sums[:, 0].cpu()))
+                expected += scores.sub_(sums).exp_().sum(0).double().cpu()
+            progress(min(rows * (number + 1), len(hidden)), len(hidden))
+        ids, log_sums = map(torch.cat, zip(*processes.gathered(found), strict=True))
+        return cls(ids, log_sums, torch.stack(processes.gathered([expected])).sum(0))
 
     def draw(self, positions: Tensor, generator: torch.Generator) -> Chosen:
         """The tokens to compare at some positions."""

@@ -22,6 +22,7 @@ from codehead.models.calibration import check_calibration
 from codehead.models.hidden import Statistics, labelled_states
 from codehead.models.probe import SoftmaxHead, softmax_head
 from codehead.models.token_extras import check_extras
+from codehead.processes import ALONE, Processes
 from codehead.recommendation import recommend
 from codehead.training.adapt import find_targets
 from codehead.training.backbone_distillation import learn_together
@@ -64,10 +65,12 @@ def fit_decision_layer(
     text: Text | None,
     show: Show = lambda stage, done, total: None,
     stages: Stages | None = None,
+    processes: Processes = ALONE,
 ) -> Any:
     """The model with the decision layer that `config.decision` describes, started as `start` and `distil` say.
 
-    With `stages`, hidden states are read once, and a distillation goes on where it was stopped.
+    With `stages`, hidden states are read once, and a distillation goes on where it was stopped. Several `processes`
+    share out what is read; the first one learns, and the others take up what it kept in `stages`.
     """
     stages = stages or Stages()
     assert config.decision is not None
@@ -89,27 +92,34 @@ def fit_decision_layer(
     if config.distil is not None and config.distil.backbone_steps:
         find_targets(model, config.lora)  # told before anything is learnt
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
-    hidden, labels = _read(model, text, batch_size_of(config), tokens, stages, show)
+    hidden, labels = _read(model, text, batch_size_of(config), tokens, stages, show, processes)
     teacher = softmax_head(model)
-    likely = _looked_up(teacher, config, decision, hidden, show, stages)
+    likely = _looked_up(teacher, config, decision, hidden, show, stages, processes)
     _attach(model, decision, counts if likely is None else likely.expected.numpy(), hidden, labels, show)
     if config.calibrate is not None:
         check_calibration(model, config.calibrate.per_bit)  # in the end, but told now
     check_finish(model, config)
     if config.distil is not None:
-        _learn(model, teacher, config, text, hidden, labels, likely, show, stages)
+        with processes.main_first():
+            _learn(model, teacher, config, text, hidden, labels, likely, show, stages)
     return model
 
 
 def _looked_up(
-    teacher: SoftmaxHead, config: RunConfig, decision: DecisionConfig, hidden: Tensor, show: Show, stages: Stages
+    teacher: SoftmaxHead,
+    config: RunConfig,
+    decision: DecisionConfig,
+    hidden: Tensor,
+    show: Show,
+    stages: Stages,
+    processes: Processes,
 ) -> LikelyTokens | None:
     """What the old head says at the positions to learn from; None where a step compares the scores of all tokens."""
     options, has_codewords = config.distil, decision.code != "one_vs_all"
     if options is None or options.label_weight or not has_codewords or not is_worth_it(len(teacher.head.weight)):
         return None
     progress = partial(show, "looking up likely tokens")
-    return LikelyTokens(**stages.tensors("likely", lambda: vars(LikelyTokens.of(teacher, hidden, progress))))
+    return LikelyTokens(**stages.tensors("likely", lambda: vars(LikelyTokens.of(teacher, hidden, progress, processes))))
 
 
 def _attach(
@@ -153,7 +163,9 @@ def _learn(
         learn_together(model, teacher, draw, options, config.lora, together, stages)
 
 
-def _read(model: Any, text: Text, size: int, tokens: int, stages: Stages, show: Show) -> tuple[Tensor, Tensor]:
+def _read(
+    model: Any, text: Text, size: int, tokens: int, stages: Stages, show: Show, processes: Processes
+) -> tuple[Tensor, Tensor]:
     """Hidden states `(tokens, hidden)` and labels `(tokens,)` of a text, READ_BATCHES batches at a time."""
     batches = (batch for batch in text.batches(size) if bool((batch["labels"][:, 1:] != IGNORE).any()))
     found: list[dict[str, Tensor]] = []
@@ -162,18 +174,21 @@ def _read(model: Any, text: Text, size: int, tokens: int, stages: Stages, show: 
         some = list(islice(batches, READ_BATCHES))
         if found and not some:
             break
-        found.append(stages.tensors(f"text-{len(found)}", partial(_read_piece, model, some, seen, tokens, show)))
+        read = partial(_read_piece, model, some, seen, tokens, show, processes)
+        found.append(stages.tensors(f"text-{len(found)}", read))
         seen += len(found[-1]["labels"])
     return torch.cat([piece["hidden"] for piece in found]), torch.cat([piece["labels"] for piece in found])
 
 
-def _read_piece(model: Any, batches: list[dict[str, Tensor]], seen: int, tokens: int, show: Show) -> dict[str, Tensor]:
+def _read_piece(
+    model: Any, batches: list[dict[str, Tensor]], seen: int, tokens: int, show: Show, processes: Processes
+) -> dict[str, Tensor]:
     """As many positions of some batches as are left of `tokens` after the `seen` ones."""
 
     def progress(done: int, left: int) -> None:
         show("reading text", seen + done, tokens)
 
-    hidden, labels = labelled_states(model, batches, tokens - seen, progress)
+    hidden, labels = labelled_states(model, batches, tokens - seen, progress, processes)
     return {"hidden": hidden, "labels": labels}
 
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from codehead.processes import is_main
+
 LINE_SECONDS = 10
 RECENT_SECONDS = 120  # what the time left is reckoned from: a machine may be busy for a while
 
@@ -76,7 +78,13 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def shown(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to call with (stage, work done, work in all): it moves a bar, or prints lines without a terminal."""
+    """A function to call with (stage, work done, work in all): it moves a bar, or prints lines without a terminal.
+
+    Of several processes, the first one shows it.
+    """
+    if not is_main():
+        yield lambda stage, done, total: None
+        return
     if not console.is_terminal:
         yield Lines(console).show
         return

@@ -17,6 +17,7 @@ from torch import Tensor
 from codehead.models import is_coded, to_int4, to_int8
 from codehead.models.hidden import hidden_states
 from codehead.models.rounding import check_unrounded
+from codehead.processes import ALONE, Processes
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, count_labels, tokenize
 
@@ -86,18 +87,24 @@ def check_finish(model: Any, config: RunConfig) -> None:
         model.decision.check_packable()
 
 
-def finish(model: Any, config: RunConfig, text: Text, show: Show = lambda stage, done, total: None) -> Any:
+def finish(
+    model: Any,
+    config: RunConfig,
+    text: Text,
+    show: Show = lambda stage, done, total: None,
+    processes: Processes = ALONE,
+) -> Any:
     """The model with its decision layer as `decision.weights` and `decision.packed` say, in place.
 
-    For int4 the training `text` tells how hidden states vary.
+    For int4 the training `text`, which `processes` share out, tells how hidden states vary.
     """
     if config.decision is None:
         return model
     if config.decision.weights == "int8":
         to_int8(model)
     if config.decision.weights == "int4":
-        batches = text.batches(batch_size_of(config))
-        to_int4(model, hidden_states(model, batches, STATISTICS_TOKENS, partial(show, "reading text to round by")))
+        batches, progress = text.batches(batch_size_of(config)), partial(show, "reading text to round by")
+        to_int4(model, hidden_states(model, batches, STATISTICS_TOKENS, progress, processes))
     if config.decision.packed:
         model.decision.packed = True
     return model

@@ -11,6 +11,7 @@ import typer
 from codehead.cli import options as opt
 from codehead.cli.options import check_file
 from codehead.errors import ConfigurationError
+from codehead.processes import is_main
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,7 +96,7 @@ def evaluate(
     else:
         given = {name: value for name, value in of_data.items() if value is not None}
         result = _on_data(model, data, tokenizer_name=tokenizer, batch_size=batch_size, **given)
-    if out is not None:
+    if out is not None and is_main():
         result.write(out)
     if as_json:
         typer.echo(json.dumps(result.as_dict(), indent=2))
