@@ -23,6 +23,8 @@ SOURCES = (
     "books/shakespeare.txt",
     "tokenizers/gpt2/tokenizer.json",
     "stories260K/config.json",
+    "models/SmolLM2-135M-Instruct/config.json",
+    "models/gemma-3-270m/config.json",
 )
 
 
@@ -33,7 +35,12 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name in SOURCES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    return {"CODEHEAD_DATA": str(folder), "STORIES260K": str(folder / "stories260K"), "DEMO_TEXT": str(folder / "demo")}
+    return {
+        "CODEHEAD_DATA": str(folder),
+        "CODEHEAD_MODELS": str(folder / "models"),
+        "STORIES260K": str(folder / "stories260K"),
+        "DEMO_TEXT": str(folder / "demo"),
+    }
 
 
 def rows(name: str, variables: dict[str, str], out: Path) -> list[list[Any]]:
