@@ -39,9 +39,17 @@ class Head:
     setting: str = ""
 
     @property
+    def is_measured(self) -> bool:
+        """Whether there is a result of it."""
+        return any(self._is(row) for row in rows(self.protocol))
+
+    @property
     def row(self) -> Row:
         """What its result files say."""
-        return next(row for row in rows(self.protocol) if (row.cell, row.setting) == (self.cell, self.setting))
+        return next(row for row in rows(self.protocol) if self._is(row))
+
+    def _is(self, row: Row) -> bool:
+        return (row.cell, row.setting) == (self.cell, self.setting)
 
     def linked(self, text: str) -> str:
         """A text with a link to the result file of the first seed; those of others lie beside it."""
@@ -66,7 +74,7 @@ class Share:
         return [self.claim, f"{said} {MEASURES[self.metric]}", *map(self._found, (self.small, self.real, self.ours))]
 
     def _found(self, head: Head | None) -> str:
-        if head is None:
+        if head is None or not head.is_measured:
             return NOT_MEASURED
         value = head.row.values[self.metric]
         size = f" with {percent(head.row.parameter_share)}"
@@ -80,15 +88,15 @@ class Gain:
     claim: str
     said: str
     small: tuple[Head, Head]
-    real: tuple[Head, Head] | None = None
+    real: tuple[Head, Head]
     in_loss: bool = False
 
     def cells(self) -> list[str]:
         """A line of the table."""
         return [self.claim, self.said, self._found(self.small), self._found(self.real), "–"]
 
-    def _found(self, pair: tuple[Head, Head] | None) -> str:
-        if pair is None:
+    def _found(self, pair: tuple[Head, Head]) -> str:
+        if not all(head.is_measured for head in pair):
             return NOT_MEASURED
         return lost(*pair) if self.in_loss else "; ".join(gained(metric, *pair) for metric in MEASURES)
 
@@ -162,21 +170,13 @@ def claims() -> str:
              (real["minrandom-50-mtl"], real["minrandom-50"]), in_loss=True),
         Gain("Longer codes help", _said(3, ("minrandom", 100, 512), ("minrandom", 25, 512)),
              (Head("small-3", "minrandom-100-mtl"), Head("small-3", "minrandom-25-mtl")),
-             _run("real-3", "minrandom-100-mtl", "minrandom-25-mtl")),
-        Gain("Wider layers help, but less", _said(2, ("minrandom", 50, 1024), ("minrandom", 50, 128)),
+             (Head("real-3", "minrandom-100-mtl"), Head("real-3", "minrandom-25-mtl"))),
+        Gain("Wider layers help", _said(2, ("minrandom", 50, 1024), ("minrandom", 50, 128)),
              (Head("small-2", "minrandom-50-mtl-160"), Head("small-2", "minrandom-50-mtl-20")),
-             _run("real-2", "minrandom-50-mtl-1024", "minrandom-50-mtl-128")),
+             (Head("real-2", "minrandom-50-mtl-1024"), Head("real-2", "minrandom-50-mtl-128"))),
     ]  # fmt: skip
     header = ["", "The paper", "Models of 1M to 4M parameters", "SmolLM2-135M", "SmolLM2-135M, our head of that size"]
     return _table(header, [*(line.cells() for line in lines), backbones()])
-
-
-def _run(protocol: str, *cells: str) -> tuple[Head, Head] | None:
-    """Two cells, if their protocol was run."""
-    if not rows(protocol):
-        return None
-    first, second = (Head(protocol, cell) for cell in cells)
-    return first, second
 
 
 def sizes() -> str:
@@ -187,8 +187,8 @@ def sizes() -> str:
     for said, cell in zip(TABLES[1].rows[1:], cells, strict=True):
         found = [_size(Head(protocol, cell)) for protocol in ("small-1", REAL)]
         lines.append([said.label, *_said_size(said, softmax), *found[0], *found[1]])
-    for cell in ("converted-15", "converted-50"):
-        lines.append([Head(REAL, cell).row.label, "–", "–", "–", "–", *_size(Head(REAL, cell))])
+    ours = [Head(REAL, cell) for cell in ("converted-15", "converted-50")]
+    lines += [[head.row.label, "–", "–", "–", "–", *_size(head)] for head in ours if head.is_measured]
     header = ["Head"]
     for where in ("the paper", "small-1", REAL):
         header += [f"{where}: parameters", "time"]
@@ -201,10 +201,12 @@ def _said_size(row: PaperRow, softmax: PaperRow) -> tuple[str, str]:
 
 
 def _size(head: Head) -> tuple[str, str]:
-    row = head.row
+    if not head.is_measured:
+        return NOT_MEASURED, NOT_MEASURED
     reference = next(one for one in rows(head.protocol) if one.is_reference)
-    taken, whole = (one.times["answer_seconds"].median for one in (row, reference))
-    return head.linked(f"{row.parameter_share:.3%}"), percent(taken / whole)
+    times = [one.times["answer_seconds"].median for one in (head.row, reference) if one.times]
+    ratio = percent(times[0] / times[1]) if len(times) == 2 else NOT_MEASURED
+    return head.linked(f"{head.row.parameter_share:.3%}"), ratio
 
 
 def enough() -> str:
