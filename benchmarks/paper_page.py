@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pages import filled
 
+from codehead.lab.protocols.protocol import find
 from codehead.lab.reports.evidence import read_evidence
 from codehead.lab.reports.paper import TABLES, PaperRow
 from codehead.lab.reports.summary import Estimate, Row, summarise
@@ -244,6 +245,7 @@ def budget() -> str:
     training = found[0].config["run"]["training"]
     steps, records = training["max_steps"], training["max_steps"] * training["per_device_train_batch_size"]
     seeds = len({result.config["seed"] for result in found})
+    missing = [entry.name for entry in find(REAL).entries if not Head(REAL, entry.name).is_measured]
     minutes = sum(result.metrics["train_seconds"] for result in found) / 60
     tokens = found[0].metrics["test"]["tokens"]
     prompts = found[0].metrics["answers"]["prompts"]
@@ -251,6 +253,7 @@ def budget() -> str:
         f"Every head of [{REAL}](results/{REAL}/report.md) learnt for {steps} steps on {records:,} records of Alpaca, "
         f"with {seeds} seed{'s' if seeds > 1 else ''}: {minutes:.0f} minutes of training in all. The figures are over "
         f"{tokens:,} held-out tokens and {prompts} generated answers."
+        + (f" Not run yet: {', '.join(missing)}." if missing else "")
     )
 
 
