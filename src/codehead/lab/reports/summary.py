@@ -136,6 +136,8 @@ def short_name(result: Result, label: str, byte_share: float | None) -> str:
     """`low rank 5%` for the cell `low-rank-5`, with the share that the head really takes; else its `label`."""
     cell = str(result.config["cell"])
     numbers = list(NUMBER.finditer(cell))
+    if len(numbers) == 1 and float(numbers[0][1]) == (result.metrics["decision"] or {}).get("bits"):
+        return label  # `minrandom-50` has 50 bits, however many bytes these take
     if len(numbers) != 1 or not byte_share or not 1 / NEAR < float(numbers[0][1]) / (100 * byte_share) < NEAR:
         return label
     (found,) = numbers
