@@ -143,6 +143,7 @@ def test_markdown_shows_values_and_leaves_empty_columns_out() -> None:
         ("code-25-int4", 0.25, "code 25% int4"),
         ("code-0.5", 0.005, "code 0.5%"),
         ("minrandom-50", 0.0334, "the label"),  # bits, not bytes
+        ("minimal-13", 0.14, "the label"),  # bits again, though as many per cent of the bytes
         ("chain-12-453", 0.135, "the label"),
         ("code-5", None, "the label"),
         ("int4-corrected", 0.266, "the label"),
