@@ -129,14 +129,16 @@ def verdict(value: Estimate, kept: float) -> str:
     """Whether a share is reached; open where the interval over seeds holds both."""
     if abs(value.mean - kept) <= (value.half_width or 0.0):
         return "open"
-    return "**yes**" if value.mean > kept else "**no**"
+    said = "**yes**" if value.mean > kept else "**no**"
+    return said if value.half_width is not None else f"{said}, one seed"
 
 
 def order(better: Estimate, worse: Estimate) -> str:
     """Whether the first is above the second; open where their intervals over seeds overlap."""
     if abs(better.mean - worse.mean) <= (better.half_width or 0.0) + (worse.half_width or 0.0):
         return "open"
-    return "yes" if better.mean > worse.mean else "**no**"
+    said = "yes" if better.mean > worse.mean else "**no**"
+    return said if better.half_width is not None else f"{said}, one seed"
 
 
 @cache

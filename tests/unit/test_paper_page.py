@@ -34,7 +34,13 @@ def test_a_typed_verdict_is_replaced(made):
 
 @pytest.mark.parametrize(
     ("mean", "half_width", "said"),
-    [(0.9, 0.02, "**yes**"), (0.9, None, "**yes**"), (0.8, 0.02, "**no**"), (0.84, 0.02, "open"), (0.82, 0.02, "open")],
+    [
+        (0.9, 0.02, "**yes**"),
+        (0.9, None, "**yes**, one seed"),
+        (0.8, 0.02, "**no**"),
+        (0.84, 0.02, "open"),
+        (0.82, 0.02, "open"),
+    ],
 )
 def test_a_share_counts_as_reached_only_beyond_its_interval(made, mean, half_width, said):
     assert made.verdict(Estimate(mean, half_width, 3), 0.83) == said
