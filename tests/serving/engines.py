@@ -34,9 +34,11 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def stock(family):
+def stock(family, vocabulary=VOCABULARY):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
+    config = CONFIGS[family]()
+    config.vocab_size = vocabulary
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def prompts(count, length=8):
