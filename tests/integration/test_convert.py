@@ -318,7 +318,7 @@ def failing(error):
     return fail
 
 
-@pytest.mark.parametrize("place", ["saving._order", "stage_store.Stages.remove", "folder.RunFolder.finish"])
+@pytest.mark.parametrize("place", ["saving._order", "loop.Stages.remove", "folder.RunFolder.finish"])
 def test_a_conversion_that_was_stopped_while_it_saves_ends_clean(stock, tmp_path, monkeypatch, place):
     quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
     whole = run_conversion(replace(quick, output_dir=str(tmp_path / "whole")))
