@@ -340,10 +340,10 @@ def test_the_task_of_the_documentation(place, tmp_path):
 def test_nothing_of_the_process_is_left_changed(place, monkeypatch):
     from tqdm import tqdm
 
-    begin, level = tqdm.__init__, logging.getLogger("lm_eval").level
+    begin, level = vars(tqdm)["__init__"], logging.getLogger("lm_eval").level
     monkeypatch.setenv("DISABLE_MULTIPROC", "mine")
     run_tasks(str(place / "stock"), str(place / "tasks-stock" / "choose.yaml"), limit=1)
-    assert tqdm.__init__ is begin
+    assert vars(tqdm)["__init__"] is begin  # as an attribute, a partialmethod is another function each time
     assert logging.getLogger("lm_eval").level == level
     assert os.environ["DISABLE_MULTIPROC"] == "mine"
 
