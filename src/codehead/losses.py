@@ -122,7 +122,9 @@ class _InPlaceNats(Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, labels: Tensor) -> Tensor:
-        logs = torch.log_softmax(scores.detach(), -1, out=scores.detach())
+        logs = torch.log_softmax(
+            scores.detach(), -1, out=scores.detach()
+        )  # kernels read an element before they write it
         ctx.save_for_backward(logs, labels)
         return F.nll_loss(logs, labels, ignore_index=IGNORE, reduction="sum")
 

@@ -72,10 +72,16 @@ def test_hidden_states_of_other_text_are_refused(place, tmp_path, codehead, writ
     assert "holds hidden states of" in errors
 
 
-def test_a_promise_that_needs_more_text_is_refused(place, tmp_path, codehead, written):
-    status, _, errors = codehead("screen", place / "model", "--out", tmp_path, "--positions", "200")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--positions", "200"), "give 2,995 of them or more"), (("--mode", "quick"), "choose one of fast, exact")],
+    ids=["too little text", "unknown mode"],
+)
+def test_what_is_impossible_is_refused_before_the_work(arguments, message, place, tmp_path, codehead, monkeypatch):
+    monkeypatch.setattr(checkpoint, "hidden_states", None)
+    status, _, errors = codehead("screen", place / "model", "--out", tmp_path, *arguments)
     assert status == 2
-    assert "give 2,995 of them or more" in errors
+    assert message in errors
 
 
 def test_doctor_tells_of_coded_and_stock_models(place, coded_folder, codehead):

@@ -146,6 +146,13 @@ def test_saving_and_loading_gives_the_same_model(tied, options, tmp_path):
     assert shared == tied
 
 
+@pytest.mark.parametrize(("apart", "bits"), [(0, 8), (1e9, 128)], ids=["rows are free", "rows are dear"])
+def test_the_length_is_that_with_which_a_step_reads_least(apart, bits, monkeypatch):
+    monkeypatch.setattr(build, "LENGTHS", (8, 128))
+    monkeypatch.setattr(build, "APART", apart)
+    assert screened(bits=None).screen.settings.bits == bits
+
+
 @pytest.fixture
 def prefixed(monkeypatch):
     """A screened model that scans a prefix of its code."""

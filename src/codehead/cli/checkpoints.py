@@ -128,7 +128,7 @@ def screen(
         str, typer.Option("--certificate", help="Of mode exact: calibrated (may fail, rarely), or proof.")
     ] = "calibrated",
     bits: Annotated[
-        int | None, typer.Option("--bits", help="Of the code, per token.", show_default="as few as do")
+        int | None, typer.Option("--bits", help="Of the code, per token.", show_default="what a step reads least with")
     ] = None,
     positions: Annotated[int, typer.Option("--positions", min=8, help="Hidden states that are used.")] = 12_000,
     text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,

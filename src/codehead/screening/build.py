@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from codehead.errors import ConfigurationError
 from codehead.models import guards, stock
 from codehead.models.hidden import Statistics, hidden_states
 from codehead.models.surgery import is_coded
-from codehead.screening import certificate
+from codehead.screening.certificate import order_statistic
 from codehead.screening.model import install, is_screened
 from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings, probes
 from codehead.screening.search import block_norms
@@ -99,7 +99,7 @@ def screen(
         The same model, now screened.
 
     """
-    head = _check(model, mode, certificate, recall)
+    head = check(model, mode, certificate, recall, positions if hidden is None else len(hidden))
     if hidden is None:
         source = own_text(model, positions, progress) if batches is None else batches
         data = data or (OWN_TEXT if batches is None else "text that was given")
@@ -117,13 +117,16 @@ def screen(
     return model
 
 
-def _check(model: Any, mode: str, kind: str, recall: float) -> nn.Linear:
+def check(
+    model: Any, mode: str = "fast", certificate: str = "calibrated", recall: float = 0.999, positions: int = POSITIONS
+) -> nn.Linear:
+    """The head of a model that can be screened so; a ConfigurationError otherwise, before any work."""
     from transformers import PreTrainedModel  # at module level it would be a circle: see models/registration.py
 
     if mode not in MODES:
         raise ConfigurationError(f"mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
-    if kind not in CERTIFICATES:
-        raise ConfigurationError(f"certificate={kind!r} is unknown; choose one of {', '.join(CERTIFICATES)}")
+    if certificate not in CERTIFICATES:
+        raise ConfigurationError(f"certificate={certificate!r} is unknown; choose one of {', '.join(CERTIFICATES)}")
     if not 0 < recall < 1:
         raise ConfigurationError(f"recall={recall} is not between 0 and 1; a share of positions, such as 0.999")
     if is_coded(model) or is_screened(model):
@@ -148,6 +151,8 @@ def _check(model: Any, mode: str, kind: str, recall: float) -> nn.Linear:
             f"the head is on the device {head.weight.device.type!r}, where multiplying all rows is as fast as a scan; "
             "screen models that run on a CPU (model.to('cpu'))"
         )
+    if mode == "fast":
+        order_statistic(positions * 3 // 4 - positions // 4, recall, CONFIDENCE)
     return head
 
 
@@ -199,7 +204,7 @@ def _parted(head: nn.Linear, hidden: Tensor, progress: Progress) -> _Parts:
 
 def _fast(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
     """A code whose length is chosen where it was fitted, and as many candidates as other positions need."""
-    wanted = certificate.order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
+    wanted = order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
     made = _short(head, parts, bits, recall, progress)
     most = min(MOST, head.out_features)
     ranks = _ranks(made, parts.calibration, most, progress)
@@ -207,7 +212,7 @@ def _fast(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progr
     if needed > most:
         raise ConfigurationError(
             f"with bits={made.settings.bits} the dense head's choice is not among the best {most:,} candidates at "
-            f"{recall:.4%} of positions; give more bits, or a lower recall"
+            f"{recall:.4%} of positions; give more positions, more bits, or a lower recall"
         )
     made.settings = replace(
         made.settings, candidates=needed, promised=recall, confidence=CONFIDENCE,
@@ -224,17 +229,26 @@ def _short(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, prog
     """
     classes, possible = head.out_features, sorted({min(length, MAX_DIGITS * head.in_features) for length in LENGTHS})
     lengths = possible if bits is None else [bits]
-    large = classes > SCANNED and classes * (lengths[-1] - LENGTHS[0]) > 8 * SAVED
-    best: tuple[float, Screen | None] = math.inf, None
-    for length in lengths[-1:] if large else lengths:
-        scanned = classes * length / 8
-        if scanned < best[0]:
-            made = _coded(head, parts, Settings(classes, head.in_features, length), progress)
-            ranks = _ranks(made, parts.fitted, min(MOST, classes), progress)
-            rows = RESERVE * _needed(ranks, math.ceil((1 + recall) / 2 * len(ranks)))
-            best = min(best, (scanned + APART * rows * head.weight[0].nbytes, made), key=lambda one: one[0])
-    made = cast("Screen", best[1])
-    return _prefixed(made, head, parts, recall, progress) if large else made
+    large = is_large(classes, lengths[-1])
+    codes = (
+        _coded(head, parts, Settings(classes, head.in_features, length), progress)
+        for length in (lengths[-1:] if large else lengths)
+    )
+    if large:
+        return _prefixed(next(codes), head, parts, recall, progress)
+    return next(codes) if bits is not None else min(codes, key=lambda made: _cost(made, head, parts, recall, progress))
+
+
+def is_large(classes: int, bits: int) -> bool:
+    """Whether codes of so many bits for so many tokens are scanned by a prefix."""
+    return classes > SCANNED and classes * (bits - LENGTHS[0]) > 8 * SAVED
+
+
+def _cost(made: Screen, head: nn.Linear, parts: _Parts, recall: float, progress: Progress) -> float:
+    """Bytes that a step reads, those of rows weighted by the time they take."""
+    ranks = _ranks(made, parts.fitted, min(MOST, head.out_features), progress)
+    rows = RESERVE * _needed(ranks, math.ceil((1 + recall) / 2 * len(ranks)))
+    return made.plane.nbytes + APART * rows * head.weight[0].nbytes
 
 
 def _prefixed(made: Screen, head: nn.Linear, parts: _Parts, recall: float, progress: Progress) -> Screen:

@@ -15,7 +15,7 @@ from torch import Tensor
 from codehead.boundaries import library_bars_hidden
 from codehead.errors import ConfigurationError
 from codehead.models.hidden import hidden_states
-from codehead.screening.build import OWN_TEXT, POSITIONS, Progress, own_text, room, screen
+from codehead.screening.build import OWN_TEXT, POSITIONS, Progress, check, own_text, room, screen
 from codehead.screening.screen import Settings
 from codehead.training.data import Collator, check_vocabulary, load_examples
 from codehead.training.model import load_model
@@ -45,6 +45,7 @@ def screen_checkpoint(
     """
     model, tokenizer = load_model(name, dtype=dtype).eval(), load_tokenizer(name)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
+    check(model, positions=positions, **{name: value for name, value in options.items() if name != "bits"})
     source = data or OWN_TEXT
     described = {"model": name, "data": source, "positions": positions, "dtype": str(model.dtype)}
     hidden = _kept(out / HIDDEN, described)

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
+from codehead.screening.build import SCANNED, is_large
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import Screen, Settings
 
+PREFIX = 512
+"""Bits that are scanned of a large vocabulary's code."""
 TURNS = 9
 """Of both, one after the other; the least time of each is told, which other programs disturbed least."""
 
@@ -59,8 +62,10 @@ class Gain:
 
 
 @torch.no_grad()
-def gain(hidden_size: int, num_classes: int, *, bits: int = 512, candidates: int = 256) -> Gain:
+def gain(hidden_size: int, num_classes: int, *, bits: int = 1024, candidates: int = 256) -> Gain:
     """Time a head `(hidden_size → num_classes)`, dense and screened, with rows and codewords that mean nothing.
+
+    Codes are about as long as `screen` makes them, and scanned in two stages where it does so.
 
     Raises:
         ConfigurationError: FAISS is not installed.
@@ -88,7 +93,8 @@ def _meaningless(weight: Tensor, bits: int, candidates: int) -> Screen:
     """A screen that is ready, of random codewords."""
     classes, size = weight.shape
     rank = min(bits, size)
-    made = Screen(Settings(classes, size, bits, candidates=candidates, rank=rank))
+    prefix, scanned = (PREFIX, SCANNED) if is_large(classes, bits) else (0, 0)
+    made = Screen(Settings(classes, size, bits, candidates=candidates, rank=rank, prefix=prefix, scanned=scanned))
     generator = torch.Generator().manual_seed(0)
     made.plane.random_(0, 256, generator=generator)
     made.coordinates.copy_(torch.arange(bits) % rank)
