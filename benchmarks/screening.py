@@ -9,7 +9,8 @@ Needs `pip install onnx onnxruntime onnxscript` beside codehead[fast,train].
 Text and prompts are those of `benchmarks/mixed_text.py`. `head`: methods take turns within every repeat, on positions
 that nothing was fitted to; before each step as many bytes are read as the backbone has (`--between`), so that no head
 is in a cache, or none. Medians, and the recall of the dense head's choice. `generation`: tokens per second with the
-dense head, screened, and with no head at all, which is the limit. `texts`: how many greedy tokens are the dense head's.
+dense head, screened, and with no head at all, which is the limit. `texts`: how many greedy tokens are the dense head's;
+in mode "exact", which works on one sequence at a time, both heads choose at every hidden state of one text.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import faiss
 import torch
 from screening_baselines import Head, built, clustered, low_rank, onnx_heads, rabitq, torch_heads
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codehead.lab.result import Result
 from codehead.models.hidden import hidden_states
@@ -224,13 +226,34 @@ def identical(
 ) -> dict[str, int]:
     """How many tokens are the dense head's until a text differs: all that follows is of another text."""
     same = total = 0
-    for start in range(0, len(prompts), options.batch):
-        some = prompts[start : start + options.batch]
-        dense, own = (written(models[name], tokenizer, some, options.tokens) for name in ("dense", "screened"))
-        for equal in (dense == own).tolist():
+    compare = followed if models["screened"].screen.settings.mode == "exact" else compared
+    step = 1 if compare is followed else options.batch
+    for start in range(0, len(prompts), step):
+        for equal in compare(models, tokenizer, prompts[start : start + step], options.tokens).tolist():
             first = equal.index(False) if False in equal else len(equal)
             same, total = same + first, total + min(first + 1, len(equal))
     return {"tokens": same, "of": total}
+
+
+def compared(models: dict[str, Any], tokenizer: Any, prompts: list[str], tokens: int) -> Tensor:
+    """Which tokens `(prompts, tokens)` of two texts, each written by one of the models, are the same."""
+    dense, own = (written(models[name], tokenizer, prompts, tokens) for name in ("dense", "screened"))
+    return dense == own
+
+
+def followed(models: dict[str, Any], tokenizer: Any, prompts: list[str], tokens: int) -> Tensor:
+    """Which tokens `(1, tokens)` of the screened model's text the dense head chooses at the same hidden states."""
+    model, chosen = models["screened"], []
+    ends = torch.tensor(model.generation_config.eos_token_id).reshape(-1)  # `written` lets no text end
+
+    def choose(head: Any, inputs: tuple[Tensor], _: Tensor) -> None:
+        logits = F.linear(inputs[0][:, -1:], head.weight, head.bias)[0]
+        chosen.append(logits.index_fill(1, ends, -torch.inf).argmax(-1))
+
+    watch = model.get_output_embeddings().register_forward_hook(choose)
+    own = written(model, tokenizer, prompts, tokens)
+    watch.remove()
+    return own == torch.cat(chosen)
 
 
 def speeds(models: dict[str, Any], tokenizer: Any, prompts: list[str], options: argparse.Namespace) -> dict[str, float]:
