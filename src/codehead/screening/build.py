@@ -39,8 +39,11 @@ FEW, MOST = 256, 4096
 """Candidates: those of mode "exact" at first, and the most that are taken."""
 SAVED = 8e6
 """Bytes of codewords that have to be saved before a prefix alone is scanned."""
-SCANNED = 2048
+SCANNED = 4096
 """Tokens that a prefix leaves."""
+SPARE = 8
+"""How many times as many these are as the prefix needs at the positions that a code is fitted to: text of other kinds
+needs more."""
 APART = 4
 """How much longer a byte of rows that lie apart takes to read than one of codewords."""
 RESERVE = 4
@@ -253,7 +256,7 @@ def _cost(made: Screen, head: nn.Linear, parts: _Parts, recall: float, progress:
 
 def _prefixed(made: Screen, head: nn.Linear, parts: _Parts, recall: float, progress: Progress) -> Screen:
     """The same code, of which the shortest prefix is scanned that leaves the dense head's choices, or all of it."""
-    whole, few = made.settings, SCANNED // RESERVE
+    whole, few = made.settings, SCANNED // SPARE
     for prefix in (length for length in LENGTHS if length < whole.bits):
         trial = Screen(replace(whole, prefix=prefix, scanned=few))
         trial.load_state_dict({**made.state_dict(), "spans": trial.spans})

@@ -123,7 +123,7 @@ class Screen(nn.Module):
         """By the step of one position, without the rows of its candidates."""
         scanned = self.settings.num_classes * row_bytes(self.settings.scanned_bits)
         rest = self.settings.scanned * (self.plane.shape[1] - row_bytes(self.settings.scanned_bits))
-        return sum(self.get(name).nbytes for name in ("norms", "white")) + scanned + rest
+        return sum(self.get(name).nbytes for name in ("norms", "white")) + scanned + rest // 2  # see Search._refined
 
     def pays(self, positions: int, weight: Tensor) -> bool:
         """Whether scanning for so many positions is faster than multiplying all rows `(V, H)` once for all of them."""
