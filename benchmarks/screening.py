@@ -3,6 +3,7 @@
 Needs `pip install onnx onnxruntime onnxscript` beside codehead[fast,train].
 
     python benchmarks/screening.py head --model FOLDER --data TEXT --out results/screening-NAME.json
+    python benchmarks/screening.py items --shape 64 2000000 --out results/….json
     python benchmarks/screening.py generation --model FOLDER --screened FOLDER --prompts FILE --out results/….json
     python benchmarks/screening.py texts --model FOLDER --screened FOLDER --prompts FILE --out results/….json
 
@@ -30,11 +31,14 @@ from screening_baselines import Head, built, clustered, low_rank, onnx_heads, ra
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codehead.decoding.numerics import top_k
 from codehead.lab.result import Result
 from codehead.models.hidden import hidden_states
 from codehead.screening import build
 from codehead.screening.checkpoint import _batches
 from codehead.screening.gain import screened_step
+from codehead.screening.head import ScreenedLinear
+from codehead.screening.screen import CERTIFICATES
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.tokenizer import load_tokenizer
@@ -161,6 +165,34 @@ def measure_heads(options: argparse.Namespace) -> dict[str, Any]:
     return {"shape": list(weight.shape), "heads": metrics}
 
 
+@torch.no_grad()
+def measure_items(options: argparse.Namespace) -> dict[str, Any]:
+    """The best `--best` rows of many short ones, for sure: screened in mode "exact" and dense, in turns."""
+    weight, hidden = states(options)
+    rows = nn.Linear(weight.shape[1], 1, bias=False)
+    rows.weight, rows.out_features = nn.Parameter(weight, requires_grad=False), len(weight)
+    parts, k = build._parted(rows, hidden, quiet), options.best
+    found: dict[str, Any] = {"shape": list(weight.shape), "best": k, "heads": {}}
+    for certificate in CERTIFICATES:
+        made = build._exact(rows, parts, certificate, None, quiet)
+        head = ScreenedLinear.of(weight, made)
+        times: dict[str, list[float]] = {"dense": [], "screened": []}
+        same = certain = 0
+        for some in parts.test.hidden[: options.recall_positions].split(1):
+            start = time.perf_counter()
+            dense = top_k(F.linear(some, weight), k)
+            middle = time.perf_counter()
+            own = head.best(some, k)[0]
+            times["screened"].append(1e3 * (time.perf_counter() - middle))
+            times["dense"].append(1e3 * (middle - start))
+            same, certain = same + bool((own == dense).all()), certain + (head.candidates(some, k, k) is not None)
+        found["heads"][certificate] = {
+            "bits": made.settings.bits, "bytes_read": made.bytes_read, "identical": same, "certain": certain,
+            "of": len(times["dense"]), "milliseconds": {name: statistics.median(all_) for name, all_ in times.items()},
+        }  # fmt: skip
+    return found
+
+
 class NoHead(nn.Linear):
     """Gives the same logits for whatever it is given: what a head of no cost at all would leave of a step."""
 
@@ -281,7 +313,7 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-WHAT = {"head": measure_heads, "generation": measure_generation, "texts": measure_texts}
+WHAT = {"head": measure_heads, "items": measure_items, "generation": measure_generation, "texts": measure_texts}
 
 
 def public(options: argparse.Namespace) -> dict[str, Any]:
@@ -296,12 +328,15 @@ def main() -> None:
     parser.add_argument("what", choices=list(WHAT))
     parser.add_argument("--model")
     parser.add_argument("--data", help="text: hub id or local file (head)")
-    parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "V"), help="random rows in place of a model (head)")
+    parser.add_argument(
+        "--shape", type=int, nargs=2, metavar=("H", "V"), help="random rows in place of a model (head, items)"
+    )
     parser.add_argument("--screened", help="folder of the screened model (generation, texts)")
     parser.add_argument("--prompts", help="JSON lines with the field prompt (generation, texts)")
     parser.add_argument("--positions", type=int, default=12_000)
     parser.add_argument("--recall-positions", type=int, default=1500)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--best", type=int, default=10, help="rows that are asked for (items)")
     parser.add_argument("--tokens", type=int, default=72, help="per prompt (generation, texts)")
     parser.add_argument("--batch", type=int, default=20, help="prompts at once, (texts)")
     parser.add_argument("--repeats", type=int, default=25)
