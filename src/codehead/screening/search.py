@@ -88,7 +88,7 @@ class Search:
         return torch.from_numpy(np.quantile(np.ptp(tables, axis=2), 0.9, axis=0))
 
     def _refined(self, found: Found, logits: np.ndarray, count: int) -> np.ndarray:
-        """The best `(positions, count)` of what was found: every round reads more bits of the better half."""
+        """The best `(positions, count)` of what was found, best first: every round reads more bits of the better half."""
         last = logits[:, self.settings.scanned_bits :]
         tables = np.pad(last, ((0, 0), (0, -last.shape[1] % 8))).reshape(len(logits), -1, 8) @ BYTES
         kept = []
@@ -97,10 +97,9 @@ class Search:
             for part in self.rounds:
                 own = table[start : (start := start + part.shape[1])]
                 scores = scores + _sums(own, part.take(ids, axis=0))
-                few = count if part is self.rounds[-1] else max(count, len(ids) // 2)
-                best = np.argpartition(-scores, few - 1)[:few]
+                best = np.argsort(-scores)[: max(count, len(ids) // 2)]
                 ids, scores = ids[best], scores[best]
-            kept.append(ids)
+            kept.append(ids[:count])
         return np.stack(kept)
 
     def _rest(self, found: Found, white: Tensor, logits: np.ndarray) -> np.ndarray:
