@@ -177,6 +177,7 @@ def test_all_bits_choose_among_the_tokens_that_a_prefix_leaves(prefixed):
     for shift, sign in ((2 * error, 1), (-2 * error, -1)):  # tokens that the prefix leaves for certain, or perhaps
         best = -np.sort(-np.where(prefix >= left + shift, whole, -np.inf), axis=1)[:, :20]
         assert (sign * (scores - best) >= -2 * error).all()
+    scores = np.take_along_axis(whole, search.best(hidden, kept.scanned).ids, axis=1)
     assert np.abs(scores + np.sort(-scores, axis=1)).mean() < error / 10  # best first
 
 
