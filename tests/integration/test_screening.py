@@ -153,6 +153,33 @@ def test_the_length_is_that_with_which_a_step_reads_least(apart, bits, monkeypat
     assert screened(bits=None).screen.settings.bits == bits
 
 
+def test_bounds_are_those_of_every_number_of_candidates():
+    model = screened(mode="exact")
+    search, hidden = model.screen.search, states(model)[:5]
+    bounds = search.bounds(hidden, 40)
+    assert (np.diff(bounds) <= 0).all()
+    for count in (1, 7, 40):
+        assert np.allclose(search.best(hidden, count).rest, bounds[:, count - 1])
+
+
+def test_exact_mode_begins_with_the_candidates_that_read_least(monkeypatch):
+    monkeypatch.setattr(build, "FEW", 2)
+    model = screened(mode="exact")
+    head, made, row = model.get_output_embeddings(), model.screen, 4 * HIDDEN
+    needed = np.array([1, 5, VOCAB])  # with 2 and then 8: one round, two, two and the dense head
+    scans, rows = 1 + 2 + 2, 2 + (2 + 8) + (2 + 8)
+    assert build._bytes(made, head, needed, 2) * 3 == pytest.approx(
+        scans * made.bytes_read + build.APART * rows * row + VOCAB * row
+    )
+    hidden = states(model)[100:300]
+    head.requires_grad_(False)
+    best = head(hidden).argmax(-1)
+    found = build._first(made, head, build.Positions(hidden, best), lambda *_: None)
+    needed = (made.search.bounds(hidden, VOCAB) >= head(hidden).amax(1, keepdim=True).numpy()).sum(1) + 1
+    costs = {count: build._bytes(made, head, needed, count) for count in (2, 4, 8, 16)}
+    assert found == min(costs, key=costs.get) == made.settings.candidates
+
+
 @pytest.fixture
 def prefixed(monkeypatch):
     """A screened model that scans a prefix of its code."""

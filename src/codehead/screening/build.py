@@ -19,6 +19,7 @@ from codehead.models import guards, stock
 from codehead.models.hidden import Statistics, hidden_states
 from codehead.models.surgery import is_coded
 from codehead.screening.certificate import order_statistic
+from codehead.screening.head import MORE
 from codehead.screening.model import install, is_screened
 from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings, probes
 from codehead.screening.search import block_norms
@@ -36,7 +37,9 @@ LENGTHS = (256, 384, 512, 640, 768, 1024)
 EXACT_DIGITS, PROOF_DIGITS, PROOF_BLOCKS = 8 / 3, 4, 16
 """Bits per hidden number of mode "exact", and of its proofs, whose bound is summed over so many blocks."""
 FEW, MOST = 256, 4096
-"""Candidates: those of mode "exact" at first, and the most that are taken."""
+"""Candidates: the fewest of mode "exact", and the most of mode "fast"."""
+TRIED, FIRST = 256, 2**18
+"""Positions that tell how many candidates mode "exact" begins with, and how many are looked at for it."""
 SAVED = 8e6
 """Bytes of codewords that have to be saved before a prefix alone is scanned."""
 SCANNED = 4096
@@ -288,12 +291,39 @@ def _exact(head: nn.Linear, parts: _Parts, kind: str, bits: int | None, progress
         made.settings = replace(made.settings, factor=min(factor, 1.0))
         _ready(made, head, parts.fitted.hidden)
         promised = (1 - CONFIDENCE) ** (1 / count)
+    made.settings = replace(made.settings, candidates=_first(made, head, parts.calibration, progress))
     ranks = _ranks(made, parts.test, made.settings.candidates, progress)
     made.settings = replace(
         made.settings, promised=promised, confidence=1.0 if proof else CONFIDENCE, calibration_positions=count,
         test_positions=len(ranks), measured=float((ranks < made.settings.candidates).mean()),
     )  # fmt: skip
     return made
+
+
+def _first(made: Screen, head: nn.Linear, positions: Positions, progress: Progress) -> int:
+    """With how many candidates a step of mode "exact" begins: as many as let it read least in all its rounds."""
+    classes = head.out_features
+    most, few = min(FIRST, classes), len(positions.best) // TRIED + 1
+    needed = []
+    for start in range(0, len(positions.best), few * CHUNK):
+        hidden, best = (part[start : start + few * CHUNK : few] for part in positions)
+        bias = 0.0 if head.bias is None else head.bias[best]
+        scores = ((head.weight[best] * hidden).sum(1) + bias).double().numpy()
+        needed.append((made.search.bounds(hidden, most) >= scores[:, None]).sum(1) + 1)
+        progress("candidates", min(start + few * CHUNK, len(positions.best)), len(positions.best))
+    options = [FEW]
+    while options[-1] * 2 <= most // MORE:
+        options.append(options[-1] * 2)
+    return min(min(options, key=lambda count: _bytes(made, head, np.concatenate(needed), count)), classes)
+
+
+def _bytes(made: Screen, head: nn.Linear, needed: np.ndarray, count: int) -> float:
+    """What a step of mode "exact" reads in the mean, where so many candidates are needed `(positions,)`."""
+    total, tried = np.zeros(len(needed)), 0
+    while not tried or count <= head.out_features // MORE:
+        total += (needed > tried) * (made.bytes_read + APART * count * head.weight[0].nbytes)
+        tried, count = count, MORE * count
+    return float((total + (needed > tried) * head.weight.nbytes).mean())
 
 
 def _coded(head: nn.Linear, parts: _Parts, settings: Settings, progress: Progress) -> Screen:

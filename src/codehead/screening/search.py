@@ -88,7 +88,7 @@ class Search:
         return torch.from_numpy(np.quantile(np.ptp(tables, axis=2), 0.9, axis=0))
 
     def _refined(self, found: Found, logits: np.ndarray, count: int) -> np.ndarray:
-        """The best `(positions, count)` of what was found, best first: every round reads more bits of the better half."""
+        """The best `(positions, count)` of what was found, best first; every round reads bits of the better half."""
         last = logits[:, self.settings.scanned_bits :]
         tables = np.pad(last, ((0, 0), (0, -last.shape[1] % 8))).reshape(len(logits), -1, 8) @ BYTES
         kept = []
@@ -102,14 +102,25 @@ class Search:
             kept.append(ids[:count])
         return np.stack(kept)
 
+    def bounds(self, hidden: Tensor, count: int) -> np.ndarray:
+        """What all but the first 1, 2, … `count` tokens score at most, `(positions, count)`, in mode "exact"."""
+        white = self.whitened(hidden)
+        logits = self.bit_logits(white)
+        return self._bounds(self.scan.search(self.tables(white, logits), count), white, logits)
+
     def _rest(self, found: Found, white: Tensor, logits: np.ndarray) -> np.ndarray:
         """What tokens that were not found score at most `(positions,)`."""
         if found.ids.shape[1] >= self.classes:
             return np.full(len(logits), -np.inf)
+        last = Found(found.ids[:, -1:], found.scores[:, -1:], found.errors)
+        return self._bounds(last, white, logits)[:, 0]
+
+    def _bounds(self, found: Found, white: Tensor, logits: np.ndarray) -> np.ndarray:
+        """What those that were found score at most, and those after them `(positions, m)`."""
         every, logits = (white @ self.common).double().numpy(), logits.astype(np.float64)
         size = np.abs(logits).sum(1) + np.abs(every)
-        bound = found.scores[:, -1] + every - logits.sum(1) / 2 + found.errors + self.numbers.error
-        return np.asarray(bound + FLOAT32 * size)
+        added = every - logits.sum(1) / 2 + found.errors + self.numbers.error + FLOAT32 * size
+        return np.asarray(found.scores + added[:, None])
 
 
 def _sums(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
