@@ -92,6 +92,7 @@ class Screen(nn.Module):
 
     plane: Tensor
     coordinates: Tensor
+    white: Tensor
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -123,7 +124,8 @@ class Screen(nn.Module):
         """By the step of one position, without the rows of its candidates."""
         scanned = self.settings.num_classes * row_bytes(self.settings.scanned_bits)
         rest = self.settings.scanned * (self.plane.shape[1] - row_bytes(self.settings.scanned_bits))
-        return sum(self.get(name).nbytes for name in ("norms", "white")) + scanned + rest // 2  # see Search._refined
+        norms = self.settings.num_classes * -(-self.settings.blocks // 2)  # four bits each
+        return self.white.nbytes + scanned + norms + rest // 2  # of the rest, see Search._refined
 
     def pays(self, positions: int, weight: Tensor) -> bool:
         """Whether scanning for so many positions is faster than multiplying all rows `(V, H)` once for all of them."""
