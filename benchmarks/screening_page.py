@@ -92,6 +92,33 @@ def generation() -> str:
     return rows(["", "dense", "screened", "no head at all"], body)
 
 
+def coded() -> str:
+    """Time of heads with a code, as `decode` finds their best tokens, beside Softmax."""
+    metrics = json.loads((RESULTS / "decision-layer-cpu.json").read_text(encoding="utf-8"))["metrics"]["inference"]
+    names = {
+        "minimal": "Minimal", "minrandom-50": "MinRandom, 50 bits",
+        **{f"budget-{share}%-int4-packed": f"a code of {share}% of the bytes, int4" for share in (1, 2, 5)},
+    }  # fmt: skip
+    body = [
+        [title, *(f"{by_batch[name]['ratio_to_softmax']:.1%}" for by_batch in metrics.values())]
+        for name, title in names.items()
+    ]
+    return rows(["head", *(f"{batch} tokens" if batch != "1" else "1 token" for batch in metrics)], body)
+
+
+def items() -> str:
+    """The best ten of two million short rows."""
+    metrics = json.loads((RESULTS / "screening-items.json").read_text(encoding="utf-8"))["metrics"]
+    body = [
+        [
+            f"{certificate}, {one['bits']} bits", f"{one['identical']} of {one['of']}",
+            f"{one['milliseconds']['dense']:.0f}", f"{one['milliseconds']['screened']:.0f}",
+        ]
+        for certificate, one in metrics["heads"].items()
+    ]  # fmt: skip
+    return rows(["certificate", "same ten", "dense, ms", "screened, ms"], body)
+
+
 def summary() -> str:
     """What README says: the head step, greedy text and whole generation of both models."""
     steps, found, rates = {}, [], []
@@ -125,7 +152,9 @@ def page(text: str) -> str:
     for model in MODELS:
         if read(model, "head"):
             text = filled(text, f"head-{model}", heads(model))
-    return filled(filled(text, "texts", texts()), "generation", generation())
+    for name, made in {"texts": texts, "generation": generation, "coded": coded, "items": items}.items():
+        text = filled(text, name, made())
+    return text
 
 
 def draw(path: Path) -> None:
