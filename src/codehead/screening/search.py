@@ -43,7 +43,8 @@ class Search:
         self.mean, self.white, self.common = (screen.get(name).clone() for name in ("mean", "white", "common"))
         self.sizes, self.coordinates = screen.get("sizes").numpy().copy(), screen.coordinates.long().numpy()
         first, last = np.split(screen.plane.numpy(), [row_bytes(settings.scanned_bits)], axis=1)
-        self.rounds = [np.ascontiguousarray(part) for part in np.array_split(last, ROUNDS, axis=1) if part.size]
+        rounds = min(ROUNDS, last.shape[1])
+        self.rounds = [np.ascontiguousarray(part) for part in np.array_split(last, rounds, axis=1)] if rounds else []
         self.numbers = Numbers.of(biases)
         self.ceilings = Ceilings.of(screen.get("norms").numpy()) if settings.blocks else None
         planes = [first, *([] if self.ceilings is None else [self.ceilings.plane]), self.numbers.plane]
@@ -93,9 +94,7 @@ class Search:
         tables = np.pad(last, ((0, 0), (0, -last.shape[1] % 8))).reshape(len(logits), -1, 8) @ BYTES
         kept = []
         for ids, scores, table in zip(found.ids, found.scores, tables, strict=True):
-            start = 0
-            for part in self.rounds:
-                own = table[start : (start := start + part.shape[1])]
+            for part, own in zip(self.rounds, np.array_split(table, len(self.rounds)), strict=True):
                 scores = scores + _sums(own, part.take(ids, axis=0))
                 best = np.argsort(-scores)[: max(count, len(ids) // 2)]
                 ids, scores = ids[best], scores[best]
