@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from codehead.config import DecisionConfig, DecisionSize
+from codehead.config.blocks import read_block, require, require_block
 from codehead.errors import ConfigurationError
 from codehead.models.rounding import ROWS, Rounding, error_corrected, error_spread
 from codehead.registry import did_you_mean
-from codehead.training.blocks import read_block, require, require_block
 from codehead.training.config import WEIGHTS, Distillation, RunConfig, as_of_today
 
 if TYPE_CHECKING:

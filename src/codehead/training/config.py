@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from codehead.config import DecisionConfig
+from codehead.config.blocks import check_keys, check_types, read_block, require, require_block
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
-from codehead.training.blocks import check_keys, check_types, merged, read_block, read_yaml, require, require_block
+from codehead.training.blocks import merged, read_yaml
 
 ADAPTATIONS = ("lora", "full", "head")
 DTYPES = ("float32", "bfloat16", "float16", "auto")

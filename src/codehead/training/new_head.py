@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codehead.codes import DESIGNS
 from codehead.config import DecisionConfig
+from codehead.config.blocks import require_block
 from codehead.config.decision import DEFAULT_CODE
 from codehead.errors import ConfigurationError
 from codehead.losses import IGNORE
@@ -26,7 +27,6 @@ from codehead.processes import ALONE, Processes
 from codehead.recommendation import recommend
 from codehead.training.adapt import find_targets
 from codehead.training.backbone_distillation import learn_together
-from codehead.training.blocks import require_block
 from codehead.training.config import ENDS, RunConfig
 from codehead.training.distil import distil
 from codehead.training.ecoc_one import grown, grows
