@@ -27,14 +27,22 @@ from codehead.models.hidden import Statistics, hidden_states
 from codehead.processes import Processes, launched
 from codehead.recommendation import Recommendation, recommend
 from codehead.training.config import RunConfig
-from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows
+from codehead.training.data import (
+    STATISTICS_TOKENS,
+    Rows,
+    Show,
+    Text,
+    batch_size_of,
+    check_labels,
+    check_vocabulary,
+    load_rows,
+)
 from codehead.training.folder import Clock, RunFolder
 from codehead.training.loop import Stages
 from codehead.training.model import check_length, device_of, load_model
-from codehead.training.new_head import fit_decision_layer
+from codehead.training.new_head import finish, fit_decision_layer
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.saving import locked, save_whole
-from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of, finish
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from codehead.registry import did_you_mean
 from codehead.training.config import WEIGHTS, Distillation, RunConfig, as_of_today
 
 if TYPE_CHECKING:
+    from codehead.training.data import Text
     from codehead.training.loop import Stages
-    from codehead.training.text import Text
 
 # What is done to a trained Softmax head to have something to compare a code with: a block of a protocol file.
 
@@ -175,8 +175,7 @@ def compress(
 
 def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages | None) -> None:
     """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
-    from codehead.training.new_head import fit_decision_layer
-    from codehead.training.text import finish
+    from codehead.training.new_head import finish, fit_decision_layer
 
     parts = {key: {"seed": config.seed, **converted[key]} for key in ("decision", "distil") if converted.get(key)}
     ends = {key: converted[key] for key in WEIGHTS if key in converted}
@@ -226,7 +225,7 @@ def _quantised(model: Any, weight: torch.Tensor, baseline: BaselineConfig, text:
     if not baseline.corrected:
         return quantised(weight, baseline.bits, baseline.group)
     from codehead.models.hidden import hidden_states
-    from codehead.training.text import STATISTICS_TOKENS
+    from codehead.training.data import STATISTICS_TOKENS
 
     hidden = hidden_states(model, text.batches(batch_size), STATISTICS_TOKENS).float()
     return quantised(weight, baseline.bits, baseline.group, hidden.T @ hidden / len(hidden))
@@ -234,8 +233,7 @@ def _quantised(model: Any, weight: torch.Tensor, baseline: BaselineConfig, text:
 
 def _text(config: RunConfig) -> Text:
     """The training text of a run, tokenised as it was."""
-    from codehead.training.data import load_rows
-    from codehead.training.text import Text
+    from codehead.training.data import Text, load_rows
     from codehead.training.tokenizer import load_tokenizer
 
     rows = load_rows(config.data, config.seed).train

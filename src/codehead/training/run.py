@@ -35,17 +35,16 @@ from codehead.models.calibration import calibrate_on_text, check_calibration
 from codehead.models.surgery import describe
 from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.config import RunConfig
-from codehead.training.data import Collator, Rows, check_labels, load_rows
+from codehead.training.data import Collator, Rows, Show, Text, batch_size_of, check_labels, load_rows
 from codehead.training.folder import Clock, RunFolder, check_weights
 from codehead.training.loop import Stages, StopAtDivergence, refuse_divergence
 from codehead.training.model import build_model, device_of
+from codehead.training.new_head import check_finish, finish
 from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.saving import save_whole
-from codehead.training.sharded import filled, skeleton
-from codehead.training.text import Show, Text, batch_size_of, check_finish, finish
 from codehead.training.tokenizer import load_tokenizer, train_bpe
-from codehead.training.trainer import NarrowTrainer, decision_rates, knows_its_tokens
+from codehead.training.trainer import NarrowTrainer, decision_rates, filled, knows_its_tokens, skeleton
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -5,6 +5,7 @@ A decision layer that knows its tokens already learns at rates of its own, besid
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -234,3 +235,31 @@ class _SeededLengths(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return iter(super().__iter__())
+
+
+# A model that was trained in shards (FSDP2), as one again.
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy whose parameters take no memory, for `filled`; to be made before a model is sharded."""
+    empty = {id(values): _empty(values) for values in model.parameters()}
+    return copy.deepcopy(model, empty)
+
+
+def filled(empty: nn.Module, model: nn.Module) -> nn.Module:
+    """The skeleton of a sharded model with its parameters and buffers, on the CPU of the first process.
+
+    Called by all processes; in the others the skeleton stays empty.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    state: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    if state:
+        empty.load_state_dict(state, assign=True)
+    return empty
+
+
+def _empty(values: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(values, device="meta"), requires_grad=values.requires_grad)
