@@ -27,7 +27,6 @@ from codehead.models.hidden import at_labels
 from codehead.models.stock import SOFT_CAP, soft_cap
 from codehead.processes import ALONE, Processes
 
-TOKENS = 20_000
 STORED = 2**29
 """Outputs kept at most (2 GiB in float32): of one_vs_all, a temperature needs fewer tokens than this leaves."""
 ITERATIONS = 30
@@ -82,22 +81,6 @@ def calibrate(
     found = fit_scales(_decision(model), outputs, labels, per_bit=per_bit, progress=progress)
     fold_scales(model, found)
     return found
-
-
-def calibrate_on_text(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
-    tokens: int = TOKENS,
-    *,
-    per_bit: bool = True,
-    progress: Progress = lambda done, total: None,
-) -> Calibrated:
-    """`calibrate` a coded causal language model on the first `tokens` labelled positions of batches.
-
-    Batches hold input_ids, attention_mask and labels, each `(batch, length)`.
-    """
-    check_calibration(model, per_bit)
-    return calibrate(model, *text_outputs(model, batches, tokens), per_bit=per_bit, progress=progress)
 
 
 def fold_scales(model: nn.Module, found: Calibrated) -> None:

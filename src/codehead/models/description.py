@@ -1,4 +1,4 @@
-"""What `config.json` says of a decision layer, today's and that of version 0.1."""
+"""What `config.json` says of a decision layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
-from codehead.config.blocks import check_keys, read_block, require, require_block
+from codehead.config.blocks import read_block, require, require_block
+from codehead.config.first_version import checkpoint_as_of_today
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import Decision
 from codehead.models.quantised import METHODS
@@ -205,7 +206,7 @@ class Description:
         values = {key: value for key, value in entry.items() if key != "quant_method"}
         try:
             if "decision" not in values and "design" in values:
-                values = first_version(values)
+                values = checkpoint_as_of_today(values)
             values["codebook"] = read_block(CodebookFacts, values.get("codebook"), "codebook")
             values["decision"] = DecisionConfig.from_dict(values.get("decision"))  # type: ignore[arg-type]
             return read_block(cls, values, "")
@@ -236,74 +237,3 @@ def _of_codebook(codebook: Codebook) -> dict[str, Any]:
     params = dict(codebook.params)
     bits = None if codebook.design == "one_vs_all" else codebook.length - int(params.get("parity", 0))
     return {"code": codebook.design, "bits": bits, "code_params": params, "assignment": None}
-
-
-REQUIRED = (
-    "design", "bits", "num_classes", "ternary", "seed", "params", "checksum", "head", "head_options", "loss", "decoder",
-    "shortlist", "token_bias", "stock",
-)  # fmt: skip
-OPTIONAL: dict[str, Any] = {
-    "version": "0.1.0", "refined": 0, "refined_bits": 0, "shortlist_split": False, "token_scale": False,
-    "rounded": False, "rounded_bits": 8, "packed": False, "fresh": "",
-}  # fmt: skip
-REMOVED = ("shortlist_split", "token_scale")
-
-
-def first_version(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry `quantization_config` as it is written today.
-
-    ConfigurationError names a field that is missing, unknown or impossible, or that asks for what is no longer there.
-    """
-    check_keys(entry, (*REQUIRED, *OPTIONAL), "")
-    missing = [name for name in REQUIRED if name not in entry]
-    if missing:
-        raise ConfigurationError(f"missing: {', '.join(missing)}")
-    values = {**OPTIONAL, **entry}
-    for name in REMOVED:
-        if values[name]:
-            raise ConfigurationError(
-                f"{name} is {values[name]!r}, which codehead has no longer; load the checkpoint with version 0.1"
-            )
-    for name in ("rounded", "packed", "token_bias"):
-        if not isinstance(values[name], bool):
-            raise ConfigurationError(f"{name} is {values[name]!r}; give true or false")
-    for name in ("head_options", "params"):
-        require_block(values[name], name)
-    if values["rounded_bits"] not in (4, 8):
-        raise ConfigurationError(f"rounded_bits is {values['rounded_bits']!r}; give 4 or 8")
-    return {
-        "decision": {key: value for key, value in _decision(values).items() if value is not None},
-        "codebook": {
-            "length": values["bits"],
-            "num_classes": values["num_classes"],
-            "ternary": values["ternary"],
-            "checksum": values["checksum"],
-            "seed": values["seed"],
-        },
-        "stock": values["stock"],
-        "version": values["version"],
-        "fresh": values["fresh"],
-    }
-
-
-def _decision(values: dict[str, Any]) -> dict[str, Any]:
-    options = dict(values["head_options"])
-    is_tower = values["head"] == "tower"  # today an mtl head whose bits share hidden layers
-    parity = values["params"].get("parity", 0)
-    implicit = values["design"] == "one_vs_all"
-    return {
-        "code": values["design"],
-        "bits": None if implicit else values["bits"] - (parity if isinstance(parity, int) else 0),
-        "code_params": values["params"],
-        "head": "mtl" if is_tower else values["head"],
-        "width": options.pop("width", None),
-        "head_params": {"groups": 1, **options} if is_tower else options,
-        "loss": values["loss"],
-        "decoder": values["decoder"],
-        "dense_rows": values["shortlist"],
-        "extra_bits": values["refined_bits"] if values["refined"] else 0,
-        "extra_bit_tokens": values["refined"],
-        "token_bias": values["token_bias"],
-        "weights": f"int{values['rounded_bits']}" if values["rounded"] else "float",
-        "packed": values["packed"],
-    }

@@ -16,6 +16,7 @@ from codehead.codes import DESIGNS
 from codehead.config import DecisionConfig
 from codehead.config.blocks import require_block
 from codehead.config.decision import DEFAULT_CODE
+from codehead.config.first_version import ENDS
 from codehead.errors import ConfigurationError
 from codehead.losses import IGNORE
 from codehead.models import attach, is_coded, to_int4, to_int8
@@ -28,7 +29,7 @@ from codehead.processes import ALONE, Processes
 from codehead.recommendation import recommend
 from codehead.training.adapt import find_targets
 from codehead.training.backbone_distillation import learn_together
-from codehead.training.config import ENDS, RunConfig
+from codehead.training.config import RunConfig
 from codehead.training.data import STATISTICS_TOKENS, Show, Text, batch_size_of
 from codehead.training.distil import distil
 from codehead.training.ecoc_one import grown, grows

@@ -31,7 +31,7 @@ from transformers.integrations.integration_utils import (
 from codehead.boundaries import library_bars_hidden, peft_warnings_hidden
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
-from codehead.models.calibration import calibrate_on_text, check_calibration
+from codehead.models.calibration import calibrate, check_calibration, text_outputs
 from codehead.models.surgery import describe
 from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.config import RunConfig
@@ -309,8 +309,8 @@ def _train(trainer: Trainer, checkpoint: Path | None, *, has_validation: bool) -
 def _calibrate(model: nn.Module, config: RunConfig, validation: Text | None) -> dict[str, Any]:
     """Scale the bits on the validation data; what `run.json` tells of it."""
     assert config.calibrate is not None and validation is not None  # RunConfig asks for the data
-    batches = validation.batches(batch_size_of(config))
-    found = calibrate_on_text(model, batches, config.calibrate.tokens, per_bit=config.calibrate.per_bit)
+    outputs = text_outputs(model, validation.batches(batch_size_of(config)), config.calibrate.tokens)
+    found = calibrate(model, *outputs, per_bit=config.calibrate.per_bit)
     return {"calibration": found.as_dict()}
 
 
