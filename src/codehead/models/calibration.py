@@ -78,7 +78,7 @@ def calibrate(
 
     """
     check_calibration(model, per_bit)
-    found = fit_scales(_decision(model), outputs, labels, per_bit=per_bit, progress=progress)
+    found = fit_scales(model.decision, outputs, labels, per_bit=per_bit, progress=progress)
     fold_scales(model, found)
     return found
 
@@ -216,11 +216,6 @@ def _known(decision: Decision, outputs: Tensor, labels: Tensor) -> tuple[Tensor,
         raise DataError(f"labels to calibrate on must be in 0 … {classes - 1}, found {found}")
     refuse_non_finite(outputs)
     return outputs, labels
-
-
-def _decision(model: Any) -> Decision:
-    decision: Decision = model.decision
-    return decision
 
 
 def _head(model: Any) -> nn.Module:

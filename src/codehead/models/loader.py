@@ -298,22 +298,18 @@ def _check_codebook(table: CodewordTable, description: Description) -> None:
 
 
 def _check_shortlist(corrections: Corrections | None) -> None:
-    """The ids of the shortlist are tokens, each listed once."""
+    """The ids of the shortlist are tokens, each listed once; as many tokens are marked as have further symbols."""
     if corrections is None or corrections.shortlist.is_meta:
         return
     try:
         choose_tokens("dense_rows", corrections.shortlist.tolist(), None, corrections.num_classes)
-        _check_refinement(corrections.refinement)
+        extra = corrections.refinement
+        if extra is not None and extra.num_marked != extra.num_tokens:
+            raise CheckpointError(
+                f"{extra.num_marked} tokens are marked for {extra.num_tokens} rows of further symbols"
+            )
     except CodeheadError as error:
         raise CheckpointError(
             f"decision.corrections.shortlist in the weights is damaged ({error}); restore the weights from "
             "the original checkpoint"
         ) from error
-
-
-def _check_refinement(refinement: Refinement | None) -> None:
-    """As many tokens are marked as have further symbols."""
-    if refinement is not None and refinement.num_marked != refinement.num_tokens:
-        raise CheckpointError(
-            f"{refinement.num_marked} tokens are marked for {refinement.num_tokens} rows of further symbols"
-        )

@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from codehead.errors import CheckpointError, CodeheadError
 
@@ -90,20 +89,6 @@ class Stages:
                 file.unlink()
         if not any(self.path.iterdir()):
             self.path.rmdir()
-
-
-class StopAtDivergence(TrainerCallback):
-    """Raises CodeheadError when a logged training loss is NaN or infinite; needs logging_nan_inf_filter=False."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        refuse_divergence((logs or {}).get("loss", 0.0), state.global_step)
 
 
 def refuse_divergence(loss: float, step: int, rate: str = "training.learning_rate") -> None:

@@ -37,7 +37,7 @@ from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, Show, Text, batch_size_of, check_labels, load_rows
 from codehead.training.folder import Clock, RunFolder, check_weights
-from codehead.training.loop import Stages, StopAtDivergence, refuse_divergence
+from codehead.training.loop import Stages, refuse_divergence
 from codehead.training.model import build_model, device_of
 from codehead.training.new_head import check_finish, finish
 from codehead.training.progress import RichProgress, shown
@@ -257,7 +257,7 @@ def _trainer(
         processing_class=tokenizer,
         data_collator=Collator(tokenizer.pad_token_id),
         own_rates=rates,
-        callbacks=[StopAtDivergence(), *callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
+        callbacks=[*callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.is_deepspeed_enabled:

@@ -22,6 +22,7 @@ from codehead.models.description import weights_checksum
 from codehead.models.registration import METHOD
 from codehead.training.config import RunConfig
 from codehead.training.distil import row_sizes
+from codehead.training.loop import refuse_divergence
 
 STEADY = 0.01
 """Of the median root mean square of a tensor's rows: how far its weights move in a step at most."""
@@ -106,8 +107,7 @@ class NarrowTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.own_rates = own_rates
         self.is_over = False
-        self.add_callback(_SavesLast())
-        self.add_callback(_GoesOn(self))
+        self.add_callback(_Ends(self))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As in transformers, with the own rates."""
@@ -133,10 +133,14 @@ class NarrowTrainer(Trainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """As in transformers, which divides by the steps of the last process alone."""
+        """As in transformers, which divides by the steps of the last process alone; CodeheadError for a NaN.
+
+        That needs logging_nan_inf_filter=False.
+        """
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log(logs, *args, **kwargs)
+        refuse_divergence(logs.get("loss", 0.0), self.state.global_step)
 
     def recall(self) -> None:
         """Go on with the sums of the checkpoint, and take no step if it was the last one."""
@@ -168,25 +172,19 @@ class NarrowTrainer(Trainer):
         return _SeededLengths(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
 
-class _GoesOn(TrainerCallback):
-    """Tells the trainer when the state of a checkpoint is there."""
+class _Ends(TrainerCallback):
+    """Tells the trainer when the state of a checkpoint is there; evaluates and saves when an epoch is closed.
+
+    That is after the last step of it, or of all. The Trainer would save first; what it logs and evaluates at the end of
+    an epoch would be missing in a run that goes on from there.
+    """
 
     def __init__(self, trainer: NarrowTrainer) -> None:
         self.trainer = trainer
+        self.waiting: list[str] = []
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.recall()
-
-
-class _SavesLast(TrainerCallback):
-    """Evaluates and saves after the last step of an epoch, or of all, when the epoch is closed.
-
-    The Trainer would save first; what it logs and evaluates at the end of an epoch would be missing in a run that goes
-    on from there.
-    """
-
-    def __init__(self) -> None:
-        self.waiting: list[str] = []
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
