@@ -205,7 +205,6 @@ def params(
 ) -> None:
     """Show the last-layer parameters and bytes of the usual configurations."""
     from codehead.config import ModelShape
-    from codehead.errors import ConfigurationError
     from codehead.evaluation.size import compare_configurations
     from codehead.models.named import model_shape
 

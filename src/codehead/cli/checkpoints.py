@@ -10,6 +10,7 @@ import typer
 from codehead.boundaries import command
 from codehead.cli import options as opt
 from codehead.cli.options import check_empty_folder, check_folder, decision_options, given
+from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from codehead.screening.screen import Settings
@@ -66,8 +67,8 @@ def convert(
         int,
         typer.Option("--backbone-steps", "--trunk-steps", min=0, help="Further steps, with LoRA on the backbone."),
     ] = 0,
-    max_documents: Annotated[int | None, typer.Option("--max-documents", min=1, help="Read no more.")] = None,
-    text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
+    max_documents: opt.MaxDocuments = None,
+    text_field: opt.TextField = None,
     block_size: opt.ExampleTokens = None,
     batch_size: opt.ForwardExamples = 8,
     dtype: opt.Dtype = "auto",
@@ -131,7 +132,7 @@ def screen(
         int | None, typer.Option("--bits", help="Of the code, per token.", show_default="what a step reads least with")
     ] = None,
     positions: Annotated[int, typer.Option("--positions", min=8, help="Hidden states that are used.")] = 12_000,
-    text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
+    text_field: opt.TextField = None,
     dtype: opt.Dtype = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
@@ -303,7 +304,6 @@ def generate(
     packed: opt.Packed = None,
 ) -> None:
     """Continue a prompt and show the text as it comes."""
-    from codehead.errors import ConfigurationError
     from codehead.evaluation.generation import generate_text
 
     try:

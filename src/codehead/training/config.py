@@ -30,7 +30,8 @@ POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradie
 """Of `training`: the Trainer would divide by them."""
 NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "num_train_epochs",
-    "logging_steps", "save_total_limit", "dataloader_num_workers",
+    "logging_steps", "save_total_limit", "dataloader_num_workers", "label_smoothing_factor", "neftune_noise_alpha",
+    "eval_delay",
 )  # fmt: skip
 """Of `training`: rates and sizes that the Trainer takes as they are, and fails on when all is ready."""
 INTERVALS = ("save_steps", "eval_steps")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,18 +220,8 @@ def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments
             reporter()  # raises if its library is missing, as it would when all is ready to train
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigurationError(f"training: transformers refuses these arguments: {error}") from error
-    _check_numbers(arguments)
     _check_sharding(arguments)
     return arguments
-
-
-def _check_numbers(arguments: TrainingArguments) -> None:
-    """Raise ConfigurationError for a number that nothing can be learnt with; a gradient may have any norm."""
-    for name in (field.name for field in fields(arguments) if "float" in str(field.type)):
-        value = getattr(arguments, name)
-        if value is None or 0 <= value < math.inf or (name == "max_grad_norm" and value == math.inf):
-            continue
-        raise ConfigurationError(f"training.{name} is {value}; give a finite number of 0 or more")
 
 
 def _trainer(
