@@ -98,9 +98,7 @@ def fit_decision_layer(
     teacher = softmax_head(model)
     likely = _looked_up(teacher, config, decision, hidden, show, stages, processes)
     _attach(model, decision, counts if likely is None else likely.expected.numpy(), hidden, labels, show)
-    if config.calibrate is not None:
-        check_calibration(model, config.calibrate.per_bit)  # in the end, but told now
-    check_finish(model, config)
+    check_end(model, config)
     if config.distil is not None:
         with processes.main_first():
             _learn(model, teacher, config, text, hidden, labels, likely, show, stages)
@@ -223,14 +221,15 @@ def _sees_classes(decision: DecisionConfig) -> bool:
     return takes and not {"prototypes", "samples"} & decision.code_params.keys()
 
 
-def check_finish(model: Any, config: RunConfig) -> None:
-    """Raise ConfigurationError, before anything is learnt, if the decision layer cannot end as a run wants it to."""
-    if not is_coded(model):
-        return
-    if config.decision is not None and config.decision.weights != "float":
-        check_unrounded(model)
-    if config.decision is not None and config.decision.packed:
-        model.decision.check_packable()
+def check_end(model: Any, config: RunConfig) -> None:
+    """Raise ConfigurationError, before anything is learnt, if the model cannot end as a run wants it to."""
+    if config.calibrate is not None:
+        check_calibration(model, config.calibrate.per_bit)
+    if is_coded(model) and config.decision is not None:
+        if config.decision.weights != "float":
+            check_unrounded(model)
+        if config.decision.packed:
+            model.decision.check_packable()
 
 
 def finish(

@@ -29,7 +29,7 @@ from transformers.integrations.integration_utils import (
 from codehead.boundaries import library_bars_hidden, peft_warnings_hidden
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
-from codehead.models.calibration import calibrate, check_calibration, text_outputs
+from codehead.models.calibration import calibrate, text_outputs
 from codehead.models.surgery import describe
 from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.config import RunConfig
@@ -37,7 +37,7 @@ from codehead.training.data import Collator, Rows, Show, Text, batch_size_of, ch
 from codehead.training.folder import Clock, RunFolder, check_weights
 from codehead.training.loop import Stages, refuse_divergence
 from codehead.training.model import build_model, device_of
-from codehead.training.new_head import check_finish, finish
+from codehead.training.new_head import check_end, finish
 from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.saving import save_whole
@@ -99,7 +99,7 @@ def _run(
         stopped = Clock(folder, origin, began).kept_when_stopped() if distils else nullcontext()
         with _shown(progress and distils and folder.is_main) as show, stopped:
             model: Any = build_model(config, tokenizer, text, stages, show)
-        _check_end(model, config)
+        check_end(model, config)
         origin["codebook"] = describe(model, "train").codebook.checksum if is_coded(model) else None
         if not overwrite:
             folder.check_codebook(origin["codebook"])
@@ -142,13 +142,6 @@ def _texts(config: RunConfig, rows: Rows, tokenizer: PreTrainedTokenizerBase) ->
     if rows.validation is None:
         return text, None
     return text, Text.of(rows.validation, tokenizer, size, "the validation data", seed).read()
-
-
-def _check_end(model: Any, config: RunConfig) -> None:
-    """Raise ConfigurationError, before the training, if the model cannot end as the run wants it to."""
-    if config.calibrate is not None:
-        check_calibration(model, config.calibrate.per_bit)
-    check_finish(model, config)
 
 
 def _adapted(model: Any, config: RunConfig, arguments: TrainingArguments) -> tuple[Any, dict[str, float]]:
