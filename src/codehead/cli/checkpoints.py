@@ -11,6 +11,7 @@ from codehead.boundaries import command
 from codehead.cli import options as opt
 from codehead.cli.options import check_empty_folder, check_folder, decision_options, given
 from codehead.errors import ConfigurationError
+from codehead.recommendation import DEFAULT_BUDGET
 
 if TYPE_CHECKING:
     from codehead.screening.screen import Settings
@@ -58,7 +59,7 @@ def convert(
     model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a stock causal language model.")],
     data: Annotated[str, typer.Option("--data", help="Text like yours: hub id or local file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the converted checkpoint.")],
-    budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET, show_default="5%")] = None,
+    budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET, show_default=DEFAULT_BUDGET)] = None,
     bits: opt.Bits = None,
     speed: opt.Speed = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Distillation steps.")] = 500,
