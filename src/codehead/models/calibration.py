@@ -78,7 +78,7 @@ def calibrate(
 
     """
     check_calibration(model, per_bit)
-    found = fit_scales(model.decision, outputs, labels, per_bit=per_bit, progress=progress)
+    found = fit_scales(model.decision, outputs, labels, per_bit=per_bit, progress=progress)  # type: ignore[arg-type]
     fold_scales(model, found)
     return found
 
