@@ -115,6 +115,7 @@ def test_finetuning_defaults_to_lora():
         ({"tokenizer.vocab_size": 10**12}, "tokenizer.vocab_size is 1000000000000; give a whole number of at most"),
         ({"training.learning_rate": float("nan")}, "training.learning_rate is nan; give a finite number"),
         ({"training.weight_decay": float("-inf")}, "training.weight_decay is -inf; give a finite number"),
+        ({"training.neftune_noise_alpha": -1.0}, "training.neftune_noise_alpha is -1.0; give a number from 0 to"),
         ({"training.learning_rate": -1}, "training.learning_rate is -1; give a number from 0"),
         ({"training.adam_beta1": 2}, "training.adam_beta1 is 2; give a number from 0 to below 1"),
         ({"training.save_steps": 0}, "training.save_steps is 0; give a number of steps, or a share of all"),
