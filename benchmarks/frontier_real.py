@@ -27,12 +27,12 @@ from codehead.models.hidden import Statistics
 from codehead.models.probe import softmax_head
 from codehead.recommendation import recommend, shape_of
 from codehead.training.config import Distillation
+from codehead.training.data import STATISTICS_TOKENS
 from codehead.training.distil import distil
 from codehead.training.likely_tokens import LikelyTokens
 from codehead.training.loop import Stages
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.text import STATISTICS_TOKENS
 
 TESTS = ("dolly", "books", "wikitext", "alpaca", "stories", "german", "python")
 BEST = (1, 8, 32, 128, 512)

@@ -6,12 +6,8 @@ that a RunConfig describes; `recalibrate` scales the bits of a coded one, `run_f
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,14 +23,22 @@ from codehead.models.hidden import Statistics, hidden_states
 from codehead.processes import Processes, launched
 from codehead.recommendation import Recommendation, recommend
 from codehead.training.config import RunConfig
-from codehead.training.data import Rows, check_labels, check_vocabulary, load_rows
+from codehead.training.data import (
+    STATISTICS_TOKENS,
+    Rows,
+    Show,
+    Text,
+    batch_size_of,
+    check_labels,
+    check_vocabulary,
+    load_rows,
+)
 from codehead.training.folder import Clock, RunFolder
 from codehead.training.loop import Stages
 from codehead.training.model import check_length, device_of, load_model
-from codehead.training.new_head import fit_decision_layer
+from codehead.training.new_head import finish, fit_decision_layer
 from codehead.training.provenance import provenance, utc_now
-from codehead.training.saving import locked, save_whole
-from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of, finish
+from codehead.training.saving import on_disk, save_whole
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -90,7 +94,7 @@ def convert(
         ConfigurationError: an impossible value, a model that is coded already, or a folder that holds something else.
         DataError: unusable data.
     """
-    with _on_disk(model, tokenizer, text, out) as (name, source):
+    with on_disk(model, tokenizer, text, out) as (name, source):
         found = recommend(name, budget=budget, bits=bits, speed=speed)
         config = conversion_config(name, source, out, found, **options)
         record = run_conversion(config, overwrite=overwrite, show=show)
@@ -141,49 +145,6 @@ def conversion_config(
         },
         changes,
     )  # fmt: skip
-
-
-@contextmanager
-def _on_disk(model: Any, tokenizer: Any, text: str | Sequence[str], out: str | Path) -> Iterator[tuple[str, str]]:
-    """The places of a model and of a text: what is in memory lies beside `out` for as long as it is needed.
-
-    Each time in the same place, so that a conversion that was stopped finds there what it began with.
-    """
-    is_named = isinstance(model, str | Path)
-    if is_named and isinstance(text, str | Path):
-        yield str(model), str(text)
-        return
-    if not is_named and tokenizer is None:
-        raise ConfigurationError(
-            "tokenizer is None, but the model is in memory; give its tokenizer, or the folder of both"
-        )
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigurationError(
-            "model or text is in memory, but there are several processes, which read files; save it, and give its path"
-        )
-    folder = Path(out).expanduser().resolve()
-    place = folder.with_name(f".{folder.name}.source")
-    with locked(place):
-        own = place / "own"
-        own.mkdir(exist_ok=True)
-        try:
-            source = str(model) if is_named else _saved(model, tokenizer, own / "model")
-            yield source, _filed(text, own / "text.jsonl")
-        finally:
-            shutil.rmtree(own)
-
-
-def _saved(model: Any, tokenizer: Any, folder: Path) -> str:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def _filed(text: str | Sequence[str], file: Path) -> str:
-    if isinstance(text, str | Path):
-        return str(text)
-    file.write_text("".join(json.dumps({"text": some}) + "\n" for some in text), encoding="utf-8")
-    return str(file)
 
 
 def run_conversion(

@@ -399,7 +399,7 @@ def test_what_is_calibrated_on_is_neither_learnt_from_nor_measured(stock, tmp_pa
         texts.append(set(rows["text"]))
         return tokenize(rows, *arguments)
 
-    monkeypatch.setattr("codehead.training.text.tokenize", noted)
+    monkeypatch.setattr("codehead.training.data.tokenize", noted)
     lines = [json.dumps({"text": f"{i} {text} {i}"}) for i, text in enumerate(4 * TEXTS)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     data = {"train": str(tmp_path / "text.jsonl"), "validation_fraction": 0.1, "block_size": 32}

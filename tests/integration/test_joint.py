@@ -141,8 +141,8 @@ def test_a_head_that_is_the_old_one_has_nothing_to_learn(monkeypatch):
 def test_targets_that_match_nothing_are_told_before_anything_is_learnt(monkeypatch):
     from codehead.errors import ConfigurationError
     from codehead.training.config import RunConfig
+    from codehead.training.data import Text
     from codehead.training.new_head import fit_decision_layer
-    from codehead.training.text import Text
 
     monkeypatch.setattr("codehead.training.new_head.labelled_states", None)  # a call would fail
     config = RunConfig.from_dict(
@@ -152,7 +152,7 @@ def test_targets_that_match_nothing_are_told_before_anything_is_learnt(monkeypat
         }
     )  # fmt: skip
     examples = [{"input_ids": [1, 2], "labels": [1, 2]}]
-    monkeypatch.setattr("codehead.training.text.count_labels", lambda examples, size: torch.ones(size).numpy())
+    monkeypatch.setattr("codehead.training.data.count_labels", lambda examples, size: torch.ones(size).numpy())
     with pytest.raises(ConfigurationError, match="matches no module of LlamaForCausalLM"):
         fit_decision_layer(make("llama", tied=False), config, Text(lambda: examples, 0))
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, RecurrentGemmaConfi
 
 import codehead
 from codehead.errors import ConfigurationError
-from codehead.models.calibration import calibrate_on_text
+from codehead.models.calibration import calibrate, text_outputs
 from codehead.models.hidden import Statistics, hidden_states
 from codehead.models.probe import LogitScaling, softmax_head
 from codehead.training.config import Distillation
@@ -117,8 +117,9 @@ def test_a_cap_that_cannot_be_switched_off_is_one():
 def test_a_temperature_under_a_cap_is_refused():
     model = codehead.attach(stock("gemma2"), "one_vs_all", loss="codeword")
     with pytest.raises(ConfigurationError, match=r"caps its logits softly at 0\.5"):
-        calibrate_on_text(model, [batch()], per_bit=False)
-    calibrate_on_text(codehead.attach(stock("gemma2"), "minrandom", bits=16), [batch()])
+        calibrate(model, *text_outputs(model, [batch()], 100), per_bit=False)
+    model = codehead.attach(stock("gemma2"), "minrandom", bits=16)
+    calibrate(model, *text_outputs(model, [batch()], 100))
 
 
 @pytest.mark.parametrize(

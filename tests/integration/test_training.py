@@ -11,10 +11,9 @@ from codehead.evaluation.metrics import evaluate
 from codehead.models import is_coded, to_int4
 from codehead.models.hidden import hidden_states
 from codehead.training.adapt import attention_projections
-from codehead.training.data import load_rows, tokenize
+from codehead.training.data import STATISTICS_TOKENS, Text, batch_size_of, load_rows, tokenize
 from codehead.training.model import load_model
 from codehead.training.run import train
-from codehead.training.text import STATISTICS_TOKENS, Text, batch_size_of
 from codehead.training.tokenizer import load_tokenizer
 
 # --- what a run leaves behind
@@ -189,7 +188,7 @@ def test_errors_of_int4_are_spread_by_what_the_trained_trunk_gives(pretrained, s
         given.append(hidden)
         return to_int4(model, hidden)
 
-    monkeypatch.setattr("codehead.training.text.to_int4", noted)
+    monkeypatch.setattr("codehead.training.new_head.to_int4", noted)
     config = finetuning(pretrained["softmax"], stories, tmp_path / "run", decision=CODED, adapt="full", int4=True)
     model, tokenizer = load_model(str(train(config, progress=False))), load_tokenizer(str(tmp_path / "run"))
     rows = load_rows(config.data, config.seed).train

@@ -115,6 +115,7 @@ def test_finetuning_defaults_to_lora():
         ({"tokenizer.vocab_size": 10**12}, "tokenizer.vocab_size is 1000000000000; give a whole number of at most"),
         ({"training.learning_rate": float("nan")}, "training.learning_rate is nan; give a finite number"),
         ({"training.weight_decay": float("-inf")}, "training.weight_decay is -inf; give a finite number"),
+        ({"training.neftune_noise_alpha": -1.0}, "training.neftune_noise_alpha is -1.0; give a number from 0 to"),
         ({"training.learning_rate": -1}, "training.learning_rate is -1; give a number from 0"),
         ({"training.adam_beta1": 2}, "training.adam_beta1 is 2; give a number from 0 to below 1"),
         ({"training.save_steps": 0}, "training.save_steps is 0; give a number of steps, or a share of all"),
@@ -223,13 +224,13 @@ def test_what_a_head_ended_as_in_version_0_1_is_a_field_of_it(name: str, field: 
     assert RunConfig.from_dict({**values, name: False}) == RunConfig.from_dict(values)
     with pytest.raises(ConfigurationError, match=f"{name} is 'no'; give true or false"):
         RunConfig.from_dict({**values, name: "no"})
-    with pytest.raises(ConfigurationError, match=f"{name} is true, but there is no new decision layer"):
+    with pytest.raises(ConfigurationError, match=f"{name} is given, but there is no new decision layer"):
         RunConfig.from_dict({**values, name: True, "decision": None})
 
 
 def test_weights_end_in_one_kind_of_integers() -> None:
     values = {"model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"bits": 9}}
-    with pytest.raises(ConfigurationError, match="int8 and int4 are both true"):
+    with pytest.raises(ConfigurationError, match=r"decision\.int4 is true, but weights end as int8"):
         RunConfig.from_dict({**values, "int8": True, "int4": True})
     with pytest.raises(ConfigurationError, match=r"decision\.int4 is true, but weights end as int8"):
         RunConfig.from_dict({**values, "decision": {"bits": 9, "weights": "int8"}, "int4": True})

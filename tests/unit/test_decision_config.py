@@ -176,7 +176,7 @@ def test_a_block_of_version_0_1_means_what_it_meant(block, fields):
     [
         (3, "decision is 3; it must be a block"),
         ({"bit": 3}, r"unknown key 'decision.bit'; did you mean 'bits'"),
-        ({3: 4}, "unknown key 'decision.3'"),
+        ({3: 4}, "decision has the key 3; a key is text"),
         ({"token_scale": True}, "decision.token_scale was an option of version 0.1 .*; remove it"),
         ({"shortlist_split": True}, "decision.shortlist_split was an option of version 0.1 .*; remove it"),
         ({"shortlist": 3, "dense_rows": 4}, "decision.shortlist is called dense_rows now, and both are given"),

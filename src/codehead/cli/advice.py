@@ -10,6 +10,7 @@ import typer
 from codehead.boundaries import command
 from codehead.cli import options as opt
 from codehead.errors import ConfigurationError
+from codehead.recommendation import DEFAULT_BUDGET
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from codehead.recommendation import Recommendation, SetUp, Value
 
 
-DEFAULT_BUDGET = "5%"
 COSTS = {
     "bytes_stored": "bytes stored",
     "bytes_resident": "bytes resident",
@@ -205,7 +205,6 @@ def params(
 ) -> None:
     """Show the last-layer parameters and bytes of the usual configurations."""
     from codehead.config import ModelShape
-    from codehead.errors import ConfigurationError
     from codehead.evaluation.size import compare_configurations
     from codehead.models.named import model_shape
 

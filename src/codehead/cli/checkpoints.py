@@ -10,6 +10,8 @@ import typer
 from codehead.boundaries import command
 from codehead.cli import options as opt
 from codehead.cli.options import check_empty_folder, check_folder, decision_options, given
+from codehead.errors import ConfigurationError
+from codehead.recommendation import DEFAULT_BUDGET
 
 if TYPE_CHECKING:
     from codehead.screening.screen import Settings
@@ -57,7 +59,7 @@ def convert(
     model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a stock causal language model.")],
     data: Annotated[str, typer.Option("--data", help="Text like yours: hub id or local file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the converted checkpoint.")],
-    budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET, show_default="5%")] = None,
+    budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET, show_default=DEFAULT_BUDGET)] = None,
     bits: opt.Bits = None,
     speed: opt.Speed = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Distillation steps.")] = 500,
@@ -66,8 +68,8 @@ def convert(
         int,
         typer.Option("--backbone-steps", "--trunk-steps", min=0, help="Further steps, with LoRA on the backbone."),
     ] = 0,
-    max_documents: Annotated[int | None, typer.Option("--max-documents", min=1, help="Read no more.")] = None,
-    text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
+    max_documents: opt.MaxDocuments = None,
+    text_field: opt.TextField = None,
     block_size: opt.ExampleTokens = None,
     batch_size: opt.ForwardExamples = 8,
     dtype: opt.Dtype = "auto",
@@ -131,7 +133,7 @@ def screen(
         int | None, typer.Option("--bits", help="Of the code, per token.", show_default="what a step reads least with")
     ] = None,
     positions: Annotated[int, typer.Option("--positions", min=8, help="Hidden states that are used.")] = 12_000,
-    text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
+    text_field: opt.TextField = None,
     dtype: opt.Dtype = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
@@ -303,7 +305,6 @@ def generate(
     packed: opt.Packed = None,
 ) -> None:
     """Continue a prompt and show the text as it comes."""
-    from codehead.errors import ConfigurationError
     from codehead.evaluation.generation import generate_text
 
     try:

@@ -92,7 +92,6 @@ KEYS = {
 
 def block_size_for(model: str) -> int:
     """256 tokens, or all that a model takes; what cannot be read is told when it is loaded."""
-    from codehead.errors import ConfigurationError
     from codehead.models.named import model_shape
 
     try:
@@ -161,8 +160,6 @@ def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def key_values(flag: str, pairs: list[str]) -> dict[str, Any]:
     """`KEY=VALUE` strings of a flag as keyword arguments; a value that is not JSON is a string."""
-    from codehead.errors import ConfigurationError
-
     values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

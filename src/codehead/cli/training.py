@@ -11,6 +11,7 @@ from rich.console import Console
 from codehead.boundaries import command
 from codehead.cli import options as opt
 from codehead.cli.options import DECISION, check_folder, run_options
+from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from codehead.training.config import RunConfig
@@ -31,7 +32,6 @@ def pretrain(
 
     A run that was stopped goes on from its last complete checkpoint when the same command is given again.
     """
-    from codehead.errors import ConfigurationError
     from codehead.training.config import RunConfig
 
     run = RunConfig.from_yaml(config, opt.overrides(context.params))
@@ -66,7 +66,6 @@ def finetune(
     is rounded. A run that was stopped goes on from its last complete checkpoint when
     the same command is given again.
     """
-    from codehead.errors import ConfigurationError
     from codehead.training.blocks import merged, read_yaml
     from codehead.training.config import RunConfig
     from codehead.training.new_head import within

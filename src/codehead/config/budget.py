@@ -1,7 +1,6 @@
 """A budget of bytes, a codeword length or a speed → the decision layer that makes most of it.
 
-Works on any frozen description with the fields and prices of `DecisionConfig`, of which `plan` is the plainest: a
-linear head, a binary code, nothing per token.
+A `plan` is the plainest: a linear head, a binary code, nothing per token.
 """
 
 from __future__ import annotations
@@ -11,15 +10,13 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from codehead.config.size import FLOAT_BYTES, ID_BYTES, Matrix, ModelShape
 from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from codehead.config.decision import DecisionConfig
-
-Plan: TypeAlias = "DecisionConfig"
 
 CODE_SHARE = 0.5
 """Of the budget: the codewords of all tokens and the rows of the head that predict them."""
@@ -56,7 +53,7 @@ def read_speed(speed: str | float) -> float:
     return times
 
 
-def for_share(plan: Plan, shape: ModelShape, share: float) -> Plan:
+def for_share(plan: DecisionConfig, shape: ModelShape, share: float) -> DecisionConfig:
     """The decision layer for `share` (0 to 1) of the Softmax head's bytes in bf16.
 
     The longest code within CODE_SHARE of them; a bias per token; the longest extra bits within LONGER_SHARE; dense
@@ -75,7 +72,7 @@ def for_share(plan: Plan, shape: ModelShape, share: float) -> Plan:
     return _borne(_filled(code, shape, total), _longest_code(replace(plan, weights="int8"), shape, total), shape, total)
 
 
-def for_bits(plan: Plan, shape: ModelShape, bits: int) -> Plan:
+def for_bits(plan: DecisionConfig, shape: ModelShape, bits: int) -> DecisionConfig:
     """The decision layer of a codeword length, with all that a budget which comes to it would add.
 
     ConfigurationError if so many bits cannot tell the tokens apart, or weigh more than the Softmax head.
@@ -93,7 +90,7 @@ def for_bits(plan: Plan, shape: ModelShape, bits: int) -> Plan:
     return _borne(_filled(code, shape, totals[0]), wide, shape, totals[1])
 
 
-def for_speed(plan: Plan, shape: ModelShape, times: float) -> Plan:
+def for_speed(plan: DecisionConfig, shape: ModelShape, times: float) -> DecisionConfig:
     """The largest decision layer with at most 1 / `times` of the Softmax head's multiply-adds per token.
 
     Of those that budgets come to, so that what was measured at budgets tells what to expect. ConfigurationError names
@@ -123,7 +120,7 @@ def lengths_for(num_classes: int) -> range:
     return range(-(-minimal_length(num_classes) // STEP) * STEP, LONGEST + 1, STEP)
 
 
-def bears_int4(layer: Plan, shape: ModelShape) -> bool:
+def bears_int4(layer: DecisionConfig, shape: ModelShape) -> bool:
     """Whether the codewords of a layer are short enough for rows in int4."""
     return (layer.bits or 0) + layer.extra_bits <= COMPLETE * shape.hidden_size
 
@@ -138,30 +135,30 @@ def _number(text: str | float, unit: str, per_unit: float) -> float | None:
     return float(digits) / (per_unit if text.endswith(unit) else 1) if NUMBER.fullmatch(digits) else None
 
 
-def _bytes(layer: Plan, shape: ModelShape) -> int:
+def _bytes(layer: DecisionConfig, shape: ModelShape) -> int:
     return layer.size(shape).bytes_stored
 
 
-def _longest(lengths: range, make: Callable[[int], Plan], shape: ModelShape, total: float) -> int | None:
+def _longest(lengths: range, make: Callable[[int], DecisionConfig], shape: ModelShape, total: float) -> int | None:
     """The longest code within `total` bytes; None if the shortest is beyond them."""
     fitting = bisect_right(lengths, total, key=lambda bits: _bytes(make(bits), shape))
     return lengths[fitting - 1] if fitting else None
 
 
-def _longest_code(code: Plan, shape: ModelShape, total: int) -> Plan:
+def _longest_code(code: DecisionConfig, shape: ModelShape, total: int) -> DecisionConfig:
     """The longest code within its share of `total` bytes, or the shortest there is."""
     lengths = lengths_for(shape.num_classes)
     bits = _longest(lengths, lambda bits: replace(code, bits=bits), shape, CODE_SHARE * total)
     return replace(code, bits=bits or lengths[0])
 
 
-def _borne(found: Plan, code: Plan, shape: ModelShape, total: int) -> Plan:
+def _borne(found: DecisionConfig, code: DecisionConfig, shape: ModelShape, total: int) -> DecisionConfig:
     """What was found with rows in int4; if it does not bear them, a `code` that has them in int8, if it fits."""
     keeps = bears_int4(found, shape) or _bytes(code, shape) > total
     return found if keeps else _filled(code, shape, total)
 
 
-def _filled(code: Plan, shape: ModelShape, total: int) -> Plan:
+def _filled(code: DecisionConfig, shape: ModelShape, total: int) -> DecisionConfig:
     """With the bias, the extra bits and the dense rows that bring it to `total` bytes.
 
     Where the most frequent tokens all come to have rows of their own, extra bits would be lost on them.
@@ -177,11 +174,11 @@ def _filled(code: Plan, shape: ModelShape, total: int) -> Plan:
     return _listed(found, shape, total) if listed.num_dense_rows >= frequent else listed
 
 
-def _longer(code: Plan, frequent: int, bits: int) -> Plan:
+def _longer(code: DecisionConfig, frequent: int, bits: int) -> DecisionConfig:
     return replace(code, extra_bits=bits, extra_bit_tokens=frequent)
 
 
-def _listed(found: Plan, shape: ModelShape, total: int) -> Plan:
+def _listed(found: DecisionConfig, shape: ModelShape, total: int) -> DecisionConfig:
     """With the dense rows that bring it to `total` bytes."""
     row = Matrix(1, shape.hidden_size).stored(found.weights) + ID_BYTES
     return replace(found, dense_rows=min((total - _bytes(found, shape)) // row, shape.num_classes))

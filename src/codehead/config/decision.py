@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from codehead.config import budget
+from codehead.config.blocks import check_keys, require, require_block
 from codehead.config.first_version import REMOVED, RENAMED, as_of_today
 from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, ModelShape, layer_size
 from codehead.errors import ConfigurationError
@@ -144,14 +145,9 @@ class DecisionConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], place: str = "decision") -> DecisionConfig:
         """Read a block of a file, of this version or of 0.1; ConfigurationError names a key that is none, or wrong."""
-        if not isinstance(values, Mapping):
-            raise ConfigurationError(f"{place} is {values!r}; it must be a block of `key: value` lines")
+        require_block(values, place)
         values = as_of_today(values, place)
-        known = [entry.name for entry in fields(cls)]
-        for key in values:
-            if key not in known:
-                hint = did_you_mean(str(key), known) or f"; known: {', '.join(known)}"
-                raise ConfigurationError(f"unknown key '{place}.{key}'{hint}")
+        check_keys(values, [entry.name for entry in fields(cls)], place)
         try:
             found = cls(**values)
         except ConfigurationError as error:
@@ -316,12 +312,13 @@ class DecisionConfig:
     def _check_types(self) -> None:
         for name in ("bits", "width"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1)
-        for name, least in (("extra_bits", 0), ("seed", 0)):
-            _whole(name, getattr(self, name), least)
+                require(getattr(self, name), name, minimum=1)
+        for name in ("extra_bits", "seed"):
+            require(getattr(self, name), name, minimum=0)
         for name in ("dense_rows", "extra_bit_tokens"):
             value = getattr(self, name)
-            if not all(_is_whole(number, 0) for number in (value if isinstance(value, tuple) else [value])):
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(type(number) is not int or number < 0 for number in numbers):
                 raise ConfigurationError(f"{name} is {value!r}; give a number of tokens, or a list of token ids")
         for name in ("token_bias", "packed"):
             if not isinstance(getattr(self, name), bool):
@@ -342,7 +339,7 @@ class DecisionConfig:
                 raise ConfigurationError(f"{name}.{key} is {value!r}; give a finite number")
 
     def _check_numbers(self) -> None:
-        _whole("code_params.parity", self.code_params.get("parity", 0), 0)
+        require(self.code_params.get("parity", 0), "code_params.parity", minimum=0)
         if self.seed >= 2**32:
             raise ConfigurationError(f"seed is {self.seed}; give a whole number below 2^32")
         if bool(self.extra_bits) != bool(self.extra_bit_tokens):
@@ -386,12 +383,3 @@ def design_name(design: str) -> str:
 
 def _count(tokens: int | tuple[int, ...]) -> int:
     return tokens if isinstance(tokens, int) else len(tokens)
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if not _is_whole(value, least):
-        raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {least}")
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

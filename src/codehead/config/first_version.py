@@ -1,10 +1,11 @@
-"""Blocks of decision layers as version 0.1 of codehead wrote them, under today's names."""
+"""What version 0.1 of codehead wrote, as it is written today: decision layers, runs, checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from codehead.config.blocks import check_keys, require_block
 from codehead.config.size import INTEGER_BITS
 from codehead.errors import ConfigurationError
 
@@ -41,3 +42,94 @@ def as_of_today(values: Mapping[str, Any], place: str) -> dict[str, Any]:
         params = found.get("head_params") or {}
         found |= {"head": "mtl", "head_params": {"groups": 1, **params} if isinstance(params, Mapping) else params}
     return {key: value for key, value in found.items() if value is not None}
+
+
+ENDS = (*INTEGER_BITS, "packed")
+"""Keys of a run that said what its decision layer ends as: fields of that today."""
+TRUNK = {"trunk_steps": "backbone_steps", "trunk_learning_rate": "backbone_learning_rate"}
+"""Keys of `distil` → today's."""
+
+
+def run_as_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a run with keys of version 0.1 in their place of today; ConfigurationError if they have none."""
+    blocks = dict(values)
+    ends = {key: blocks.pop(key) for key in ENDS if key in blocks}
+    ends = {key: value for key, value in ends.items() if value is not False}
+    if ends and blocks.get("decision") is None:
+        raise ConfigurationError(f"{next(iter(ends))} is given, but there is no new decision layer: give decision")
+    if ends:
+        require_block(blocks["decision"], "decision")
+        blocks["decision"] = {**blocks["decision"], **ends}
+    if isinstance(blocks.get("distil"), Mapping):
+        blocks["distil"] = {TRUNK.get(key, key): value for key, value in blocks["distil"].items()}
+    return blocks
+
+
+REQUIRED = (
+    "design", "bits", "num_classes", "ternary", "seed", "params", "checksum", "head", "head_options", "loss", "decoder",
+    "shortlist", "token_bias", "stock",
+)  # fmt: skip
+OPTIONAL: dict[str, Any] = {
+    "version": "0.1.0", "refined": 0, "refined_bits": 0, "shortlist_split": False, "token_scale": False,
+    "rounded": False, "rounded_bits": 8, "packed": False, "fresh": "",
+}  # fmt: skip
+
+
+def checkpoint_as_of_today(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry `quantization_config` as it is written today.
+
+    ConfigurationError names a field that is missing, unknown or impossible, or that asks for what is no longer there.
+    """
+    check_keys(entry, (*REQUIRED, *OPTIONAL), "")
+    missing = [name for name in REQUIRED if name not in entry]
+    if missing:
+        raise ConfigurationError(f"missing: {', '.join(missing)}")
+    values = {**OPTIONAL, **entry}
+    for name in REMOVED:
+        if values[name]:
+            raise ConfigurationError(
+                f"{name} is {values[name]!r}, which codehead has no longer; load the checkpoint with version 0.1"
+            )
+    for name in ("rounded", "packed", "token_bias"):
+        if not isinstance(values[name], bool):
+            raise ConfigurationError(f"{name} is {values[name]!r}; give true or false")
+    for name in ("head_options", "params"):
+        require_block(values[name], name)
+    if values["rounded_bits"] not in (4, 8):
+        raise ConfigurationError(f"rounded_bits is {values['rounded_bits']!r}; give 4 or 8")
+    return {
+        "decision": {key: value for key, value in _decision(values).items() if value is not None},
+        "codebook": {
+            "length": values["bits"],
+            "num_classes": values["num_classes"],
+            "ternary": values["ternary"],
+            "checksum": values["checksum"],
+            "seed": values["seed"],
+        },
+        "stock": values["stock"],
+        "version": values["version"],
+        "fresh": values["fresh"],
+    }
+
+
+def _decision(values: dict[str, Any]) -> dict[str, Any]:
+    options = dict(values["head_options"])
+    is_tower = values["head"] == "tower"  # today an mtl head whose bits share hidden layers
+    parity = values["params"].get("parity", 0)
+    implicit = values["design"] == "one_vs_all"
+    return {
+        "code": values["design"],
+        "bits": None if implicit else values["bits"] - (parity if isinstance(parity, int) else 0),
+        "code_params": values["params"],
+        "head": "mtl" if is_tower else values["head"],
+        "width": options.pop("width", None),
+        "head_params": {"groups": 1, **options} if is_tower else options,
+        "loss": values["loss"],
+        "decoder": values["decoder"],
+        "dense_rows": values["shortlist"],
+        "extra_bits": values["refined_bits"] if values["refined"] else 0,
+        "extra_bit_tokens": values["refined"],
+        "token_bias": values["token_bias"],
+        "weights": f"int{values['rounded_bits']}" if values["rounded"] else "float",
+        "packed": values["packed"],
+    }

@@ -11,20 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from codehead.config import DecisionConfig, DecisionSize
+from codehead.config.blocks import read_block, require, require_block
+from codehead.config.first_version import run_as_of_today
+from codehead.config.size import INTEGER_BITS
 from codehead.errors import ConfigurationError
 from codehead.models.rounding import ROWS, Rounding, error_corrected, error_spread
 from codehead.registry import did_you_mean
-from codehead.training.blocks import read_block, require, require_block
-from codehead.training.config import WEIGHTS, Distillation, RunConfig, as_of_today
+from codehead.training.config import Distillation, RunConfig
 
 if TYPE_CHECKING:
+    from codehead.training.data import Text
     from codehead.training.loop import Stages
-    from codehead.training.text import Text
 
 # What is done to a trained Softmax head to have something to compare a code with: a block of a protocol file.
 
 
-CONVERTED = ("decision", "distil", *WEIGHTS)  # keys of a run that say what a head is converted to
+CONVERTED = ("decision", "distil", *INTEGER_BITS)  # keys of a run that say what a head is converted to
 HALF = "half"
 """A width that gives the MTL head half of the Softmax parameters."""
 FILE_KEY = "peer"
@@ -71,9 +73,9 @@ class BaselineConfig:
             raise ConfigurationError(
                 "baseline.convert has no decision; describe the decision layer that the head becomes"
             )
-        check_decision(self.convert["decision"], "baseline.convert")
-        learning = as_of_today(self.convert, "baseline.convert.").get("distil") or {}
-        read_block(Distillation, learning, "baseline.convert.distil")
+        converted = run_as_of_today(self.convert)
+        check_decision(converted["decision"], "baseline.convert")
+        read_block(Distillation, converted.get("distil"), "baseline.convert.distil")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields; `convert` if it is set."""
@@ -175,11 +177,10 @@ def compress(
 
 def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages | None) -> None:
     """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
-    from codehead.training.new_head import fit_decision_layer
-    from codehead.training.text import finish
+    from codehead.training.new_head import finish, fit_decision_layer
 
     parts = {key: {"seed": config.seed, **converted[key]} for key in ("decision", "distil") if converted.get(key)}
-    ends = {key: converted[key] for key in WEIGHTS if key in converted}
+    ends = {key: converted[key] for key in INTEGER_BITS if key in converted}
     described = RunConfig.from_dict({**config.to_dict(), **parts, **ends, "model": config.output_dir, "adapt": "head"})
     text = _text(config)
     finish(fit_decision_layer(model, described, text, stages=stages), described, text)
@@ -226,7 +227,7 @@ def _quantised(model: Any, weight: torch.Tensor, baseline: BaselineConfig, text:
     if not baseline.corrected:
         return quantised(weight, baseline.bits, baseline.group)
     from codehead.models.hidden import hidden_states
-    from codehead.training.text import STATISTICS_TOKENS
+    from codehead.training.data import STATISTICS_TOKENS
 
     hidden = hidden_states(model, text.batches(batch_size), STATISTICS_TOKENS).float()
     return quantised(weight, baseline.bits, baseline.group, hidden.T @ hidden / len(hidden))
@@ -234,8 +235,7 @@ def _quantised(model: Any, weight: torch.Tensor, baseline: BaselineConfig, text:
 
 def _text(config: RunConfig) -> Text:
     """The training text of a run, tokenised as it was."""
-    from codehead.training.data import load_rows
-    from codehead.training.text import Text
+    from codehead.training.data import Text, load_rows
     from codehead.training.tokenizer import load_tokenizer
 
     rows = load_rows(config.data, config.seed).train

@@ -27,7 +27,6 @@ from codehead.models.hidden import at_labels
 from codehead.models.stock import SOFT_CAP, soft_cap
 from codehead.processes import ALONE, Processes
 
-TOKENS = 20_000
 STORED = 2**29
 """Outputs kept at most (2 GiB in float32): of one_vs_all, a temperature needs fewer tokens than this leaves."""
 ITERATIONS = 30
@@ -79,25 +78,9 @@ def calibrate(
 
     """
     check_calibration(model, per_bit)
-    found = fit_scales(_decision(model), outputs, labels, per_bit=per_bit, progress=progress)
+    found = fit_scales(model.decision, outputs, labels, per_bit=per_bit, progress=progress)  # type: ignore[arg-type]
     fold_scales(model, found)
     return found
-
-
-def calibrate_on_text(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
-    tokens: int = TOKENS,
-    *,
-    per_bit: bool = True,
-    progress: Progress = lambda done, total: None,
-) -> Calibrated:
-    """`calibrate` a coded causal language model on the first `tokens` labelled positions of batches.
-
-    Batches hold input_ids, attention_mask and labels, each `(batch, length)`.
-    """
-    check_calibration(model, per_bit)
-    return calibrate(model, *text_outputs(model, batches, tokens), per_bit=per_bit, progress=progress)
 
 
 def fold_scales(model: nn.Module, found: Calibrated) -> None:
@@ -233,11 +216,6 @@ def _known(decision: Decision, outputs: Tensor, labels: Tensor) -> tuple[Tensor,
         raise DataError(f"labels to calibrate on must be in 0 … {classes - 1}, found {found}")
     refuse_non_finite(outputs)
     return outputs, labels
-
-
-def _decision(model: Any) -> Decision:
-    decision: Decision = model.decision
-    return decision
 
 
 def _head(model: Any) -> nn.Module:

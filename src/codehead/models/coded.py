@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from codehead.config import ModelShape
 from codehead.layer import WRITTEN, Decision
 from codehead.losses import IGNORE
-from codehead.models import card, guards, integrity, manifest, quantised, stock
+from codehead.models import card, guards, integrity, quantised, stock
 from codehead.models.description import Description
 from codehead.models.selection import Selecting, Selection, Step, spread
 
@@ -183,7 +183,7 @@ class CodedCausalLM(Selecting, card.WithCard):
         is_main = options.get("is_main_process", True)
         with quantised.saving(self, options["state_dict"]):
             if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
-                with manifest.staged(save_directory, options.get("variant")) as folder:
+                with integrity.staged(save_directory, options.get("variant")) as folder:
                     save(folder, **options)
                     card.write(folder, self)
             else:  # this process writes nothing, or transformers has more to do with the folder than to fill it

@@ -1,11 +1,10 @@
-"""What `config.json` says of a decision layer, today's and that of version 0.1."""
+"""What `config.json` says of a decision layer."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
+from codehead.config.blocks import read_block, require, require_block
+from codehead.config.first_version import checkpoint_as_of_today
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import Decision
 from codehead.models.quantised import METHODS
 from codehead.models.registration import METHOD
-from codehead.registry import did_you_mean
 from codehead.version import VERSION
 
 MOST = 2**31 - 1
@@ -27,15 +27,6 @@ MOST = 2**31 - 1
 
 PIECE = 2**24
 """Numbers of a head that a checksum looks at at a time."""
-
-JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "int | None": (int, type(None)),
-    "bool": (bool,),
-    "dict[str, Any]": (dict,),
-    "dict[str, Any] | None": (dict, type(None)),
-}
 
 
 def expect_written(entry: dict[str, Any], kept: Tensor) -> None:
@@ -116,11 +107,8 @@ class CodebookFacts:
     seed: int | None
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            _check_type(f"codebook.{entry.name}", getattr(self, entry.name), str(entry.type))
-        for name, least in (("length", 1), ("num_classes", 2)):
-            if not least <= getattr(self, name) <= MOST:
-                raise _wrong(f"codebook.{name}", getattr(self, name), f"from {least} to {MOST}")
+        require(self.length, "codebook.length", minimum=1, maximum=MOST)
+        require(self.num_classes, "codebook.num_classes", minimum=2, maximum=MOST)
 
     @classmethod
     def of(cls, codebook: Codebook) -> CodebookFacts:
@@ -146,18 +134,18 @@ class Description:
     """The entry of the quantizer that has the backbone, if one has (`codehead.models.quantised`)."""
 
     def __post_init__(self) -> None:
-        kinds = {"stock": "dict[str, Any]", "version": "str", "fresh": "str", "backbone": "dict[str, Any] | None"}
-        for name, kind in kinds.items():
-            _check_type(name, getattr(self, name), kind)
-        if self.backbone is not None and self.backbone.get("quant_method") not in METHODS:
-            raise _wrong("backbone.quant_method", self.backbone.get("quant_method"), f"one of {', '.join(METHODS)}")
+        if self.backbone is not None:
+            require_block(self.backbone, "backbone")
+            if self.backbone.get("quant_method") not in METHODS:
+                method, known = self.backbone.get("quant_method"), ", ".join(METHODS)
+                raise ConfigurationError(f"backbone.quant_method is {method!r}; known: {known}")
         for name in ("dense_rows", "extra_bit_tokens"):
-            value = getattr(self.decision, name)
-            if not isinstance(value, int) or value > self.codebook.num_classes:
-                raise _wrong(f"decision.{name}", value, f"from 0 to {self.codebook.num_classes}")
+            tokens = getattr(self.decision, name)
+            require(tokens, f"decision.{name}", minimum=0, maximum=self.codebook.num_classes)
+        require_block(self.stock, "stock")
         for name in ("bias", "tie_word_embeddings"):
             if not isinstance(self.stock.get(name), bool):
-                raise _wrong(f"stock.{name}", self.stock.get(name), "true or false")
+                raise ConfigurationError(f"stock.{name} is {self.stock.get(name)!r}; give true or false")
 
     @classmethod
     def of(
@@ -214,19 +202,19 @@ class Description:
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Description:
-        """Read the entry of a `config.json`; a CheckpointError names a field that is missing or unknown."""
-        entry = {key: value for key, value in entry.items() if key != "quant_method"}
-        if "decision" not in entry and "design" in entry:
-            entry = first_version(entry)
-        entry = _block(cls, entry, "")
-        facts = CodebookFacts(**_block(CodebookFacts, entry["codebook"], "codebook."))
+        """Read the entry of a `config.json`; a CheckpointError names a field that is missing, unknown or impossible."""
+        values = {key: value for key, value in entry.items() if key != "quant_method"}
         try:
-            decision = DecisionConfig.from_dict(entry["decision"])
+            if "decision" not in values and "design" in values:
+                values = checkpoint_as_of_today(values)
+            values["codebook"] = read_block(CodebookFacts, values.get("codebook"), "codebook")
+            values["decision"] = DecisionConfig.from_dict(values.get("decision"))  # type: ignore[arg-type]
+            return read_block(cls, values, "")
         except ConfigurationError as error:
             raise CheckpointError(
-                f"quantization_config in config.json: {error}; restore config.json from the original checkpoint"
+                f"quantization_config in config.json: {error}; restore config.json from the original checkpoint, or "
+                "update codehead if a newer one wrote it"
             ) from error
-        return cls(**{**entry, "decision": decision, "codebook": facts})
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as it stands in `config.json`."""
@@ -249,111 +237,3 @@ def _of_codebook(codebook: Codebook) -> dict[str, Any]:
     params = dict(codebook.params)
     bits = None if codebook.design == "one_vs_all" else codebook.length - int(params.get("parity", 0))
     return {"code": codebook.design, "bits": bits, "code_params": params, "assignment": None}
-
-
-def _block(kind: type, values: Any, place: str) -> dict[str, Any]:
-    """The values of a block of the entry, which must be those of a dataclass."""
-    if not isinstance(values, dict):
-        raise _wrong(place.removesuffix("."), values, "a block of values")
-    fields = dataclasses.fields(kind)
-    _check_names(
-        values,
-        [entry.name for entry in fields if entry.default is dataclasses.MISSING],
-        [f.name for f in fields],
-        place,
-    )
-    return values
-
-
-def _check_names(values: dict[str, Any], required: Iterable[str], known: Collection[str], place: str = "") -> None:
-    for key in values:
-        if key not in known:
-            hint = did_you_mean(key, known) or "; was the checkpoint written by a newer codehead?"
-            raise CheckpointError(f"quantization_config.{place}{key} in config.json is not a field of codehead{hint}")
-    for key in required:
-        if key not in values:
-            raise CheckpointError(
-                f"quantization_config.{place}{key} is missing from config.json; restore config.json from the original "
-                "checkpoint"
-            )
-
-
-def _check_type(name: str, value: Any, kind: str) -> None:
-    allowed = JSON_TYPES[kind]
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        raise _wrong(name, value, f"of type {kind}")
-
-
-def _wrong(name: str, value: Any, wanted: str) -> CheckpointError:
-    return CheckpointError(
-        f"quantization_config.{name} in config.json must be {wanted}, got {value!r}; restore config.json from the "
-        "original checkpoint"
-    )
-
-
-REQUIRED = (
-    "design", "bits", "num_classes", "ternary", "seed", "params", "checksum", "head", "head_options", "loss", "decoder",
-    "shortlist", "token_bias", "stock",
-)  # fmt: skip
-OPTIONAL: dict[str, Any] = {
-    "version": "0.1.0", "refined": 0, "refined_bits": 0, "shortlist_split": False, "token_scale": False,
-    "rounded": False, "rounded_bits": 8, "packed": False, "fresh": "",
-}  # fmt: skip
-REMOVED = ("shortlist_split", "token_scale")
-
-
-def first_version(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry `quantization_config` as it is written today.
-
-    A CheckpointError names a field that is missing, unknown or impossible, or that asks for what is no longer there.
-    """
-    _check_names(entry, REQUIRED, (*REQUIRED, *OPTIONAL))
-    values = {**OPTIONAL, **entry}
-    for name in REMOVED:
-        if values[name]:
-            raise CheckpointError(
-                f"quantization_config.{name} in config.json is {values[name]!r}, which codehead has no longer; load "
-                "the checkpoint with version 0.1"
-            )
-    for name in ("rounded", "packed", "token_bias"):
-        _check_type(name, values[name], "bool")
-    for name in ("head_options", "params"):
-        _check_type(name, values[name], "dict[str, Any]")
-    if values["rounded_bits"] not in (4, 8):
-        raise _wrong("rounded_bits", values["rounded_bits"], "4 or 8")
-    return {
-        "decision": {key: value for key, value in _decision(values).items() if value is not None},
-        "codebook": {
-            "length": values["bits"],
-            "num_classes": values["num_classes"],
-            "ternary": values["ternary"],
-            "checksum": values["checksum"],
-            "seed": values["seed"],
-        },
-        "stock": values["stock"],
-        "version": values["version"],
-        "fresh": values["fresh"],
-    }
-
-
-def _decision(values: dict[str, Any]) -> dict[str, Any]:
-    options = dict(values["head_options"])
-    is_tower = values["head"] == "tower"  # today an mtl head whose bits share hidden layers
-    parity = values["params"].get("parity", 0)
-    implicit = values["design"] == "one_vs_all"
-    return {
-        "code": values["design"],
-        "bits": None if implicit else values["bits"] - (parity if isinstance(parity, int) else 0),
-        "code_params": values["params"],
-        "head": "mtl" if is_tower else values["head"],
-        "width": options.pop("width", None),
-        "head_params": {"groups": 1, **options} if is_tower else options,
-        "loss": values["loss"],
-        "decoder": values["decoder"],
-        "dense_rows": values["shortlist"],
-        "extra_bits": values["refined_bits"] if values["refined"] else 0,
-        "extra_bit_tokens": values["refined"],
-        "token_bias": values["token_bias"],
-        "weights": f"int{values['rounded_bits']}" if values["rounded"] else "float",
-        "packed": values["packed"],
-    }

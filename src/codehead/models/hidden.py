@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from codehead.errors import ConfigurationError, DataError
 from codehead.losses import IGNORE
+from codehead.models.probe import Probe
 from codehead.models.stock import replace_head
 from codehead.processes import ALONE, Processes
 
@@ -135,7 +136,7 @@ def probed(model: Any) -> Iterator[Callable[..., Tensor]]:
     The output embedding itself is away meanwhile, and nothing is computed by it.
     """
     head = model.get_output_embeddings()
-    probe = _Probe(next(head.parameters()).dtype)
+    probe = Probe(torch.zeros(1), next(head.parameters()).dtype)
     forward = getattr(model, "head_outputs", model)  # a decision layer could not read what the probe gives
 
     def read(**inputs: Any) -> Tensor:
@@ -184,21 +185,3 @@ def at_labels(
         raise DataError("the text holds no token to predict; give more text, or a longer block_size")
     values, wanted = zip(*processes.gathered(parts), strict=True)
     return torch.cat(values)[:limit], torch.cat(wanted)[:limit]
-
-
-class _Probe(nn.Module):
-    """Stands where the output embedding is and keeps what it is given; one zero per position leaves it.
-
-    The zeros have the place of logits, which some models cap or scale. The weight has the `dtype` of the output
-    embedding's, which some models (Mamba) ask for.
-    """
-
-    seen: Tensor
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        self.seen = hidden
-        return hidden.new_zeros((*hidden.shape[:-1], 1))

@@ -15,9 +15,7 @@ from codehead.heads.feedforward import LowRankHead
 from codehead.layer import Decision
 from codehead.models.hidden import PIECE, Statistics
 from codehead.models.probe import LogitScaling
-from codehead.registry import did_you_mean
 
-STARTS = ("random", "old_head")
 SAMPLES = 512
 """Hidden states drawn to see how much a cluster of tokens adds up to."""
 
@@ -29,13 +27,10 @@ def initialise(
     """Give a fresh head and bias per token their first values.
 
     `start` is "random" (the head stays as it is; the bias is the log frequency of the tokens if there are statistics,
-    otherwise zero) or "old_head" (see `start_from`). ConfigurationError for another. With either, statistics tell an
-    adaptive softmax the order of the tokens. `tail` is what the model does to the outputs of its head, and so not to
+    otherwise zero) or "old_head" (see `start_from`). With either, statistics tell an adaptive softmax the order of the
+    tokens. `tail` is what the model does to the outputs of its head, and so not to
     what is added to them.
     """
-    if start not in STARTS:
-        hint = did_you_mean(start, STARTS) or "."
-        raise ConfigurationError(f"unknown start {start!r}{hint} Known: {', '.join(STARTS)}")
     if isinstance(head, AdaptiveHead) and statistics is not None:
         head.sort_by(statistics.counts)
     if start == "old_head":
@@ -56,7 +51,7 @@ def start_from(
     head: nn.Module,
     decision: Decision,
     statistics: Statistics | None,
-    tail: LogitScaling = LogitScaling(),  # noqa: B008  (frozen)
+    tail: LogitScaling,
 ) -> None:
     """Set the weights of a new head so that its token scores are close to those of the `old` Softmax head.
 
@@ -205,8 +200,8 @@ def _part(old: nn.Linear, ids: Tensor) -> nn.Linear:
     return part
 
 
-def _sum_of(old: nn.Linear, statistics: Statistics | None, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The row r `(hidden,)` and constant c whose `scale · r · h + c` is near log Σ exp(scale · scores), in float64.
+def _sum_of(old: nn.Linear, statistics: Statistics | None) -> tuple[Tensor, Tensor]:
+    """The row r `(hidden,)` and constant c whose `r · h + c` is near log Σ exp(scores), in float64.
 
     The row is the mean of the tokens' by their counts; the constant is what it is short of in the mean over normally
     distributed hidden states, of the mean and covariance that were seen (otherwise 0 and 1, as after a normalisation).
@@ -216,8 +211,8 @@ def _sum_of(old: nn.Linear, statistics: Statistics | None, scale: float = 1.0) -
     noise = torch.randn(SAMPLES, len(slope), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     hidden = _mean(statistics, slope) + noise.to(slope) @ _root(statistics, slope)
     biases = _old_bias(old) + torch.zeros_like(weights)
-    sums = [(scale * (hidden @ rows.double().T + bias)).logsumexp(-1) for rows, bias in pieces(old.weight, biases)]
-    return slope, (torch.stack(sums).logsumexp(0) - scale * (hidden @ slope)).mean()
+    sums = [(hidden @ rows.double().T + bias).logsumexp(-1) for rows, bias in pieces(old.weight, biases)]
+    return slope, (torch.stack(sums).logsumexp(0) - hidden @ slope).mean()
 
 
 def _one(statistics: Statistics | None, like: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.heads.chain import Chain
 from codehead.heads.feedforward import gives_log_probabilities
 from codehead.layer import WRITTEN, Decision
-from codehead.models import manifest, quantised, stock, surgery
+from codehead.models import integrity, quantised, stock, surgery
 from codehead.models.description import Description, expect_written
 from codehead.models.integrity import (
     SEALS,
@@ -100,7 +100,7 @@ class CodeheadLoader(OwnLoader):
         description = self.quantization_config.description
         files = [file for file in checkpoint_files or () if file.endswith(".safetensors")]
         if model.get_output_embeddings() is None:
-            manifest.verify(files)
+            integrity.verify(files)
             return
         refuse_other_classes(model)
         old = model.get_submodule(stock.head_path(model))
@@ -144,8 +144,8 @@ def expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Sha
     """The shapes in the files, once these are found to be those that were saved, with this entry of `config.json`."""
     folder = Path(model.config._name_or_path)
     if folder.is_dir():
-        manifest.refuse_outside(folder, files)
-    manifest.verify(files)
+        integrity.refuse_outside(folder, files)
+    integrity.verify(files)
     stored: Shapes = {}
     for file in files:
         shapes = shapes_in(file)
@@ -298,22 +298,18 @@ def _check_codebook(table: CodewordTable, description: Description) -> None:
 
 
 def _check_shortlist(corrections: Corrections | None) -> None:
-    """The ids of the shortlist are tokens, each listed once."""
+    """The ids of the shortlist are tokens, each listed once; as many tokens are marked as have further symbols."""
     if corrections is None or corrections.shortlist.is_meta:
         return
     try:
         choose_tokens("dense_rows", corrections.shortlist.tolist(), None, corrections.num_classes)
-        _check_refinement(corrections.refinement)
+        extra = corrections.refinement
+        if extra is not None and extra.num_marked != extra.num_tokens:
+            raise CheckpointError(
+                f"{extra.num_marked} tokens are marked for {extra.num_tokens} rows of further symbols"
+            )
     except CodeheadError as error:
         raise CheckpointError(
             f"decision.corrections.shortlist in the weights is damaged ({error}); restore the weights from "
             "the original checkpoint"
         ) from error
-
-
-def _check_refinement(refinement: Refinement | None) -> None:
-    """As many tokens are marked as have further symbols."""
-    if refinement is not None and refinement.num_marked != refinement.num_tokens:
-        raise CheckpointError(
-            f"{refinement.num_marked} tokens are marked for {refinement.num_tokens} rows of further symbols"
-        )

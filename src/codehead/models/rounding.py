@@ -7,7 +7,7 @@ before; they cannot be trained, their scales can.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -225,13 +225,9 @@ class _Inputs(TorchFunctionMode):
 
 
 def _weights(root: nn.Module) -> list[tuple[nn.Module, str]]:
-    return [(module, name) for module in root.modules() for name in _own_weights(module)]
-
-
-def _own_weights(module: nn.Module) -> Iterator[str]:
-    for name, weight in module.named_parameters(recurse=False):
-        if weight.numel():
-            yield name
+    """The modules that hold weights, and the names of these in them."""
+    parts = [(module, *entry) for module in root.modules() for entry in module.named_parameters(recurse=False)]
+    return [(module, name) for module, name, weight in parts if weight.numel()]
 
 
 class _Bytes(nn.Module):

@@ -13,7 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead.errors import CheckpointError
 from codehead.layer import WRITTEN
-from codehead.models import manifest, stock
+from codehead.models import integrity, stock
 from codehead.models.integrity import check_integers, names_in_memory
 from codehead.models.loader import CodeheadConfig, CodeheadLoader, OwnLoader, Shapes, expect_files
 from codehead.models.quantised import with_head
@@ -49,7 +49,7 @@ class ScreeningLoader(OwnLoader):
         settings = self.quantization_config.settings
         files = [file for file in checkpoint_files or () if file.endswith(".safetensors")]
         if model.get_output_embeddings() is None:
-            manifest.verify(files)
+            integrity.verify(files)
             return
         stored = expect_files(model, files, self.quantization_config.entry)
         head = model.get_submodule(stock.head_path(model))

@@ -17,7 +17,7 @@ from torch import nn
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
 from codehead.layer import WRITTEN
-from codehead.models import card, guards, integrity, manifest, stock
+from codehead.models import card, guards, integrity, stock
 from codehead.models.description import written
 from codehead.models.probe import LogitScaling
 from codehead.models.registration import METHOD
@@ -115,7 +115,7 @@ class ScreenedCausalLM(Selecting, card.WithCard):
         entry = self.config.quantization_config = entry_of(self.screen.settings)
         state = options.get("state_dict") or model.state_dict()
         options["state_dict"] = {**state, f"{stock.head_path(model)}.screen.{WRITTEN}": written(entry)}
-        with manifest.staged(save_directory, options.get("variant")) as folder:
+        with integrity.staged(save_directory, options.get("variant")) as folder:
             save(folder, **options)
             card.write(folder, self)
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from codehead.config import DecisionConfig
+from codehead.config.blocks import check_keys, check_types, read_block, require, require_block
+from codehead.config.first_version import run_as_of_today
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
-from codehead.training.blocks import check_keys, check_types, merged, read_block, read_yaml, require, require_block
+from codehead.training.blocks import merged, read_yaml
 
 ADAPTATIONS = ("lora", "full", "head")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -28,7 +30,8 @@ POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradie
 """Of `training`: the Trainer would divide by them."""
 NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "num_train_epochs",
-    "logging_steps", "save_total_limit", "dataloader_num_workers",
+    "logging_steps", "save_total_limit", "dataloader_num_workers", "label_smoothing_factor", "neftune_noise_alpha",
+    "eval_delay",
 )  # fmt: skip
 """Of `training`: rates and sizes that the Trainer takes as they are, and fails on when all is ready."""
 INTERVALS = ("save_steps", "eval_steps")
@@ -150,12 +153,6 @@ class Calibration:
         require(self.tokens, "calibrate.tokens", minimum=1)
 
 
-WEIGHTS = ("int8", "int4")
-"""Keys of a run that said in version 0.1 what the weights of its decision layer end as."""
-ENDS = (*WEIGHTS, "packed")
-"""These, and whether its codewords stay packed: fields of the decision layer today."""
-TRUNK = {"trunk_steps": "backbone_steps", "trunk_learning_rate": "backbone_learning_rate"}
-"""Keys of `distil` in version 0.1 → today's."""
 UNSET = ("calibrate", "head_learning_rate")
 """Keys of a run that are written down only if they are set."""
 
@@ -224,7 +221,7 @@ class RunConfig:
 
         Raises ConfigurationError for unknown or missing keys.
         """
-        blocks = as_of_today(merged(values, overrides or {}))
+        blocks = run_as_of_today(merged(values, overrides or {}))
         if blocks.get("decision") is not None:
             blocks["decision"] = DecisionConfig.from_dict(blocks["decision"])
         blocks["data"] = read_block(DataConfig, blocks.get("data"), "data")
@@ -356,33 +353,6 @@ def check_finite(values: Mapping[str, Any], name: str) -> None:
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigurationError(f"{name}.{key} is {value!r}; give a finite number")
-
-
-def as_of_today(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """The values of a run, at this place of a file, with keys of version 0.1 in their place of today."""
-    blocks = dict(values)
-    check_weights(blocks, place)
-    ends = {key: blocks.pop(key) for key in ENDS if key in blocks}
-    if not isinstance(ends.get("packed", False), bool):
-        raise ConfigurationError(f"packed is {ends['packed']!r}; give true or false")
-    for key, wanted in ends.items():
-        if wanted and blocks.get("decision") is None:
-            raise ConfigurationError(f"{key} is true, but there is no new decision layer: give decision")
-    if any(ends.values()):
-        require_block(blocks["decision"], "decision")
-        blocks["decision"] = {**blocks["decision"], **{key: value for key, value in ends.items() if value}}
-    if isinstance(blocks.get("distil"), Mapping):
-        blocks["distil"] = {TRUNK.get(key, key): value for key, value in blocks["distil"].items()}
-    return blocks
-
-
-def check_weights(values: Mapping[str, Any], place: str = "") -> None:
-    """Raise ConfigurationError unless one at most of the WEIGHTS among some values is true; `place` names the block."""
-    for name in WEIGHTS:
-        if not isinstance(values.get(name, False), bool):
-            raise ConfigurationError(f"{place}{name} is {values[name]!r}; give true or false")
-    if all(values.get(name) for name in WEIGHTS):
-        raise ConfigurationError(f"{' and '.join(place + name for name in WEIGHTS)} are both true; omit one")
 
 
 def refuse_softmax_only(training: Mapping[str, Any]) -> None:

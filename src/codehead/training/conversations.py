@@ -95,13 +95,18 @@ def _text(content: Any, place: str) -> str:
     """Text as it is, or the parts of a list of texts in a row."""
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
         return "".join(_text(part.get("text"), place) for part in content)
-    if not isinstance(content, str):
-        raise DataError(f"the content of {place} is {type(content).__name__}; expected text (no images, no sound)")
+    return text_of(content, f"the content of {place}", "text (no images, no sound)")
+
+
+def text_of(value: Any, what: str, expected: str) -> str:
+    """A value that is valid text; DataError, which calls it `what`, if it is not what was `expected`."""
+    if not isinstance(value, str):
+        raise DataError(f"{what} is {type(value).__name__}; expected {expected}")
     try:
-        content.encode("utf-8")
+        value.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"the content of {place} holds half of a surrogate pair: not valid text") from None
-    return content
+        raise DataError(f"{what} holds half of a surrogate pair: not valid text") from None
+    return value
 
 
 def _refuse_tools(value: Mapping[str, Any], place: str) -> None:

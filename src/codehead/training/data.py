@@ -1,22 +1,25 @@
-"""The data of a run: sources → tokenised datasets, and batches of them."""
+"""The data of a run: sources → tokenised datasets, batches of them, and the text as learners look at it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.training.config import DataConfig
+from codehead.training.config import DataConfig, RunConfig
 from codehead.training.conversations import tokenize_chats
 from codehead.training.sources import read_rows
 from codehead.training.tokenizer import IGNORED, tokenize_records, tokenize_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 
@@ -123,13 +126,59 @@ class Collator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Batch tensors `(batch, length)` int64: input_ids, labels, attention_mask [, num_bytes]."""
-        import torch
+        masked = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
+        return {
+            name: pad_sequence([torch.tensor(example[name]) for example in masked], True, value)
+            for name, value in self.padding.items()
+        }
 
-        length = max(len(example["input_ids"]) for example in examples)
-        batch: dict[str, list[list[int]]] = {name: [] for name in self.padding}
-        for example in examples:
-            columns = {"attention_mask": [1] * len(example["input_ids"]), **example}
-            for name, value in self.padding.items():
-                row = list(columns[name])
-                batch[name].append(row + [value] * (length - len(row)))
-        return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in batch.items()}
+
+Show = Callable[[str, int, int], None]
+"""Called with (stage, work done, work in all)."""
+STATISTICS_TOKENS = 32_768
+"""Positions whose hidden states tell how they vary: for a code, a start, and rounding."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokenised training text, read when it is first looked at."""
+
+    load: Callable[[], Dataset]
+    pad_id: int | None
+    seed: int = 0  # of the order in which examples are looked at
+
+    @classmethod
+    def of(cls, rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str, seed: int) -> Text:
+        """Rows that errors call by `name`, tokenised when they are looked at."""
+        return cls(partial(tokenize, rows, tokenizer, block_size, name), tokenizer.pad_token_id, seed)
+
+    def read(self) -> Text:
+        """Itself, read: what is wrong with the text is told now."""
+        _ = self.examples
+        return self
+
+    @cached_property
+    def examples(self) -> Dataset:
+        """Examples with `input_ids` and `labels`."""
+        return self.load()
+
+    def counts(self, num_tokens: int) -> np.ndarray:
+        """How often each token is a label, `(num_tokens,)`."""
+        return count_labels(self.examples, num_tokens)
+
+    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """A batch of examples drawn with replacement."""
+        chosen = torch.randint(len(self.examples), (size,), generator=generator)
+        return Collator(self.pad_id)([self.examples[i] for i in chosen.tolist()])
+
+    def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of examples in random order, once through the text."""
+        collate = Collator(self.pad_id)
+        order = np.random.default_rng(self.seed).permutation(len(self.examples))
+        for start in range(0, len(order), size):
+            yield collate([self.examples[int(i)] for i in order[start : start + size]])
+
+
+def batch_size_of(config: RunConfig) -> int:
+    """Examples per forward pass."""
+    return int(config.training.get("per_device_train_batch_size", 8))

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.packing import Floats, Integers, pack_bits
@@ -27,7 +26,7 @@ from codehead.losses import CHUNK_SCORES
 from codehead.models.probe import LogitScaling, SoftmaxHead
 from codehead.models.surgery import describe
 from codehead.training.config import Distillation
-from codehead.training.likely_tokens import LikelyTokens, Scores, imitate, imitate_some
+from codehead.training.likely_tokens import LikelyTokens, Scores, divergence, imitate, imitate_some
 from codehead.training.loop import ResumableLoop, Stages, refuse_divergence
 
 MARGIN = 1.0
@@ -144,11 +143,7 @@ class _Aim:
     @torch.no_grad()
     def _sum(self, chosen: Tensor) -> float:
         given, known = self._at(chosen)
-        found, likely = self.student.scores(given).log_softmax(-1), self.teacher(given).float().log_softmax(-1)
-        nats = F.kl_div(found, likely, reduction="sum", log_target=True)
-        if known is not None:
-            nats = torch.lerp(nats, F.nll_loss(found, known, reduction="sum"), self.label_weight)
-        return float(nats)
+        return float(divergence(self.student.scores(given), self.teacher, given, known, self.label_weight))
 
     def _at(self, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and labels where they count, on the device of the student."""

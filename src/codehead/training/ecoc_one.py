@@ -7,62 +7,22 @@ Every bit is a logistic regression.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codehead.codes import Codebook, Confusion, build
 from codehead.codes.design import whole_number
 from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
 from codehead.heads import LinearHead
-from codehead.layer import Decision, DecisionLayer
-from codehead.models.probe import LogitScaling
+from codehead.layer import DecisionLayer
 
 STEPS = 300
 BATCH = 1024
 LEARNING_RATE = 1e-2
-
-Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
-
-
-def fit_bits(
-    head: nn.Module,
-    decision: Decision,
-    hidden: Tensor,
-    labels: Tensor,
-    generator: torch.Generator,
-    progress: Progress = lambda done, steps: None,
-    tail: LogitScaling = LogitScaling(),  # noqa: B008  (frozen)
-) -> None:
-    """Fit a head to the bits of labels `(tokens,)` at hidden states `(tokens, hidden)`, in place.
-
-    Adam with a cosine schedule on the bitwise loss, in float32; where single tokens have rows or biases, which no bit
-    tells, on the codeword loss. Positions are drawn with the `generator`; `tail` is what the model will do to outputs.
-    """
-    weight = next(head.parameters())
-    device, dtype = weight.device, weight.dtype
-    learnt = [head, *(part for part in (decision.corrections, decision.chain) if part is not None)]
-    for part in learnt:
-        part.float()  # bf16 rounds small steps away
-    optimizer = torch.optim.Adam([*head.parameters(), *decision.parameters()], lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    with torch.enable_grad():
-        for step in range(STEPS):
-            chosen = torch.randint(len(hidden), (BATCH,), generator=generator)
-            outputs = tail(head(hidden[chosen].to(device, torch.float32)))
-            optimizer.zero_grad()
-            decision.reading.loss("bitwise", outputs, labels[chosen].to(device), None).value.backward()
-            optimizer.step()
-            schedule.step()
-            progress(step + 1, STEPS)
-    optimizer.zero_grad()
-    for part in learnt:
-        part.to(dtype)
-
 
 DESIGN = "ecoc_one"
 START = "merged_decoc"
@@ -135,10 +95,18 @@ def _confusion(code: Codebook, hidden: Tensor, labels: Tensor, seed: int) -> Con
 
 
 def _trained(code: Codebook, hidden: Tensor, labels: Tensor, generator: torch.Generator) -> DecisionLayer:
-    """A linear head with biases, fitted bit by bit."""
+    """A linear head with biases, fitted bit by bit: Adam with a cosine schedule, on positions drawn at random."""
     head = LinearHead(hidden.shape[1], code.length, bias=True)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     layer = DecisionLayer(code, head)
-    fit_bits(head, layer.decision, hidden, labels, generator)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            chosen = torch.randint(len(hidden), (BATCH,), generator=generator)
+            optimizer.zero_grad()
+            layer.decision.reading.loss("bitwise", head(hidden[chosen]), labels[chosen], None).value.backward()
+            optimizer.step()
+            schedule.step()
     return layer

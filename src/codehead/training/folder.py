@@ -14,8 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
-from codehead.models.manifest import WEIGHTS as OWN_WEIGHTS
-from codehead.models.manifest import verify
+from codehead.models.integrity import WEIGHTS as OWN_WEIGHTS
+from codehead.models.integrity import verify
 from codehead.processes import is_main
 from codehead.training.config import RunConfig
 from codehead.training.loop import Stages

@@ -45,15 +45,19 @@ def imitate(
     known = [None] * -(-len(hidden) // rows) if labels is None else labels.split(rows)
     total = 0.0
     for some, seen, wanted in zip(given.split(rows), hidden.split(rows), known, strict=True):
-        with torch.no_grad():
-            likely = teacher(seen).float().log_softmax(-1)
-        found = student(some).log_softmax(-1)
-        nats = F.kl_div(found, likely, reduction="sum", log_target=True)
-        if wanted is not None:
-            nats = torch.lerp(nats, F.nll_loss(found, wanted, reduction="sum"), label_weight)
+        nats = divergence(student(some), teacher, seen, wanted, label_weight)
         (nats / len(hidden)).backward()
         total += float(nats.detach()) / len(hidden)
     return total
+
+
+def divergence(scores: Tensor, teacher: Scores, hidden: Tensor, labels: Tensor | None, label_weight: float) -> Tensor:
+    """What `imitate` minimises, summed over positions with token scores `(tokens, V)`, a scalar in nats."""
+    with torch.no_grad():
+        likely = teacher(hidden).float().log_softmax(-1)
+    found = scores.log_softmax(-1)
+    nats = F.kl_div(found, likely, reduction="sum", log_target=True)
+    return nats if labels is None else torch.lerp(nats, F.nll_loss(found, labels, reduction="sum"), label_weight)
 
 
 ALWAYS = 4096

@@ -16,17 +16,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from codehead.errors import CheckpointError, CodeheadError
 
-KINDS = (".json", ".safetensors", ".tmp")
+KINDS = (".json", ".safetensors", ".tmp")  # .json: of version 0.1
 NOTES = "notes"
 """The entry of a safetensors header that holds plain values, as JSON."""
 
 
 class Stages:
-    """Results of stages by name: plain values in `NAME.json`, tensors in `NAME.safetensors`.
+    """Results of stages by name: plain values and tensors in `NAME.safetensors`.
 
     Files are written in one step, so that whatever is there is whole. Without a path nothing is kept. Of several
     processes one writes (`is_main`), and all read.
@@ -38,11 +37,11 @@ class Stages:
 
     def values(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The kept values of a stage; computed, and kept, if there are none. Floats come back as they were."""
-        kept = self._file(f"{name}.json")
-        if kept is not None and kept.exists():
-            return self._read(kept)
+        kept = self.load(name)
+        if kept is not None:
+            return kept[1]
         found = compute()
-        self._write(kept, lambda file: file.write_text(json.dumps(found), encoding="utf-8"))
+        self.save(name, {}, found)
         return found
 
     def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -56,21 +55,26 @@ class Stages:
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> None:
         """Keep tensors, and plain values with them, in the place of what was kept under that name."""
+        if self.path is None or not self.is_main:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
         whole = {key: value.detach().contiguous() for key, value in tensors.items()}
-        metadata = {NOTES: json.dumps(notes or {})}
-        self._write(self._file(f"{name}.safetensors"), lambda file: save_file(whole, file, metadata))
+        temporary = self.path / f".{name}.safetensors.tmp"
+        save_file(whole, temporary, {NOTES: json.dumps(notes or {})})
+        os.replace(temporary, self.path / f"{name}.safetensors")  # a killed process leaves the old file or the new one
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and values that `save` kept under a name; None if there are none."""
-        kept = self._file(f"{name}.safetensors")
-        if kept is None or not kept.exists():
+        if self.path is None or not (kept := self.path / f"{name}.safetensors").exists():
             return None
         try:
             with safe_open(kept, framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
                 return tensors, json.loads(file.metadata()[NOTES])
         except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise self._damaged(kept, error) from error
+            raise CheckpointError(
+                f"{str(kept)!r} is damaged ({error}); remove it, and that stage is computed again"
+            ) from error
 
     def exist(self) -> bool:
         """Whether anything is kept."""
@@ -85,43 +89,6 @@ class Stages:
                 file.unlink()
         if not any(self.path.iterdir()):
             self.path.rmdir()
-
-    def _file(self, name: str) -> Path | None:
-        return None if self.path is None else self.path / name
-
-    def _read(self, kept: Path) -> dict[str, Any]:
-        try:
-            values: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise self._damaged(kept, error) from error
-        return values
-
-    def _write(self, kept: Path | None, write: Callable[[Path], Any]) -> None:
-        """Through a temporary file beside it, so that a killed process leaves the old file or the new one."""
-        if kept is None or not self.is_main:
-            return
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{kept.name}.tmp")
-        write(temporary)
-        os.replace(temporary, kept)
-
-    @staticmethod
-    def _damaged(kept: Path, error: Exception) -> CheckpointError:
-        return CheckpointError(f"{str(kept)!r} is damaged ({error}); remove it, and that stage is computed again")
-
-
-class StopAtDivergence(TrainerCallback):
-    """Raises CodeheadError when a logged training loss is NaN or infinite; needs logging_nan_inf_filter=False."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        refuse_divergence((logs or {}).get("loss", 0.0), state.global_step)
 
 
 def refuse_divergence(loss: float, step: int, rate: str = "training.learning_rate") -> None:

@@ -13,16 +13,15 @@ from torch import nn
 from codehead.boundaries import library_bars_hidden, loading, reason
 from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
-from codehead.models import is_coded, manifest, named
+from codehead.models import integrity, is_coded, named
 from codehead.models.integrity import expect_layers, refuse_missing
 from codehead.models.probe import refuse_non_causal
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets, in_native_dtype
 from codehead.training.config import RunConfig, refuse_softmax_only
-from codehead.training.data import check_vocabulary
+from codehead.training.data import Show, Text, check_vocabulary
 from codehead.training.loop import Stages
 from codehead.training.new_head import fit_decision_layer, looks_at_text
-from codehead.training.text import Show, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +99,7 @@ def load_model(
 
     with loading("model", name), library_bars_hidden(), named.pretrained(name) as (place, options):
         wanted = "auto" if dtype == "stored" else dtype
-        manifest.refuse_outside(Path(name), manifest.indexed(Path(name)))
+        integrity.refuse_outside(Path(name), integrity.indexed(Path(name)))
         if os.path.isdir(name):
             expect_layers(AutoConfig.from_pretrained(name))
         try:

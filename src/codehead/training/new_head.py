@@ -1,4 +1,4 @@
-"""A new decision layer for a model, in view of the text that it will be trained on, or chosen by a budget."""
+"""A new decision layer for a model: chosen by a budget, fitted to the text that it learns from, rounded in the end."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from torch import Tensor
 
 from codehead.codes import DESIGNS
 from codehead.config import DecisionConfig
+from codehead.config.blocks import require_block
 from codehead.config.decision import DEFAULT_CODE
+from codehead.config.first_version import ENDS
 from codehead.errors import ConfigurationError
 from codehead.losses import IGNORE
-from codehead.models import attach
+from codehead.models import attach, is_coded, to_int4, to_int8
 from codehead.models.calibration import check_calibration
-from codehead.models.hidden import Statistics, labelled_states
+from codehead.models.hidden import Statistics, hidden_states, labelled_states
 from codehead.models.probe import SoftmaxHead, softmax_head
+from codehead.models.rounding import check_unrounded
 from codehead.models.token_extras import check_extras
 from codehead.processes import ALONE, Processes
 from codehead.recommendation import recommend
 from codehead.training.adapt import find_targets
 from codehead.training.backbone_distillation import learn_together
-from codehead.training.blocks import require_block
-from codehead.training.config import ENDS, RunConfig
+from codehead.training.config import RunConfig
+from codehead.training.data import STATISTICS_TOKENS, Show, Text, batch_size_of
 from codehead.training.distil import distil
 from codehead.training.ecoc_one import grown, grows
 from codehead.training.likely_tokens import LikelyTokens, is_worth_it
 from codehead.training.loop import Stages
-from codehead.training.text import STATISTICS_TOKENS, Show, Text, batch_size_of, check_finish
 
 
 def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, str]:
@@ -96,9 +98,7 @@ def fit_decision_layer(
     teacher = softmax_head(model)
     likely = _looked_up(teacher, config, decision, hidden, show, stages, processes)
     _attach(model, decision, counts if likely is None else likely.expected.numpy(), hidden, labels, show)
-    if config.calibrate is not None:
-        check_calibration(model, config.calibrate.per_bit)  # in the end, but told now
-    check_finish(model, config)
+    check_end(model, config)
     if config.distil is not None:
         with processes.main_first():
             _learn(model, teacher, config, text, hidden, labels, likely, show, stages)
@@ -219,3 +219,37 @@ def _sees_classes(decision: DecisionConfig) -> bool:
         return False
     takes = "prototypes" in DESIGNS.get(decision.code).params()
     return takes and not {"prototypes", "samples"} & decision.code_params.keys()
+
+
+def check_end(model: Any, config: RunConfig) -> None:
+    """Raise ConfigurationError, before anything is learnt, if the model cannot end as a run wants it to."""
+    if config.calibrate is not None:
+        check_calibration(model, config.calibrate.per_bit)
+    if is_coded(model) and config.decision is not None:
+        if config.decision.weights != "float":
+            check_unrounded(model)
+        if config.decision.packed:
+            model.decision.check_packable()
+
+
+def finish(
+    model: Any,
+    config: RunConfig,
+    text: Text,
+    show: Show = lambda stage, done, total: None,
+    processes: Processes = ALONE,
+) -> Any:
+    """The model with its decision layer as `decision.weights` and `decision.packed` say, in place.
+
+    For int4 the training `text`, which `processes` share out, tells how hidden states vary.
+    """
+    if config.decision is None:
+        return model
+    if config.decision.weights == "int8":
+        to_int8(model)
+    if config.decision.weights == "int4":
+        batches, progress = text.batches(batch_size_of(config)), partial(show, "reading text to round by")
+        to_int4(model, hidden_states(model, batches, STATISTICS_TOKENS, progress, processes))
+    if config.decision.packed:
+        model.decision.packed = True
+    return model

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from codehead.processes import is_main
@@ -30,18 +30,14 @@ class Lines:
         self.total: int | None = None
         self.stage = ""
 
-    def begin(self, done: int) -> None:
-        """Start the clock, with `done` units of work behind; the first line does so too."""
-        self.first = (time.monotonic(), done)
-        self.recent = deque([self.first])
-
     def show(self, stage: str, done: int, total: int, detail: str = "", *, always: bool = False) -> None:
         """Tell that `done` of `total` units of work are done, unless the last line is too young.
 
         Where another total or less work behind tells of other work, its clock starts anew.
         """
         if not self.recent or done < self.recent[-1][1] or self.total not in (None, total):
-            self.begin(done)
+            self.first = (time.monotonic(), done)
+            self.recent = deque([self.first])
         self.total, now = total, time.monotonic()
         self._note(now, done)
         if stage == self.stage and now - self.last < LINE_SECONDS and not always:
@@ -77,13 +73,13 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def shown(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to call with (stage, work done, work in all): it moves a bar, or prints lines without a terminal.
+def shown(console: Console) -> Iterator[Callable[..., None]]:
+    """A function to call as `Lines.show`: it moves a bar, or prints lines without a terminal.
 
     Of several processes, the first one shows it.
     """
     if not is_main():
-        yield lambda stage, done, total: None
+        yield lambda stage, done, total, detail="", always=False: None
         return
     if not console.is_terminal:
         yield Lines(console).show
@@ -91,65 +87,47 @@ def shown(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description:<34}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, speed_estimate_period=RECENT_SECONDS) as bar:
         task = bar.add_task("starting", total=None)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
+
+        def move(stage: str, done: int, total: int, detail: str = "", *, always: bool = False) -> None:
+            bar.update(task, description=stage + detail, completed=done, total=total)
+
+        yield move
 
 
 class RichProgress(TrainerCallback):
     """Shows steps, loss and time left of any Trainer. Pass it through `callbacks=`."""
 
     def __init__(self, label: str = "training", console: Console | None = None) -> None:
-        self.label = label
+        self.label, self.loss = label, "loss –"
         self.console = console or Console(stderr=True)
-        self.bar: Progress | None = None
-        self.task: Any = None
-        self.lines: Lines | None = None
-        self.loss = "loss –"
+        self.under_way = ExitStack()
+        self.show: Callable[..., None] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        self.lines = Lines(self.console)
-        self.lines.begin(state.global_step)
-        if not self.console.is_terminal:
-            self._line(state)
-            return
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self.bar.start()
-        self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, loss=self.loss)
+        self.show = self.under_way.enter_context(shown(self.console))
+        self._tell(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step)
-        elif state.global_step < state.max_steps:  # the last step has its line when its loss is logged
-            self._line(state)
+        if state.global_step < state.max_steps:  # the last step is told when its loss is logged
+            self._tell(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         text = " ".join(f"{key} {logs[key]:.4f}" for key in ("loss", "eval_loss") if key in (logs or {}))
-        if not text:
-            return
-        self.loss = text
-        if self.bar is not None:
-            self.bar.update(self.task, loss=text)
-        elif state.global_step == state.max_steps:
-            self._line(state, always=True)
+        if text:
+            self.loss = text
+            if state.global_step == state.max_steps:
+                self._tell(state, always=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
 
     def close(self) -> None:
-        """Take the bar away, also after an interruption."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        """Take the bar away, also after an interruption; what is evaluated then has a line."""
+        self.under_way.close()
+        if self.console.is_terminal and is_main():
+            self.show = Lines(self.console).show
 
-    def _line(self, state: Any, *, always: bool = False) -> None:
-        if self.lines is not None:
+    def _tell(self, state: Any, *, always: bool = False) -> None:
+        if self.show is not None:
             detail = f": step {state.global_step}/{state.max_steps} {self.loss}"
-            self.lines.show(self.label, state.global_step, state.max_steps, detail, always=always)
+            self.show(self.label, state.global_step, state.max_steps, detail, always=always)

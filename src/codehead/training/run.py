@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,21 +29,20 @@ from transformers.integrations.integration_utils import (
 from codehead.boundaries import library_bars_hidden, peft_warnings_hidden
 from codehead.errors import ConfigurationError
 from codehead.models import is_coded
-from codehead.models.calibration import calibrate_on_text, check_calibration
+from codehead.models.calibration import calibrate, text_outputs
 from codehead.models.surgery import describe
 from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.config import RunConfig
-from codehead.training.data import Collator, Rows, check_labels, load_rows
+from codehead.training.data import Collator, Rows, Show, Text, batch_size_of, check_labels, load_rows
 from codehead.training.folder import Clock, RunFolder, check_weights
-from codehead.training.loop import Stages, StopAtDivergence, refuse_divergence
+from codehead.training.loop import Stages, refuse_divergence
 from codehead.training.model import build_model, device_of
+from codehead.training.new_head import check_end, finish
 from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import provenance, utc_now
 from codehead.training.saving import save_whole
-from codehead.training.sharded import filled, skeleton
-from codehead.training.text import Show, Text, batch_size_of, check_finish, finish
 from codehead.training.tokenizer import load_tokenizer, train_bpe
-from codehead.training.trainer import NarrowTrainer, decision_rates, knows_its_tokens
+from codehead.training.trainer import NarrowTrainer, decision_rates, filled, knows_its_tokens, skeleton
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -102,7 +99,7 @@ def _run(
         stopped = Clock(folder, origin, began).kept_when_stopped() if distils else nullcontext()
         with _shown(progress and distils and folder.is_main) as show, stopped:
             model: Any = build_model(config, tokenizer, text, stages, show)
-        _check_end(model, config)
+        check_end(model, config)
         origin["codebook"] = describe(model, "train").codebook.checksum if is_coded(model) else None
         if not overwrite:
             folder.check_codebook(origin["codebook"])
@@ -145,13 +142,6 @@ def _texts(config: RunConfig, rows: Rows, tokenizer: PreTrainedTokenizerBase) ->
     if rows.validation is None:
         return text, None
     return text, Text.of(rows.validation, tokenizer, size, "the validation data", seed).read()
-
-
-def _check_end(model: Any, config: RunConfig) -> None:
-    """Raise ConfigurationError, before the training, if the model cannot end as the run wants it to."""
-    if config.calibrate is not None:
-        check_calibration(model, config.calibrate.per_bit)
-    check_finish(model, config)
 
 
 def _adapted(model: Any, config: RunConfig, arguments: TrainingArguments) -> tuple[Any, dict[str, float]]:
@@ -223,18 +213,8 @@ def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments
             reporter()  # raises if its library is missing, as it would when all is ready to train
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigurationError(f"training: transformers refuses these arguments: {error}") from error
-    _check_numbers(arguments)
     _check_sharding(arguments)
     return arguments
-
-
-def _check_numbers(arguments: TrainingArguments) -> None:
-    """Raise ConfigurationError for a number that nothing can be learnt with; a gradient may have any norm."""
-    for name in (field.name for field in fields(arguments) if "float" in str(field.type)):
-        value = getattr(arguments, name)
-        if value is None or 0 <= value < math.inf or (name == "max_grad_norm" and value == math.inf):
-            continue
-        raise ConfigurationError(f"training.{name} is {value}; give a finite number of 0 or more")
 
 
 def _trainer(
@@ -258,7 +238,7 @@ def _trainer(
         processing_class=tokenizer,
         data_collator=Collator(tokenizer.pad_token_id),
         own_rates=rates,
-        callbacks=[StopAtDivergence(), *callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
+        callbacks=[*callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.is_deepspeed_enabled:
@@ -310,8 +290,8 @@ def _train(trainer: Trainer, checkpoint: Path | None, *, has_validation: bool) -
 def _calibrate(model: nn.Module, config: RunConfig, validation: Text | None) -> dict[str, Any]:
     """Scale the bits on the validation data; what `run.json` tells of it."""
     assert config.calibrate is not None and validation is not None  # RunConfig asks for the data
-    batches = validation.batches(batch_size_of(config))
-    found = calibrate_on_text(model, batches, config.calibrate.tokens, per_bit=config.calibrate.per_bit)
+    outputs = text_outputs(model, validation.batches(batch_size_of(config)), config.calibrate.tokens)
+    found = calibrate(model, *outputs, per_bit=config.calibrate.per_bit)
     return {"calibration": found.as_dict()}
 
 

@@ -1,10 +1,13 @@
-"""A folder that one process at a time works in, and a checkpoint that takes the place of another once written whole."""
+"""A folder that one process at a time works in, a checkpoint that takes the place of another once written whole, and
+models and texts in memory that lie in files for as long as they are needed.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -86,3 +89,46 @@ def weight_files(folder: Path) -> list[Path]:
 def _order(file: Path) -> tuple[bool, str]:
     """Weights last, after their checksums."""
     return any(file.match(pattern) for pattern in WEIGHTS), str(file)
+
+
+@contextmanager
+def on_disk(model: Any, tokenizer: Any, text: str | Sequence[str], out: str | Path) -> Iterator[tuple[str, str]]:
+    """The places of a model and of a text: what is in memory lies beside `out` for as long as it is needed.
+
+    Each time in the same place, so that a conversion that was stopped finds there what it began with.
+    """
+    is_named = isinstance(model, str | Path)
+    if is_named and isinstance(text, str | Path):
+        yield str(model), str(text)
+        return
+    if not is_named and tokenizer is None:
+        raise ConfigurationError(
+            "tokenizer is None, but the model is in memory; give its tokenizer, or the folder of both"
+        )
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigurationError(
+            "model or text is in memory, but there are several processes, which read files; save it, and give its path"
+        )
+    folder = Path(out).expanduser().resolve()
+    place = folder.with_name(f".{folder.name}.source")
+    with locked(place):
+        own = place / "own"
+        own.mkdir(exist_ok=True)
+        try:
+            source = str(model) if is_named else _saved(model, tokenizer, own / "model")
+            yield source, _filed(text, own / "text.jsonl")
+        finally:
+            shutil.rmtree(own)
+
+
+def _saved(model: Any, tokenizer: Any, folder: Path) -> str:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _filed(text: str | Sequence[str], file: Path) -> str:
+    if isinstance(text, str | Path):
+        return str(text)
+    file.write_text("".join(json.dumps({"text": some}) + "\n" for some in text), encoding="utf-8")
+    return str(file)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from codehead.boundaries import read_text, reading, reason, require_file
 from codehead.errors import DataError
-from codehead.training.conversations import conversation
+from codehead.training.conversations import conversation, text_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,28 +132,20 @@ def _string(record: Mapping[str, Any], key: str, place: str) -> str:
     value = record[key]
     if value is None:
         return ""
-    if not isinstance(value, str):
-        raise DataError(f"field {key!r} of {place} is {type(value).__name__}; expected a string")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"field {key!r} of {place} holds half of a surrogate pair: not valid text") from None
-    return value
+    return text_of(value, f"field {key!r} of {place}", "a string")
 
 
 def _records(source: str, split: str, subset: str | None) -> Iterator[tuple[str, Any]]:
-    return _local(Path(source)) if _is_local(source) else _hub(source, split, subset)
+    if not _is_local(source):
+        return _hub(source, split, subset)
+    path = Path(source).expanduser()
+    return _reader(path)(path)
 
 
 def _is_local(source: str) -> bool:
     suffix = Path(source).suffix
     looks_like_path = source.startswith((".", "/", "~")) or suffix in _READERS or source.count("/") > 1
     return os.path.exists(source) or (looks_like_path and ":" not in source)
-
-
-def _local(path: Path) -> Iterator[tuple[str, Any]]:
-    path = path.expanduser()
-    return _reader(path)(path)
 
 
 def _reader(path: Path) -> Reader:

@@ -5,6 +5,7 @@ A decision layer that knows its tokens already learns at rates of its own, besid
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from codehead.models.description import weights_checksum
 from codehead.models.registration import METHOD
 from codehead.training.config import RunConfig
 from codehead.training.distil import row_sizes
+from codehead.training.loop import refuse_divergence
 
 STEADY = 0.01
 """Of the median root mean square of a tensor's rows: how far its weights move in a step at most."""
@@ -105,8 +107,7 @@ class NarrowTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.own_rates = own_rates
         self.is_over = False
-        self.add_callback(_SavesLast())
-        self.add_callback(_GoesOn(self))
+        self.add_callback(_Ends(self))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As in transformers, with the own rates."""
@@ -132,10 +133,14 @@ class NarrowTrainer(Trainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """As in transformers, which divides by the steps of the last process alone."""
+        """As in transformers, which divides by the steps of the last process alone; CodeheadError for a NaN.
+
+        That needs logging_nan_inf_filter=False.
+        """
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log(logs, *args, **kwargs)
+        refuse_divergence(logs.get("loss", 0.0), self.state.global_step)
 
     def recall(self) -> None:
         """Go on with the sums of the checkpoint, and take no step if it was the last one."""
@@ -167,25 +172,19 @@ class NarrowTrainer(Trainer):
         return _SeededLengths(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
 
-class _GoesOn(TrainerCallback):
-    """Tells the trainer when the state of a checkpoint is there."""
+class _Ends(TrainerCallback):
+    """Tells the trainer when the state of a checkpoint is there; evaluates and saves when an epoch is closed.
+
+    That is after the last step of it, or of all. The Trainer would save first; what it logs and evaluates at the end of
+    an epoch would be missing in a run that goes on from there.
+    """
 
     def __init__(self, trainer: NarrowTrainer) -> None:
         self.trainer = trainer
+        self.waiting: list[str] = []
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.recall()
-
-
-class _SavesLast(TrainerCallback):
-    """Evaluates and saves after the last step of an epoch, or of all, when the epoch is closed.
-
-    The Trainer would save first; what it logs and evaluates at the end of an epoch would be missing in a run that goes
-    on from there.
-    """
-
-    def __init__(self) -> None:
-        self.waiting: list[str] = []
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -234,3 +233,31 @@ class _SeededLengths(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return iter(super().__iter__())
+
+
+# A model that was trained in shards (FSDP2), as one again.
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy whose parameters take no memory, for `filled`; to be made before a model is sharded."""
+    empty = {id(values): _empty(values) for values in model.parameters()}
+    return copy.deepcopy(model, empty)
+
+
+def filled(empty: nn.Module, model: nn.Module) -> nn.Module:
+    """The skeleton of a sharded model with its parameters and buffers, on the CPU of the first process.
+
+    Called by all processes; in the others the skeleton stays empty.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    state: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    if state:
+        empty.load_state_dict(state, assign=True)
+    return empty
+
+
+def _empty(values: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(values, device="meta"), requires_grad=values.requires_grad)

@@ -15,7 +15,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.utils import WeightsMapper
 
 from codehead.errors import ConfigurationError
-from codehead.models import manifest
+from codehead.models import integrity
 from codehead.models.registration import METHOD
 from codehead.screening.model import FIELD
 from codehead.vllm.heads import CodedHead, ScreenedHead
@@ -71,7 +71,7 @@ class CodeheadConfig(QuantizationConfig):
                 "plug-in (OPT), or changes what the head gives (Granite, Cohere), and nobody has looked. Use "
                 f"transformers (`transformers serve`), or one of {', '.join(ARCHITECTURES)}"
             )
-        manifest.verify(sorted(Path(model_name).glob(manifest.WEIGHTS.removesuffix("*"))))
+        integrity.verify(sorted(Path(model_name).glob(integrity.WEIGHTS.removesuffix("*"))))
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if not isinstance(layer, ParallelLMHead):

@@ -16,12 +16,12 @@ from typing import Any
 from codehead.codes.packing import row_bytes
 from codehead.config import DecisionConfig, ModelShape
 from codehead.config.budget import bears_int4
+from codehead.config.first_version import run_as_of_today
 from codehead.lab.baselines import FILE_KEY
 from codehead.lab.reports.evidence import Evidence, read_evidence
 from codehead.lab.reports.summary import Estimate, Row, backbone_steps, summarise
 from codehead.lab.result import Result, write_json
 from codehead.recommendation import FILE, METRICS
-from codehead.training.config import as_of_today
 
 FOLDERS = "frontier-*"
 REAL = "benchmarks/frontier-real-*.json"
@@ -121,7 +121,7 @@ def _bears_its_rows(run: Mapping[str, Any], shape: ModelShape) -> bool:
 
 def _decision(run: Mapping[str, Any]) -> DecisionConfig:
     """The decision layer of a run, as this version or 0.1 describes it."""
-    return DecisionConfig.from_dict(as_of_today(run)["decision"])
+    return DecisionConfig.from_dict(run_as_of_today(run)["decision"])
 
 
 def _learnt(run: Mapping[str, Any]) -> str:
