@@ -14,7 +14,7 @@ from codehead.heads import count_parameters
 from codehead.lab import demo
 from codehead.lab.demo import Corpus, Work, read_corpus, run_demo
 from codehead.lab.protocols.protocol import Protocol, find, merged
-from codehead.lab.reports.render import render
+from codehead.lab.reports.report import render
 from codehead.lab.result import Result
 
 CONVERTED = ("converted-5",)

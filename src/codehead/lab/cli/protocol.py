@@ -110,7 +110,7 @@ def embed(
 def show_report(results: Path, to: Path, console: Console) -> bool:
     """Print the tables of a folder of results and write its page; whether every file was whole."""
     from codehead.lab.reports.evidence import read_evidence
-    from codehead.lab.reports.render import render
+    from codehead.lab.reports.report import render
     from codehead.lab.reports.summary import by_setting, setting_title, summarise
     from codehead.lab.reports.tables import rich_table
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from itertools import pairwise
 from math import hypot
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,11 @@ class Picture:
     note: str
     panels: tuple[Panel, ...]
     keys: tuple[Key, ...] = ()
-    is_wide: bool = False  # a panel needs the whole width of a page
+
+    @property
+    def alt(self) -> str:
+        """What all panels show, in words."""
+        return "; ".join(panel.alt for panel in self.panels)
 
 
 def pyplot() -> Any:
@@ -87,17 +91,10 @@ def pyplot() -> Any:
     return plt
 
 
-def draw_panel(axis: Any, panel: Panel, *, titled: bool) -> None:
-    """Fill the axes, which must be those of a figure in STYLE."""
-    if titled and panel.title:
-        axis.set_title(panel.title)
-    panel.draw(axis)
-
-
-def save_png(picture: Picture, path: Path) -> Path:
-    """All panels and the legend as one PNG."""
+def png(picture: Picture) -> bytes:
+    """All panels and the legend as one PNG; the same picture gives the same bytes."""
     plt = pyplot()
-    across = min(len(picture.panels), 1 if picture.is_wide else ACROSS)
+    across = min(len(picture.panels), ACROSS)
     down = -(-len(picture.panels) // across)
     width, height = picture.panels[0].size
     with plt.rc_context(STYLE):
@@ -116,11 +113,12 @@ def save_png(picture: Picture, path: Path) -> Path:
                 handles=[_handle(plt, key) for key in picture.keys], loc="outside lower center", ncols=columns
             )
         for axis, panel in zip(axes.flat, picture.panels, strict=False):
-            draw_panel(axis, panel, titled=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+            axis.set_title(panel.title)
+            panel.draw(axis)
+        written = BytesIO()
+        figure.savefig(written, dpi=DPI, metadata={"Software": None})
         plt.close(figure)
-    return path
+    return written.getvalue()
 
 
 def _handle(plt: Any, key: Key) -> Any:

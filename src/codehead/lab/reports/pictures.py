@@ -1,8 +1,8 @@
-"""Pictures of a protocol: accuracy against the size of the head, and training curves."""
+"""Pictures of a protocol: accuracy against size, codeword length and hidden width; and training curves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,16 @@ from codehead.lab.reports.drawing import (
     Picture,
     place_labels,
 )
-from codehead.lab.reports.summary import OVER_TOKENS, Row, by_setting, family_of, label_of, setting_size, setting_title
+from codehead.lab.reports.summary import (
+    OVER_TOKENS,
+    Estimate,
+    Row,
+    by_setting,
+    family_of,
+    label_of,
+    setting_size,
+    setting_title,
+)
 from codehead.lab.result import Result
 
 FAMILIES = {
@@ -38,30 +47,34 @@ FAMILIES = {
 }
 METRICS = {"top1": "top-1 next-token accuracy", "f1": "BERTScore F1"}
 TITLES = {"top1": "Top-1 accuracy", "f1": "BERTScore F1"}
-SIZES: dict[str, tuple[str, Callable[[Row], int]]] = {
-    "parameters": ("parameters of the head", lambda row: row.parameters),
-    "bytes": ("bytes resident, unpacked code included", lambda row: row.bytes_resident or 0),
-}
+PARAMETERS = "parameters of the head"
+NOTE = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PAPER_DESIGNS = ("minimal", "minrandom")  # MinRandom without random bits is Minimal, so they make one curve
 
 
-def tradeoff(rows: Sequence[Row], metric: str = "top1", size: str = "parameters") -> Picture:
-    """A metric against a size of the head on a log axis; rows that lack one of them are left out."""
-    unit, size_of = SIZES[size]
-    shown = [row for row in rows if metric in row.values and size_of(row)]
+def pictures(rows: Sequence[Row], results: Sequence[Result]) -> list[Picture]:
+    """Top-1 against parameters and the curves always, the rest where there is something to show."""
+    tradeoffs = [tradeoff(rows, metric) for metric in METRICS if any(metric in row.values for row in rows)]
+    return [*frontier(rows), *tradeoffs, *all_curves(results), *analyses(rows)]
+
+
+def tradeoff(rows: Sequence[Row], metric: str = "top1") -> Picture:
+    """A metric against the parameters of the head on a log axis; rows that lack one of them are left out."""
+    shown = [row for row in rows if metric in row.values and row.parameters]
     top = 1.12 * max(row.values[metric].mean + (row.values[metric].half_width or 0.0) for row in shown) or 0.01
     panels = [
         Panel(
             setting_title(setting),
-            f"{METRICS[metric]} of {len(group)} heads against {unit}{_of(setting)}, with a line at Softmax; "
+            f"{METRICS[metric]} of {len(group)} heads against {PARAMETERS}{_of(setting)}, with a line at Softmax; "
             "the values are in the table",
-            partial(_draw_tradeoff, rows=group, metric=metric, size=size, top=top),
+            partial(_draw_tradeoff, rows=group, metric=metric, top=top),
         )
         for setting, group in by_setting(shown).items()
     ]
-    name = "-".join(["tradeoff", *([] if metric == "top1" else [metric]), *([] if size == "parameters" else [size])])
-    title = f"{TITLES[metric]} against {'head parameters' if size == 'parameters' else 'bytes resident'}"
-    note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
-    return Picture(name, title, note, tuple(panels), tuple(_key(family) for family in families_of(shown)))
+    name = "tradeoff" if metric == "top1" else f"tradeoff-{metric}"
+    title = f"{TITLES[metric]} against head parameters"
+    return Picture(name, title, NOTE, tuple(panels), tuple(_key(family) for family in families_of(shown)))
 
 
 def curves(results: Sequence[Result]) -> Picture:
@@ -142,27 +155,30 @@ def _key(family: str) -> Key:
     return Key(name, colour, marker, SOFTMAX_DASH if family == "softmax" else "")
 
 
-def _draw_tradeoff(axis: Any, rows: Sequence[Row], metric: str, size: str, top: float) -> None:
-    unit, size_of = SIZES[size]
+def _draw_tradeoff(axis: Any, rows: Sequence[Row], metric: str, top: float) -> None:
     for family in families_of(rows):
-        _, colour, marker = look(family)
         chosen = [row for row in rows if row.family == family]
-        axis.errorbar(
-            [size_of(row) for row in chosen],
-            [row.values[metric].mean for row in chosen],
-            yerr=[row.values[metric].half_width or 0.0 for row in chosen],
-            fmt=marker, color=colour, markersize=7, markeredgecolor=PAPER, capsize=3, elinewidth=1.2,
-        )  # fmt: skip
+        _draw_family(axis, family, [row.parameters for row in chosen], [row.values[metric] for row in chosen])
     references = [row.values[metric].mean for row in rows if row.is_reference]
     for mean in references:
         axis.axhline(mean, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
-    axis.set(xscale="log", xlabel=unit, ylabel=METRICS[metric], ylim=(0, top))
+    axis.set(xscale="log", xlabel=PARAMETERS, ylabel=METRICS[metric], ylim=(0, top))
     axis.margins(x=0.2)
     name_sizes(axis)
     if metric == "top1":
         axis.yaxis.set_major_formatter(as_percent)
-    points = [(size_of(row), row.values[metric].mean, "" if row.is_reference else short(row), LABEL) for row in rows]
+    points = [(row.parameters, row.values[metric].mean, "" if row.is_reference else short(row), LABEL) for row in rows]
     place_labels(axis, points, [row.values[metric].half_width or 0.0 for row in rows], avoid_y=references)
+
+
+def _draw_family(axis: Any, family: str, at: Sequence[float], values: Sequence[Estimate]) -> None:
+    """The points of a family at the places `at`, with their intervals."""
+    _, colour, marker = look(family)
+    axis.errorbar(
+        at, [value.mean for value in values], yerr=[value.half_width or 0.0 for value in values],
+        fmt=marker, color=colour, markersize=7, markeredgecolor=PAPER, capsize=3, elinewidth=1.2,
+        zorder=2 if family == "peer" else 3,  # codes over baselines where both are
+    )  # fmt: skip
 
 
 def _curve_looks(labels: Sequence[str]) -> dict[str, Key]:
@@ -230,10 +246,9 @@ def frontier(rows: Sequence[Row]) -> list[Picture]:
         panels = [_panel(metric, some) for metric, some in shown.items() if len(some) > 1]
         keys = tuple(_frontier_key(family) for family in families_of(group) if family != "softmax")
         title = ", ".join(part for part in ("Accuracy per byte", setting_title(setting)) if part)
-        note = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
         softmax = Key("Softmax", INK, line=SOFTMAX_DASH)
         name = f"frontier-{setting}" if setting else "frontier"
-        found.append(Picture(name, title, note + _left_out(group), tuple(panels), (softmax, *keys)))
+        found.append(Picture(name, title, NOTE + _left_out(group), tuple(panels), (softmax, *keys)))
     return [picture for picture in found if picture.panels]
 
 
@@ -284,18 +299,12 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
 
     lines = []
     for family in families_of(rows):
-        _, colour, marker = look(family)
         chosen = sorted((row for row in rows if row.family == family), key=lambda row: row.byte_share or 0.0)
-        axis.errorbar(
-            [row.byte_share for row in chosen],
-            [row.values[metric].mean for row in chosen],
-            yerr=[row.values[metric].half_width or 0.0 for row in chosen],
-            fmt=marker, color=colour, markersize=7, markeredgecolor=PAPER, capsize=3, elinewidth=1.2, linestyle="",
-            zorder=2 if family == "peer" else 3,  # codes over baselines where both are
-        )  # fmt: skip
+        shares = [row.byte_share or 0.0 for row in chosen]
+        _draw_family(axis, family, shares, [row.values[metric] for row in chosen])
         if family != "peer":
             lines.append(_best_of_each_budget(chosen, metric))
-            axis.plot(*zip(*lines[-1], strict=True), color=colour, linewidth=1.4, zorder=1)
+            axis.plot(*zip(*lines[-1], strict=True), color=look(family)[1], linewidth=1.4, zorder=1)
     axis.axhline(1.0, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
     axis.set(xscale="log", xlabel=UNIT, ylabel=FRONTIER_METRICS[metric][1])
     axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
@@ -320,3 +329,120 @@ def _best_of_each_budget(rows: Sequence[Row], metric: str) -> list[tuple[float, 
         known = found.setdefault(round(share, 3), (share, value))
         found[round(share, 3)] = better(known, (share, value), key=lambda point: point[1])
     return sorted(found.values())
+
+
+# What drives accuracy: codeword length and hidden width, everything else being equal.
+
+
+def analyses(rows: Sequence[Row]) -> list[Picture]:
+    """Those of the pictures that the rows have something to show in."""
+    found = [
+        _along(rows, "length", "Codeword length", "codeword length n (bits)", "bits", _length_series),
+        _along(rows, "width", "Hidden width", "hidden width d", "width", _width_series),
+    ]
+    return [picture for picture in found if picture is not None]
+
+
+Series = Mapping[str, Sequence[Row]]
+
+
+def _length_series(row: Row) -> str | None:
+    """What must be equal along a curve over n: kind of head, d, loss and family of design."""
+    assert row.decision is not None
+    design, width = row.decision["design"], row.decision["width"]
+    kind = f"MTL-ECOC, d = {width}" if row.decision["head"] == "mtl" else f"{row.decision['head']} head"
+    kind = "ECOC head" if row.decision["head"] == "linear" else kind
+    return (kind if design in PAPER_DESIGNS else f"{design}, {kind}") + _loss(row)
+
+
+def _width_series(row: Row) -> str | None:
+    """What must be equal along a curve over d: design, n and loss of an MTL head; None for other heads."""
+    assert row.decision is not None
+    if row.decision["head"] != "mtl":
+        return None
+    return row.label.split(" MTL")[0] + f", n = {row.decision['bits']}" + _loss(row)
+
+
+def _loss(row: Row) -> str:
+    assert row.decision is not None
+    return "" if row.decision["loss"] == "bitwise" else f", {row.decision['loss']} loss"
+
+
+def _along(
+    rows: Sequence[Row], name: str, title: str, unit: str, axis_key: str, series_of: Callable[[Row], str | None]
+) -> Picture | None:
+    """Metrics along a property of the head, everything else being equal; None without two points of a series."""
+    series = {setting: _series(group, axis_key, series_of) for setting, group in by_setting(rows).items()}
+    names = list(dict.fromkeys(one for found in series.values() for one in found))
+    keys = {
+        one: Key(one, PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)], "-")
+        for number, one in enumerate(names)
+    }
+    panels = []
+    for setting, found in series.items():
+        for metric, metric_name in METRICS.items():
+            measured = {one: line for one, line in found.items() if all(metric in row.values for row in line)}
+            if measured:
+                reference = next(
+                    (r for r in rows if r.is_reference and r.setting == setting and metric in r.values), None
+                )
+                draw = partial(
+                    _draw_series, series=measured, keys=keys, metric=metric, unit=unit, axis_key=axis_key,
+                    reference=reference.values[metric].mean if reference else None,
+                )  # fmt: skip
+                told = ", ".join(measured)
+                head = ", ".join(part for part in (setting_title(setting), TITLES[metric]) if part)
+                panels.append(
+                    Panel(head, f"{metric_name} against {unit} for {told}; the values are in the table", draw)
+                )
+    if not panels:
+        return None
+    softmax = Key("Softmax", INK, line=SOFTMAX_DASH)
+    return Picture(name, title, f"All else equal along a line. {NOTE}", tuple(panels), (softmax, *keys.values()))
+
+
+def _series(rows: Sequence[Row], axis_key: str, series_of: Callable[[Row], str | None]) -> dict[str, list[Row]]:
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        name = series_of(row) if row.decision else None
+        if name is not None:
+            lines.setdefault(name, []).append(row)
+    ordered = {name: sorted(line, key=lambda row: _at(row, axis_key)) for name, line in lines.items()}
+    return {name: line for name, line in ordered.items() if len({_at(row, axis_key) for row in line}) > 1}
+
+
+def _at(row: Row, axis_key: str) -> int:
+    assert row.decision is not None
+    return int(row.decision[axis_key])
+
+
+def _draw_series(
+    axis: Any,
+    series: Series,
+    keys: Mapping[str, Key],
+    metric: str,
+    unit: str,
+    axis_key: str,
+    reference: float | None,
+) -> None:
+    top = reference or 0.0
+    for name, line in series.items():
+        key = keys[name]
+        values = [row.values[metric] for row in line]
+        bars = [value.half_width or 0.0 for value in values]
+        axis.errorbar(
+            [_at(row, axis_key) for row in line], [value.mean for value in values], yerr=bars,
+            color=key.colour, marker=key.marker, markersize=6.5, markeredgecolor=PAPER, linewidth=1.6, capsize=3,
+            elinewidth=1.2,
+        )  # fmt: skip
+        top = max(top, *(value.mean + bar for value, bar in zip(values, bars, strict=True)))
+    if reference is not None:
+        axis.axhline(reference, color=INK, linestyle=SOFTMAX_DASH, linewidth=1)
+    points = sorted({_at(row, axis_key) for line in series.values() for row in line})
+    axis.set(xlabel=unit, ylabel=METRICS[metric], ylim=(0, 1.1 * top or 0.01))
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(points, [str(point) for point in points])
+    axis.minorticks_off()
+    axis.margins(x=0.1)
+    if metric == "top1":
+        axis.yaxis.set_major_formatter(as_percent)

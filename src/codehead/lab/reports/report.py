@@ -1,20 +1,20 @@
-"""What a report says, before it becomes a page or Markdown: every part made from the result files."""
+"""A folder of results → a page that stands alone, and Markdown with pictures."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codehead.lab.reports.analyses import analyses
-from codehead.lab.reports.drawing import Picture
+from codehead.lab.reports.drawing import Picture, png
 from codehead.lab.reports.evidence import Damaged, encoders, files, origin, read_evidence
 from codehead.lab.reports.paper import SOURCE, SOURCE_ADDRESS, TABLES, compare
-from codehead.lab.reports.pictures import all_curves, frontier, tradeoff
+from codehead.lab.reports.pictures import pictures
 from codehead.lab.reports.summary import Estimate, Row, by_setting, label_of, setting_size, setting_title, summarise
-from codehead.lab.reports.tables import Table, decoder_tables, percent, table_of
+from codehead.lab.reports.tables import Table, decoder_tables, markdown, percent, table_of
 from codehead.lab.result import Result
 
 TERMS = {
@@ -79,7 +79,7 @@ def compose(folder: str | Path) -> Report:
         source_address=SOURCE_ADDRESS,
         comparisons=tuple(compare(number, rows, *encoders(results))) if number else (),
         tables=tuple(_tables(rows)),
-        pictures=tuple(_pictures(rows, results)),
+        pictures=tuple(pictures(rows, results)),
         samples=tuple(samples(results, rows)),
         origin=tuple(origin(evidence)),
         files=tuple(files(evidence)),
@@ -93,17 +93,25 @@ def _tables(rows: Sequence[Row]) -> list[Table]:
     ]
 
 
-def _pictures(rows: Sequence[Row], results: Sequence[Result]) -> list[Picture]:
-    """Top-1 against parameters and the curves always, the rest where there is something to show."""
-    scored = any("f1" in row.values for row in rows)
-    sized = any(row.bytes_resident for row in rows)
-    wanted = [(metric, size) for metric in ("top1", "f1") for size in ("parameters", "bytes")]
-    tradeoffs = [
-        tradeoff(rows, metric, size)
-        for metric, size in wanted
-        if (metric == "top1" or scored) and (size == "parameters" or sized)
-    ]
-    return [*frontier(rows), *tradeoffs, *all_curves(results), *analyses(rows)]
+@dataclass(frozen=True)
+class Rendered:
+    """What was written, and the files that were left out of it."""
+
+    page: Path  # report.html, which needs no other file
+    markdown: Path  # report.md, with two pictures beside it
+    damaged: tuple[Damaged, ...]
+
+
+def render(results_folder: str | Path, out: str | Path | None = None) -> Rendered:
+    """Write `report.html`, `report.md` and its pictures into `out` (default: `report` beside the results).
+
+    Damaged files are named in the report and left out of every number. Raises DataError if no file is whole or if they
+    are of several protocols.
+    """
+    folder = Path(out) if out is not None else Path(results_folder).parent / "report"
+    report = compose(results_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Rendered(write_page(report, folder), write_markdown(report, folder), report.damaged)
 
 
 # The numbers of a protocol in sentences, each of them a fact of the tables.
@@ -242,12 +250,12 @@ def instruction_of(prompt: str) -> tuple[str, str]:
     """Instruction and input of an Alpaca prompt; of another prompt its end, where the question stands."""
     match = INSTRUCTION.search(prompt)
     if match:
-        return shown(match["instruction"], QUESTION_LENGTH), shown(match["input"] or "", QUESTION_LENGTH)
+        return harmless(match["instruction"], QUESTION_LENGTH), harmless(match["input"] or "", QUESTION_LENGTH)
     prompt = prompt.strip()
-    return shown(prompt if len(prompt) <= QUESTION_LENGTH else f"… {prompt[-QUESTION_LENGTH:]}", ANSWER_LENGTH), ""
+    return harmless(prompt if len(prompt) <= QUESTION_LENGTH else f"… {prompt[-QUESTION_LENGTH:]}", ANSWER_LENGTH), ""
 
 
-def shown(text: str, limit: int = ANSWER_LENGTH) -> str:
+def harmless(text: str, limit: int = ANSWER_LENGTH) -> str:
     """The text without invisible characters, which could turn the reading direction or break a file, and shortened."""
     lines = text.strip().replace("\r\n", "\n")
     text = "".join("�" if _is_invisible(letter) else letter for letter in lines)
@@ -263,15 +271,119 @@ def _of_group(setting: str, group: Sequence[Result]) -> list[Sample]:
     found = []
     for sample in group[0].metrics["answers"]["samples"]:
         given = [
-            (label_of(result), shown(by_prompt[sample["prompt"]]) or NOTHING)
+            (label_of(result), harmless(by_prompt[sample["prompt"]]) or NOTHING)
             for result, by_prompt in zip(group, answers, strict=True)
             if sample["prompt"] in by_prompt
         ]
         prompt, context = instruction_of(sample["prompt"])
-        found.append(Sample(setting, prompt, context, shown(sample["reference"]) or NOTHING, tuple(given)))
+        found.append(Sample(setting, prompt, context, harmless(sample["reference"]) or NOTHING, tuple(given)))
     return found
 
 
 def _is_invisible(letter: str) -> bool:
     """Control, format (bidirectional marks) and surrogate characters, but not what ends lines and joins emoji."""
     return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn") and letter not in "\n\t\u200d"
+
+
+# A report → one HTML file: style and pictures inside, no script, nothing from the network.
+
+
+PAGE = "report.html"
+TEMPLATE = "page.html"
+
+
+def write_page(report: Report, folder: Path) -> Path:
+    """Write `report.html`; the same results give the same bytes."""
+    path = folder / PAGE
+    path.write_text(page(report), encoding="utf-8", newline="\n")
+    return path
+
+
+def page(report: Report) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("codehead.lab.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = [(picture, b64encode(png(picture)).decode()) for picture in report.pictures]
+    return environment.get_template(TEMPLATE).render(report=report, figures=figures)
+
+
+# A report → Markdown with PNG pictures beside it, for places that show no HTML.
+
+
+REPORT = "report.md"
+ROOM = 2  # pictures; the page has all of them
+FIRST = ("frontier", "width", "length", "tradeoff-f1", "tradeoff", "curves")  # names, or beginnings before a setting's
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
+
+
+def write_markdown(report: Report, folder: Path) -> Path:
+    """Write `report.md` and its pictures, of which it has two at most."""
+    shown = chosen(report.pictures)
+    for picture in shown:
+        (folder / f"{picture.name}.png").write_bytes(png(picture))
+    parts = [*_beginning(report), *_numbers(report, shown), *_evidence(report)]
+    path = folder / REPORT
+    path.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8", newline="\n")
+    return path
+
+
+def chosen(pictures: Sequence[Picture]) -> list[Picture]:
+    """Those that tell most, the first of FIRST."""
+
+    def place(picture: Picture) -> int:
+        names = (number for number, name in enumerate(FIRST) if f"{picture.name}-".startswith(f"{name}-"))
+        return next(names, len(FIRST))
+
+    return sorted(pictures, key=place)[:ROOM]
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _beginning(report: Report) -> list[str]:
+    parts = [f"# {report.title}\n", f"{report.subtitle}.\n"]
+    if report.damaged:
+        parts.append("> **Damaged result files, left out of every number:**\n>")
+        parts.append("\n".join(f"> - `{file.name}` {plain(file.reason)}" for file in report.damaged) + "\n")
+    if report.description:
+        parts.append(f"{report.description}\n")
+    parts += [f"{plain(paragraph)}\n" for paragraph in report.findings]
+    parts.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in report.terms.items()) + "\n")
+    return parts
+
+
+def _numbers(report: Report, shown: Sequence[Picture]) -> list[str]:
+    parts = []
+    if report.comparisons:
+        parts.append(f"## Beside the paper\n\n[{report.source}]({report.source_address})\n")
+    for table in report.comparisons:
+        parts += [f"{table.caption}\n", markdown(table, with_groups=True)]
+    for table in report.tables:
+        parts += [f"## {table.caption}\n", markdown(table)]
+    for picture in shown:
+        parts.append(f"## {picture.title}\n\n![{plain(picture.alt)}]({picture.name}.png)\n\n{picture.note}\n")
+    return parts
+
+
+def _evidence(report: Report) -> list[str]:
+    parts = ["## Answers\n"] if report.samples else []
+    parts += [_sample(sample) for sample in report.samples]
+    parts.append("## Where the numbers come from\n")
+    parts.append("\n".join(f"- {heading}: {'; '.join(map(plain, lines))}" for heading, lines in report.origin) + "\n")
+    return parts
+
+
+def _sample(sample: Sample) -> str:
+    where = f"{sample.setting}: " if sample.setting else ""
+    context = f" — {plain(sample.context)}" if sample.context else ""
+    answers = "\n".join(f"- **{label}**: {plain(text)}" for label, text in sample.answers)
+    return f"> {where}{plain(sample.prompt)}{context}\n\nReference: {plain(sample.reference)}\n\n{answers}\n"

@@ -215,7 +215,6 @@ class Row:
     decision: Mapping[str, Any] | None = None  # design, bits, head, width, loss, decoder; None for Softmax
     bytes_resident: int | None = None  # weights and codebook
     byte_share: float | None = None  # of the reference's bytes, both stored with weights in bf16
-    bit_accuracies: tuple[float, ...] = ()  # of every bit, mean over seeds
     times: dict[str, Times] = field(default_factory=dict)  # TIMED, all of one seed
     decoders: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     """Name of a decoder → `top1`, and `share` of the reference's: the same outputs read in other ways."""
@@ -295,7 +294,6 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         decision=first.metrics["decision"],
         bytes_resident=size.get("bytes_resident"),
         byte_share=byte_share,
-        bit_accuracies=_mean_bits([result.metrics["test"].get("bit_accuracies") for result in group]),
         times={name: Times(tuple(timed[repeats])) for name, repeats in TIMED.items() if timed.get(repeats)},
         decoders=_by_decoder(group, whole),
         unmatched=tuple(sorted({result.config["seed"] for result in group} - whole.keys())),
@@ -326,11 +324,6 @@ def _by_decoder(group: Sequence[Result], whole: Mapping[int, Mapping[str, Any]])
             columns = {"top1": top1, **({} if None in shares else {"share": shares})}
             found[name] = {key: Estimate.of(column) for key, column in columns.items()}
     return found
-
-
-def _mean_bits(accuracies: Sequence[Sequence[float] | None]) -> tuple[float, ...]:
-    measured = [column for column in accuracies if column]
-    return tuple(fmean(bit) for bit in zip(*measured, strict=True)) if measured else ()
 
 
 def final_loss(history: Sequence[dict[str, Any]]) -> float | None:
