@@ -50,11 +50,17 @@ TRUNK = {"trunk_steps": "backbone_steps", "trunk_learning_rate": "backbone_learn
 """Keys of `distil` → today's."""
 
 
-def run_as_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a run with keys of version 0.1 in their place of today; ConfigurationError if they have none."""
+def run_as_of_today(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """The values of a run, at this place of a file, with keys of version 0.1 in their place of today.
+
+    ConfigurationError if they have none.
+    """
     blocks = dict(values)
     ends = {key: blocks.pop(key) for key in ENDS if key in blocks}
-    ends = {key: value for key, value in ends.items() if value is not False}
+    for key, value in ends.items():
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{place}{key} is {value!r}; give true or false")
+    ends = {key: value for key, value in ends.items() if value}
     if ends and blocks.get("decision") is None:
         raise ConfigurationError(f"{next(iter(ends))} is given, but there is no new decision layer: give decision")
     if ends:

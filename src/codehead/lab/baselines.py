@@ -73,7 +73,7 @@ class BaselineConfig:
             raise ConfigurationError(
                 "baseline.convert has no decision; describe the decision layer that the head becomes"
             )
-        converted = run_as_of_today(self.convert)
+        converted = run_as_of_today(self.convert, "baseline.convert.")
         check_decision(converted["decision"], "baseline.convert")
         read_block(Distillation, converted.get("distil"), "baseline.convert.distil")
 
