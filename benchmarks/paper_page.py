@@ -15,14 +15,14 @@ from pages import filled
 from codehead.lab.protocols.protocol import find
 from codehead.lab.reports.evidence import read_evidence
 from codehead.lab.reports.paper import TABLES, PaperRow
-from codehead.lab.reports.summary import Estimate, Row, summarise
+from codehead.lab.reports.summary import Estimate, Row, label_of, summarise
 from codehead.lab.reports.tables import percent
 from codehead.lab.result import Result
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/paper.md"
 RESULTS = ROOT / "results"
-REAL = "real-1"
+REAL, RATES = "real-1", "real-rates"
 NOT_MEASURED = "not measured"
 ENOUGH = 0.98
 COMPARED = ("small-1", "small-2", "small-3", "tinystories-8192", "frontier-5", REAL)
@@ -259,6 +259,25 @@ def budget() -> str:
     )
 
 
+def rates() -> str:
+    """The learning rates that were tried, and what heads reached with them on the validation split."""
+    tried: dict[str, list[Result]] = {}
+    for path in sorted((RESULTS / RATES).glob("*.json")):
+        result = Result.read(path)
+        tried.setdefault(label_of(result), []).append(result)
+    lines = []
+    for label, results in tried.items():
+        for result in sorted(results, key=_rate):
+            name, found = result.name.split("/")[1], result.metrics["validation"]
+            link = f"[{found['top1']:.2%}](../results/{RATES}/{name}--seed-0.json)"
+            lines.append([label, f"{_rate(result):.0e}", link, f"{found['perplexity']:,.2f}"])
+    return _table(["Head", "Learning rate", "Top-1, validation", "Perplexity, validation"], lines)
+
+
+def _rate(result: Result) -> float:
+    return float(result.config["run"]["head_learning_rate"])
+
+
 def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     head = list(header)
     body = [head, ["---"] * len(head), *map(list, lines)]
@@ -267,7 +286,7 @@ def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 def page(text: str) -> str:
     """The page with its figures from the result files."""
-    for make in (budget, claims, sizes, enough):
+    for make in (budget, claims, sizes, enough, rates):
         text = filled(text, make.__name__, make())
     return text
 
