@@ -303,7 +303,7 @@ def _exact(head: nn.Linear, parts: _Parts, kind: str, bits: int | None, progress
 def _first(made: Screen, head: nn.Linear, positions: Positions, progress: Progress) -> int:
     """With how many candidates a step of mode "exact" begins: as many as let it read least in all its rounds."""
     classes = head.out_features
-    most, few = min(FIRST, classes), len(positions.best) // TRIED + 1
+    most, few = min(FIRST, max(1, classes // MORE)), len(positions.best) // TRIED + 1  # of more, the dense head decides
     needed = []
     for start in range(0, len(positions.best), few * CHUNK):
         hidden, best = (part[start : start + few * CHUNK : few] for part in positions)
@@ -312,7 +312,7 @@ def _first(made: Screen, head: nn.Linear, positions: Positions, progress: Progre
         needed.append((made.search.bounds(hidden, most) >= scores[:, None]).sum(1) + 1)
         progress("candidates", min(start + few * CHUNK, len(positions.best)), len(positions.best))
     options = [FEW]
-    while options[-1] * 2 <= most // MORE:
+    while options[-1] * 2 <= min(most, FIRST // MORE):
         options.append(options[-1] * 2)
     return min(min(options, key=lambda count: _bytes(made, head, np.concatenate(needed), count)), classes)
 
