@@ -124,13 +124,12 @@ def _show(found: Recommendation, commands: dict[str, str], details: bool) -> Non
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(found.config.told(found.shape), markup=False, soft_wrap=True)
-    console.print(found.verdict, markup=False, soft_wrap=True)
+    typer.echo(f"{found.config.told(found.shape)}\n{found.verdict}")
     if details:
         console.print(_cost_table(found))
         console.print(_evidence_table(found))
     for name, line in commands.items():
-        console.print(f"\n{BUILDS[name]}\n  {line}", markup=False, soft_wrap=True)
+        typer.echo(f"\n{BUILDS[name]}\n  {line}")
 
 
 def _cost_table(found: Recommendation) -> Table:

@@ -29,8 +29,6 @@ def attach(
 
     Without --code, the code is one of the old head and starts near it; with another, the head still has to be trained.
     """
-    from rich.console import Console
-
     from codehead.evaluation.size import model_size
     from codehead.models import attach as attach_to
     from codehead.models.surgery import describe
@@ -48,11 +46,8 @@ def attach(
     after = model_size(coded).head_parameters
     state = "starts near the old one" if describe(coded, "tell").fresh == "" else "is untrained"
     train = command("codehead", "finetune", "--model", out, "--train", "FILE", "--out", "FOLDER")
-    Console(highlight=False).print(
-        f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.\nIts new head {state}: {train}",
-        markup=False,
-        soft_wrap=True,
-    )
+    typer.echo(f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.")
+    typer.echo(f"Its new head {state}: {train}")
 
 
 def convert(
@@ -103,14 +98,14 @@ def convert(
         packed=packed, batch_size=batch_size, block_size=block_size, max_documents=max_documents,
         text_field=text_field, dtype=dtype, seed=seed, changes=changes,
     )  # fmt: skip
-    console = Console(stderr=True, highlight=False, quiet=not is_main())
     changed = ", ".join(key for key in changes if key.startswith("decision."))
     note = f" --set {changed} changes that." if changed else ""
-    console.print(found.config.told(found.shape) + note, markup=False, soft_wrap=True)
-    with shown(console) as show:
+    if is_main():
+        typer.echo(found.config.told(found.shape) + note, err=True)
+    with shown(Console(stderr=True, highlight=False)) as show:
         record = run_conversion(config, overwrite=overwrite, show=show)
     show_change(record, "old head", "new head")
-    Console(highlight=False).print(f"Saved to {out}", markup=False, soft_wrap=True)
+    typer.echo(f"Saved to {out}")
 
 
 def screen(
@@ -153,7 +148,7 @@ def screen(
             model, out, data=data, mode=mode, recall=recall, certificate=certificate, bits=bits, positions=positions,
             text_field=text_field, dtype=dtype, show=show,
         )  # fmt: skip
-    Console(highlight=False).print(told(settings), f"Saved to {out}", sep="\n", markup=False, soft_wrap=True)
+    typer.echo(f"{told(settings)}\nSaved to {out}")
 
 
 def told(settings: Settings) -> str:
@@ -216,11 +211,7 @@ def calibrate(
     show_change(record, "before", "after")
     found = record["calibration"]
     least, most = min(found["scales"]), max(found["scales"])
-    Console(highlight=False).print(
-        f"Bits scaled by {least:.3g} to {most:.3g}, fitted to {found['tokens']:,} other tokens. Saved to {out}",
-        markup=False,
-        soft_wrap=True,
-    )
+    typer.echo(f"Bits scaled by {least:.3g} to {most:.3g}, fitted to {found['tokens']:,} other tokens. Saved to {out}")
 
 
 def fold(
@@ -255,7 +246,7 @@ def fold(
         with shown(Console(stderr=True, highlight=False)) as show:
             record = run_folding(config, overwrite=overwrite, show=show)
         show_change(record, "coded", "folded")
-    Console(highlight=False).print(f"Saved to {out}", markup=False, soft_wrap=True)
+    typer.echo(f"Saved to {out}")
 
 
 def _fold(model: str, out: Path) -> None:

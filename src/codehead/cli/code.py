@@ -74,7 +74,7 @@ def _show(codebook: Codebook, measured: Quality, out: Path | None) -> None:
     console.print(_measures(codebook, measured))
     console.print(_histogram(measured))
     if out is not None:
-        console.print(f"Saved to {out}", markup=False, soft_wrap=True)
+        typer.echo(f"Saved to {out}")
 
 
 def _measures(codebook: Codebook, measured: Quality) -> Table:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from codehead.boundaries import command
 from codehead.cli import options as opt
@@ -82,7 +81,7 @@ def finetune(
         run_training(RunConfig.from_dict(values), overwrite)
         return
     run, told = within(values, budget)
-    Console(stderr=True, highlight=False).print(told, markup=False, soft_wrap=True)
+    typer.echo(told, err=True)
     run_training(run, overwrite)
 
 
@@ -92,16 +91,15 @@ def run_training(config: RunConfig, overwrite: bool) -> None:
     from codehead.training.run import train
 
     check_folder(Path(config.output_dir).expanduser())
-    console = Console(stderr=True, highlight=False)
     try:
         path = train(config, overwrite=overwrite)
     except KeyboardInterrupt:
-        console.print(f"\nInterrupted. {_what_was_saved(config)}", style="yellow", markup=False, soft_wrap=True)
+        typer.secho(f"\nInterrupted. {_what_was_saved(config)}", fg="yellow", err=True)
         raise typer.Exit(130) from None
     if not RunFolder(config).is_main:
         return
     measure = command("codehead", "evaluate", path, "--data", "FILE")
-    console.print(f"Saved to {path}. Measure it: {measure}", markup=False, soft_wrap=True)
+    typer.echo(f"Saved to {path}. Measure it: {measure}", err=True)
 
 
 def _what_was_saved(config: RunConfig) -> str:
