@@ -322,6 +322,19 @@ def public(options: argparse.Namespace) -> dict[str, Any]:
     return {key: Path(value).name if key in PLACES and value else value for key, value in found.items()}
 
 
+def recorded(name: str, options: argparse.Namespace, measure: Callable[[argparse.Namespace], Any]) -> Any:
+    """What is measured, written to `options.out` with its provenance."""
+    started, start = utc_now(), time.monotonic()
+    metrics = measure(options)
+    record = {
+        **provenance(seed=SEED, sources=[options.data] if options.data else []),
+        "started_at": started,
+        "wall_seconds": round(time.monotonic() - start, 1),
+    }
+    Result(name, public(options), metrics, record).write(options.out)
+    return metrics
+
+
 def main() -> None:
     """Parse the command line, measure, write the result file and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -347,15 +360,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
-    started, start = utc_now(), time.monotonic()
-    metrics = WHAT[options.what](options)
-    sources = [options.data] if options.data else []
-    record = {
-        **provenance(seed=SEED, sources=sources),
-        "started_at": started,
-        "wall_seconds": round(time.monotonic() - start, 1),
-    }
-    Result(f"screening-{options.what}", public(options), metrics, record).write(options.out)
+    metrics = recorded(f"screening-{options.what}", options, WHAT[options.what])
     text = table(metrics) if options.what == "head" else json.dumps(metrics, indent=2) + "\n"
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
