@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -153,17 +154,20 @@ def measured(score: Any, weight: Tensor, hidden: Tensor, labels: Tensor, octaves
     return {"all": sums(everything), "by_octave": parts}
 
 
+def scoring(model: Any) -> Callable[[Tensor], Tensor]:
+    """Hidden states `(positions, H)` → scores `(positions, V)` of a coded model, or of rows; dropped rows are NaN."""
+    if isinstance(model, nn.Module):
+        coded: Any = model
+        return lambda given: coded.decision.logits(coded.get_output_embeddings()(given))
+    rows, bias = model.nan_to_num(0.0), torch.where(model.isnan().any(1), -torch.inf, 0.0)
+    return lambda given: given @ rows.T + bias
+
+
 def measure(options: argparse.Namespace) -> None:
     """Make a head and measure it on every test set; its file is written last."""
     start, name = time.monotonic(), options.head
     model, how = (code if name.startswith("code") else baseline)(name, options)
-    if isinstance(model, nn.Module):
-        head = model.get_output_embeddings()
-        score = lambda given: model.decision.logits(head(given))  # noqa: E731
-    else:
-        dropped = model.isnan().any(1)
-        rows, bias = model.nan_to_num(0.0), torch.where(dropped, -torch.inf, 0.0)
-        score = lambda given: given @ rows.T + bias  # noqa: E731
+    score = scoring(model)
     weight = load_model(options.model, dtype="float32").get_output_embeddings().weight.detach()
     counts = torch.bincount(states(options.cache, "learn")[1], minlength=len(weight))
     ranks = counts.argsort(descending=True, stable=True).argsort()

@@ -248,6 +248,13 @@ def test_what_is_beyond_the_scale_of_the_picture_is_told_below_it() -> None:
     assert picture.note.endswith("Softmax. Beyond the scale: Far (50.0%, 6.5×); Half (2.6×).")
 
 
+def test_the_legend_of_a_frontier_names_what_is_drawn_alone() -> None:
+    near = [weighed("Near", 0.1, share=0.9), weighed("Nearer", 0.2, share=0.95)]
+    far = replace(weighed("Far", 0.05, share=0.5), family="linear")
+    (picture,) = frontier([weighed("Softmax", 1.0, share=1.0), *near, far])
+    assert [key.name for key in picture.keys] == ["Softmax", "no code: low rank, quantised, trimmed"]
+
+
 def test_the_line_of_a_frontier_goes_through_the_best_of_every_budget() -> None:
     rows = [
         weighed("Worse", 0.0502, share=0.9, perplexity_ratio=1.2),
