@@ -21,8 +21,7 @@ from codehead.models.surgery import is_coded
 from codehead.screening.certificate import order_statistic
 from codehead.screening.head import MORE
 from codehead.screening.model import install, is_screened
-from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings, probes
-from codehead.screening.search import block_norms
+from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings, block_norms, probes
 from codehead.screening.transform_coding import TransformCode, fit, pieces
 
 Model = TypeVar("Model", bound=nn.Module)
