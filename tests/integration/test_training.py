@@ -181,7 +181,7 @@ def test_weights_are_rounded_after_mixed_precision(pretrained, stories, tmp_path
     assert {values.dtype for name, values in head.named_buffers() if "seal." not in name} == {stored}
 
 
-def test_errors_of_int4_are_spread_by_what_the_trained_trunk_gives(pretrained, stories, tmp_path, monkeypatch):
+def test_errors_of_int4_are_spread_by_what_the_trained_backbone_gives(pretrained, stories, tmp_path, monkeypatch):
     given = []
 
     def noted(model, hidden):

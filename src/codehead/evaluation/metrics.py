@@ -41,7 +41,7 @@ class Evaluation:
     tokens: int
     """Labels scored."""
     top1: float
-    """Share of tokens that are the decoder's first choice."""
+    """Share of tokens that are the decoder's top-1 token."""
     top5: float
     """Share of tokens among the decoder's first five."""
     perplexity: float
@@ -307,10 +307,10 @@ def token_confusions(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Confusion:
-    """How often each token was the label and each the first choice: the counts that `ecoc_one` grows a code by.
+    """How often each label met each top-1 token: the counts that `ecoc_one` grows a code by.
 
-    Arguments and errors are those of `evaluate`. The first choice is that of the model's own decoder, for a stock model
-    the largest logit.
+    Arguments and errors are those of `evaluate`. The top-1 token is that of the model's own decoder, for a stock model
+    that of the largest logit.
     """
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""A trunk that learns to serve its new decision layer: nearer to the old model, and still a plain one."""
+"""A backbone that learns to serve its new decision layer: nearer to the old model, and still a plain one."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def stock(name, dtype=torch.float32):
     return model.to(dtype)
 
 
-def learnt(old, steps=30, batch=BATCH, label_weight=0.0, rate=1e-2, trunk_rate=1e-2, **layer):
+def learnt(old, steps=30, batch=BATCH, label_weight=0.0, rate=1e-2, backbone_rate=1e-2, **layer):
     """A coded copy of a stock model, before and after it was trained as a whole, and what the progress told."""
     made = {"code": "itq", "bits": 16, "loss": "codeword", "start": "old_head", **layer}
     before = codehead.attach(copy.deepcopy(old), **made, statistics=statistics(old))
     after, told = copy.deepcopy(before), []
     options = Distillation(
-        backbone_steps=steps, backbone_learning_rate=trunk_rate, label_weight=label_weight, learning_rate=rate
+        backbone_steps=steps, backbone_learning_rate=backbone_rate, label_weight=label_weight, learning_rate=rate
     )
     learn_together(
         after,
@@ -93,7 +93,7 @@ def test_the_model_comes_nearer_to_the_old_one(name, tmp_path):
         torch.testing.assert_close(reloaded(IDS).logits, after(IDS).logits, rtol=0, atol=0)
 
 
-def test_corrections_and_the_trunk_learn_too():
+def test_corrections_and_the_backbone_learn_too():
     before, after, _ = learnt(
         stock("llama"), dense_rows=[3, 50, 7], token_bias=True, extra_bit_tokens=[5, 6], extra_bits=8
     )
@@ -106,7 +106,7 @@ def test_corrections_and_the_trunk_learn_too():
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
-def test_the_head_learns_no_faster_with_the_trunk_than_before_it():
+def test_the_head_learns_no_faster_with_the_backbone_than_before_it():
     before, after, _ = learnt(stock("llama"), steps=3, rate=0.0)
     assert torch.equal(after.get_output_embeddings().weight, before.get_output_embeddings().weight)
     pairs = zip(after.model.parameters(), before.model.parameters(), strict=True)
@@ -120,7 +120,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("layer", HEADS.values(), ids=HEADS)
-def test_other_heads_learn_with_their_trunk(layer):
+def test_other_heads_learn_with_their_backbone(layer):
     old = stock("llama")
     before, after, _ = learnt(old, bits=None, **layer)
     assert divergence(after, old) < 0.9 * divergence(before, old)
@@ -191,9 +191,9 @@ def test_small_gradients_are_not_lost_in_float16(monkeypatch):
     assert lost(GRADIENT_SCALE) < 0.5 * lost(1.0)
 
 
-def test_a_trunk_that_the_last_step_ruined_is_told():
+def test_a_backbone_that_the_last_step_ruined_is_told():
     with pytest.raises(CodeheadError, match=r"distil\.backbone_learning_rate"):
-        learnt(stock("llama"), steps=1, trunk_rate=1e30)
+        learnt(stock("llama"), steps=1, backbone_rate=1e30)
 
 
 def test_gradients_are_those_of_the_loss():
