@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,21 +88,12 @@ def evaluate(
     Raises DataError if there is no labelled token, or a label is not below V; ConfigurationError for an unknown
     decoder, or one for a stock model.
     """
-    decoder = _ranking(model, decoder)
-    was_training = model.training
-    model.eval()
-    totals = _Totals()
-    try:
-        head = _Head.of(model)
-        with probed(model) as read:
-            for done, batch in _batches(model, tokenizer, dataset, batch_size, processes):
-                totals.add_bytes(batch)
-                for outputs, labels in _scored(head, read, batch):
-                    _add_tokens(totals, head.decision, outputs, labels, decoder)
-                if progress is not None:
-                    progress(done, len(dataset))
-    finally:
-        model.train(was_training)
+    decoder, head, totals = _ranking(model, decoder), _Head.of(model), _Totals()
+    with closing(_scored(model, head, tokenizer, dataset, batch_size, progress, processes)) as batches:
+        for batch, pieces in batches:
+            totals.add_bytes(batch)
+            for outputs, labels in pieces:
+                _add_tokens(totals, head.decision, outputs, labels, decoder)
     return _Totals.of(processes.gathered([totals])).finish(decoder)
 
 
@@ -114,9 +106,8 @@ class _Totals:
     top: int = 0
     nats: float = 0.0
     num_bytes: int | None = 0
-    node_nats: Tensor | None = None  # (n,)
-    node_right: Tensor | None = None  # (n,)
-    node_count: Tensor | None = field(default=None)  # (n,)
+    nodes: Tensor | None = None
+    """`(3, n)`: of every node the nats, how often it was right, and how often it counted."""
 
     @classmethod
     def of(cls, parts: Sequence[_Totals]) -> _Totals:
@@ -128,8 +119,8 @@ class _Totals:
             whole.top += part.top
             whole.nats += part.nats
             whole._add_known_bytes(part.num_bytes)
-            if part.node_nats is not None and part.node_right is not None and part.node_count is not None:
-                whole.add_nodes(part.node_nats, part.node_right, part.node_count)
+            if part.nodes is not None:
+                whole.add_nodes(part.nodes)
         return whole
 
     def finish(self, decoder: str) -> Evaluation:
@@ -142,10 +133,7 @@ class _Totals:
             top5=self.top / self.tokens,
             perplexity=math.exp(mean) if mean < 700 else math.inf,
             bits_per_byte=self.nats / math.log(2) / self.num_bytes if self.num_bytes else None,
-            node_loss=self._mean(self.node_nats),
-            node_losses=self._per_node(self.node_nats),
-            bit_accuracy=self._mean(self.node_right),
-            bit_accuracies=self._per_node(self.node_right),
+            **self._of_nodes(),
             decoder=decoder,
         )
 
@@ -157,24 +145,18 @@ class _Totals:
     def _add_known_bytes(self, number: int | None) -> None:
         self.num_bytes = None if number is None or self.num_bytes is None else self.num_bytes + number
 
-    def add_nodes(self, nats: Tensor, right: Tensor, count: Tensor) -> None:
-        """Add sums per node, each `(n,)`."""
-        if self.node_nats is None or self.node_right is None or self.node_count is None:
-            self.node_nats, self.node_right, self.node_count = nats, right, count
-        else:
-            self.node_nats = self.node_nats + nats
-            self.node_right = self.node_right + right
-            self.node_count = self.node_count + count
+    def add_nodes(self, sums: Tensor) -> None:
+        """Add sums per node `(3, n)`."""
+        self.nodes = sums if self.nodes is None else self.nodes + sums
 
-    def _mean(self, sums: Tensor | None) -> float | None:
-        if sums is None or self.node_count is None:
-            return None
-        return float(sums.sum() / self.node_count.sum().clamp(min=1))
-
-    def _per_node(self, sums: Tensor | None) -> list[float] | None:
-        if sums is None or self.node_count is None:
-            return None
-        return (sums / self.node_count.clamp(min=1)).tolist()
+    def _of_nodes(self) -> dict[str, Any]:
+        """Means over all nodes, and of every node."""
+        if self.nodes is None:
+            return dict.fromkeys(("node_loss", "node_losses", "bit_accuracy", "bit_accuracies"))
+        *sums, count = self.nodes
+        loss, accuracy = (float(one.sum() / count.sum().clamp(min=1)) for one in sums)
+        losses, accuracies = ((one / count.clamp(min=1)).tolist() for one in sums)
+        return {"node_loss": loss, "node_losses": losses, "bit_accuracy": accuracy, "bit_accuracies": accuracies}
 
 
 def _batches(
@@ -201,7 +183,7 @@ class _Head:
     """The last layer of a model, which is taken out while its hidden states are read."""
 
     module: nn.Module
-    tail: LogitScaling
+    scaling: LogitScaling
     decision: Decision | None  # None for a stock model
 
     @classmethod
@@ -220,11 +202,37 @@ class _Head:
         """Outputs `(rows, n + K)` of hidden states `(tokens, hidden)`, in order; V wide ones are formed one by one."""
         is_wide = self.decision is None or self.decision.table.is_implicit
         for some in hidden.split(rows if is_wide else len(hidden)):
-            yield from self.tail(self.module(some)).split(rows)
+            yield from self.scaling(self.module(some)).split(rows)
 
 
-def _scored(head: _Head, read: Callable[..., Tensor], batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Outputs and labels of the labelled positions of a batch, so many that nothing V wide exceeds SCORE_BYTES."""
+Pieces = Iterator[tuple[Tensor, Tensor]]
+"""Outputs `(rows, n + K)` of a head and labels `(rows,)`."""
+
+
+def _scored(
+    model: nn.Module,
+    head: _Head,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Any,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+    processes: Processes = ALONE,
+) -> Generator[tuple[dict[str, Tensor], Pieces], None, None]:
+    """Every batch of this process with its outputs and labels, from a model in evaluation mode until the end."""
+    was_training = model.training
+    model.eval()
+    try:
+        with probed(model) as read:
+            for done, batch in _batches(model, tokenizer, dataset, batch_size, processes):
+                yield batch, _pieces(head, read, batch)
+                if progress is not None:
+                    progress(done, len(dataset))
+    finally:
+        model.train(was_training)
+
+
+def _pieces(head: _Head, read: Callable[..., Tensor], batch: dict[str, Tensor]) -> Pieces:
+    """The labelled positions of a batch, so many at a time that nothing V wide exceeds SCORE_BYTES."""
     labels = batch["labels"][:, 1:]
     scored = labels != IGNORED
     if not bool(scored.any()):
@@ -255,9 +263,8 @@ def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, lab
     if decision is not None and has_nodes(decision):
         bit_logits, symbols = decision.nodes(outputs, labels)
         margins, seen = symbols * bit_logits.float(), symbols.abs()
-        nats = F.softplus(-margins) * seen
-        right = (margins > 0).double()
-        totals.add_nodes(nats.double().sum(0).cpu(), right.sum(0).cpu(), seen.double().sum(0).cpu())
+        sums = torch.stack([F.softplus(-margins) * seen, (margins > 0).to(seen), seen])
+        totals.add_nodes(sums.double().sum(1).cpu())
 
 
 def has_nodes(decision: Decision) -> bool:
@@ -312,25 +319,16 @@ def token_confusions(
     Arguments and errors are those of `evaluate`. The top-1 token is that of the model's own decoder, for a stock model
     that of the largest logit.
     """
-    was_training = model.training
-    model.eval()
-    found: list[Tensor] = []
-    try:
-        head = _Head.of(model)
-        with probed(model) as read:
-            for done, batch in _batches(model, tokenizer, dataset, batch_size):
-                for outputs, labels in _scored(head, read, batch):
-                    found.append(torch.stack([labels, _first_choice(head, outputs)]).cpu())
-                if progress is not None:
-                    progress(done, len(dataset))
-    finally:
-        model.train(was_training)
+    head, found = _Head.of(model), []
+    with closing(_scored(model, head, tokenizer, dataset, batch_size, progress)) as batches:
+        for _, pieces in batches:
+            found += [torch.stack([labels, _top1(head, outputs)]).cpu() for outputs, labels in pieces]
     if not found:
         raise DataError("the data hold no labelled token to count; every label is -100 or out of reach")
     labels, choices = torch.cat(found, dim=1).numpy()
     return Confusion.of((labels, choices, np.ones(len(labels))), head.num_classes)
 
 
-def _first_choice(head: _Head, outputs: Tensor) -> Tensor:
+def _top1(head: _Head, outputs: Tensor) -> Tensor:
     """The best tokens `(tokens,)` for outputs of the head."""
     return outputs.argmax(dim=-1) if head.decision is None else head.decision.decode(outputs).ids[:, 0]
