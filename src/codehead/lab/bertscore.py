@@ -94,10 +94,10 @@ def _embed(tokenizer: Any, model: Any, layers: int, texts: list[str]) -> list[Te
 
 
 def _score(answer: Tensor, reference: Tensor) -> tuple[float, float, float]:
-    """Precision, recall and F1 of two embedded texts; 0 if one is empty, as bert-score has it."""
+    """Precision, recall and F1 of two embedded texts, as bert-score has them in a batch; 0 if one is empty."""
     if min(len(answer), len(reference)) <= SPECIAL:
         return 0.0, 0.0, 0.0
-    cosines = F.normalize(answer, dim=-1) @ F.normalize(reference, dim=-1).T
+    cosines = (F.normalize(answer, dim=-1) @ F.normalize(reference, dim=-1).T).clamp(min=0)  # as padding does there
     precision, recall = (float(best[1:-1].mean()) for best in (cosines.amax(1), cosines.amax(0)))
     return precision, recall, harmonic_mean(precision, recall)
 
