@@ -93,6 +93,8 @@ def top_k(scores: Tensor, k: int, ties: str | int = "lowest") -> Tensor:
     """
     num_classes = scores.shape[-1]
     check_range(num_classes, k)
+    if k == 1 and ties == "lowest":
+        return scores.argmax(-1, keepdim=True)  # of equal ones the first
     rank = _tie_rank(num_classes, ties).to(scores.device)
     if scores.device.type != "cpu" or torch.compiler.is_compiling():  # looking for ties would wait for the device
         return _exact(scores, rank, k)
