@@ -106,6 +106,20 @@ def coded() -> str:
     return rows(["head", *(f"{batch} tokens" if batch != "1" else "1 token" for batch in metrics)], body)
 
 
+def bounds() -> str:
+    """How many tokens each bound leaves possible."""
+    found = {name: metrics for model, name in MODELS.items() if (metrics := read(model, "bounds"))}
+    body = [
+        [
+            f"{title}: {name}", f"{one['median']:,.0f}", f"{one['percentile_99']:,.0f}",
+            f"{one['mean'] / metrics['shape'][0]:.1%}", f"{one['bytes_read'] / 1e6:.1f}",
+        ]
+        for title, metrics in found.items()
+        for name, one in metrics["bounds"].items()
+    ]  # fmt: skip
+    return rows(["bound", "tokens left, median", "99th percentile", "share of V", "MB read"], body)
+
+
 def items() -> str:
     """The best ten of two million short rows."""
     metrics = json.loads((RESULTS / "screening-items.json").read_text(encoding="utf-8"))["metrics"]
@@ -152,8 +166,8 @@ def page(text: str) -> str:
     for model in MODELS:
         if read(model, "head"):
             text = filled(text, f"head-{model}", heads(model))
-    for name, made in {"texts": texts, "generation": generation, "coded": coded, "items": items}.items():
-        text = filled(text, name, made())
+    for made in (texts, generation, coded, items, bounds):
+        text = filled(text, made.__name__, made())
     return text
 
 
