@@ -1,4 +1,4 @@
-"""How the outputs of a head are read: as independent bits, as these and corrections, as a chain, or as tokens."""
+"""What the outputs of a head mean: independent bits, these with extras of single tokens, a chain of bits, or tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from codehead.heads.chain_search import best_tokens
 from codehead.losses import LOSSES, Loss, codeword, of_nodes
 
 
-class Reading(ABC):
+class HeadOutputs(ABC):
     """What outputs `(…, num_outputs)` of a head mean for bits, for the loss, for the scores of tokens and their order.
 
     A view of a decision layer's modules, made whenever it is needed, since libraries (PEFT) replace modules.
@@ -40,7 +40,7 @@ class Reading(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise a ConfigurationError if the code cannot be read so."""
+        """Raise a ConfigurationError if the code is none of this kind."""
 
     @classmethod
     def check_loss(cls, name: str) -> None:
@@ -79,7 +79,7 @@ class Reading(ABC):
         return Decoded(ids, narrowed(scores.gather(-1, ids), wide(outputs[..., :0]).dtype, shifted=True))
 
 
-class IndependentBits(Reading):
+class IndependentBits(HeadOutputs):
     """n bit logits; with the one_vs_all code, token logits."""
 
     @property
@@ -103,7 +103,7 @@ class IndependentBits(Reading):
 
 
 @final
-class CorrectedBits(Reading):
+class CorrectedBits(HeadOutputs):
     """n bit logits, then m of extra bits for some tokens, one logit per token with a dense row, a bias per token.
 
     What is added to scores of single tokens is measured in log-probability, so it needs the loss that alone can train
@@ -169,7 +169,7 @@ class Tokens(IndependentBits):
 
 
 @final
-class ChainedBits(Reading):
+class ChainedBits(HeadOutputs):
     """Features of blocks of bits, each conditioned on the bits before it: token scores are log-probabilities.
 
     Both losses look at the bits of the label alone: "codeword" sums over the free ones, which is the negative

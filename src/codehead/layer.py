@@ -15,7 +15,7 @@ from codehead.decoding.decoders import empty_weights
 from codehead.decoding.extras import Corrections
 from codehead.decoding.scan import Choice, choose
 from codehead.errors import ConfigurationError
-from codehead.head_outputs import ChainedBits, CorrectedBits, IndependentBits, Reading, Tokens
+from codehead.head_outputs import ChainedBits, CorrectedBits, HeadOutputs, IndependentBits, Tokens
 from codehead.heads.chain import Chain
 from codehead.heads.feedforward import gives_log_probabilities
 from codehead.losses import IGNORE, LOSSES
@@ -68,7 +68,7 @@ class Decision(nn.Module):
                 "this head gives every token a probability, and all of them sum to 1 without what dense rows or a "
                 "bias per token would add; omit dense_rows and token_bias"
             )
-        self.reading.check()
+        self.outputs.check()
         self.loss_name = loss
         self._weight_names: tuple[str, ...] = ()
         self.decoder_name = decoder
@@ -77,8 +77,8 @@ class Decision(nn.Module):
         self.reseal()
 
     @property
-    def reading(self) -> Reading:
-        """How the outputs of the head are read."""
+    def outputs(self) -> HeadOutputs:
+        """What the outputs of the head mean."""
         if self.chain is not None:
             return ChainedBits(self.table, self.chain)
         if self.corrections is not None:
@@ -87,9 +87,9 @@ class Decision(nn.Module):
             return Tokens(self.table)
         return IndependentBits(self.table)
 
-    def _checked_reading(self) -> Reading:
+    def _checked_outputs(self) -> HeadOutputs:
         self.check_integers()
-        return self.reading
+        return self.outputs
 
     def check_integers(self) -> None:
         """Raise a CheckpointError if codewords or ids of tokens were changed by parts: averaged, or edited in place.
@@ -136,7 +136,7 @@ class Decision(nn.Module):
     @property
     def num_outputs(self) -> int:
         """The outputs that a head must have."""
-        return self.reading.num_outputs
+        return self.outputs.num_outputs
 
     @property
     def loss_name(self) -> str:
@@ -146,7 +146,7 @@ class Decision(nn.Module):
     @loss_name.setter
     def loss_name(self, name: str) -> None:
         LOSSES.get(name)
-        self.reading.check_loss(name)
+        self.outputs.check_loss(name)
         self._loss_name = name
 
     @property
@@ -157,7 +157,7 @@ class Decision(nn.Module):
     @decoder_name.setter
     def decoder_name(self, name: str) -> None:
         decoder = DECODERS.get(name)
-        self.reading.check_decoder(name)
+        self.outputs.check_decoder(name)
         if self.packed:
             self._refuse_packed(name)
         shapes = decoder.shapes(self.table) if isinstance(decoder, FittedDecoder) else {}
@@ -222,7 +222,7 @@ class Decision(nn.Module):
 
     def bit_logits(self, outputs: Tensor) -> Tensor:
         """The bit logits `(…, n)` among the outputs of a head; a ConfigurationError where they depend on the token."""
-        return self._checked_reading().bit_logits(outputs)
+        return self._checked_outputs().bit_logits(outputs)
 
     def nodes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The binary problems of outputs `(…, num_outputs)` whose labels `(…)` are known, each 0 … V − 1.
@@ -230,17 +230,17 @@ class Decision(nn.Module):
         Bit logits and the symbols they should have, both `(…, n)`; a symbol of 0 is none. In a chain, each bit logit is
         given the true bits before it.
         """
-        return self._checked_reading().nodes(outputs, labels)
+        return self._checked_outputs().nodes(outputs, labels)
 
     def loss(self, outputs: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Scalar loss of outputs `(…, num_outputs)` for labels `(…)` aligned with them; −100 is ignored."""
-        loss = self._checked_reading().loss(self.loss_name, outputs, labels, num_items_in_batch)
+        loss = self._checked_outputs().loss(self.loss_name, outputs, labels, num_items_in_batch)
         self.node_loss = loss.per_node
         return loss.value
 
     def token_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Bitwise loss `(tokens,)` of outputs `(tokens, num_outputs)` for their labels: `loss` is the mean of it."""
-        loss = self._checked_reading().loss("bitwise", outputs, labels, None)
+        loss = self._checked_outputs().loss("bitwise", outputs, labels, None)
         self.node_loss = loss.per_node
         assert loss.per_token is not None
         return loss.per_token
@@ -251,15 +251,15 @@ class Decision(nn.Module):
         With the one_vs_all code these are the outputs themselves, untouched and in their own dtype; with a chain they
         are log-probabilities.
         """
-        return self._checked_reading().scores(outputs)
+        return self._checked_outputs().scores(outputs)
 
     def decode(self, outputs: Tensor, k: int = 1, ties: str | int = "lowest") -> Decoded:
         """The `k` nearest tokens of every position under the chosen decoder."""
-        return self._checked_reading().decode(outputs, k, ties, self.decoder_name, self.decoder_weights)
+        return self._checked_outputs().decode(outputs, k, ties, self.decoder_name, self.decoder_weights)
 
     def best(self, outputs: Tensor, k: int) -> Decoded:
         """The `k` most probable tokens of every position and their logits, as `logits` has them."""
-        return self.reading.decode(outputs, k, "lowest", "likelihood", None)
+        return self.outputs.decode(outputs, k, "lowest", "likelihood", None)
 
     def choice(self, k: int = 1, positions: int = 1) -> Choice:
         """How the `k` most probable tokens of so many positions are found, and why so."""

@@ -277,7 +277,7 @@ def _best(decision: Decision | None, outputs: Tensor, scores: Tensor, decoder: s
     k = min(TOP, scores.shape[-1])
     if decision is None or (decision.table.is_implicit and decoder == "likelihood"):
         return scores.topk(k, dim=-1).indices
-    if decision.reading.decoders:  # it ranks by the scores alone
+    if decision.outputs.decoders:  # it ranks by the scores alone
         return top_k(scores, k)
     weights = decision.decoder_weights if decoder == decision.decoder_name else None
     return decode(outputs, decision.table, decoder=decoder, k=k, weights=weights).ids
@@ -296,7 +296,7 @@ def _ranking(model: Any, decoder: str | None) -> str:
         return str(model.decision.decoder_name) if is_coded(model) else "likelihood"
     DECODERS.get(decoder)
     if is_coded(model):
-        model.decision.reading.check_decoder(decoder)
+        model.decision.outputs.check_decoder(decoder)
     else:
         raise ConfigurationError(
             f"decoder is {decoder!r}, but this model has a Softmax head, whose logits are the scores of the tokens: "

@@ -32,9 +32,9 @@ class ScreenedGraph(nn.Module):
     bias: Tensor
     scores_bias: Tensor
 
-    def __init__(self, screen: Screen, head: nn.Linear, tail: LogitScaling) -> None:
+    def __init__(self, screen: Screen, head: nn.Linear, scaling: LogitScaling) -> None:
         super().__init__()
-        self.candidates, self.tail = screen.settings.candidates, tail
+        self.candidates, self.scaling = screen.settings.candidates, scaling
         white = screen.get("white")
         self.register_buffer("white", white.clone())
         self.register_buffer("shift", -(white @ screen.get("mean")))
@@ -48,7 +48,7 @@ class ScreenedGraph(nn.Module):
         scores = F.linear(hidden, self.white, self.shift) @ self.coded + self.scores_bias
         ids = scores.topk(self.candidates).indices
         logits = (F.embedding(ids, self.rows) @ hidden.unsqueeze(-1)).squeeze(-1) + self.bias[ids]
-        logits, order = self.tail(logits).topk(self.candidates)
+        logits, order = self.scaling(logits).topk(self.candidates)
         return ids.gather(-1, order), logits
 
 

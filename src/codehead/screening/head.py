@@ -38,14 +38,14 @@ class ScreenedLinear(nn.Linear):
 
     screen: Screen
     selection: Selection | None = None
-    tail: LogitScaling
+    scaling: LogitScaling
     """What the model does to what its head gives: it scales or caps."""
 
     @classmethod
     def of(cls, weight: Tensor, screen: Screen) -> ScreenedLinear:
         """A head that belongs to no model, of rows `(V, H)` that the screen is ready for."""
         head: Any = cls(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        head.weight, head.screen, head.tail = nn.Parameter(weight, requires_grad=False), screen, LogitScaling()
+        head.weight, head.screen, head.scaling = nn.Parameter(weight, requires_grad=False), screen, LogitScaling()
         made: ScreenedLinear = head
         return made
 
@@ -57,9 +57,9 @@ class ScreenedLinear(nn.Linear):
         scored = self.candidates(last[:, 0], self.selection.count, self.selection.least)
         if scored is None:
             return super().forward(last)
-        dense, floor = super().forward, self.tail(scored.floor)
+        dense, floor = super().forward, self.scaling(scored.floor)
         logits = spread(scored.ids, scored.logits, self.out_features)[:, None]
-        self.selection.step = Step(scored.ids, logits, floor, lambda: self.tail(dense(last)))
+        self.selection.step = Step(scored.ids, logits, floor, lambda: self.scaling(dense(last)))
         return logits
 
     def best(self, hidden: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ class ScreenedCausalLM(Selecting, card.WithCard):
             if not head.screen.knows(head.weight):
                 return "the rows of the head are not those that its code was made for; run codehead.screen again"
             with torch.no_grad():
-                head.tail = LogitScaling.of(self)
+                head.scaling = LogitScaling.of(self)
                 head.screen.prepare(head.weight, head.bias)
             self._prepared = kept
         return None
@@ -145,7 +145,7 @@ class ScreenedCausalLM(Selecting, card.WithCard):
         guards.refuse_patched_forward(self, "detach")  # type: ignore[arg-type]
         head: Any = screened_head(self)
         del head.screen
-        head.__dict__.pop("tail", None)
+        head.__dict__.pop("scaling", None)
         head.__class__ = nn.Linear
         self.__class__ = self._stock_class
         for name in ("steps", "whole", "_told", "_prepared", "_selection"):

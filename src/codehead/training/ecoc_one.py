@@ -106,7 +106,7 @@ def _trained(code: Codebook, hidden: Tensor, labels: Tensor, generator: torch.Ge
         for _ in range(STEPS):
             chosen = torch.randint(len(hidden), (BATCH,), generator=generator)
             optimizer.zero_grad()
-            layer.decision.reading.loss("bitwise", head(hidden[chosen]), labels[chosen], None).value.backward()
+            layer.decision.outputs.loss("bitwise", head(hidden[chosen]), labels[chosen], None).value.backward()
             optimizer.step()
             schedule.step()
     return layer

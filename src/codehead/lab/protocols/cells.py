@@ -127,7 +127,7 @@ def _measure(cell: Cell, stages: Stages) -> dict[str, Any]:
         **cell.of_baseline,
         "model_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-    if protocol.decoders and is_coded(model) and not model.decision.reading.decoders:
+    if protocol.decoders and is_coded(model) and not model.decision.outputs.decoders:
         metrics["decoders"] = _decoders(model, run, protocol)
     if protocol.answers is not None:
         metrics["answers"] = _answers(model, run, protocol.answers)
@@ -233,7 +233,7 @@ def compare_decoders(
     Raises ConfigurationError if the model has a Softmax head, or outputs that are not bit logits alone (a shortlist, a
     bias per token, a chain): those can be read in one way only.
     """
-    if not is_coded(model) or model.decision.reading.decoders:
+    if not is_coded(model) or model.decision.outputs.decoders:
         raise ConfigurationError("only heads whose outputs are bit logits alone can be decoded in several ways")
     table = model.decision.table
     outputs = partial(_outputs, model, tokenizer, batch_size=batch_size)
