@@ -56,9 +56,13 @@ def available() -> bool:
 
 def bit_tables(weights: np.ndarray) -> np.ndarray:
     """Tables `(positions, M, 16)` of the sums of weights `(positions, n)` where bits are 1; M is even."""
-    if weights.shape[1] % 8:
-        weights = np.pad(weights, ((0, 0), (0, -weights.shape[1] % 8)))
-    return weights.reshape(len(weights), -1, 4) @ NIBBLES
+    return whole_bytes(weights).reshape(len(weights), -1, 4) @ NIBBLES
+
+
+def whole_bytes(weights: np.ndarray) -> np.ndarray:
+    """Weights `(positions, n)` of bits, and zeros for those that fill the last byte."""
+    filling = -weights.shape[1] % 8
+    return np.pad(weights, ((0, 0), (0, filling))) if filling else weights  # np.pad takes as long as a small head
 
 
 class Ceilings(NamedTuple):
@@ -79,8 +83,10 @@ class Ceilings(NamedTuple):
 
     def tables(self, factors: np.ndarray) -> np.ndarray:
         """Tables `(positions, M, 16)` of the levels times factors `(positions, numbers)`; M is even."""
-        entries = factors[:, :, None] * self.levels
-        return np.pad(entries, ((0, 0), (0, entries.shape[1] % 2), (0, 0)))
+        numbers = factors.shape[1]
+        entries = np.zeros((len(factors), numbers + numbers % 2, ENTRIES))
+        entries[:, :numbers] = factors[:, :, None] * self.levels
+        return entries
 
 
 class Numbers(NamedTuple):

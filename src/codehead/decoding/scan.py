@@ -7,6 +7,7 @@ last all are scored, some at a time. Equal scores are ordered by token id.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, final
 from weakref import WeakKeyDictionary
@@ -15,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codehead.codes.packing import row_bytes
 from codehead.codes.table import CodewordTable, bit_sums
 from codehead.decoding import fast_scan
-from codehead.decoding.decoders import DECODERS, FittedDecoder, Terms
+from codehead.decoding.decoders import DECODERS, Decoder, FittedDecoder, Terms
 from codehead.decoding.extras import Corrections
-from codehead.decoding.fast_scan import FastScan, Found, Numbers, bit_tables
+from codehead.decoding.fast_scan import FastScan, Found, Numbers, bit_tables, whole_bytes
 from codehead.decoding.numerics import no_autocast, wide
 from codehead.errors import ConfigurationError
 
@@ -63,12 +63,8 @@ class Query(NamedTuple):
             constant -= signed.sum(-1)
         length = 0 if corrections is None else corrections.num_bits
         extra, rows = np.split(outputs.cpu().numpy(), [length], axis=1)
-        bits = np.concatenate([_whole_bytes(weights) for weights in planes], axis=1)
-        return cls(bits, _whole_bytes(extra), rows, constant, -extra.sum(-1) / 2)
-
-
-def _whole_bytes(weights: np.ndarray) -> np.ndarray:
-    return np.pad(weights, ((0, 0), (0, 8 * row_bytes(weights.shape[1]) - weights.shape[1])))
+        bits = np.concatenate([whole_bytes(weights) for weights in planes], axis=1)
+        return cls(bits, whole_bytes(extra), rows, constant, -extra.sum(-1) / 2)
 
 
 class _Scanner(Protocol):
@@ -90,8 +86,7 @@ class _Fast:
     def search(self, weights: np.ndarray, constant: np.ndarray, count: int) -> Found:
         tables = bit_tables(weights)
         if self.numbers is not None:
-            biases = np.broadcast_to(self.numbers.tables, (len(tables), *self.numbers.tables.shape))
-            tables = np.concatenate([tables, biases], axis=1)
+            tables = np.concatenate([tables, self.numbers.tables[None].repeat(len(tables), axis=0)], axis=1)
         ids, scores, errors = self.scan.search(tables, count)
         return Found(ids, scores + constant[:, None], errors + (0.0 if self.numbers is None else self.numbers.error))
 
@@ -162,7 +157,8 @@ class Scan:
         planes = [plane.cpu().numpy() for plane in (table.sign_plane, table.support_plane) if plane is not None]
         self.plane = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=1)
         self.num_classes, self.fast, self.device = table.num_classes, fast, table.sign_plane.device
-        self.bias = _number(corrections, "token_bias")
+        bias = None if corrections is None else corrections.token_bias
+        self.bias = None if bias is None else bias.detach().double().cpu().numpy()
         refinement = None if corrections is None else corrections.refinement
         self.members, self.extra_plane = np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.uint8)
         if refinement is not None and refinement.table.sign_plane is not None:
@@ -243,12 +239,6 @@ class Scan:
         return ids, scores
 
 
-def _number(corrections: Corrections | None, name: str) -> np.ndarray | None:
-    """What every token is added or multiplied by, `(V,)`, float64."""
-    values: Tensor | None = None if corrections is None else getattr(corrections, name)
-    return None if values is None else values.detach().double().cpu().numpy()
-
-
 def _sums(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Sums `(tokens,)` of weights `(8 · bytes,)` where packed rows `(tokens, bytes)` have a 1; the same for equal rows.
 
@@ -292,10 +282,15 @@ def refusal(table: CodewordTable, decoder: str, corrections: Corrections | None 
     """Why tokens cannot be scanned; None if they can."""
     if table.is_implicit:
         return "the code one_vs_all has no codewords: its bit logits are the scores"
-    part = DECODERS.get(decoder)
-    if isinstance(part, FittedDecoder) or not isinstance(part(torch.zeros(1, 1)), Terms):
+    if not _adds_up(DECODERS.get(decoder)):
         return f"the scores of decoder {decoder!r} are no sums over bits; choose decoder='likelihood'"
     return None
+
+
+@functools.cache
+def _adds_up(part: Decoder) -> bool:
+    """Whether the scores of a decoder are sums over bits."""
+    return not isinstance(part, FittedDecoder) and isinstance(part(torch.zeros(1, 1)), Terms)
 
 
 def choose(
@@ -339,7 +334,7 @@ _KEPT: WeakKeyDictionary[CodewordTable, tuple[tuple[object, ...], Scan]] = WeakK
 
 def scan_of(table: CodewordTable, corrections: Corrections | None, fast: bool) -> Scan:
     """The scan of a table and corrections; the same until one of their tensors changes."""
-    tensors = [*table.buffers(), *([] if corrections is None else [*corrections.parameters(), *corrections.buffers()])]
+    tensors = _tensors(table, corrections)
     made_from = (fast, *((id(some), None if some.is_inference() else some._version) for some in tensors))
     kept = _KEPT.get(table)
     if kept is None or kept[0][0] != made_from:
@@ -347,6 +342,16 @@ def scan_of(table: CodewordTable, corrections: Corrections | None, fast: bool) -
             kept = ((made_from, tensors), Scan(table, corrections, fast=fast))  # tensors that live keep their ids
         _KEPT[table] = kept
     return kept[1]
+
+
+def _tensors(table: CodewordTable, corrections: Corrections | None) -> list[Tensor]:
+    """All that a scan is made from; modules would take as long to list them as FAISS to scan."""
+    found = [table.sign_plane, table.support_plane]
+    if corrections is not None:
+        found += [corrections.token_bias, corrections.shortlist]
+        refinement = corrections.refinement
+        found += [] if refinement is None else [refinement.members, refinement.table.sign_plane]
+    return [tensor for tensor in found if tensor is not None]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from codehead.codes.packing import row_bytes
 from codehead.codes.table import Seal
-from codehead.decoding.fast_scan import Ceilings, FastScan, Found, Numbers, bit_tables, copies
+from codehead.decoding.fast_scan import Ceilings, FastScan, Found, Numbers, bit_tables, copies, whole_bytes
 from codehead.errors import CheckpointError
 
 MODES = ("fast", "exact")
@@ -241,7 +241,7 @@ class Search:
     def tables(self, white: Tensor, logits: np.ndarray) -> np.ndarray:
         """`(positions, M, 16)`: of the bits, of the bounds of residuals, and of what every token scores at the mean."""
         bits = bit_tables(logits[:, : self.settings.scanned_bits])
-        parts = [bits, np.broadcast_to(self.numbers.tables, (len(white), *self.numbers.tables.shape))]
+        parts = [bits, self.numbers.tables[None].repeat(len(white), axis=0)]
         if self.ceilings is not None:
             norms = block_norms(white, self.settings.blocks).numpy()
             parts.insert(1, self.ceilings.tables(self.settings.factor * norms))
@@ -255,8 +255,8 @@ class Search:
 
     def _refined(self, found: Found, logits: np.ndarray, count: int) -> np.ndarray:
         """The best `(positions, count)` of what was found, best first; every round reads bits of the better half."""
-        last = logits[:, self.settings.scanned_bits :]
-        tables = np.pad(last, ((0, 0), (0, -last.shape[1] % 8))).reshape(len(logits), -1, 8) @ BYTES
+        last = whole_bytes(logits[:, self.settings.scanned_bits :])
+        tables = last.reshape(len(logits), -1, 8) @ BYTES
         kept = []
         for ids, scores, table in zip(found.ids, found.scores, tables, strict=True):
             for part, own in zip(self.rounds, np.array_split(table, len(self.rounds)), strict=True):
