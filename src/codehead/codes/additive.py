@@ -11,7 +11,7 @@ import numpy as np
 
 from codehead.codes.codebook import Codebook, PackedCodebook, column_faults, enough_binary_columns
 from codehead.codes.design import free_length, register
-from codehead.codes.packing import Bytes, Floats, Integers, RandomBits, pack_bits, unpack_bits
+from codehead.codes.packing import Bytes, Floats, Integers, RandomBits, pack_bits, slices, unpack_bits
 from codehead.codes.prototypes import (
     CHUNK_VALUES,
     Prototypes,
@@ -236,9 +236,7 @@ class _Components:
 
     def chunks(self, length: int) -> Iterator[tuple[slice, Floats]]:
         """Consecutive rows (rows, k) in float64, so many that neither they nor codewords of that length grow large."""
-        step = max(CHUNK_VALUES // max(length, self.values.shape[1]), 1)
-        for start in range(0, len(self.values), step):
-            rows = slice(start, min(start + step, len(self.values)))
+        for rows in slices(len(self.values), CHUNK_VALUES // max(length, self.values.shape[1])):
             yield rows, self.values[rows].astype(np.float64)
 
 

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from codehead.codes.codebook import Codebook, PackedCodebook, column_faults, enough_binary_columns
-from codehead.codes.packing import CHUNK_SYMBOLS, Bytes, RandomBits, pack_bits, unpack_bits
+from codehead.codes.packing import CHUNK_SYMBOLS, Bytes, RandomBits, pack_bits, slices, unpack_bits
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.registry import Registry, did_you_mean
 
@@ -183,10 +183,9 @@ def _checked(codebook: PackedCodebook, parity: int, seed: int, good_columns: boo
 
 def _appended(codebook: PackedCodebook, checks: Bytes) -> Bytes:
     """The plane (V, bytes) of the codebook's bits and their sums modulo 2 by `checks` (length, parity)."""
-    step = max(CHUNK_SYMBOLS // sum(checks.shape), 1)
     parts = []
-    for start in range(0, codebook.num_classes, step):
-        bits = unpack_bits(codebook.sign_plane[start : start + step], codebook.length)
+    for some in slices(codebook.num_classes, CHUNK_SYMBOLS // sum(checks.shape)):
+        bits = unpack_bits(codebook.sign_plane[some], codebook.length)
         sums = bits.astype(np.float32) @ checks.astype(np.float32)  # exact: counts far below 2^24
         parts.append(pack_bits(np.concatenate([bits, sums.astype(np.int64) & 1], axis=1)))
     return np.concatenate(parts)
