@@ -100,6 +100,13 @@ def column_faults(sign: Bytes, support: Bytes | None, length: int) -> ColumnFaul
     return ColumnFaults(np.flatnonzero(constant), repeated_rows(keys, None if support is None else present))
 
 
+def avoidable_faults(plane: Bytes, length: int) -> Integers:
+    """The faulty columns of a binary plane (V, bytes); none where too few good ones exist to ask for them."""
+    if not enough_binary_columns(len(plane), length):
+        return np.empty(0, dtype=np.intp)
+    return column_faults(plane, None, length).columns
+
+
 DENSE_SYMBOLS = 2**32
 """The most symbols an implicit code writes out, one byte each, before it refuses."""
 

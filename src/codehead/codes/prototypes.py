@@ -139,12 +139,6 @@ def class_weights(weights: Any, num_classes: int) -> Floats:
     return np.asarray(values / values.mean(dtype=np.float64), dtype=np.float64)
 
 
-def origins(vectors: Prototypes, weights: Floats | None) -> dict[str, Any]:
-    """What a codebook records of the prototypes, and weights if there are any, that it was made from."""
-    weighted = {} if weights is None else {"weights": Prototypes(weights[:, None]).origin()}
-    return {"prototypes": vectors.origin(), **weighted}
-
-
 def _load(path: Path, name: str) -> np.ndarray:
     """The array in a file."""
     try:
@@ -196,11 +190,7 @@ def principal_directions(prototypes: Prototypes, mean: Floats, weights: Floats |
     variances, directions = np.linalg.eigh(scatter)
     variances, directions = variances[::-1], directions[:, ::-1]
     noise = max(rows, dimensions) * np.finfo(np.float64).eps * variances[0]
-    return with_fixed_signs(directions[:, variances > noise])
-
-
-def with_fixed_signs(directions: Floats) -> Floats:
-    """The columns, each times the sign of its largest component."""
+    directions = directions[:, variances > noise]
     largest = np.abs(directions).argmax(axis=0)
     return directions * np.sign(directions[largest, np.arange(directions.shape[1])])
 
