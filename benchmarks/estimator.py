@@ -33,14 +33,14 @@ from sklearn.multiclass import OutputCodeClassifier as TheirOutputCodeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from sklearn.svm import LinearSVC
+from sklearn.utils.parallel import Parallel
 
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.table import CodewordTable
 from codehead.decoding import DECODERS
 from codehead.lab.result import Result, write_json
 from codehead.sklearn import OutputCodeClassifier
-from codehead.sklearn.decision import ClassDecision
-from codehead.sklearn.dichotomizers import bit_scores, out_of_fold_scores, stack
+from codehead.sklearn.dichotomizers import ClassDecision, bit_scores, out_of_fold_scores, stack
 from codehead.training.provenance import provenance, utc_now
 
 DICHOTOMIZERS: dict[str, Callable[[], BaseEstimator]] = {
@@ -82,7 +82,7 @@ def coding(
     _, predict_seconds = timed(lambda: classifier.predict(Z))
     matrix = classifier.code_book_[:, (classifier.code_book_.max(0) == 1) & (classifier.code_book_.min(0) == -1)]
     ids = np.searchsorted(classifier.classes_, y)
-    held_out = out_of_fold_scores(base, X, ids, matrix, {}, cv=FOLDS, n_jobs=None, verbose=0)
+    held_out = out_of_fold_scores(base, X, ids, matrix, {}, FOLDS, Parallel())
     dichotomizers = [each for each in classifier.estimators_ if hasattr(each, "coef_")]
     scores = bit_scores(dichotomizers, Z, stack(dichotomizers))
     table = (

@@ -183,8 +183,7 @@ def test_a_fold_is_made_only_where_it_decides_alike_and_costs_less() -> None:
 def test_predictions_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for classifier in (fitted(code_size=3), fitted(KNeighborsClassifier(3))):
         p = classifier.predict_proba(X)
-        for module in ("dichotomizers", "decision"):
-            monkeypatch.setattr(f"codehead.sklearn.{module}.CHUNK_SCORES", 7 * V)
+        monkeypatch.setattr("codehead.sklearn.dichotomizers.CHUNK_SCORES", 7 * V)
         np.testing.assert_allclose(classifier.predict_proba(X), p, rtol=1e-9)
         found = np.searchsorted(classifier.classes_, classifier.predict(X))
         best = np.take_along_axis(p, found[:, None], axis=1)[:, 0]

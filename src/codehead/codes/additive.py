@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codehead.codes.codebook import Codebook, PackedCodebook, column_faults, enough_binary_columns
+from codehead.codes.codebook import Codebook, PackedCodebook, avoidable_faults, enough_binary_columns
 from codehead.codes.design import free_length, register
-from codehead.codes.packing import Bytes, Floats, Integers, RandomBits, pack_bits, unpack_bits
+from codehead.codes.packing import Bytes, Floats, Integers, RandomBits, pack_bits, slices, unpack_bits
 from codehead.codes.prototypes import (
     CHUNK_VALUES,
     Prototypes,
     class_weights,
     make_distinct,
-    origins,
     principal_directions,
     random_rotation,
 )
@@ -48,11 +47,7 @@ def itq(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None
     `weights` (V,), 0 or more, say how much each class counts for mean, components and rotation: for tokens,
     how often they occur. Most of a vocabulary is rare, and its vectors would otherwise choose the directions.
     """
-
-    def found(vectors: Prototypes, importance: Floats | None, length: int) -> tuple[_Good, int]:
-        return _rotated(vectors, importance, length, RandomBits(seed)), seed
-
-    return _codebook("itq", num_classes, bits, prototypes, weights, found)
+    return _codebook("itq", num_classes, bits, seed, prototypes, weights, _rotated)
 
 
 class _Good(NamedTuple):
@@ -60,28 +55,32 @@ class _Good(NamedTuple):
 
     plane: Bytes
     collisions: int  # rows that had to change to be distinct
-    draws: int  # rounds in which columns were drawn again
+    drawn: bool  # whether chance had a part in it
 
 
 def _codebook(
     design: str,
     num_classes: int,
     bits: int | None,
+    seed: int,
     prototypes: Any,
     weights: Any,
-    found: Callable[[Prototypes, Floats | None, int], tuple[_Good, int | None]],
+    found: Callable[[Prototypes, Floats | None, int, RandomBits], _Good],
 ) -> Codebook:
-    """The codebook of a plane, and of the seed if chance had a part in it, that is `found` for prototypes."""
-    length = free_length(design, num_classes, bits, LENGTH)
+    """The codebook of the plane that is `found` for prototypes, each of which counts as much as its weight."""
+    length = free_length(design, num_classes, bits)
     vectors = Prototypes.of(design, prototypes, num_classes)
-    importance = None if weights is None else class_weights(weights, num_classes)
-    good, seed = found(vectors, importance, length)
+    params, importance = {"prototypes": vectors.origin()}, None
+    if weights is not None:
+        importance = class_weights(weights, num_classes)
+        params["weights"] = Prototypes(importance[:, None]).origin()
+    good = found(vectors, importance, length, RandomBits(seed))
     return PackedCodebook(
         num_classes=num_classes,
         length=length,
         design=design,
-        seed=seed,
-        params={"collisions": good.collisions, **origins(vectors, importance)},
+        seed=seed if good.drawn else None,
+        params={"collisions": good.collisions, **params},
         sign_plane=good.plane,
     )
 
@@ -92,15 +91,14 @@ def _good(
     margins: Callable[[Bytes, Integers], Floats],
     redrawn: Callable[[Bytes, Integers], Bytes],
     rank: int,
+    drawn: bool,
 ) -> _Good:
     """The plane with rows made distinct by `margins` and faulty columns, if good ones exist, `redrawn`."""
     for draws in range(MAX_REDRAWS):
         distinct, collisions = make_distinct(plane, length, partial(margins, plane))
-        if not enough_binary_columns(len(plane), length):
-            return _Good(distinct, collisions, draws)
-        faulty = column_faults(distinct, None, length).columns
+        faulty = avoidable_faults(distinct, length)
         if not len(faulty):
-            return _Good(distinct, collisions, draws)
+            return _Good(distinct, collisions, drawn or draws > 0)
         plane = redrawn(plane, faulty)
     message = f"bits={length} is too many for these {len(plane)} prototypes of rank {rank}: they do not yield so many "
     raise CodebookError(f"{message}different columns; ask for fewer bits")
@@ -122,7 +120,7 @@ def _rotated(vectors: Prototypes, weights: Floats | None, length: int, source: R
         directions[:, faulty] = basis @ source.normal(basis.shape[1], len(faulty))
         return plane()
 
-    return _good(plane(), length, margins, redrawn, basis.shape[1])
+    return _good(plane(), length, margins, redrawn, basis.shape[1], drawn=True)
 
 
 def _directions(
@@ -194,27 +192,7 @@ def additive(num_classes: int, bits: int | None, seed: int, *, prototypes: Any =
     that repeat others are replaced by the signs of random projections. `seed` is for these, and for the rotation that
     a code of up to SHORT_LENGTH bits may have started from.
     """
-    return summed("additive", num_classes, bits, seed, prototypes, weights, fit)
-
-
-def summed(
-    design: str,
-    num_classes: int,
-    bits: int | None,
-    seed: int,
-    prototypes: Any,
-    weights: Any,
-    fitted: Callable[[_Components, int, RandomBits], _Sums],
-) -> Codebook:
-    """The codebook of a `design` whose codewords add up to prototypes as `fitted` finds them, rows made distinct."""
-
-    def found(vectors: Prototypes, importance: Floats | None, length: int) -> tuple[_Good, int | None]:
-        components, source = _Components.of(vectors, importance, length), RandomBits(seed)
-        sums = fitted(components, length, source)
-        good = _distinct_sums(components, sums, length, source)
-        return good, seed if sums.drawn or good.draws else None
-
-    return _codebook(design, num_classes, bits, prototypes, weights, found)
+    return _codebook("additive", num_classes, bits, seed, prototypes, weights, partial(_summed, _fitted))
 
 
 @dataclass(frozen=True)
@@ -234,16 +212,17 @@ class _Components:
         values = np.concatenate(parts)
         return cls(values, np.ones(len(values)) if weights is None else weights)
 
+    def plane(self, length: int, bits: Callable[[slice, Floats], np.ndarray]) -> Bytes:
+        """The plane (V, bytes) of what the truth values `bits` (rows, length) are for some rows and their values."""
+        return np.concatenate([pack_bits(bits(rows, values)) for rows, values in self.chunks(length)])
+
     def chunks(self, length: int) -> Iterator[tuple[slice, Floats]]:
         """Consecutive rows (rows, k) in float64, so many that neither they nor codewords of that length grow large."""
-        step = max(CHUNK_VALUES // max(length, self.values.shape[1]), 1)
-        for start in range(0, len(self.values), step):
-            rows = slice(start, min(start + step, len(self.values)))
+        for rows in slices(len(self.values), CHUNK_VALUES // max(length, self.values.shape[1])):
             yield rows, self.values[rows].astype(np.float64)
 
 
-@dataclass(frozen=True)
-class _Sums:
+class _Sums(NamedTuple):
     """What comes near the components: bits, a plane (V, bytes), times vectors (length, k)."""
 
     plane: Bytes
@@ -251,7 +230,17 @@ class _Sums:
     drawn: bool  # whether chance had a part in it
 
 
-def _distinct_sums(components: _Components, found: _Sums, length: int, source: RandomBits) -> _Good:
+def _summed(
+    sums: Callable[[_Components, int, RandomBits], _Sums],
+    vectors: Prototypes,
+    weights: Floats | None,
+    length: int,
+    source: RandomBits,
+) -> _Good:
+    """The codewords of `sums` near the prototypes."""
+    components = _Components.of(vectors, weights, length)
+    found = sums(components, length, source)
+
     def margins(plane: Bytes, ids: Integers) -> Floats:
         chosen = components.values[ids].astype(np.float64)
         costs = np.abs(_pulls(chosen.T, _signs(plane[ids], length).T, found.vectors)).T
@@ -265,10 +254,10 @@ def _distinct_sums(components: _Components, found: _Sums, length: int, source: R
             bits[rows, faulty] = values @ directions >= 0
         return pack_bits(bits)
 
-    return _good(found.plane, length, margins, redrawn, components.values.shape[1])
+    return _good(found.plane, length, margins, redrawn, components.values.shape[1], found.drawn)
 
 
-def fit(components: _Components, length: int, source: RandomBits) -> _Sums:
+def _fitted(components: _Components, length: int, source: RandomBits) -> _Sums:
     """The sums that come nearest to the components, of the starts that there are."""
     found = _in_turns(components, _binary_expansions(components, length), length, drawn=False)
     if length > min(SHORT_LENGTH, components.values.shape[1]):
@@ -277,7 +266,7 @@ def fit(components: _Components, length: int, source: RandomBits) -> _Sums:
     return min(found, other, key=lambda sums: _squared_error(components, sums))
 
 
-def expanded(components: _Components, length: int, source: RandomBits) -> _Sums:
+def _expanded(components: _Components, length: int, source: RandomBits) -> _Sums:
     """The sums of a transform code: components rounded one by one."""
     plane = _binary_expansions(components, length)
     return _Sums(plane, _least_squares(components, plane, length), drawn=False)
@@ -285,12 +274,13 @@ def expanded(components: _Components, length: int, source: RandomBits) -> _Sums:
 
 def _in_turns(components: _Components, plane: Bytes, length: int, drawn: bool) -> _Sums:
     """Vectors and bits fitted to each other, from the bits of a plane."""
+
+    def turned(plane: Bytes, vectors: Floats, rows: slice, values: Floats) -> np.ndarray:
+        return flipped(values.T, _signs(plane[rows], length).T, vectors).T > 0
+
     for _ in range(ROUNDS):
         vectors = _least_squares(components, plane, length)
-        parts = []
-        for rows, values in components.chunks(length):
-            parts.append(pack_bits(flipped(values.T, _signs(plane[rows], length).T, vectors).T > 0))
-        plane = np.concatenate(parts)
+        plane = components.plane(length, partial(turned, plane, vectors))
     return _Sums(plane, _least_squares(components, plane, length), drawn)
 
 
@@ -329,14 +319,15 @@ def _binary_expansions(components: _Components, length: int) -> Bytes:
     )
     digits = water_filling(np.square(spread), length)
     steps = spread * _loads(digits) * 2.0 ** (1 - digits)
-    parts = []
-    for _, values in components.chunks(length):
+
+    def written(rows: slice, values: Floats) -> Bytes:
         levels = np.clip(np.floor(values / steps) + 2.0 ** (digits - 1), 0, 2.0**digits - 1).astype(np.int64)
         columns = [(levels[:, j] >> place) & 1 for j, count in enumerate(digits) for place in reversed(range(count))]
-        written = np.zeros((len(values), length), dtype=np.uint8)
-        written[:, : len(columns)] = np.stack(columns, axis=1)
-        parts.append(pack_bits(written))
-    return np.concatenate(parts)
+        bits = np.zeros((len(values), length), dtype=np.uint8)
+        bits[:, : len(columns)] = np.stack(columns, axis=1)
+        return bits
+
+    return components.plane(length, written)
 
 
 def _rotated_signs(components: _Components, length: int, source: RandomBits) -> Bytes:
@@ -344,8 +335,7 @@ def _rotated_signs(components: _Components, length: int, source: RandomBits) -> 
     rows = np.sort(np.argsort(-components.weights, kind="stable")[:ROTATION_ROWS])
     heaviest = components.values[rows].astype(np.float64)
     rotation = fit_rotation(heaviest, random_rotation(source.normal(length, length)), components.weights[rows])
-    parts = [pack_bits(values @ rotation >= 0) for _, values in components.chunks(length)]
-    return np.concatenate(parts)
+    return components.plane(length, lambda rows, values: values @ rotation >= 0)
 
 
 def water_filling(variances: Floats, total: int) -> Integers:
@@ -384,7 +374,7 @@ def _signs(plane: Bytes, length: int) -> Floats:
     return np.asarray(2.0 * unpack_bits(plane, length) - 1.0)
 
 
-@register("transform_coding", good_columns=enough_binary_columns)
+@register("transform_coding", good_columns=enough_binary_columns, length=lambda num_classes: LENGTH)
 def transform_coding(
     num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, weights: Any = None
 ) -> Codebook:
@@ -395,4 +385,4 @@ def transform_coding(
     `params["collisions"]` says how many; columns that repeat others, of more bits than the prototypes bear, are
     replaced by the signs of random projections, for which `seed` is.
     """
-    return summed("transform_coding", num_classes, bits, seed, prototypes, weights, expanded)
+    return _codebook("transform_coding", num_classes, bits, seed, prototypes, weights, partial(_summed, _expanded))

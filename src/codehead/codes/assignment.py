@@ -9,7 +9,7 @@ import numpy as np
 
 from codehead.codes.codebook import Codebook, PackedCodebook
 from codehead.codes.design import whole_number
-from codehead.codes.packing import Floats, Integers, PackedRows, RandomBits, all_pairs, doubled_distances
+from codehead.codes.packing import Floats, Integers, PackedRows, RandomBits, all_pairs, doubled_distances, slices
 from codehead.codes.prototypes import CHUNK_VALUES, Prototypes
 from codehead.codes.trees import bisect
 from codehead.errors import CodebookError, ConfigurationError
@@ -275,9 +275,7 @@ def _close_by(order: Integers) -> Integers:
 def _distances(vectors: Prototypes, candidates: Integers) -> Floats:
     """Squared distances (V, candidates) of each class to its candidates."""
     apart = np.empty(candidates.shape)
-    step = max(CHUNK_VALUES // (candidates.shape[1] * vectors.shape[1]), 1)
-    for start in range(0, len(candidates), step):
-        some = slice(start, start + step)
-        differences = vectors.rows(candidates[some]) - vectors.rows(slice(start, start + step))[:, None]
+    for some in slices(len(candidates), CHUNK_VALUES // (candidates.shape[1] * vectors.shape[1])):
+        differences = vectors.rows(candidates[some]) - vectors.rows(some)[:, None]
         apart[some] = np.einsum("vcd,vcd->vc", differences, differences)
     return apart

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from codehead.codes.packing import Bytes, Integers, Symbols, pack, padding_mask, row_bytes, transpose, unpack, words
+from codehead.codes.packing import Bytes, Integers, Symbols, pack, padding_mask, row_bytes, transpose, unpack
 from codehead.errors import CodebookError, ConfigurationError
 
 # Faults of a coding matrix: equal rows, and columns that pose no new binary problem.
@@ -73,15 +73,11 @@ def enough_ternary_columns(num_classes: int, length: int) -> bool:
 
 def repeats(keys: Bytes) -> Repeats:
     """Which of the rows of `keys` (items, bytes) equal an earlier row."""
-    keys_as_words = words(keys)
-    order = np.lexsort(keys_as_words.T)  # stable: equal rows stay in their order
-    ordered = keys_as_words[order]
-    new = np.ones(len(keys), dtype=bool)
-    np.any(ordered[1:] != ordered[:-1], axis=1, out=new[1:])
-    first = order[np.flatnonzero(new)][np.cumsum(new) - 1]
-    items, first = order[~new], first[~new]
-    ascending = np.argsort(items)
-    return Repeats(items[ascending], first[ascending])
+    strings = np.ascontiguousarray(keys).view(f"S{keys.shape[1]}").ravel()
+    _, first, inverse = np.unique(strings, return_index=True, return_inverse=True)
+    first = first[inverse]
+    items = np.flatnonzero(first < np.arange(len(keys)))
+    return Repeats(items, first[items])
 
 
 def repeated_rows(sign: Bytes, support: Bytes | None) -> Repeats:
@@ -102,6 +98,13 @@ def column_faults(sign: Bytes, support: Bytes | None, length: int) -> ColumnFaul
     flip = (columns[everyone, byte] & lowest) != 0
     keys = np.where(flip[:, None], columns ^ present, columns)
     return ColumnFaults(np.flatnonzero(constant), repeated_rows(keys, None if support is None else present))
+
+
+def avoidable_faults(plane: Bytes, length: int) -> Integers:
+    """The faulty columns of a binary plane (V, bytes); none where too few good ones exist to ask for them."""
+    if not enough_binary_columns(len(plane), length):
+        return np.empty(0, dtype=np.intp)
+    return column_faults(plane, None, length).columns
 
 
 DENSE_SYMBOLS = 2**32

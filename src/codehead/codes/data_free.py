@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,15 @@ from codehead.codes.codebook import (
     enough_ternary_columns,
     repeated_rows,
 )
-from codehead.codes.design import check_size, fixed_length, free_length, minimal_length, register, whole_number
+from codehead.codes.design import (
+    DESIGNS,
+    check_size,
+    fixed_length,
+    free_length,
+    minimal_length,
+    register,
+    whole_number,
+)
 from codehead.codes.packing import (
     Bytes,
     PackedRows,
@@ -133,29 +142,27 @@ def sparse_length(num_classes: int) -> int:
 @register("dense_random", good_columns=enough_binary_columns, length=dense_length)
 def dense_random(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
     """Every symbol −1 or +1 by the toss of a coin; ⌈10·log2 V⌉ columns unless `bits` says otherwise."""
-    length = free_length("dense_random", num_classes, bits, dense_length(num_classes))
-
-    def draw(source: RandomBits) -> Bytes:
-        return distinct(_dense, source, num_classes, length, enough_binary_columns(num_classes, length))
-
-    return best("dense_random", draw, length, seed, candidates)
+    return _random("dense_random", _dense, num_classes, bits, seed, candidates)
 
 
 @register("sparse_random", good_columns=enough_ternary_columns, length=sparse_length)
 def sparse_random(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
     """Symbols 0 (½), −1 (¼), +1 (¼), no row all 0; ⌈15·log2 V⌉ columns unless `bits` says otherwise."""
-    length = free_length("sparse_random", num_classes, bits, sparse_length(num_classes))
+    return _random("sparse_random", _sparse, num_classes, bits, seed, candidates)
 
-    def draw(source: RandomBits) -> Bytes:
-        return distinct(_sparse, source, num_classes, length, enough_ternary_columns(num_classes, length))
 
-    return best("sparse_random", draw, length, seed, candidates)
+def _random(
+    design: str, symbols: SymbolSource, num_classes: int, bits: int | None, seed: int, candidates: int
+) -> Codebook:
+    length = free_length(design, num_classes, bits)
+    good_columns = DESIGNS.get(design).good_columns(num_classes, length)
+    return best(design, partial(distinct, symbols, num_classes, length, good_columns), length, seed, candidates)
 
 
 @register("minrandom", good_columns=enough_binary_columns, length=lambda num_classes: MINRANDOM_LENGTH)
 def minrandom(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
     """The ⌈log2 V⌉ minimal bits, then random ones: distinct by the first, resilient by the others."""
-    length = free_length("minrandom", num_classes, bits, MINRANDOM_LENGTH)
+    length = free_length("minrandom", num_classes, bits)
     head = minimal_length(num_classes)
     digits = unpack_bits(binary_plane(np.arange(num_classes), head), head)
 
@@ -173,15 +180,8 @@ def best(design: str, draw: Draw, length: int, seed: int, candidates: int) -> Co
     """The draw with the largest minimum row distance, among equals with the largest mean."""
     candidates = whole_number("candidates", candidates, 1)
     source = RandomBits(seed)
-    best_planes, best_score = draw(source), (-1, -1)
-    if candidates > 1:
-        best_score = separation(best_planes, length)
-    for _ in range(candidates - 1):
-        planes = draw(source)
-        score = separation(planes, length)
-        if score > best_score:
-            best_planes, best_score = planes, score
-    sign, *support = best_planes
+    draws = (draw(source) for _ in range(candidates))
+    sign, support = _parts(max(draws, key=lambda planes: separation(planes, length)))
     return PackedCodebook(
         num_classes=len(sign),
         length=length,
@@ -189,19 +189,19 @@ def best(design: str, draw: Draw, length: int, seed: int, candidates: int) -> Co
         seed=seed,
         params={"candidates": candidates},
         sign_plane=sign,
-        support_plane=support[0] if support else None,
+        support_plane=support,
     )
 
 
 def separation(planes: Bytes, length: int) -> tuple[int, int]:
     """Minimum and sum of the doubled row distances, over all pairs or the judges' sample."""
-    rows = PackedRows.from_planes(planes[0], planes[1] if len(planes) > 1 else None, length)
+    rows = PackedRows.from_planes(*_parts(planes), length)
     exact = rows.num_pairs <= JUDGED_PAIRS
     counts = all_pairs(rows) if exact else sampled_pairs(rows, JUDGED_PAIRS, JUDGE_SEED)
     return int(np.flatnonzero(counts)[0]), int(counts @ np.arange(len(counts)))
 
 
-def distinct(symbols: SymbolSource, source: RandomBits, num_classes: int, length: int, good_columns: bool) -> Bytes:
+def distinct(symbols: SymbolSource, num_classes: int, length: int, good_columns: bool, source: RandomBits) -> Bytes:
     """A draw with distinct rows and, if asked for, good columns."""
     for _ in range(MAX_REDRAWS):
         if symbols is _dense and 2**length <= 4 * num_classes:
@@ -209,9 +209,8 @@ def distinct(symbols: SymbolSource, source: RandomBits, num_classes: int, length
         else:
             planes = symbols(source, num_classes, length)
             renew_rows(symbols, source, planes, length)
-        if not good_columns or not renew_columns(symbols, source, planes, length):
-            return planes
-        if not len(_faulty_rows(planes)):  # new columns may have made rows equal
+        renewed = good_columns and renew_columns(symbols, source, planes, length)
+        if not (renewed and len(_faulty_rows(planes))):  # new columns may have made rows equal
             return planes
     raise _impossible(num_classes, length)
 
@@ -230,8 +229,7 @@ def renew_columns(symbols: SymbolSource, source: RandomBits, planes: Bytes, leng
     """Draw constant, duplicate and complementary columns again, in place; whether there were any."""
     num_classes = planes.shape[1]
     for redraws in range(MAX_REDRAWS):
-        support = planes[1] if len(planes) > 1 else None
-        faulty = column_faults(planes[0], support, length).columns
+        faulty = column_faults(*_parts(planes), length).columns
         if not len(faulty):
             return redraws > 0
         drawn = symbols(source, num_classes, len(faulty))
@@ -263,10 +261,15 @@ def _crowded(source: RandomBits, num_classes: int, length: int) -> Bytes:
     return binary_plane(source.permutation(2**length)[:num_classes], length)[None]
 
 
+def _parts(planes: Bytes) -> tuple[Bytes, Bytes | None]:
+    """The sign plane of a draw, and its support plane if it has one."""
+    return planes[0], planes[1] if len(planes) > 1 else None
+
+
 def _faulty_rows(planes: Bytes) -> np.ndarray:
     """Rows that equal an earlier one, and in a ternary draw those with nothing but zeros (count,)."""
-    support = planes[1] if len(planes) > 1 else None
-    equal = repeated_rows(planes[0], support).items
+    sign, support = _parts(planes)
+    equal = repeated_rows(sign, support).items
     return equal if support is None else np.union1d(equal, np.flatnonzero(~support.any(axis=1)))
 
 

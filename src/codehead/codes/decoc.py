@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -22,7 +23,7 @@ from codehead.codes.prototypes import Prototypes
 from codehead.errors import CodebookError, ConfigurationError
 
 MAX_CLASSES = 1024
-"""The most classes for which a tree is grown: floating search may take V³ steps."""
+"""The most classes for floating search: a tree may take V³ steps, a column of `ecoc_one` holds V² distances."""
 
 MAX_SAMPLES = 4096
 """The most samples: their distances are held, 128 MiB."""
@@ -193,7 +194,7 @@ def _codebook(design: str, columns: list[Symbols], length: int, params: dict[str
 
 
 GAIN = 1e-12
-"""What leaving a side has to gain, on a scale where two samples at one place have 1: less is rounding."""
+"""What leaving a side has to gain, where all confusions, or two samples at one place, are 1: less is rounding."""
 
 ALL_RANKED = 6
 """Up to so many classes all partitions are ranked."""
@@ -247,58 +248,83 @@ class Likeness:
         return float(self.information(within, self.kernel[side].sum(), self.sizes[side].sum()))
 
 
-class _Search:
-    """A side that classes join and leave; every step takes time linear in their number."""
+class Sides(ABC):
+    """Sides that classes join and leave."""
+
+    @abstractmethod
+    def moved(self, sign: int) -> Floats:
+        """The value of the sides if each class joined (+1) or left (−1), in any shape; −∞ where it cannot."""
+
+    @abstractmethod
+    def move(self, place: int, sign: int) -> None:
+        """Let the class at a place of these values join or leave."""
+
+    @abstractmethod
+    def taken(self) -> np.ndarray:
+        """The sides as they are, to keep."""
+
+
+BestSides = dict[int, tuple[float, np.ndarray]]
+"""Number of classes on the sides → their value and the best sides found of so many."""
+
+
+def best_sides(sides: Sides, best: BestSides, most: int) -> BestSides:
+    """`best`, which has no more than the sides at hand, and those of up to `most` classes by floating search.
+
+    The class that gains most joins a side; then, as long as that beats the best sides of the smaller number of
+    classes, the class that is least needed leaves.
+    """
+    size = max(best, default=0)
+    least = max(size, 1)
+
+    def step(values: Floats, sign: int) -> None:
+        place = int(values.argmax())
+        sides.move(place, sign)
+        if size not in best or values.flat[place] > best[size][0]:
+            best[size] = float(values.flat[place]), sides.taken()
+
+    while size < most:
+        size += 1
+        step(sides.moved(1), 1)
+        while size > least + 1:
+            values = sides.moved(-1)
+            if values.max() <= best[size - 1][0] + GAIN:
+                break
+            size -= 1
+            step(values, -1)
+    return best
+
+
+class _Side(Sides):
+    """One side of a partition; every step takes time linear in the number of classes."""
 
     def __init__(self, likeness: Likeness) -> None:
         self._likeness = likeness
         self._to_all = likeness.kernel.sum(axis=1)
         self._to_own = np.diag(likeness.kernel)
         self._to_side = np.zeros(len(likeness.sizes))
-        self.side = np.zeros(len(likeness.sizes), dtype=bool)
+        self._side = np.zeros(len(likeness.sizes), dtype=bool)
 
-    def turned(self) -> Floats:
-        """The information (m,) if each class in turn changed sides."""
-        weight = self.side.astype(np.float64)
-        sign = 1 - 2 * weight
+    def moved(self, sign: int) -> Floats:
+        """The information (m,)."""
+        weight, sizes = self._side.astype(np.float64), self._likeness.sizes
         within = weight @ self._to_side + 2 * sign * self._to_side + self._to_own
         across = self._to_all @ weight + sign * self._to_all
-        return self._likeness.information(within, across, self._likeness.sizes @ weight + sign * self._likeness.sizes)
+        information = self._likeness.information(within, across, sizes @ weight + sign * sizes)
+        return np.where(self._side == (sign > 0), -np.inf, information)
 
-    def turn(self, number: int) -> None:
-        """Let one class change sides."""
-        sign = -1.0 if self.side[number] else 1.0
-        self._to_side += sign * self._likeness.kernel[number]
-        self.side[number] ^= True
+    def move(self, place: int, sign: int) -> None:
+        self._to_side += sign * self._likeness.kernel[place]
+        self._side[place] = sign > 0
+
+    def taken(self) -> np.ndarray:
+        return self._side.copy()
 
 
 def floating_search(likeness: Likeness) -> list[Partition]:
-    """The best partition found for each size of one side, 1 … m − 1, by sequential forward floating search.
-
-    The class that gains most joins the side; then, as long as that beats the best side of the smaller
-    size, the class that is least needed leaves it.
-    """
-    search, size = _Search(likeness), 0
-    best: dict[int, Partition] = {}
-    while size < len(likeness.sizes) - 1:
-        size += 1
-        values = np.where(search.side, -np.inf, search.turned())
-        _step(search, values, best, size)
-        while size > 2:
-            values = np.where(search.side, search.turned(), -np.inf)
-            if values.max() <= best[size - 1].information + GAIN:
-                break
-            size -= 1
-            _step(search, values, best, size)
-    return [best[size] for size in sorted(best)]
-
-
-def _step(search: _Search, values: Floats, best: dict[int, Partition], size: int) -> None:
-    """Turn the class with the largest of `values` (m,), and keep the side if it is the best of its `size`."""
-    chosen = int(values.argmax())
-    search.turn(chosen)
-    if size not in best or values[chosen] > best[size].information:
-        best[size] = Partition(search.side.copy(), float(values[chosen]))
+    """The best partition found for each size of one side, 1 … m − 1."""
+    best = best_sides(_Side(likeness), {}, len(likeness.sizes) - 1)
+    return [Partition(side, information) for _, (information, side) in sorted(best.items())]
 
 
 def best_partition(likeness: Likeness) -> Partition:
@@ -317,7 +343,7 @@ def ranked_partitions(likeness: Likeness) -> list[Partition]:
         sides = (np.arange(1, 2**m - 1, 2)[:, None] >> np.arange(m)) & 1 == 1  # the first class is always up
         others = [Partition(side, likeness.of_side(side)) for side in sides]
     else:
-        single = _Search(likeness).turned()
+        single = _Side(likeness).moved(1)
         others = [*found, *map(Partition, np.eye(m, dtype=bool), single.tolist())]
     others = sorted(map(_first_up, others), key=lambda partition: -partition.information)
     return list({partition.side.tobytes(): partition for partition in [_best(found), *others]}.values())

@@ -10,8 +10,8 @@ from typing import Any, final
 
 import numpy as np
 
-from codehead.codes.codebook import Codebook, PackedCodebook, column_faults, enough_binary_columns
-from codehead.codes.packing import CHUNK_SYMBOLS, Bytes, RandomBits, pack_bits, unpack_bits
+from codehead.codes.codebook import Codebook, PackedCodebook, avoidable_faults
+from codehead.codes.packing import CHUNK_SYMBOLS, Bytes, RandomBits, pack_bits, slices, unpack_bits
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.registry import Registry, did_you_mean
 
@@ -81,12 +81,13 @@ def build(
     bits = None if bits is None else whole_number("bits", bits, 1)
     parity = whole_number("parity", parity, 0)
     codebook = chosen.make(num_classes, bits, whole_number("seed", seed, 0), **params)
-    if isinstance(codebook, PackedCodebook) and chosen.good_columns(num_classes, codebook.length):
+    good_columns = chosen.good_columns(num_classes, codebook.length)
+    if good_columns and isinstance(codebook, PackedCodebook):
         codebook.check_columns()
     if not parity:
         return codebook
     check_size(design, num_classes, codebook.length + parity)
-    return with_parity(codebook, parity, seed, chosen.good_columns(num_classes, codebook.length))
+    return with_parity(codebook, parity, seed, good_columns)
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
@@ -113,10 +114,10 @@ def default_length(design: str, num_classes: int) -> int:
     return max(length(num_classes), minimal_length(num_classes))
 
 
-def free_length(design: str, num_classes: int, bits: int | None, default: int) -> int:
+def free_length(design: str, num_classes: int, bits: int | None) -> int:
     """The length of a design that lets the caller choose it; refused if too short or too large to hold."""
     needed = minimal_length(num_classes)
-    length = max(default, needed) if bits is None else bits
+    length = default_length(design, num_classes) if bits is None else bits
     if length < needed:
         message = f"bits={length} is too short for {design} with {num_classes} classes: distinct codewords "
         raise ConfigurationError(message + f"need at least {needed} bits")
@@ -158,35 +159,24 @@ def with_parity(codebook: Codebook, parity: int, seed: int, good_columns: bool) 
     if codebook.is_ternary:
         message = f"parity={parity} is not possible: {codebook.design} is a ternary code, and the parity of bits is "
         raise CodebookError(f"{message}not defined where one of them is 0; choose a binary design")
-    length = codebook.length + parity
-    good_columns = good_columns and enough_binary_columns(codebook.num_classes, length)
-    plane = _checked(codebook, parity, seed, good_columns)
-    if good_columns and len(column_faults(plane, None, length).columns):
-        message = f"parity={parity}: {parity} check bits repeat columns of these {codebook.length} bits for "
-        raise CodebookError(f"{message}{codebook.num_classes} classes; ask for fewer, or for more bits")
-    return replace(codebook, length=length, seed=seed, params={**codebook.params, "parity": parity}, sign_plane=plane)
-
-
-def _checked(codebook: PackedCodebook, parity: int, seed: int, good_columns: bool) -> Bytes:
-    """The wider plane (V, bytes), with good columns if such were found."""
     length, source = codebook.length, RandomBits(seed, STREAM)
     checks = unpack_bits(source.plane(parity, length), length).T
-    plane = _appended(codebook, checks)
-    for _ in range(MAX_REDRAWS if good_columns else 0):
-        faulty = column_faults(plane, None, length + parity).columns
-        if not len(faulty):
-            break
-        checks[:, faulty - length] = unpack_bits(source.plane(len(faulty), length), length).T
+    for _ in range(MAX_REDRAWS + 1):
         plane = _appended(codebook, checks)
-    return plane
+        faulty = avoidable_faults(plane, length + parity)
+        if not (good_columns and len(faulty)):
+            params = {**codebook.params, "parity": parity}
+            return replace(codebook, length=length + parity, seed=seed, params=params, sign_plane=plane)
+        checks[:, faulty - length] = unpack_bits(source.plane(len(faulty), length), length).T
+    message = f"parity={parity}: {parity} check bits repeat columns of these {length} bits for "
+    raise CodebookError(f"{message}{codebook.num_classes} classes; ask for fewer, or for more bits")
 
 
 def _appended(codebook: PackedCodebook, checks: Bytes) -> Bytes:
     """The plane (V, bytes) of the codebook's bits and their sums modulo 2 by `checks` (length, parity)."""
-    step = max(CHUNK_SYMBOLS // sum(checks.shape), 1)
     parts = []
-    for start in range(0, codebook.num_classes, step):
-        bits = unpack_bits(codebook.sign_plane[start : start + step], codebook.length)
+    for some in slices(codebook.num_classes, CHUNK_SYMBOLS // sum(checks.shape)):
+        bits = unpack_bits(codebook.sign_plane[some], codebook.length)
         sums = bits.astype(np.float32) @ checks.astype(np.float32)  # exact: counts far below 2^24
         parts.append(pack_bits(np.concatenate([bits, sums.astype(np.int64) & 1], axis=1)))
     return np.concatenate(parts)

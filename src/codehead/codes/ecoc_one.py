@@ -16,6 +16,7 @@ import numpy as np
 
 from codehead.codes.codebook import Codebook, PackedCodebook, enough_binary_columns
 from codehead.codes.confusion import Confusion, ConfusionSource, Counted, Evaluated, Measured
+from codehead.codes.decoc import MAX_CLASSES, Sides, best_sides
 from codehead.codes.design import DESIGNS, build, check_size, minimal_length, register
 from codehead.codes.files import load
 from codehead.codes.packing import Floats, Integers, Symbols
@@ -200,13 +201,6 @@ def _codebook(symbols: Symbols, seed: int | None, params: dict[str, Any]) -> Pac
 # * P. Pudil, J. Novovičová, J. Kittler (1994), "Floating search methods in feature selection".
 
 
-MAX_CLASSES = 1024
-"""The most classes for floating search, which holds V² distances and takes V² steps a column and more."""
-
-GAIN = 1e-12
-"""What leaving a side has to gain, as a share of all confusions: less is rounding."""
-
-
 class SubPartitions(ABC):
     """A way to make columns (V,) over {−1, 0, +1} that tell a pair of classes apart."""
 
@@ -245,7 +239,10 @@ class Floating(SubPartitions):
     def columns(self, pair: Integers, pairs: Integers, mass: Floats) -> Iterator[Symbols]:
         confused = np.zeros(self._squared.shape)
         confused[pairs[:, 0], pairs[:, 1]] = confused[pairs[:, 1], pairs[:, 0]] = mass / mass.sum()
-        yield from _search(_Sides(self._squared, confused, pair), pair)
+        sides = _Sides(self._squared, confused, pair)
+        best = best_sides(sides, {2: (confused[tuple(pair)] / 2, sides.taken())}, len(confused))
+        ranked = sorted(best, key=lambda size: (-best[size][0], size))
+        return (best[size][1] for size in ranked)
 
     def resolved(self, column: Symbols, pair: Integers, pairs: Integers) -> np.ndarray:
         return np.asarray(column[pairs[:, 0]] * column[pairs[:, 1]] < 0)
@@ -276,8 +273,8 @@ class Poles(SubPartitions):
 PARTITIONS: dict[str, type[SubPartitions]] = {"floating": Floating, "poles": Poles}
 
 
-class _Sides:
-    """Two sides that classes join and leave; every step takes time linear in their number.
+class _Sides(Sides):
+    """Two sides; every step takes time linear in the number of classes. The classes of a pair never leave.
 
     Everything about sides is kept in the order +1, −1: sums of squared distances and of confusions to every class are
     (2, V).
@@ -286,67 +283,31 @@ class _Sides:
     def __init__(self, squared: Floats, confused: Floats, pair: Integers) -> None:
         self._squared, self._confused = squared, confused
         self._apart = float(squared[pair[0], pair[1]])
-        self.member = np.zeros((2, len(squared)), dtype=bool)
+        self._may_leave = ~np.isin(np.arange(len(squared)), pair)
+        self._member = np.zeros((2, len(squared)), dtype=bool)
         self._distance, self._mass = np.zeros((2, 2, len(squared)))
         for side in (0, 1):
-            self.turn(side, int(pair[side]), 1)
+            self.move(side * len(squared) + int(pair[side]), 1)
 
-    def turn(self, side: int, number: int, sign: int) -> None:
-        """Let a class join (+1) or leave (−1) a side."""
-        self.member[side, number] = sign > 0
+    def move(self, place: int, sign: int) -> None:
+        side, number = divmod(place, len(self._squared))
+        self._member[side, number] = sign > 0
         self._distance[side] += sign * self._squared[number]
         self._mass[side] += sign * self._confused[number]
 
-    def value(self) -> float:
-        """What the sides are worth as they are."""
-        size, within, between = self._sums()
-        return float(self._worth(np.array([between]), size.sum(), (within / size**2).sum() / 2)[0])
-
     def moved(self, sign: int) -> Floats:
-        """The value (2, V) if each class joined (+1) or left (−1) each side."""
-        size, within, between = self._sums()
+        """The value (2, V)."""
+        weight = self._member.astype(np.float64)
+        size, within = weight.sum(axis=1), (weight * self._distance).sum(axis=1)
         own_size = np.maximum(size + sign, 1)[:, None]  # the last class of a side never leaves it
         own = (within[:, None] + 2 * sign * self._distance) / own_size**2
         other = (within / size**2)[::-1, None]
-        return self._worth(between + sign * self._mass[::-1], size.sum() + sign, (own + other) / 2)
+        between = float(weight[0] @ self._mass[1]) + sign * self._mass[::-1]
+        total = self._apart + (own + other) / 2
+        share = np.divide(self._apart, total, out=np.ones(total.shape), where=total > 0)
+        can_move = ~self._member.any(axis=0) if sign > 0 else self._member & self._may_leave
+        return np.where(can_move, between / (size.sum() + sign) * share, -np.inf)
 
-    def _sums(self) -> tuple[Floats, Floats, float]:
-        """Sizes of the sides and sums of squared distances inside of them (2,), and the confusions between them."""
-        weight = self.member.astype(np.float64)
-        return weight.sum(axis=1), (weight * self._distance).sum(axis=1), float(weight[0] @ self._mass[1])
-
-    def _worth(self, between: Floats, size: float, variances: Floats) -> Floats:
-        total = self._apart + variances
-        share = np.divide(self._apart, total, out=np.ones(np.broadcast(between, total).shape), where=total > 0)
-        return np.asarray(between / size * share)
-
-    def column(self) -> Symbols:
-        """The sides as symbols (V,)."""
-        return self.member[0].astype(np.int8) - self.member[1].astype(np.int8)
-
-
-def _search(sides: _Sides, pair: Integers) -> list[Symbols]:
-    """The best column found for every number of classes, the best first, among equals the one of fewer classes."""
-    num_classes, size = sides.member.shape[1], 2
-    fixed = np.isin(np.arange(num_classes), pair)
-    best = {2: (sides.value(), sides.column())}
-    while size < num_classes:
-        size += 1
-        _step(sides, np.where(sides.member.any(axis=0), -np.inf, sides.moved(1)), 1, best, size)
-        while size > 3:
-            values = np.where(sides.member & ~fixed, sides.moved(-1), -np.inf)
-            if values.max() <= best[size - 1][0] + GAIN:
-                break
-            size -= 1
-            _step(sides, values, -1, best, size)
-    ranked = sorted(best, key=lambda size: (-best[size][0], size))
-    return [best[size][1] for size in ranked]
-
-
-def _step(sides: _Sides, values: Floats, sign: int, best: dict[int, tuple[float, Symbols]], size: int) -> None:
-    """Make the move with the largest of `values` (2, V), and keep the sides if they are the best of their `size`."""
-    side, number = divmod(int(values.argmax()), values.shape[1])
-    sides.turn(side, number, sign)
-    value = float(values[side, number])
-    if size not in best or value > best[size][0]:
-        best[size] = value, sides.column()
+    def taken(self) -> Symbols:
+        """The column (V,)."""
+        return self._member[0].astype(np.int8) - self._member[1].astype(np.int8)

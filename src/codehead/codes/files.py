@@ -25,8 +25,8 @@ from codehead.errors import CheckpointError, CodebookError, CodeheadError, Confi
 FORMAT = 1
 """The version of the file format."""
 
-FIELDS = ("format", "kind", "design", "num_classes", "length", "seed", "params", "checksum")
-"""What the header holds, besides its own checksum."""
+ORIGIN = ("design", "num_classes", "length", "seed", "params")
+"""What the header holds of a codebook besides its kind and checksum."""
 
 PLANES = {"binary": {"sign_plane"}, "ternary": {"sign_plane", "support_plane"}, "one_vs_all": set[str]()}
 """The tensors in the file of each kind of codebook; the implicit one has none."""
@@ -70,16 +70,8 @@ def _kind(codebook: Codebook) -> str:
 
 
 def _header(codebook: Codebook) -> str:
-    fields = {
-        "format": FORMAT,
-        "kind": _kind(codebook),
-        "design": codebook.design,
-        "num_classes": codebook.num_classes,
-        "length": codebook.length,
-        "seed": codebook.seed,
-        "params": codebook.params,
-        "checksum": codebook.checksum,
-    }
+    origin = {name: getattr(codebook, name) for name in ORIGIN}
+    fields = {"format": FORMAT, "kind": _kind(codebook), "checksum": codebook.checksum, **origin}
     return json.dumps({**fields, "header_checksum": _header_checksum(fields)}, sort_keys=True)
 
 
@@ -113,7 +105,7 @@ def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
     for name, known in (("format", [FORMAT]), ("kind", list(PLANES))):
         if fields.get(name) not in known:
             raise CheckpointError(f"{path}: {name}={fields.get(name)!r} is not known; this version reads {known}")
-    for name in FIELDS:
+    for name in (*ORIGIN, "checksum"):
         if name not in fields:
             raise CheckpointError(f"{path}: the header field {name!r} is missing")
     return dict(fields)
@@ -122,15 +114,7 @@ def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
 def _rebuild(fields: dict[str, Any], planes: dict[str, Bytes]) -> Codebook:
     if fields["kind"] == "one_vs_all":
         return OneVsAllCodebook(fields["num_classes"])
-    return PackedCodebook(
-        num_classes=fields["num_classes"],
-        length=fields["length"],
-        design=fields["design"],
-        seed=fields["seed"],
-        params=fields["params"],
-        sign_plane=planes["sign_plane"],
-        support_plane=planes.get("support_plane"),
-    )
+    return PackedCodebook(**{name: fields[name] for name in ORIGIN}, **planes)
 
 
 # The custom design: a coding matrix that the user brings, as an array or in a file.

@@ -7,6 +7,7 @@ Padding bits, and the signs of zeros, are 0, so equal rows have equal bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,6 +31,12 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 CHUNK_SYMBOLS = 2**24
 """Symbols unpacked at a time where a whole matrix is walked through: bounds the working memory."""
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """0 … count − 1 in consecutive pieces of `size`, or 1 if that is less."""
+    size = max(size, 1)
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def row_bytes(length: int) -> int:
@@ -76,11 +83,8 @@ def words(plane: Bytes) -> Words:
 
 def transpose(plane: Bytes, length: int) -> Bytes:
     """Plane (rows, bytes) of rows of `length` symbols → plane (length, ⌈rows / 8⌉) of its columns."""
-    step = max(CHUNK_SYMBOLS // length // 8 * 8, 8)
-    parts = [
-        np.packbits(unpack_bits(plane[start : start + step], length), axis=0, bitorder="little")
-        for start in range(0, len(plane), step)
-    ]
+    pieces = slices(len(plane), max(CHUNK_SYMBOLS // length // 8 * 8, 8))
+    parts = [np.packbits(unpack_bits(plane[some], length), axis=0, bitorder="little") for some in pieces]
     return np.ascontiguousarray(np.concatenate(parts).T)
 
 
@@ -206,10 +210,9 @@ def doubled_distances(left: PackedRows, right: PackedRows) -> Integers:
 def all_pairs(rows: PackedRows) -> Integers:
     """How many pairs of different rows lie at each doubled distance: counts (2·length + 1,)."""
     counts = np.zeros(2 * rows.length + 1, dtype=np.int64)
-    step = max(CHUNK_PAIRS // rows.num_rows, 1)
-    for start in range(0, rows.num_rows, step):
-        block = rows.take(slice(start, start + step))
-        found = doubled_distances(block.spread(), rows.take(slice(start, None)))
+    for some in slices(rows.num_rows, CHUNK_PAIRS // rows.num_rows):
+        block = rows.take(some)
+        found = doubled_distances(block.spread(), rows.take(slice(some.start, None)))
         inside, outside = found[:, : block.num_rows], found[:, block.num_rows :]
         for part in (inside[np.triu_indices(block.num_rows, 1)], outside.ravel()):
             counts += np.bincount(part, minlength=len(counts))
@@ -220,9 +223,7 @@ def sampled_pairs(rows: PackedRows, samples: int, seed: int) -> Integers:
     """The same counts over `samples` pairs of different rows, drawn with replacement."""
     counts = np.zeros(2 * rows.length + 1, dtype=np.int64)
     left, right = RandomBits(seed).pairs(rows.num_rows, samples)
-    step = max(CHUNK_PAIRS // len(rows.sign), 1)
-    for start in range(0, samples, step):
-        some = slice(start, start + step)
+    for some in slices(samples, CHUNK_PAIRS // len(rows.sign)):
         found = doubled_distances(rows.take(left[some]), rows.take(right[some]))
         counts += np.bincount(found, minlength=len(counts))
     return counts

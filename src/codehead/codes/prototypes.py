@@ -11,7 +11,17 @@ from typing import Any, final
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from codehead.codes.packing import CHUNK_SYMBOLS, Bytes, Floats, Integers, RandomBits, Words, pack_bits, unpack_bits
+from codehead.codes.packing import (
+    CHUNK_SYMBOLS,
+    Bytes,
+    Floats,
+    Integers,
+    RandomBits,
+    Words,
+    pack_bits,
+    slices,
+    unpack_bits,
+)
 from codehead.errors import ConfigurationError
 
 CHUNK_VALUES = 2**22
@@ -58,11 +68,11 @@ class Prototypes:
             raise ConfigurationError(message)
         own = cls(values, name)
         first, differ = own.rows(slice(1)), False
-        for start, chunk in own.chunks():
+        for some, chunk in own.chunks():
             differ = differ or bool(np.any(chunk != first))
             wrong = np.flatnonzero(~np.isfinite(chunk).all(axis=1))
             if len(wrong):
-                message = f"{name} has a value that is not finite in row {start + wrong[0]}"
+                message = f"{name} has a value that is not finite in row {some.start + wrong[0]}"
                 raise ConfigurationError(f"{message}; replace it, e.g. by the mean of the other rows")
             if np.abs(chunk).max() > LARGEST_VALUE:
                 message = f"{name} has values beyond ±{LARGEST_VALUE:g}, whose squares float64 cannot add up"
@@ -82,18 +92,14 @@ class Prototypes:
         """Some of the vectors, as float64 (…, d)."""
         return self.values[ids].astype(np.float64)
 
-    def chunks(self) -> Iterator[tuple[int, Floats]]:
-        """Consecutive rows as float64 (rows, d), each with the number of its first."""
-        step = max(CHUNK_VALUES // self.shape[1], 1)
-        for start in range(0, len(self.values), step):
-            yield start, self.rows(slice(start, start + step))
+    def chunks(self) -> Iterator[tuple[slice, Floats]]:
+        """Consecutive rows as float64 (rows, d), and which they are."""
+        return ((some, self.rows(some)) for some in slices(len(self.values), CHUNK_VALUES // self.shape[1]))
 
     def project(self, ids: np.ndarray, mean: Floats, directions: Floats) -> Floats:
         """The vectors of `ids` (k,), less `mean` (d,), along the columns of `directions` (d, m): (k, m)."""
         projections = np.empty((len(ids), directions.shape[1]))
-        step = max(CHUNK_VALUES // self.shape[1], 1)
-        for start in range(0, len(ids), step):
-            some = slice(start, start + step)
+        for some in slices(len(ids), CHUNK_VALUES // self.shape[1]):
             projections[some] = (self.rows(ids[some]) - mean) @ directions
         return projections
 
@@ -101,7 +107,7 @@ class Prototypes:
         """The mean vector (d,), each vector weighted by one of `weights` (V,) if there are any."""
         if weights is None:
             return np.sum([chunk.sum(axis=0) for _, chunk in self.chunks()], axis=0) / len(self.values)
-        sums = [weights[start : start + len(chunk)] @ chunk for start, chunk in self.chunks()]
+        sums = [weights[some] @ chunk for some, chunk in self.chunks()]
         return np.sum(sums, axis=0) / weights.sum()
 
     def squared_distances(self) -> Floats:
@@ -131,12 +137,6 @@ def class_weights(weights: Any, num_classes: int) -> Floats:
             "least two of them above 0, e.g. how often each token occurs"
         )
     return np.asarray(values / values.mean(dtype=np.float64), dtype=np.float64)
-
-
-def origins(vectors: Prototypes, weights: Floats | None) -> dict[str, Any]:
-    """What a codebook records of the prototypes, and weights if there are any, that it was made from."""
-    weighted = {} if weights is None else {"weights": Prototypes(weights[:, None]).origin()}
-    return {"prototypes": vectors.origin(), **weighted}
 
 
 def _load(path: Path, name: str) -> np.ndarray:
@@ -179,9 +179,9 @@ def principal_directions(prototypes: Prototypes, mean: Floats, weights: Floats |
     """
     rows, dimensions = prototypes.shape
     scatter = np.zeros((dimensions, dimensions))
-    for start, chunk in prototypes.chunks():
+    for some, chunk in prototypes.chunks():
         centred = chunk - mean
-        scatter += centred.T @ (centred if weights is None else weights[start : start + len(chunk), None] * centred)
+        scatter += centred.T @ (centred if weights is None else weights[some, None] * centred)
     if not np.trace(scatter) > 0:
         raise ConfigurationError(
             "prototypes: those that count (weights above 0) are equal, or differ by less than float64 can square; give "
@@ -190,11 +190,7 @@ def principal_directions(prototypes: Prototypes, mean: Floats, weights: Floats |
     variances, directions = np.linalg.eigh(scatter)
     variances, directions = variances[::-1], directions[:, ::-1]
     noise = max(rows, dimensions) * np.finfo(np.float64).eps * variances[0]
-    return with_fixed_signs(directions[:, variances > noise])
-
-
-def with_fixed_signs(directions: Floats) -> Floats:
-    """The columns, each times the sign of its largest component."""
+    directions = directions[:, variances > noise]
     largest = np.abs(directions).argmax(axis=0)
     return directions * np.sign(directions[largest, np.arange(directions.shape[1])])
 
@@ -261,11 +257,8 @@ def _key_weights(length: int) -> Words:
 
 def _keys(plane: Bytes, length: int, weights: Words) -> Words:
     """The key of every row (V,)."""
-    step = max(CHUNK_SYMBOLS // length // 8, 1)
-    parts = [
-        np.bitwise_xor.reduce(unpack_bits(plane[start : start + step], length) * weights, axis=1)
-        for start in range(0, len(plane), step)
-    ]
+    pieces = slices(len(plane), CHUNK_SYMBOLS // length // 8)
+    parts = [np.bitwise_xor.reduce(unpack_bits(plane[some], length) * weights, axis=1) for some in pieces]
     return np.concatenate(parts)
 
 

@@ -7,14 +7,14 @@ import struct
 import zlib
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
 from codehead.boundaries import missing_extra
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
 from codehead.codes.design import whole_number
-from codehead.codes.packing import Integers, PackedRows, Symbols, all_pairs, count_ones, sampled_pairs, transpose
+from codehead.codes.packing import PackedRows, Symbols, all_pairs, count_ones, sampled_pairs, transpose
 
 EXACT_LIMIT = 2**28
 """Default limit of the 64-bit words compared for an exact answer: about 23,000 classes of 64 bits."""
@@ -69,41 +69,47 @@ def quality(codebook: Codebook, *, exact_limit: int = EXACT_LIMIT, samples: int 
     one_vs_all is known in closed form at any size.
     """
     exact_limit, samples = whole_number("exact_limit", exact_limit, 0), whole_number("samples", samples, 1)
-    if isinstance(codebook, OneVsAllCodebook):
-        return _one_vs_all(codebook.num_classes)
-    assert isinstance(codebook, PackedCodebook)
-    rows = PackedRows.from_planes(codebook.sign_plane, codebook.support_plane, codebook.length)
-    row_counts, exact = _distances(rows, exact_limit, samples, seed)
-    columns = _columns(codebook)
-    column_samples = max(samples // len(columns.sign), 1)
-    column_counts, columns_exact = _distances(columns, COLUMN_FACTOR * exact_limit, column_samples, seed)
-    shares = _shares(columns)
-    doubled = np.flatnonzero(row_counts)
-    histogram = {int(d) / 2: int(row_counts[d]) for d in doubled}
-    pairs = int(row_counts.sum())
-    minimum = int(doubled[0])
+    if isinstance(codebook, OneVsAllCodebook):  # any two rows differ in two places, and so do any two columns
+        rows = columns = _Distances({4: codebook.num_classes * (codebook.num_classes - 1) // 2}, True)
+        shares = np.array([1 / codebook.num_classes])
+    else:
+        assert isinstance(codebook, PackedCodebook)
+        packed = PackedRows.from_planes(codebook.sign_plane, codebook.support_plane, codebook.length)
+        rows = _Distances.of(packed, exact_limit, samples, seed)
+        packed = _columns(codebook)
+        columns = _Distances.of(packed, COLUMN_FACTOR * exact_limit, max(samples // len(packed.sign), 1), seed)
+        shares = _shares(packed)
+    minimum, pairs = min(rows.pairs), sum(rows.pairs.values())
+    apart = [min(doubled, 2 * codebook.num_classes - doubled) / 2 for doubled in columns.pairs]
     return Quality(
         num_classes=codebook.num_classes,
         length=codebook.length,
         row_distance_min=minimum / 2,
-        row_distance_mean=int(row_counts @ np.arange(len(row_counts))) / (2 * pairs),
-        row_histogram=histogram,
-        exact=exact,
+        row_distance_mean=sum(doubled * count for doubled, count in rows.pairs.items()) / (2 * pairs),
+        row_histogram={doubled / 2: count for doubled, count in rows.pairs.items()},
+        exact=rows.exact,
         pairs=pairs,
         correctable_bits=max((minimum - 2) // 4, 0),
-        column_distance=_column_distance(column_counts),
-        columns_exact=columns_exact,
-        column_pairs=int(column_counts.sum()),
+        column_distance=min(apart, default=None),
+        columns_exact=columns.exact,
+        column_pairs=sum(columns.pairs.values()),
         balance_min=float(shares.min()),
         balance_max=float(shares.max()),
         balance_mean=float(shares.mean()),
     )
 
 
-def _distances(rows: PackedRows, limit: int, samples: int, seed: int) -> tuple[Integers, bool]:
-    """Counts by doubled distance, and whether they are of all pairs."""
-    exact = rows.num_pairs * len(rows.sign) <= limit
-    return (all_pairs(rows) if exact else sampled_pairs(rows, samples, seed)), exact
+class _Distances(NamedTuple):
+    """How many pairs of rows lie at each doubled distance, and whether these are all pairs."""
+
+    pairs: dict[int, int]
+    exact: bool
+
+    @classmethod
+    def of(cls, rows: PackedRows, limit: int, samples: int, seed: int) -> _Distances:
+        exact = rows.num_pairs * len(rows.sign) <= limit
+        counts = all_pairs(rows) if exact else sampled_pairs(rows, samples, seed)
+        return cls({int(doubled): int(counts[doubled]) for doubled in np.flatnonzero(counts)}, exact)
 
 
 def _columns(codebook: PackedCodebook) -> PackedRows:
@@ -114,12 +120,6 @@ def _columns(codebook: PackedCodebook) -> PackedRows:
     return PackedRows.from_planes(sign, support, codebook.num_classes)
 
 
-def _column_distance(counts: Integers) -> float | None:
-    """The least min(h, V − h) among counts (2V + 1,) by doubled distance h."""
-    doubled = np.flatnonzero(counts)
-    return float(np.minimum(doubled, len(counts) - 1 - doubled).min()) / 2 if len(doubled) else None
-
-
 def _shares(columns: PackedRows) -> np.ndarray:
     """The share of +1 among the non-zero symbols of each column (n,); 0 for an empty column."""
     positive = count_ones(columns.sign).sum(axis=0, dtype=np.int64)
@@ -128,30 +128,12 @@ def _shares(columns: PackedRows) -> np.ndarray:
     return positive / np.maximum(count_ones(columns.support).sum(axis=0, dtype=np.int64), 1)
 
 
-def _one_vs_all(num_classes: int) -> Quality:
-    """Any two rows differ in two places, and so do any two columns."""
-    pairs = num_classes * (num_classes - 1) // 2
-    return Quality(
-        num_classes=num_classes,
-        length=num_classes,
-        row_distance_min=2.0,
-        row_distance_mean=2.0,
-        row_histogram={2.0: pairs},
-        exact=True,
-        pairs=pairs,
-        correctable_bits=0,
-        column_distance=float(min(2, num_classes - 2)),
-        columns_exact=True,
-        column_pairs=pairs,
-        balance_min=1 / num_classes,
-        balance_max=1 / num_classes,
-        balance_mean=1 / num_classes,
-    )
+# A codebook on a page: facts and a picture.
 
 
 ROWS, COLUMNS = 64, 256
 """The most that is shown of a matrix."""
-LIMIT, SAMPLES = 2**22, 2**14
+SHOWN_LIMIT, SHOWN_SAMPLES = 2**22, 2**14
 """Words compared, and pairs drawn where that is not enough: a tenth of a second."""
 COLOURS = {-1: "#c8553d", 0: "#f2f0eb", 1: "#2b5d8c"}
 """Symbol → colour."""
@@ -235,7 +217,7 @@ def _facts(codebook: Codebook) -> dict[str, Any]:
 
 
 def _measured(codebook: Codebook) -> Quality:
-    return quality(codebook, exact_limit=LIMIT, samples=SAMPLES)
+    return quality(codebook, exact_limit=SHOWN_LIMIT, samples=SHOWN_SAMPLES)
 
 
 def _separation(measured: Quality) -> str:

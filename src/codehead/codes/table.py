@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
-from codehead.codes.packing import row_bytes
+from codehead.codes.packing import row_bytes, slices
 from codehead.errors import CheckpointError, CodebookError
 
 DENSE_CLASSES = 2**14
@@ -256,8 +256,7 @@ def bit_sums(weights: Tensor, plane: Tensor) -> Tensor:
     """
     flat = weights.detach().reshape(-1, weights.shape[-1])
     sums = flat.new_empty(len(flat), len(plane))
-    for start in range(0, len(flat), CHUNK_POSITIONS):
-        some = slice(start, start + CHUNK_POSITIONS)
+    for some in slices(len(flat), CHUNK_POSITIONS):
         _look_up(_entries(flat[some], plane.shape[1]), plane, sums[some])
     return sums.view(*weights.shape[:-1], len(plane))
 
@@ -276,9 +275,7 @@ def _look_up(entries: Tensor, plane: Tensor, sums: Tensor) -> None:
     """Fill `sums` `(positions, V)`."""
     num_bytes = plane.shape[1]
     offsets = ENTRIES * torch.arange(num_bytes, dtype=torch.int32, device=plane.device)
-    rows = max(1, CHUNK_INDICES // num_bytes)
-    for start in range(0, len(plane), rows):
-        some = slice(start, start + rows)
+    for some in slices(len(plane), CHUNK_INDICES // num_bytes):
         found = F.embedding_bag(plane[some].int() + offsets, entries, mode="sum")
         sums[:, some] = found.T[: len(sums)]
 

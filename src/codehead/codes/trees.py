@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from codehead.codes.codebook import Codebook, PackedCodebook, column_faults, enough_binary_columns
+from codehead.codes.codebook import Codebook, PackedCodebook, avoidable_faults, enough_binary_columns
 from codehead.codes.design import fixed_length, free_length, minimal_length, register, whole_number
-from codehead.codes.packing import Bytes, Floats, Integers, RandomBits, pack_bits
+from codehead.codes.packing import Floats, Integers, RandomBits, pack_bits
 from codehead.codes.prototypes import CHUNK_VALUES, Prototypes, principal_directions
 from codehead.errors import CodebookError
 
@@ -39,10 +39,7 @@ def merged_decoc(
     """
     remedy = "for a longer code choose merged_forest, or append parity bits (parity=)"
     length = fixed_length("merged_decoc", num_classes, bits, minimal_length(num_classes), remedy)
-    steps = whole_number("steps", steps, 0)
-    vectors = Prototypes.of("merged_decoc", prototypes, num_classes)
-    columns = _principal_tree(vectors, vectors.mean(), length, steps)
-    return _codebook("merged_decoc", vectors, columns, None, steps)
+    return _merged("merged_decoc", num_classes, length, None, prototypes, steps)
 
 
 @register(
@@ -58,51 +55,42 @@ def merged_forest(
     By default three trees. The last one is cut off where the bits end. A tree with a column that is
     there already is drawn again.
     """
-    depth = minimal_length(num_classes)
-    length = free_length("merged_forest", num_classes, bits, FOREST_TREES * depth)
+    length = free_length("merged_forest", num_classes, bits)
+    return _merged("merged_forest", num_classes, length, seed, prototypes, steps)
+
+
+def _merged(
+    design: str, num_classes: int, length: int, seed: int | None, prototypes: Any, steps: int
+) -> PackedCodebook:
+    """The principal tree and, with a seed, random ones."""
     steps = whole_number("steps", steps, 0)
-    vectors = Prototypes.of("merged_forest", prototypes, num_classes)
-    mean, source = vectors.mean(), RandomBits(seed)
-    columns = _principal_tree(vectors, mean, depth, steps)
-    while columns.shape[1] < length:
-        levels = min(depth, length - columns.shape[1])
-        columns = _with_new_tree(vectors, mean, columns, levels, steps, source)
-    return _codebook("merged_forest", vectors, columns, seed, steps)
-
-
-def _principal_tree(vectors: Prototypes, mean: Floats, levels: int, steps: int) -> np.ndarray:
-    """The paths of all classes (V, levels), truth values."""
+    vectors = Prototypes.of(design, prototypes, num_classes)
+    mean, depth, source = vectors.mean(), minimal_length(num_classes), RandomBits(seed or 0)
     directions = principal_directions(vectors, mean).T
-    starts = directions[np.arange(levels) % len(directions)]
-    return bisect(vectors, mean, starts, steps)[0]
+    columns, _ = bisect(vectors, mean, directions[np.arange(depth) % len(directions)], steps)
+    while columns.shape[1] < length:
+        columns = _with_new_tree(vectors, mean, columns, min(depth, length - columns.shape[1]), steps, source)
+    return PackedCodebook(
+        num_classes=num_classes,
+        length=length,
+        design=design,
+        seed=seed,
+        params={"prototypes": vectors.origin(), "steps": steps},
+        sign_plane=pack_bits(columns),
+    )
 
 
 def _with_new_tree(
     vectors: Prototypes, mean: Floats, columns: np.ndarray, levels: int, steps: int, source: RandomBits
 ) -> np.ndarray:
     """`columns` (V, n) and those of a random tree that repeats none of them: (V, n + levels)."""
-    num_classes, length = len(columns), columns.shape[1] + levels
     for _ in range(MAX_REDRAWS):
         upper, _ = bisect(vectors, mean, source.normal(levels, len(mean)), steps)
         wider = np.concatenate([columns, upper], axis=1)
-        if not enough_binary_columns(num_classes, length):
+        if not len(avoidable_faults(pack_bits(wider), wider.shape[1])):
             return wider
-        if not len(column_faults(pack_bits(wider), None, length).columns):
-            return wider
-    message = f"no tree without a repeated column was found after {columns.shape[1]} bits: these {num_classes} "
+    message = f"no tree without a repeated column was found after {columns.shape[1]} bits: these {len(columns)} "
     raise CodebookError(f"{message}prototypes of {len(mean)} dimensions yield too few splits; ask for fewer bits")
-
-
-def _codebook(design: str, vectors: Prototypes, columns: np.ndarray, seed: int | None, steps: int) -> Codebook:
-    plane: Bytes = pack_bits(columns)
-    return PackedCodebook(
-        num_classes=len(plane),
-        length=columns.shape[1],
-        design=design,
-        seed=seed,
-        params={"prototypes": vectors.origin(), "steps": steps},
-        sign_plane=plane,
-    )
 
 
 # Balanced recursive bisection of prototypes, level by level: one bit of a class per level of the tree.

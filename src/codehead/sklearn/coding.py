@@ -1,22 +1,26 @@
-"""Which codeword each class of a training set gets, and what no dichotomizer could make of it."""
+"""Which codeword each class of a training set gets: what a design is shown of it, what no dichotomizer could learn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_array
+from sklearn.utils import _safe_indexing, check_array, indexable
+from sklearn.utils.parallel import Parallel
 
-from codehead.codes import DESIGNS, Codebook, build
+from codehead.codes import DESIGNS, Codebook, Evaluation, build
 from codehead.codes.codebook import repeats
 from codehead.codes.decoc import MAX_SAMPLES
-from codehead.codes.design import minimal_length, whole_number
+from codehead.codes.design import minimal_length
+from codehead.codes.ecoc_one import VALIDATION_SHARE
 from codehead.codes.packing import Floats, Integers, Symbols
+from codehead.codes.table import CodewordTable
 from codehead.errors import CodebookError, ConfigurationError, DataError
+from codehead.sklearn.dichotomizers import ClassDecision, bit_scores, fit_columns, subset
 
 SIZED = ("dense_random", "sparse_random", "minrandom", "additive", "itq", "merged_forest")
 """The designs of any length: `code_size` times the number of classes, as in scikit-learn."""
@@ -32,20 +36,22 @@ DATA_OPTIONS = ("prototypes", "samples", "labels")
 
 
 class TrainingSet(NamedTuple):
-    """What a design may look at: N samples `X`, their class ids `y` (N,), weights (N,) or None.
+    """What a design may look at: N samples `X`, their class ids `y` (N,), what else goes to `fit`, weights included.
 
-    `estimator` is the classifier of the dichotomizers, which may know how X becomes numbers.
+    `estimator` is the classifier of the dichotomizers, which may know how X becomes numbers; `parallel` trains them.
     """
 
     X: Any
     y: Integers
-    sample_weight: Any
+    params: dict[str, Any]
     num_classes: int
     estimator: Any
+    parallel: Parallel
 
     def _means(self, features: Any) -> Floats:
         """The weighted mean of the features (N, d) of every class: (V, d)."""
-        weights = np.ones(len(self.y)) if self.sample_weight is None else np.asarray(self.sample_weight, np.float64)
+        given = self.params.get("sample_weight")
+        weights = np.ones(len(self.y)) if given is None else np.asarray(given, np.float64)
         of_class = sp.csr_array((weights, (self.y, np.arange(len(self.y)))), shape=(self.num_classes, len(self.y)))
         totals = of_class.sum(axis=1)
         if not np.all(totals > 0):
@@ -67,33 +73,25 @@ class TrainingSet(NamedTuple):
             return {}
         features = numeric_features(self.X, self.y, self.estimator, design)
         is_small = not sp.issparse(features) and len(features) <= MAX_SAMPLES
-        is_whole = self.sample_weight is None and len(np.unique(self.y)) == self.num_classes
+        is_whole = self.params.get("sample_weight") is None and len(np.unique(self.y)) == self.num_classes
         if "samples" in options and is_small and is_whole:
             return {"samples": features, "labels": self.y}
         return {"prototypes": self._means(features)}
 
 
-def class_codebook(
-    code: Any,
-    data: TrainingSet,
-    evaluation: Callable[[], Any],
-    *,
-    code_size: float,
-    bits: int | None,
-    params: dict[str, Any] | None,
-    seed: int,
-) -> Codebook:
+def class_codebook(classifier: Any, data: TrainingSet, seed: int) -> Codebook:
     """The codebook of the classes of `data`, in the order of their ids.
 
-    `code` is the name of a design, a codebook, or a matrix (V or more, n) of −1, 0 and +1 whose first V rows are used.
-    `evaluation` makes what a design that grows by its confusions is told them by.
+    The classifier's `code` is the name of a design, a codebook, or a matrix (V or more, n) of −1, 0 and +1 whose first
+    V rows are used.
     """
+    code, bits, params = classifier.code, classifier.bits, classifier.code_params
     if isinstance(code, str):
         own = dict(params or {})
         told = {} if any(name in own for name in DATA_OPTIONS) else data.described_to(code)
         if "evaluate" in DESIGNS.get(code).params() and "confusion" not in own and "evaluate" not in own:
-            told["evaluate"] = evaluation()
-        length = _length(code_size, data.num_classes) if bits is None and code in SIZED else bits
+            told["evaluate"] = HeldOutEvaluation(data, seed)
+        length = _length(classifier.code_size, data.num_classes) if bits is None and code in SIZED else bits
         return _drawn(code, data.num_classes, length, seed, {**told, **own})
     if params:
         raise ConfigurationError(f"code_params={params!r} are options of a named design, but code is a finished matrix")
@@ -128,7 +126,7 @@ def _length(code_size: float, num_classes: int) -> int:
         raise ConfigurationError(
             f"{message} to be told apart; give code_size={least} or more, or bits={needed} or more"
         )
-    return whole_number("bits", length, 1)
+    return length
 
 
 def asked_columns(matrix: Symbols) -> np.ndarray:
@@ -206,3 +204,63 @@ def _remedy(may_be_prepared: bool) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+# What a code confuses, found by training its dichotomizers without some of the samples: for designs that grow.
+
+
+class HeldOutEvaluation:
+    """The `evaluate` of `ecoc_one`: a codebook → confusions on 15% of the samples, and on those learnt from.
+
+    A column is trained once, however many codebooks it is in. Classes are decided by likelihood.
+    """
+
+    def __init__(self, data: TrainingSet, seed: int) -> None:
+        (X,) = indexable(data.X)
+        train, test = _split(data.y, seed)
+        self._estimator, self._parallel = data.estimator, data.parallel
+        self._samples = {"train": _safe_indexing(X, train), "test": _safe_indexing(X, test)}
+        self._ids = {"train": data.y[train], "test": data.y[test]}
+        self._params = subset(data.params, train, len(data.y))
+        self._scores: dict[bytes, dict[str, Floats]] = {}
+
+    def __call__(self, codebook: Codebook) -> Evaluation:
+        """Confusions as labels, answers and counts, and the share of wrong bits in the samples held out."""
+        matrix = codebook.to_array()
+        self._train_new(matrix)
+        columns = [self._scores[column.tobytes()] for column in matrix.T]
+        decision = ClassDecision(CodewordTable(codebook), "likelihood")
+        scores = {part: np.stack([column[part] for column in columns], axis=1) for part in self._ids}
+        found = {part: (ids, decision.best(scores[part]), np.ones(len(ids))) for part, ids in self._ids.items()}
+        return Evaluation(found["test"], found["train"], _error_rates(scores["test"], matrix[self._ids["test"]]))
+
+    def _train_new(self, matrix: Symbols) -> None:
+        """Train the columns of a coding matrix (V, n) that were never trained."""
+        new = [column for column in matrix.T if column.tobytes() not in self._scores]
+        if not new:
+            return
+        symbols = np.stack(new, axis=1)[self._ids["train"]]
+        trained = fit_columns(self._estimator, self._samples["train"], symbols, self._params, self._parallel)
+        for column, dichotomizer in zip(new, trained, strict=True):
+            scores = {part: bit_scores([dichotomizer], X)[:, 0] for part, X in self._samples.items()}
+            self._scores[column.tobytes()] = scores
+
+
+def _split(ids: Integers, seed: int) -> tuple[Integers, Integers]:
+    """The numbers of the samples to learn from, at least one of every class, and of those held out, at random."""
+    order = np.random.RandomState(seed).permutation(len(ids))
+    is_first = np.zeros(len(ids), dtype=bool)
+    is_first[np.unique(ids[order], return_index=True)[1]] = True
+    count = min(max(1, round(VALIDATION_SHARE * len(ids))), int((~is_first).sum()))
+    if not count:
+        message = "every class has a single sample, so none can be held out to find what is confused"
+        raise ConfigurationError(f"{message}; give more data, or code_params={{'confusion': …}}")
+    test = order[~is_first][:count]
+    return np.setdiff1d(order, test), test
+
+
+def _error_rates(scores: Floats, symbols: Symbols) -> Floats:
+    """The share of wrong signs (n,) in scores (N, n) where the symbols are not 0; ½ if there are none."""
+    looked_at = (symbols != 0).sum(axis=0)
+    wrong = ((scores * symbols <= 0) & (symbols != 0)).sum(axis=0)
+    return np.asarray(np.where(looked_at > 0, wrong / np.maximum(looked_at, 1), 0.5))

@@ -1,14 +1,17 @@
-"""Dichotomizers: one binary classifier for every column of a code, trained on the classes the column looks at."""
+"""Dichotomizers, a binary classifier for every column of a code: how they are trained, and decide between classes."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
-from scipy.special import logit
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import logit, logsumexp
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model._base import LinearClassifierMixin
 from sklearn.model_selection import check_cv
@@ -16,7 +19,10 @@ from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples
 
-from codehead.codes.packing import Floats, Integers, Symbols
+from codehead.codes.packing import Floats, Integers, Symbols, slices
+from codehead.codes.table import CodewordTable
+from codehead.decoding import DECODERS, FittedDecoder, Weights, fit, token_scores
+from codehead.decoding.soft_bits import fit_sigmoids
 from codehead.errors import ConfigurationError, DataError
 
 SURE = float(np.finfo(np.float32).eps)
@@ -42,53 +48,34 @@ class ConstantDichotomizer(ClassifierMixin, BaseEstimator):
 
 
 def fit_columns(
-    estimator: Any, X: Any, symbols: Symbols, params: dict[str, Any], *, n_jobs: int | None, verbose: int
-) -> list[Any]:
-    """A fitted clone of the estimator for each column of `symbols` (N, n), what the code has for each sample.
-
-    `params` go to `fit`, those with a value per sample reduced to the samples of the column.
-    """
-    X = _indexable(X, symbols)
-    jobs = (delayed(_fit)(estimator, X, column, params) for column in symbols.T)
-    return list(Parallel(n_jobs=n_jobs, verbose=verbose)(jobs))
-
-
-def partial_fit_columns(
     estimator: Any,
-    trained: Sequence[Any],
     X: Any,
     symbols: Symbols,
     params: dict[str, Any],
-    *,
-    n_jobs: int | None,
-    verbose: int,
+    parallel: Parallel,
+    trained: Sequence[Any] | None = None,
 ) -> list[Any]:
-    """Every trained dichotomizer after a further batch; one whose column looks at no sample of it stays as it is.
+    """A fitted clone of the estimator for each column of `symbols` (N, n), what the code has for each sample.
 
-    One that is constant, as its column has looked at none before, becomes a clone of the estimator.
+    If dichotomizers are `trained` already, they after a further batch: one whose column looks at no sample of it stays
+    as it is, one that is constant, as its column has looked at none before, becomes a clone of the estimator. `params`
+    go to `fit` or `partial_fit`, those with a value per sample reduced to the samples of the column.
     """
-    X = _indexable(X, symbols)
+    X = X if symbols.all() else indexable(X)[0]  # rows can be chosen, if they will be
+    learners = trained or [None] * symbols.shape[1]
     jobs = (
-        delayed(_partial_fit)(estimator, dichotomizer, X, column, params)
-        for dichotomizer, column in zip(trained, symbols.T, strict=True)
+        delayed(_fit)(estimator, learner, X, column, params)
+        for learner, column in zip(learners, symbols.T, strict=True)
     )
-    return list(Parallel(n_jobs=n_jobs, verbose=verbose)(jobs))
+    return list(parallel(jobs))
 
 
-def _indexable(X: Any, symbols: Symbols) -> Any:
-    """The data in a form whose rows can be chosen, if they will be."""
-    return X if symbols.all() else indexable(X)[0]
-
-
-def _fit(estimator: Any, X: Any, symbols: Symbols, params: dict[str, Any]) -> Any:
+def _fit(estimator: Any, trained: Any, X: Any, symbols: Symbols, params: dict[str, Any]) -> Any:
     X, sides, params = _looked_at(X, symbols, params)
-    if not len(sides) or (sides == sides[0]).all():
-        return ConstantDichotomizer(int(sides[0]) if len(sides) else 1)
-    return clone(estimator).fit(X, sides, **params)
-
-
-def _partial_fit(estimator: Any, trained: Any, X: Any, symbols: Symbols, params: dict[str, Any]) -> Any:
-    X, sides, params = _looked_at(X, symbols, params)
+    if trained is None:
+        if not len(sides) or (sides == sides[0]).all():
+            return ConstantDichotomizer(int(sides[0]) if len(sides) else 1)
+        return clone(estimator).fit(X, sides, **params)
     if not len(sides):
         return trained
     learner = clone(estimator) if isinstance(trained, ConstantDichotomizer) else trained
@@ -138,15 +125,7 @@ def _score(estimator: Any, X: Any) -> Floats:
 
 
 def out_of_fold_scores(
-    estimator: Any,
-    X: Any,
-    y: Integers,
-    matrix: Symbols,
-    params: dict[str, Any],
-    *,
-    cv: Any,
-    n_jobs: int | None,
-    verbose: int,
+    estimator: Any, X: Any, y: Integers, matrix: Symbols, params: dict[str, Any], cv: Any, parallel: Parallel
 ) -> tuple[Floats, Integers]:
     """Bit scores (M, n) of samples that the dichotomizers were not trained on, and their class ids (M,).
 
@@ -156,7 +135,7 @@ def out_of_fold_scores(
     scores, labels = [], []
     for train, test in _folds(X, y, cv):
         some = (_safe_indexing(X, train), matrix[y[train]], subset(params, train, len(y)))
-        estimators = fit_columns(estimator, *some, n_jobs=n_jobs, verbose=verbose)
+        estimators = fit_columns(estimator, *some, parallel)
         scores.append(bit_scores(estimators, _safe_indexing(X, test), stack(estimators)))
         labels.append(y[test])
     return np.concatenate(scores), np.concatenate(labels)
@@ -207,13 +186,10 @@ def fold(stacked: Any, matrix: Floats, slope: Floats, offset: Floats) -> Any:
     return folded
 
 
-def best_class(model: Any, X: Any, num_classes: int) -> Integers:
-    """Where the decision function (N, V) of a linear model is largest, the first such class (N,)."""
-    (X,) = indexable(X)
-    rows = max(1, CHUNK_SCORES // num_classes)
-    starts = range(0, max(_num_samples(X), 1), rows)
-    pieces = (model.decision_function(_safe_indexing(X, slice(start, start + rows))) for start in starts)
-    return np.concatenate([scores.argmax(axis=1) for scores in pieces])
+def best_class(scores: Callable[[slice], Floats], num_samples: int, num_classes: int) -> Integers:
+    """The classes (N,) of the highest `scores` (rows, V), of equal ones the first; few scores are held at a time."""
+    pieces = slices(num_samples, CHUNK_SCORES // num_classes)
+    return np.concatenate([scores(some).argmax(axis=1) for some in pieces])
 
 
 def _is_linear(estimator: Any, kind: type) -> bool:
@@ -222,3 +198,107 @@ def _is_linear(estimator: Any, kind: type) -> bool:
     if type(estimator) is not kind or not inherits or not isinstance(coefficients, np.ndarray):
         return False
     return coefficients.ndim == 1 or coefficients.shape[0] == 1
+
+
+# From scores of dichotomizers to probabilities: Platt's sigmoid for every bit, one temperature for the posterior.
+#
+# The sigmoids bring all bits to one scale, that of logits (`codehead.decoding.soft_bits`). The codeword posterior
+# takes the errors of the bits for independent; dichotomizers trained on the same samples err together, the more so the
+# longer the code, so that it is far too sure. One temperature for its log-probabilities mends most of that (C. Guo and
+# others, "On Calibration of Modern Neural Networks", 2017) and changes no ranking.
+
+
+LOG_SHARPNESS = (-8.0, 3.0)
+"""Where the logarithm of 1 / temperature is looked for."""
+
+FITTED_SCORES = 2**24
+"""The most scores of classes that the temperature is fitted to (128 MiB); of more samples every k-th is taken."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Bit logits are `slope · score + offset`, both (n,); log-probabilities are multiplied by `sharpness`."""
+
+    slope: Floats
+    offset: Floats
+    sharpness: float
+
+    @classmethod
+    def fit(cls, scores: Floats, ids: Integers, table: CodewordTable) -> Calibration:
+        """From scores (M, n) that the dichotomizers gave to samples they were not trained on, of the classes `ids`."""
+        symbols = table.lookup(torch.from_numpy(ids)).double()
+        slope, offset = -fit_sigmoids(torch.from_numpy(scores), symbols).numpy()
+        some = slice(None, None, 1 + len(ids) * table.num_classes // FITTED_SCORES)
+        log_products = token_scores(torch.from_numpy(slope * scores[some] + offset), table, "likelihood")
+        return cls(slope, offset, _sharpness(log_products.numpy(), ids[some]))
+
+    def bit_logits(self, scores: Floats) -> Floats:
+        """The calibrated bit logits of scores (N, n)."""
+        return self.slope * scores + self.offset
+
+
+def _sharpness(log_products: Floats, ids: Integers) -> float:
+    """The factor under which the softmax of the scores (M, V) has the least cross entropy."""
+
+    def cross_entropy(log_factor: float) -> float:
+        scaled = np.exp(log_factor) * log_products
+        return float(np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(ids)), ids]))
+
+    return float(np.exp(minimize_scalar(cross_entropy, bounds=LOG_SHARPNESS, method="bounded").x))
+
+
+# From what the dichotomizers say to scores of classes: calibration, decoder and its weights, for one code.
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ClassDecision:
+    """Decides between the V classes of `table` by the scores (N, n) of its columns, in float64."""
+
+    table: CodewordTable
+    decoder: str
+    calibration: Calibration | None = None
+    weights: Weights | None = None
+
+    @classmethod
+    def fit(
+        cls, table: CodewordTable, decoder: str, scores: Floats, ids: Integers, *, calibrated: bool
+    ) -> ClassDecision:
+        """Calibration and weights, where there are any, are fitted to scores (M, n) of samples of the classes `ids`."""
+        calibration = Calibration.fit(scores, ids, table) if calibrated else None
+        bit_logits = calibration.bit_logits(scores) if calibration else scores
+        is_fitted = isinstance(DECODERS.get(decoder), FittedDecoder)
+        weights = fit(decoder, torch.from_numpy(bit_logits), torch.from_numpy(ids), table) if is_fitted else None
+        return cls(table, decoder, calibration, weights)
+
+    def class_scores(self, scores: Floats) -> Floats:
+        """The decoder's scores of all classes (N, V)."""
+        return self._decoded(scores, self.decoder)
+
+    def best(self, scores: Floats) -> Integers:
+        """The classes (N,) of the highest scores, of equal ones the first."""
+        return best_class(lambda some: self.class_scores(scores[some]), len(scores), self.table.num_classes)
+
+    def folded(self, stacked: Any) -> Any:
+        """A linear model that ranks the classes as decoder and stacked dichotomizers do, if it costs less; else None.
+
+        Likelihood on a binary code, and the linear loss on any, rank by the product of codewords and bit logits.
+        """
+        by_product = self.decoder == "loss_linear" or (self.decoder == "likelihood" and not self.table.is_ternary)
+        if stacked is None or not by_product or stacked.coef_.shape[1] >= self.table.length:
+            return None
+        slope, offset = np.ones(self.table.length), np.zeros(self.table.length)
+        if self.calibration:
+            slope, offset = self.calibration.slope, self.calibration.offset
+        return fold(stacked, self.table.signs().double().numpy(), slope, offset)
+
+    def log_products(self, scores: Floats) -> Floats:
+        """Log-probabilities of the codewords (N, V) up to a constant of the sample, tempered if calibrated."""
+        sharpness = self.calibration.sharpness if self.calibration else 1.0
+        return sharpness * self._decoded(scores, "likelihood")
+
+    def _decoded(self, scores: Floats, decoder: str) -> Floats:
+        bit_logits = self.calibration.bit_logits(scores) if self.calibration else scores
+        with torch.inference_mode():
+            return token_scores(torch.from_numpy(bit_logits), self.table, decoder, weights=self.weights).numpy()

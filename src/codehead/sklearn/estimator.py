@@ -9,11 +9,18 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, is_regressor
-from sklearn.utils import check_random_state, get_tags
+from sklearn.utils import _safe_indexing, check_random_state, get_tags, indexable
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, has_fit_parameter, validate_data
+from sklearn.utils.parallel import Parallel
+from sklearn.utils.validation import (
+    _num_samples,
+    check_consistent_length,
+    check_is_fitted,
+    has_fit_parameter,
+    validate_data,
+)
 
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.packing import Floats, Integers
@@ -22,14 +29,14 @@ from codehead.decoding import DECODERS, FittedDecoder
 from codehead.errors import ConfigurationError, DataError
 from codehead.registry import did_you_mean
 from codehead.sklearn.coding import TrainingSet, asked_columns, check_separates, class_codebook
-from codehead.sklearn.decision import Calibration, ClassDecision, HeldOutEvaluation
 from codehead.sklearn.dichotomizers import (
+    Calibration,
+    ClassDecision,
     ConstantDichotomizer,
     best_class,
     bit_scores,
     fit_columns,
     out_of_fold_scores,
-    partial_fit_columns,
     stack,
 )
 
@@ -55,7 +62,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             categories or missing values, those that the first steps of a pipeline make of X, given as `estimator`.
         decoder: a name in `codehead.decoding.DECODERS`.
         calibration: None, or "platt": the scores of every dichotomizer are turned into log-odds by a sigmoid fitted to
-            scores out of fold, and probabilities are tempered (`codehead.sklearn.decision`).
+            scores out of fold, and probabilities are tempered (`codehead.sklearn.dichotomizers`).
         cv: folds for calibration and for decoders that are fitted: a number, or a splitter of scikit-learn. Without
             those two nothing is split.
         random_state: an int is the seed of the design; None or a RandomState have one drawn.
@@ -111,9 +118,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         self.classes_ = known_classes(y)
         ids = class_ids(y, self.classes_)
         table = self._choose_code(X, ids, params)
-        self.estimators_ = fit_columns(
-            self.estimator, X, self.code_book_[ids], params, n_jobs=self.n_jobs, verbose=self.verbose
-        )
+        self.estimators_ = fit_columns(self.estimator, X, self.code_book_[ids], params, self._parallel())
         self._decision = self._fit_decision(table, X, ids, params)
         return self._settled()
 
@@ -138,15 +143,8 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         if is_first:
             self._decision = ClassDecision(self._choose_code(X, ids, params), self.decoder)
             self.estimators_ = [ConstantDichotomizer() for _ in self._asked]
-        trained = partial_fit_columns(
-            self.estimator,
-            self._dichotomizers(),
-            X,
-            self.code_book_[:, self._asked][ids],
-            params,
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
-        )
+        symbols = self.code_book_[:, self._asked][ids]
+        trained = fit_columns(self.estimator, X, symbols, params, self._parallel(), self._dichotomizers())
         for column, estimator in zip(np.flatnonzero(self._asked), trained, strict=True):
             self.estimators_[column] = estimator
         return self._settled()
@@ -160,9 +158,14 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     def predict(self, X: Any) -> Any:
         """The labels (N,) whose codewords the decoder scores highest; of equal scores the first class."""
         check_is_fitted(self)
-        if self._folded is not None:
-            return self.classes_[best_class(self._folded, X, len(self.classes_))]
-        return self.classes_[self._decision.best(self._bit_scores(X))]
+        if self._folded is None:
+            return self.classes_[self._decision.best(self._bit_scores(X))]
+        (X,) = indexable(X)
+
+        def scores(some: slice) -> Floats:
+            return np.asarray(self._folded.decision_function(_safe_indexing(X, some)))
+
+        return self.classes_[best_class(scores, max(_num_samples(X), 1), len(self.classes_))]
 
     def decision_function(self, X: Any) -> Floats:
         """The decoder's scores of all classes (N, V), larger is better; for two classes (N,), second minus first."""
@@ -205,16 +208,8 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def _choose_code(self, X: Any, ids: Integers, params: dict[str, Any]) -> CodewordTable:
         """Settle the code and which of its columns are asked; the table has these columns."""
-        seed = seed_of(self.random_state)
-        self.codebook_ = codebook = class_codebook(
-            self.code,
-            TrainingSet(X, ids, params.get("sample_weight"), len(self.classes_), self.estimator),
-            lambda: HeldOutEvaluation(self.estimator, X, ids, params, n_jobs=self.n_jobs, seed=seed),
-            code_size=self.code_size,
-            bits=self.bits,
-            params=self.code_params,
-            seed=seed,
-        )
+        data = TrainingSet(X, ids, params, len(self.classes_), self.estimator, Parallel(n_jobs=self.n_jobs))
+        self.codebook_ = codebook = class_codebook(self, data, seed_of(self.random_state))
         check_kernel(self, codebook.is_ternary)
         self.code_book_ = codebook.to_array()
         check_separates(self.code_book_, self.classes_.tolist(), is_given=not isinstance(self.code, str))
@@ -226,17 +221,12 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     def _fit_decision(self, table: CodewordTable, X: Any, ids: Integers, params: dict[str, Any]) -> ClassDecision:
         if not needs_scores_out_of_fold(self):
             return ClassDecision(table, self.decoder)
-        scores, labels = out_of_fold_scores(
-            self.estimator,
-            X,
-            ids,
-            self.code_book_[:, self._asked],
-            params,
-            cv=self.cv,
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
-        )
-        return ClassDecision.fit(table, self.decoder, scores, labels, calibrated=self.calibration is not None)
+        matrix = self.code_book_[:, self._asked]
+        held_out = out_of_fold_scores(self.estimator, X, ids, matrix, params, self.cv, self._parallel())
+        return ClassDecision.fit(table, self.decoder, *held_out, calibrated=self.calibration is not None)
+
+    def _parallel(self) -> Parallel:
+        return Parallel(n_jobs=self.n_jobs, verbose=self.verbose)
 
     def _settled(self) -> OutputCodeClassifier:
         """The classifier itself, once what follows from the dichotomizers is noted."""
