@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
-from codehead.models import is_coded
 from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.models.folding import check_foldable, fold
 from codehead.models.hidden import Statistics, hidden_states
+from codehead.models.surgery import is_coded
 from codehead.processes import Processes, launched
 from codehead.recommendation import Recommendation, recommend
 from codehead.training.config import RunConfig

@@ -7,7 +7,7 @@ from small_runs import finetuning
 from transformers import TrainerCallback
 
 from codehead.errors import ConfigurationError
-from codehead.models import attach
+from codehead.models.surgery import attach
 from codehead.training.distil import row_sizes
 from codehead.training.model import load_model
 from codehead.training.run import train

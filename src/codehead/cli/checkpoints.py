@@ -30,7 +30,7 @@ def attach(
     Without --code, the code is one of the old head and starts near it; with another, the head still has to be trained.
     """
     from codehead.evaluation.size import model_size
-    from codehead.models import attach as attach_to
+    from codehead.models.surgery import attach as attach_to
     from codehead.models.surgery import describe
     from codehead.training.model import load_model
     from codehead.training.saving import locked, save_whole
@@ -250,7 +250,7 @@ def fold(
 
 
 def _fold(model: str, out: Path) -> None:
-    from codehead.models import fold as fold_head
+    from codehead.models.folding import fold as fold_head
     from codehead.training.model import load_model
     from codehead.training.saving import locked, save_whole
     from codehead.training.tokenizer import load_tokenizer

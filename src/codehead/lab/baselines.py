@@ -193,8 +193,8 @@ def _written_out(model: Any, baseline: BaselineConfig, config: RunConfig, batch_
     Frequencies and second moments of hidden states are those of the run's training text. ConfigurationError if the
     model is coded, or its head has a bias.
     """
-    from codehead.models import is_coded
     from codehead.models.stock import replace_head
+    from codehead.models.surgery import is_coded
 
     head = model.get_output_embeddings()
     if is_coded(model) or head.bias is not None:

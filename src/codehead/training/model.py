@@ -13,9 +13,10 @@ from torch import nn
 from codehead.boundaries import library_bars_hidden, loading, reason
 from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
-from codehead.models import integrity, is_coded, named
+from codehead.models import integrity, named
 from codehead.models.integrity import expect_layers, refuse_missing
 from codehead.models.probe import refuse_non_causal
+from codehead.models.surgery import is_coded
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets, in_native_dtype
 from codehead.training.config import RunConfig, refuse_softmax_only

@@ -28,9 +28,8 @@ from transformers.integrations.integration_utils import (
 
 from codehead.boundaries import library_bars_hidden, peft_warnings_hidden
 from codehead.errors import ConfigurationError
-from codehead.models import is_coded
 from codehead.models.calibration import calibrate, text_outputs
-from codehead.models.surgery import describe
+from codehead.models.surgery import describe, is_coded
 from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, Show, Text, batch_size_of, check_labels, load_rows

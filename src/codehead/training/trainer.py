@@ -17,9 +17,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from codehead.boundaries import reason
 from codehead.errors import ConfigurationError
-from codehead.models import is_coded, named
+from codehead.models import named
 from codehead.models.description import weights_checksum
 from codehead.models.registration import METHOD
+from codehead.models.surgery import is_coded
 from codehead.training.config import RunConfig
 from codehead.training.distil import row_sizes
 from codehead.training.loop import refuse_divergence

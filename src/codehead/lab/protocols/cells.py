@@ -30,9 +30,9 @@ from codehead.lab.protocols.protocol import AnswersConfig, Entry, Protocol, Timi
 from codehead.lab.protocols.resolve import Cell
 from codehead.lab.protocols.store import digest, folder_record
 from codehead.lab.result import EVERY_SETTING, Result, canonical_json, timing_path, write_json
-from codehead.models import is_coded
 from codehead.models.calibration import text_outputs
 from codehead.models.description import Description
+from codehead.models.surgery import is_coded
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, load_examples
 from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
