@@ -21,10 +21,10 @@ from codehead.errors import ConfigurationError
 from codehead.losses import IGNORE
 from codehead.models.calibration import check_calibration
 from codehead.models.hidden import Statistics, hidden_states, labelled_states
+from codehead.models.old_head import check_extras
 from codehead.models.probe import SoftmaxHead, softmax_head
 from codehead.models.rounding import check_unrounded, to_int4, to_int8
 from codehead.models.surgery import attach, is_coded
-from codehead.models.token_extras import check_extras
 from codehead.processes import ALONE, Processes
 from codehead.recommendation import recommend
 from codehead.training.adapt import find_targets
