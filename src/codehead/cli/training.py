@@ -65,8 +65,7 @@ def finetune(
     is rounded. A run that was stopped goes on from its last complete checkpoint when
     the same command is given again.
     """
-    from codehead.training.blocks import merged, read_yaml
-    from codehead.training.config import RunConfig
+    from codehead.training.config import RunConfig, merged, read_yaml
     from codehead.training.new_head import within
 
     values = merged({} if config is None else read_yaml(config), opt.overrides(context.params))
