@@ -177,13 +177,14 @@ def compress(
 
 def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages | None) -> None:
     """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
+    from codehead.training.loop import Work
     from codehead.training.new_head import finish, fit_decision_layer
 
     parts = {key: {"seed": config.seed, **converted[key]} for key in ("decision", "distil") if converted.get(key)}
     ends = {key: converted[key] for key in INTEGER_BITS if key in converted}
     described = RunConfig.from_dict({**config.to_dict(), **parts, **ends, "model": config.output_dir, "adapt": "head"})
     text = _text(config)
-    finish(fit_decision_layer(model, described, text, stages=stages), described, text)
+    finish(fit_decision_layer(model, described, text, Work(stages=stages)), described, text)
 
 
 @torch.no_grad()

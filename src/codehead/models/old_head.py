@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -179,7 +180,7 @@ def _extra_bits(config: DecisionConfig, codebook: Codebook, old: OldHead, listed
     rows = _left_over(codebook, old, weights, ids.to(old.weight.device))
     seen = rows if old.statistics is None else old.statistics.seen(rows)
     importance = weights[ids.to(weights.device)].cpu().numpy()
-    options = {"prototypes": seen.cpu().numpy(), "weights": importance}
+    options: dict[str, Any] = {"prototypes": seen.cpu().numpy(), "weights": importance}
     try:
         code = build(DESIGN, len(ids), bits=config.extra_bits, seed=config.seed, **options)
     except CodebookError as error:

@@ -106,13 +106,6 @@ def check_labels(examples: Dataset, vocab_size: int) -> None:
             )
 
 
-def count_labels(examples: Dataset, num_tokens: int) -> np.ndarray:
-    """How often every token is a label, int64 `(tokens,)`; ids of `num_tokens` or more are left out."""
-    labels = examples.data.column("labels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    known = labels[(labels >= 0) & (labels < num_tokens)]
-    return np.bincount(known, minlength=num_tokens)
-
-
 class Collator:
     """Pads examples to the longest of the batch: labels with −100, byte counts with 0.
 
@@ -133,8 +126,6 @@ class Collator:
         }
 
 
-Show = Callable[[str, int, int], None]
-"""Called with (stage, work done, work in all)."""
 STATISTICS_TOKENS = 32_768
 """Positions whose hidden states tell how they vary: for a code, a start, and rounding."""
 
@@ -163,8 +154,10 @@ class Text:
         return self.load()
 
     def counts(self, num_tokens: int) -> np.ndarray:
-        """How often each token is a label, `(num_tokens,)`."""
-        return count_labels(self.examples, num_tokens)
+        """How often each token is a label, int64 `(num_tokens,)`; ids of `num_tokens` or more are left out."""
+        labels = self.examples.data.column("labels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        known = labels[(labels >= 0) & (labels < num_tokens)]
+        return np.bincount(known, minlength=num_tokens)
 
     def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch of examples drawn with replacement."""

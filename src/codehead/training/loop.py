@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codehead.errors import CheckpointError, CodeheadError
+from codehead.processes import ALONE, Processes
 
 KINDS = (".json", ".safetensors", ".tmp")  # .json: of version 0.1
 NOTES = "notes"
@@ -61,11 +63,11 @@ class Stages:
         whole = {key: value.detach().contiguous() for key, value in tensors.items()}
         temporary = self.path / f".{name}.safetensors.tmp"
         save_file(whole, temporary, {NOTES: json.dumps(notes or {})})
-        os.replace(temporary, self.path / f"{name}.safetensors")  # a killed process leaves the old file or the new one
+        os.replace(temporary, self.file(name))  # a killed process leaves the old file or the new one
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and values that `save` kept under a name; None if there are none."""
-        if self.path is None or not (kept := self.path / f"{name}.safetensors").exists():
+        if self.path is None or not (kept := self.file(name)).exists():
             return None
         try:
             with safe_open(kept, framework="pt") as file:
@@ -75,6 +77,11 @@ class Stages:
             raise CheckpointError(
                 f"{str(kept)!r} is damaged ({error}); remove it, and that stage is computed again"
             ) from error
+
+    def file(self, name: str) -> Path:
+        """Where a stage is kept; there must be a path."""
+        assert self.path is not None
+        return self.path / f"{name}.safetensors"
 
     def exist(self) -> bool:
         """Whether anything is kept."""
@@ -89,6 +96,23 @@ class Stages:
                 file.unlink()
         if not any(self.path.iterdir()):
             self.path.rmdir()
+
+
+Show = Callable[[str, int, int], None]
+"""Called with (stage, work done, work in all)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What goes with a long computation: to whom it is shown, where it is kept, and which processes share it."""
+
+    show: Show = lambda stage, done, total: None
+    stages: Stages = field(default_factory=Stages)
+    processes: Processes = ALONE
+
+
+SILENT = Work()
+"""Shown to nobody, kept nowhere, done alone."""
 
 
 def refuse_divergence(loss: float, step: int, rate: str = "training.learning_rate") -> None:

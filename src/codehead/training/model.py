@@ -20,25 +20,20 @@ from codehead.models.surgery import is_coded
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets, in_native_dtype
 from codehead.training.config import RunConfig, refuse_softmax_only
-from codehead.training.data import Show, Text, check_vocabulary
-from codehead.training.loop import Stages
+from codehead.training.data import Text, check_vocabulary
+from codehead.training.loop import Work
 from codehead.training.new_head import fit_decision_layer, looks_at_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def build_model(
-    config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    text: Text | None = None,
-    stages: Stages | None = None,
-    show: Show = lambda stage, done, total: None,
-) -> nn.Module:
+def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, text: Text, work: Work) -> nn.Module:
     """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
 
     `text` is what the model will be trained on: a new decision layer that looks at text, or learns from the old head
-    before the training, does so there, on the accelerator if there is one; `stages` keep what that has come to.
+    before the training, does so there, on the accelerator if there is one; the stages of `work` keep what that has
+    come to.
     """
     if isinstance(config.model, dict):
         model = new_model(config.model, tokenizer)
@@ -53,7 +48,7 @@ def build_model(
     elif config.decision is not None:
         if looks_at_text(config, text):
             model = model.to(device_of(config))
-        model = fit_decision_layer(model, config, text, show, stages)
+        model = fit_decision_layer(model, config, text, work)
     if is_coded(model):
         refuse_softmax_only(config.training)
     return model

@@ -32,14 +32,13 @@ from codehead.models.calibration import calibrate, text_outputs
 from codehead.models.surgery import describe, is_coded
 from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.config import RunConfig
-from codehead.training.data import Collator, Rows, Show, Text, batch_size_of, check_labels, load_rows
-from codehead.training.folder import Clock, RunFolder, check_weights
-from codehead.training.loop import Stages, refuse_divergence
+from codehead.training.data import Collator, Rows, Text, batch_size_of, check_labels, load_rows
+from codehead.training.folder import RunFolder, check_weights, save_whole
+from codehead.training.loop import Show, Stages, Work, refuse_divergence
 from codehead.training.model import build_model, device_of
 from codehead.training.new_head import check_end, finish
 from codehead.training.progress import RichProgress, shown
-from codehead.training.provenance import provenance, utc_now
-from codehead.training.saving import save_whole
+from codehead.training.provenance import Clock, provenance, utc_now
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer, decision_rates, filled, knows_its_tokens, skeleton
 
@@ -97,7 +96,7 @@ def _run(
     with stages_of_run as stages:
         stopped = Clock(folder, origin, began).kept_when_stopped() if distils else nullcontext()
         with _shown(progress and distils and folder.is_main) as show, stopped:
-            model: Any = build_model(config, tokenizer, text, stages, show)
+            model: Any = build_model(config, tokenizer, text, Work(show, stages))
         check_end(model, config)
         origin["codebook"] = describe(model, "train").codebook.checksum if is_coded(model) else None
         if not overwrite:
@@ -156,7 +155,7 @@ def _ended(
     """The trained model, plain, calibrated and finished, and what `run.json` tells of the calibration."""
     model = merge(model)
     told = {} if config.calibrate is None else _calibrate(model, config, validation)
-    return finish(model, config, text, show), told
+    return finish(model, config, text, Work(show)), told
 
 
 def _shown(wanted: bool) -> AbstractContextManager[Show]:

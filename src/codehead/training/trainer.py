@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -22,11 +22,8 @@ from codehead.models.description import weights_checksum
 from codehead.models.registration import METHOD
 from codehead.models.surgery import is_coded
 from codehead.training.config import RunConfig
-from codehead.training.distil import row_sizes
+from codehead.training.distil import steady_rate
 from codehead.training.loop import refuse_divergence
-
-STEADY = 0.01
-"""Of the median root mean square of a tensor's rows: how far its weights move in a step at most."""
 
 
 def decision_rates(
@@ -55,15 +52,6 @@ def decision_rates(
             "training.learning_rate; omit it, or choose adapt: head or lora, which untie them"
         )
     return dict.fromkeys(named, config.head_learning_rate)
-
-
-def steady_rate(values: Tensor) -> float:
-    """The rate at which a tensor of a head keeps what it knows: STEADY of the median size of its rows.
-
-    A single number is the scale of a bias in int8, and its size is its magnitude.
-    """
-    values = values.detach().float()
-    return STEADY * float((values.abs() if values.numel() == 1 else row_sizes(values)).median())
 
 
 def knows_its_tokens(model: Any, config: RunConfig) -> bool:
