@@ -22,7 +22,7 @@ from codehead.heads.chain import Chain
 from codehead.heads.feedforward import HEADS, gives_log_probabilities
 from codehead.layer import Decision
 from codehead.models import guards, named, quantised, stock
-from codehead.models.coded import CodedCausalLM, coded_class
+from codehead.models.coded import CodedCausalLM, own_class
 from codehead.models.description import Description, weights_checksum
 from codehead.models.guards import all_or_nothing
 from codehead.models.hidden import Statistics
@@ -127,20 +127,16 @@ def _keeps_soft_cap(model: Any, config: DecisionConfig, codebook: Codebook) -> b
     tokens = gives_log_probabilities(HEADS.get(config.head))
     if tokens:
         Tokens(CodewordTable(codebook)).check()  # before a head for so few tokens is made
-        _refuse_factor(model, config.head)
+        factor = LogitScaling.of(model).scale
+        if factor != 1:
+            raise ConfigurationError(
+                f"{type(model).__name__} multiplies what its head gives by {factor:g}, which would make other numbers "
+                f"of the log-probabilities of head {config.head!r}; choose another head"
+            )
     capped = codebook.design == "one_vs_all" and not tokens
     if not capped:
         stock.refuse_fixed_soft_cap(model)
     return capped
-
-
-def _refuse_factor(model: Any, head: str) -> None:
-    factor = LogitScaling.of(model).scale
-    if factor != 1:
-        raise ConfigurationError(
-            f"{type(model).__name__} multiplies what its head gives by {factor:g}, which would make other numbers of "
-            f"the log-probabilities of head {head!r}; choose another head"
-        )
 
 
 def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | None = None) -> None:
@@ -151,7 +147,7 @@ def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | No
     guards.allow_saving(model)  # a folded head is gone
     model.loss_type = "ForCausalLM"  # so that the Trainer counts shifted labels
     stock_class: Any = type(model)
-    model.__class__ = coded_class(stock_class)
+    model.__class__ = own_class(CodedCausalLM, stock_class)
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
     model._kept = kept
 

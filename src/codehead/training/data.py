@@ -125,6 +125,14 @@ class Collator:
             for name, value in self.padding.items()
         }
 
+    def batches(
+        self, examples: Sequence[Mapping[str, Any]] | Dataset, size: int, order: Sequence[int] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Batches of so many examples, in this order, or their own."""
+        order = range(len(examples)) if order is None else order
+        for start in range(0, len(order), size):
+            yield self([examples[i] for i in order[start : start + size]])
+
 
 STATISTICS_TOKENS = 32_768
 """Positions whose hidden states tell how they vary: for a code, a start, and rounding."""
@@ -166,10 +174,8 @@ class Text:
 
     def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
         """Batches of examples in random order, once through the text."""
-        collate = Collator(self.pad_id)
         order = np.random.default_rng(self.seed).permutation(len(self.examples))
-        for start in range(0, len(order), size):
-            yield collate([self.examples[int(i)] for i in order[start : start + size]])
+        return Collator(self.pad_id).batches(self.examples, size, order.tolist())
 
 
 def batch_size_of(config: RunConfig) -> int:

@@ -249,9 +249,7 @@ def compare_decoders(
 
 def _outputs(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Any, batch_size: int) -> Outputs:
     """What the head gives at every labelled position."""
-    collate = Collator(tokenizer.pad_token_id)
-    starts = range(0, len(examples), batch_size)
-    batches = (collate([examples[i] for i in range(s, min(s + batch_size, len(examples)))]) for s in starts)
+    batches = Collator(tokenizer.pad_token_id).batches(examples, batch_size)
     return text_outputs(model, batches, sum(len(example["input_ids"]) for example in examples))
 
 
