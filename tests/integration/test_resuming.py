@@ -307,7 +307,7 @@ train(RunConfig.from_dict(json.loads(sys.argv[1])), progress=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["run:merge", "text:to_int4", "saving:_order", "loop:Stages.remove"])
+@pytest.mark.parametrize("place", ["run:merge", "new_head:to_int4", "folder:_order", "loop:Stages.remove"])
 def test_a_run_that_is_killed_after_its_last_step_ends_as_if_it_were_not(pretrained, stories, tmp_path, ended, place):
     config = ends(pretrained, stories, tmp_path / "run")
     command = [sys.executable, "-c", KILLED_AT_THE_END, json.dumps(config.to_dict()), f"codehead.training.{place}"]

@@ -161,7 +161,7 @@ NEVER = -torch.inf
 
 
 def compress(
-    model: Any, baseline: BaselineConfig, config: RunConfig, batch_size: int, stages: Stages | None = None
+    model: Any, baseline: BaselineConfig, config: RunConfig, batch_size: int, stages: Stages
 ) -> DecisionSize | None:
     """Replace the Softmax head of a model by its compressed form, in place.
 
@@ -175,7 +175,7 @@ def compress(
     return _written_out(model, baseline, config, batch_size)
 
 
-def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages | None) -> None:
+def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages) -> None:
     """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
     from codehead.training.loop import Work
     from codehead.training.new_head import finish, fit_decision_layer

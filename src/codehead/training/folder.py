@@ -106,14 +106,14 @@ def _order(file: Path) -> tuple[bool, str]:
 class RunFolder:
     """`output_dir` of one run: `run.json`, `checkpoints/`, and in the end the model and tokenizer.
 
-    While a decision layer learns from the old head, `conversion/` keeps what that has come to.
+    While a decision layer learns from the old head, `conversion/` keeps what that has come to. Of several processes,
+    the first one writes.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.path = Path(config.output_dir).expanduser()
         self.checkpoints = self.path / CHECKPOINTS
-        self.is_main = is_main()  # of several processes, one writes
-        self.stages = Stages(self.path / STAGES, is_main=self.is_main)
+        self.stages = Stages(self.path / STAGES)
         self.config: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
 
     @contextmanager
@@ -123,7 +123,7 @@ class RunFolder:
         Raises ConfigurationError if another run is at work here, or there are files but no run.
         """
         self.check_foreign()
-        if not self.is_main:
+        if not is_main():
             yield
             return
         with locked(self.path):
@@ -187,7 +187,7 @@ class RunFolder:
 
     def clear_work(self) -> None:
         """Remove stages and checkpoints, from which a run would go on; `check_foreign` comes first."""
-        if not self.is_main:
+        if not is_main():
             return
         self.stages.remove()
         for checkpoint in _numbered(self.checkpoints):
@@ -221,7 +221,7 @@ class RunFolder:
 
     def _take_back(self, earlier: str | None) -> None:
         """Remove what has begun; an `earlier` record is the folder's again."""
-        if not self.is_main:
+        if not is_main():
             return
         self.stages.remove()
         if earlier is None:
@@ -263,7 +263,7 @@ class RunFolder:
     def drop_incomplete(self) -> None:
         """Remove checkpoints that a killed process left half-written."""
         for checkpoint in _numbered(self.checkpoints):
-            if self.is_main and not _is_complete(checkpoint):
+            if is_main() and not _is_complete(checkpoint):
                 _remove(checkpoint)
 
     def rotate(self, limit: int | None, best: str | None) -> None:
@@ -272,7 +272,7 @@ class RunFolder:
         The last is that of the most steps: the times of files tell nothing where a clock was set.
         """
         found = _numbered(self.checkpoints)
-        if not self.is_main or not limit or limit < 0:
+        if not is_main() or not limit or limit < 0:
             return
         others = [checkpoint for checkpoint in found[:-1] if checkpoint.name != best]
         for checkpoint in others[: max(0, len(found) - limit)]:
@@ -301,7 +301,7 @@ class RunFolder:
 
     def write(self, status: str, values: Mapping[str, Any]) -> None:
         """Write `run.json` in one step."""
-        if not self.is_main:
+        if not is_main():
             return
         self.path.mkdir(parents=True, exist_ok=True)
         record = {"status": status, "config": self.config, **values}

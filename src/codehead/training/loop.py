@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codehead.errors import CheckpointError, CodeheadError
-from codehead.processes import ALONE, Processes
+from codehead.processes import ALONE, Processes, is_main
 
 KINDS = (".json", ".safetensors", ".tmp")  # .json: of version 0.1
 NOTES = "notes"
@@ -30,12 +30,11 @@ class Stages:
     """Results of stages by name: plain values and tensors in `NAME.safetensors`.
 
     Files are written in one step, so that whatever is there is whole. Without a path nothing is kept. Of several
-    processes one writes (`is_main`), and all read.
+    processes the first one writes, and all read.
     """
 
-    def __init__(self, path: Path | None = None, *, is_main: bool = True) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.is_main = is_main
 
     def values(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The kept values of a stage; computed, and kept, if there are none. Floats come back as they were."""
@@ -57,17 +56,17 @@ class Stages:
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> None:
         """Keep tensors, and plain values with them, in the place of what was kept under that name."""
-        if self.path is None or not self.is_main:
+        if self.path is None or not is_main():
             return
         self.path.mkdir(parents=True, exist_ok=True)
         whole = {key: value.detach().contiguous() for key, value in tensors.items()}
         temporary = self.path / f".{name}.safetensors.tmp"
         save_file(whole, temporary, {NOTES: json.dumps(notes or {})})
-        os.replace(temporary, self.file(name))  # a killed process leaves the old file or the new one
+        os.replace(temporary, self.path / f"{name}.safetensors")  # a killed process leaves the old file or the new one
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and values that `save` kept under a name; None if there are none."""
-        if self.path is None or not (kept := self.file(name)).exists():
+        if self.path is None or not (kept := self.path / f"{name}.safetensors").exists():
             return None
         try:
             with safe_open(kept, framework="pt") as file:
@@ -78,18 +77,13 @@ class Stages:
                 f"{str(kept)!r} is damaged ({error}); remove it, and that stage is computed again"
             ) from error
 
-    def file(self, name: str) -> Path:
-        """Where a stage is kept; there must be a path."""
-        assert self.path is not None
-        return self.path / f"{name}.safetensors"
-
     def exist(self) -> bool:
         """Whether anything is kept."""
         return self.path is not None and self.path.is_dir() and any(self.path.iterdir())
 
     def remove(self) -> None:
         """Forget everything, and remove the folder unless somebody else has put something into it."""
-        if self.path is None or not self.is_main or not self.path.is_dir():
+        if self.path is None or not is_main() or not self.path.is_dir():
             return
         for kind in KINDS:
             for file in self.path.glob(f"*{kind}"):

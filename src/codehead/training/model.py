@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from codehead.boundaries import library_bars_hidden, loading, reason
 from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.models import integrity, named
-from codehead.models.integrity import expect_layers, refuse_missing
+from codehead.models.integrity import expect_layers, refuse_missing, shapes_in
 from codehead.models.probe import refuse_non_causal
 from codehead.models.surgery import is_coded
 from codehead.registry import did_you_mean
@@ -103,8 +103,10 @@ def load_model(
                 place, dtype=wanted, output_loading_info=True, **named.unpacking(options)
             )
         except SafetensorError as error:
+            for file in sorted(Path(name).glob("*.safetensors")):
+                shapes_in(str(file))  # tells which one it is
             raise CheckpointError(
-                f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
+                f"a weight file of {name!r} is not a complete safetensors file ({error}); copy or download it again"
             ) from error
     refuse_missing(found["missing_keys"])
     _check_sizes(model.config, f"model {name!r}")
@@ -145,17 +147,6 @@ def _pack(model: Any, packed: bool, name: str) -> None:
         option = "--packed" if packed else "--unpacked"
         raise ConfigurationError(f"model {name!r} has no codewords that could stay packed; omit {option}")
     model.decision.packed = packed
-
-
-def _damaged(name: str) -> str:
-    """The first weight file of a local model that cannot be opened; for a hub id its name."""
-    for file in sorted(Path(name).glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError:
-            return str(file)
-    return f"a weight file of {name!r}"
 
 
 def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> nn.Module:

@@ -34,8 +34,7 @@ def decision_rates(
     `paths` are the modules of the decision layer. The rate is `config.head_learning_rate`; by default that of the run,
     and for a code that is `knowing` its tokens no more than `steady_rate`: the rows of a code serve all tokens at once,
     so that a score adds up what hundreds of them moved by, and steps that suit a backbone undo what the head knows.
-    Empty
-    if all learns at the rate of the run. ConfigurationError if the head is to have a rate of its own and cannot.
+    Empty if all learns at the rate of the run. ConfigurationError if the head is to have a rate of its own and cannot.
     """
     if config.head_learning_rate is None and not knowing:
         return {}
