@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from codehead.lab.baselines import quantised, trimmed
 from codehead.lab.result import Result
-from codehead.models import attach, to_int4, to_int8
 from codehead.models.hidden import Statistics
 from codehead.models.probe import softmax_head
+from codehead.models.rounding import to_int4, to_int8
+from codehead.models.surgery import attach
 from codehead.recommendation import recommend, shape_of
 from codehead.training.config import Distillation
 from codehead.training.data import STATISTICS_TOKENS

@@ -6,8 +6,12 @@ that a RunConfig describes; `recalibrate` scales the bits of a coded one, `run_f
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,29 +20,27 @@ from typing import TYPE_CHECKING, Any
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
-from codehead.models import is_coded
 from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.models.folding import check_foldable, fold
 from codehead.models.hidden import Statistics, hidden_states
-from codehead.processes import Processes, launched
+from codehead.models.surgery import is_coded
+from codehead.processes import launched
 from codehead.recommendation import Recommendation, recommend
 from codehead.training.config import RunConfig
 from codehead.training.data import (
     STATISTICS_TOKENS,
     Rows,
-    Show,
     Text,
     batch_size_of,
     check_labels,
     check_vocabulary,
     load_rows,
 )
-from codehead.training.folder import Clock, RunFolder
-from codehead.training.loop import Stages
+from codehead.training.folder import RunFolder, locked, save_whole
+from codehead.training.loop import SILENT, Show, Work
 from codehead.training.model import check_length, device_of, load_model
 from codehead.training.new_head import finish, fit_decision_layer
-from codehead.training.provenance import provenance, utc_now
-from codehead.training.saving import on_disk, save_whole
+from codehead.training.provenance import Clock, provenance, utc_now
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def convert(
     speed: str | float | None = None,
     tokenizer: Any = None,
     overwrite: bool = False,
-    show: Show = lambda stage, done, total: None,
+    show: Show = SILENT.show,
     **options: Any,
 ) -> Converted:
     """Give a trained model a coded head that learns from the old one, and measure both on held-out text.
@@ -94,7 +96,7 @@ def convert(
         ConfigurationError: an impossible value, a model that is coded already, or a folder that holds something else.
         DataError: unusable data.
     """
-    with on_disk(model, tokenizer, text, out) as (name, source):
+    with _on_disk(model, tokenizer, text, out) as (name, source):
         found = recommend(name, budget=budget, bits=bits, speed=speed)
         config = conversion_config(name, source, out, found, **options)
         record = run_conversion(config, overwrite=overwrite, show=show)
@@ -147,9 +149,7 @@ def conversion_config(
     )  # fmt: skip
 
 
-def run_conversion(
-    config: RunConfig, *, overwrite: bool = False, show: Show = lambda stage, done, total: None
-) -> dict[str, Any]:
+def run_conversion(config: RunConfig, *, overwrite: bool = False, show: Show = SILENT.show) -> dict[str, Any]:
     """Replace the Softmax head of `config.model` as `config.decision` and `config.distil` say.
 
     With `config.calibrate`, the bits are scaled on a tenth of the training documents that is not learnt from. Measures
@@ -165,9 +165,7 @@ def run_conversion(
     return _changed(config, _check_stock, _replace_head, overwrite, show)
 
 
-def recalibrate(
-    config: RunConfig, *, overwrite: bool = False, show: Show = lambda stage, done, total: None
-) -> dict[str, Any]:
+def recalibrate(config: RunConfig, *, overwrite: bool = False, show: Show = SILENT.show) -> dict[str, Any]:
     """Scale the bits of the coded checkpoint `config.model` on its training data, as `config.calibrate` says.
 
     Measured, written, resumed and refused as by `convert`. The training data should be text that the model was not
@@ -176,9 +174,7 @@ def recalibrate(
     return _changed(config, _check_coded, _calibrate_head, overwrite, show)
 
 
-def run_folding(
-    config: RunConfig, *, overwrite: bool = False, show: Show = lambda stage, done, total: None
-) -> dict[str, Any]:
+def run_folding(config: RunConfig, *, overwrite: bool = False, show: Show = SILENT.show) -> dict[str, Any]:
     """Make the coded checkpoint `config.model` a stock one, as `codehead.fold` does with statistics of training data.
 
     Measured, written, resumed and refused as by `convert`.
@@ -194,9 +190,11 @@ class _Job:
     model: Any
     tokenizer: Any
     rows: Rows
-    stages: Stages
-    show: Show
-    processes: Processes
+    work: Work
+
+    def shown(self, stage: str) -> Callable[[int, int], None]:
+        """To be called with (work done, work in all) of a stage."""
+        return partial(self.work.show, stage)
 
     def text(self, rows: Dataset, name: str) -> Text:
         """Some rows, called by `name` in errors, tokenised when they are looked at."""
@@ -207,76 +205,52 @@ class _Job:
         assert self.rows.validation is not None
         held_out = self.text(self.rows.validation, "the text that is held out").examples
         check_labels(held_out, model.get_input_embeddings().num_embeddings)
-        progress = partial(self.show, stage)
+
+        size, processes = batch_size_of(self.config), self.work.processes
+        measured = partial(evaluate, batch_size=size, progress=self.shown(stage), processes=processes)
 
         def compute() -> dict[str, Any]:
-            found = evaluate(
-                model,
-                self.tokenizer,
-                held_out,
-                batch_size=batch_size_of(self.config),
-                progress=progress,
-                processes=self.processes,
-            ).as_dict()
+            found = measured(model, self.tokenizer, held_out).as_dict()
             weighed = model_size(model, weight_bytes=2)
             return {**{key: found[key] for key in MEASURED}, "bytes_in_bf16": weighed.bytes_stored}
 
-        return self.stages.values(name, compute)
+        return self.work.stages.values(name, compute)
 
 
 Check = Callable[[RunConfig, Any, Rows], Any]
 Change = Callable[[_Job], tuple[Any, dict[str, Any]]]
 
 
-def _changed(
-    config: RunConfig,
-    check: Check,
-    change: Change,
-    overwrite: bool,
-    show: Show,
-) -> dict[str, Any]:
+def _changed(config: RunConfig, check: Check, change: Change, overwrite: bool, show: Show) -> dict[str, Any]:
     """Check, measure, change, measure and save a model; `change` gives the new one and what there is to tell of it."""
+    began, folder = time.monotonic(), RunFolder(config)
     processes = launched(on_cpu=device_of(config).type == "cpu")
-    folder = RunFolder(config)
     with folder.locked():
-        record = _changed_in(folder, config, check, change, overwrite, show, processes)
+        origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
+        if not overwrite:
+            folder.check(origin["data"])
+        model, tokenizer = _load(config)
+        rows = load_rows(config.data, config.seed)
+        check(config, model, rows)
+        if rows.validation is None:
+            raise ConfigurationError(
+                "the model is measured before and after: give data.validation or data.validation_fraction"
+            )
+        with folder.begun(origin, overwrite) as stages:
+            processes.wait()  # until the first one has cleared the folder
+            job = _Job(config, model, tokenizer, rows, Work(show, stages, processes))
+            clock = Clock(folder, origin, began)
+            with clock.kept_when_stopped():
+                before = job.measure(model, "before", "measuring the old head")
+                _check_numbers(config, before)
+                model, told = change(job)
+                after = job.measure(model, "after", "measuring the new one")
+        measured = {"before": before, "after": after} if is_coded(model) else None  # a stock model has no card of ours
+        if processes.is_main:
+            save_whole(model, tokenizer, folder.path, measured)
+        record = {**clock.record(), "log_history": [], "before": before, "after": after, **told}
+        folder.finish(record)
         processes.wait()  # until the first one has written everything
-    return record
-
-
-def _changed_in(
-    folder: RunFolder,
-    config: RunConfig,
-    check: Check,
-    change: Change,
-    overwrite: bool,
-    show: Show,
-    processes: Processes,
-) -> dict[str, Any]:
-    began = time.monotonic()
-    origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
-    if not overwrite:
-        folder.check(origin["data"])
-    model, tokenizer = _load(config)
-    rows = load_rows(config.data, config.seed)
-    check(config, model, rows)
-    if rows.validation is None:
-        raise ConfigurationError(
-            "the model is measured before and after: give data.validation or data.validation_fraction"
-        )
-    with folder.begun(origin, overwrite) as stages:
-        processes.wait()  # until the first one has cleared the folder
-        job, clock = _Job(config, model, tokenizer, rows, stages, show, processes), Clock(folder, origin, began)
-        with clock.kept_when_stopped():
-            before = job.measure(model, "before", "measuring the old head")
-            _check_numbers(config, before)
-            model, told = change(job)
-            after = job.measure(model, "after", "measuring the new one")
-    measured = {"before": before, "after": after} if is_coded(model) else None  # a stock model has no card of ours
-    if processes.is_main:
-        save_whole(model, tokenizer, folder.path, measured)
-    record = {**clock.record(), "log_history": [], "before": before, "after": after, **told}
-    folder.finish(record)
     return record
 
 
@@ -313,9 +287,9 @@ def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
         learnt, kept_back = _parted(job.rows.train, job.config.seed)
         other = job.text(kept_back, "the text to calibrate on").read()
     text = job.text(learnt, "the text to learn from")
-    model = fit_decision_layer(job.model, job.config, text, job.show, job.stages, job.processes)
+    model = fit_decision_layer(job.model, job.config, text, job.work)
     told = {} if other is None else _calibrate(job, model, other)
-    return finish(model, job.config, text, job.show, job.processes), told
+    return finish(model, job.config, text, job.work), told
 
 
 def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:
@@ -324,8 +298,8 @@ def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:
 
 def _fold_head(job: _Job) -> tuple[Any, dict[str, Any]]:
     text = job.text(job.rows.train, "the text to fold with")
-    batches, progress = text.batches(batch_size_of(job.config)), partial(job.show, "reading text")
-    hidden = hidden_states(job.model, batches, STATISTICS_TOKENS, progress, job.processes)
+    batches, reading = text.batches(batch_size_of(job.config)), job.shown("reading text")
+    hidden = hidden_states(job.model, batches, STATISTICS_TOKENS, reading, job.work.processes)
     counts = text.counts(len(job.model.get_input_embeddings().weight))
     return fold(job.model, Statistics.of(counts, hidden)), {}
 
@@ -337,13 +311,13 @@ def _calibrate(job: _Job, model: Any, text: Text) -> dict[str, Any]:
     check_calibration(model, options.per_bit)
 
     def compute() -> dict[str, Any]:
-        batches, reading = text.batches(batch_size_of(job.config)), partial(job.show, "reading other text")
-        outputs, labels = text_outputs(model, batches, options.tokens, reading, job.processes)
-        progress = partial(job.show, "calibrating")
+        batches, reading = text.batches(batch_size_of(job.config)), job.shown("reading other text")
+        outputs, labels = text_outputs(model, batches, options.tokens, reading, job.work.processes)
+        progress = job.shown("calibrating")
         found = fit_scales(model.decision, outputs, labels, per_bit=options.per_bit, progress=progress)
-        return job.processes.agreed(found.as_dict())
+        return job.work.processes.agreed(found.as_dict())
 
-    found = job.stages.values("calibration", compute)
+    found = job.work.stages.values("calibration", compute)
     fold_scales(model, Calibrated(**{**found, "scales": tuple(found["scales"])}))
     return {"calibration": found}
 
@@ -369,3 +343,38 @@ def _load(config: RunConfig) -> tuple[Any, Any]:
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     check_length(model, config.data.block_size, "data.block_size")
     return model.to(device_of(config)), tokenizer
+
+
+@contextmanager
+def _on_disk(model: Any, tokenizer: Any, text: str | Sequence[str], out: str | Path) -> Iterator[tuple[str, str]]:
+    """The places of a model and of a text: what is in memory lies beside `out` for as long as it is needed.
+
+    Each time in the same place, so that a conversion that was stopped finds there what it began with.
+    """
+    is_named = isinstance(model, str | Path)
+    if is_named and isinstance(text, str | Path):
+        yield str(model), str(text)
+        return
+    if not is_named and tokenizer is None:
+        raise ConfigurationError(
+            "tokenizer is None, but the model is in memory; give its tokenizer, or the folder of both"
+        )
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigurationError(
+            "model or text is in memory, but there are several processes, which read files; save it, and give its path"
+        )
+    folder = Path(out).expanduser().resolve()
+    place = folder.with_name(f".{folder.name}.source")
+    with locked(place):
+        own = place / "own"
+        own.mkdir(exist_ok=True)
+        try:
+            source, file = own / "model", own / "text.jsonl"
+            if not is_named:
+                model.save_pretrained(source)
+                tokenizer.save_pretrained(source)
+            if not isinstance(text, str | Path):
+                file.write_text("".join(json.dumps({"text": some}) + "\n" for some in text), encoding="utf-8")
+            yield str(model if is_named else source), str(text if isinstance(text, str | Path) else file)
+        finally:
+            shutil.rmtree(own)

@@ -17,6 +17,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigurationError:
+    """The error for a `name` that is not one of those `known`."""
+    hint = did_you_mean(str(name), known) or "."
+    return ConfigurationError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+
+
 class Registry(Generic[T]):
     """A mapping from names to parts of one `kind` ("design", "head", …)."""
 
@@ -40,9 +46,7 @@ class Registry(Generic[T]):
         try:
             return self._parts[name]
         except (KeyError, TypeError):
-            hint = did_you_mean(name, self._parts) or "."
-            known = ", ".join(self._parts)
-            raise ConfigurationError(f"unknown {self.kind} {name!r}{hint} Known: {known}") from None
+            raise unknown(self.kind, name, self._parts) from None
 
     def names(self) -> list[str]:
         """The registered names, in order of registration."""

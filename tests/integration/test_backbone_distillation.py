@@ -15,11 +15,9 @@ from codehead.boundaries import peft_warnings_hidden
 from codehead.errors import CodeheadError
 from codehead.models.probe import LogitScaling, softmax_head
 from codehead.training.adapt import with_lora
-from codehead.training.backbone_distillation import GRADIENT_SCALE, _gradients, learn_together
 from codehead.training.config import Distillation, LoraConfig
-from codehead.training.distil import row_sizes
+from codehead.training.distil import GRADIENT_SCALE, STEADY, _gradients, learn_together, row_sizes
 from codehead.training.likely_tokens import imitate
-from codehead.training.trainer import STEADY
 
 IDS = tokens(8, 12)
 MASK = torch.ones_like(IDS)
@@ -133,7 +131,7 @@ def test_a_head_that_is_the_old_one_has_nothing_to_learn(monkeypatch):
         nats.append(imitate(*args))
         return nats[-1]
 
-    monkeypatch.setattr("codehead.training.backbone_distillation.imitate", kept)
+    monkeypatch.setattr("codehead.training.distil.imitate", kept)
     learnt(stock("granite"), steps=1, code="one_vs_all", bits=None)
     assert nats[0] == pytest.approx(0, abs=1e-5)
 
@@ -152,7 +150,7 @@ def test_targets_that_match_nothing_are_told_before_anything_is_learnt(monkeypat
         }
     )  # fmt: skip
     examples = [{"input_ids": [1, 2], "labels": [1, 2]}]
-    monkeypatch.setattr("codehead.training.data.count_labels", lambda examples, size: torch.ones(size).numpy())
+    monkeypatch.setattr(Text, "counts", lambda text, size: torch.ones(size).numpy())
     with pytest.raises(ConfigurationError, match="matches no module of LlamaForCausalLM"):
         fit_decision_layer(make("llama", tied=False), config, Text(lambda: examples, 0))
 
@@ -178,7 +176,7 @@ def test_small_gradients_are_not_lost_in_float16(monkeypatch):
     """Those of a head that is nearly its teacher."""
 
     def lost(scale):
-        monkeypatch.setattr("codehead.training.backbone_distillation.GRADIENT_SCALE", scale)
+        monkeypatch.setattr("codehead.training.distil.GRADIENT_SCALE", scale)
         old = stock("llama", torch.float16)
         model = codehead.attach(copy.deepcopy(old), "one_vs_all", loss="codeword", start="old_head")
         head = old.get_output_embeddings()
@@ -224,7 +222,7 @@ def test_gradients_are_those_of_the_loss():
 
 
 def test_divergence_is_told(monkeypatch):
-    monkeypatch.setattr("codehead.training.backbone_distillation._gradients", lambda *args: float("nan"))
+    monkeypatch.setattr("codehead.training.distil._gradients", lambda *args: float("nan"))
     with pytest.raises(CodeheadError, match=r"diverged.*backbone_learning_rate"):
         learnt(stock("llama"), steps=1)
 

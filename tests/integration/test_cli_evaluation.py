@@ -11,7 +11,7 @@ from codehead.errors import CheckpointError
 from codehead.lab.answers import generate_answers
 from codehead.lab.bertscore import bert_score, find_encoder
 from codehead.lab.result import Result
-from codehead.models import is_coded
+from codehead.models.surgery import is_coded
 from codehead.training.model import load_model
 from codehead.training.sources import read_rows
 from codehead.training.tokenizer import load_tokenizer, train_bpe

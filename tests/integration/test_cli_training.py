@@ -13,7 +13,7 @@ from codehead.cli.options import KEYS
 from codehead.cli.training import finetune, pretrain
 from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
-from codehead.models import is_coded
+from codehead.models.surgery import is_coded
 from codehead.training.config import RunConfig
 from codehead.training.model import load_model
 from codehead.training.tokenizer import load_tokenizer

@@ -17,9 +17,9 @@ from codehead.conversion import convert, recalibrate, run_conversion
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
 from codehead.training.config import RunConfig
 from codehead.training.data import tokenize
+from codehead.training.folder import locked
 from codehead.training.model import default_device, load_model
 from codehead.training.run import train
-from codehead.training.saving import locked
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 
 SEEN = [(a, b, c) for a in ("cat", "dog") for b in ("bird", "fish", "fox") for c in ("one", "two", "ten", "all")]
@@ -318,7 +318,7 @@ def failing(error):
     return fail
 
 
-@pytest.mark.parametrize("place", ["saving._order", "loop.Stages.remove", "folder.RunFolder.finish"])
+@pytest.mark.parametrize("place", ["folder._order", "loop.Stages.remove", "folder.RunFolder.finish"])
 def test_a_conversion_that_was_stopped_while_it_saves_ends_clean(stock, tmp_path, monkeypatch, place):
     quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
     whole = run_conversion(replace(quick, output_dir=str(tmp_path / "whole")))

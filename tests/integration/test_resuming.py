@@ -15,7 +15,7 @@ from small_runs import CODED, CORRECTED, StopAt, finetuning, losses, pretraining
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCallback
 
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
-from codehead.training.folder import RunFolder, last_complete
+from codehead.training.folder import RunFolder
 from codehead.training.loop import ResumableLoop
 from codehead.training.run import train
 
@@ -55,11 +55,11 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(pretrained, stories, tm
     with pytest.raises(KeyboardInterrupt):
         train(stopped, progress=False, callbacks=[StopAt(5)])
     checkpoints = tmp_path / "stopped" / "checkpoints"
-    assert last_complete(checkpoints).name == "checkpoint-4"
+    assert RunFolder(stopped).last_checkpoint().name == "checkpoint-4"
     half = checkpoints / "checkpoint-5"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"cut")
-    assert last_complete(checkpoints).name == "checkpoint-4"
+    assert RunFolder(stopped).last_checkpoint().name == "checkpoint-4"
     resumed = train(stopped, progress=False)
     assert losses(resumed) == losses(whole)
     assert not half.exists()
@@ -156,7 +156,7 @@ AFTER_THE_LAST_STEP = [
     "codehead.training.new_head.to_int4",
     "codehead.training.new_head.hidden_states",
     "codehead.models.coded.integrity.staged",
-    "codehead.training.saving._order",
+    "codehead.training.folder._order",
     "codehead.training.loop.Stages.remove",
     "codehead.training.folder.RunFolder.finish",
 ]
@@ -171,7 +171,7 @@ def test_a_run_that_is_stopped_after_its_last_step_ends_as_if_it_were_not(
         patched.setattr(place, failing(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(config, progress=False)
-    assert last_complete(tmp_path / "run" / "checkpoints").name == "checkpoint-5"
+    assert RunFolder(config).last_checkpoint().name == "checkpoint-5"
     folder = train(config, progress=False)
     assert numbers(folder) == numbers(ended)
     assert (folder / "model.safetensors").read_bytes() == (ended / "model.safetensors").read_bytes()
@@ -307,7 +307,7 @@ train(RunConfig.from_dict(json.loads(sys.argv[1])), progress=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["run:merge", "text:to_int4", "saving:_order", "loop:Stages.remove"])
+@pytest.mark.parametrize("place", ["run:merge", "new_head:to_int4", "folder:_order", "loop:Stages.remove"])
 def test_a_run_that_is_killed_after_its_last_step_ends_as_if_it_were_not(pretrained, stories, tmp_path, ended, place):
     config = ends(pretrained, stories, tmp_path / "run")
     command = [sys.executable, "-c", KILLED_AT_THE_END, json.dumps(config.to_dict()), f"codehead.training.{place}"]
@@ -370,7 +370,7 @@ def test_a_damaged_checkpoint_is_told_before_anything_is_trained_on_it(pretraine
     config = finetuning(pretrained["coded"], stories, tmp_path / "run", adapt="full" if damage == "flipped" else "lora")
     with pytest.raises(KeyboardInterrupt):
         train(config, progress=False, callbacks=[StopAt(5)])
-    checkpoint = last_complete(tmp_path / "run" / "checkpoints")
+    checkpoint = RunFolder(config).last_checkpoint()
     file = next(checkpoint.glob("*model.safetensors"))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -385,7 +385,7 @@ def test_an_overwritten_run_is_unfinished_until_its_end(stories, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(config, progress=False, overwrite=True, callbacks=[StopAt(1)])
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
-    assert last_complete(tmp_path / "run" / "checkpoints") is None
+    assert RunFolder(config).last_checkpoint() is None
     train(config, progress=False)
 
 
@@ -568,7 +568,7 @@ def test_a_learning_that_failed_at_once_can_be_corrected(pretrained, stories, tm
 HOLD = """
 import sys, time
 from pathlib import Path
-from codehead.training.saving import locked
+from codehead.training.folder import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)

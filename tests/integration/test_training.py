@@ -8,8 +8,9 @@ from small_runs import CODED, CORRECTED, StopAt, finetuning, log, losses, pretra
 
 from codehead.errors import CodeheadError, ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
-from codehead.models import is_coded, to_int4
 from codehead.models.hidden import hidden_states
+from codehead.models.rounding import to_int4
+from codehead.models.surgery import is_coded
 from codehead.training.adapt import attention_projections
 from codehead.training.data import STATISTICS_TOKENS, Text, batch_size_of, load_rows, tokenize
 from codehead.training.model import load_model

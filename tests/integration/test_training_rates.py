@@ -7,12 +7,11 @@ from small_runs import finetuning
 from transformers import TrainerCallback
 
 from codehead.errors import ConfigurationError
-from codehead.models import attach
-from codehead.training.distil import row_sizes
+from codehead.models.surgery import attach
+from codehead.training.distil import STEADY, row_sizes
 from codehead.training.model import load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer
-from codehead.training.trainer import STEADY
 
 SCALE = "decision.corrections.parametrizations.token_bias.original1"
 

@@ -6,8 +6,7 @@ import pytest
 
 from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
-from codehead.training.blocks import parse_assignment
-from codehead.training.config import RunConfig
+from codehead.training.config import RunConfig, parse_assignment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 YAML = """

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from codehead.errors import ConfigurationError
-from codehead.training.saving import locked, save_whole
+from codehead.training.folder import locked, save_whole
 
 
 class Writes:
@@ -58,7 +58,7 @@ def test_an_old_model_outlives_what_fails(tmp_path: Path, error: type[BaseExcept
 
 @pytest.mark.parametrize("moves", range(4))
 def test_a_kill_leaves_no_mixture_of_two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
-    from codehead.training import saving
+    from codehead.training import folder as saving
 
     Writes(OLD).save_pretrained(tmp_path)
     real, done = saving.os.replace, []

@@ -283,7 +283,7 @@ def _installation() -> dict[str, str]:
 
 
 def _decoding_of(name: str) -> str:
-    from codehead.models import is_coded
+    from codehead.models.surgery import is_coded
     from codehead.screening.model import is_screened
     from codehead.training.model import load_model
 

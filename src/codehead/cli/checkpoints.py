@@ -30,10 +30,10 @@ def attach(
     Without --code, the code is one of the old head and starts near it; with another, the head still has to be trained.
     """
     from codehead.evaluation.size import model_size
-    from codehead.models import attach as attach_to
+    from codehead.models.surgery import attach as attach_to
     from codehead.models.surgery import describe
+    from codehead.training.folder import locked, save_whole
     from codehead.training.model import load_model
-    from codehead.training.saving import locked, save_whole
     from codehead.training.tokenizer import load_tokenizer
 
     check_empty_folder(out, overwrite)
@@ -87,7 +87,7 @@ def convert(
     from codehead.conversion import conversion_config, run_conversion
     from codehead.processes import is_main
     from codehead.recommendation import recommend
-    from codehead.training.blocks import parse_assignment
+    from codehead.training.config import parse_assignment
     from codehead.training.progress import shown
 
     check_folder(out)
@@ -250,9 +250,9 @@ def fold(
 
 
 def _fold(model: str, out: Path) -> None:
-    from codehead.models import fold as fold_head
+    from codehead.models.folding import fold as fold_head
+    from codehead.training.folder import locked, save_whole
     from codehead.training.model import load_model
-    from codehead.training.saving import locked, save_whole
     from codehead.training.tokenizer import load_tokenizer
 
     folded = fold_head(load_model(model, dtype="stored"))

@@ -102,7 +102,7 @@ def block_size_for(model: str) -> int:
 
 def overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration keys that the given options set; `--set` comes last."""
-    from codehead.training.blocks import parse_assignment
+    from codehead.training.config import parse_assignment
 
     found = {KEYS[name]: value for name, value in parameters.items() if name in KEYS and value is not None}
     for key, value in found.items():

@@ -11,6 +11,7 @@ from codehead.boundaries import command
 from codehead.cli import options as opt
 from codehead.cli.options import DECISION, check_folder, run_options
 from codehead.errors import ConfigurationError
+from codehead.processes import is_main
 
 if TYPE_CHECKING:
     from codehead.training.config import RunConfig
@@ -65,8 +66,7 @@ def finetune(
     is rounded. A run that was stopped goes on from its last complete checkpoint when
     the same command is given again.
     """
-    from codehead.training.blocks import merged, read_yaml
-    from codehead.training.config import RunConfig
+    from codehead.training.config import RunConfig, merged, read_yaml
     from codehead.training.new_head import within
 
     values = merged({} if config is None else read_yaml(config), opt.overrides(context.params))
@@ -87,7 +87,6 @@ def finetune(
 
 def run_training(config: RunConfig, overwrite: bool) -> None:
     """Train; on Ctrl-C say what was saved and leave with status 130."""
-    from codehead.training.folder import RunFolder
     from codehead.training.run import train
 
     check_folder(Path(config.output_dir).expanduser())
@@ -96,7 +95,7 @@ def run_training(config: RunConfig, overwrite: bool) -> None:
     except KeyboardInterrupt:
         typer.secho(f"\nInterrupted. {_what_was_saved(config)}", fg="yellow", err=True)
         raise typer.Exit(130) from None
-    if not RunFolder(config).is_main:
+    if not is_main():
         return
     measure = command("codehead", "evaluate", path, "--data", "FILE")
     typer.echo(f"Saved to {path}. Measure it: {measure}", err=True)

@@ -13,7 +13,7 @@ from codehead.config.blocks import check_keys, require, require_block
 from codehead.config.first_version import REMOVED, RENAMED, as_of_today
 from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, ModelShape, layer_size
 from codehead.errors import ConfigurationError
-from codehead.registry import did_you_mean
+from codehead.registry import did_you_mean, unknown
 
 WEIGHTS = ("float", *INTEGER_BITS)
 STARTS = ("random", "old_head")
@@ -349,8 +349,7 @@ class DecisionConfig:
             )
         for name, known in (("weights", WEIGHTS), ("start", STARTS)):
             if getattr(self, name) not in known:
-                hint = did_you_mean(getattr(self, name), known) or "."
-                raise ConfigurationError(f"unknown {name} {getattr(self, name)!r}{hint} Known: {', '.join(known)}")
+                raise unknown(name, getattr(self, name), known)
 
     def _check_parts(self) -> None:
         """Names that are not the defaults must be registered."""

@@ -17,9 +17,9 @@ from codehead.codes import Confusion
 from codehead.decoding import DECODERS, decode
 from codehead.decoding.numerics import top_k
 from codehead.errors import ConfigurationError, DataError
-from codehead.models import is_coded
 from codehead.models.hidden import probed
 from codehead.models.probe import LogitScaling
+from codehead.models.surgery import is_coded
 from codehead.processes import ALONE, Processes
 from codehead.training.data import Collator
 from codehead.training.tokenizer import IGNORED

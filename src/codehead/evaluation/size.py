@@ -8,8 +8,8 @@ from torch import nn
 
 from codehead.config import DecisionConfig, DecisionSize, ModelShape
 from codehead.config.size import UNPACKED_BYTES, packed_row
-from codehead.models import is_coded
 from codehead.models.rounding import rounded_weights
+from codehead.models.surgery import is_coded
 
 USUAL = (
     DecisionConfig(code="one_vs_all", loss="codeword"),

@@ -161,7 +161,7 @@ NEVER = -torch.inf
 
 
 def compress(
-    model: Any, baseline: BaselineConfig, config: RunConfig, batch_size: int, stages: Stages | None = None
+    model: Any, baseline: BaselineConfig, config: RunConfig, batch_size: int, stages: Stages
 ) -> DecisionSize | None:
     """Replace the Softmax head of a model by its compressed form, in place.
 
@@ -175,15 +175,16 @@ def compress(
     return _written_out(model, baseline, config, batch_size)
 
 
-def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages | None) -> None:
+def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages) -> None:
     """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
+    from codehead.training.loop import Work
     from codehead.training.new_head import finish, fit_decision_layer
 
     parts = {key: {"seed": config.seed, **converted[key]} for key in ("decision", "distil") if converted.get(key)}
     ends = {key: converted[key] for key in INTEGER_BITS if key in converted}
     described = RunConfig.from_dict({**config.to_dict(), **parts, **ends, "model": config.output_dir, "adapt": "head"})
     text = _text(config)
-    finish(fit_decision_layer(model, described, text, stages=stages), described, text)
+    finish(fit_decision_layer(model, described, text, Work(stages=stages)), described, text)
 
 
 @torch.no_grad()
@@ -193,8 +194,8 @@ def _written_out(model: Any, baseline: BaselineConfig, config: RunConfig, batch_
     Frequencies and second moments of hidden states are those of the run's training text. ConfigurationError if the
     model is coded, or its head has a bias.
     """
-    from codehead.models import is_coded
     from codehead.models.stock import replace_head
+    from codehead.models.surgery import is_coded
 
     head = model.get_output_embeddings()
     if is_coded(model) or head.bias is not None:

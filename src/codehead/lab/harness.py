@@ -27,7 +27,7 @@ from codehead.boundaries import library_bars_hidden
 from codehead.errors import ConfigurationError, DataError
 from codehead.lab.measure import public_name
 from codehead.lab.result import Result
-from codehead.models import is_coded
+from codehead.models.surgery import is_coded
 from codehead.registry import did_you_mean
 from codehead.training.data import check_vocabulary
 from codehead.training.model import default_device, load_model

@@ -19,7 +19,7 @@ from codehead.evaluation.size import model_size
 from codehead.lab.answers import fitting_prompts, score_answers
 from codehead.lab.bertscore import Encoder, find_encoder
 from codehead.lab.result import Result
-from codehead.models import is_coded
+from codehead.models.surgery import is_coded
 from codehead.processes import launched
 from codehead.training.data import check_labels, check_vocabulary, tokenize
 from codehead.training.model import check_length, default_device, load_model, max_length

@@ -25,8 +25,49 @@ from codehead.models.description import Description
 from codehead.models.selection import Selecting, Selection, Step, spread
 
 
-class CodedCausalLM(Selecting, card.WithCard):
-    """Mixed into the class of a model by `attach`; the result keeps the stock class's name.
+class OwnCausalLM(Selecting, card.WithCard):
+    """What coded and screened models share: a class that is mixed into that of a model, whose name the result keeps."""
+
+    # What `own_class` brings.
+    _kind: Any
+    _stock_class: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """`type(model)(config)` and `type(model).from_pretrained` start with the stock model."""
+        if not args and not kwargs:  # an empty shell, as copies and the replicas of DataParallel start
+            return object.__new__(cls)
+        return cls._stock_class(*args, **kwargs)
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """The end of `from_pretrained`: what is missing in a checkpoint is not made up."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)  # type: ignore[misc]
+        integrity.refuse_missing(loading_info.missing_keys)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle by the stock class, which can be imported by name."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "_selection"}
+        return _rebuild, (self._kind, self._stock_class), kept
+
+    @classmethod
+    def _members(cls, base: Any) -> dict[str, Any]:
+        """What a class has that comes from this one and the stock class `base`."""
+        return {}
+
+
+def _rebuild(kind: Any, base: Any) -> Any:
+    own = own_class(kind, base)
+    return own.__new__(own)
+
+
+@functools.cache
+def own_class(kind: Any, base: Any) -> Any:
+    """The subclass of a stock class with what `kind` brings, under its name: tools keyed on names go on working."""
+    named = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (kind, base), {**named, "_kind": kind, "_stock_class": base, **kind._members(base)})
+
+
+class CodedCausalLM(OwnCausalLM):
+    """Mixed into the class of a model by `attach`.
 
     A class rather than hooks, because libraries such as PEFT call `base.forward(...)` directly, and hooks do
     not run then. Bit logits never leave as `.logits`: those have one entry per token, and their softmax is
@@ -34,7 +75,6 @@ class CodedCausalLM(Selecting, card.WithCard):
     """
 
     # What the stock class brings; declared, not defined.
-    _stock_class: Any
     _labels_position: int  # among the arguments of forward after self
     _kept: stock.Kept
     config: Any
@@ -45,11 +85,10 @@ class CodedCausalLM(Selecting, card.WithCard):
 
     accepts_loss_kwargs = True  # Trainer: divide by num_items_in_batch in the model, not by accumulation steps
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """`type(model)(config)` and `type(model).from_pretrained` start without a decision layer."""
-        if not args and not kwargs:  # an empty shell, as copies and the replicas of DataParallel start
-            return object.__new__(cls)
-        return cls._stock_class(*args, **kwargs)
+    @classmethod
+    def _members(cls, base: Any) -> dict[str, Any]:
+        position = [*inspect.signature(base.forward).parameters, "labels"].index("labels") - 1
+        return {"_labels_position": position, "forward": _coded_forward(base)}
 
     def head_outputs(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the head gives for the inputs that `forward` takes: `(batch, length, num_outputs)`, labels ignored.
@@ -125,19 +164,12 @@ class CodedCausalLM(Selecting, card.WithCard):
     def _loss(self, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         """The loss of the decision layer, plus the load balancing loss that mixtures of experts report."""
         if self.training and not is_compiling():
-            self._look_at_frozen_head()
+            guards.warn_of_frozen_head(self)
         loss = self.decision.loss(outputs.logits, labels, num_items)
         router = getattr(outputs, "aux_loss", None)
         if isinstance(router, Tensor):
             loss = loss + stock.router_coefficient(self) * router.to(loss.device)
         return loss
-
-    def _look_at_frozen_head(self) -> None:
-        model: Any = self
-        frozen = not any(weight.requires_grad for weight in model.get_output_embeddings().parameters())
-        if frozen and not model._kept.frozen_seen:
-            model._kept.frozen_seen = True
-            guards.warn_of_frozen_head(model, stock.head_path(model))
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """As in transformers, without the head: that of a coded model is tied to nothing."""
@@ -200,12 +232,10 @@ class CodedCausalLM(Selecting, card.WithCard):
         )
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
-        """The end of `from_pretrained`: what is missing in a checkpoint is not made up."""
         for name in loading_info.missing_keys:
             if re.search(integrity.SEALS, name):  # of an old version: open
                 self.get_buffer(name).zero_()
-        super()._adjust_missing_and_unexpected_keys(loading_info)  # type: ignore[misc]
-        integrity.refuse_missing(loading_info.missing_keys)
+        super()._adjust_missing_and_unexpected_keys(loading_info)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward" and self._is_asked_for_tokens(value):
@@ -242,29 +272,6 @@ class CodedCausalLM(Selecting, card.WithCard):
 
         refuse_trainer(tags, sys._getframe(1), lambda model: isinstance(model, CodedCausalLM))
         super().add_model_tags(tags)  # type: ignore[misc]
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickle by the stock class, which can be imported by name."""
-        return _rebuild, (self._stock_class,), self.__dict__
-
-
-def _rebuild(base: type) -> Any:
-    coded = coded_class(base)
-    return coded.__new__(coded)
-
-
-@functools.cache
-def coded_class(base: Any) -> Any:
-    """The coded subclass of a stock model class, under its name: tools keyed on names go on working."""
-    members = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "_stock_class": base,
-        "_labels_position": [*inspect.signature(base.forward).parameters, "labels"].index("labels") - 1,
-        "forward": _coded_forward(base),
-    }
-    return type(base.__name__, (CodedCausalLM, base), members)
 
 
 def _parted(args: tuple[Any, ...], position: int) -> tuple[tuple[Any, ...], Any]:

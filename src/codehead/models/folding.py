@@ -20,7 +20,7 @@ from codehead.models import guards
 from codehead.models.description import Description
 from codehead.models.guards import all_or_nothing
 from codehead.models.hidden import Statistics
-from codehead.models.initial import RIDGE
+from codehead.models.old_head import RIDGE
 from codehead.models.probe import LogitScaling, probe
 from codehead.models.surgery import Model, describe, uninstall
 

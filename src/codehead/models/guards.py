@@ -108,13 +108,17 @@ def refuse_posterior_loss() -> None:
     )
 
 
-def warn_of_frozen_head(model: Any, path: str) -> None:
-    """Warn if the head of a coded model, at `path`, has its random weights still and is trained with them frozen.
+def warn_of_frozen_head(model: Any) -> None:
+    """Warn, once, if the head of a coded model has its random weights still and is trained with them frozen.
 
     So it is with a LoRA configuration that names the head neither in `modules_to_save` nor in `target_modules`.
     """
-    fresh = model.config.quantization_config["fresh"]
-    if fresh and weights_checksum(model.get_output_embeddings()) == fresh:
+    head, fresh = model.get_output_embeddings(), model.config.quantization_config["fresh"]
+    if model._kept.frozen_seen or any(weight.requires_grad for weight in head.parameters()):
+        return
+    model._kept.frozen_seen = True
+    if fresh and weights_checksum(head) == fresh:
+        path = next(name for name, module in model.named_modules() if module is head)
         warnings.warn(
             f"the new head of this {type(model).__name__} is untrained and frozen, so it stays random: no weight of "
             f"{path} requires a gradient. With PEFT, give modules_to_save=[{path.rpartition('.')[2]!r}]; otherwise "

@@ -8,6 +8,7 @@ model is loaded.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,15 @@ class CodeheadConfig(QuantizationConfigMixin):
 
 
 class OwnLoader(HfQuantizer):
-    """What the loaders of coded and of screened checkpoints share."""
+    """What the loaders of coded and of screened checkpoints share: they build, check what was loaded, and leave."""
+
+    @abstractmethod
+    def build(self, model: Any, files: Sequence[str]) -> None:
+        """Put empty parts into the model before the weights are loaded; check the files they will be loaded from."""
+
+    @abstractmethod
+    def finish(self, model: Any) -> None:
+        """Check what was loaded, and let the configuration say what the model is."""
 
     @property
     def is_trainable(self) -> bool:
@@ -71,6 +80,29 @@ class OwnLoader(HfQuantizer):
         """Check the configuration before the model is built: transformers shows it to a loader nowhere else."""
         expect_layers(config)
         return config
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> None:
+        """Build; a class without an output embedding (AutoModel, a classifier) gets the backbone alone."""
+        files = [file for file in checkpoint_files or () if file.endswith(".safetensors")]
+        if model.get_output_embeddings() is None:
+            integrity.verify(files)
+        else:
+            self.build(model, files)
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        """Leave: the model can be trained, cast and saved like any other."""
+        del model.hf_quantizer, model.quantization_method, model.config._is_quantized
+        model.is_quantized = False
+        self.finish(model)
+        return model
+
+
+def expect_additions(model: Any, *names: str) -> None:
+    """Let tensors of a checkpoint that the model has not be no surprise."""
+    known = model._keys_to_ignore_on_load_unexpected or ()
+    model._keys_to_ignore_on_load_unexpected = {*known, *map(re.escape, names)}
 
 
 class CodeheadLoader(OwnLoader):
@@ -90,18 +122,8 @@ class CodeheadLoader(OwnLoader):
             )
         return device_map
 
-    def _process_model_before_weight_loading(
-        self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
-    ) -> None:
-        """Attach an empty decision layer; check the files it will be loaded from.
-
-        A class without an output embedding (AutoModel, a classifier) gets the backbone, as from a stock checkpoint.
-        """
+    def build(self, model: Any, files: Sequence[str]) -> None:
         description = self.quantization_config.description
-        files = [file for file in checkpoint_files or () if file.endswith(".safetensors")]
-        if model.get_output_embeddings() is None:
-            integrity.verify(files)
-            return
         refuse_other_classes(model)
         old = model.get_submodule(stock.head_path(model))
         stored = expect_files(model, files, self.quantization_config.entry)
@@ -111,19 +133,14 @@ class CodeheadLoader(OwnLoader):
         head, decision = built(description, old.weight.shape[1], old.weight.dtype)
         _expect_no_soft_cap(model, decision)
         surgery.install(model, head, decision)
-        _expect_additions(model)
+        guard = f"{stock.head_path(model)}.weight"  # of a head of several parts, which has none (`guards.guarded`)
+        expect_additions(model, f"decision.{WRITTEN}", *([] if guard in model.state_dict() else [guard]))
+        no_surprise = model._keys_to_ignore_on_load_missing or ()
+        model._keys_to_ignore_on_load_missing = {*no_surprise, SEALS}  # which a checkpoint of an old version lacks
         if files:
             _check_tensors(model, stored)
 
-    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        """Leave: the model can be trained, cast and saved like any other."""
-        del model.hf_quantizer, model.quantization_method, model.config._is_quantized
-        model.is_quantized = False
-        self.finish(model)
-        return model
-
     def finish(self, model: Any) -> None:
-        """Check the codebook, and let the configuration say what the model is."""
         description = self.quantization_config.description
         if surgery.is_coded(model):
             check_loaded(model, description)
@@ -221,21 +238,6 @@ def _empty_corrections(description: Description) -> Corrections | None:
     if config.extra_bits:
         refinement = Refinement(num_classes, config.num_extra_bit_tokens, config.extra_bits)
     return Corrections(num_classes, listed, config.token_bias, refinement)
-
-
-def _expect_additions(model: Any) -> None:
-    """What a checkpoint has that the model has not is no surprise, nor are the seals that one of an old version lacks.
-
-    A head of several parts is saved with a tensor that keeps stock models from loading it (`guards.guarded`).
-    """
-    names = [f"decision.{WRITTEN}"]
-    if f"{stock.head_path(model)}.weight" not in model.state_dict():
-        names.append(f"{stock.head_path(model)}.weight")
-    model._keys_to_ignore_on_load_unexpected = {
-        *(model._keys_to_ignore_on_load_unexpected or ()),
-        *map(re.escape, names),
-    }
-    model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), SEALS}
 
 
 def expect_vocabulary(description: Description, rows: int) -> None:

@@ -90,14 +90,11 @@ def alter(model: Any, stock: dict[str, Any]) -> None:
     if hasattr(model.config, TIED):
         model.config.tie_word_embeddings = bool(others)
     if SOFT_CAP in stock:
-        _switch_cap_off(model.config.get_text_config())
-
-
-def _switch_cap_off(config: Any) -> None:
-    try:
-        setattr(config, SOFT_CAP, None)
-    except StrictDataclassFieldValidationError:
-        setattr(config, SOFT_CAP, NO_CAP)
+        config = model.config.get_text_config()
+        try:
+            setattr(config, SOFT_CAP, None)
+        except StrictDataclassFieldValidationError:
+            setattr(config, SOFT_CAP, NO_CAP)
 
 
 def refuse_half(model: Any, outputs: Tensor) -> None:

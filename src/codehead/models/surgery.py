@@ -22,15 +22,14 @@ from codehead.heads.chain import Chain
 from codehead.heads.feedforward import HEADS, gives_log_probabilities
 from codehead.layer import Decision
 from codehead.models import guards, named, quantised, stock
-from codehead.models.coded import CodedCausalLM, coded_class
+from codehead.models.coded import CodedCausalLM, own_class
 from codehead.models.description import Description, weights_checksum
 from codehead.models.guards import all_or_nothing
 from codehead.models.hidden import Statistics
-from codehead.models.initial import initialise
 from codehead.models.integrity import refuse_lost_names
+from codehead.models.old_head import OldHead, build_extras, initialise, weights_of_tokens
 from codehead.models.probe import LogitScaling, refuse_non_causal
 from codehead.models.registration import METHOD
-from codehead.models.token_extras import build_extras, weights_of_tokens
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -77,20 +76,20 @@ def attach(
     """
     target: Any = model
     old = _check(target)
-    _check_statistics(statistics, old)
+    seen = OldHead.of(old, statistics)
     config, codebook = _described(decision, fields)
-    codebook = _codebook(config, old, statistics) if codebook is None else _fitting(codebook, config, old)
+    codebook = _codebook(config, seen) if codebook is None else _fitting(codebook, config, seen)
     if config.assignment is not None:
-        codebook = _assigned(codebook, config, old.weight, statistics)
+        codebook = _assigned(codebook, config, seen)
     capped = _keeps_soft_cap(target, config, codebook)
-    extras = build_extras(config, codebook, old, statistics)
+    extras = build_extras(config, codebook, seen)
     new, chain = _seeded_head(config, old.weight.shape[1], codebook.length, 0 if extras is None else extras.num_outputs)
     new, chain = new.to(old.weight), None if chain is None else chain.to(old.weight)
     parts = (extras, chain, gives_log_probabilities(new))
     layer = Decision(codebook, config.loss, config.decoder, *parts).to(old.weight.device)
     layer.packed = config.packed
-    tail = LogitScaling.of(target) if config.start == "old_head" and extras is not None else LogitScaling()
-    initialise(config.start, old, new, layer, statistics, tail)
+    scale = LogitScaling.of(target).scale if config.start == "old_head" and extras is not None else 1.0
+    initialise(config.start, seen, new, layer, scale)
 
     changed = stock.before(target, old, capped=capped)
     fresh = weights_checksum(new) if config.start == "random" and not layer.table.is_implicit else ""
@@ -128,20 +127,16 @@ def _keeps_soft_cap(model: Any, config: DecisionConfig, codebook: Codebook) -> b
     tokens = gives_log_probabilities(HEADS.get(config.head))
     if tokens:
         Tokens(CodewordTable(codebook)).check()  # before a head for so few tokens is made
-        _refuse_factor(model, config.head)
+        factor = LogitScaling.of(model).scale
+        if factor != 1:
+            raise ConfigurationError(
+                f"{type(model).__name__} multiplies what its head gives by {factor:g}, which would make other numbers "
+                f"of the log-probabilities of head {config.head!r}; choose another head"
+            )
     capped = codebook.design == "one_vs_all" and not tokens
     if not capped:
         stock.refuse_fixed_soft_cap(model)
     return capped
-
-
-def _refuse_factor(model: Any, head: str) -> None:
-    factor = LogitScaling.of(model).scale
-    if factor != 1:
-        raise ConfigurationError(
-            f"{type(model).__name__} multiplies what its head gives by {factor:g}, which would make other numbers of "
-            f"the log-probabilities of head {head!r}; choose another head"
-        )
 
 
 def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | None = None) -> None:
@@ -152,7 +147,7 @@ def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | No
     guards.allow_saving(model)  # a folded head is gone
     model.loss_type = "ForCausalLM"  # so that the Trainer counts shifted labels
     stock_class: Any = type(model)
-    model.__class__ = coded_class(stock_class)
+    model.__class__ = own_class(CodedCausalLM, stock_class)
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
     model._kept = kept
 
@@ -237,7 +232,7 @@ def _check(model: Any) -> nn.Linear:
     return old
 
 
-def _codebook(config: DecisionConfig, old: nn.Linear, statistics: Statistics | None) -> Codebook:
+def _codebook(config: DecisionConfig, old: OldHead) -> Codebook:
     """The codebook that a description means, with one codeword per row of the `old` output embedding.
 
     A design that looks at the classes sees these rows, as the hidden states see them if there are statistics and
@@ -248,11 +243,11 @@ def _codebook(config: DecisionConfig, old: nn.Linear, statistics: Statistics | N
         return _fitting(codes.load(code), config, old)
     options, params = codes.DESIGNS.get(code).params(), dict(config.code_params)
     if "prototypes" in options and not {"prototypes", "samples"} & params.keys():
-        params = {**_looked_at(config, options, old, statistics), **params}
+        params = {**_looked_at(config, options, old), **params}
     return codes.build(code, len(old.weight), bits=config.bits, seed=config.seed, **params)
 
 
-def _fitting(codebook: Codebook, config: DecisionConfig, old: nn.Linear) -> Codebook:
+def _fitting(codebook: Codebook, config: DecisionConfig, old: OldHead) -> Codebook:
     """A finished codebook; ConfigurationError or CodebookError if it is not of this description, or this model."""
     if config.code_params or (config.bits is not None and config.bits != codebook.length):
         raise ConfigurationError(
@@ -268,57 +263,25 @@ def _fitting(codebook: Codebook, config: DecisionConfig, old: nn.Linear) -> Code
     return codebook
 
 
-def _looked_at(
-    config: DecisionConfig, options: list[str], old: nn.Linear, statistics: Statistics | None
-) -> dict[str, np.ndarray]:
+def _looked_at(config: DecisionConfig, options: list[str], old: OldHead) -> dict[str, np.ndarray]:
     """What a design that looks at classes sees of the `old` output embedding."""
-    remedy = "give code_params={'prototypes': ...}"
-    seen = {"prototypes": _seen(f"code={config.code!r}", remedy, old.weight, statistics)}
-    weights = weights_of_tokens(config, old, statistics) if "weights" in options else None
+    seen = {"prototypes": old.rows(f"code={config.code!r}", "give code_params={'prototypes': ...}").numpy()}
+    weights = weights_of_tokens(config, old) if "weights" in options else None
     return seen if weights is None else {**seen, "weights": weights.cpu().numpy()}
 
 
-def _seen(argument: str, remedy: str, weight: torch.Tensor, statistics: Statistics | None) -> np.ndarray:
-    """The rows of an output embedding `(V, H)`, as the hidden states see them if there are statistics."""
-    if weight.is_meta:
-        raise ConfigurationError(
-            f"{argument} looks at the rows of the model's Softmax head, which is on the meta device; {remedy}, or load "
-            "the weights first"
-        )
-    rows = weight.detach()
-    return (rows.float().cpu() if statistics is None else statistics.seen(rows)).numpy()
-
-
-def _assigned(
-    codebook: Codebook, config: DecisionConfig, weight: torch.Tensor, statistics: Statistics | None
-) -> Codebook:
-    """The codewords dealt out anew, in view of an output embedding `(V, H)` and of the counts."""
+def _assigned(codebook: Codebook, config: DecisionConfig, old: OldHead) -> Codebook:
+    """The codewords dealt out anew, in view of the rows of an output embedding and of the counts."""
     method = str(config.assignment)
-    if method == "frequency" and statistics is None:
+    if method == "frequency" and old.counts is None:
         raise ConfigurationError(
             "assignment='frequency' asks how often tokens occur: give statistics, with counts over text like yours"
         )
     seen = None
     if method.startswith("similar"):
-        seen = _seen(f"assignment={method!r}", "choose another method", weight, statistics)
-    counts = None if statistics is None else statistics.counts.numpy()
+        seen = old.rows(f"assignment={method!r}", "choose another method").numpy()
+    counts = None if old.counts is None else old.counts.numpy()
     return codes.assign(codebook, method, prototypes=seen, counts=counts, seed=config.seed)
-
-
-def _check_statistics(statistics: Statistics | None, old: nn.Linear) -> None:
-    if statistics is None:
-        return
-    num_classes, hidden_size = old.weight.shape
-    if len(statistics.counts) != num_classes:
-        raise ConfigurationError(
-            f"statistics hold counts of {len(statistics.counts)} tokens, but the output embedding of the model has "
-            f"{num_classes} rows; count with the model's own tokenizer"
-        )
-    if statistics.mean is not None and len(statistics.mean) != hidden_size:
-        raise ConfigurationError(
-            f"statistics are of hidden states of size {len(statistics.mean)}, but those of the model have "
-            f"{hidden_size}; measure them on this model"
-        )
 
 
 def build_head(config: DecisionConfig, hidden_size: int, num_bits: int, further: int) -> nn.Module:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from codehead.boundaries import library_bars_hidden
@@ -18,10 +14,12 @@ from codehead.models.hidden import hidden_states
 from codehead.screening.build import OWN_TEXT, POSITIONS, Progress, check, own_text, room, screen
 from codehead.screening.screen import Settings
 from codehead.training.data import Collator, check_vocabulary, load_examples
+from codehead.training.loop import Stages
 from codehead.training.model import load_model
 from codehead.training.tokenizer import load_tokenizer
 
-HIDDEN = ".hidden.safetensors"
+STAGE = ".hidden"
+HIDDEN = f"{STAGE}.safetensors"
 """In the folder of the screened checkpoint, until that is written: what took longest."""
 BLOCK, BATCH = 256, 8
 
@@ -48,13 +46,13 @@ def screen_checkpoint(
     check(model, positions=positions, **{name: value for name, value in options.items() if name != "bits"})
     source = data or OWN_TEXT
     described = {"model": name, "data": source, "positions": positions, "dtype": str(model.dtype)}
-    hidden = _kept(out / HIDDEN, described)
+    hidden = _kept(out, described)
     if hidden is None:
         batches = (
             _batches(data, tokenizer, text_field, min(BLOCK, room(model))) if data else own_text(model, positions, show)
         )
         hidden = hidden_states(model, batches, positions, lambda done, total: show("hidden states", done, total))
-        _keep(out / HIDDEN, hidden, described)
+        Stages(out).save(STAGE, {"hidden": hidden}, described)
     screen(model, hidden=hidden, data=source, progress=show, **options)
     with library_bars_hidden():
         model.save_pretrained(out)
@@ -66,28 +64,18 @@ def screen_checkpoint(
 
 def _batches(data: str, tokenizer: Any, text_field: str | None, block: int) -> Iterator[dict[str, Tensor]]:
     examples = load_examples(data, tokenizer, block_size=block, split="train", text_field=text_field)
-    collate = Collator(tokenizer.pad_token_id or 0)
-    for start in range(0, len(examples), BATCH):
-        yield collate([examples[row] for row in range(start, min(start + BATCH, len(examples)))])
+    return Collator(tokenizer.pad_token_id).batches(examples, BATCH)
 
 
-def _keep(path: Path, hidden: Tensor, described: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    save_file({"hidden": hidden.contiguous()}, temporary, {"described": json.dumps(described)})
-    os.replace(temporary, path)
-
-
-def _kept(path: Path, described: dict[str, Any]) -> Tensor | None:
+def _kept(out: Path, described: dict[str, Any]) -> Tensor | None:
     """Hidden states of the same model and text that are there already."""
-    if not path.is_file():
+    kept = Stages(out).load(STAGE)
+    if kept is None:
         return None
-    with safe_open(path, framework="pt") as file:
-        found = json.loads(file.metadata()["described"])
-        if found != described:
-            raise ConfigurationError(
-                f"{path} holds hidden states of {found}, but {described} is asked for; delete it, or choose another "
-                "folder"
-            )
-        hidden: Tensor = file.get_tensor("hidden")
-        return hidden
+    tensors, found = kept
+    if found != described:
+        raise ConfigurationError(
+            f"{out / HIDDEN} holds hidden states of {found}, but {described} is asked for; delete it, or choose "
+            "another folder"
+        )
+    return tensors["hidden"]

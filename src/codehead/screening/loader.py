@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,16 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead.errors import CheckpointError
 from codehead.layer import WRITTEN
-from codehead.models import integrity, stock
+from codehead.models import stock
 from codehead.models.integrity import check_integers, names_in_memory
-from codehead.models.loader import CodeheadConfig, CodeheadLoader, OwnLoader, Shapes, expect_files
+from codehead.models.loader import (
+    CodeheadConfig,
+    CodeheadLoader,
+    OwnLoader,
+    Shapes,
+    expect_additions,
+    expect_files,
+)
 from codehead.models.quantised import with_head
 from codehead.models.registration import METHOD
 from codehead.screening.model import FIELD, entry_of, install, is_screened
@@ -39,18 +45,8 @@ class ScreeningConfig(QuantizationConfigMixin):
 class ScreeningLoader(OwnLoader):
     """Puts an empty screen beside the head before the weights are loaded, and checks that the two fit afterwards."""
 
-    def _process_model_before_weight_loading(
-        self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
-    ) -> None:
-        """Add the empty screen; check the files it will be loaded from.
-
-        A class without an output embedding (AutoModel, a classifier) gets the backbone, as from a stock checkpoint.
-        """
+    def build(self, model: Any, files: Sequence[str]) -> None:
         settings = self.quantization_config.settings
-        files = [file for file in checkpoint_files or () if file.endswith(".safetensors")]
-        if model.get_output_embeddings() is None:
-            integrity.verify(files)
-            return
         stored = expect_files(model, files, self.quantization_config.entry)
         head = model.get_submodule(stock.head_path(model))
         if type(head) is not nn.Linear or head.weight.shape != (settings.num_classes, settings.hidden_size):
@@ -65,27 +61,20 @@ class ScreeningLoader(OwnLoader):
         if files:
             _check_screen(model, stored)
 
-    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        """Check the code, then leave: the model can be cast, moved and saved like any other."""
+    def finish(self, model: Any) -> None:
         if is_screened(model):
             model.screen.seal.on_guard = True
             check_integers(model)
             model.config.quantization_config = self.quantization_config.to_dict()
         else:
             del model.config.quantization_config
-        del model.hf_quantizer, model.quantization_method, model.config._is_quantized
-        model.is_quantized = False
-        return model
 
 
 def _check_screen(model: Any, stored: Shapes) -> None:
     """The files hold the screen and nothing more of it, in the shapes that the configuration says."""
     prefix = f"{stock.head_path(model)}.screen."
     description = f"{prefix}{WRITTEN}"
-    model._keys_to_ignore_on_load_unexpected = {
-        *(model._keys_to_ignore_on_load_unexpected or ()),
-        re.escape(description),
-    }
+    expect_additions(model, description)
     own = {name: list(values.shape) for name, values in model.state_dict().items() if name.startswith(prefix)}
     found = {place: stored[name] for name, place in names_in_memory(model, stored).items() if place.startswith(prefix)}
     own[description] = found.get(description, [])  # of any length, but there

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import warnings
@@ -18,10 +17,11 @@ from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
 from codehead.layer import WRITTEN
 from codehead.models import card, guards, integrity, stock
+from codehead.models.coded import OwnCausalLM, own_class
 from codehead.models.description import written
 from codehead.models.probe import LogitScaling
 from codehead.models.registration import METHOD
-from codehead.models.selection import Selecting, Selection
+from codehead.models.selection import Selection
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import Screen, Settings
 
@@ -29,25 +29,18 @@ FIELD = "screening"
 """Of `quantization_config`: a checkpoint that has it is screened."""
 
 
-class ScreenedCausalLM(Selecting, card.WithCard):
-    """Mixed into the class of a model by `screen`; the result keeps the stock class's name.
+class ScreenedCausalLM(OwnCausalLM):
+    """Mixed into the class of a model by `screen`.
 
     `generate` computes the logits of candidates where no other token can be chosen, and the dense head's otherwise,
     which it says once. Outside of `generate` the model is the stock model. `steps` and `whole` count the tokens
     generated, and those of them that took the dense head.
     """
 
-    _stock_class: Any
     config: Any
     steps: int = 0
     whole: int = 0
     _told: frozenset[str] = frozenset()
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """`type(model)(config)` and `type(model).from_pretrained` start without a screen."""
-        if not args and not kwargs:
-            return object.__new__(cls)
-        return cls._stock_class(*args, **kwargs)
 
     @property
     def screen(self) -> Screen:
@@ -135,11 +128,6 @@ class ScreenedCausalLM(Selecting, card.WithCard):
             " with its extra `fast`",
         )
 
-    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
-        """The end of `from_pretrained`: what is missing in a checkpoint is not made up."""
-        super()._adjust_missing_and_unexpected_keys(loading_info)  # type: ignore[misc]
-        integrity.refuse_missing(loading_info.missing_keys)
-
     def _detach(self) -> Any:
         """The stock model, bit for bit: nothing but the code is taken away."""
         guards.refuse_patched_forward(self, "detach")  # type: ignore[arg-type]
@@ -153,22 +141,6 @@ class ScreenedCausalLM(Selecting, card.WithCard):
         del self.config.quantization_config
         return self
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickle by the stock class, which can be imported by name."""
-        return _rebuild, (self._stock_class,), {**self.__dict__, "_selection": None}
-
-
-def _rebuild(base: Any) -> Any:
-    screened = screened_class(base)
-    return screened.__new__(screened)
-
-
-@functools.cache
-def screened_class(base: Any) -> Any:
-    """The screened subclass of a stock model class, under its name: tools keyed on names go on working."""
-    members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (ScreenedCausalLM, base), {**members, "_stock_class": base})
-
 
 def install(model: Any, screen: Screen) -> None:
     """Put a screen beside the output embedding of a stock model."""
@@ -176,7 +148,7 @@ def install(model: Any, screen: Screen) -> None:
     head.__class__ = ScreenedLinear
     head.screen = screen
     stock_class: Any = type(model)
-    model.__class__ = screened_class(stock_class)
+    model.__class__ = own_class(ScreenedCausalLM, stock_class)
     model.config.quantization_config = entry_of(screen.settings)
 
 

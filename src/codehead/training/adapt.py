@@ -11,8 +11,8 @@ from torch import nn
 
 from codehead.boundaries import reason
 from codehead.errors import ConfigurationError
-from codehead.models import is_coded
 from codehead.models.stock import head_path
+from codehead.models.surgery import is_coded
 from codehead.training.config import LoraConfig, RunConfig
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from codehead.boundaries import read_text, reason
 from codehead.config import DecisionConfig
 from codehead.config.blocks import check_keys, check_types, read_block, require, require_block
 from codehead.config.first_version import run_as_of_today
 from codehead.errors import ConfigurationError
-from codehead.registry import did_you_mean
-from codehead.training.blocks import merged, read_yaml
+from codehead.registry import unknown
 
 ADAPTATIONS = ("lora", "full", "head")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -48,6 +52,17 @@ LARGEST_VOCABULARY = 2**22
 """Entries of a tokenizer that is trained here; its trainer sets memory aside for all of them at once."""
 
 
+def require_that(holds: bool, name: str, value: Any, remedy: str) -> None:
+    """Raise ConfigurationError, which says what to give, unless something `holds` of the value of the key `name`."""
+    if not holds:
+        raise ConfigurationError(f"{name} is {value!r}; {remedy}")
+
+
+def require_rate(value: float | None, name: str) -> None:
+    """Raise ConfigurationError unless a learning rate is None, or 0 or more."""
+    require_that(value is None or 0 <= value < math.inf, name, value, "give a number of 0 or more")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the text comes from. A source is a hub id (`name` or `name:split`) or a local file."""
@@ -64,19 +79,17 @@ class DataConfig:
     max_validation_documents: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.train_sources or not all(isinstance(source, str) and source for source in self.train_sources):
-            raise ConfigurationError(f"data.train is {self.train!r}; give a hub id or a local file, or a list of them")
+        are_named = bool(self.train_sources) and all(isinstance(name, str) and name for name in self.train_sources)
+        require_that(are_named, "data.train", self.train, "give a hub id or a local file, or a list of them")
         require(self.block_size, "data.block_size", minimum=2)
         for name in ("max_documents", "max_validation_documents"):
             if getattr(self, name) is not None:
                 require(getattr(self, name), f"data.{name}", minimum=1)
-        if not isinstance(self.validation_fraction, int | float) or not 0 <= self.validation_fraction < 1:
-            raise ConfigurationError(
-                f"data.validation_fraction is {self.validation_fraction!r}; give a number from 0 to below 1"
-            )
+        part = self.validation_fraction
+        is_part = isinstance(part, int | float) and 0 <= part < 1
+        require_that(is_part, "data.validation_fraction", part, "give a number from 0 to below 1")
         for name in ("validation", "test"):
-            if getattr(self, name) == "":
-                raise ConfigurationError(f"data.{name} is ''; give a hub id or a local file, or omit it")
+            require_that(getattr(self, name) != "", f"data.{name}", "", "give a hub id or a local file, or omit it")
         if self.validation and self.validation_fraction:
             raise ConfigurationError(
                 "data.validation and data.validation_fraction are both set; validation data come either "
@@ -105,13 +118,11 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         require(self.r, "lora.r", minimum=1, maximum=LARGEST_RANK)
-        if not 0 <= self.dropout < 1:
-            raise ConfigurationError(f"lora.dropout is {self.dropout!r}; give a number from 0 to below 1")
+        require_that(0 <= self.dropout < 1, "lora.dropout", self.dropout, "give a number from 0 to below 1")
         names = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-            raise ConfigurationError(
-                f"lora.target_modules is {self.target_modules!r}; give auto, or names such as [q_proj, v_proj]"
-            )
+        are_named = isinstance(names, list) and bool(names) and all(isinstance(name, str) and name for name in names)
+        remedy = "give auto, or names such as [q_proj, v_proj]"
+        require_that(are_named, "lora.target_modules", self.target_modules, remedy)
 
 
 @dataclass(frozen=True)
@@ -133,13 +144,12 @@ class Distillation:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_tokens", "tokens"):
             require(getattr(self, name), f"distil.{name}", minimum=1)
-        if not isinstance(self.label_weight, int | float) or not 0 <= self.label_weight <= 1:
-            raise ConfigurationError(f"distil.label_weight is {self.label_weight!r}; give a share from 0 to 1")
+        is_share = isinstance(self.label_weight, int | float) and 0 <= self.label_weight <= 1
+        require_that(is_share, "distil.label_weight", self.label_weight, "give a share from 0 to 1")
         require(self.backbone_steps, "distil.backbone_steps", minimum=0)
         require(self.seed, "distil.seed", minimum=0, maximum=LARGEST_SEED)
         for name in ("learning_rate", "code_learning_rate", "backbone_learning_rate"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
-                raise ConfigurationError(f"distil.{name} is {getattr(self, name)!r}; give a number of 0 or more")
+            require_rate(getattr(self, name), f"distil.{name}")
 
 
 @dataclass(frozen=True)
@@ -184,19 +194,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            hint = did_you_mean(str(self.dtype), DTYPES) or "."
-            raise ConfigurationError(f"unknown dtype {self.dtype!r}{hint} Known: {', '.join(DTYPES)}")
-        if not isinstance(self.output_dir, str) or not self.output_dir:
-            raise ConfigurationError(f"output_dir is {self.output_dir!r}; name the folder of this run")
+            raise unknown("dtype", self.dtype, DTYPES)
+        is_named = isinstance(self.output_dir, str) and bool(self.output_dir)
+        require_that(is_named, "output_dir", self.output_dir, "name the folder of this run")
         require(self.seed, "seed", minimum=0, maximum=LARGEST_SEED)
         self._check_model()
         self._check_tokenizer()
         self._check_adaptation()
         if self.decision is not None:
             refuse_softmax_only(self.training)
-        rate = self.head_learning_rate
-        if rate is not None and not 0 <= rate < math.inf:
-            raise ConfigurationError(f"head_learning_rate is {rate!r}; give a number of 0 or more")
+        require_rate(self.head_learning_rate, "head_learning_rate")
         self._check_distillation()
         self._check_calibration()
         self._check_training()
@@ -244,7 +251,9 @@ class RunConfig:
                 raise ConfigurationError(
                     "model is an architecture without model_type; add one, for example model_type: gpt2"
                 )
-            check_finite(self.model, "model")
+            for key, value in self.model.items():
+                is_number = not isinstance(value, float) or math.isfinite(value)
+                require_that(is_number, f"model.{key}", value, "give a finite number")
         elif not isinstance(self.model, str) or not self.model:
             raise ConfigurationError(
                 f"model is {self.model!r}; give a hub id, a local folder or an architecture "
@@ -254,9 +263,8 @@ class RunConfig:
     def _check_tokenizer(self) -> None:
         if isinstance(self.tokenizer, dict):
             check_keys(self.tokenizer, ("train", "vocab_size"), "tokenizer")
-            if self.tokenizer.get("train") != "bpe":
-                raise ConfigurationError(f"tokenizer.train is {self.tokenizer.get('train')!r}; the only kind is 'bpe'")
-            size = self.tokenizer.get("vocab_size")
+            kind, size = self.tokenizer.get("train"), self.tokenizer.get("vocab_size")
+            require_that(kind == "bpe", "tokenizer.train", kind, "the only kind is 'bpe'")
             require(size, "tokenizer.vocab_size", minimum=257, maximum=LARGEST_VOCABULARY)
         elif self.tokenizer == "":
             raise ConfigurationError("tokenizer is ''; give a hub id or a local folder, or omit it")
@@ -271,8 +279,7 @@ class RunConfig:
         if self.adapt is None:
             object.__setattr__(self, "adapt", "full" if self.is_pretraining else "lora")
         if self.adapt not in ADAPTATIONS:
-            hint = did_you_mean(str(self.adapt), ADAPTATIONS) or "."
-            raise ConfigurationError(f"unknown adapt {self.adapt!r}{hint} Known: {', '.join(ADAPTATIONS)}")
+            raise unknown("adapt", self.adapt, ADAPTATIONS)
         if self.is_pretraining and self.adapt != "full":
             raise ConfigurationError(
                 f"adapt is {self.adapt!r}, but a new model has nothing to adapt: remove the key or set full"
@@ -307,33 +314,31 @@ class RunConfig:
         check_types(TrainingArguments, others, "training")  # fsdp is declared as text, but documented as true or false
         self._check_ranges()
         steps, epochs = self.training.get("max_steps") or 0, self.training.get("num_train_epochs")
-        if "max_steps" in self.training and steps != -1 and steps < 1:
-            raise ConfigurationError(f"training.max_steps is {steps}; give a number of steps, or -1 to count epochs")
-        if epochs is not None and epochs <= 0 and steps < 1:
-            raise ConfigurationError(f"training.num_train_epochs is {epochs}; give a number above 0, or max_steps")
+        is_counted = "max_steps" not in self.training or steps == -1 or steps >= 1
+        require_that(is_counted, "training.max_steps", steps, "give a number of steps, or -1 to count epochs")
+        ends = epochs is None or epochs > 0 or steps >= 1
+        require_that(ends, "training.num_train_epochs", epochs, "give a number above 0, or max_steps")
 
     def _check_ranges(self) -> None:
         """Of the numbers in `training`: those that fail only when all is ready, or spoil the weights."""
-        given = {key: value for key, value in self.training.items() if value is not None}
-        for key in POSITIVE:
-            if key in given:
-                require(given[key], f"training.{key}", minimum=1, maximum=LARGEST_COUNT)
-        for key in NOT_NEGATIVE:
-            if key in given and not 0 <= given[key] <= LARGEST_COUNT:
-                raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number from 0 to {LARGEST_COUNT}")
-        for key in BLOCKS:
-            if key in given:
-                require_block(given[key], f"training.{key}")
-        for key in INTERVALS:
-            if key in given and not 0 < given[key] <= LARGEST_COUNT:
-                raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number of steps, or a share of all")
-        for key in BELOW_ONE:
-            if key in given and not 0 <= given[key] < 1:
-                raise ConfigurationError(f"training.{key} is {given[key]!r}; give a number from 0 to below 1")
-        if "data_seed" in given:
-            require(given["data_seed"], "training.data_seed", minimum=0, maximum=LARGEST_SEED)
-        if given.get("max_steps", 0) > LARGEST_COUNT:
-            raise ConfigurationError(f"training.max_steps is {given['max_steps']}; give at most {LARGEST_COUNT}")
+        for key, value in self.training.items():
+            name = f"training.{key}"
+            if value is None:
+                continue
+            if key in POSITIVE:
+                require(value, name, minimum=1, maximum=LARGEST_COUNT)
+            if key in NOT_NEGATIVE:
+                require_that(0 <= value <= LARGEST_COUNT, name, value, f"give a number from 0 to {LARGEST_COUNT}")
+            if key in BLOCKS:
+                require_block(value, name)
+            if key in INTERVALS:
+                require_that(0 < value <= LARGEST_COUNT, name, value, "give a number of steps, or a share of all")
+            if key in BELOW_ONE:
+                require_that(0 <= value < 1, name, value, "give a number from 0 to below 1")
+            if key == "data_seed":
+                require(value, name, minimum=0, maximum=LARGEST_SEED)
+            if key == "max_steps":
+                require_that(value <= LARGEST_COUNT, name, value, f"give at most {LARGEST_COUNT}")
 
     def _check_validation(self) -> None:
         if self.data.validation or self.data.validation_fraction:
@@ -348,17 +353,83 @@ class RunConfig:
             )
 
 
-def check_finite(values: Mapping[str, Any], name: str) -> None:
-    """Raise ConfigurationError for a number that is none, or infinite."""
-    for key, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigurationError(f"{name}.{key} is {value!r}; give a finite number")
-
-
 def refuse_softmax_only(training: Mapping[str, Any]) -> None:
     """Raise ConfigurationError for options of the Trainer that only make sense with V logits."""
-    for key, reason in SOFTMAX_ONLY.items():
+    for key, why in SOFTMAX_ONLY.items():
         if training.get(key):
             raise ConfigurationError(
-                f"training.{key} is {training[key]!r}, which no coded head supports: {reason}; remove it"
+                f"training.{key} is {training[key]!r}, which no coded head supports: {why}; remove it"
             )
+
+
+# YAML → mappings, and others laid over them by dotted keys.
+
+
+def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the values of a run with `overrides` (dotted keys → values) laid over them."""
+    blocks = copy.deepcopy(dict(values))
+    for key, value in overrides.items():
+        _set_dotted(blocks, key, value)
+    return blocks
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`"training.learning_rate=3e-4"` → `("training.learning_rate", 0.0003)`; the value is YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigurationError(f"--set {text!r} is not of the form key=value, as in training.max_steps=100")
+    try:
+        return key.strip(), yaml.load(value, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or reason(error)
+        raise ConfigurationError(
+            f"{key.strip()} is {_short(value)}, which is not valid YAML ({problem}); close every bracket and quote"
+        ) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigurationError if it is missing, broken or not a mapping."""
+    text = read_text(path, "configuration file", ConfigurationError)
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # values: dates and numbers that there are not
+        raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {reason(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"configuration file {str(path)!r} must hold `key: value` lines")
+    return values
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+    values[last] = value
+
+
+def _short(value: str) -> str:
+    return repr(value if len(value) < 200 else f"{value[:200]}…")
+
+
+MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which YAML allows more than once
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `3e-4` as a number, as YAML 1.2 does, and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE_TAG:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice; rename or remove one", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

@@ -106,13 +106,6 @@ def check_labels(examples: Dataset, vocab_size: int) -> None:
             )
 
 
-def count_labels(examples: Dataset, num_tokens: int) -> np.ndarray:
-    """How often every token is a label, int64 `(tokens,)`; ids of `num_tokens` or more are left out."""
-    labels = examples.data.column("labels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    known = labels[(labels >= 0) & (labels < num_tokens)]
-    return np.bincount(known, minlength=num_tokens)
-
-
 class Collator:
     """Pads examples to the longest of the batch: labels with −100, byte counts with 0.
 
@@ -132,9 +125,15 @@ class Collator:
             for name, value in self.padding.items()
         }
 
+    def batches(
+        self, examples: Sequence[Mapping[str, Any]] | Dataset, size: int, order: Sequence[int] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Batches of so many examples, in this order, or their own."""
+        order = range(len(examples)) if order is None else order
+        for start in range(0, len(order), size):
+            yield self([examples[i] for i in order[start : start + size]])
 
-Show = Callable[[str, int, int], None]
-"""Called with (stage, work done, work in all)."""
+
 STATISTICS_TOKENS = 32_768
 """Positions whose hidden states tell how they vary: for a code, a start, and rounding."""
 
@@ -163,8 +162,10 @@ class Text:
         return self.load()
 
     def counts(self, num_tokens: int) -> np.ndarray:
-        """How often each token is a label, `(num_tokens,)`."""
-        return count_labels(self.examples, num_tokens)
+        """How often each token is a label, int64 `(num_tokens,)`; ids of `num_tokens` or more are left out."""
+        labels = self.examples.data.column("labels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        known = labels[(labels >= 0) & (labels < num_tokens)]
+        return np.bincount(known, minlength=num_tokens)
 
     def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch of examples drawn with replacement."""
@@ -173,10 +174,8 @@ class Text:
 
     def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
         """Batches of examples in random order, once through the text."""
-        collate = Collator(self.pad_id)
         order = np.random.default_rng(self.seed).permutation(len(self.examples))
-        for start in range(0, len(order), size):
-            yield collate([self.examples[int(i)] for i in order[start : start + size]])
+        return Collator(self.pad_id).batches(self.examples, size, order.tolist())
 
 
 def batch_size_of(config: RunConfig) -> int:

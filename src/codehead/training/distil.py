@@ -1,8 +1,11 @@
-"""Distillation of a decision layer from the Softmax head that it replaces: head, extras and code.
+"""Distillation of a decision layer from the Softmax head that it replaces: head, extras and code; then the backbone.
 
 The code is learnt too: every symbol is the sign of a real number, and gradients reach that number as if the sign were
 the identity (straight-through; Y. Bengio, N. Léonard, A. Courville 2013, https://arxiv.org/abs/1308.3432). In the end
 rows that have become equal are made distinct in the symbols that are nearest to changing.
+
+The backbone learns to serve its new decision layer by LoRA on its attention, together with the head. The teacher is
+the model as it was, backbone and head: it is there as long as the adapters can be switched off.
 """
 
 from __future__ import annotations
@@ -18,14 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codehead.boundaries import peft_warnings_hidden
 from codehead.codes.codebook import PackedCodebook
 from codehead.codes.packing import Floats, Integers, pack_bits
 from codehead.codes.prototypes import make_distinct
 from codehead.errors import ConfigurationError
-from codehead.losses import CHUNK_SCORES
+from codehead.losses import CHUNK_SCORES, IGNORE
+from codehead.models.hidden import labelled_states
 from codehead.models.probe import LogitScaling, SoftmaxHead
 from codehead.models.surgery import describe
-from codehead.training.config import Distillation
+from codehead.training.adapt import merge, with_lora
+from codehead.training.config import Distillation, LoraConfig
 from codehead.training.likely_tokens import LikelyTokens, Scores, divergence, imitate, imitate_some
 from codehead.training.loop import ResumableLoop, Stages, refuse_divergence
 
@@ -43,9 +49,16 @@ CHECKED = 2048
 WARM_UP = 20
 """Steps over which rates rise, a twentieth of all at most: Adam's first ones move every number by its rate, however
 sure it is, and lead far from a start that is near its aim."""
+STEADY = 0.01
+"""Of the median root mean square of a tensor's rows: how far its weights move in a step at most."""
+GRADIENT_SCALE = 2.0**10
+"""Of gradients on their way through the backbone, so that in float16 small ones are not lost (P. Micikevicius et al.
+2018, https://arxiv.org/abs/1710.03740)."""
 BETAS = (0.9, 0.99)
 """Adam's averages: shorter than usual, since hundreds of steps are few."""
 
+Batch = dict[str, Tensor]
+"""input_ids, attention_mask and labels, `(batch, length)`."""
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, mean nats between teacher and student in the last step)."""
 
@@ -77,7 +90,7 @@ def distil(
     """
     decision = model.decision
     _check(decision, options, labels)
-    units = row_sizes if options.learning_rate is None else _ones
+    units = row_sizes if options.learning_rate is None else lambda values: torch.ones_like(values[..., :1])
     student = _Student(model.get_output_embeddings(), decision, LogitScaling.of(model), units)
     device = next(model.parameters()).device
     aim = _Aim(student, teacher, hidden, labels, options.label_weight, decision.table.num_classes, device, likely)
@@ -171,8 +184,13 @@ def row_sizes(values: Tensor) -> Tensor:
     return torch.where(sizes > 0, sizes, LARGE).clamp(max=LARGE)
 
 
-def _ones(values: Tensor) -> Tensor:
-    return torch.ones_like(values[..., :1])
+def steady_rate(values: Tensor) -> float:
+    """The rate at which a tensor of a head keeps what it knows: STEADY of the median size of its rows.
+
+    A single number is the scale of a bias in int8, and its size is its magnitude.
+    """
+    values = values.detach().float()
+    return STEADY * float((values.abs() if values.numel() == 1 else row_sizes(values)).median())
 
 
 class _Student:
@@ -297,3 +315,88 @@ def _check(decision: Any, options: Distillation, labels: Tensor | None) -> None:
             "distil learns a binary code of independent bits; choose such a code (additive, minrandom, …) and a head "
             "without a chain"
         )
+
+
+def learn_together(
+    model: Any,
+    teacher: Scores,
+    draw: Callable[[torch.Generator], Batch],
+    options: Distillation,
+    lora: LoraConfig,
+    progress: Callable[[int, int], None] = lambda done, steps: None,
+    stages: Stages | None = None,
+) -> None:
+    """Train LoRA on the backbone of a coded model, and its decision layer but the code: `options.backbone_steps` steps.
+
+    Minimises what `distil` does, over the batches that `draw` gives: the divergence from the old model, whose head is
+    the `teacher`, mixed with the labels' cross entropy by `options.label_weight`. In the end the adapters are folded
+    into the backbone, in place. With `stages`, it goes on where it was stopped. A head of one_vs_all gives all V
+    outputs of a batch at once.
+    """
+    dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
+    model.eval()
+    learnable = {name for name, values in model.named_parameters() if values.requires_grad}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), peft_warnings_hidden():
+        torch.manual_seed(options.seed)
+        adapted: Any = with_lora(model, lora)
+    learnt = [values for values in adapted.parameters() if values.requires_grad]
+    _cast(learnt, torch.float32)  # bf16 rounds small steps away
+    optimizer = torch.optim.Adam(_groups(adapted, options))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.backbone_steps)
+    order = torch.Generator().manual_seed(options.seed)
+    loop = ResumableLoop(stages or Stages(), "trunk", optimizer, schedule, order)
+
+    def learn() -> None:
+        """Gradients over a batch; CodeheadError if it has diverged."""
+        batch = {name: values.to(device) for name, values in draw(order).items()}
+        optimizer.zero_grad()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):  # the adapters are in float32
+            nats = _gradients(adapted, model, teacher, batch, options.label_weight)
+        refuse_divergence(nats, loop.done, "distil.backbone_learning_rate")
+
+    with torch.enable_grad(), loop.saved_at_the_end():
+        while loop.done < options.backbone_steps:
+            learn()
+            loop.step()
+            progress(loop.done, options.backbone_steps)
+        learn()  # the last step may be the one that ruined it
+    _cast(learnt, dtype)
+    merge(adapted)
+    for name, values in model.named_parameters():
+        values.requires_grad_(name in learnable)
+
+
+def _groups(adapted: Any, options: Distillation) -> list[dict[str, Any]]:
+    """What is learnt: adapters, and the decision layer at no more than its own rate, or what keeps what it knows."""
+    found = [(name, values) for name, values in adapted.named_parameters() if values.requires_grad]
+    groups = [{"params": [values for name, values in found if "lora_" in name], "lr": options.backbone_learning_rate}]
+    for values in (values for name, values in found if "lora_" not in name):
+        own = steady_rate(values) if options.learning_rate is None else options.learning_rate
+        groups.append({"params": [values], "lr": min(own, options.backbone_learning_rate)})
+    return groups
+
+
+def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_weight: float) -> float:
+    """Those of the loss over the labelled positions of a batch, none if there are none; returns it in nats."""
+    labelled = batch["labels"][:, 1:] != IGNORE
+    if not bool(labelled.any()):
+        return 0.0
+    with adapted.disable_adapter():
+        hidden, labels = (part.to(labelled.device) for part in labelled_states(model, [batch], labelled.numel()))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    outputs = model.head_outputs(**inputs, use_cache=False)[:, :-1][labelled]
+    given = outputs.detach().float().requires_grad_()
+    wanted, num_classes = labels if label_weight else None, model.decision.table.num_classes
+    nats = imitate(model.decision.logits, given, teacher, hidden, wanted, label_weight, num_classes)
+    assert given.grad is not None
+    outputs.backward((GRADIENT_SCALE * given.grad).to(outputs.dtype))
+    own = {id(values) for values in model.decision.parameters()}  # which have theirs already
+    for values in adapted.parameters():
+        if values.grad is not None and id(values) not in own:
+            values.grad /= GRADIENT_SCALE
+    return nats
+
+
+def _cast(parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
+    for values in parameters:
+        values.data = values.data.to(dtype)

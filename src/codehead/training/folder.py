@@ -1,26 +1,32 @@
-"""The folder of a run: what may be written into it, where an unfinished run goes on, and the wall time it has taken."""
+"""Folders that are written into: by one process at a time, checkpoints as a whole; and the folder of a run.
+
+That tells what may be written into it, and where an unfinished run goes on.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from filelock import FileLock, Timeout
 
+from codehead.boundaries import library_bars_hidden
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
+from codehead.models import card
 from codehead.models.integrity import WEIGHTS as OWN_WEIGHTS
-from codehead.models.integrity import verify
+from codehead.models.integrity import shapes_in, verify
 from codehead.processes import is_main
 from codehead.training.config import RunConfig
 from codehead.training.loop import Stages
-from codehead.training.saving import LOCK, locked, weight_files
 
+LOCK = ".lock"
+STAGE = ".unfinished"
+WEIGHTS = ("codehead.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 RECORD = "run.json"
 TEMPORARY = f".{RECORD}.tmp"
 CHECKPOINTS = "checkpoints"
@@ -31,17 +37,83 @@ MISSING = object()
 UNSET = (None, MISSING)  # a key that is younger than the record is not there
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process out of a folder; the system lifts the lock of one that was killed.
+
+    A folder that is made for the lock, and in which nothing has come to lie, goes with it. Raises ConfigurationError if
+    another process is in the folder.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigurationError(
+            f"another command is at work in {str(folder)!r}; wait for its end, because two would spoil each other's "
+            "files, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is open
+            (folder / LOCK).unlink()
+        lock.release()
+        for place in made:
+            with suppress(OSError):  # it is not empty
+                place.rmdir()
+
+
+def save_whole(model: Any, tokenizer: Any, folder: Path, measured: Mapping[str, Any] | None = None) -> None:
+    """Write a checkpoint beside the one in a folder, then in its place; files of other names stay.
+
+    What was `measured`, `before` and `after` a conversion, stands in the card.
+
+    If the writing fails, by a full disk for instance, the old checkpoint is as it was. A process that is killed while
+    the files change places leaves a folder without weights, never a mixture of two models.
+    """
+    stage = folder / STAGE
+    shutil.rmtree(stage, ignore_errors=True)  # of a process that was killed
+    try:
+        with library_bars_hidden():
+            model.save_pretrained(stage)
+            if measured is not None:
+                card.write(stage, model, measured)
+            tokenizer.save_pretrained(stage)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    for file in weight_files(folder):
+        file.unlink()
+    for file in sorted((path for path in stage.rglob("*") if path.is_file()), key=_order):
+        place = folder / file.relative_to(stage)
+        place.parent.mkdir(exist_ok=True)
+        (card.publish if file.name == card.NAME else os.replace)(file, place)
+    shutil.rmtree(stage)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files in a folder that hold the weights of a model, or tell of them."""
+    return [file for pattern in WEIGHTS for file in folder.glob(pattern)]
+
+
+def _order(file: Path) -> tuple[bool, str]:
+    """Weights last, after their checksums."""
+    return any(file.match(pattern) for pattern in WEIGHTS), str(file)
+
+
 class RunFolder:
     """`output_dir` of one run: `run.json`, `checkpoints/`, and in the end the model and tokenizer.
 
-    While a decision layer learns from the old head, `conversion/` keeps what that has come to.
+    While a decision layer learns from the old head, `conversion/` keeps what that has come to. Of several processes,
+    the first one writes.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.path = Path(config.output_dir).expanduser()
         self.checkpoints = self.path / CHECKPOINTS
-        self.is_main = is_main()  # of several processes, one writes
-        self.stages = Stages(self.path / STAGES, is_main=self.is_main)
+        self.stages = Stages(self.path / STAGES)
         self.config: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
 
     @contextmanager
@@ -51,7 +123,7 @@ class RunFolder:
         Raises ConfigurationError if another run is at work here, or there are files but no run.
         """
         self.check_foreign()
-        if not self.is_main:
+        if not is_main():
             yield
             return
         with locked(self.path):
@@ -115,7 +187,7 @@ class RunFolder:
 
     def clear_work(self) -> None:
         """Remove stages and checkpoints, from which a run would go on; `check_foreign` comes first."""
-        if not self.is_main:
+        if not is_main():
             return
         self.stages.remove()
         for checkpoint in _numbered(self.checkpoints):
@@ -149,7 +221,7 @@ class RunFolder:
 
     def _take_back(self, earlier: str | None) -> None:
         """Remove what has begun; an `earlier` record is the folder's again."""
-        if not self.is_main:
+        if not is_main():
             return
         self.stages.remove()
         if earlier is None:
@@ -185,12 +257,13 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; None to start from the beginning."""
-        return last_complete(self.checkpoints)
+        complete = [checkpoint for checkpoint in _numbered(self.checkpoints) if _is_complete(checkpoint)]
+        return complete[-1] if complete else None
 
     def drop_incomplete(self) -> None:
         """Remove checkpoints that a killed process left half-written."""
         for checkpoint in _numbered(self.checkpoints):
-            if self.is_main and not _is_complete(checkpoint):
+            if is_main() and not _is_complete(checkpoint):
                 _remove(checkpoint)
 
     def rotate(self, limit: int | None, best: str | None) -> None:
@@ -199,7 +272,7 @@ class RunFolder:
         The last is that of the most steps: the times of files tell nothing where a clock was set.
         """
         found = _numbered(self.checkpoints)
-        if not self.is_main or not limit or limit < 0:
+        if not is_main() or not limit or limit < 0:
             return
         others = [checkpoint for checkpoint in found[:-1] if checkpoint.name != best]
         for checkpoint in others[: max(0, len(found) - limit)]:
@@ -228,7 +301,7 @@ class RunFolder:
 
     def write(self, status: str, values: Mapping[str, Any]) -> None:
         """Write `run.json` in one step."""
-        if not self.is_main:
+        if not is_main():
             return
         self.path.mkdir(parents=True, exist_ok=True)
         record = {"status": status, "config": self.config, **values}
@@ -253,21 +326,14 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def last_complete(checkpoints: Path) -> Path | None:
-    """The newest checkpoint of the Trainer that was written to its end."""
-    complete = [checkpoint for checkpoint in _numbered(checkpoints) if _is_complete(checkpoint)]
-    return complete[-1] if complete else None
-
-
 def check_weights(checkpoint: Path) -> None:
     """Raise CheckpointError, which tells how to go on, if weights of a checkpoint are damaged."""
     files = sorted(checkpoint.glob("*.safetensors"))
     try:
         verify(file for file in files if file.match(OWN_WEIGHTS))
         for file in files:
-            with safe_open(file, "pt"):
-                pass
-    except (CheckpointError, SafetensorError) as error:
+            shapes_in(str(file))
+    except CheckpointError as error:
         raise CheckpointError(
             f"{str(checkpoint)!r} is damaged ({error}); remove it to go on from the checkpoint before it, or from the "
             "beginning"
@@ -314,31 +380,3 @@ def _remove(checkpoint: Path) -> None:
     """Remove a checkpoint, which is incomplete from the first file on."""
     (checkpoint / STATE).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
-
-
-class Clock:
-    """Keeps the provenance of a run, with the seconds since it `began` (`time.monotonic`), in `run.json`.
-
-    What an earlier process had spent on the run is added. A killed one has spent what was kept last.
-    """
-
-    def __init__(self, folder: RunFolder, origin: Mapping[str, Any], began: float) -> None:
-        self.folder, self.origin = folder, {**folder.begun_with(), **origin, **folder.spent()}
-        self.began = began - self.origin.get("wall_seconds", 0.0)
-
-    def record(self) -> dict[str, Any]:
-        """The provenance with the seconds until now."""
-        return {"provenance": {**self.origin, "wall_seconds": round(time.monotonic() - self.began, 3)}}
-
-    def keep(self) -> None:
-        """Write them to `run.json`, of a run that goes on."""
-        self.folder.write("running", self.record())
-
-    @contextmanager
-    def kept_when_stopped(self) -> Iterator[None]:
-        """Keep them if what is done meanwhile is stopped."""
-        try:
-            yield
-        except BaseException:
-            self.keep()
-            raise

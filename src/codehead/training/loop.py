@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codehead.errors import CheckpointError, CodeheadError
+from codehead.processes import ALONE, Processes, is_main
 
 KINDS = (".json", ".safetensors", ".tmp")  # .json: of version 0.1
 NOTES = "notes"
@@ -28,12 +30,11 @@ class Stages:
     """Results of stages by name: plain values and tensors in `NAME.safetensors`.
 
     Files are written in one step, so that whatever is there is whole. Without a path nothing is kept. Of several
-    processes one writes (`is_main`), and all read.
+    processes the first one writes, and all read.
     """
 
-    def __init__(self, path: Path | None = None, *, is_main: bool = True) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.is_main = is_main
 
     def values(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The kept values of a stage; computed, and kept, if there are none. Floats come back as they were."""
@@ -55,7 +56,7 @@ class Stages:
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> None:
         """Keep tensors, and plain values with them, in the place of what was kept under that name."""
-        if self.path is None or not self.is_main:
+        if self.path is None or not is_main():
             return
         self.path.mkdir(parents=True, exist_ok=True)
         whole = {key: value.detach().contiguous() for key, value in tensors.items()}
@@ -82,13 +83,30 @@ class Stages:
 
     def remove(self) -> None:
         """Forget everything, and remove the folder unless somebody else has put something into it."""
-        if self.path is None or not self.is_main or not self.path.is_dir():
+        if self.path is None or not is_main() or not self.path.is_dir():
             return
         for kind in KINDS:
             for file in self.path.glob(f"*{kind}"):
                 file.unlink()
         if not any(self.path.iterdir()):
             self.path.rmdir()
+
+
+Show = Callable[[str, int, int], None]
+"""Called with (stage, work done, work in all)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What goes with a long computation: to whom it is shown, where it is kept, and which processes share it."""
+
+    show: Show = lambda stage, done, total: None
+    stages: Stages = field(default_factory=Stages)
+    processes: Processes = ALONE
+
+
+SILENT = Work()
+"""Shown to nobody, kept nowhere, done alone."""
 
 
 def refuse_divergence(loss: float, step: int, rate: str = "training.learning_rate") -> None:

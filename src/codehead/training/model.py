@@ -7,37 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from codehead.boundaries import library_bars_hidden, loading, reason
 from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
-from codehead.models import integrity, is_coded, named
-from codehead.models.integrity import expect_layers, refuse_missing
+from codehead.models import integrity, named
+from codehead.models.integrity import expect_layers, refuse_missing, shapes_in
 from codehead.models.probe import refuse_non_causal
+from codehead.models.surgery import is_coded
 from codehead.registry import did_you_mean
 from codehead.training.adapt import find_targets, in_native_dtype
 from codehead.training.config import RunConfig, refuse_softmax_only
-from codehead.training.data import Show, Text, check_vocabulary
-from codehead.training.loop import Stages
+from codehead.training.data import Text, check_vocabulary
+from codehead.training.loop import Work
 from codehead.training.new_head import fit_decision_layer, looks_at_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def build_model(
-    config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    text: Text | None = None,
-    stages: Stages | None = None,
-    show: Show = lambda stage, done, total: None,
-) -> nn.Module:
+def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, text: Text, work: Work) -> nn.Module:
     """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
 
     `text` is what the model will be trained on: a new decision layer that looks at text, or learns from the old head
-    before the training, does so there, on the accelerator if there is one; `stages` keep what that has come to.
+    before the training, does so there, on the accelerator if there is one; the stages of `work` keep what that has
+    come to.
     """
     if isinstance(config.model, dict):
         model = new_model(config.model, tokenizer)
@@ -52,7 +48,7 @@ def build_model(
     elif config.decision is not None:
         if looks_at_text(config, text):
             model = model.to(device_of(config))
-        model = fit_decision_layer(model, config, text, show, stages)
+        model = fit_decision_layer(model, config, text, work)
     if is_coded(model):
         refuse_softmax_only(config.training)
     return model
@@ -107,8 +103,10 @@ def load_model(
                 place, dtype=wanted, output_loading_info=True, **named.unpacking(options)
             )
         except SafetensorError as error:
+            for file in sorted(Path(name).glob("*.safetensors")):
+                shapes_in(str(file))  # tells which one it is
             raise CheckpointError(
-                f"{_damaged(name)} is not a complete safetensors file ({error}); copy or download it again"
+                f"a weight file of {name!r} is not a complete safetensors file ({error}); copy or download it again"
             ) from error
     refuse_missing(found["missing_keys"])
     _check_sizes(model.config, f"model {name!r}")
@@ -149,17 +147,6 @@ def _pack(model: Any, packed: bool, name: str) -> None:
         option = "--packed" if packed else "--unpacked"
         raise ConfigurationError(f"model {name!r} has no codewords that could stay packed; omit {option}")
     model.decision.packed = packed
-
-
-def _damaged(name: str) -> str:
-    """The first weight file of a local model that cannot be opened; for a hub id its name."""
-    for file in sorted(Path(name).glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError:
-            return str(file)
-    return f"a weight file of {name!r}"
 
 
 def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> nn.Module:

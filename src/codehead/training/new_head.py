@@ -19,22 +19,20 @@ from codehead.config.decision import DEFAULT_CODE
 from codehead.config.first_version import ENDS
 from codehead.errors import ConfigurationError
 from codehead.losses import IGNORE
-from codehead.models import attach, is_coded, to_int4, to_int8
 from codehead.models.calibration import check_calibration
 from codehead.models.hidden import Statistics, hidden_states, labelled_states
+from codehead.models.old_head import check_extras
 from codehead.models.probe import SoftmaxHead, softmax_head
-from codehead.models.rounding import check_unrounded
-from codehead.models.token_extras import check_extras
-from codehead.processes import ALONE, Processes
+from codehead.models.rounding import check_unrounded, to_int4, to_int8
+from codehead.models.surgery import attach, is_coded
 from codehead.recommendation import recommend
 from codehead.training.adapt import find_targets
-from codehead.training.backbone_distillation import learn_together
 from codehead.training.config import RunConfig
-from codehead.training.data import STATISTICS_TOKENS, Show, Text, batch_size_of
-from codehead.training.distil import distil
+from codehead.training.data import STATISTICS_TOKENS, Text, batch_size_of
+from codehead.training.distil import distil, learn_together
 from codehead.training.ecoc_one import grown, grows
 from codehead.training.likely_tokens import LikelyTokens, is_worth_it
-from codehead.training.loop import Stages
+from codehead.training.loop import SILENT, Show, Work
 
 
 def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, str]:
@@ -61,20 +59,12 @@ READ_BATCHES = 8
 """Batches whose hidden states are kept together: what a killed process reads again."""
 
 
-def fit_decision_layer(
-    model: Any,
-    config: RunConfig,
-    text: Text | None,
-    show: Show = lambda stage, done, total: None,
-    stages: Stages | None = None,
-    processes: Processes = ALONE,
-) -> Any:
+def fit_decision_layer(model: Any, config: RunConfig, text: Text | None, work: Work = SILENT) -> Any:
     """The model with the decision layer that `config.decision` describes, started as `start` and `distil` say.
 
-    With `stages`, hidden states are read once, and a distillation goes on where it was stopped. Several `processes`
-    share out what is read; the first one learns, and the others take up what it kept in `stages`.
+    Where `work` has stages, hidden states are read once, and a distillation goes on where it was stopped. Several
+    processes share out what is read; the first one learns, and the others take up what it kept.
     """
-    stages = stages or Stages()
     assert config.decision is not None
     decision = replace(config.decision, code=config.decision.code or DEFAULT_CODE, weights="float", packed=False)
     if config.distil is not None:
@@ -94,32 +84,27 @@ def fit_decision_layer(
     if config.distil is not None and config.distil.backbone_steps:
         find_targets(model, config.lora)  # told before anything is learnt
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
-    hidden, labels = _read(model, text, batch_size_of(config), tokens, stages, show, processes)
+    hidden, labels = _read(model, text, batch_size_of(config), tokens, work)
     teacher = softmax_head(model)
-    likely = _looked_up(teacher, config, decision, hidden, show, stages, processes)
-    _attach(model, decision, counts if likely is None else likely.expected.numpy(), hidden, labels, show)
+    likely = _looked_up(teacher, config, decision, hidden, work)
+    _attach(model, decision, counts if likely is None else likely.expected.numpy(), hidden, labels, work.show)
     check_end(model, config)
     if config.distil is not None:
-        with processes.main_first():
-            _learn(model, teacher, config, text, hidden, labels, likely, show, stages)
+        with work.processes.main_first():
+            _learn(model, teacher, config, text, hidden, labels, likely, work)
     return model
 
 
 def _looked_up(
-    teacher: SoftmaxHead,
-    config: RunConfig,
-    decision: DecisionConfig,
-    hidden: Tensor,
-    show: Show,
-    stages: Stages,
-    processes: Processes,
+    teacher: SoftmaxHead, config: RunConfig, decision: DecisionConfig, hidden: Tensor, work: Work
 ) -> LikelyTokens | None:
     """What the old head says at the positions to learn from; None where a step compares the scores of all tokens."""
     options, has_codewords = config.distil, decision.code != "one_vs_all"
     if options is None or options.label_weight or not has_codewords or not is_worth_it(len(teacher.head.weight)):
         return None
-    progress = partial(show, "looking up likely tokens")
-    return LikelyTokens(**stages.tensors("likely", lambda: vars(LikelyTokens.of(teacher, hidden, progress, processes))))
+    show = partial(work.show, "looking up likely tokens")
+    looked_up = work.stages.tensors("likely", lambda: vars(LikelyTokens.of(teacher, hidden, show, work.processes)))
+    return LikelyTokens(**looked_up)
 
 
 def _attach(
@@ -146,26 +131,23 @@ def _learn(
     hidden: Tensor,
     labels: Tensor,
     likely: LikelyTokens | None,
-    show: Show,
-    stages: Stages,
+    work: Work,
 ) -> None:
     """Let the decision layer learn from the old head, and then the backbone with it, as `config.distil` says."""
     assert config.distil is not None
-    options = config.distil
+    options, stages = config.distil, work.stages
 
     def learning(done: int, total: int, nats: float) -> None:
-        show("learning the new head", done, total)
+        work.show("learning the new head", done, total)
 
     distil(model, teacher, hidden[: options.tokens], options, learning, stages, labels[: options.tokens], likely)
     if options.backbone_steps:
-        together = partial(show, "learning with the backbone")
+        together = partial(work.show, "learning with the backbone")
         draw = partial(text.draw, batch_size_of(config))
         learn_together(model, teacher, draw, options, config.lora, together, stages)
 
 
-def _read(
-    model: Any, text: Text, size: int, tokens: int, stages: Stages, show: Show, processes: Processes
-) -> tuple[Tensor, Tensor]:
+def _read(model: Any, text: Text, size: int, tokens: int, work: Work) -> tuple[Tensor, Tensor]:
     """Hidden states `(tokens, hidden)` and labels `(tokens,)` of a text, READ_BATCHES batches at a time."""
     batches = (batch for batch in text.batches(size) if bool((batch["labels"][:, 1:] != IGNORE).any()))
     found: list[dict[str, Tensor]] = []
@@ -174,21 +156,18 @@ def _read(
         some = list(islice(batches, READ_BATCHES))
         if found and not some:
             break
-        read = partial(_read_piece, model, some, seen, tokens, show, processes)
-        found.append(stages.tensors(f"text-{len(found)}", read))
+        found.append(work.stages.tensors(f"text-{len(found)}", partial(_read_piece, model, some, seen, tokens, work)))
         seen += len(found[-1]["labels"])
     return torch.cat([piece["hidden"] for piece in found]), torch.cat([piece["labels"] for piece in found])
 
 
-def _read_piece(
-    model: Any, batches: list[dict[str, Tensor]], seen: int, tokens: int, show: Show, processes: Processes
-) -> dict[str, Tensor]:
+def _read_piece(model: Any, batches: list[dict[str, Tensor]], seen: int, tokens: int, work: Work) -> dict[str, Tensor]:
     """As many positions of some batches as are left of `tokens` after the `seen` ones."""
 
     def progress(done: int, left: int) -> None:
-        show("reading text", seen + done, tokens)
+        work.show("reading text", seen + done, tokens)
 
-    hidden, labels = labelled_states(model, batches, tokens - seen, progress, processes)
+    hidden, labels = labelled_states(model, batches, tokens - seen, progress, work.processes)
     return {"hidden": hidden, "labels": labels}
 
 
@@ -232,24 +211,18 @@ def check_end(model: Any, config: RunConfig) -> None:
             model.decision.check_packable()
 
 
-def finish(
-    model: Any,
-    config: RunConfig,
-    text: Text,
-    show: Show = lambda stage, done, total: None,
-    processes: Processes = ALONE,
-) -> Any:
+def finish(model: Any, config: RunConfig, text: Text, work: Work = SILENT) -> Any:
     """The model with its decision layer as `decision.weights` and `decision.packed` say, in place.
 
-    For int4 the training `text`, which `processes` share out, tells how hidden states vary.
+    For int4 the training `text`, which several processes share out, tells how hidden states vary.
     """
     if config.decision is None:
         return model
     if config.decision.weights == "int8":
         to_int8(model)
     if config.decision.weights == "int4":
-        batches, progress = text.batches(batch_size_of(config)), partial(show, "reading text to round by")
-        to_int4(model, hidden_states(model, batches, STATISTICS_TOKENS, progress, processes))
+        batches, progress = text.batches(batch_size_of(config)), partial(work.show, "reading text to round by")
+        to_int4(model, hidden_states(model, batches, STATISTICS_TOKENS, progress, work.processes))
     if config.decision.packed:
         model.decision.packed = True
     return model

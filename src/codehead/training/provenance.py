@@ -1,16 +1,21 @@
-"""Where a number comes from: versions, code, hardware and data, without host names or local paths."""
+"""Where a number comes from: versions, code, hardware, data and wall time, without host names or local paths."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codehead.training.folder import RunFolder
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "numpy")
 
@@ -115,3 +120,31 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+class Clock:
+    """Keeps the provenance of a run, with the seconds since it `began` (`time.monotonic`), in `run.json`.
+
+    What an earlier process had spent on the run is added. A killed one has spent what was kept last.
+    """
+
+    def __init__(self, folder: RunFolder, origin: Mapping[str, Any], began: float) -> None:
+        self.folder, self.origin = folder, {**folder.begun_with(), **origin, **folder.spent()}
+        self.began = began - self.origin.get("wall_seconds", 0.0)
+
+    def record(self) -> dict[str, Any]:
+        """The provenance with the seconds until now."""
+        return {"provenance": {**self.origin, "wall_seconds": round(time.monotonic() - self.began, 3)}}
+
+    def keep(self) -> None:
+        """Write them to `run.json`, of a run that goes on."""
+        self.folder.write("running", self.record())
+
+    @contextmanager
+    def kept_when_stopped(self) -> Iterator[None]:
+        """Keep them if what is done meanwhile is stopped."""
+        try:
+            yield
+        except BaseException:
+            self.keep()
+            raise

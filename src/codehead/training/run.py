@@ -28,19 +28,18 @@ from transformers.integrations.integration_utils import (
 
 from codehead.boundaries import library_bars_hidden, peft_warnings_hidden
 from codehead.errors import ConfigurationError
-from codehead.models import is_coded
 from codehead.models.calibration import calibrate, text_outputs
-from codehead.models.surgery import describe
+from codehead.models.surgery import describe, is_coded
+from codehead.processes import is_main
 from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.config import RunConfig
-from codehead.training.data import Collator, Rows, Show, Text, batch_size_of, check_labels, load_rows
-from codehead.training.folder import Clock, RunFolder, check_weights
-from codehead.training.loop import Stages, refuse_divergence
+from codehead.training.data import Collator, Rows, Text, batch_size_of, check_labels, load_rows
+from codehead.training.folder import RunFolder, check_weights, save_whole
+from codehead.training.loop import SILENT, Show, Stages, Work, refuse_divergence
 from codehead.training.model import build_model, device_of
 from codehead.training.new_head import check_end, finish
 from codehead.training.progress import RichProgress, shown
-from codehead.training.provenance import provenance, utc_now
-from codehead.training.saving import save_whole
+from codehead.training.provenance import Clock, provenance, utc_now
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer, decision_rates, filled, knows_its_tokens, skeleton
 
@@ -97,8 +96,8 @@ def _run(
     stages_of_run = folder.begun(origin, overwrite) if distils else nullcontext(Stages())
     with stages_of_run as stages:
         stopped = Clock(folder, origin, began).kept_when_stopped() if distils else nullcontext()
-        with _shown(progress and distils and folder.is_main) as show, stopped:
-            model: Any = build_model(config, tokenizer, text, stages, show)
+        with _shown(progress and distils) as show, stopped:
+            model: Any = build_model(config, tokenizer, text, Work(show, stages))
         check_end(model, config)
         origin["codebook"] = describe(model, "train").codebook.checksum if is_coded(model) else None
         if not overwrite:
@@ -116,7 +115,7 @@ def _run(
     with _one_mlflow_run(trainer):
         _train(trainer, checkpoint, has_validation=validation is not None)
     model = trainer.accelerator.unwrap_model(trainer.model) if empty is None else filled(empty, trainer.model)
-    if not folder.is_main:
+    if not is_main():
         return folder.path
     with _shown(progress and config.decision is not None) as show:
         trained, told = _ended(model, config, text, validation, show)
@@ -157,12 +156,12 @@ def _ended(
     """The trained model, plain, calibrated and finished, and what `run.json` tells of the calibration."""
     model = merge(model)
     told = {} if config.calibrate is None else _calibrate(model, config, validation)
-    return finish(model, config, text, show), told
+    return finish(model, config, text, Work(show)), told
 
 
 def _shown(wanted: bool) -> AbstractContextManager[Show]:
     """Where the learning before the training is shown; nowhere unless `wanted`."""
-    return shown(Console(stderr=True)) if wanted else nullcontext(lambda stage, done, total: None)
+    return shown(Console(stderr=True)) if wanted else nullcontext(SILENT.show)
 
 
 class _Keeper(TrainerCallback):

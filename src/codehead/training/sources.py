@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,8 @@ def read_rows(
 
     sources = [source] if isinstance(source, str) else source
     places = chain.from_iterable(_records(name, split, subset) for name in sources)
-    rows = [row for row in islice(_normalised(places, text_field), limit) if any(texts_of(row))]
+    found = islice((to_row(record, text_field, place) for place, record in places), limit)
+    rows = [row for row in found if any(texts_of(row))]
     if as_text:
         rows = [{"text": ("\n\n" if "messages" in row else "").join(texts_of(row))} for row in rows]
     if not rows:
@@ -82,21 +83,19 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
     return template.format(instruction=instruction, input=context)
 
 
-def to_row(record: Mapping[str, Any], text_field: str | None, place: str) -> Row:
+def to_row(record: Any, text_field: str | None, place: str) -> Row:
     """One record in the shape of its kind; `place` ("record 3 of 'a.json'") names it in errors.
 
     A field of the name `text_field` comes first, then instruction fields, conversations, and a field called `text`.
     """
+    if not isinstance(record, Mapping):
+        raise DataError(f"{place} is {type(record).__name__}; expected an object with named fields")
     if text_field is not None and text_field in record:
         return {"text": _string(record, text_field, place)}
-    prompt, response = _instruction(record, place)
-    chat = None if response is not None else conversation(record, place)
-    if chat is not None:
-        return chat
-    if response is None:
-        prompt, response = _completion(record, place)
-    if response is not None:
-        return {"prompt": prompt, "response": response}
+    for read in (_instruction, conversation, _completion):
+        row = read(record, place)
+        if row is not None:
+            return row
     if text_field is None and "text" in record:
         return {"text": _string(record, "text", place)}
     raise DataError(
@@ -106,26 +105,20 @@ def to_row(record: Mapping[str, Any], text_field: str | None, place: str) -> Row
     )
 
 
-def _instruction(record: Mapping[str, Any], place: str) -> tuple[str, str | None]:
-    """Prompt and response of an Alpaca or Dolly record; no response if it is neither."""
+def _instruction(record: Mapping[str, Any], place: str) -> Row | None:
+    """Prompt and response of an Alpaca or Dolly record; None if it is neither."""
     response = next((key for key in ("output", "response") if key in record), None)
     if "instruction" not in record or response is None:
-        return "", None
+        return None
     context = next((_string(record, key, place) for key in ("input", "context") if key in record), "")
-    return alpaca_prompt(_string(record, "instruction", place), context), _string(record, response, place)
+    prompt = alpaca_prompt(_string(record, "instruction", place), context)
+    return {"prompt": prompt, "response": _string(record, response, place)}
 
 
-def _completion(record: Mapping[str, Any], place: str) -> tuple[str, str | None]:
+def _completion(record: Mapping[str, Any], place: str) -> Row | None:
     if "prompt" not in record or "completion" not in record:
-        return "", None
-    return _string(record, "prompt", place), _string(record, "completion", place)
-
-
-def _normalised(places: Iterable[tuple[str, Any]], text_field: str | None) -> Iterator[Row]:
-    for place, record in places:
-        if not isinstance(record, Mapping):
-            raise DataError(f"{place} is {type(record).__name__}; expected an object with named fields")
-        yield to_row(record, text_field, place)
+        return None
+    return {"prompt": _string(record, "prompt", place), "response": _string(record, "completion", place)}
 
 
 def _string(record: Mapping[str, Any], key: str, place: str) -> str:

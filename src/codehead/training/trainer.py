@@ -11,21 +11,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from codehead.boundaries import reason
 from codehead.errors import ConfigurationError
-from codehead.models import is_coded, named
+from codehead.models import named
 from codehead.models.description import weights_checksum
 from codehead.models.registration import METHOD
+from codehead.models.surgery import is_coded
 from codehead.training.config import RunConfig
-from codehead.training.distil import row_sizes
+from codehead.training.distil import steady_rate
 from codehead.training.loop import refuse_divergence
-
-STEADY = 0.01
-"""Of the median root mean square of a tensor's rows: how far its weights move in a step at most."""
 
 
 def decision_rates(
@@ -36,8 +34,7 @@ def decision_rates(
     `paths` are the modules of the decision layer. The rate is `config.head_learning_rate`; by default that of the run,
     and for a code that is `knowing` its tokens no more than `steady_rate`: the rows of a code serve all tokens at once,
     so that a score adds up what hundreds of them moved by, and steps that suit a backbone undo what the head knows.
-    Empty
-    if all learns at the rate of the run. ConfigurationError if the head is to have a rate of its own and cannot.
+    Empty if all learns at the rate of the run. ConfigurationError if the head is to have a rate of its own and cannot.
     """
     if config.head_learning_rate is None and not knowing:
         return {}
@@ -54,15 +51,6 @@ def decision_rates(
             "training.learning_rate; omit it, or choose adapt: head or lora, which untie them"
         )
     return dict.fromkeys(named, config.head_learning_rate)
-
-
-def steady_rate(values: Tensor) -> float:
-    """The rate at which a tensor of a head keeps what it knows: STEADY of the median size of its rows.
-
-    A single number is the scale of a bias in int8, and its size is its magnitude.
-    """
-    values = values.detach().float()
-    return STEADY * float((values.abs() if values.numel() == 1 else row_sizes(values)).median())
 
 
 def knows_its_tokens(model: Any, config: RunConfig) -> bool:

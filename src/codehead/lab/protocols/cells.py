@@ -30,9 +30,9 @@ from codehead.lab.protocols.protocol import AnswersConfig, Entry, Protocol, Timi
 from codehead.lab.protocols.resolve import Cell
 from codehead.lab.protocols.store import digest, folder_record
 from codehead.lab.result import EVERY_SETTING, Result, canonical_json, timing_path, write_json
-from codehead.models import is_coded
 from codehead.models.calibration import text_outputs
 from codehead.models.description import Description
+from codehead.models.surgery import is_coded
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, load_examples
 from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
@@ -249,9 +249,7 @@ def compare_decoders(
 
 def _outputs(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Any, batch_size: int) -> Outputs:
     """What the head gives at every labelled position."""
-    collate = Collator(tokenizer.pad_token_id)
-    starts = range(0, len(examples), batch_size)
-    batches = (collate([examples[i] for i in range(s, min(s + batch_size, len(examples)))]) for s in starts)
+    batches = Collator(tokenizer.pad_token_id).batches(examples, batch_size)
     return text_outputs(model, batches, sum(len(example["input_ids"]) for example in examples))
 
 

@@ -16,7 +16,7 @@ from codehead.decoding import DECODERS
 from codehead.errors import ConfigurationError
 from codehead.lab.baselines import FILE_KEY, BaselineConfig, check_decision
 from codehead.registry import did_you_mean
-from codehead.training.blocks import read_yaml
+from codehead.training.config import read_yaml
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

@@ -17,8 +17,8 @@ from codehead.lab.protocols.protocol import Protocol, expand
 from codehead.lab.result import canonical_json
 from codehead.training.config import RunConfig
 from codehead.training.data import Rows
+from codehead.training.folder import locked
 from codehead.training.provenance import file_record, file_records, named_files
-from codehead.training.saving import locked
 from codehead.training.sources import read_rows, texts_of
 
 if TYPE_CHECKING:
