@@ -122,14 +122,14 @@ class LogitScaling:
         found, cap = outputs.logits.float().cpu(), soft_cap(model)
         first = float(found.flatten()[0])
         scale = first if cap is None or abs(first) >= cap else cap * math.atanh(first / cap)
-        tail = cls(1.0 if math.isclose(scale, 1, rel_tol=ROUNDING) else scale, cap)
-        expected = tail(answer).expand(*found.shape[:-1], -1)
+        scaling = cls(1.0 if math.isclose(scale, 1, rel_tol=ROUNDING) else scale, cap)
+        expected = scaling(answer).expand(*found.shape[:-1], -1)
         if found.shape != expected.shape or not torch.allclose(found, expected, CLOSE, CLOSE * abs(first)):
             raise ConfigurationError(
                 f"{type(model).__name__} changes the outputs of its head, and not all in proportion (it masks tokens "
                 "or adds to them): that would change bit logits; use code='one_vs_all' or another architecture"
             )
-        return tail
+        return scaling
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,15 @@ class SoftmaxHead:
     """
 
     head: nn.Linear
-    tail: LogitScaling
+    scaling: LogitScaling
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self.tail(self.head(hidden.to(self.head.weight)).float())
+        return self.scaling(self.head(hidden.to(self.head.weight)).float())
 
     def of_some(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The logits `(…, tokens)` of the tokens `ids` `(tokens,)` alone."""
         bias = None if self.head.bias is None else self.head.bias[ids]
-        return self.tail(F.linear(hidden.to(self.head.weight), self.head.weight[ids], bias).float())
+        return self.scaling(F.linear(hidden.to(self.head.weight), self.head.weight[ids], bias).float())
 
 
 def softmax_head(model: Any) -> SoftmaxHead:

@@ -202,8 +202,10 @@ class _Student:
     code, `(V, n)` and, where some codewords are longer, `(K, m)`; none for one_vs_all, which has nothing to learn.
     """
 
-    def __init__(self, head: nn.Module, decision: Any, tail: LogitScaling, units: Callable[[Tensor], Tensor]) -> None:
-        self.head, self.tail = head, tail
+    def __init__(
+        self, head: nn.Module, decision: Any, scaling: LogitScaling, units: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.head, self.scaling = head, scaling
         self.corrections, self.table = decision.corrections, decision.table
         modules = [module for module in (head, decision.corrections) if module is not None]
         self.owners = [(module, name) for module in modules for name, _ in module.named_parameters()]
@@ -224,7 +226,7 @@ class _Student:
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Token scores `(tokens, V)` of hidden states `(tokens, hidden)`."""
-        outputs = self.tail(torch.func.functional_call(self.head, self._of(self.head), (hidden,)))
+        outputs = self.scaling(torch.func.functional_call(self.head, self._of(self.head), (hidden,)))
         if not self.numbers:
             return outputs
         signs, *further = [_Sign.apply(numbers) for numbers in self.numbers]
@@ -237,7 +239,7 @@ class _Student:
 
     def of_some(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The scores `(tokens, K)` of the tokens `ids` `(K,)`, ascending, alone."""
-        halves = self.tail(torch.func.functional_call(self.head, self._of(self.head), (hidden,))) / 2
+        halves = self.scaling(torch.func.functional_call(self.head, self._of(self.head), (hidden,))) / 2
         bits, others = halves[:, : self.table.length], halves[:, self.table.length :]
         scores = (bits @ _Sign.apply(self.numbers[0].index_select(0, ids)).T).float()
         if self.corrections is None:
