@@ -12,9 +12,10 @@ import os
 import re
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from codehead.errors import CodeheadError, ConfigurationError, DataError
 
@@ -82,6 +83,32 @@ def reading(path: str | Path, what: str = "data file", kind: type[CodeheadError]
         raise
     except Exception as error:
         raise kind(f"{what} {str(path)!r} cannot be read: {reason(error)}; mend it or name another") from error
+
+
+def read_array(
+    name: str,
+    path: Path,
+    readers: Mapping[str, Callable[[Path], Any]],
+    what: str,
+    wrong: str,
+    kind: type[CodeheadError] = ConfigurationError,
+) -> Any:
+    """What the reader for the ending of a file makes of it.
+
+    ConfigurationError, which speaks of the argument `name`, if there is no such file, or `what` is not kept in such
+    ones; an error of this `kind` says what is `wrong` ("holds none ({error})") if the reader fails.
+    """
+    given, endings = f"{name}={str(path)!r}", list(readers)
+    if path.suffix not in readers:
+        raise ConfigurationError(f"{given}: {what} are read from {', '.join(endings[:-1])} and {endings[-1]} files")
+    try:
+        return readers[path.suffix](path)
+    except FileNotFoundError:
+        raise ConfigurationError(f"{given}: there is no such file") from None
+    except CodeheadError:
+        raise
+    except Exception as error:
+        raise kind(f"{given} {wrong.format(error=error)}") from error
 
 
 def read_text(path: str | Path, what: str = "data file", kind: type[CodeheadError] = DataError) -> str:

@@ -83,7 +83,7 @@ def test_near_undoes_a_shuffle() -> None:
 @given(st.integers(2, 40), st.integers(0, 20), st.sampled_from([1, -1]), st.booleans())
 def test_no_sweep_makes_it_worse(num_classes: int, seed: int, sign: int, close: bool) -> None:
     codebook = build("dense_random", num_classes, bits=12, candidates=1, seed=seed)
-    rows = PackedRows.from_planes(codebook.sign_plane, None, 12)  # type: ignore[attr-defined]
+    rows = PackedRows.from_planes(codebook.sign_plane, length=12)  # type: ignore[attr-defined]
     pairs, source = near_pairs(Prototypes(plane(num_classes, seed))), RandomBits(seed)
     symbols, held = codebook.to_array(), source.permutation(num_classes)
     order = source.permutation(num_classes)
@@ -104,7 +104,7 @@ def test_no_sweep_makes_it_worse(num_classes: int, seed: int, sign: int, close: 
 def test_a_swap_that_helps_is_made() -> None:
     """Two clusters of two with crossed codewords: one swap puts it right."""
     codebook = build("custom", 4, array=[[1, 1, 1, 1], [-1, -1, -1, -1], [1, 1, 1, -1], [-1, -1, -1, 1]])
-    rows = PackedRows.from_planes(codebook.sign_plane, None, 4)  # type: ignore[attr-defined]
+    rows = PackedRows.from_planes(codebook.sign_plane, length=4)  # type: ignore[attr-defined]
     pairs = np.array([[0, 1], [2, 3]])
     held = _swapped(rows, np.arange(4), pairs, np.array([0, 2, 1, 3]), +1)
     assert held.tolist() == [0, 2, 1, 3]

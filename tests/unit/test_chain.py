@@ -261,8 +261,8 @@ def test_what_reads_bits_without_a_token_is_refused():
     ("options", "message"),
     [
         ({}, r"needs width ≥ 1.*head='linear'"),
-        ({"width": -1}, "width must be a positive integer, got -1"),
-        ({"width": 2, "block": 0}, "block must be a positive integer, got 0"),
+        ({"width": -1}, "width=-1 is not possible; give a whole number, 1 or more"),
+        ({"width": 2, "block": 0}, "block=0 is not possible; give a whole number, 1 or more"),
         ({"width": 2, "activation": "rleu"}, "did you mean 'relu'"),
     ],
 )

@@ -192,7 +192,7 @@ def test_sparse_rows_are_never_empty() -> None:
 
 
 def separation(codebook: Any) -> tuple[int, int]:
-    counts = all_pairs(PackedRows.from_planes(codebook.sign_plane, codebook.support_plane, codebook.length))
+    counts = all_pairs(PackedRows.from_planes(*codebook.planes.values(), length=codebook.length))
     return int(np.flatnonzero(counts)[0]), int(counts @ np.arange(len(counts)))
 
 
@@ -236,7 +236,7 @@ def test_custom_allows_duplicates_only_if_asked(tmp_path: Path) -> None:
         ({"path": "none.npy"}, ConfigurationError, "there is no such file"),
         ({"path": "none.csv"}, ConfigurationError, "there is no such file"),
         ({"path": "none.safetensors"}, CheckpointError, "there is no such codebook file"),
-        ({"path": "code.txt"}, ConfigurationError, r"read from \.npy, \.csv, \.safetensors files"),
+        ({"path": "code.txt"}, ConfigurationError, r"read from \.npy, \.csv and \.safetensors files"),
     ],
 )
 def test_custom_refusals(options: dict[str, Any], error: type[Exception], message: str) -> None:

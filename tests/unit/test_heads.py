@@ -62,12 +62,12 @@ def test_mtl_without_width_names_the_remedy(width):
     [
         (lambda: heads.build("lineer", 8, 4), "did you mean 'linear'"),
         (lambda: heads.build("mtl", 8, 4, widht=4), "did you mean 'width'"),
-        (lambda: heads.build("mtl", 8, 4, width=-3), "width must be a positive integer, got -3"),
+        (lambda: heads.build("mtl", 8, 4, width=-3), "width=-3 is not possible; give a whole number, 1 or more"),
         (
             lambda: heads.build("mtl", 8, 4, width=2, activation="rleu"),
             "unknown activation 'rleu'; did you mean 'relu'",
         ),
-        (lambda: heads.build("linear", 8, 0), "num_bits must be a positive integer, got 0"),
+        (lambda: heads.build("linear", 8, 0), "num_bits=0 is not possible; give a whole number, 1 or more"),
     ],
 )
 def test_bad_options_are_named(call, message):

@@ -68,7 +68,7 @@ def test_leading_shape_and_dtype_are_kept():
     [
         ({"width": None}, r"width=None.*head='linear'"),
         ({"width": 0}, r"width=0.*head='linear'"),
-        ({"groups": 0}, "groups must be a positive integer, got 0"),
+        ({"groups": 0}, "groups=0 is not possible; give a whole number, 1 or more"),
         ({"groups": 8}, "groups=8 is more than the 7 bits"),
         ({"activation": "rleu"}, "did you mean 'relu'"),
         ({"group": 2}, "did you mean 'groups'"),

@@ -44,13 +44,12 @@ def test_contents(codebook: Codebook) -> None:
     assert table.is_ternary == codebook.is_ternary
     assert table.is_implicit == (codebook.design == "one_vs_all")
     assert torch.equal(table.signs(), matrix(codebook))
-    assert torch.equal(table.support(), matrix(codebook).abs())
-    assert table.signs().dtype == table.support().dtype == torch.float32
+    assert table.signs().dtype == torch.float32
 
 
 def test_only_planes_are_saved(codebook: Codebook) -> None:
     table = CodewordTable(codebook)
-    table.signs(), table.support()
+    table.signs()
     state = table.state_dict()
     names = {"minrandom": ["sign_plane"], "sparse_random": ["sign_plane", "support_plane"], "one_vs_all": []}
     assert list(state) == names[codebook.design]
@@ -100,10 +99,9 @@ def test_the_working_copy_is_kept(packed: Codebook) -> None:
 
 def test_the_working_copy_follows_its_planes(packed: Codebook) -> None:
     table, new = CodewordTable(packed), other(packed)
-    table.signs(), table.support()
+    table.signs()
     table.load_state_dict(new.state_dict())
     assert torch.equal(table.signs(), new.signs())
-    assert torch.equal(table.support(), new.support())
     assert table.sign_plane is not None
     table.sign_plane.copy_(CodewordTable(packed).sign_plane)
     assert not torch.equal(table.signs(), new.signs())
@@ -116,13 +114,12 @@ def test_from_the_meta_device(codebook: Codebook, assign: bool) -> None:
     table = CodewordTable(codebook)
     with torch.device("meta"):
         empty = CodewordTable.empty(CLASSES, codebook.length, table.is_ternary, table.is_implicit)
-        empty.signs(), empty.support()
+        empty.signs()
     if not assign:
         empty.to_empty(device="cpu")
         empty.signs()
     empty.load_state_dict(table.state_dict(), assign=assign)
     assert torch.equal(empty.signs(), matrix(codebook))
-    assert torch.equal(empty.support(), matrix(codebook).abs())
 
 
 def test_the_working_copy_moves_with_the_table(packed: Codebook) -> None:

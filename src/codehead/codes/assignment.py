@@ -63,7 +63,7 @@ def assign(
     if not isinstance(codebook, PackedCodebook):
         raise CodebookError(f"the rows of {codebook.design} are never written down, so they have no other order")
     seed, sweeps = whole_number("seed", seed, 0), whole_number("sweeps", sweeps, 0)
-    rows = PackedRows.from_planes(codebook.sign_plane, codebook.support_plane, codebook.length)
+    rows = PackedRows.from_planes(*codebook.planes.values(), length=codebook.length)
     source = RandomBits(seed)
     if method == "identity":
         return _in_order(codebook, np.arange(codebook.num_classes), {"method": method})
@@ -77,9 +77,8 @@ def assign(
 
 def _in_order(codebook: PackedCodebook, held: Integers, record: dict[str, Any]) -> PackedCodebook:
     """Class v gets the codeword that class `held[v]` had."""
-    support = None if codebook.support_plane is None else codebook.support_plane[held]
-    params = {**codebook.params, "assignment": record}
-    return replace(codebook, params=params, sign_plane=codebook.sign_plane[held], support_plane=support)
+    planes: dict[str, Any] = {name: plane[held] for name, plane in codebook.planes.items()}
+    return replace(codebook, params={**codebook.params, "assignment": record}, **planes)
 
 
 # By frequency
@@ -238,7 +237,8 @@ def near_pairs(vectors: Prototypes) -> Integers:
     """Pairs (edges, 2) of different classes, ascending, whose prototypes are near: a class and its
     NEIGHBOURS nearest (in Euclidean distance) among those that are leaves close by in some random tree.
     """
-    candidates = np.concatenate([_close_by(order) for order in _orders(vectors)], axis=1)
+    source = RandomBits(0)
+    candidates = np.concatenate([_close_by(leaf_order(vectors, source)) for _ in range(TREES)], axis=1)
     candidates.sort(axis=1)
     apart = _distances(vectors, candidates)
     repeated = np.zeros(candidates.shape, dtype=bool)
@@ -257,11 +257,6 @@ def leaf_order(vectors: Prototypes, source: RandomBits) -> Integers:
     num_classes, dimensions = vectors.shape
     starts = source.normal((num_classes - 1).bit_length(), dimensions)
     return bisect(vectors, vectors.mean(), starts, ORDER_STEPS)[1]
-
-
-def _orders(vectors: Prototypes) -> list[Integers]:
-    source = RandomBits(0)
-    return [leaf_order(vectors, source) for _ in range(TREES)]
 
 
 def _close_by(order: Integers) -> Integers:

@@ -137,18 +137,32 @@ class Codebook(ABC):
 
     @property
     @abstractmethod
+    def planes(self) -> dict[str, Bytes]:
+        """`sign_plane` and, if some symbol is 0, `support_plane`; none of an implicit code."""
+
+    @property
+    def kind(self) -> str:
+        """one_vs_all, which is implicit, binary or ternary."""
+        return ("one_vs_all", "binary", "ternary")[len(self.planes)]
+
+    @property
     def is_ternary(self) -> bool:
         """Whether some symbol is 0."""
+        return self.kind == "ternary"
 
     @property
-    @abstractmethod
     def nbytes(self) -> int:
         """Bytes of the packed planes; 0 for an implicit code."""
+        return sum(plane.nbytes for plane in self.planes.values())
 
-    @property
-    @abstractmethod
+    @cached_property
     def checksum(self) -> str:
         """SHA-256 (hex) of the shape, the kind and every symbol; independent of the platform."""
+        header = f"codehead codebook 1\n{self.num_classes} {self.length} {self.kind}\n"
+        digest = hashlib.sha256(header.encode())
+        for plane in self.planes.values():
+            digest.update(plane.data)
+        return digest.hexdigest()
 
     @abstractmethod
     def _gather(self, ids: np.ndarray) -> Symbols:
@@ -184,13 +198,6 @@ class Codebook(ABC):
         from codehead.codes.quality import html
 
         return html(self)
-
-    def _digest(self, kind: str, *planes: Bytes) -> str:
-        header = f"codehead codebook 1\n{self.num_classes} {self.length} {kind}\n"
-        digest = hashlib.sha256(header.encode())
-        for plane in planes:
-            digest.update(plane.data)
-        return digest.hexdigest()
 
     def __copy__(self) -> Codebook:
         return self
@@ -240,10 +247,8 @@ class PackedCodebook(Codebook):
         super().__post_init__()
         if self.design == "one_vs_all":
             raise CodebookError("one_vs_all is never written out; use codehead.codes.build('one_vs_all', num_classes)")
-        for name in ("sign_plane", "support_plane"):
-            plane = getattr(self, name)
-            if plane is not None:
-                object.__setattr__(self, name, self._frozen(name, plane))
+        for name, plane in self.planes.items():
+            object.__setattr__(self, name, self._frozen(name, plane))
         if self.support_plane is not None and np.any(self.sign_plane & ~self.support_plane):
             raise CodebookError("sign_plane has a 1 where support_plane has a 0; the sign of a zero is 0")
         if self.support_plane is not None and (self.support_plane == padding_mask(self.length)).all():
@@ -266,20 +271,9 @@ class PackedCodebook(Codebook):
         return own
 
     @property
-    def is_ternary(self) -> bool:
-        return self.support_plane is not None
-
-    @property
-    def _planes(self) -> list[Bytes]:
-        return [plane for plane in (self.sign_plane, self.support_plane) if plane is not None]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(plane.nbytes for plane in self._planes)
-
-    @cached_property
-    def checksum(self) -> str:
-        return self._digest("ternary" if self.is_ternary else "binary", *self._planes)
+    def planes(self) -> dict[str, Bytes]:
+        support = {} if self.support_plane is None else {"support_plane": self.support_plane}
+        return {"sign_plane": self.sign_plane, **support}
 
     def _gather(self, ids: np.ndarray) -> Symbols:
         support = None if self.support_plane is None else self.support_plane[ids]
@@ -301,16 +295,8 @@ class OneVsAllCodebook(Codebook):
         super().__init__(num_classes=num_classes, length=num_classes, design="one_vs_all")
 
     @property
-    def is_ternary(self) -> bool:
-        return False
-
-    @property
-    def nbytes(self) -> int:
-        return 0
-
-    @property
-    def checksum(self) -> str:
-        return self._digest("one_vs_all")
+    def planes(self) -> dict[str, Bytes]:
+        return {}
 
     def _gather(self, ids: np.ndarray) -> Symbols:
         if ids.size * self.length > DENSE_SYMBOLS:

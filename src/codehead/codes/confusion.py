@@ -6,11 +6,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from codehead.boundaries import read_array
 from codehead.codes.codebook import Codebook
 from codehead.codes.packing import Floats, Integers, Symbols
 from codehead.errors import ConfigurationError
@@ -120,7 +122,8 @@ class Confusion:
 def _entries(source: Any, num_classes: int, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Labels, choices, counts, and the number of classes they are of."""
     if isinstance(source, (str, Path)):
-        source = _load(Path(source), name)
+        readers: dict[str, Callable[[Path], Any]] = {".npy": partial(np.load, allow_pickle=False), ".npz": _saved}
+        source = read_array(name, Path(source), readers, "confusions", f"holds no confusions ({{error}}); {REMEDY}")
     if hasattr(source, "tocoo"):  # scipy.sparse, which is not needed for anything else
         sparse = source.tocoo()
         source = sparse.row, sparse.col, sparse.data, _one_size(sparse.shape, name)
@@ -139,19 +142,10 @@ def _one_size(shape: tuple[int, ...], name: str) -> int:
     return int(shape[0])
 
 
-def _load(path: Path, name: str) -> Any:
-    """The array or the entries in a file."""
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return tuple(file[key] for key in ("labels", "choices", "counts", "num_classes"))
-    except FileNotFoundError:
-        raise ConfigurationError(f"{name}={str(path)!r}: there is no such file") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigurationError(f"{name}={str(path)!r} holds no confusions ({error}); {REMEDY}") from error
-    raise ConfigurationError(f"{name}={str(path)!r}: confusions are read from .npy and .npz files")
+def _saved(path: Path) -> tuple[np.ndarray, ...]:
+    """The entries in a file that `save` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return tuple(file[key] for key in ("labels", "choices", "counts", "num_classes"))
 
 
 # Where the confusions of a growing code come from: counted once, or measured with every new column.
@@ -184,17 +178,19 @@ class ConfusionSource(ABC):
     origin: dict[str, Any]
     """What a codebook records of it."""
 
+    _confusion: Confusion
+    _errors: Floats | None = None
+
     @abstractmethod
     def look(self, codebook: Codebook) -> Measured:
         """What the code confuses now."""
 
-    @abstractmethod
-    def resolve(self, pairs: np.ndarray) -> None:
+    def resolve(self, pairs: np.ndarray) -> None:  # noqa: B027  (where the next look will tell, nothing is to be done)
         """A column was added for those pairs of the last look that are true in `pairs` (p,)."""
 
-    @abstractmethod
     def column_errors(self, symbols: Symbols) -> Floats:
         """The error rates (n,) of the columns of the code that was looked at last."""
+        return self._confusion.column_errors(symbols) if self._errors is None else self._errors
 
 
 @final
@@ -211,9 +207,6 @@ class Counted(ConfusionSource):
 
     def resolve(self, pairs: np.ndarray) -> None:
         self._mass = np.where(pairs, 0.0, self._mass)
-
-    def column_errors(self, symbols: Symbols) -> Floats:
-        return self._confusion.column_errors(symbols)
 
 
 @final
@@ -237,12 +230,6 @@ class Evaluated(ConfusionSource):
         self._confusion = mixed
         self._errors = None if found.column_errors is None else _rates(found.column_errors, codebook.length)
         return Measured(*mixed.pairs(), mixed.error)
-
-    def resolve(self, pairs: np.ndarray) -> None:
-        """Nothing: the next look will tell."""
-
-    def column_errors(self, symbols: Symbols) -> Floats:
-        return self._confusion.column_errors(symbols) if self._errors is None else self._errors
 
 
 def _rates(errors: Any, length: int) -> Floats:

@@ -195,7 +195,7 @@ def best(design: str, draw: Draw, length: int, seed: int, candidates: int) -> Co
 
 def separation(planes: Bytes, length: int) -> tuple[int, int]:
     """Minimum and sum of the doubled row distances, over all pairs or the judges' sample."""
-    rows = PackedRows.from_planes(*_parts(planes), length)
+    rows = PackedRows.from_planes(*planes, length=length)
     exact = rows.num_pairs <= JUDGED_PAIRS
     counts = all_pairs(rows) if exact else sampled_pairs(rows, JUDGED_PAIRS, JUDGE_SEED)
     return int(np.flatnonzero(counts)[0]), int(counts @ np.arange(len(counts)))

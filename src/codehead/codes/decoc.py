@@ -67,10 +67,10 @@ def decoc(
     `samples` (N, d) with class ids `labels` (N,), or `prototypes` as one sample per class.
     """
     remedy = "omit bits, or choose merged_decoc or merged_forest"
-    length = fixed_length("decoc", num_classes, bits, num_classes - 1, remedy)
+    fixed_length("decoc", num_classes, bits, num_classes - 1, remedy)
     data = _data("decoc", num_classes, prototypes, samples, labels)
     columns = _tree(num_classes, lambda members: best_partition(data.likeness(members)))
-    return _codebook("decoc", columns, length, data.origin)
+    return PackedCodebook.from_array(np.stack(columns, axis=1), design="decoc", params=data.origin)
 
 
 @register("forest_ecoc", good_columns=lambda num_classes, length: True)
@@ -90,11 +90,12 @@ def forest_ecoc(
     """
     trees = (FOREST_TREES if num_classes > 2 else 1) if trees is None else whole_number("trees", trees, 1)
     remedy = "choose trees instead, or merged_forest, which takes any bits"
-    length = fixed_length("forest_ecoc", num_classes, bits, trees * (num_classes - 1), remedy)
+    fixed_length("forest_ecoc", num_classes, bits, trees * (num_classes - 1), remedy)
     data = _data("forest_ecoc", num_classes, prototypes, samples, labels)
     forest = _Forest(data)
     columns = [column for _ in range(trees) for column in _tree(num_classes, forest.split)]
-    return _codebook("forest_ecoc", columns, length, {**data.origin, "trees": trees})
+    params = {**data.origin, "trees": trees}
+    return PackedCodebook.from_array(np.stack(columns, axis=1), design="forest_ecoc", params=params)
 
 
 def _data(design: str, num_classes: int, prototypes: Any, samples: Any, labels: Any) -> Data:
@@ -156,7 +157,7 @@ class _Forest:
         """The best partition of a node that no tree has used yet and after which all can be split further."""
         left = self._left(members)
         for place, partition in enumerate(left):
-            if all(self._can_be_split(part) for part in _parts(members, partition)):
+            if self._leads_on(members, partition):
                 return left.pop(place)
         message = f"every partition of the classes {members[:5]} is in an earlier tree"
         raise CodebookError(f"trees: {message}; ask for fewer trees")
@@ -171,19 +172,12 @@ class _Forest:
         """Whether a new tree can have this node; of more than a few classes it is taken for granted."""
         if len(members) == 1 or len(members) > LOOKED_AHEAD:
             return True
-        return any(
-            all(self._can_be_split(part) for part in _parts(members, partition)) for partition in self._left(members)
-        )
+        return any(self._leads_on(members, partition) for partition in self._left(members))
 
-
-def _parts(members: Members, partition: Partition) -> list[Members]:
-    return [tuple(m for m, on in zip(members, partition.side, strict=True) if on == side) for side in (True, False)]
-
-
-def _codebook(design: str, columns: list[Symbols], length: int, params: dict[str, Any]) -> Codebook:
-    symbols = np.stack(columns, axis=1)
-    assert symbols.shape[1] == length
-    return PackedCodebook.from_array(symbols, design=design, params=params)
+    def _leads_on(self, members: Members, partition: Partition) -> bool:
+        """Whether a new tree can have both sides of a partition."""
+        sides = (partition.side, ~partition.side)
+        return all(self._can_be_split(tuple(np.array(members)[side].tolist())) for side in sides)
 
 
 # Two sides of a set of classes that the data tell apart best: mutual information, and its floating search.
@@ -225,9 +219,9 @@ class Likeness:
         """
         width = squared.max() / 4 or 1.0
         values = np.exp(-squared / (4 * width))
-        first = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
+        _, first, sizes = np.unique(labels, return_index=True, return_counts=True)
         sums = np.add.reduceat(np.add.reduceat(values, first, axis=0), first, axis=1)
-        return cls(sums, np.diff(np.r_[first, len(labels)]).astype(np.float64))
+        return cls(sums, sizes.astype(np.float64))
 
     def information(self, within: Floats, across: Floats, size: Floats) -> Floats:
         """The quadratic mutual information of data and side, Σ_c ∫ (p(c, x) − P(c) p(x))² dx.

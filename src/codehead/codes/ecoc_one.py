@@ -22,7 +22,7 @@ from codehead.codes.files import load
 from codehead.codes.packing import Floats, Integers, Symbols
 from codehead.codes.prototypes import Prototypes
 from codehead.errors import ConfigurationError
-from codehead.registry import did_you_mean
+from codehead.registry import Registry
 
 VALIDATION_SHARE = 0.15
 """The share of the training data that `evaluate` should hold out, the paper's."""
@@ -72,9 +72,7 @@ def ecoc_one(
     stop_error = _share("stop_error", stop_error)
     vectors = Prototypes.of("ecoc_one", prototypes, num_classes)
     name = partition if partition is not None else ("floating" if num_classes <= MAX_CLASSES else "poles")
-    if name not in PARTITIONS:
-        raise ConfigurationError(f"unknown partition {name!r}{did_you_mean(name, PARTITIONS)}. Known: floating, poles")
-    partitions = PARTITIONS[name](vectors)
+    partitions = PARTITIONS.get(name)(vectors)
     first = _start(num_classes, seed, start, prototypes)
     limit = _limit(first, bits)
     symbols, record = _grown(first, limit, stop_error, source, partitions)
@@ -105,11 +103,10 @@ def _source(
     num_classes: int, confusion: Any, evaluate: Callable[[Codebook], Any] | None, weight: float
 ) -> ConfusionSource:
     if (confusion is None) == (evaluate is None):
-        message = (
+        raise ConfigurationError(
             "design 'ecoc_one' adds columns where classes are confused: give it either confusion=, how often each "
+            "class was taken for each, or evaluate=, a function that trains with a codebook and measures that"
         )
-        message += "class was taken for each, or evaluate=, a function that trains with a codebook and measures that"
-        raise ConfigurationError(message)
     if evaluate is None:
         return Counted(Confusion.of(confusion, num_classes))
     if not callable(evaluate):
@@ -219,14 +216,17 @@ class SubPartitions(ABC):
         """Which of `pairs` (p, 2) a column that was made for `pair` is made for: truth values (p,)."""
 
 
+PARTITIONS: Registry[type[SubPartitions]] = Registry("partition")
+
+
 @final
+@PARTITIONS.register("floating")
 class Floating(SubPartitions):
     """The two classes, and those that make the confusions between the sides many and the sides stay compact.
 
     The value of two sides is the confusions between them per class, times d / (d + s₊ + s₋): d is the squared
     distance of the pair, s₊ and s₋ are the variances of the sides. A class that is seldom confused with the other side,
-    or lies far from its own, therefore stays out. Starting from the pair, the class that gains most joins a side; then,
-    as long as that beats the best sides of the smaller number of classes, the one least needed leaves.
+    or lies far from its own, therefore stays out. The search (`best_sides`) starts from the pair.
     """
 
     def __init__(self, vectors: Prototypes) -> None:
@@ -249,6 +249,7 @@ class Floating(SubPartitions):
 
 
 @final
+@PARTITIONS.register("poles")
 class Poles(SubPartitions):
     """All classes, each on the side of the nearer of the two prototypes: near-linear in V."""
 
@@ -268,9 +269,6 @@ class Poles(SubPartitions):
 
     def resolved(self, column: Symbols, pair: Integers, pairs: Integers) -> np.ndarray:
         return np.asarray((pairs == pair).all(axis=1))
-
-
-PARTITIONS: dict[str, type[SubPartitions]] = {"floating": Floating, "poles": Poles}
 
 
 class _Sides(Sides):

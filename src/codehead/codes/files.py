@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from codehead.boundaries import require_file
+from codehead.boundaries import read_array, require_file
 from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
 from codehead.codes.design import register
 from codehead.codes.packing import Bytes
@@ -35,8 +37,7 @@ PLANES = {"binary": {"sign_plane"}, "ternary": {"sign_plane", "support_plane"}, 
 def save(codebook: Codebook, path: str | Path) -> None:
     """Write `codebook` to `path`; the file appears complete or not at all."""
     path = Path(path)
-    names = PLANES[_kind(codebook)]
-    data = to_bytes({name: getattr(codebook, name) for name in sorted(names)}, {"codebook": _header(codebook)})
+    data = to_bytes(codebook.planes, {"codebook": _header(codebook)})
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -63,15 +64,9 @@ def load(path: str | Path) -> Codebook:
     return codebook
 
 
-def _kind(codebook: Codebook) -> str:
-    if isinstance(codebook, OneVsAllCodebook):
-        return "one_vs_all"
-    return "ternary" if codebook.is_ternary else "binary"
-
-
 def _header(codebook: Codebook) -> str:
     origin = {name: getattr(codebook, name) for name in ORIGIN}
-    fields = {"format": FORMAT, "kind": _kind(codebook), "checksum": codebook.checksum, **origin}
+    fields = {"format": FORMAT, "kind": codebook.kind, "checksum": codebook.checksum, **origin}
     return json.dumps({**fields, "header_checksum": _header_checksum(fields)}, sort_keys=True)
 
 
@@ -111,7 +106,7 @@ def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
     return dict(fields)
 
 
-def _rebuild(fields: dict[str, Any], planes: dict[str, Bytes]) -> Codebook:
+def _rebuild(fields: dict[str, Any], planes: Mapping[str, Any]) -> Codebook:
     if fields["kind"] == "one_vs_all":
         return OneVsAllCodebook(fields["num_classes"])
     return PackedCodebook(**{name: fields[name] for name in ORIGIN}, **planes)
@@ -120,7 +115,11 @@ def _rebuild(fields: dict[str, Any], planes: dict[str, Bytes]) -> Codebook:
 # The custom design: a coding matrix that the user brings, as an array or in a file.
 
 
-READERS = (".npy", ".csv", ".safetensors")
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".npy": partial(np.load, allow_pickle=False),
+    ".csv": partial(np.loadtxt, delimiter=",", ndmin=2),
+    ".safetensors": load,
+}
 
 
 @register("custom", good_columns=lambda num_classes, length: False)
@@ -139,31 +138,19 @@ def custom(
     """
     if (array is None) == (path is None):
         raise ConfigurationError("design 'custom' takes its matrix from one of array= and path=; give exactly one")
-    if path is not None and Path(path).suffix == ".safetensors":
-        codebook = load(path)
-    else:
-        matrix = np.asarray(array) if path is None else _read_matrix(Path(path))
+    if path is not None:
+        array = read_array(
+            "path", Path(path), READERS, "custom codes", "is not a matrix of numbers: {error}", CodebookError
+        )
+    codebook = array
+    if not isinstance(array, Codebook):
+        matrix = np.asarray(array)
         if matrix.size and not np.any(matrix == -1):
             raise CodebookError("the matrix has no −1, so no column separates anything; write −1, not 0, for a bit 0")
         codebook = PackedCodebook.from_array(matrix, allow_duplicates=allow_duplicates)
     _expect("num_classes", num_classes, codebook.num_classes, "rows")
     _expect("bits", bits, codebook.length, "columns")
     return codebook
-
-
-def _read_matrix(path: Path) -> np.ndarray:
-    """The matrix in a .npy or .csv file."""
-    if path.suffix not in READERS:
-        raise ConfigurationError(f"path={str(path)!r}: a custom code is read from {', '.join(READERS)} files")
-    try:
-        if path.suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
-        return np.loadtxt(path, delimiter=",", ndmin=2)
-    except FileNotFoundError:
-        raise ConfigurationError(f"path={str(path)!r}: there is no such file") from None
-    except (ValueError, OSError) as error:
-        message = f"path={str(path)!r} is not a matrix of numbers in {path.suffix} form: {error}"
-        raise CodebookError(message) from error
 
 
 def _expect(name: str, asked: int | None, found: int, what: str) -> None:

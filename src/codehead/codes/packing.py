@@ -157,23 +157,25 @@ count_ones = getattr(np, "bitwise_count", count_ones_by_table)
 
 
 class PackedRows(NamedTuple):
-    """Rows as words, word-major: `sign` (words, rows), `support` likewise or None; `length` symbols each."""
+    """Rows of `length` symbols as words: `planes` (planes, words, rows), signs and, if there are zeros, support."""
 
-    sign: Words
-    support: Words | None
+    planes: Words
     length: int
 
     @classmethod
-    def from_planes(cls, sign: Bytes, support: Bytes | None, length: int) -> PackedRows:
-        """From planes (rows, bytes)."""
-        word_major = [None if p is None else np.ascontiguousarray(words(p).T) for p in (sign, support)]
-        assert word_major[0] is not None
-        return cls(word_major[0], word_major[1], length)
+    def from_planes(cls, *planes: Bytes, length: int) -> PackedRows:
+        """From one or two planes (rows, bytes)."""
+        return cls(np.stack([words(plane).T for plane in planes]), length)
 
     @property
     def num_rows(self) -> int:
         """The number of rows."""
-        return self.sign.shape[1]
+        return self.planes.shape[2]
+
+    @property
+    def num_words(self) -> int:
+        """The number of words of a row in a plane."""
+        return self.planes.shape[1]
 
     @property
     def num_pairs(self) -> int:
@@ -182,29 +184,27 @@ class PackedRows(NamedTuple):
 
     def take(self, rows: Integers | slice) -> PackedRows:
         """Some of the rows."""
-        support = None if self.support is None else self.support[:, rows]
-        return PackedRows(self.sign[:, rows], support, self.length)
+        return self._replace(planes=self.planes[:, :, rows])
 
     def spread(self) -> PackedRows:
         """The same rows with an axis of 1 after each, to be compared with every row of another."""
-        support = None if self.support is None else self.support[..., None]
-        return PackedRows(self.sign[..., None], support, self.length)
+        return self._replace(planes=self.planes[..., None])
 
 
 def doubled_distances(left: PackedRows, right: PackedRows) -> Integers:
     """Twice the distances of rows that are paired by broadcasting."""
-    shape = np.broadcast_shapes(left.sign.shape[1:], right.sign.shape[1:])
+    shape = np.broadcast_shapes(left.planes.shape[2:], right.planes.shape[2:])
     total = np.zeros(shape, dtype=np.int32)
-    for word in range(len(left.sign)):
-        differ = left.sign[word] ^ right.sign[word]
-        if left.support is None or right.support is None:
-            total += count_ones(differ)
-        else:
-            both = left.support[word] & right.support[word]
-            total += count_ones(differ & both)
-            total += count_ones(differ & both)
+    is_ternary = len(left.planes) > 1
+    for word in range(left.num_words):
+        differ = left.planes[0, word] ^ right.planes[0, word]
+        if is_ternary:
+            both = left.planes[1, word] & right.planes[1, word]
+            total += 2 * count_ones(differ & both)
             total -= count_ones(both)
-    return 2 * total if left.support is None else total + left.length
+        else:
+            total += count_ones(differ)
+    return total + left.length if is_ternary else 2 * total
 
 
 def all_pairs(rows: PackedRows) -> Integers:
@@ -223,7 +223,7 @@ def sampled_pairs(rows: PackedRows, samples: int, seed: int) -> Integers:
     """The same counts over `samples` pairs of different rows, drawn with replacement."""
     counts = np.zeros(2 * rows.length + 1, dtype=np.int64)
     left, right = RandomBits(seed).pairs(rows.num_rows, samples)
-    for some in slices(samples, CHUNK_PAIRS // len(rows.sign)):
+    for some in slices(samples, CHUNK_PAIRS // rows.num_words):
         found = doubled_distances(rows.take(left[some]), rows.take(right[some]))
         counts += np.bincount(found, minlength=len(counts))
     return counts

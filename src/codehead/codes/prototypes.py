@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from codehead.boundaries import read_array
 from codehead.codes.packing import (
     CHUNK_SYMBOLS,
     Bytes,
@@ -62,7 +64,14 @@ class Prototypes:
     @classmethod
     def read(cls, source: Any, name: str = "prototypes") -> Prototypes:
         """An array (rows, d), or the one in a file, checked; `name` is the argument that errors speak of."""
-        values = _load(Path(source), name) if isinstance(source, (str, Path)) else np.asarray(source)
+        if isinstance(source, (str, Path)):
+            readers = {
+                ".npy": partial(np.load, mmap_mode="r", allow_pickle=False),
+                ".safetensors": partial(_tensor, name),
+            }
+            failed = "is not an array of numbers that NumPy can read ({error}); save it as float32"
+            source = read_array(name, Path(source), readers, "vectors", failed)
+        values = np.asarray(source)
         if values.ndim != 2 or values.dtype.kind not in "fiu" or not values.size:
             message = f"{name} is {values.dtype} {values.shape}; give numbers (rows, dimensions), a vector per row"
             raise ConfigurationError(message)
@@ -139,24 +148,7 @@ def class_weights(weights: Any, num_classes: int) -> Floats:
     return np.asarray(values / values.mean(dtype=np.float64), dtype=np.float64)
 
 
-def _load(path: Path, name: str) -> np.ndarray:
-    """The array in a file."""
-    try:
-        if path.suffix == ".npy":
-            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        if path.suffix == ".safetensors":
-            return _tensor(path, name)
-    except FileNotFoundError:
-        raise ConfigurationError(f"{name}={str(path)!r}: there is no such file") from None
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        message = f"{name}={str(path)!r} is not an array of numbers that NumPy can read ({error})"
-        raise ConfigurationError(f"{message}; save it as float32") from error
-    raise ConfigurationError(f"{name}={str(path)!r}: vectors are read from .npy and .safetensors files")
-
-
-def _tensor(path: Path, name: str) -> np.ndarray:
+def _tensor(name: str, path: Path) -> np.ndarray:
     """The only tensor of a safetensors file, or the one called "prototypes"."""
     with safe_open(path, framework="numpy") as file:
         known = list(file.keys())
@@ -269,9 +261,8 @@ def _movers(keys: Words, margins: Margins) -> tuple[Integers, Integers, Floats]:
     sizes = margins(members)
     order = np.lexsort((-sizes.min(axis=1), keys[members])) if len(members) else members
     members, sizes = members[order], sizes[order]
-    group = keys[members]
-    first = np.flatnonzero(np.r_[True, group[1:] != group[:-1]][: len(group)])
-    ranks = np.arange(len(members)) - np.repeat(first, np.diff(np.r_[first, len(members)]))
+    _, first, group = np.unique(keys[members], return_index=True, return_inverse=True)
+    ranks = np.arange(len(members)) - first[group]
     moving = ranks > 0
     return members[moving], ranks[moving], sizes[moving]
 

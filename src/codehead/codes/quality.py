@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from codehead.boundaries import missing_extra
-from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
+from codehead.codes.codebook import Codebook, OneVsAllCodebook
 from codehead.codes.design import whole_number
 from codehead.codes.packing import PackedRows, Symbols, all_pairs, count_ones, sampled_pairs, transpose
 
@@ -73,11 +73,11 @@ def quality(codebook: Codebook, *, exact_limit: int = EXACT_LIMIT, samples: int 
         rows = columns = _Distances({4: codebook.num_classes * (codebook.num_classes - 1) // 2}, True)
         shares = np.array([1 / codebook.num_classes])
     else:
-        assert isinstance(codebook, PackedCodebook)
-        packed = PackedRows.from_planes(codebook.sign_plane, codebook.support_plane, codebook.length)
+        packed = PackedRows.from_planes(*codebook.planes.values(), length=codebook.length)
         rows = _Distances.of(packed, exact_limit, samples, seed)
-        packed = _columns(codebook)
-        columns = _Distances.of(packed, COLUMN_FACTOR * exact_limit, max(samples // len(packed.sign), 1), seed)
+        sides = [transpose(plane, codebook.length) for plane in codebook.planes.values()]
+        packed = PackedRows.from_planes(*sides, length=codebook.num_classes)
+        columns = _Distances.of(packed, COLUMN_FACTOR * exact_limit, max(samples // packed.num_words, 1), seed)
         shares = _shares(packed)
     minimum, pairs = min(rows.pairs), sum(rows.pairs.values())
     apart = [min(doubled, 2 * codebook.num_classes - doubled) / 2 for doubled in columns.pairs]
@@ -107,25 +107,15 @@ class _Distances(NamedTuple):
 
     @classmethod
     def of(cls, rows: PackedRows, limit: int, samples: int, seed: int) -> _Distances:
-        exact = rows.num_pairs * len(rows.sign) <= limit
+        exact = rows.num_pairs * rows.num_words <= limit
         counts = all_pairs(rows) if exact else sampled_pairs(rows, samples, seed)
         return cls({int(doubled): int(counts[doubled]) for doubled in np.flatnonzero(counts)}, exact)
 
 
-def _columns(codebook: PackedCodebook) -> PackedRows:
-    """The columns of a codebook as packed rows of V symbols."""
-    sign = transpose(codebook.sign_plane, codebook.length)
-    support = codebook.support_plane
-    support = None if support is None else transpose(support, codebook.length)
-    return PackedRows.from_planes(sign, support, codebook.num_classes)
-
-
 def _shares(columns: PackedRows) -> np.ndarray:
     """The share of +1 among the non-zero symbols of each column (n,); 0 for an empty column."""
-    positive = count_ones(columns.sign).sum(axis=0, dtype=np.int64)
-    if columns.support is None:
-        return positive / columns.length
-    return positive / np.maximum(count_ones(columns.support).sum(axis=0, dtype=np.int64), 1)
+    positive, *symbols = count_ones(columns.planes).sum(axis=1, dtype=np.int64)
+    return positive / (np.maximum(symbols[0], 1) if symbols else columns.length)
 
 
 # A codebook on a page: facts and a picture.

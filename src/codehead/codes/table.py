@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,8 +35,8 @@ class CodewordTable(nn.Module):
     """The codewords of V classes, packed one or two bits per symbol.
 
     The planes are persistent uint8 buffers `sign_plane` and, for a ternary code, `support_plane`, both
-    (V, ⌈n / 8⌉); an implicit code has neither. `signs` and `support` unpack the whole matrix and keep
-    it: a working copy that is in no checkpoint, moves with nothing, and is made anew when a plane was.
+    (V, ⌈n / 8⌉); an implicit code has neither. `signs` unpacks the whole matrix and keeps it: a working
+    copy that is in no checkpoint, moves with nothing, and is made anew when a plane was.
     Where `packed` is set, products look the planes up instead, or unpack for the moment if a gradient may be asked for.
     """
 
@@ -50,10 +49,8 @@ class CodewordTable(nn.Module):
     def __init__(self, codebook: Codebook) -> None:
         super().__init__()
         self._declare(codebook.num_classes, codebook.length)
-        if isinstance(codebook, PackedCodebook):
-            self.register_buffer("sign_plane", _as_tensor(codebook.sign_plane))
-            if codebook.support_plane is not None:
-                self.register_buffer("support_plane", _as_tensor(codebook.support_plane))
+        for name, plane in codebook.planes.items():
+            self.register_buffer(name, torch.from_numpy(plane.copy()))
 
     @classmethod
     def empty(cls, num_classes: int, length: int, is_ternary: bool = False, is_implicit: bool = False) -> CodewordTable:
@@ -104,40 +101,28 @@ class CodewordTable(nn.Module):
             return 2 * self._identity() - 1
         return self._copy("signs")
 
-    def support(self) -> Tensor:
-        """Which symbols are not 0: float32 (V, n) of 0 and 1; for a binary code a broadcast 1."""
-        if self.support_plane is None:
-            device = None if self.sign_plane is None else self.sign_plane.device
-            return torch.ones((), device=device).expand(self.num_classes, self.length)
-        return self._copy("support")
-
     def product(self, weights: Tensor) -> Tensor:
         """The coding matrix times weights `(…, n)`, float32 or float64: `(…, V)`. Not for an implicit code."""
         assert self.sign_plane is not None
         if not self._looks_up(weights):
             return weights @ self._whole("signs").to(weights.dtype).T
-        shared = weights.sum(-1, keepdim=True) if self.support_plane is None else self.support_product(weights)
+        shared = weights.sum(-1, keepdim=True) if self.support_plane is None else self._bit_product(weights, "support")
         return 2 * bit_sums(weights, self.sign_plane) - shared
-
-    def support_product(self, weights: Tensor) -> Tensor:
-        """The same with the support in the place of the coding matrix, of a ternary code."""
-        assert self.support_plane is not None
-        if not self._looks_up(weights):
-            return weights @ self._whole("support").to(weights.dtype).T
-        return bit_sums(weights, self.support_plane)
 
     def sided_product(self, plus: Tensor, minus: Tensor) -> Tensor:
         """The sums of `plus` `(…, n)` where a codeword is +1 and of `minus` where it is −1: `(…, V)`. Not implicit."""
-        assert self.sign_plane is not None
-        if not (self._looks_up(plus) and self._looks_up(minus)):
-            positive, negative = (self._whole(side).to(plus.dtype) for side in ("positive", "negative"))
-            return plus @ positive.T + minus @ negative.T
-        return bit_sums(plus, self.sign_plane) + bit_sums(minus, self._negative_plane())
+        return self._bit_product(plus, "positive") + self._bit_product(minus, "negative")
 
     def support_sizes(self) -> Tensor:
         """How many symbols of every codeword are not 0: `(V,)`, of a ternary code."""
         assert self.support_plane is not None
-        return self.support_product(torch.ones(self.length, device=self.support_plane.device))
+        return self._bit_product(torch.ones(self.length, device=self.support_plane.device), "support")
+
+    def _bit_product(self, weights: Tensor, name: str) -> Tensor:
+        """The plane called `name`, as a matrix of 0 and 1, times weights `(…, n)`: `(…, V)`."""
+        if self._looks_up(weights):
+            return bit_sums(weights, self._plane(name))
+        return weights @ self._whole(name).to(weights.dtype).T
 
     def _looks_up(self, weights: Tensor) -> bool:
         return self.packed and not (weights.requires_grad and torch.is_grad_enabled())
@@ -146,13 +131,18 @@ class CodewordTable(nn.Module):
         """The matrix called `name`, kept unless the code stays packed."""
         return self._matrix(name) if self.packed else self._copy(name)
 
-    def _negative_plane(self) -> Tensor:
-        """Where symbols are −1: packed as the planes are, with a padding of any value."""
+    def _plane(self, name: str) -> Tensor:
+        """Where symbols are +1 ("positive"), −1 ("negative") or either ("support"); padding of any value."""
         assert self.sign_plane is not None
-        return ~self.sign_plane if self.support_plane is None else self.support_plane & ~self.sign_plane
+        if name == "positive":
+            return self.sign_plane
+        if name == "negative":
+            return ~self.sign_plane if self.support_plane is None else self.support_plane & ~self.sign_plane
+        assert self.support_plane is not None
+        return self.support_plane
 
     def reset_cache(self) -> None:
-        """Forget the working copies of `signs` and `support`."""
+        """Forget the working copies."""
         self._copies.clear()
 
     def to_codebook(
@@ -167,8 +157,7 @@ class CodewordTable(nn.Module):
             design=design,
             seed=seed,
             params=params or {},
-            sign_plane=self.sign_plane.cpu().numpy(),
-            support_plane=None if self.support_plane is None else self.support_plane.cpu().numpy(),
+            **{name: plane.cpu().numpy() for name, plane in self.named_buffers()},
         )
 
     def _unpack(self, rows: Tensor) -> Tensor:
@@ -179,13 +168,9 @@ class CodewordTable(nn.Module):
 
     def _matrix(self, name: str) -> Tensor:
         """The working copy called `name`, unpacked: float32 (V, n)."""
-        assert self.sign_plane is not None
-        if name == "support":
-            assert self.support_plane is not None
-            return self._unpack(self.support_plane)
-        if name in ("positive", "negative"):
-            return self._unpack(self.sign_plane if name == "positive" else self._negative_plane())
-        signs = 2 * self._unpack(self.sign_plane) - 1
+        if name != "signs":
+            return self._unpack(self._plane(name))
+        signs = 2 * self._unpack(self._plane("positive")) - 1
         return signs if self.support_plane is None else signs * self._unpack(self.support_plane)
 
     def _copy(self, name: str) -> Tensor:
@@ -194,7 +179,7 @@ class CodewordTable(nn.Module):
         planes = [plane for plane in (self.sign_plane, self.support_plane) if plane is not None]
         if torch.compiler.is_compiling():  # planes are not written to inside a graph, and no copy may leave it
             return kept.values if kept is not None and kept.is_of(planes) else self._matrix(name)
-        versions = [None if plane.is_inference() else plane._version for plane in planes]
+        versions = [_version(plane) for plane in planes]
         if kept is None or not kept.is_of(planes) or kept.versions != versions:
             with torch.inference_mode(False):  # the copy may serve in training later
                 kept = _Copy(self._matrix(name), planes, versions)
@@ -227,10 +212,6 @@ class CodewordTable(nn.Module):
 def _rows(plane: Tensor, ids: Tensor) -> Tensor:
     """Rows (…, bytes) of a plane; unlike indexing, a negative id is an error."""
     return plane.index_select(0, ids.reshape(-1).long()).view(*ids.shape, plane.shape[-1])
-
-
-def _as_tensor(plane: np.ndarray) -> Tensor:
-    return torch.from_numpy(plane.copy())
 
 
 # Products with a packed plane by table lookup: eight bits of a row at a time, none of them ever unpacked.

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codehead.codes.design import whole_number
 from codehead.codes.table import Seal
 from codehead.errors import ConfigurationError
-from codehead.heads.feedforward import HEADS, LowRankHead, require_positive
+from codehead.heads.feedforward import HEADS, LowRankHead
 
 
 @HEADS.register("adaptive")
@@ -49,8 +50,8 @@ class AdaptiveHead(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        self.hidden_size = require_positive("hidden_size", hidden_size)
-        self.num_bits = require_positive("num_bits", num_bits)
+        self.hidden_size = whole_number("hidden_size", hidden_size, 1)
+        self.num_bits = whole_number("num_bits", num_bits, 1)
         self.edges = [*_checked(cutoffs, num_bits), num_bits]
         self.div_value = _at_least_one(div_value)
         self.weight = nn.Parameter(torch.empty(self.edges[0] + len(self.edges) - 1, hidden_size))

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codehead.codes.design import whole_number
 from codehead.codes.table import CodewordTable
 from codehead.decoding.extras import ShortlistHead
 from codehead.decoding.numerics import narrowed, no_autocast, roomy, wide
 from codehead.errors import ConfigurationError
-from codehead.heads.feedforward import ACTIVATIONS, HEADS, require_positive
+from codehead.heads.feedforward import ACTIVATIONS, HEADS
 
 # The codewords of a binary code as a tree of prefixes, bit by bit.
 
@@ -150,10 +151,10 @@ class ChainHead(nn.Module):
                 "without hidden layers choose head='linear'"
             )
         ACTIVATIONS.get(activation)
-        self.hidden_size = require_positive("hidden_size", hidden_size)
-        self.num_bits = require_positive("num_bits", num_bits)
-        self.width = require_positive("width", width)
-        self.block = min(require_positive("block", block), num_bits)
+        self.hidden_size = whole_number("hidden_size", hidden_size, 1)
+        self.num_bits = whole_number("num_bits", num_bits, 1)
+        self.width = whole_number("width", width, 1)
+        self.block = min(whole_number("block", block, 1), num_bits)
         self.activation = activation
         self.weight = nn.Parameter(torch.empty(len(block_starts(num_bits, self.block)), width, hidden_size))
         self.reset_parameters()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from codehead.codes.design import whole_number
 from codehead.decoding.extras import ShortlistHead
 from codehead.errors import ConfigurationError
 from codehead.registry import Registry
@@ -26,13 +27,6 @@ def gives_log_probabilities(head: nn.Module | type[nn.Module]) -> bool:
     return bool(getattr(head, "log_probabilities", False))
 
 
-def require_positive(name: str, value: object) -> int:
-    """`value` as a positive integer; a ConfigurationError names the argument otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name} must be a positive integer, got {value!r}")
-    return value
-
-
 @HEADS.register("linear")
 class LinearHead(nn.Linear):
     """Hidden states `(…, hidden)` → bit logits `(…, num_bits)`.
@@ -43,8 +37,8 @@ class LinearHead(nn.Linear):
 
     def __init__(self, hidden_size: int, num_bits: int, bias: bool = False) -> None:
         super().__init__(
-            require_positive("hidden_size", hidden_size),
-            require_positive("num_bits", num_bits),
+            whole_number("hidden_size", hidden_size, 1),
+            whole_number("num_bits", num_bits, 1),
             bias=bool(bias),
         )
 
@@ -60,12 +54,12 @@ class LowRankHead(nn.Module):
     def __init__(self, hidden_size: int, num_bits: int, rank: int | None = None, bias: bool = False) -> None:
         super().__init__()
         hidden_size, self.num_bits = (
-            require_positive("hidden_size", hidden_size),
-            require_positive("num_bits", num_bits),
+            whole_number("hidden_size", hidden_size, 1),
+            whole_number("num_bits", num_bits, 1),
         )
         if rank is None:
             raise ConfigurationError("head 'low_rank' needs rank ≥ 1, the width of its bottleneck; got rank=None")
-        self.rank = require_positive("rank", rank)
+        self.rank = whole_number("rank", rank, 1)
         if self.rank == num_bits:
             raise ConfigurationError(
                 f"rank={rank} is the number of outputs, so the head could be one linear map; choose head='linear'"
@@ -125,10 +119,10 @@ class MTLHead(nn.Module):
                 f"head 'mtl' needs width ≥ 1, the size of each node's hidden layer; got width={width!r}. "
                 "For a head without hidden layers choose head='linear'"
             )
-        self.hidden_size = require_positive("hidden_size", hidden_size)
-        self.num_bits = require_positive("num_bits", num_bits)
-        self.width = require_positive("width", width)
-        self.groups = num_bits if groups is None else require_positive("groups", groups)
+        self.hidden_size = whole_number("hidden_size", hidden_size, 1)
+        self.num_bits = whole_number("num_bits", num_bits, 1)
+        self.width = whole_number("width", width, 1)
+        self.groups = num_bits if groups is None else whole_number("groups", groups, 1)
         if self.groups > num_bits:
             raise ConfigurationError(
                 f"groups={groups} is more than the {num_bits} bits, and every group needs a bit; choose groups from 1 "

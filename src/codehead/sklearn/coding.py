@@ -179,31 +179,24 @@ def numeric_features(X: Any, ids: Integers, estimator: Any, design: str) -> Any:
     Raises:
         DataError: there is no such pipeline, a step of it fails, or its features are not finite numbers either.
     """
+    remedy = "make estimator a pipeline whose first steps turn X into finite numbers, "
+    found = "X is not a matrix of finite numbers"
     try:
         return check_array(X, accept_sparse="csr", dtype=np.float64)
     except (TypeError, ValueError) as error:
         reason = error
-    if not isinstance(estimator, Pipeline) or len(estimator) < 2:
-        found = f"X is not a matrix of finite numbers ({_first_line(reason)})"
-        raise DataError(f"{found}, which code={design!r} computes with; {_remedy(True)}") from reason
-    try:
-        features = clone(estimator[:-1]).fit_transform(X, ids)
-        return check_array(features, accept_sparse="csr", dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        found = f"the steps of the pipeline before its classifier make no finite numbers of X ({_first_line(error)})"
-        raise DataError(f"{found}, which code={design!r} computes with; {_remedy(False)}") from error
-
-
-def _remedy(may_be_prepared: bool) -> str:
-    steps = "make estimator a pipeline whose first steps turn X into finite numbers, " if may_be_prepared else ""
-    return (
-        f"{steps}give code_params={{'prototypes': …}}, a row of numbers for every class, or choose a code that does "
-        "not look at X, such as 'dense_random'"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    if isinstance(estimator, Pipeline) and len(estimator) > 1:
+        remedy, found = "", "the steps of the pipeline before its classifier make no finite numbers of X"
+        try:
+            features = clone(estimator[:-1]).fit_transform(X, ids)
+            return check_array(features, accept_sparse="csr", dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            reason = error
+    first_line = str(reason).strip().split("\n")[0]
+    raise DataError(
+        f"{found} ({first_line}), which code={design!r} computes with; {remedy}give code_params={{'prototypes': …}}, a "
+        "row of numbers for every class, or choose a code that does not look at X, such as 'dense_random'"
+    ) from reason
 
 
 # What a code confuses, found by training its dichotomizers without some of the samples: for designs that grow.

@@ -6,7 +6,7 @@ from numbers import Integral
 from typing import Any, final
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, is_regressor
 from sklearn.utils import _safe_indexing, check_random_state, get_tags, indexable
@@ -178,8 +178,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
         With `calibration=None` it is far too sure of itself.
         """
-        scores = self._bit_scores(X)
-        return np.asarray(softmax(self._decision.log_products(scores), axis=1))
+        return np.exp(self.predict_log_proba(X))
 
     def predict_log_proba(self, X: Any) -> Floats:
         """The logarithm of `predict_proba`, also where that is 0."""
