@@ -13,7 +13,7 @@ import codehead
 from codehead.models.probe import LogitScaling, softmax_head
 from codehead.training import likely_tokens
 from codehead.training.config import Distillation
-from codehead.training.distil import _ones, _Student, distil
+from codehead.training.distil import _Student, distil
 from codehead.training.likely_tokens import Chosen, LikelyTokens, imitate_some
 
 CORRECTED = {"loss": "codeword", "dense_rows": [3, 50, 7], "token_bias": True, "extra_bits": 9}
@@ -40,7 +40,10 @@ def coded(model):
 
 
 def student_of(model):
-    return _Student(model.get_output_embeddings(), model.decision, LogitScaling(), _ones)
+    def ones(values):
+        return torch.ones_like(values[..., :1])
+
+    return _Student(model.get_output_embeddings(), model.decision, LogitScaling(), ones)
 
 
 def test_what_is_looked_up():

@@ -28,7 +28,7 @@ def half(tmp_path):
             model = codehead.attach(model, "minrandom", bits=24)
         model = model.to(dtype)
         if rounded:
-            model = codehead.models.to_int8(model)
+            model = codehead.to_int8(model)
         model.save_pretrained(tmp_path / "half")
         return str(tmp_path / "half")
 
