@@ -71,7 +71,7 @@ def compose(folder: str | Path) -> Report:
     return Report(
         title=config["protocol"],
         subtitle=f"Protocol {number} of the paper: {TABLES[number].title}" if number else "Heads compared",
-        description=(config.get("description") or "").strip(),
+        description=(_newest(results).config.get("description") or "").strip(),
         findings=tuple(findings(rows)),
         terms=TERMS,
         damaged=evidence.damaged,
@@ -84,6 +84,11 @@ def compose(folder: str | Path) -> Report:
         origin=tuple(origin(evidence)),
         files=tuple(files(evidence)),
     )
+
+
+def _newest(results: Sequence[Result]) -> Result:
+    """The result that was measured last: a protocol's description may change as seeds are added."""
+    return max(results, key=lambda result: str(result.provenance.get("started_at", "")))
 
 
 def _tables(rows: Sequence[Row]) -> list[Table]:
