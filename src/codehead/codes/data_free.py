@@ -181,7 +181,8 @@ def best(design: str, draw: Draw, length: int, seed: int, candidates: int) -> Co
     candidates = whole_number("candidates", candidates, 1)
     source = RandomBits(seed)
     draws = (draw(source) for _ in range(candidates))
-    sign, support = _parts(max(draws, key=lambda planes: separation(planes, length)))
+    planes = next(draws) if candidates == 1 else max(draws, key=lambda planes: separation(planes, length))
+    sign, support = _parts(planes)
     return PackedCodebook(
         num_classes=len(sign),
         length=length,
