@@ -60,8 +60,7 @@ def convert(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Distillation steps.")] = 500,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of text to learn from.")] = 200_000,
     backbone_steps: Annotated[
-        int,
-        typer.Option("--backbone-steps", "--trunk-steps", min=0, help="Further steps, with LoRA on the backbone."),
+        int, typer.Option("--backbone-steps", min=0, help="Further steps, with LoRA on the backbone.")
     ] = 0,
     max_documents: opt.MaxDocuments = None,
     text_field: opt.TextField = None,
