@@ -119,6 +119,15 @@ def bounds() -> str:
     return rows(["bound", "tokens left, median", "99th percentile", "share of V", "MB read"], body)
 
 
+def profile() -> str:
+    """Milliseconds of the parts of a step, cold and hot."""
+    found = {title: metrics for model, title in MODELS.items() if (metrics := read(model, "profile"))}
+    columns = [(title, kind) for title in found for kind in ("cold", "hot")]
+    parts = sorted(next(iter(found.values()))["cold"].items(), key=lambda part: -part[1])
+    body = [[part, *(f"{found[title][kind][part]:.2f}" for title, kind in columns)] for part, _ in parts]
+    return rows(["", *(f"{title}, {kind}" for title, kind in columns)], body)
+
+
 def items() -> str:
     """The best ten of two million short rows."""
     metrics = json.loads((RESULTS / "screening-items.json").read_text(encoding="utf-8"))["metrics"]
@@ -172,7 +181,7 @@ def page(text: str) -> str:
     for model in MODELS:
         if read(model, "head"):
             text = filled(text, f"head-{model}", heads(model))
-    for made in (texts, generation, coded, items, bounds):
+    for made in (texts, generation, coded, items, bounds, profile):
         text = filled(text, made.__name__, made())
     return text
 
