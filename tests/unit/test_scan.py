@@ -179,7 +179,7 @@ def test_numbers_as_nibbles_err_by_no_more_than_they_say(values):
 
 
 def test_the_choice_says_why(monkeypatch):
-    table = code(5000, 16)
+    table = code(20_000, 16)
     assert scan.choose("auto", table, "likelihood").impl == "scan"
     assert "scanned faster" in scan.choose("auto", table, "likelihood").why
     assert "asked for" in scan.choose("plain", table, "likelihood").why
@@ -194,6 +194,23 @@ def test_the_choice_says_why(monkeypatch):
     assert not scan.choose("scan", table, "likelihood").fast
     with pytest.raises(ConfigurationError, match=r"codehead\[fast\]"):
         FastScan(np.zeros((1, 1), dtype=np.uint8))
+
+
+def test_scanning_is_chosen_for_as_many_positions_as_it_pays_for():
+    table = code(20_000, 64)
+    shortlist = Corrections(20_000, torch.arange(10_000), token_bias=False)
+
+    def chosen(size, added=None):
+        return scan.choose("auto", table, "likelihood", added, size=size).impl
+
+    assert [chosen(size) for size in (1, 8, 64)] == ["scan", "scan", "scan"]
+    assert [chosen(size, shortlist) for size in (1, 64)] == ["plain", "plain"]  # every listed token is ranked
+    assert [chosen(size, Corrections(20_000, torch.arange(1000), token_bias=False)) for size in (1, 64)] == [
+        "scan",
+        "plain",
+    ]
+    table.packed = True
+    assert [chosen(size, shortlist) for size in (1, 64, 2000)] == ["scan", "scan", "plain"]
 
 
 def test_a_scan_that_is_impossible_is_refused():

@@ -265,7 +265,15 @@ IMPLEMENTATIONS = ("auto", "plain", "scan")
 LEAST = 2**12
 """Tokens below which scoring all of them is as fast."""
 MOST = 2**10
-"""Tokens to be found, or positions at once, above which it is."""
+"""Tokens to be found above which it is."""
+AROUND = 1e6
+"""Bytes that could be read in the time that the scan of a position takes beside reading codewords."""
+LISTED = 1400
+"""And in the time that a token with a dense row takes: all of these are ranked."""
+SHARED = 8
+"""Positions that are multiplied with all codewords in the time in which these are read."""
+WIDE = 32
+"""Bytes of every score that is formed: it is written and read several times."""
 
 
 class Choice(NamedTuple):
@@ -323,9 +331,24 @@ def choose(
         return Choice("plain", slow)
     if table.num_classes < LEAST:
         return Choice("plain", f"{table.num_classes:,} tokens are scored as fast as scanned")
-    if max(k, size) > MOST:
+    if k > MOST or not pays(table, corrections, size):
         return Choice("plain", f"{k:,} tokens at {size:,} positions are found as fast by scoring all")
     return Choice("scan", f"{table.num_classes:,} tokens are scanned faster by FAISS than scored", True)
+
+
+def pays(table: CodewordTable, corrections: Corrections | None, size: int) -> bool:
+    """Whether so many positions are scanned faster than multiplied with all codewords, by the bytes that both read.
+
+    A position is scanned for itself; a product reads the codewords, as float32, once for all positions.
+    """
+    if table.packed:  # nothing is read once for all
+        return size <= MOST
+    refinement = None if corrections is None else corrections.refinement
+    tables = [table] if refinement is None else [table, refinement.table]
+    planes = [plane for some in tables for plane in (some.sign_plane, some.support_plane) if plane is not None]
+    packed, listed = sum(plane.nbytes for plane in planes), 0 if corrections is None else corrections.num_rows
+    scores = WIDE * size * table.num_classes
+    return size * (packed + LISTED * listed + AROUND) < 32 * packed * max(1, size / SHARED) + scores
 
 
 _KEPT: WeakKeyDictionary[CodewordTable, tuple[tuple[object, ...], Scan]] = WeakKeyDictionary()
