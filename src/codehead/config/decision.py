@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from codehead.config import budget
 from codehead.config.blocks import check_keys, require, require_block
 from codehead.config.first_version import REMOVED, RENAMED, as_of_today
-from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, ModelShape, layer_size
+from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, ModelShape, html, layer_size, plot
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean, unknown
 
@@ -298,14 +298,10 @@ class DecisionConfig:
 
     def plot(self, model: Any) -> Any:
         """Draw its bytes in a model, or ModelShape, beside the Softmax head's: the axes of matplotlib (extra `lab`)."""
-        from codehead.config import picture
-
-        return picture.plot(self, ModelShape.of_model(model))
+        return plot(self, ModelShape.of_model(model))
 
     def _repr_html_(self) -> str:
-        from codehead.config import picture
-
-        return picture.html(self)
+        return html(self)
 
     # -- what it may be -----------------------------------------------------------------------------------------------
 
