@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from codehead.config import DecisionConfig
+from codehead.config.blocks import parse_assignment
 from codehead.errors import ConfigurationError
-from codehead.training.config import RunConfig, parse_assignment
+from codehead.training.config import RunConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 YAML = """

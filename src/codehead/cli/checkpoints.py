@@ -10,6 +10,7 @@ import typer
 from codehead.boundaries import command
 from codehead.cli import options as opt
 from codehead.cli.options import check_empty_folder, check_folder, decision_options, given
+from codehead.config.blocks import parse_assignment
 from codehead.errors import ConfigurationError
 from codehead.recommendation import DEFAULT_BUDGET
 
@@ -86,7 +87,6 @@ def convert(
     from codehead.conversion import conversion_config, run_conversion
     from codehead.processes import is_main
     from codehead.recommendation import recommend
-    from codehead.training.config import parse_assignment
     from codehead.training.progress import shown
 
     check_folder(out)

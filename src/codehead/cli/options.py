@@ -16,6 +16,7 @@ import typer
 
 from codehead.boundaries import system_failure
 from codehead.config import DecisionConfig
+from codehead.config.blocks import parse_assignment
 from codehead.errors import ConfigurationError
 
 DECISION, DATA, TRAINING = "Decision layer", "Data", "Training"
@@ -102,8 +103,6 @@ def block_size_for(model: str) -> int:
 
 def overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration keys that the given options set; `--set` comes last."""
-    from codehead.training.config import parse_assignment
-
     found = {KEYS[name]: value for name, value in parameters.items() if name in KEYS and value is not None}
     for key, value in found.items():
         if isinstance(value, str) and value.startswith("{"):

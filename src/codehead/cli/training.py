@@ -10,6 +10,7 @@ import typer
 from codehead.boundaries import command
 from codehead.cli import options as opt
 from codehead.cli.options import DECISION, check_folder, run_options
+from codehead.config.blocks import merged, read_yaml
 from codehead.errors import ConfigurationError
 from codehead.processes import is_main
 
@@ -66,7 +67,7 @@ def finetune(
     is rounded. A run that was stopped goes on from its last complete checkpoint when
     the same command is given again.
     """
-    from codehead.training.config import RunConfig, merged, read_yaml
+    from codehead.training.config import RunConfig
     from codehead.training.new_head import within
 
     values = merged({} if config is None else read_yaml(config), opt.overrides(context.params))

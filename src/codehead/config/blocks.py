@@ -1,12 +1,17 @@
-"""Blocks of keys: mappings → dataclasses, with errors that name the key."""
+"""Blocks of keys: YAML → mappings, others laid over them → dataclasses, with errors that name the key."""
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from codehead.boundaries import read_text, reason
 from codehead.errors import ConfigurationError
 from codehead.registry import did_you_mean
 
@@ -75,3 +80,84 @@ def require(value: Any, name: str, *, minimum: int, maximum: int = LARGEST) -> N
         raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {minimum}")
     if value > maximum:
         raise ConfigurationError(f"{name} is {value}; give a whole number of at most {maximum}")
+
+
+def require_that(holds: bool, name: str, value: Any, remedy: str) -> None:
+    """Raise ConfigurationError, which says what to give, unless something `holds` of the value of the key `name`."""
+    if not holds:
+        raise ConfigurationError(f"{name} is {value!r}; {remedy}")
+
+
+def require_bool(value: Any, name: str) -> None:
+    """Raise ConfigurationError unless the value of the key `name` is true or false."""
+    require_that(isinstance(value, bool), name, value, "give true or false")
+
+
+def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the values of a run with `overrides` (dotted keys → values) laid over them."""
+    blocks = copy.deepcopy(dict(values))
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        block = blocks
+        for parent in parents:
+            if not isinstance(block.get(parent), dict):
+                block[parent] = {}
+            block = block[parent]
+        block[last] = value
+    return blocks
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`"training.learning_rate=3e-4"` → `("training.learning_rate", 0.0003)`; the value is YAML."""
+    import yaml  # a command that reads none need not wait for it
+
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigurationError(f"--set {text!r} is not of the form key=value, as in training.max_steps=100")
+    try:
+        return key.strip(), yaml.load(value, Loader=_loader())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or reason(error)
+        shown = repr(value if len(value) < 200 else f"{value[:200]}…")
+        raise ConfigurationError(
+            f"{key.strip()} is {shown}, which is not valid YAML ({problem}); close every bracket and quote"
+        ) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigurationError if it is missing, broken or not a mapping."""
+    import yaml
+
+    text = read_text(path, "configuration file", ConfigurationError)
+    try:
+        values = yaml.load(text, Loader=_loader())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # values: dates and numbers that there are not
+        raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {reason(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"configuration file {str(path)!r} must hold `key: value` lines")
+    return values
+
+
+MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which YAML allows more than once
+
+
+@cache
+def _loader() -> Any:
+    """A SafeLoader that reads `3e-4` as a number, as YAML 1.2 does, and refuses a key that is given twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.tag != MERGE_TAG:
+                    if key.value in seen:
+                        raise yaml.constructor.ConstructorError(
+                            None, None, f"the key {key.value!r} is given twice; rename or remove one", key.start_mark
+                        )
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    number = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader

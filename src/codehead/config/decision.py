@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from codehead.config import budget
-from codehead.config.blocks import check_keys, require, require_block
+from codehead.config.blocks import check_keys, require, require_block, require_bool, require_that
 from codehead.config.first_version import REMOVED, RENAMED, as_of_today
 from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, ModelShape, html, layer_size, plot
 from codehead.errors import ConfigurationError
@@ -314,15 +314,14 @@ class DecisionConfig:
         for name in ("dense_rows", "extra_bit_tokens"):
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
-            if any(type(number) is not int or number < 0 for number in numbers):
-                raise ConfigurationError(f"{name} is {value!r}; give a number of tokens, or a list of token ids")
+            are_counts = all(type(number) is int and number >= 0 for number in numbers)
+            require_that(are_counts, name, value, "give a number of tokens, or a list of token ids")
         for name in ("token_bias", "packed"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give true or false")
+            require_bool(getattr(self, name), name)
         for name in ("code", "assignment", "head", "loss", "decoder", "start", "weights"):
             value, optional = getattr(self, name), name in ("code", "assignment")
-            if not isinstance(value, str) and not (optional and value is None):
-                raise ConfigurationError(f"{name} is {value!r}; give a name{', or omit it' if optional else ''}")
+            is_named = isinstance(value, str) or (optional and value is None)
+            require_that(is_named, name, value, f"give a name{', or omit it' if optional else ''}")
 
     def _check_block(self, name: str) -> None:
         values = getattr(self, name)
@@ -331,13 +330,12 @@ class DecisionConfig:
         for key, value in (values or {}).items():
             if key in TAKEN[name]:
                 raise ConfigurationError(f"{name} has {key!r}, which is a field of the decision layer: omit it there")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigurationError(f"{name}.{key} is {value!r}; give a finite number")
+            is_number = not isinstance(value, float) or math.isfinite(value)
+            require_that(is_number, f"{name}.{key}", value, "give a finite number")
 
     def _check_numbers(self) -> None:
         require(self.code_params.get("parity", 0), "code_params.parity", minimum=0)
-        if self.seed >= 2**32:
-            raise ConfigurationError(f"seed is {self.seed}; give a whole number below 2^32")
+        require_that(self.seed < 2**32, "seed", self.seed, "give a whole number below 2^32")
         if bool(self.extra_bits) != bool(self.extra_bit_tokens):
             raise ConfigurationError(
                 f"extra_bits is {self.extra_bits} and extra_bit_tokens is {self.extra_bit_tokens!r}; give both, or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from codehead.config.blocks import check_keys, require_block
+from codehead.config.blocks import check_keys, require_block, require_bool, require_that
 from codehead.config.size import INTEGER_BITS
 from codehead.errors import ConfigurationError
 
@@ -34,8 +34,7 @@ def as_of_today(values: Mapping[str, Any], place: str) -> dict[str, Any]:
         found.setdefault("extra_bits", 64)
     for key in INTEGER_BITS:  # of a run: what the weights of its decision layer end as
         value = found.pop(key, False)
-        if not isinstance(value, bool):
-            raise ConfigurationError(f"{place}.{key} is {value!r}; give true or false")
+        require_bool(value, f"{place}.{key}")
         if value and found.setdefault("weights", key) != key:
             raise ConfigurationError(f"{place}.{key} is true, but weights end as {found['weights']}; omit one")
     if found.get("head") == "tower":
@@ -58,8 +57,7 @@ def run_as_of_today(values: Mapping[str, Any], place: str = "") -> dict[str, Any
     blocks = dict(values)
     ends = {key: blocks.pop(key) for key in ENDS if key in blocks}
     for key, value in ends.items():
-        if not isinstance(value, bool):
-            raise ConfigurationError(f"{place}{key} is {value!r}; give true or false")
+        require_bool(value, f"{place}{key}")
     ends = {key: value for key, value in ends.items() if value}
     if ends and blocks.get("decision") is None:
         raise ConfigurationError(f"{next(iter(ends))} is given, but there is no new decision layer: give decision")
@@ -97,12 +95,10 @@ def checkpoint_as_of_today(entry: dict[str, Any]) -> dict[str, Any]:
                 f"{name} is {values[name]!r}, which codehead has no longer; load the checkpoint with version 0.1"
             )
     for name in ("rounded", "packed", "token_bias"):
-        if not isinstance(values[name], bool):
-            raise ConfigurationError(f"{name} is {values[name]!r}; give true or false")
+        require_bool(values[name], name)
     for name in ("head_options", "params"):
         require_block(values[name], name)
-    if values["rounded_bits"] not in (4, 8):
-        raise ConfigurationError(f"rounded_bits is {values['rounded_bits']!r}; give 4 or 8")
+    require_that(values["rounded_bits"] in (4, 8), "rounded_bits", values["rounded_bits"], "give 4 or 8")
     return {
         "decision": {key: value for key, value in _decision(values).items() if value is not None},
         "codebook": {

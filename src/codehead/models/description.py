@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
-from codehead.config.blocks import read_block, require, require_block
+from codehead.config.blocks import read_block, require, require_block, require_bool, require_that
 from codehead.config.first_version import checkpoint_as_of_today
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import Decision
@@ -136,16 +136,14 @@ class Description:
     def __post_init__(self) -> None:
         if self.backbone is not None:
             require_block(self.backbone, "backbone")
-            if self.backbone.get("quant_method") not in METHODS:
-                method, known = self.backbone.get("quant_method"), ", ".join(METHODS)
-                raise ConfigurationError(f"backbone.quant_method is {method!r}; known: {known}")
+            method = self.backbone.get("quant_method")
+            require_that(method in METHODS, "backbone.quant_method", method, f"known: {', '.join(METHODS)}")
         for name in ("dense_rows", "extra_bit_tokens"):
             tokens = getattr(self.decision, name)
             require(tokens, f"decision.{name}", minimum=0, maximum=self.codebook.num_classes)
         require_block(self.stock, "stock")
         for name in ("bias", "tie_word_embeddings"):
-            if not isinstance(self.stock.get(name), bool):
-                raise ConfigurationError(f"stock.{name} is {self.stock.get(name)!r}; give true or false")
+            require_bool(self.stock.get(name), f"stock.{name}")
 
     @classmethod
     def of(

@@ -11,12 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from codehead.config.blocks import read_block, require, require_block
+from codehead.config.blocks import read_block, read_yaml, require, require_block
 from codehead.decoding import DECODERS
 from codehead.errors import ConfigurationError
 from codehead.lab.baselines import FILE_KEY, BaselineConfig, check_decision
 from codehead.registry import did_you_mean
-from codehead.training.config import read_yaml
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
