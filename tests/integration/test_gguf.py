@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
-from codehead.models import named
+from codehead.models import named, stock
 from codehead.models.named import model_shape
 from codehead.training.model import load_model
 from codehead.training.tokenizer import load_tokenizer
@@ -99,7 +99,7 @@ def test_a_refused_attach_leaves_the_marks(written):
     model = from_transformers(written[0])
     with pytest.raises(codehead.errors.CodeheadError):
         codehead.attach(model, "minrandom", bits=2)
-    assert model.quantization_method == named.METHOD and model.is_quantized
+    assert model.quantization_method == stock.GGUF and model.is_quantized
 
 
 def test_weights_in_blocks_stay_refused(written):

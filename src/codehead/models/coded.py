@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from codehead.config import ModelShape
 from codehead.layer import WRITTEN, Decision
 from codehead.losses import IGNORE
-from codehead.models import card, guards, integrity, quantised, stock
+from codehead.models import card, guards, integrity, stock
 from codehead.models.description import Description
 from codehead.models.selection import Selecting, Selection, Step, spread
 
@@ -104,7 +104,7 @@ class CodedCausalLM(OwnCausalLM):
     def _stock_outputs(self, *args: Any, **kwargs: Any) -> Any:
         """What the stock forward returns, with the outputs of the head in the place of logits."""
         if self.training and is_grad_enabled() and not is_compiling():
-            quantised.ready_to_train(self)
+            stock.ready_to_train(self)
         outputs = self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True})
         stock.refuse_half(self, outputs.logits)
         return outputs
@@ -210,10 +210,10 @@ class CodedCausalLM(OwnCausalLM):
         integrity.check_state(model, options.get("state_dict"))
         state = guards.guarded(model, stock.head_path(model), options.get("state_dict"))
         options["state_dict"] = {**state, f"decision.{WRITTEN}": description.to_tensor()}
-        if quantised.was_loaded(self):
+        if stock.was_quantised(self):
             options.setdefault("save_original_format", False)
         is_main = options.get("is_main_process", True)
-        with quantised.saving(self, options["state_dict"]):
+        with stock.saving_quantised(self, options["state_dict"]):
             if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
                 with integrity.staged(save_directory, options.get("variant")) as folder:
                     save(folder, **options)

@@ -18,13 +18,13 @@ from codehead.config.blocks import read_block, require, require_block, require_b
 from codehead.config.first_version import checkpoint_as_of_today
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import Decision
-from codehead.models.quantised import METHODS
 from codehead.models.registration import METHOD
 from codehead.version import VERSION
 
 MOST = 2**31 - 1
 """Of tokens or bits: ids are int32."""
-
+QUANTIZERS = ("bitsandbytes", "torchao", "quanto")
+"""Those of backbones that a coded head was tried with, as transformers calls them."""
 PIECE = 2**24
 """Numbers of a head that a checksum looks at at a time."""
 
@@ -131,13 +131,13 @@ class Description:
     fresh: str = ""
     """sha256 of the random weights that the head began with; empty if it began at the old head, or with one_vs_all."""
     backbone: dict[str, Any] | None = None
-    """The entry of the quantizer that has the backbone, if one has (`codehead.models.quantised`)."""
+    """The entry of the quantizer that has the backbone, if one has (`codehead.models.stock`)."""
 
     def __post_init__(self) -> None:
         if self.backbone is not None:
             require_block(self.backbone, "backbone")
             method = self.backbone.get("quant_method")
-            require_that(method in METHODS, "backbone.quant_method", method, f"known: {', '.join(METHODS)}")
+            require_that(method in QUANTIZERS, "backbone.quant_method", method, f"known: {', '.join(QUANTIZERS)}")
         for name in ("dense_rows", "extra_bit_tokens"):
             tokens = getattr(self.decision, name)
             require(tokens, f"decision.{name}", minimum=0, maximum=self.codebook.num_classes)

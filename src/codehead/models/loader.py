@@ -27,7 +27,7 @@ from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.heads.chain import Chain
 from codehead.heads.feedforward import gives_log_probabilities
 from codehead.layer import WRITTEN, Decision
-from codehead.models import integrity, quantised, stock, surgery
+from codehead.models import integrity, stock, surgery
 from codehead.models.description import Description, expect_written
 from codehead.models.integrity import (
     SEALS,
@@ -150,7 +150,7 @@ class CodeheadLoader(OwnLoader):
             model.config.quantization_config = description.to_dict()
         else:
             stock.restore_config(model.config, description.stock)
-            quantised.give_back(model)
+            stock.give_back_quantizer(model)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

@@ -1,7 +1,6 @@
 """Models by name: a hub id, a folder, a `config.json` or a GGUF file; their configuration and shape.
 
-transformers reads a GGUF file with `from_pretrained(folder, gguf_file=…)`. Where it has no kernels for the blocks of
-the file, it unpacks them to ordinary weights, yet goes on holding the model to be quantised, and refuses to save it.
+transformers reads a GGUF file with `from_pretrained(folder, gguf_file=…)`.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from codehead.boundaries import loading
 from codehead.config import ModelShape
 from codehead.errors import CheckpointError, ConfigurationError
 
-METHOD = "gguf"
-"""What transformers calls the quantisation of a model that it has read from a GGUF file."""
 MAGIC = b"GGUF"
 """The first bytes of every such file."""
 
@@ -84,19 +81,6 @@ def unpacking(options: dict[str, Any]) -> dict[str, Any]:
     if not options or not has_kernels:
         return options
     return {**options, "quantization_config": transformers.GgufConfig(dequantize=True)}
-
-
-def is_unpacked(model: Any) -> bool:
-    """Whether a model was read from a GGUF file, and all of its weights are ordinary numbers now."""
-    method = getattr(model, "quantization_method", None)
-    return bool(method == METHOD and all(values.is_floating_point() for values in model.parameters()))
-
-
-def clear_marks(model: Any) -> None:
-    """Let transformers take an unpacked model for what it is: a stock one, which can be trained and saved."""
-    if is_unpacked(model):
-        model.hf_quantizer.remove_quantization_config(model)
-        vars(model.config).pop("_is_quantized", None)
 
 
 def model_shape(name: str) -> ModelShape:

@@ -21,7 +21,7 @@ from codehead.head_outputs import Tokens
 from codehead.heads.chain import Chain
 from codehead.heads.feedforward import HEADS, gives_log_probabilities
 from codehead.layer import Decision
-from codehead.models import guards, named, quantised, stock
+from codehead.models import guards, stock
 from codehead.models.coded import CodedCausalLM, own_class
 from codehead.models.description import Description, weights_checksum
 from codehead.models.guards import all_or_nothing
@@ -93,8 +93,8 @@ def attach(
 
     changed = stock.before(target, old, capped=capped)
     fresh = weights_checksum(new) if config.start == "random" and not layer.table.is_implicit else ""
-    named.clear_marks(target)
-    description = Description.of(config, codebook, layer, changed, fresh, quantised.entry_of(target))
+    stock.clear_marks(target)
+    description = Description.of(config, codebook, layer, changed, fresh, stock.quantizer_entry(target))
     stock.alter(target, changed)
     if not capped and not old.weight.is_meta:
         for width in (layer.num_outputs, len(old.weight)):
@@ -188,7 +188,7 @@ def uninstall(model: Any, head: nn.Linear) -> None:
     model.loss_type = model._kept.loss_type
     model.__class__ = model._stock_class
     del model.decision, model._kept
-    quantised.give_back(model)
+    stock.give_back_quantizer(model)
     if head.bias is not None and not has_bias:  # no checkpoint of this class has a place for it
         guards.refuse_saving_bias(model)
 
@@ -217,8 +217,8 @@ def _check(model: Any) -> nn.Linear:
             "codehead.DecisionLayer"
         )
     method = getattr(model, "quantization_method", None) if getattr(model, "is_quantized", False) else None
-    if method is not None and method != METHOD and not named.is_unpacked(model):
-        quantised.check_backbone(model)
+    if method is not None and method != METHOD and not stock.is_unpacked(model):
+        stock.check_backbone(model)
     entry = getattr(model.config, "quantization_config", None)
     if isinstance(entry, dict) and entry.get("quant_method") == METHOD:
         raise ConfigurationError(

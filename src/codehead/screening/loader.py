@@ -22,8 +22,8 @@ from codehead.models.loader import (
     expect_additions,
     expect_files,
 )
-from codehead.models.quantised import with_head
 from codehead.models.registration import METHOD
+from codehead.models.stock import with_head
 from codehead.screening.model import FIELD, entry_of, install, is_screened
 from codehead.screening.screen import Screen, Settings
 

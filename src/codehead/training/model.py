@@ -13,7 +13,7 @@ from torch import nn
 from codehead.boundaries import library_bars_hidden, loading, reason
 from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
-from codehead.models import integrity, named
+from codehead.models import integrity, named, stock
 from codehead.models.integrity import expect_layers, refuse_missing, shapes_in
 from codehead.models.probe import refuse_non_causal
 from codehead.models.surgery import is_coded
@@ -111,7 +111,7 @@ def load_model(
     refuse_missing(found["missing_keys"])
     _check_sizes(model.config, f"model {name!r}")
     if named.is_gguf(name):
-        named.clear_marks(model)
+        stock.clear_marks(model)
         model.name_or_path = model.config.name_or_path = ""  # the place that it was read from is gone
     _refuse_nan(model, name)
     if packed is not None:
