@@ -15,7 +15,8 @@ from transformers import TrainerState
 
 from codehead.config.budget import read_share, read_speed
 from codehead.errors import ConfigurationError
-from codehead.training import progress
+from codehead.training import loop
+from codehead.training.trainer import RichProgress
 
 
 def test_the_command_line_is_light():
@@ -158,13 +159,13 @@ def test_ctrl_c_while_the_new_head_learns_tells_that_this_was_kept(codehead, pla
 def clock(monkeypatch):
     """A clock that the test moves: `clock[0]` are its seconds."""
     seconds = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(loop.time, "monotonic", lambda: seconds[0])
     return seconds
 
 
 def test_lines_come_every_ten_seconds_with_the_time_left(clock):
     out = io.StringIO()
-    with progress.shown(Console(file=out)) as show:
+    with loop.shown(Console(file=out)) as show:
         for done in range(0, 100, 2):
             clock[0] = done / 2  # two units of work a second
             show("early" if done < 60 else "late", done, 100)
@@ -177,7 +178,7 @@ def test_lines_come_every_ten_seconds_with_the_time_left(clock):
 def test_the_time_left_is_that_of_the_last_minutes_unless_they_were_spent_waiting(clock):
     """A machine that was busy at first is idle; then it is away for an hour."""
     out = io.StringIO()
-    with progress.shown(Console(file=out)) as show:
+    with loop.shown(Console(file=out)) as show:
         for done in range(100):
             show("work", done, 1000)
             clock[0] += 36 if done < 50 else 4
@@ -191,7 +192,7 @@ def test_the_time_left_is_that_of_the_last_minutes_unless_they_were_spent_waitin
 
 def test_other_work_has_its_own_time_left(clock):
     out = io.StringIO()
-    with progress.shown(Console(file=out)) as show:
+    with loop.shown(Console(file=out)) as show:
         for stage, total, seconds in (("measuring", 50, 100), ("learning", 20, 1), ("reading", 20, 2)):
             for done in range(total + 1):
                 show(stage, done, total)
@@ -203,7 +204,7 @@ def test_other_work_has_its_own_time_left(clock):
 
 def test_training_lines_count_from_where_the_run_goes_on(clock):
     out = io.StringIO()
-    told = progress.RichProgress("run", Console(file=out))
+    told = RichProgress("run", Console(file=out))
     state = TrainerState(global_step=50, max_steps=100, is_world_process_zero=True)
     told.on_train_begin(None, state, None)
     for step in range(51, 101):

@@ -82,12 +82,10 @@ def convert(
     document in twenty is held out: both heads are measured on it. A conversion that was stopped goes on where it was
     when the same command is given again, without --overwrite.
     """
-    from rich.console import Console
-
     from codehead.conversion import conversion_config, run_conversion
     from codehead.processes import is_main
     from codehead.recommendation import recommend
-    from codehead.training.progress import shown
+    from codehead.training.loop import shown
 
     check_folder(out)
     found = recommend(model, budget=budget, bits=bits, speed=speed)
@@ -101,7 +99,7 @@ def convert(
     note = f" --set {changed} changes that." if changed else ""
     if is_main():
         typer.echo(found.config.told(found.shape) + note, err=True)
-    with shown(Console(stderr=True, highlight=False)) as show:
+    with shown() as show:
         record = run_conversion(config, overwrite=overwrite, show=show)
     show_change(record, "old head", "new head")
     typer.echo(f"Saved to {out}")
@@ -135,14 +133,12 @@ def screen(
 
     Hidden states are kept in --out while the work goes on: the same command goes on from there after a stop.
     """
-    from rich.console import Console
-
     from codehead.screening.checkpoint import HIDDEN, screen_checkpoint
-    from codehead.training.progress import shown
+    from codehead.training.loop import shown
 
     if not (out / HIDDEN).is_file():
         check_empty_folder(out, overwrite)
-    with shown(Console(stderr=True, highlight=False)) as show:
+    with shown() as show:
         settings = screen_checkpoint(
             model, out, data=data, mode=mode, recall=recall, certificate=certificate, bits=bits, positions=positions,
             text_field=text_field, dtype=dtype, show=show,
@@ -195,17 +191,15 @@ def calibrate(
 
     A fifth of the documents is held out: the model is measured on it before and after.
     """
-    from rich.console import Console
-
     from codehead.conversion import recalibrate
-    from codehead.training.progress import shown
+    from codehead.training.loop import shown
 
     check_folder(out)
     config = _measured_run(
         model, out, data, block_size, max_documents, text_field, batch_size,
         calibrate={"tokens": tokens, "per_bit": per_bit}, seed=seed, dtype=dtype,
     )  # fmt: skip
-    with shown(Console(stderr=True, highlight=False)) as show:
+    with shown() as show:
         record = recalibrate(config, overwrite=overwrite, show=show)
     show_change(record, "before", "after")
     found = record["calibration"]
@@ -231,10 +225,8 @@ def fold(
     The saving in size is given up. A bias per token, which convert gives by default, has no place in Llama, Qwen or
     Gemma: with --data it is approximated, and the model measured before and after on a fifth of the documents.
     """
-    from rich.console import Console
-
     from codehead.conversion import run_folding
-    from codehead.training.progress import shown
+    from codehead.training.loop import shown
 
     if data is None:
         check_empty_folder(out, overwrite)
@@ -242,7 +234,7 @@ def fold(
     else:
         check_folder(out)
         config = _measured_run(model, out, data, block_size, max_documents, text_field, batch_size)
-        with shown(Console(stderr=True, highlight=False)) as show:
+        with shown() as show:
             record = run_folding(config, overwrite=overwrite, show=show)
         show_change(record, "coded", "folded")
     typer.echo(f"Saved to {out}")

@@ -1,5 +1,5 @@
 """A long computation that can be stopped at any time and goes on with the numbers of one that never was: its stages,
-kept in a folder, and a loop of optimizer steps, which ends when the loss is no longer a number.
+kept in a folder, how it is shown, and a loop of optimizer steps, which ends when the loss is no longer a number.
 """
 
 from __future__ import annotations
@@ -7,13 +7,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,20 +44,18 @@ class Stages:
     def values(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The kept values of a stage; computed, and kept, if there are none. Floats come back as they were."""
         kept = self.load(name)
-        if kept is not None:
-            return kept[1]
-        found = compute()
-        self.save(name, {}, found)
-        return found
+        if kept is None:
+            kept = {}, compute()
+            self.save(name, *kept)
+        return kept[1]
 
     def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The kept tensors of a stage, on the CPU; computed, and kept, if there are none."""
         kept = self.load(name)
-        if kept is not None:
-            return kept[0]
-        found = compute()
-        self.save(name, found)
-        return found
+        if kept is None:
+            kept = compute(), {}
+            self.save(name, *kept)
+        return kept[0]
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> None:
         """Keep tensors, and plain values with them, in the place of what was kept under that name."""
@@ -107,6 +110,86 @@ class Work:
 
 SILENT = Work()
 """Shown to nobody, kept nowhere, done alone."""
+
+
+LINE_SECONDS = 10  # between two lines
+RECENT_SECONDS = 120  # what the time left is reckoned from: a machine may be busy for a while
+
+
+class Lines:
+    """Progress where there is no terminal: a line for every new stage, then one every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.last = 0.0
+        self.first = (0.0, 0)  # when the clock was started, and the work behind then
+        self.recent: deque[tuple[float, int]] = deque()  # moments and the work done then, the oldest first
+        self.total: int | None = None
+        self.stage = ""
+
+    def show(self, stage: str, done: int, total: int, detail: str = "", *, always: bool = False) -> None:
+        """Tell that `done` of `total` units of work are done, unless the last line is too young.
+
+        Where another total or less work behind tells of other work, its clock starts anew.
+        """
+        if not self.recent or done < self.recent[-1][1] or self.total not in (None, total):
+            self.first = (time.monotonic(), done)
+            self.recent = deque([self.first])
+        self.total, now = total, time.monotonic()
+        self._note(now, done)
+        if stage == self.stage and now - self.last < LINE_SECONDS and not always:
+            return
+        self.stage, self.last = stage, now
+        left = self._seconds_left(total)
+        times = f"{_clock(now - self.first[0])} elapsed" + ("" if left is None else f", about {_clock(left)} left")
+        self.console.print(
+            f"{100 * done / max(total, 1):3.0f}%  {stage}{detail}, {times}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _note(self, now: float, done: int) -> None:
+        """Keep this moment, and of those before it the recent ones."""
+        self.recent.append((now, done))
+        while len(self.recent) > 2 and self.recent[1][0] < now - RECENT_SECONDS:
+            self.recent.popleft()
+
+    def _seconds_left(self, total: int) -> float | None:
+        """At the rate of the last minutes, or of all the time if that is higher: one long wait does not mean days.
+
+        None before any work is done.
+        """
+        now, done = self.recent[-1]
+        rates = [(done - before) / (now - then) for then, before in (self.recent[0], self.first) if now > then]
+        return (total - done) / max(rates) if max(rates, default=0.0) > 0 else None
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+@contextmanager
+def shown(console: Console | None = None) -> Iterator[Callable[..., None]]:
+    """A function to call as `Lines.show`: it moves a bar, by default on stderr, or prints lines without a terminal.
+
+    Of several processes, the first one shows it.
+    """
+    console = console or Console(stderr=True)
+    if not is_main():
+        yield lambda stage, done, total, detail="", always=False: None
+        return
+    if not console.is_terminal:
+        yield Lines(console).show
+        return
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, speed_estimate_period=RECENT_SECONDS) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def move(stage: str, done: int, total: int, detail: str = "", *, always: bool = False) -> None:
+            bar.update(task, description=stage + detail, completed=done, total=total)
+
+        yield move
 
 
 def refuse_divergence(loss: float, step: int, rate: str = "training.learning_rate") -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from torch import nn
 from transformers import (
     PrinterCallback,
@@ -35,13 +34,12 @@ from codehead.training.adapt import adapt, decision_paths, merge
 from codehead.training.config import RunConfig
 from codehead.training.data import Collator, Rows, Text, batch_size_of, check_labels, load_rows
 from codehead.training.folder import RunFolder, check_weights, save_whole
-from codehead.training.loop import SILENT, Show, Stages, Work, refuse_divergence
+from codehead.training.loop import SILENT, Show, Stages, Work, refuse_divergence, shown
 from codehead.training.model import build_model, device_of
 from codehead.training.new_head import check_end, finish
-from codehead.training.progress import RichProgress, shown
 from codehead.training.provenance import Clock, provenance, utc_now
 from codehead.training.tokenizer import load_tokenizer, train_bpe
-from codehead.training.trainer import NarrowTrainer, decision_rates, filled, knows_its_tokens, skeleton
+from codehead.training.trainer import NarrowTrainer, RichProgress, decision_rates, filled, knows_its_tokens, skeleton
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,7 +159,7 @@ def _ended(
 
 def _shown(wanted: bool) -> AbstractContextManager[Show]:
     """Where the learning before the training is shown; nowhere unless `wanted`."""
-    return shown(Console(stderr=True)) if wanted else nullcontext(SILENT.show)
+    return shown() if wanted else nullcontext(SILENT.show)
 
 
 class _Keeper(TrainerCallback):

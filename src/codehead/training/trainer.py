@@ -6,11 +6,12 @@ A decision layer that knows its tokens already learns at rates of its own, besid
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -21,9 +22,10 @@ from codehead.models import named
 from codehead.models.description import weights_checksum
 from codehead.models.registration import METHOD
 from codehead.models.surgery import is_coded
+from codehead.processes import is_main
 from codehead.training.config import RunConfig
 from codehead.training.distil import steady_rate
-from codehead.training.loop import refuse_divergence
+from codehead.training.loop import Lines, refuse_divergence, shown
 
 
 def decision_rates(
@@ -190,6 +192,45 @@ class _Ends(TrainerCallback):
             setattr(control, name, True)
         self.waiting = []
         return control
+
+
+class RichProgress(TrainerCallback):
+    """Shows steps, loss and time left of any Trainer. Pass it through `callbacks=`."""
+
+    def __init__(self, label: str = "training", console: Console | None = None) -> None:
+        self.label, self.loss = label, "loss –"
+        self.console = console or Console(stderr=True)
+        self.under_way = ExitStack()
+        self.show: Callable[..., None] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.show = self.under_way.enter_context(shown(self.console))
+        self._tell(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps:  # the last step is told when its loss is logged
+            self._tell(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        text = " ".join(f"{key} {logs[key]:.4f}" for key in ("loss", "eval_loss") if key in (logs or {}))
+        if text:
+            self.loss = text
+            if state.global_step == state.max_steps:
+                self._tell(state, always=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away, also after an interruption; what is evaluated then has a line."""
+        self.under_way.close()
+        if self.console.is_terminal and is_main():
+            self.show = Lines(self.console).show
+
+    def _tell(self, state: Any, *, always: bool = False) -> None:
+        if self.show is not None:
+            detail = f": step {state.global_step}/{state.max_steps} {self.loss}"
+            self.show(self.label, state.global_step, state.max_steps, detail, always=always)
 
 
 @contextmanager

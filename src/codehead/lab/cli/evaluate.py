@@ -130,7 +130,7 @@ def _on_data(model: str, data: str, **options: Any) -> Result:
     from rich.console import Console
 
     from codehead.lab.measure import evaluate_checkpoint
-    from codehead.training.progress import shown
+    from codehead.training.loop import shown
 
     with shown(Console(stderr=True)) as show:
         return evaluate_checkpoint(model, data, **options, progress=show)
@@ -140,7 +140,7 @@ def _on_tasks(model: str, tasks: list[str], **options: Any) -> Result:
     from rich.console import Console
 
     from codehead.lab.harness import run_tasks
-    from codehead.training.progress import shown
+    from codehead.training.loop import shown
 
     with shown(Console(stderr=True)) as show:
         return run_tasks(model, tasks, **options, progress=show)

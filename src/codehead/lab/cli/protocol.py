@@ -218,7 +218,7 @@ class _Left:
 
 
 def _progress(key: str) -> list[Any]:
-    from codehead.training.progress import RichProgress
+    from codehead.training.trainer import RichProgress
 
     return [RichProgress(key)]
 
@@ -244,7 +244,7 @@ def demo(
 
     from codehead.lab.demo import Work, run_demo
     from codehead.lab.protocols.protocol import find
-    from codehead.training.progress import shown
+    from codehead.training.loop import shown
 
     check_folder(out)
     started, protocol = time.monotonic(), find("demo")
