@@ -9,15 +9,15 @@ import torch
 from codehead.codes import build
 from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
-from codehead.training import ecoc_one
-from codehead.training.ecoc_one import grown, grows
+from codehead.training import new_head
+from codehead.training.new_head import grown, grows
 
 V, HIDDEN = 24, 6
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(ecoc_one, "STEPS", 30)
+    monkeypatch.setattr(new_head, "STEPS", 30)
 
 
 @pytest.fixture(scope="module")
