@@ -338,8 +338,7 @@ def _load(config: RunConfig) -> tuple[Any, Any]:
     """The model, on the device that the run computes on, and its tokenizer."""
     assert isinstance(config.model, str)
     model = load_model(config.model, dtype=config.dtype, device=device_of(config))
-    name = config.tokenizer if isinstance(config.tokenizer, str) else config.model
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(config.tokenizer if isinstance(config.tokenizer, str) else config.model)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     check_length(model, config.data.block_size, "data.block_size")
     return model.to(device_of(config)), tokenizer

@@ -14,10 +14,10 @@ import codehead
 from codehead.boundaries import peft_warnings_hidden
 from codehead.errors import CodeheadError
 from codehead.models.probe import LogitScaling, softmax_head
-from codehead.training.adapt import with_lora
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.distil import GRADIENT_SCALE, STEADY, _gradients, learn_together, row_sizes
 from codehead.training.likely_tokens import imitate
+from codehead.training.model import with_lora
 
 IDS = tokens(8, 12)
 MASK = torch.ones_like(IDS)

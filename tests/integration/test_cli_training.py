@@ -103,7 +103,7 @@ def test_the_seed_of_a_run_makes_no_decision_layer(codehead, place, coded_folder
     ],
 )
 def test_mistakes_are_told_before_anything_is_learnt(codehead, place, tmp_path, monkeypatch, setting, message):
-    monkeypatch.setattr("codehead.training.model.fit_decision_layer", None)  # a call would fail
+    monkeypatch.setattr("codehead.training.run.fit_decision_layer", None)  # a call would fail
     (tmp_path / "short.jsonl").write_text('{"text": "ab"}')
     run = ("--train", place / "text.txt", "--out", tmp_path / "run", "--block-size", 16, "--budget", "60%")
     setting = setting.replace("SHORT", str(tmp_path / "short.jsonl"))

@@ -17,7 +17,7 @@ import codehead
 from codehead.errors import ConfigurationError
 from codehead.models.hidden import Statistics
 from codehead.models.stock import head_path
-from codehead.training.adapt import attention_projections, is_transposed
+from codehead.training.model import attention_projections, is_transposed
 
 # transformers renamed its switches; PEFT and the Trainer still use the old names.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning")

@@ -12,7 +12,7 @@ from architectures import make
 
 import codehead
 from codehead.cli.checkpoints import attach
-from codehead.training import adapt
+from codehead.training import model as models
 from codehead.training.model import load_model
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def half(tmp_path):
 
 
 def has(monkeypatch, **found):
-    monkeypatch.setattr(adapt, "capabilities", lambda: found)
+    monkeypatch.setattr(models, "capabilities", lambda: found)
 
 
 @pytest.mark.parametrize("name", ["amx_bf16", "avx512_bf16", "bf16"])
@@ -93,5 +93,5 @@ def test_attach_saves_what_the_checkpoint_has(monkeypatch, tmp_path, place):
 
 
 def test_torch_tells_of_this_processor():
-    assert adapt.capabilities().get("architecture")
-    assert adapt.is_native(torch.float32)
+    assert models.capabilities().get("architecture")
+    assert models.is_native(torch.float32)

@@ -23,7 +23,7 @@ from transformers import (
 
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
-from codehead.training.adapt import attention_projections
+from codehead.training.model import attention_projections
 
 # Said by the backends about themselves, and by the Trainer of switches that transformers renamed.
 pytestmark = [

@@ -480,7 +480,7 @@ def test_a_run_that_is_stopped_before_it_goes_on_training_still_goes_on(pretrain
     with pytest.raises(KeyboardInterrupt):
         train(config, progress=False, callbacks=[StopAt(3)])
     with monkeypatch.context() as patched:
-        patched.setattr("codehead.training.model.fit_decision_layer", interrupted)
+        patched.setattr("codehead.training.run.fit_decision_layer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config, progress=False)
     train(config, progress=False)

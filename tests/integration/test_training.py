@@ -11,9 +11,8 @@ from codehead.evaluation.metrics import evaluate
 from codehead.models.hidden import hidden_states
 from codehead.models.rounding import to_int4
 from codehead.models.surgery import is_coded
-from codehead.training.adapt import attention_projections
 from codehead.training.data import STATISTICS_TOKENS, Text, batch_size_of, load_rows, tokenize
-from codehead.training.model import load_model
+from codehead.training.model import attention_projections, load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer
 

@@ -23,7 +23,7 @@ from transformers import (
 import codehead
 from codehead.errors import ConfigurationError
 from codehead.models import trl_trainers
-from codehead.training.adapt import attention_projections
+from codehead.training.model import attention_projections
 
 trl = pytest.importorskip("trl", reason="TRL is not installed (pip install trl)")
 # transformers renamed its switches; TRL still uses the old names.

@@ -30,10 +30,10 @@ from codehead.losses import CHUNK_SCORES, IGNORE
 from codehead.models.hidden import labelled_states
 from codehead.models.probe import LogitScaling, SoftmaxHead
 from codehead.models.surgery import describe
-from codehead.training.adapt import merge, with_lora
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.likely_tokens import LikelyTokens, Scores, divergence, imitate, imitate_some
 from codehead.training.loop import ResumableLoop, Stages, refuse_divergence
+from codehead.training.model import merge, with_lora
 
 MARGIN = 1.0
 """Where the numbers behind the symbols begin, ±; gradients pass while they are between −1 and +1."""

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from codehead.losses import CHUNK_SCORES
 from codehead.models.probe import SoftmaxHead
 from codehead.processes import ALONE, Processes
-from codehead.training.adapt import is_native
+from codehead.training.model import is_native
 
 Scores = Callable[[Tensor], Tensor]
 """Whatever a model is given at some positions `(tokens, ·)` → token scores `(tokens, V)`."""

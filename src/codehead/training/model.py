@@ -1,8 +1,13 @@
-"""The model of a run: built from an architecture or loaded, with its decision layer, ready to be adapted."""
+"""The model of a run: loaded or built from an architecture, in which dtype, and what of it is trained.
+
+That is everything, the head alone, or LoRA on the attention with the head.
+"""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,61 +16,17 @@ from safetensors import SafetensorError
 from torch import nn
 
 from codehead.boundaries import library_bars_hidden, loading, reason
-from codehead.config import DecisionConfig
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.models import integrity, named, stock
 from codehead.models.integrity import expect_layers, refuse_missing, shapes_in
 from codehead.models.probe import refuse_non_causal
+from codehead.models.stock import head_path
 from codehead.models.surgery import is_coded
 from codehead.registry import did_you_mean
-from codehead.training.adapt import find_targets, in_native_dtype
-from codehead.training.config import RunConfig, refuse_softmax_only
-from codehead.training.data import Text, check_vocabulary
-from codehead.training.loop import Work
-from codehead.training.new_head import fit_decision_layer, looks_at_text
+from codehead.training.config import LoraConfig, RunConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, text: Text, work: Work) -> nn.Module:
-    """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
-
-    `text` is what the model will be trained on: a new decision layer that looks at text, or learns from the old head
-    before the training, does so there, on the accelerator if there is one; the stages of `work` keep what that has
-    come to.
-    """
-    if isinstance(config.model, dict):
-        model = new_model(config.model, tokenizer)
-    else:
-        model = load_model(config.model, dtype=config.dtype, device=device_of(config))
-    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    check_length(model, config.data.block_size, "data.block_size")
-    if config.adapt == "lora":
-        find_targets(model, config.lora)  # told before anything is learnt
-    if config.decision is not None and is_coded(model):
-        model = _reread(model, config.decision)
-    elif config.decision is not None:
-        if looks_at_text(config, text):
-            model = model.to(device_of(config))
-        model = fit_decision_layer(model, config, text, work)
-    if is_coded(model):
-        refuse_softmax_only(config.training)
-    return model
-
-
-def _reread(model: Any, decision: DecisionConfig) -> Any:
-    """A coded model with another loss or decoder; how it is stored in the end may change too, but no code or head."""
-    given = decision.to_dict()
-    fixed = sorted(set(given) - {"loss", "decoder", "weights", "packed"})
-    if fixed:
-        raise ConfigurationError(
-            f"decision.{fixed[0]} is {given[fixed[0]]!r}, but this checkpoint is coded already: omit --code, --bits, "
-            "--head, --width, --budget; only --loss, --decoder, --weights and --packed can change"
-        )
-    model.decision.loss_name = given.get("loss", model.decision.loss_name)
-    model.decision.decoder_name = given.get("decoder", model.decision.decoder_name)
-    return model
 
 
 def device_of(config: RunConfig) -> torch.device:
@@ -213,3 +174,130 @@ def check_length(model: nn.Module, length: int, name: str) -> None:
         raise ConfigurationError(
             f"{name} is {length}, but the model takes at most {limit} tokens; lower it (--block-size {limit})"
         )
+
+
+INSTRUCTIONS = {
+    torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"),
+    torch.float16: ("amx_fp16", "avx512_fp16", "fp16_arith"),
+}
+"""What torch calls the instructions, x86 and ARM, of which one is enough."""
+
+
+def in_native_dtype(model: Any, device: torch.device) -> Any:
+    """The model, in float32 if it will compute on a processor without its dtype's arithmetic; a warning says so."""
+    if device.type != "cpu" or is_native(model.dtype):
+        return model
+    name = str(model.dtype).removeprefix("torch.")
+    warnings.warn(
+        f"this processor has no {name} arithmetic, so the model is computed and saved in float32, which is faster "
+        f"here and takes twice the memory; --dtype {name} keeps it as stored",
+        stacklevel=2,
+    )
+    return model.float()
+
+
+def is_native(dtype: torch.dtype) -> bool:
+    """Whether the processor has instructions for arithmetic in a dtype."""
+    return dtype not in INSTRUCTIONS or any(capabilities().get(name) for name in INSTRUCTIONS[dtype])
+
+
+def capabilities() -> Mapping[str, Any]:
+    """What the processor can do, as torch tells it; a torch too old for that tells of nothing."""
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return found
+
+
+# What of it is trained.
+
+
+def adapt(model: nn.Module, config: RunConfig) -> nn.Module:
+    """The model to train. `head` and `lora` first untie a Softmax head that shares the embedding's weight."""
+    if config.adapt == "full":
+        return model
+    untie(model)
+    if config.adapt == "head":
+        model.requires_grad_(False)
+        for path in decision_paths(model):
+            model.get_submodule(path).requires_grad_(True)
+        return model
+    return with_lora(model, config.lora)
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """The plain model with its adapters folded into the weights."""
+    merge_and_unload: Any = getattr(model, "merge_and_unload", None)
+    return model if merge_and_unload is None else merge_and_unload()
+
+
+def with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
+    """A model of which adapters, and the head as it is, are trained; `merge` makes it plain again."""
+    import peft
+
+    names, found = find_targets(model, options)
+    settings = peft.LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=names,
+        modules_to_save=decision_paths(model),
+        fan_in_fan_out=is_transposed(model, found),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return peft.get_peft_model(model, settings)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"lora: peft refuses these options: {reason(error)}; change them") from error
+
+
+def find_targets(model: nn.Module, options: LoraConfig) -> tuple[list[str], list[str]]:
+    """The names that `target_modules` means, and the modules they match; ConfigurationError if there are none."""
+    targets = options.target_modules
+    if targets == "auto":
+        targets = attention_projections(model)
+    names = [targets] if isinstance(targets, str) else list(targets)
+    found = [name for name, _ in model.named_modules() if _is_one_of(name, names)]
+    if not found:
+        raise ConfigurationError(
+            f"lora.target_modules {options.target_modules!r} matches no module of {type(model).__name__}; "
+            "name its projections, for example [q_proj, v_proj]"
+        )
+    return names, found
+
+
+def decision_paths(model: Any) -> list[str]:
+    """The modules that hold the parameters of the decision layer."""
+    parts = ("corrections", "chain") if is_coded(model) else ()
+    return [head_path(model), *(f"decision.{part}" for part in parts if getattr(model.decision, part) is not None)]
+
+
+def _is_one_of(path: str, names: list[str]) -> bool:
+    return any(path == name or path.endswith("." + name) for name in names)
+
+
+def untie(model: nn.Module) -> None:
+    """Give a tied Softmax head its own copy of the embedding, so that training it leaves the input alone."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if getattr(head, "weight", None) is not getattr(embedding, "weight", None):
+        return
+    head.weight = nn.Parameter(embedding.weight.detach().clone())
+    config: Any = model.config
+    config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
+
+
+def attention_projections(model: nn.Module) -> list[str]:
+    """Paths of the linear maps inside attention blocks, whatever the architecture calls them."""
+    from transformers.pytorch_utils import Conv1D
+
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and any("attn" in part or "attention" in part for part in name.split(".")[:-1])
+    ]
+
+
+def is_transposed(model: nn.Module, names: list[str]) -> bool:
+    """Whether these maps store their weight as (in, out), as GPT-2's Conv1D does."""
+    return bool(names) and not isinstance(model.get_submodule(names[0]), nn.Linear)

@@ -32,12 +32,12 @@ from codehead.models.probe import SoftmaxHead, softmax_head
 from codehead.models.rounding import check_unrounded, to_int4, to_int8
 from codehead.models.surgery import attach, is_coded
 from codehead.recommendation import recommend
-from codehead.training.adapt import find_targets
 from codehead.training.config import RunConfig
 from codehead.training.data import STATISTICS_TOKENS, Text, batch_size_of
 from codehead.training.distil import distil, learn_together
 from codehead.training.likely_tokens import LikelyTokens, is_worth_it
 from codehead.training.loop import SILENT, Show, Work
+from codehead.training.model import find_targets
 
 
 def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, str]:

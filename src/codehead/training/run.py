@@ -26,17 +26,26 @@ from transformers.integrations.integration_utils import (
 )
 
 from codehead.boundaries import library_bars_hidden, peft_warnings_hidden
+from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
 from codehead.models.calibration import calibrate, text_outputs
 from codehead.models.surgery import describe, is_coded
 from codehead.processes import is_main
-from codehead.training.adapt import adapt, decision_paths, merge
-from codehead.training.config import RunConfig
-from codehead.training.data import Collator, Rows, Text, batch_size_of, check_labels, load_rows
+from codehead.training.config import RunConfig, refuse_softmax_only
+from codehead.training.data import Collator, Rows, Text, batch_size_of, check_labels, check_vocabulary, load_rows
 from codehead.training.folder import RunFolder, check_weights, save_whole
 from codehead.training.loop import SILENT, Show, Stages, Work, refuse_divergence, shown
-from codehead.training.model import build_model, device_of
-from codehead.training.new_head import check_end, finish
+from codehead.training.model import (
+    adapt,
+    check_length,
+    decision_paths,
+    device_of,
+    find_targets,
+    load_model,
+    merge,
+    new_model,
+)
+from codehead.training.new_head import check_end, finish, fit_decision_layer, looks_at_text
 from codehead.training.provenance import Clock, provenance, utc_now
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer, RichProgress, decision_rates, filled, knows_its_tokens, skeleton
@@ -95,7 +104,7 @@ def _run(
     with stages_of_run as stages:
         stopped = Clock(folder, origin, began).kept_when_stopped() if distils else nullcontext()
         with _shown(progress and distils) as show, stopped:
-            model: Any = build_model(config, tokenizer, text, Work(show, stages))
+            model: Any = _built(config, tokenizer, text, Work(show, stages))
         check_end(model, config)
         origin["codebook"] = describe(model, "train").codebook.checksum if is_coded(model) else None
         if not overwrite:
@@ -121,6 +130,46 @@ def _run(
     told |= {"head_rates": rates} if rates else {}
     folder.finish({**keeper.clock.record(), "log_history": trainer.state.log_history, **told})
     return folder.path
+
+
+def _built(config: RunConfig, tokenizer: PreTrainedTokenizerBase, text: Text, work: Work) -> nn.Module:
+    """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
+
+    `text` is what the model will be trained on: a new decision layer that looks at text, or learns from the old head
+    before the training, does so there, on the accelerator if there is one; the stages of `work` keep what that has
+    come to.
+    """
+    if isinstance(config.model, dict):
+        model = new_model(config.model, tokenizer)
+    else:
+        model = load_model(config.model, dtype=config.dtype, device=device_of(config))
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    check_length(model, config.data.block_size, "data.block_size")
+    if config.adapt == "lora":
+        find_targets(model, config.lora)  # told before anything is learnt
+    if config.decision is not None and is_coded(model):
+        model = _reread(model, config.decision)
+    elif config.decision is not None:
+        if looks_at_text(config, text):
+            model = model.to(device_of(config))
+        model = fit_decision_layer(model, config, text, work)
+    if is_coded(model):
+        refuse_softmax_only(config.training)
+    return model
+
+
+def _reread(model: Any, decision: DecisionConfig) -> Any:
+    """A coded model with another loss or decoder; how it is stored in the end may change too, but no code or head."""
+    given = decision.to_dict()
+    fixed = sorted(set(given) - {"loss", "decoder", "weights", "packed"})
+    if fixed:
+        raise ConfigurationError(
+            f"decision.{fixed[0]} is {given[fixed[0]]!r}, but this checkpoint is coded already: omit --code, --bits, "
+            "--head, --width, --budget; only --loss, --decoder, --weights and --packed can change"
+        )
+    model.decision.loss_name = given.get("loss", model.decision.loss_name)
+    model.decision.decoder_name = given.get("decoder", model.decision.decoder_name)
+    return model
 
 
 def _checkpoint(folder: RunFolder) -> Path | None:
