@@ -133,13 +133,7 @@ def _show(found: Recommendation, commands: dict[str, str], details: bool) -> Non
 
 
 def _cost_table(found: Recommendation) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table, whole = Table(box=SIMPLE_HEAD, show_edge=False), _softmax_costs(found)
-    table.add_column("")
-    for name in ("this head", "Softmax", "ratio"):
-        table.add_column(name, justify="right")
+    table, whole = opt.number_table("this head", "Softmax", "ratio"), _softmax_costs(found)
     for name, value in _costs(found).items():
         table.add_row(COSTS[name], f"{value:,}", f"{whole[name]:,}", f"{value / whole[name]:.1%}")
     return table
@@ -222,15 +216,11 @@ def params(
 
 
 def _show_sizes(shape: ModelShape, rows: list[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
     title = f"Decision layers for H = {shape.hidden_size:,}, V = {shape.num_classes:,}"
-    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
-    table.add_column("configuration (n, d)", no_wrap=True)
-    for name in ("parameters", "share of\nSoftmax", "bytes\nresident", "bytes read\nper token"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = ("parameters", "share of\nSoftmax", "bytes\nresident", "bytes read\nper token")
+    table = opt.number_table(*names, first="configuration (n, d)", title=title, padding=(0, 1, 0, 0))  # fits 80 columns
     for row in rows:
         table.add_row(
             row["configuration"],

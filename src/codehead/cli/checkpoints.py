@@ -321,15 +321,10 @@ MEASURES = {
 
 def show_change(record: dict[str, Any], *names: str) -> None:
     """Print what was measured `before` and `after` a change of a model, in columns of these names."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
     before, after = record["before"], record["after"]
-    table = Table(title=f"{before['tokens']:,} held-out tokens", box=SIMPLE_HEAD, show_edge=False)
-    table.add_column("")
-    for name in (*names, "ratio"):
-        table.add_column(name, justify="right")
+    table = opt.number_table(*names, "ratio", title=f"{before['tokens']:,} held-out tokens")
     for name, (label, form) in MEASURES.items():
         old, new = before[name], after[name]
         if old is not None and new is not None:

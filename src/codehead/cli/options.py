@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import typer
 
@@ -18,6 +18,9 @@ from codehead.boundaries import system_failure
 from codehead.config import DecisionConfig
 from codehead.config.blocks import parse_assignment
 from codehead.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 DECISION, DATA, TRAINING = "Decision layer", "Data", "Training"
 
@@ -110,6 +113,18 @@ def overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: value for name, value in parameters.items() if name not in KEYS}  # --seed is the run's
     layer = {f"decision.{name}": value for name, value in given(own).items()}
     return {**found, **layer, **dict(map(parse_assignment, parameters["assignments"] or []))}
+
+
+def number_table(*columns: str, first: str = "", **options: Any) -> Table:
+    """An empty table: names in its `first` column, then numbers in `columns`."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, **options)
+    table.add_column(first, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 # The options of a decision layer, generated from `DecisionConfig`: each field is an option with the field's help.
