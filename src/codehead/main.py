@@ -14,9 +14,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from codehead.boundaries import missing_extra, system_failure
-from codehead.cli.advice import doctor, params, recommend
+from codehead.cli.advice import code, doctor, params, recommend
 from codehead.cli.checkpoints import attach, calibrate, convert, fold, generate, screen
-from codehead.cli.code import code
 from codehead.cli.training import finetune, pretrain
 from codehead.errors import CodeheadError, ConfigurationError
 from codehead.lab.cli import protocol

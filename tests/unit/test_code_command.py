@@ -10,7 +10,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from codehead.cli.code import code
+from codehead.cli.advice import code
 from codehead.codes import build, load, quality
 from codehead.errors import ConfigurationError
 

@@ -1,8 +1,13 @@
-"""Commands that only tell: recommend (which decision layer fits), params (what the usual ones weigh), doctor."""
+"""Commands that tell before anything is trained.
+
+recommend: which decision layer fits; params: what the usual ones weigh; code: how good a codebook is; doctor.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +20,7 @@ from codehead.recommendation import DEFAULT_BUDGET
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from codehead.codes import Codebook, Quality
     from codehead.config import ModelShape
     from codehead.recommendation import Recommendation, SetUp, Value
 
@@ -90,8 +96,6 @@ def _commands(model: str, budget: str | None, bits: int | None, speed: str | Non
 
 
 def _as_dict(found: Recommendation, commands: dict[str, str]) -> dict[str, Any]:
-    from dataclasses import asdict
-
     expected = []
     for set_up in found.evidence:
         values = {name: asdict(value) for name, value in (set_up.at(found.byte_share) or {}).items()}
@@ -110,8 +114,7 @@ def _as_dict(found: Recommendation, commands: dict[str, str]) -> dict[str, Any]:
 
 
 def _costs(found: Recommendation) -> dict[str, int]:
-    size = found.config.size(found.shape).as_dict()
-    values = {**size, "multiply_adds": found.config.multiply_adds(found.shape)}
+    values = {**found.config.size(found.shape).as_dict(), "multiply_adds": found.config.multiply_adds(found.shape)}
     return {name: values[name] for name in COSTS}
 
 
@@ -150,15 +153,12 @@ def _evidence_table(found: Recommendation) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("measured on a model")
     for set_up in found.evidence:
-        source = ", ".join(part for part in (set_up.results, set_up.setting, _seeds(set_up.seeds)) if part)
+        seeds = f"{set_up.seeds} seed{'' if set_up.seeds == 1 else 's'}"
+        source = ", ".join(part for part in (set_up.results, set_up.setting, seeds) if part)
         name = f"{set_up.model}: " if set_up.model else ""
         model = f"{name}H={set_up.hidden_size:,}, V={set_up.num_classes:,}, after {set_up.learnt} ({source})"
         table.add_row(*_values(set_up, found.byte_share), model)
     return table
-
-
-def _seeds(number: int) -> str:
-    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def _values(set_up: SetUp, share: float) -> tuple[str, str]:
@@ -173,10 +173,16 @@ def _values(set_up: SetUp, share: float) -> tuple[str, str]:
 
 def _with_width(value: Value, factor: float, form: str) -> str:
     """`95.8 ± 0.5`."""
-    width = "" if value.half_width is None else f" ± {format(factor * value.half_width, form)}"
-    return format(factor * value.mean, form) + width
+    parts = (value.mean,) if value.half_width is None else (value.mean, value.half_width)
+    return " ± ".join(format(factor * part, form) for part in parts)
 
 
+SIZES = {
+    "parameters": ("head_parameters", ","),
+    "share of\nSoftmax": ("share_of_softmax", ".2%"),
+    "bytes\nresident": ("bytes_resident", ","),
+    "bytes read\nper token": ("bytes_read_per_token", ","),
+}
 NOTES = (
     "Weights in bf16. Resident: weights, packed codebook, and the codeword matrix that the matmul decoder keeps "
     "unpacked in float32. Read per token: weights and that matrix."
@@ -219,21 +225,129 @@ def _show_sizes(shape: ModelShape, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
     title = f"Decision layers for H = {shape.hidden_size:,}, V = {shape.num_classes:,}"
-    names = ("parameters", "share of\nSoftmax", "bytes\nresident", "bytes read\nper token")
-    table = opt.number_table(*names, first="configuration (n, d)", title=title, padding=(0, 1, 0, 0))  # fits 80 columns
+    table = opt.number_table(*SIZES, first="configuration (n, d)", title=title, padding=(0, 1, 0, 0))  # fits 80 columns
     for row in rows:
-        table.add_row(
-            row["configuration"],
-            f"{row['head_parameters']:,}",
-            f"{row['share_of_softmax']:.2%}",
-            f"{row['bytes_resident']:,}",
-            f"{row['bytes_read_per_token']:,}",
-        )
+        table.add_row(row["configuration"], *(format(row[key], form) for key, form in SIZES.values()))
     console = Console(highlight=False)
     console.print(table)
     console.print(NOTES)
-    embedding = f"{2 * shape.hidden_size * shape.num_classes:,}"
-    console.print(TIED.format(embedding=embedding) if shape.tied else UNTIED)
+    console.print(TIED.format(embedding=f"{shape.softmax_bytes:,}") if shape.tied else UNTIED)
+
+
+MAX_BARS, BAR_WIDTH = 16, 40
+"""Bars of the histogram of row distances, and characters of the longest, at most."""
+
+
+def code(
+    design: Annotated[str, typer.Argument(help="Name of the coding design, e.g. minrandom.", show_default=False)],
+    classes: Annotated[
+        int, typer.Option("--classes", max=2**31 - 1, help="Number of classes (tokens), V.", show_default=False)
+    ],
+    bits: Annotated[
+        int | None, typer.Option("--bits", help="Codeword length n.", show_default="the design's own")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random columns.")] = 0,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="An option of the design; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Safetensors file to write.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Build a codebook and show how good it is: row and column separation, balance, size."""
+    from rich.console import Console
+
+    from codehead.codes import build, quality
+    from codehead.config import DecisionConfig
+
+    opt.check_file(out, overwrite)
+    config = DecisionConfig(code=design, bits=bits, seed=seed, code_params=opt.key_values("--param", param or []))
+    codebook = build(design, classes, bits=config.bits, seed=config.seed, **config.code_params)
+    measured = quality(codebook)
+    if out is not None:
+        codebook.save(out)
+    if as_json:
+        typer.echo(json.dumps({**_identity(codebook), "quality": measured.as_dict()}, indent=2))
+    else:
+        console = Console(highlight=False)
+        console.print(_measures(codebook, measured))
+        console.print(_histogram(measured))
+        if out is not None:
+            typer.echo(f"Saved to {out}")
+
+
+def _identity(codebook: Codebook) -> dict[str, Any]:
+    return {
+        "design": codebook.design,
+        "num_classes": codebook.num_classes,
+        "length": codebook.length,
+        "ternary": codebook.is_ternary,
+        "seed": codebook.seed,
+        "params": codebook.params,
+        "bytes": codebook.nbytes,
+        "checksum": codebook.checksum,
+    }
+
+
+def _measures(codebook: Codebook, measured: Quality) -> Table:
+    """The table of measures; what was only sampled says so."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    rows, columns = _bound(measured.exact, measured.pairs), _bound(measured.columns_exact, measured.column_pairs)
+    column = "–" if measured.column_distance is None else f"{columns[0]}{measured.column_distance:g}"
+    shares = f"from {measured.balance_min:.3g} to {measured.balance_max:.3g}"
+    symbols = "−1, 0, +1" if codebook.is_ternary else "−1, +1"
+    origin = "of SHA-256" if codebook.seed is None else f"of SHA-256, seed {codebook.seed}"
+    title = f"{codebook.design}: {codebook.num_classes:,} classes × {codebook.length:,} bits"
+    table = Table(title=title, box=SIMPLE_HEAD)
+    table.add_column("measure", style="bold")
+    table.add_column("value", justify="right")
+    table.add_column("", style="dim")
+    table.add_row("row distance, least", f"{rows[0]}{measured.row_distance_min:g}", rows[1])
+    table.add_row("row distance, mean", f"{measured.row_distance_mean:.2f}", rows[1])
+    table.add_row("correctable bits", f"{rows[0]}{measured.correctable_bits}", "⌊(least row distance − 1) / 2⌋")
+    table.add_row("column distance, least", column, columns[1])
+    table.add_row("share of +1, mean", f"{measured.balance_mean:.3g}", shares)
+    table.add_row("symbols", symbols, f"{codebook.nbytes:,} bytes" if codebook.nbytes else "implicit: nothing stored")
+    table.add_row("checksum", codebook.checksum[:12], origin)
+    return table
+
+
+def _bound(exact: bool, pairs: int) -> tuple[str, str]:
+    """What stands before a least distance, and the pairs that it was found among."""
+    return ("", f"all {pairs:,} pairs") if exact else ("≤ ", f"a sample of {pairs:,} pairs")
+
+
+def _histogram(measured: Quality) -> Table:
+    """Bars of the row distances, in classes of equal width."""
+    from rich.table import Table
+
+    bins = _bins(measured.row_histogram)
+    longest = max(pairs for _, pairs in bins)
+    table = Table(title="row distances", box=None, padding=(0, 1), show_header=False)
+    table.add_column(justify="right", style="bold")
+    table.add_column(style="cyan", width=BAR_WIDTH)
+    table.add_column(justify="right", style="dim")
+    for label, pairs in bins:
+        eighths = max(round(pairs / longest * BAR_WIDTH * 8), 1) if pairs else 0
+        bar = "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
+        table.add_row(label, bar, f"{pairs:,}")
+    return table
+
+
+def _bins(histogram: dict[float, int]) -> list[tuple[str, int]]:
+    """The histogram as (label, pairs), each distance on its own if there are few, else in ranges."""
+    if len(histogram) <= MAX_BARS:
+        return [(f"{distance:g}", pairs) for distance, pairs in histogram.items()]
+    least, most = min(histogram), max(histogram)
+    width = -(-(most - least + 1) // MAX_BARS)
+    bins = []
+    for number in range(int((most - least) // width) + 1):
+        start = least + number * width
+        pairs = sum(count for distance, count in histogram.items() if start <= distance < start + width)
+        bins.append((f"{start:g} …", pairs))
+    return bins
 
 
 def doctor(
