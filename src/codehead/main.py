@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -84,7 +84,8 @@ def main() -> None:
     prints results.
     """
     for stream in (sys.stdout, sys.stderr):
-        _print_what_it_can(stream)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that knows no such characters (ASCII) shows `?`
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (it is open as long as the process lives)
     try:
@@ -95,13 +96,8 @@ def main() -> None:
         refused = missing_extra(error) if isinstance(error, ImportError) else system_failure(error)
         if refused is not None:
             _fail(refused, MISTAKE)
-        _fail(f"unexpected {type(error).__name__}: {_one_line(error)}. {_report()}", UNEXPECTED)
-
-
-def _print_what_it_can(stream: TextIO) -> None:
-    """A terminal that knows no such characters (ASCII) shows `?` in their place."""
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="replace")
+        line = " ".join(str(error).split())[:300]
+        _fail(f"unexpected {type(error).__name__}: {line}. {_report()}", UNEXPECTED)
 
 
 def _check_no_empty(args: Sequence[str]) -> None:
@@ -112,10 +108,6 @@ def _check_no_empty(args: Sequence[str]) -> None:
         if not word.strip():
             name = before if before.startswith("-") else "an argument"
             raise ConfigurationError(f"{name} is empty; give a value, or omit it")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _report() -> str:

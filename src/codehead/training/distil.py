@@ -119,9 +119,11 @@ def distil(
     if ended <= begun + TOLERANCE:
         student.write_back(model, options.seed)
         return
+    relative = f"{RELATIVE_RATE:g} of what rows measure, {RELATIVE_RATE * LARGE:g} at most"
+    told = relative if options.learning_rate is None else f"{options.learning_rate:.2g}"
     warnings.warn(
         f"learning took the new head from {begun:.3g} to {ended:.3g} nats, so it stays as it began; give a smaller "
-        f"{RATE} (it learnt at {_told(options)} and {options.code_learning_rate:.2g})",
+        f"{RATE} (it learnt at {told} and {options.code_learning_rate:.2g})",
         stacklevel=2,
     )
 
@@ -168,12 +170,6 @@ def _share_of_rate(step: int, steps: int) -> float:
     """Of the learning rate, at a step."""
     warm_up = min(WARM_UP, steps // 20)
     return min(1.0, (step + 1) / (warm_up + 1)) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-def _told(options: Distillation) -> str:
-    if options.learning_rate is not None:
-        return f"{options.learning_rate:.2g}"
-    return f"{RELATIVE_RATE:g} of what rows measure, {RELATIVE_RATE * LARGE:g} at most"
 
 
 def row_sizes(values: Tensor) -> Tensor:
@@ -342,7 +338,8 @@ def learn_together(
         torch.manual_seed(options.seed)
         adapted: Any = with_lora(model, lora)
     learnt = [values for values in adapted.parameters() if values.requires_grad]
-    _cast(learnt, torch.float32)  # bf16 rounds small steps away
+    for values in learnt:
+        values.data = values.data.float()  # bf16 rounds small steps away
     optimizer = torch.optim.Adam(_groups(adapted, options))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.backbone_steps)
     order = torch.Generator().manual_seed(options.seed)
@@ -362,7 +359,8 @@ def learn_together(
             loop.step()
             progress(loop.done, options.backbone_steps)
         learn()  # the last step may be the one that ruined it
-    _cast(learnt, dtype)
+    for values in learnt:
+        values.data = values.data.to(dtype)
     merge(adapted)
     for name, values in model.named_parameters():
         values.requires_grad_(name in learnable)
@@ -397,8 +395,3 @@ def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_we
         if values.grad is not None and id(values) not in own:
             values.grad /= GRADIENT_SCALE
     return nats
-
-
-def _cast(parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
-    for values in parameters:
-        values.data = values.data.to(dtype)

@@ -75,8 +75,11 @@ def load_model(
         stock.clear_marks(model)
         model.name_or_path = model.config.name_or_path = ""  # the place that it was read from is gone
     _refuse_nan(model, name)
+    if packed is not None and not is_coded(model):
+        option = "--packed" if packed else "--unpacked"
+        raise ConfigurationError(f"model {name!r} has no codewords that could stay packed; omit {option}")
     if packed is not None:
-        _pack(model, packed, name)
+        model.decision.packed = packed
     if dtype == "auto":
         model = in_native_dtype(model, device or default_device())
     try:
@@ -101,13 +104,6 @@ def _refuse_nan(model: nn.Module, name: str) -> None:
                 f"model {name!r} holds NaN in {key}: its training has diverged, or a file is damaged; give another "
                 "checkpoint"
             )
-
-
-def _pack(model: Any, packed: bool, name: str) -> None:
-    if not is_coded(model):
-        option = "--packed" if packed else "--unpacked"
-        raise ConfigurationError(f"model {name!r} has no codewords that could stay packed; omit {option}")
-    model.decision.packed = packed
 
 
 def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> nn.Module:

@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import (
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import (
     TensorBoardCallback,
     default_logdir,
@@ -109,7 +102,9 @@ def _run(
         origin["codebook"] = describe(model, "train").codebook.checksum if is_coded(model) else None
         if not overwrite:
             folder.check_codebook(origin["codebook"])
-        model, rates = _adapted(model, config, arguments)
+        paths, knowing = decision_paths(model), knows_its_tokens(model, config)
+        model = adapt(model, config)
+        rates = decision_rates(model, paths, config, arguments.learning_rate, knowing)
         shown_as = folder.path.name if progress else None
         datasets = [text.examples, None if validation is None else validation.examples]
         trainer = _trainer(arguments, model, tokenizer, datasets, callbacks, shown_as, rates)
@@ -190,13 +185,6 @@ def _texts(config: RunConfig, rows: Rows, tokenizer: PreTrainedTokenizerBase) ->
     return text, Text.of(rows.validation, tokenizer, size, "the validation data", seed).read()
 
 
-def _adapted(model: Any, config: RunConfig, arguments: TrainingArguments) -> tuple[Any, dict[str, float]]:
-    """The model ready to be trained as `config.adapt` says, and the rates of its decision layer if it has its own."""
-    paths, knowing = decision_paths(model), knows_its_tokens(model, config)
-    model = adapt(model, config)
-    return model, decision_rates(model, paths, config, arguments.learning_rate, knowing)
-
-
 def _ended(
     model: Any, config: RunConfig, text: Text, validation: Text | None, show: Show
 ) -> tuple[Any, dict[str, Any]]:
@@ -225,9 +213,7 @@ class _Keeper(TrainerCallback):
         self.best = None if checkpoint is None else folder.best_of(checkpoint)
         self.clock: Clock  # from the first step on
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.replaces:
             self.folder.clear_work()
         if self.best is not None:
@@ -235,7 +221,7 @@ class _Keeper(TrainerCallback):
         self.clock = self.start()
         self.clock.keep()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         best = state.best_model_checkpoint
         self.folder.rotate(self.limit, None if best is None else Path(best).name)
         self.clock.keep()

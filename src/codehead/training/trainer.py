@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from codehead.boundaries import reason
@@ -176,18 +176,14 @@ class _Ends(TrainerCallback):
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.recall()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if control.should_training_stop or control.should_epoch_stop or float(state.epoch or 0).is_integer():
             self.waiting = [name for name in ("should_evaluate", "should_save") if getattr(control, name)]
             for name in self.waiting:
                 setattr(control, name, False)
         return control
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         for name in self.waiting:
             setattr(control, name, True)
         self.waiting = []
@@ -269,7 +265,9 @@ class _SeededLengths(LengthGroupedSampler):
 
 def skeleton(model: nn.Module) -> nn.Module:
     """A copy whose parameters take no memory, for `filled`; to be made before a model is sharded."""
-    empty = {id(values): _empty(values) for values in model.parameters()}
+    empty: dict[int, Any] = {}
+    for values in model.parameters():
+        empty[id(values)] = nn.Parameter(torch.empty_like(values, device="meta"), values.requires_grad)
     return copy.deepcopy(model, empty)
 
 
@@ -286,7 +284,3 @@ def filled(empty: nn.Module, model: nn.Module) -> nn.Module:
     if state:
         empty.load_state_dict(state, assign=True)
     return empty
-
-
-def _empty(values: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(torch.empty_like(values, device="meta"), requires_grad=values.requires_grad)
