@@ -1,7 +1,4 @@
-"""Commands that tell before anything is trained.
-
-recommend: which decision layer fits; params: what the usual ones weigh; code: how good a codebook is; doctor.
-"""
+"""Commands that tell: which decision layer fits, what the usual ones weigh, how good a code is, what is installed."""
 
 from __future__ import annotations
 

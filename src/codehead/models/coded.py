@@ -21,7 +21,7 @@ from codehead.config import ModelShape
 from codehead.layer import WRITTEN, Decision
 from codehead.losses import IGNORE
 from codehead.models import card, guards, integrity, stock
-from codehead.models.description import Description
+from codehead.models.description import Description, written
 from codehead.models.selection import Selecting, Selection, Step, spread
 
 
@@ -209,7 +209,7 @@ class CodedCausalLM(OwnCausalLM):
         model: Any = self
         integrity.check_state(model, options.get("state_dict"))
         state = guards.guarded(model, stock.head_path(model), options.get("state_dict"))
-        options["state_dict"] = {**state, f"decision.{WRITTEN}": description.to_tensor()}
+        options["state_dict"] = {**state, f"decision.{WRITTEN}": written(self.config.quantization_config)}
         if stock.was_quantised(self):
             options.setdefault("save_original_format", False)
         is_main = options.get("is_main_process", True)

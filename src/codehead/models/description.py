@@ -194,10 +194,6 @@ class Description:
         """The codebook of a table under the name that this description gives it; CodebookError if it is none."""
         return table.to_codebook(self.design, self.codebook.seed, dict(self.decision.code_params))
 
-    def to_tensor(self) -> Tensor:
-        """The entry as `written` among the weights."""
-        return written(self.to_dict())
-
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Description:
         """Read the entry of a `config.json`; a CheckpointError names a field that is missing, unknown or impossible."""

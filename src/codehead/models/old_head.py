@@ -105,16 +105,20 @@ class OldHead:
         weights = self.token_weights()
         return torch.stack([w @ rows.double() for w, rows in pieces(weights, self.weight)]).sum(0) / weights.sum()
 
-    def rows(self, argument: str, remedy: str) -> Tensor:
-        """The weight in float32 on the CPU, as the hidden states see it if there are statistics.
-
-        ConfigurationError, which names the `argument` that needs it and the `remedy`, if it is on the meta device.
-        """
+    def require_weights(self, argument: str, remedy: str) -> None:
+        """Raise ConfigurationError, which names the `argument` that needs the weight, if it is on the meta device."""
         if self.weight.is_meta:
             raise ConfigurationError(
                 f"{argument} looks at the rows of the model's Softmax head, which is on the meta device; {remedy}, or "
                 "load the weights first"
             )
+
+    def rows(self, argument: str, remedy: str) -> Tensor:
+        """The weight in float32 on the CPU, as the hidden states see it if there are statistics.
+
+        ConfigurationError, which names the `argument` that needs it and the `remedy`, if it is on the meta device.
+        """
+        self.require_weights(argument, remedy)
         return self.weight.float().cpu() if self.statistics is None else self.statistics.seen(self.weight)
 
 
@@ -170,11 +174,7 @@ def _extra_bits(config: DecisionConfig, codebook: Codebook, old: OldHead, listed
             f"extra_bits makes the codewords of a binary code longer, and {codebook.design!r} is none; choose another "
             "code, or omit extra_bits"
         )
-    if old.weight.is_meta:
-        raise ConfigurationError(
-            f"extra_bits={config.extra_bits} looks at the rows of the model's Softmax head, which is on the meta "
-            "device; load the weights first, or omit extra_bits"
-        )
+    old.require_weights(f"extra_bits={config.extra_bits}", "omit extra_bits")
     _check_extra_bits(ids, config.extra_bits)
     weights = old.token_weights(listed)
     rows = _left_over(codebook, old, weights, ids.to(old.weight.device))
