@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,7 +86,6 @@ def convert(
     from codehead.conversion import conversion_config, run_conversion
     from codehead.processes import is_main
     from codehead.recommendation import recommend
-    from codehead.training.loop import shown
 
     check_folder(out)
     found = recommend(model, budget=budget, bits=bits, speed=speed)
@@ -99,9 +99,7 @@ def convert(
     note = f" --set {changed} changes that." if changed else ""
     if is_main():
         typer.echo(found.config.told(found.shape) + note, err=True)
-    with shown() as show:
-        record = run_conversion(config, overwrite=overwrite, show=show)
-    show_change(record, "old head", "new head")
+    _change(run_conversion, config, overwrite, "old head", "new head")
     typer.echo(f"Saved to {out}")
 
 
@@ -192,17 +190,13 @@ def calibrate(
     A fifth of the documents is held out: the model is measured on it before and after.
     """
     from codehead.conversion import recalibrate
-    from codehead.training.loop import shown
 
     check_folder(out)
     config = _measured_run(
         model, out, data, block_size, max_documents, text_field, batch_size,
         calibrate={"tokens": tokens, "per_bit": per_bit}, seed=seed, dtype=dtype,
     )  # fmt: skip
-    with shown() as show:
-        record = recalibrate(config, overwrite=overwrite, show=show)
-    show_change(record, "before", "after")
-    found = record["calibration"]
+    found = _change(recalibrate, config, overwrite, "before", "after")["calibration"]
     least, most = min(found["scales"]), max(found["scales"])
     typer.echo(f"Bits scaled by {least:.3g} to {most:.3g}, fitted to {found['tokens']:,} other tokens. Saved to {out}")
 
@@ -226,7 +220,6 @@ def fold(
     Gemma: with --data it is approximated, and the model measured before and after on a fifth of the documents.
     """
     from codehead.conversion import run_folding
-    from codehead.training.loop import shown
 
     if data is None:
         check_empty_folder(out, overwrite)
@@ -234,9 +227,7 @@ def fold(
     else:
         check_folder(out)
         config = _measured_run(model, out, data, block_size, max_documents, text_field, batch_size)
-        with shown() as show:
-            record = run_folding(config, overwrite=overwrite, show=show)
-        show_change(record, "coded", "folded")
+        _change(run_folding, config, overwrite, "coded", "folded")
     typer.echo(f"Saved to {out}")
 
 
@@ -319,10 +310,14 @@ MEASURES = {
 }
 
 
-def show_change(record: dict[str, Any], *names: str) -> None:
-    """Print what was measured `before` and `after` a change of a model, in columns of these names."""
+def _change(run: Callable[..., dict[str, Any]], config: RunConfig, overwrite: bool, *names: str) -> dict[str, Any]:
+    """Change a model, and print what was measured `before` and `after` it in columns of these names; the record."""
     from rich.console import Console
 
+    from codehead.training.loop import shown
+
+    with shown() as show:
+        record = run(config, overwrite=overwrite, show=show)
     before, after = record["before"], record["after"]
     table = opt.number_table(*names, "ratio", title=f"{before['tokens']:,} held-out tokens")
     for name, (label, form) in MEASURES.items():
@@ -330,3 +325,4 @@ def show_change(record: dict[str, Any], *names: str) -> None:
         if old is not None and new is not None:
             table.add_row(label, form.format(old), form.format(new), f"{new / old:.3f}" if old else "–")
     Console(highlight=False).print(table)
+    return record
