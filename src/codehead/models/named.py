@@ -1,7 +1,4 @@
-"""Models by name: a hub id, a folder, a `config.json` or a GGUF file; their configuration and shape.
-
-transformers reads a GGUF file with `from_pretrained(folder, gguf_file=…)`.
-"""
+"""Models by name: a hub id, a folder, a `config.json` or a GGUF file; their configuration and shape."""
 
 from __future__ import annotations
 

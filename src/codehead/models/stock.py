@@ -31,10 +31,10 @@ TIED = "tie_word_embeddings"
 """Whether weights are tied; some configurations do not say."""
 NO_CAP = 2.0**100
 """A soft cap that changes nothing, for configurations that allow no None; of a float16, `logits / cap` would be 0."""
-
 GGUF = "gguf"
-"""What transformers calls the quantisation of a model that it has read from a GGUF file: without kernels for its
-blocks, it unpacks them, yet goes on holding the model to be quantised, and refuses to save it."""
+"""How transformers calls the quantisation of a model that it read from a GGUF file. Where it has no kernels for the
+blocks of the file, it unpacks them to ordinary weights, yet goes on holding the model to be quantised, and refuses to
+save it."""
 
 
 @dataclass
