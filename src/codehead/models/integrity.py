@@ -50,7 +50,7 @@ def staged(folder: str | os.PathLike[str], variant: str | None = None) -> Iterat
     stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
     try:
         yield stage
-        _publish(stage, target, _name(variant))
+        _publish(stage, target, "codehead.json" if variant is None else f"codehead.{variant}.json")
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -150,10 +150,6 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _name(variant: str | None) -> str:
-    return "codehead.json" if variant is None else f"codehead.{variant}.json"
 
 
 SEALS = r"(^|\.)seal\.digest$"

@@ -251,7 +251,7 @@ def find_targets(model: nn.Module, options: LoraConfig) -> tuple[list[str], list
     if targets == "auto":
         targets = attention_projections(model)
     names = [targets] if isinstance(targets, str) else list(targets)
-    found = [name for name, _ in model.named_modules() if _is_one_of(name, names)]
+    found = [name for name, _ in model.named_modules() if f".{name}".endswith(tuple(f".{target}" for target in names))]
     if not found:
         raise ConfigurationError(
             f"lora.target_modules {options.target_modules!r} matches no module of {type(model).__name__}; "
@@ -264,10 +264,6 @@ def decision_paths(model: Any) -> list[str]:
     """The modules that hold the parameters of the decision layer."""
     parts = ("corrections", "chain") if is_coded(model) else ()
     return [head_path(model), *(f"decision.{part}" for part in parts if getattr(model.decision, part) is not None)]
-
-
-def _is_one_of(path: str, names: list[str]) -> bool:
-    return any(path == name or path.endswith("." + name) for name in names)
 
 
 def untie(model: nn.Module) -> None:

@@ -121,8 +121,8 @@ def map_rows(rows: Dataset, tokenise: Callable[[dict[str, list[Any]]], Columns])
 def _documents(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Columns:
     encoded = _encode(tokenizer, texts, special=False)
     eos = _eos(tokenizer)
-    bos = tokenizer.bos_token_id if _starts_with_bos(tokenizer) else None
-    start = [] if bos in (None, eos) else [bos]  # an eos that doubles as bos separates documents once
+    first = tokenizer("a").input_ids[:1]  # bos, where the tokenizer begins every text with it
+    start = first if first == [tokenizer.bos_token_id] != [eos] else []  # an eos that doubles as bos separates once
     return {
         "input_ids": [start + ids + [eos] for ids, _ in encoded],
         "num_bytes": [[0] * len(start) + count + [0] for _, count in encoded],
@@ -200,11 +200,6 @@ def _byte_positions(text: str) -> np.ndarray:
 def _last_token(offsets: Sequence[tuple[int, int]]) -> int:
     """Index of the last token with text of its own; it also takes what the tokenizer drops at the end."""
     return next((i for i in reversed(range(len(offsets))) if offsets[i][1] > 0), len(offsets) - 1)
-
-
-def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    ids = tokenizer("a").input_ids
-    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
