@@ -37,6 +37,7 @@ OPEN = [
 def counted(monkeypatch):
     """Lets tiny models scan, and counts the selections, their steps, and the steps with all logits."""
     monkeypatch.setattr(scan, "LEAST", 1)
+    monkeypatch.setattr(scan, "pays", lambda *_: True)
     monkeypatch.setattr(selection, "FEW", 3)
     seen: list[Selection] = []
     begin = Selection.__init__

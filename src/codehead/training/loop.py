@@ -80,6 +80,14 @@ class Stages:
                 f"{str(kept)!r} is damaged ({error}); remove it, and that stage is computed again"
             ) from error
 
+    def room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor on the CPU to be filled; where stages are kept it lies in a file there, mapped into memory."""
+        if self.path is None or not is_main():
+            return torch.empty(shape, dtype=dtype)
+        self.path.mkdir(parents=True, exist_ok=True)
+        mapped = torch.from_file(str(self.path / f".{name}.tmp"), shared=True, size=math.prod(shape), dtype=dtype)
+        return mapped.view(shape)
+
     def exist(self) -> bool:
         """Whether anything is kept."""
         return self.path is not None and self.path.is_dir() and any(self.path.iterdir())

@@ -153,17 +153,24 @@ def _learn(
 
 
 def _read(model: Any, text: Text, size: int, tokens: int, work: Work) -> tuple[Tensor, Tensor]:
-    """Hidden states `(tokens, hidden)` and labels `(tokens,)` of a text, READ_BATCHES batches at a time."""
+    """Hidden states `(tokens, hidden)` and labels `(tokens,)` of a text, READ_BATCHES batches at a time.
+
+    Millions of states need not fit into memory: see `Stages.room`.
+    """
     batches = (batch for batch in text.batches(size) if bool((batch["labels"][:, 1:] != IGNORE).any()))
-    found: list[dict[str, Tensor]] = []
-    seen = 0
+    hidden, labels, seen = torch.empty(0), list[Tensor](), 0
     while seen < tokens:
         some = list(islice(batches, READ_BATCHES))
-        if found and not some:
+        if labels and not some:
             break
-        found.append(work.stages.tensors(f"text-{len(found)}", partial(_read_piece, model, some, seen, tokens, work)))
-        seen += len(found[-1]["labels"])
-    return torch.cat([piece["hidden"] for piece in found]), torch.cat([piece["labels"] for piece in found])
+        piece = work.stages.tensors(f"text-{len(labels)}", partial(_read_piece, model, some, seen, tokens, work))
+        states = piece["hidden"]
+        if not labels:
+            hidden = work.stages.room("hidden", (tokens, states.shape[1]), states.dtype)
+        hidden[seen : seen + len(states)] = states
+        labels.append(piece["labels"])
+        seen += len(states)
+    return hidden[:seen], torch.cat(labels)
 
 
 def _read_piece(model: Any, batches: list[dict[str, Tensor]], seen: int, tokens: int, work: Work) -> dict[str, Tensor]:
