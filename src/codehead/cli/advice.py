@@ -63,7 +63,7 @@ def recommend(
 def _tell_gain(model: str, others: dict[str, Any], as_json: bool) -> None:
     """What `codehead screen` gains here, timed on a head of the model's shape."""
     from codehead.recommendation import check_stock, shape_of
-    from codehead.screening.gain import gain
+    from codehead.screening.build import gain
 
     given = [f"{name}={value}" for name, value in others.items() if value is not None]
     if given:

@@ -137,7 +137,7 @@ def screen(
     """
     from rich.console import Console
 
-    from codehead.screening.checkpoint import HIDDEN, screen_checkpoint
+    from codehead.screening.build import HIDDEN, screen_checkpoint
     from codehead.training.progress import shown
 
     if not (out / HIDDEN).is_file():
