@@ -156,11 +156,6 @@ class Screen(nn.Module):
         """What changes only as a whole, for its checksum."""
         return dict(self.named_buffers(recurse=False))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers: what screening adds to a model."""
-        return sum(values.nbytes for values in self.buffers())
-
     def knows(self, weight: Tensor) -> bool:
         """Whether these are the rows `(V, H)` that the code was made for, in whatever dtype."""
         return bool(torch.allclose(probes(weight), self.get("probes").cpu(), rtol=2**-8, atol=1e-6))
