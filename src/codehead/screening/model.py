@@ -207,12 +207,7 @@ class ScreeningLoader(OwnLoader):
         settings = self.quantization_config.settings
         stored = expect_files(model, files, self.quantization_config.entry)
         head = model.get_submodule(stock.head_path(model))
-        if type(head) is not nn.Linear or head.weight.shape != (settings.num_classes, settings.hidden_size):
-            raise CheckpointError(
-                f"quantization_config.screening in config.json is of {settings.num_classes} rows of "
-                f"{settings.hidden_size} numbers, but the head of the model is {head}; restore config.json from the "
-                "original checkpoint"
-            )
+        expect_head(settings, head.weight.shape if type(head) is nn.Linear else (), head)
         with torch.device("meta"):
             screen = Screen(settings)
         install(model, screen)
@@ -226,6 +221,15 @@ class ScreeningLoader(OwnLoader):
             model.config.quantization_config = self.quantization_config.to_dict()
         else:
             del model.config.quantization_config
+
+
+def expect_head(settings: Settings, shape: tuple[int, ...], head: object) -> None:
+    """Raise a CheckpointError unless a head of this shape is as large as the one that was screened."""
+    if shape != (settings.num_classes, settings.hidden_size):
+        raise CheckpointError(
+            f"quantization_config.screening in config.json is of {settings.num_classes} rows of {settings.hidden_size} "
+            f"numbers, but the head of the model is {head}; restore config.json from the original checkpoint"
+        )
 
 
 def _check_screen(model: Any, stored: Shapes) -> None:

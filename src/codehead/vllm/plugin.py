@@ -31,7 +31,7 @@ from codehead.models.loader import built, check_loaded, expect_vocabulary
 from codehead.models.registration import METHOD
 from codehead.models.selection import Selection, spread
 from codehead.screening.head import ScreenedLinear
-from codehead.screening.model import FIELD
+from codehead.screening.model import FIELD, expect_head
 from codehead.screening.screen import Screen, Settings
 from codehead.vllm.requests import FewTokens
 
@@ -106,12 +106,7 @@ class ScreenedHead(UnquantizedEmbeddingMethod):
 
     def create_weights(self, layer: Any, *args: Any, **options: Any) -> None:
         shape = (layer.org_vocab_size, layer.embedding_dim)
-        if shape != (self.settings.num_classes, self.settings.hidden_size):
-            raise CheckpointError(
-                f"quantization_config.screening in config.json is of {self.settings.num_classes} rows of "
-                f"{self.settings.hidden_size} numbers, but the head of the model has {shape}; restore config.json from "
-                "the original checkpoint"
-            )
+        expect_head(self.settings, shape, f"of shape {shape}")
         super().create_weights(layer, *args, **options)
         layer.load_weights = lambda weights: self.receive(layer, weights)
 
