@@ -257,8 +257,8 @@ def _shortfalls(made: Screen, head: nn.Linear, positions: Positions) -> Tensor:
     bits = np.unpackbits(made.plane[chosen].numpy(), axis=1, count=made.settings.bits, bitorder="little")
     coded = torch.from_numpy((made.search.bit_logits(white) * (bits - 0.5)).sum(1)).float() + white @ made.get("common")
     rows = head.weight[chosen].float()
-    exact = (rows * (positions.hidden - made.get("mean"))).sum(1)
-    return (exact - coded) / (made.get("norms")[chosen, 0] * block_norms(white, 1)[:, 0])
+    scores = (rows * (positions.hidden - made.get("mean"))).sum(1)
+    return (scores - coded) / (made.get("norms")[chosen, 0] * block_norms(white, 1)[:, 0])
 
 
 def order_statistic(count: int, share: float, confidence: float) -> int:
