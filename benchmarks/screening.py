@@ -34,9 +34,8 @@ from torch.nn import functional as F
 from codehead.decoding.numerics import top_k
 from codehead.lab.result import Result
 from codehead.models.hidden import hidden_states
-from codehead.screening import build
-from codehead.screening.checkpoint import _batches
-from codehead.screening.gain import screened_step
+from codehead.screening import calibration
+from codehead.screening.build import text_batches
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import CERTIFICATES
 from codehead.training.model import load_model
@@ -65,18 +64,18 @@ def states(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
         weight = torch.randn(classes, size, generator=generator) * spread
         return weight, torch.randn(options.positions, size, generator=generator) * spread * size**0.5
     model = load_model(options.model).eval()
-    batches = _batches(options.data, load_tokenizer(options.model), None, 256)
+    batches = text_batches(options.data, load_tokenizer(options.model), None, 256)
     hidden = hidden_states(model, batches, options.positions)
     return model.get_output_embeddings().weight.detach().clone(), hidden
 
 
 def screens(head: nn.Linear, hidden: Tensor, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Head]]:
     """The modes of screening that are wanted, each as its own calibration makes it."""
-    parts = build._parted(head, hidden, quiet)
+    parts = calibration.parted(head, hidden, quiet)
     for name, make in {
-        "screen fast": lambda: build._fast(head, parts, None, 0.999, quiet),
-        "screen exact, calibrated": lambda: build._exact(head, parts, "calibrated", None, quiet),
-        "screen exact, proof": lambda: build._exact(head, parts, "proof", None, quiet),
+        "screen fast": lambda: calibration.fast(head, parts, None, 0.999, quiet),
+        "screen exact, calibrated": lambda: calibration.exact(head, parts, "calibrated", None, quiet),
+        "screen exact, proof": lambda: calibration.exact(head, parts, "proof", None, quiet),
     }.items():
         if not wanted(name):
             continue
@@ -84,8 +83,9 @@ def screens(head: nn.Linear, hidden: Tensor, wanted: Callable[[str], bool]) -> I
         made = make()
         seconds, settings = time.perf_counter() - start, made.settings
         weight = head.weight.detach()
-        step = screened_step(weight, made)
+        best = ScreenedLinear.of(weight, made).best
         read = made.bytes_read + settings.candidates * weight[0].nbytes
+        step = lambda hidden, best=best: best(hidden)[0][:, 0]  # noqa: E731
         yield f"{name} ({settings.bits} bits, {settings.candidates} rows)", Head(step, read, seconds)
 
 
@@ -171,10 +171,10 @@ def measure_items(options: argparse.Namespace) -> dict[str, Any]:
     weight, hidden = states(options)
     rows = nn.Linear(weight.shape[1], 1, bias=False)
     rows.weight, rows.out_features = nn.Parameter(weight, requires_grad=False), len(weight)
-    parts, k = build._parted(rows, hidden, quiet), options.best
+    parts, k = calibration.parted(rows, hidden, quiet), options.best
     found: dict[str, Any] = {"shape": list(weight.shape), "best": k, "heads": {}}
     for certificate in CERTIFICATES:
-        made = build._exact(rows, parts, certificate, None, quiet)
+        made = calibration.exact(rows, parts, certificate, None, quiet)
         head = ScreenedLinear.of(weight, made)
         times: dict[str, list[float]] = {"dense": [], "screened": []}
         same = certain = 0

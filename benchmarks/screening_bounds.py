@@ -22,7 +22,7 @@ from screening import SEED, quiet, recorded, states
 from torch import Tensor, nn
 
 from codehead.decoding.fast_scan import bit_tables
-from codehead.screening import build
+from codehead.screening import calibration
 from codehead.screening.screen import CERTIFICATES, Screen
 
 CLUSTERS = (256, 1024, 4096)
@@ -102,13 +102,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     weight, hidden = states(options)
     head = nn.Linear(weight.shape[1], 1, bias=False)
     head.weight, head.out_features = nn.Parameter(weight, requires_grad=False), len(weight)
-    parts = build._parted(head, hidden, quiet)
+    parts = calibration.parted(head, hidden, quiet)
     some = parts.test.hidden[:: max(1, len(parts.test.hidden) // options.tried)]
     best = torch.cat([(piece @ weight.T).amax(1) for piece in some.split(PIECE)])
     found = {"norms": by_norms(weight, some, best)}
     found |= {f"clusters, {count:,}": by_clusters(weight, some, best, count) for count in CLUSTERS}
     for certificate in CERTIFICATES:
-        made = build._exact(head, parts, certificate, None, quiet)
+        made = calibration.exact(head, parts, certificate, None, quiet)
         found[f"code of {made.settings.bits:,} bits, {certificate}"] = by_code(made, some, best)
     found[f"code of {made.settings.bits:,} bits, by parts"] = by_parts(made, some[: options.by_parts])
     return {

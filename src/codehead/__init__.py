@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from codehead.models.registration import register_loader
-from codehead.version import VERSION
 
 if TYPE_CHECKING:
     from codehead.codes.codebook import Codebook
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from codehead.recommendation import recommend
     from codehead.screening.build import screen
 
-__version__ = VERSION
+__version__ = "0.2.0"
 
 __all__ = [
     "DECODERS",

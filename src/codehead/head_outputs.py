@@ -12,8 +12,7 @@ from codehead.decoding import Decoded, Weights, decode, posterior_scores, refuse
 from codehead.decoding.extras import Corrections
 from codehead.decoding.numerics import narrowed, require_real, roomy, top_k, wide
 from codehead.errors import ConfigurationError
-from codehead.heads.chain import Chain
-from codehead.heads.chain_search import best_tokens
+from codehead.heads.chain import Chain, best_tokens
 from codehead.losses import LOSSES, Loss, codeword, of_nodes
 
 
@@ -157,8 +156,7 @@ class Tokens(IndependentBits):
 
     losses = ("codeword",)
     decoders = ("likelihood",)
-    no_loss = "looks at single bits, but this head gives log-probabilities of tokens"
-    no_decoder = "looks at single bits, but this head gives log-probabilities of tokens"
+    no_loss = no_decoder = "looks at single bits, but this head gives log-probabilities of tokens"
 
     def check(self) -> None:
         if not self.table.is_implicit:
@@ -178,8 +176,7 @@ class ChainedBits(HeadOutputs):
 
     losses = ("bitwise", "codeword")
     decoders = ("likelihood",)
-    no_loss = "reads all bits at once, but those of head 'chain' depend on each other"
-    no_decoder = "reads all bits at once, but those of head 'chain' depend on each other"
+    no_loss = no_decoder = "reads all bits at once, but those of head 'chain' depend on each other"
 
     def __init__(self, table: CodewordTable, chain: Chain) -> None:
         super().__init__(table)

@@ -21,7 +21,7 @@ from workers import RAISED, Verdict, judged
 import codehead
 from codehead.errors import CodeheadError
 from codehead.models.hidden import Statistics
-from codehead.screening import build as screening
+from codehead.screening import calibration
 from codehead.screening.model import is_screened
 from codehead.training.model import load_model
 
@@ -82,7 +82,7 @@ def _write(place: Path) -> Verdict:
         _build(kind).save_pretrained(place / kind)
     for kind in SHARDED:
         _build(kind).save_pretrained(place / f"{kind}, sharded", max_shard_size=SHARD)
-    screening.FEW, screening.MANY = 32, 64  # so that tiny vocabularies leave tokens out
+    calibration.FEW = 32  # so that tiny vocabularies leave tokens out
     for kind, options in SCREENED.items():
         screened(**options).save_pretrained(place / kind)
     for kind in OLD:

@@ -26,7 +26,7 @@ from workers import FORK, HANG, RAISED, Verdict, judged, quiet
 
 import codehead.conversion
 import codehead.lab.protocols.runner  # here, so that no fork has to import them
-import codehead.screening.checkpoint
+import codehead.screening.build
 import codehead.training.run  # noqa: F401
 from bad_calls import bad_calls, prepare, words
 from codehead import main as cli

@@ -12,7 +12,7 @@ from architectures import HIDDEN, VOCAB, make, tokens
 import codehead
 from codehead.errors import ConfigurationError
 from codehead.models.hidden import Statistics, probed
-from codehead.screening import build
+from codehead.screening import calibration
 from codehead.screening.graph import exportable
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -121,8 +121,8 @@ def screened(**options):
 @pytest.fixture
 def _few_candidates(monkeypatch):
     """So that tiny vocabularies leave tokens out."""
-    monkeypatch.setattr(build, "FEW", 32)
-    monkeypatch.setattr(build, "MOST", 64)
+    monkeypatch.setattr(calibration, "FEW", 32)
+    monkeypatch.setattr(calibration, "MOST", 64)
 
 
 @pytest.mark.usefixtures("_few_candidates")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from codehead.screening import build, checkpoint
+from codehead.screening import build
 
 OPTIONS = ("--recall", "0.9", "--positions", "200", "--bits", "64")
 
@@ -23,7 +23,7 @@ def test_screen_saves_a_model_that_says_what_it_promises(place, tmp_path, codehe
     status, output, _ = codehead("screen", place / "model", "--out", out, *OPTIONS)
     assert status == 0
     assert "recall at least 90.000%" in output
-    assert not (out / checkpoint.HIDDEN).exists()
+    assert not (out / build.HIDDEN).exists()
     kept = json.loads((out / "config.json").read_text())["quantization_config"]["screening"]
     assert kept["promised"] == 0.9
     assert kept["calibration_positions"] == 100
@@ -51,12 +51,12 @@ def test_a_stopped_screening_goes_on_from_its_hidden_states(place, tmp_path, cod
 
     out = tmp_path / "screened"
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "screen", stop)
+        patch.setattr(build, "screen", stop)
         status, _, errors = codehead("screen", place / "model", "--out", out, *OPTIONS)
     assert status == 130
     assert "give the same command again" in errors
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "hidden_states", stop)
+        patch.setattr(build, "hidden_states", stop)
         assert codehead("screen", place / "model", "--out", out, *OPTIONS)[0] == 0
 
 
@@ -65,7 +65,7 @@ def test_hidden_states_of_other_text_are_refused(place, tmp_path, codehead, writ
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "screen", stop)
+        patch.setattr(build, "screen", stop)
         codehead("screen", place / "model", "--out", tmp_path, *OPTIONS)
     status, _, errors = codehead("screen", place / "model", "--out", tmp_path, "--data", place / "text.txt")
     assert status == 2
@@ -78,7 +78,7 @@ def test_hidden_states_of_other_text_are_refused(place, tmp_path, codehead, writ
     ids=["too little text", "unknown mode"],
 )
 def test_what_is_impossible_is_refused_before_the_work(arguments, message, place, tmp_path, codehead, monkeypatch):
-    monkeypatch.setattr(checkpoint, "hidden_states", None)
+    monkeypatch.setattr(build, "hidden_states", None)
     status, _, errors = codehead("screen", place / "model", "--out", tmp_path, *arguments)
     assert status == 2
     assert message in errors

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.models.hidden import probed
-from codehead.screening import build
+from codehead.screening import build, calibration
 from codehead.screening import screen as screen_module
 from codehead.screening.screen import Settings
 
@@ -44,8 +44,8 @@ def screened(name: str = "llama", tied: bool = True, **options):
 @pytest.fixture(autouse=True)
 def _few_candidates(monkeypatch):
     """So that tiny vocabularies leave tokens out."""
-    monkeypatch.setattr(build, "FEW", 32)
-    monkeypatch.setattr(build, "MOST", 64)
+    monkeypatch.setattr(calibration, "FEW", 32)
+    monkeypatch.setattr(calibration, "MOST", 64)
     monkeypatch.setattr(screen_module, "AROUND", -1e9)
 
 
@@ -148,8 +148,8 @@ def test_saving_and_loading_gives_the_same_model(tied, options, tmp_path):
 
 @pytest.mark.parametrize(("apart", "bits"), [(0, 8), (1e9, 128)], ids=["rows are free", "rows are dear"])
 def test_the_length_is_that_with_which_a_step_reads_least(apart, bits, monkeypatch):
-    monkeypatch.setattr(build, "LENGTHS", (8, 128))
-    monkeypatch.setattr(build, "APART", apart)
+    monkeypatch.setattr(calibration, "LENGTHS", (8, 128))
+    monkeypatch.setattr(calibration, "APART", apart)
     assert screened(bits=None).screen.settings.bits == bits
 
 
@@ -163,29 +163,29 @@ def test_bounds_are_those_of_every_number_of_candidates():
 
 
 def test_exact_mode_begins_with_the_candidates_that_read_least(monkeypatch):
-    monkeypatch.setattr(build, "FEW", 2)
+    monkeypatch.setattr(calibration, "FEW", 2)
     model = screened(mode="exact")
     head, made, row = model.get_output_embeddings(), model.screen, 4 * HIDDEN
     needed = np.array([1, 5, VOCAB])  # with 2 and then 8: one round, two, two and the dense head
     scans, rows = 1 + 2 + 2, 2 + (2 + 8) + (2 + 8)
-    assert build._bytes(made, head, needed, 2) * 3 == pytest.approx(
-        scans * made.bytes_read + build.APART * rows * row + VOCAB * row
+    assert calibration._bytes(made, head, needed, 2) * 3 == pytest.approx(
+        scans * made.bytes_read + calibration.APART * rows * row + VOCAB * row
     )
     hidden = states(model)[100:300]
     head.requires_grad_(False)
     best = head(hidden).argmax(-1)
-    found = build._first(made, head, build.Positions(hidden, best), lambda *_: None)
+    found = calibration._first(made, head, calibration.Positions(hidden, best), lambda *_: None)
     needed = (made.search.bounds(hidden, VOCAB) >= head(hidden).amax(1, keepdim=True).numpy()).sum(1) + 1
-    costs = {count: build._bytes(made, head, needed, count) for count in (2, 4, 8, 16)}
+    costs = {count: calibration._bytes(made, head, needed, count) for count in (2, 4, 8, 16)}
     assert found == min(costs, key=costs.get) == made.settings.candidates
 
 
 @pytest.fixture
 def prefixed(monkeypatch):
     """A screened model that scans a prefix of its code."""
-    monkeypatch.setattr(build, "SAVED", 0)
-    monkeypatch.setattr(build, "SCANNED", 64)
-    monkeypatch.setattr(build, "LENGTHS", (16, 32, 64, 128))
+    monkeypatch.setattr(calibration, "SAVED", 0)
+    monkeypatch.setattr(calibration, "SCANNED", 64)
+    monkeypatch.setattr(calibration, "LENGTHS", (16, 32, 64, 128))
     return screened(bits=128)
 
 

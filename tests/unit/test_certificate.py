@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from codehead.errors import ConfigurationError
-from codehead.screening.certificate import close, order_statistic, rounding
+from codehead.screening.calibration import order_statistic
+from codehead.screening.head import close, rounding
 
 
 def binomial_tail(count: int, share: float, least: int) -> float:

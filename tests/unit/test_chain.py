@@ -17,9 +17,8 @@ from codehead.codes.table import CodewordTable
 from codehead.decoding.extras import Corrections
 from codehead.decoding.numerics import top_k
 from codehead.errors import ConfigurationError
-from codehead.heads import chain_search
-from codehead.heads.chain import Chain, build_trie
-from codehead.heads.chain_search import best_tokens
+from codehead.heads import chain as chain_module
+from codehead.heads.chain import Chain, best_tokens, build_trie
 from codehead.layer import Decision, DecisionLayer
 
 HIDDEN, WIDTH = 8, 6
@@ -152,8 +151,8 @@ def test_bits_that_depend_on_each_other_are_learnt_where_independent_ones_cannot
 @pytest.mark.parametrize("ties", ["lowest", 7])
 @pytest.mark.parametrize("k", [1, 4])
 def test_decoding_finds_the_most_probable_tokens(chained, monkeypatch, k, ties, scale):
-    monkeypatch.setattr(chain_search, "WIDTHS", (4, 7))
-    monkeypatch.setattr(chain_search, "WORTHWHILE", 1)
+    monkeypatch.setattr(chain_module, "WIDTHS", (4, 7))
+    monkeypatch.setattr(chain_module, "WORTHWHILE", 1)
     outputs = torch.randn(6, 5, chained.head.out_features, dtype=torch.float64) * scale
     if not scale:  # tokens tie, where neither the features nor the bits before have a say
         for parameter in chained.decision.chain.parameters():
@@ -170,7 +169,7 @@ def test_a_beam_that_dropped_nothing_likelier_needs_no_other(monkeypatch):
     made.decision.chain.weight.data.mul_(0.3)
     scores = made.decision.chain.token_scores
     made.decision.chain.bias.data.zero_()
-    monkeypatch.setattr(chain_search, "WIDTHS", (8,))
+    monkeypatch.setattr(chain_module, "WIDTHS", (8,))
     monkeypatch.setattr(Chain, "token_scores", lambda self, z, table: searched.append(len(z)) or scores(z, table))
     outputs = torch.randn(200, made.head.out_features, dtype=torch.float64) * torch.linspace(0, 20, 200)[:, None]
     unlikely = (scores(outputs, made.decision.table).exp().amax(-1) <= 1 / 9).sum()

@@ -6,7 +6,7 @@ import pytest
 
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
-from codehead.screening.gain import Gain, gain
+from codehead.screening.build import Gain, gain
 
 
 def test_both_heads_are_timed():

@@ -66,7 +66,7 @@ def recommend(
 def _tell_gain(model: str, others: dict[str, Any], as_json: bool) -> None:
     """What `codehead screen` gains here, timed on a head of the model's shape."""
     from codehead.recommendation import check_stock, shape_of
-    from codehead.screening.gain import gain
+    from codehead.screening.build import gain
 
     given = [f"{name}={value}" for name, value in others.items() if value is not None]
     if given:
@@ -201,7 +201,7 @@ def params(
 ) -> None:
     """Show the last-layer parameters and bytes of the usual configurations."""
     from codehead.config import ModelShape
-    from codehead.evaluation.size import compare_configurations
+    from codehead.evaluation import compare_configurations
     from codehead.models.named import model_shape
 
     if model is not None and hidden_size is None and vocab_size is None:

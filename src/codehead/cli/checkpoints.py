@@ -31,7 +31,7 @@ def attach(
 
     Without --code, the code is one of the old head and starts near it; with another, the head still has to be trained.
     """
-    from codehead.evaluation.size import model_size
+    from codehead.evaluation import model_size
     from codehead.models.surgery import attach as attach_to
     from codehead.models.surgery import describe
     from codehead.training.folder import locked, save_whole
@@ -131,7 +131,7 @@ def screen(
 
     Hidden states are kept in --out while the work goes on: the same command goes on from there after a stop.
     """
-    from codehead.screening.checkpoint import HIDDEN, screen_checkpoint
+    from codehead.screening.build import HIDDEN, screen_checkpoint
     from codehead.training.loop import shown
 
     if not (out / HIDDEN).is_file():
@@ -278,7 +278,7 @@ def generate(
     packed: opt.Packed = None,
 ) -> None:
     """Continue a prompt and show the text as it comes."""
-    from codehead.evaluation.generation import generate_text
+    from codehead.evaluation import generate_text
 
     try:
         prompt.encode("utf-8")

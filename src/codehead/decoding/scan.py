@@ -124,14 +124,13 @@ class _Chunked:
 class _Section(NamedTuple):
     """Tokens that are scored alike."""
 
-    ids: np.ndarray | None
-    """`(tokens,)`, ascending; None if these are all there are."""
+    ids: np.ndarray
+    """`(tokens,)`, ascending."""
     extra: bool
     """Whether they have extra bits."""
     listed: np.ndarray | None
     """`(tokens,)`: which rows are theirs; None if they have none."""
     scanner: _Scanner
-    size: int
 
     def search(self, query: Query, count: int) -> Found:
         """The `count` best tokens; those that have a row all, since it may add anything."""
@@ -141,11 +140,11 @@ class _Section(NamedTuple):
         places, scores, errors = self.scanner.search(weights, constant, self.given(count))
         if self.listed is not None:
             scores = scores + np.take_along_axis(query.rows, self.listed[places], axis=1)
-        return Found(places if self.ids is None else self.ids[places], scores, errors)
+        return Found(self.ids[places], scores, errors)
 
     def given(self, count: int) -> int:
         """How many tokens it gives where `count` are asked for."""
-        return min(count, self.size) if self.listed is None else self.size
+        return min(count, len(self.ids)) if self.listed is None else len(self.ids)
 
 
 @final
@@ -168,11 +167,8 @@ class Scan:
         self.listed = shortlist[self.rows]
         self.sections = [self._section(*some) for some in self._parted()]
 
-    def _parted(self) -> Iterator[tuple[np.ndarray | None, bool, bool]]:
+    def _parted(self) -> Iterator[tuple[np.ndarray, bool, bool]]:
         """The ids of tokens that are scored alike, and whether they have extra bits and rows."""
-        if not len(self.members) and not len(self.listed):
-            yield None, False, False
-            return
         extra, listed = np.zeros((2, self.num_classes), dtype=bool)
         extra[self.members], listed[self.listed] = True, True
         for has_extra, has_row in ((False, False), (True, False), (False, True), (True, True)):
@@ -180,15 +176,14 @@ class Scan:
             if len(ids):
                 yield ids, has_extra, has_row
 
-    def _section(self, ids: np.ndarray | None, has_extra: bool, has_row: bool) -> _Section:
-        some: Any = slice(None) if ids is None else ids  # "some" are all only where there is nothing to search for
-        plane = self.plane[some]
+    def _section(self, ids: np.ndarray, has_extra: bool, has_row: bool) -> _Section:
+        plane = self.plane[ids]
         if has_extra:
-            plane = np.concatenate([plane, self.extra_plane[np.searchsorted(self.members, some)]], axis=1)
-        bias = None if self.bias is None else self.bias[some]
-        listed = self.rows[np.searchsorted(self.listed, some)] if has_row else None
+            plane = np.concatenate([plane, self.extra_plane[np.searchsorted(self.members, ids)]], axis=1)
+        bias = None if self.bias is None else self.bias[ids]
+        listed = self.rows[np.searchsorted(self.listed, ids)] if has_row else None
         scanner = _Fast(plane, bias) if self.fast else _Chunked(plane, bias, self.device)
-        return _Section(ids, has_extra, listed, scanner, len(plane))
+        return _Section(ids, has_extra, listed, scanner)
 
     def best(self, query: Query, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and scores, float64, `(positions, k)` of the best tokens."""
@@ -206,7 +201,7 @@ class Scan:
     def _decided(self, query: Query, count: int, k: int) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
         """The best tokens of every position; None where tokens beyond the first `count` might be among them."""
         parts = [section.search(query, count) for section in self.sections]
-        incomplete = [some.given(count) < some.size for some in self.sections]
+        incomplete = [some.given(count) < len(some.ids) for some in self.sections]
         ids = np.concatenate([part.ids for part in parts], axis=1)
         lower = np.concatenate([part.scores - part.errors[:, None] for part in parts], axis=1)
         upper = np.concatenate([part.scores + part.errors[:, None] for part in parts], axis=1)
@@ -286,7 +281,7 @@ class Choice(NamedTuple):
     """Whether it is FAISS that scans."""
 
 
-def refusal(table: CodewordTable, decoder: str, corrections: Corrections | None = None) -> str | None:
+def refusal(table: CodewordTable, decoder: str) -> str | None:
     """Why tokens cannot be scanned; None if they can."""
     if table.is_implicit:
         return "the code one_vs_all has no codewords: its bit logits are the scores"
@@ -313,7 +308,7 @@ def choose(
         raise ConfigurationError(f"unknown impl {impl!r}; choose one of {', '.join(IMPLEMENTATIONS)}")
     if impl == "plain":
         return Choice("plain", "it was asked for")
-    reason = refusal(table, decoder, corrections)
+    reason = refusal(table, decoder)
     if impl == "scan" and reason is not None:
         raise ConfigurationError(f"impl='scan' is not possible: {reason}; or omit impl")
     if reason is not None:

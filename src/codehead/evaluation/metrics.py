@@ -105,23 +105,15 @@ class _Totals:
     first: int = 0
     top: int = 0
     nats: float = 0.0
-    num_bytes: int | None = 0
-    nodes: Tensor | None = None
-    """`(3, n)`: of every node the nats, how often it was right, and how often it counted."""
+    num_bytes: float = 0.0
+    """NaN, unknown for all, as soon as they are for one batch."""
+    nodes: Tensor | float = 0.0
+    """`(3, n)`: of every node the nats, how often it was right, and how often it counted; 0.0 without nodes."""
 
     @classmethod
     def of(cls, parts: Sequence[_Totals]) -> _Totals:
         """The sums over several parts of the tokens."""
-        whole = cls()
-        for part in parts:
-            whole.tokens += part.tokens
-            whole.first += part.first
-            whole.top += part.top
-            whole.nats += part.nats
-            whole._add_known_bytes(part.num_bytes)
-            if part.nodes is not None:
-                whole.add_nodes(part.nodes)
-        return whole
+        return cls(*map(sum, zip(*(vars(part).values() for part in parts), strict=True)))
 
     def finish(self, decoder: str) -> Evaluation:
         if not self.tokens:
@@ -132,26 +124,19 @@ class _Totals:
             top1=self.first / self.tokens,
             top5=self.top / self.tokens,
             perplexity=math.exp(mean) if mean < 700 else math.inf,
-            bits_per_byte=self.nats / math.log(2) / self.num_bytes if self.num_bytes else None,
+            bits_per_byte=self.nats / math.log(2) / self.num_bytes if self.num_bytes > 0 else None,
             **self._of_nodes(),
             decoder=decoder,
         )
 
     def add_bytes(self, batch: dict[str, Tensor]) -> None:
-        """Add the bytes of the labelled tokens; unknown for all as soon as they are for one batch."""
+        """Add the bytes of the labelled tokens."""
         known = batch["labels"][:, 1:] != IGNORED
-        self._add_known_bytes(int(batch["num_bytes"][:, 1:][known].sum()) if "num_bytes" in batch else None)
-
-    def _add_known_bytes(self, number: int | None) -> None:
-        self.num_bytes = None if number is None or self.num_bytes is None else self.num_bytes + number
-
-    def add_nodes(self, sums: Tensor) -> None:
-        """Add sums per node `(3, n)`."""
-        self.nodes = sums if self.nodes is None else self.nodes + sums
+        self.num_bytes += int(batch["num_bytes"][:, 1:][known].sum()) if "num_bytes" in batch else math.nan
 
     def _of_nodes(self) -> dict[str, Any]:
         """Means over all nodes, and of every node."""
-        if self.nodes is None:
+        if isinstance(self.nodes, float):
             return dict.fromkeys(("node_loss", "node_losses", "bit_accuracy", "bit_accuracies"))
         *sums, count = self.nodes
         loss, accuracy = (float(one.sum() / count.sum().clamp(min=1)) for one in sums)
@@ -264,7 +249,7 @@ def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, lab
         bit_logits, symbols = decision.nodes(outputs, labels)
         margins, seen = symbols * bit_logits.float(), symbols.abs()
         sums = torch.stack([F.softplus(-margins) * seen, (margins > 0).to(seen), seen])
-        totals.add_nodes(sums.double().sum(1).cpu())
+        totals.nodes = totals.nodes + sums.double().sum(1).cpu()
 
 
 def has_nodes(decision: Decision) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 
 from codehead.errors import ConfigurationError
 from codehead.heads.adaptive import AdaptiveHead
-from codehead.heads.chain import ChainHead
+from codehead.heads.chain import Chain, ChainHead
 from codehead.heads.feedforward import HEADS, LinearHead, LowRankHead, MTLHead
 from codehead.registry import did_you_mean
 
@@ -23,7 +23,6 @@ __all__ = [
     "LowRankHead",
     "MTLHead",
     "build",
-    "count_buffer_bytes",
     "count_parameters",
 ]
 
@@ -50,26 +49,13 @@ def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Modu
 
 def shapes(name: str, hidden_size: int, num_bits: int, **options: Any) -> dict[str, tuple[int, ...]]:
     """The parameters of such a head by name, without allocating it; of a chain, also those in the decision layer."""
-    head = _on_meta(name, hidden_size, num_bits, options)
-    found = {key: tuple(values.shape) for key, values in head.named_parameters()}
-    chain = head.conditioning if isinstance(head, ChainHead) else {}
-    return found | {IN_CHAIN + key: form for key, form in chain.items()}
+    with torch.device("meta"):
+        head = build(name, hidden_size, num_bits, **options)
+        chain = Chain.of(head)
+    named = [*head.named_parameters(), *(chain.named_parameters("chain") if chain else ())]
+    return {key: tuple(values.shape) for key, values in named}
 
 
 def count_parameters(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
     """Parameters of such a head, counted without allocating it; of a chain, also those in the decision layer."""
     return sum(math.prod(form) for form in shapes(name, hidden_size, num_bits, **options).values())
-
-
-def count_buffer_bytes(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
-    """Bytes of what such a head holds beside its parameters, such as the order of the tokens of an adaptive softmax.
-
-    Without checksums (`codehead.codes.table`).
-    """
-    buffers = _on_meta(name, hidden_size, num_bits, options).named_buffers()
-    return sum(values.nbytes for name, values in buffers if not name.endswith("seal.digest"))
-
-
-def _on_meta(name: str, hidden_size: int, num_bits: int, options: dict[str, Any]) -> nn.Module:
-    with torch.device("meta"):
-        return build(name, hidden_size, num_bits, **options)

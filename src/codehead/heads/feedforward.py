@@ -151,15 +151,10 @@ class MTLHead(nn.Module):
             nodes = layers.unflatten(-1, (self.num_bits, self.width))
             bits = torch.einsum("...nd,nd->...n", nodes, self.output_weight)
         else:
-            rows = self.output_weight.split(self._sizes())
+            rows = self.output_weight.tensor_split(self.groups)
             parts = [F.linear(layer, some) for layer, some in zip(layers.split(self.width, -1), rows, strict=True)]
             bits = torch.cat(parts, dim=-1)
         return bits if self.output_bias is None else bits + self.output_bias
-
-    def _sizes(self) -> list[int]:
-        """The nodes of every group."""
-        small, larger = divmod(self.num_bits, self.groups)
-        return [small + 1] * larger + [small] * (self.groups - larger)
 
     def extra_repr(self) -> str:
         groups = "" if self.groups == self.num_bits else f", groups={self.groups}"

@@ -17,8 +17,8 @@ METHOD = "codehead"
 """The name under which transformers finds the loader: `quantization_config.quant_method`."""
 REGISTRY = "transformers.quantizers.auto"
 """The module that holds the tables."""
-LOADER = "codehead.screening.loader"
-"""Our module of loaders; it imports that of coded checkpoints."""
+LOADER = "codehead.screening.model"
+"""Our module with both loaders; it imports that of coded checkpoints."""
 
 
 def register_loader() -> None:

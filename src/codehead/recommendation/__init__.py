@@ -176,10 +176,10 @@ def _between(before: Value, after: Value, way: float) -> Value:
 
 
 @cache
-def set_ups(file: Path = FILE) -> Sequence[SetUp]:
+def set_ups() -> Sequence[SetUp]:
     """Every experiment of the packaged file."""
     found = []
-    for entry in json.loads(file.read_text(encoding="utf-8"))["set_ups"]:
+    for entry in json.loads(FILE.read_text(encoding="utf-8"))["set_ups"]:
         points = tuple(
             (point["byte_share"], {name: Value(**point[name]) for name in METRICS}) for point in entry.pop("points")
         )

@@ -1,71 +1,36 @@
-"""Screening a model: hidden states, a code for the rows of its head, a calibration; nothing is learnt."""
+"""Screening a model or a checkpoint, and what it would gain: nothing is learnt."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from codehead.codes.additive import MAX_DIGITS
+from codehead.boundaries import library_bars_hidden
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
 from codehead.models import guards, stock
-from codehead.models.hidden import Statistics, hidden_states
+from codehead.models.hidden import hidden_states
 from codehead.models.surgery import is_coded
-from codehead.screening.certificate import order_statistic
-from codehead.screening.head import MORE
+from codehead.screening.calibration import CONFIDENCE, SCANNED, Progress, exact, fast, is_large, order_statistic, parted
+from codehead.screening.head import ScreenedLinear
 from codehead.screening.model import install, is_screened
-from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings, block_norms, probes
-from codehead.screening.transform_coding import TransformCode, fit, pieces
+from codehead.screening.screen import CERTIFICATES, MODES, Screen, Settings
 
 Model = TypeVar("Model", bound=nn.Module)
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 OWN_TEXT = "text that the model wrote"
 POSITIONS = 12_000
 """Hidden states: a quarter for the code, half for the calibration, a quarter for the measurement."""
-LENGTHS = (256, 384, 512, 640, 768, 1024)
-"""Codes that are tried: longer ones need fewer candidates."""
-EXACT_DIGITS, PROOF_DIGITS, PROOF_BLOCKS = 8 / 3, 4, 16
-"""Bits per hidden number of mode "exact", and of its proofs, whose bound is summed over so many blocks."""
-FEW, MOST = 256, 4096
-"""Candidates: the fewest of mode "exact", and the most of mode "fast"."""
-TRIED, FIRST = 256, 2**18
-"""Positions that tell how many candidates mode "exact" begins with, and how many are looked at for it."""
-SAVED = 8e6
-"""Bytes of codewords that have to be saved before a prefix alone is scanned."""
-SCANNED = 4096
-"""Tokens that a prefix leaves."""
-SPARE = 8
-"""How many times as many these are as the prefix needs at the positions that a code is fitted to: text of other kinds
-needs more."""
-APART = 4
-"""How much longer a byte of rows that lie apart takes to read than one of codewords."""
-RESERVE = 4
-"""How many times as many tokens other positions need as those that a code is fitted to."""
-STEP = 16
-"""Candidates are a multiple of it: kernels then add up a row as they do among all rows."""
-CONFIDENCE = 0.95
-CHUNK = 64
-"""Positions whose logits are computed at a time."""
 WRITTEN = 128
 """Tokens of a text that the model writes itself."""
 WRITERS = 16
 """Texts that it writes at once."""
-
-
-class Positions(NamedTuple):
-    """Hidden states `(positions, H)` and the tokens `(positions,)` that the dense head finds best there."""
-
-    hidden: Tensor
-    best: Tensor
 
 
 def screen(
@@ -109,12 +74,12 @@ def screen(
         source = own_text(model, positions, progress) if batches is None else batches
         data = data or (OWN_TEXT if batches is None else "text that was given")
         hidden = hidden_states(model, source, positions, lambda done, total: progress("hidden states", done, total))
-    parts = _parted(head, hidden.float(), progress)
+    parts = parted(head, hidden.float(), progress)
     with torch.no_grad():
         made = (
-            _exact(head, parts, certificate, bits, progress)
+            exact(head, parts, certificate, bits, progress)
             if mode == "exact"
-            else _fast(head, parts, bits, recall, progress)
+            else fast(head, parts, bits, recall, progress)
         )
     made.settings = replace(made.settings, data=data or "hidden states that were given")
     made.seal.close(made.integers())
@@ -185,197 +150,156 @@ def room(model: Any) -> int:
     return most if isinstance(most, int) and most > 0 else 2**20
 
 
-class _Parts(NamedTuple):
-    statistics: Statistics
-    fitted: Positions
-    calibration: Positions
-    test: Positions
+# From a checkpoint to a screened one: hidden states survive a stop.
 
 
-def _parted(head: nn.Linear, hidden: Tensor, progress: Progress) -> _Parts:
-    """Hidden states parted in the order of the text, with what the dense head finds best."""
-    first, second = len(hidden) // 4, len(hidden) * 3 // 4
-    if first < 2:
-        raise ConfigurationError(f"{len(hidden)} hidden states are too few to screen by; give more text")
-    best = []
-    for start in range(0, len(hidden), CHUNK):
-        best.append(F.linear(hidden[start : start + CHUNK].to(head.weight), head.weight, head.bias).argmax(-1))
-        progress("the dense head's choices", min(start + CHUNK, len(hidden)), len(hidden))
-    chosen = torch.cat(best)
-    ends = ((0, first), (first, second), (second, len(hidden)))
-    fitted, calibration, test = (Positions(hidden[start:end], chosen[start:end]) for start, end in ends)
-    return _Parts(Statistics.of(torch.zeros(len(head.weight)), fitted.hidden), fitted, calibration, test)
+STAGE = ".hidden"
+HIDDEN = f"{STAGE}.safetensors"
+"""In the folder of the screened checkpoint, until that is written: what took longest."""
+BLOCK, BATCH = 256, 8
 
 
-def _fast(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
-    """A code whose length is chosen where it was fitted, and as many candidates as other positions need."""
-    wanted = order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
-    made = _short(head, parts, bits, recall, progress)
-    most = min(MOST, head.out_features)
-    ranks = _ranks(made, parts.calibration, most, progress)
-    needed = _needed(ranks, wanted)
-    if needed > most:
-        raise ConfigurationError(
-            f"with bits={made.settings.bits} the dense head's choice is not among the best {most:,} candidates at "
-            f"{recall:.4%} of positions; give more positions, more bits, or a lower recall"
-        )
-    made.settings = replace(
-        made.settings, candidates=needed, promised=recall, confidence=CONFIDENCE,
-        calibration_positions=len(ranks), test_positions=len(parts.test.best),
-        measured=float((_ranks(made, parts.test, needed, progress) < needed).mean()),
-    )  # fmt: skip
-    return made
+def screen_checkpoint(
+    name: str,
+    out: Path,
+    *,
+    data: str | None = None,
+    positions: int = POSITIONS,
+    text_field: str | None = None,
+    dtype: str = "auto",
+    show: Progress = lambda what, done, total: None,
+    **options: Any,
+) -> Settings:
+    """Screen the model called `name` as `screen` does, and save it with its tokenizer.
 
-
-def _short(head: nn.Linear, parts: _Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
-    """The code of so many bits, or of the length with which a step reads least, as far as fitted positions tell.
-
-    Where scanning all bits would read much, the longest code is taken, and a prefix of it scanned.
+    Raises:
+        ConfigurationError, DataError, CheckpointError: as loading, reading and screening do; `out` holds no more than
+            the hidden states then.
     """
-    classes, possible = head.out_features, sorted({min(length, MAX_DIGITS * head.in_features) for length in LENGTHS})
-    lengths = possible if bits is None else [bits]
-    large = is_large(classes, lengths[-1])
-    codes = (
-        _coded(head, parts, Settings(classes, head.in_features, length), progress)
-        for length in (lengths[-1:] if large else lengths)
-    )
-    if large:
-        return _prefixed(next(codes), head, parts, recall, progress)
-    return next(codes) if bits is not None else min(codes, key=lambda made: _cost(made, head, parts, recall, progress))
+    from codehead.training.data import check_vocabulary  # training needs an extra, `screen` none
+    from codehead.training.loop import Stages
+    from codehead.training.model import load_model
+    from codehead.training.tokenizer import load_tokenizer
+
+    model, tokenizer = load_model(name, dtype=dtype).eval(), load_tokenizer(name)
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
+    check(model, positions=positions, **{name: value for name, value in options.items() if name != "bits"})
+    source = data or OWN_TEXT
+    described = {"model": name, "data": source, "positions": positions, "dtype": str(model.dtype)}
+    stages = Stages(out)
+    hidden, found = stages.load(STAGE) or (None, described)
+    if found != described:
+        raise ConfigurationError(
+            f"{out / HIDDEN} holds hidden states of {found}, but {described} is asked for; delete it, or choose "
+            "another folder"
+        )
+    if hidden is None:
+        block = min(BLOCK, room(model))
+        text = text_batches(data, tokenizer, text_field, block) if data else own_text(model, positions, show)
+        states = hidden_states(model, text, positions, lambda done, total: show("hidden states", done, total))
+        hidden = {"hidden": states}
+        stages.save(STAGE, hidden, described)
+    screen(model, hidden=hidden["hidden"], data=source, progress=show, **options)
+    with library_bars_hidden():
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    (out / HIDDEN).unlink()
+    settings: Settings = model.screen.settings
+    return settings
 
 
-def is_large(classes: int, bits: int) -> bool:
-    """Whether codes of so many bits for so many tokens are scanned by a prefix."""
-    return classes > SCANNED and classes * (bits - LENGTHS[0]) > 8 * SAVED
+def text_batches(data: str, tokenizer: Any, text_field: str | None, block: int) -> Iterator[dict[str, Tensor]]:
+    """The text called `data`, tokenised, in batches of `(BATCH, block)`."""
+    from codehead.training.data import Collator, load_examples
+
+    examples = load_examples(data, tokenizer, block_size=block, split="train", text_field=text_field)
+    return Collator(tokenizer.pad_token_id).batches(examples, BATCH)
 
 
-def _cost(made: Screen, head: nn.Linear, parts: _Parts, recall: float, progress: Progress) -> float:
-    """Bytes that a step reads, those of rows weighted by the time they take."""
-    ranks = _ranks(made, parts.fitted, min(MOST, head.out_features), progress)
-    rows = RESERVE * _needed(ranks, math.ceil((1 + recall) / 2 * len(ranks)))
-    return made.plane.nbytes + APART * rows * head.weight[0].nbytes
+# What screening a head would gain on this machine: timed in a few seconds, on a head of the same shape.
 
 
-def _prefixed(made: Screen, head: nn.Linear, parts: _Parts, recall: float, progress: Progress) -> Screen:
-    """The same code, of which the shortest prefix is scanned that leaves the dense head's choices, or all of it."""
-    whole, few = made.settings, SCANNED // SPARE
-    for prefix in (length for length in LENGTHS if length < whole.bits):
-        trial = Screen(replace(whole, prefix=prefix, scanned=few))
-        trial.load_state_dict({**made.state_dict(), "spans": trial.spans})
-        _ready(trial, head, parts.fitted.hidden)
-        if (_ranks(trial, parts.fitted, few, progress) < few).mean() >= (1 + recall) / 2:
-            trial.settings = replace(trial.settings, scanned=SCANNED)
-            trial.prepare(head.weight, head.bias)
-            return trial
+PREFIX = 512
+"""Bits that are scanned of a large vocabulary's code."""
+TURNS = 9
+"""Of both, one after the other; the least time of each is told, which other programs disturbed least."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Milliseconds of the step from a hidden state to the best token, in float32, of one sequence."""
+
+    hidden_size: int
+    num_classes: int
+    threads: int
+    dense: float
+    screened: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the screened head is."""
+        return self.dense / self.screened
+
+    @property
+    def pays(self) -> bool:
+        """Whether there is something to gain."""
+        return self.ratio > 1
+
+    @property
+    def verdict(self) -> str:
+        """In two lines: what was timed, and what to do."""
+        timed = (
+            f"The head's step (H = {self.hidden_size:,}, V = {self.num_classes:,}) takes {self.screened:.3g} ms "
+            f"screened and {self.dense:.3g} ms as it is: one sequence, float32, {self.threads} threads, this machine."
+        )
+        if not self.pays:
+            return f"{timed}\nScreening gains nothing here."
+        return (
+            f"{timed}\nScreen it: mode fast finds the same token at a promised share of positions, 99.9% by "
+            "default; mode exact gives the dense head's greedy text and gains less. On a GPU neither gains anything."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"dense_ms": self.dense, "screened_ms": self.screened, "ratio": self.ratio, "pays": self.pays}
+
+
+@torch.no_grad()
+def gain(hidden_size: int, num_classes: int, *, bits: int = 1024, candidates: int = 256) -> Gain:
+    """Time a head `(hidden_size → num_classes)`, dense and screened, with rows and codewords that mean nothing.
+
+    Codes are about as long as `screen` makes them, and scanned in two stages where it does so.
+
+    Raises:
+        ConfigurationError: FAISS is not installed.
+    """
+    if not fast_scan.available():
+        raise ConfigurationError("screening scans codes with FAISS, which is missing: pip install 'codehead[fast]'")
+    weight = torch.full((num_classes, hidden_size), 0.01)
+    head = ScreenedLinear.of(weight, _meaningless(weight, bits, min(candidates, num_classes)))
+    steps = (lambda some: nn.functional.linear(some, weight).argmax(-1), head.best)
+    times: list[list[float]] = [[_milliseconds(one, hidden_size) for one in steps] for _ in range(TURNS + 2)]
+    dense, screened = (min(values) for values in zip(*times[2:], strict=True))
+    return Gain(hidden_size, num_classes, torch.get_num_threads(), dense, screened)
+
+
+def _meaningless(weight: Tensor, bits: int, candidates: int) -> Screen:
+    """A screen that is ready, of random codewords."""
+    classes, size = weight.shape
+    rank = min(bits, size)
+    prefix, scanned = (PREFIX, SCANNED) if is_large(classes, bits) else (0, 0)
+    made = Screen(Settings(classes, size, bits, candidates=candidates, rank=rank, prefix=prefix, scanned=scanned))
+    generator = torch.Generator().manual_seed(0)
+    made.plane.random_(0, 256, generator=generator)
+    made.coordinates.copy_(torch.arange(bits) % rank)
+    made.set("white", torch.randn(rank, size, generator=generator))
+    made.set("sizes", torch.rand(bits, generator=generator))
+    made.prepare(weight, None)
     return made
 
 
-def _needed(ranks: np.ndarray, wanted: int) -> int:
-    """How many candidates hold the `wanted`-th of the ranks in ascending order."""
-    return -(-(int(np.sort(ranks)[wanted - 1]) + 1) // STEP) * STEP
-
-
-def _exact(head: nn.Linear, parts: _Parts, kind: str, bits: int | None, progress: Progress) -> Screen:
-    """A code with norms of its residuals; their factor is calibrated unless it is to be a proof."""
-    classes, size = head.weight.shape
-    proof = kind == "proof"
-    length = 8 * round((PROOF_DIGITS if proof else EXACT_DIGITS) * size / 8) if bits is None else bits
-    settings = Settings(
-        classes, size, length, "exact", min(FEW, classes), blocks=min(PROOF_BLOCKS, size) if proof else 1
-    )
-    made = _coded(head, parts, settings, progress)
-    count, promised = len(parts.calibration.best), 1.0
-    if not proof:
-        factor = float(_shortfalls(made, head, parts.calibration).max().clamp(min=0))
-        made.settings = replace(made.settings, factor=min(factor, 1.0))
-        _ready(made, head, parts.fitted.hidden)
-        promised = (1 - CONFIDENCE) ** (1 / count)
-    made.settings = replace(made.settings, candidates=_first(made, head, parts.calibration, progress))
-    ranks = _ranks(made, parts.test, made.settings.candidates, progress)
-    made.settings = replace(
-        made.settings, promised=promised, confidence=1.0 if proof else CONFIDENCE, calibration_positions=count,
-        test_positions=len(ranks), measured=float((ranks < made.settings.candidates).mean()),
-    )  # fmt: skip
-    return made
-
-
-def _first(made: Screen, head: nn.Linear, positions: Positions, progress: Progress) -> int:
-    """With how many candidates a step of mode "exact" begins: as many as let it read least in all its rounds."""
-    classes = head.out_features
-    most, few = min(FIRST, max(1, classes // MORE)), len(positions.best) // TRIED + 1  # of more, the dense head decides
-    needed = []
-    for start in range(0, len(positions.best), few * CHUNK):
-        hidden, best = (part[start : start + few * CHUNK : few] for part in positions)
-        bias = 0.0 if head.bias is None else head.bias[best]
-        scores = ((head.weight[best] * hidden).sum(1) + bias).double().numpy()
-        needed.append((made.search.bounds(hidden, most) >= scores[:, None]).sum(1) + 1)
-        progress("candidates", min(start + few * CHUNK, len(positions.best)), len(positions.best))
-    options = [FEW]
-    while options[-1] * 2 <= min(most, FIRST // MORE):
-        options.append(options[-1] * 2)
-    return min(min(options, key=lambda count: _bytes(made, head, np.concatenate(needed), count)), classes)
-
-
-def _bytes(made: Screen, head: nn.Linear, needed: np.ndarray, count: int) -> float:
-    """What a step of mode "exact" reads in the mean, where so many candidates are needed `(positions,)`."""
-    total, tried = np.zeros(len(needed)), 0
-    while not tried or count <= head.out_features // MORE:
-        total += (needed > tried) * (made.bytes_read + APART * count * head.weight[0].nbytes)
-        tried, count = count, MORE * count
-    return float((total + (needed > tried) * head.weight.nbytes).mean())
-
-
-def _coded(head: nn.Linear, parts: _Parts, settings: Settings, progress: Progress) -> Screen:
-    """A screen that is ready, of a code of so many bits."""
-    code = fit(head.weight, parts.statistics, settings.bits)
-    coded = int((code.digits > 0).sum())
-    made = Screen(replace(settings, rank=code.digits.numel() if settings.blocks else coded))
-    _fill(made, code, head, progress)
-    _ready(made, head, parts.fitted.hidden)
-    return made
-
-
-def _fill(made: Screen, code: TransformCode, head: nn.Linear, progress: Progress) -> None:
-    rank, (coordinates, sizes) = made.settings.rank, code.columns
-    made.coordinates.copy_(coordinates)
-    for name, values in {
-        "sizes": sizes, "mean": code.mean, "white": code.inverse[:rank], "common": code.centre[:rank],
-        "probes": probes(head.weight),
-    }.items():  # fmt: skip
-        made.set(name, values)
-    planes, norms = [], []
-    for rows in pieces(head.weight, lambda done, total: progress(f"codewords of {code.length} bits", done, total)):
-        encoded = code.encode(rows)
-        planes.append(torch.from_numpy(encoded.plane))
-        norms.append(block_norms(encoded.residual, made.settings.blocks))
-    made.plane.copy_(torch.cat(planes))
-    made.set("norms", torch.cat(norms))
-
-
-def _ready(made: Screen, head: nn.Linear, hidden: Tensor) -> None:
-    """Build the index, with tables that are balanced at usual hidden states."""
-    made.prepare(head.weight, head.bias)
-    made.set("spans", made.search.spans(hidden[:: max(1, len(hidden) // 256)]))
-    made.prepare(head.weight, head.bias)
-
-
-def _ranks(made: Screen, positions: Positions, most: int, progress: Progress) -> np.ndarray:
-    """Where the dense head's choice stands among the candidates `(positions,)`, 0 for the first; `most` if nowhere."""
-    found = []
-    for start in range(0, len(positions.best), CHUNK):
-        some = slice(start, start + CHUNK)
-        hits = made.search.best(positions.hidden[some], most).ids == positions.best[some].numpy()[:, None]
-        found.append(np.where(hits.any(1), hits.argmax(1), most))
-        progress("candidates", min(start + CHUNK, len(positions.best)), len(positions.best))
-    return np.concatenate(found)
-
-
-def _shortfalls(made: Screen, head: nn.Linear, positions: Positions) -> Tensor:
-    """How much of ‖r‖ ‖h′‖ the code leaves out of the scores of the dense head's choices: `(positions,)`."""
-    chosen = positions.best
-    white = made.search.whitened(positions.hidden)
-    bits = np.unpackbits(made.plane[chosen].numpy(), axis=1, count=made.settings.bits, bitorder="little")
-    coded = torch.from_numpy((made.search.bit_logits(white) * (bits - 0.5)).sum(1)).float() + white @ made.get("common")
-    rows = head.weight[chosen].float()
-    exact = (rows * (positions.hidden - made.get("mean"))).sum(1)
-    return (exact - coded) / (made.get("norms")[chosen, 0] * block_norms(white, 1)[:, 0])
+def _milliseconds(step: Callable[[Tensor], Any], hidden_size: int) -> float:
+    hidden = torch.randn(1, hidden_size)
+    start = time.perf_counter()
+    step(hidden)
+    return 1e3 * (time.perf_counter() - start)

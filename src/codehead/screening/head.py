@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from codehead.decoding.numerics import top_k
 from codehead.models.probe import LogitScaling
 from codehead.models.selection import Selection, Step, spread
-from codehead.screening import certificate
 from codehead.screening.screen import Screen
 
 MORE = 4
 """How many times as many candidates are taken where the first do not include the best token for certain."""
+LANES = 8
+"""Partial sums that every kernel of matrix products keeps at least, so that H / 8 roundings are all that a sum has."""
 
 
 class Scored(NamedTuple):
@@ -88,13 +89,13 @@ class ScreenedLinear(nn.Linear):
 
     def _sure(self, hidden: Tensor, found: Scored, count: int, least: int) -> Scored | None:
         """These `count` candidates of a position `(1, hidden)`, or more; None if others may be of the `least` best."""
-        while not certificate.certain(found.logits[0], float(found.floor), least):
+        while not certain(found.logits[0], float(found.floor), least):
             count *= MORE
             if count > self.out_features // MORE:
                 return None
             found = self._of(hidden, count)
         rows = self.weight.index_select(0, found.ids[0])
-        return None if certificate.close(hidden[0], rows, found.logits[0]) else found
+        return None if close(hidden[0], rows, found.logits[0]) else found
 
     def _of(self, hidden: Tensor, count: int) -> Scored:
         """At least `count` candidates of every position `(positions, hidden)`."""
@@ -115,3 +116,26 @@ def _above(values: np.ndarray, like: Tensor) -> Tensor:
     wanted = torch.from_numpy(values)
     rounded = wanted.to(like)
     return torch.where(rounded.double() >= wanted, rounded, torch.nextafter(rounded, rounded.new_tensor(torch.inf)))
+
+
+def rounding(hidden: Tensor, rows: Tensor) -> Tensor:
+    """How far scores `(rows,)` of one hidden state `(H,)` may be from those that another kernel computes.
+
+    Twice the bound H / 8 · u · Σ |w h| of a sum in that many partial sums (N. Higham 2002, "Accuracy and Stability of
+    Numerical Algorithms", section 4.2), u being half the spacing of the dtype.
+    """
+    unit = torch.finfo(hidden.dtype).eps / 2
+    steps = hidden.shape[-1] / LANES + LANES if hidden.dtype in (torch.float32, torch.float64) else 2
+    return 2 * steps * unit * (rows.abs().float() @ hidden.abs().float())
+
+
+def certain(scores: Tensor, rest: float, count: int) -> bool:
+    """Whether `count` of the candidates' scores `(m,)` are above `rest`, what others score at most."""
+    return int((scores > rest).sum()) >= count
+
+
+def close(hidden: Tensor, rows: Tensor, scores: Tensor) -> bool:
+    """Whether rounding may decide between the two best of scores `(m,)`, of rows `(m, H)`."""
+    best = scores.topk(min(2, len(scores))).indices
+    slack = rounding(hidden, rows[best]).sum()
+    return len(best) > 1 and bool(scores[best[0]].float() - scores[best[1]].float() <= slack)

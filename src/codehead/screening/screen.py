@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from codehead.codes.packing import row_bytes
 from codehead.codes.table import Seal
+from codehead.decoding import fast_scan
 from codehead.decoding.fast_scan import Ceilings, FastScan, Found, Numbers, bit_tables, copies, whole_bytes
 from codehead.errors import CheckpointError
 
@@ -134,6 +135,14 @@ class Screen(nn.Module):
         norms = self.settings.num_classes * -(-self.settings.blocks // 2)  # four bits each
         return self.white.nbytes + scanned + norms + rest // 2  # of the rest, see Search._refined
 
+    def obstacle(self, weight: Tensor) -> str | None:
+        """Why the rows `(V, H)` of a head cannot be screened where they are."""
+        if not fast_scan.available():
+            return "FAISS is not installed (pip install 'codehead[fast]')"
+        if weight.device.type != "cpu" or self.plane.device.type != "cpu":
+            return f"the head is on the device {weight.device.type!r}, where multiplying all rows is as fast"
+        return None
+
     def pays(self, positions: int, weight: Tensor) -> bool:
         """Whether scanning for so many positions is faster than multiplying all rows `(V, H)` once for all of them."""
         if self.settings.mode == "exact":  # where one is not certain, the dense head works for all
@@ -146,11 +155,6 @@ class Screen(nn.Module):
     def integers(self) -> dict[str, Tensor]:
         """What changes only as a whole, for its checksum."""
         return dict(self.named_buffers(recurse=False))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers: what screening adds to a model."""
-        return sum(values.nbytes for values in self.buffers())
 
     def knows(self, weight: Tensor) -> bool:
         """Whether these are the rows `(V, H)` that the code was made for, in whatever dtype."""

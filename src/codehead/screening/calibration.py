@@ -1,0 +1,291 @@
+"""The code that screens a head, measured: its length, its candidates, and what may be promised of them.
+
+A token that is no candidate scores at most its score by the code plus what the code may leave out. With r the residual
+of its row and h′ the white hidden state this is r · h′ ≤ Σ_b ‖r_b‖ ‖h′_b‖ over blocks of coordinates b, by Cauchy and
+Schwarz: a proof. A factor below 1 on one block of all coordinates is not: it is chosen so that the residuals of the
+winners stay below it at positions set aside, and a new position, drawn as they were, breaks it with the probability
+that the order statistic says (V. Vovk, A. Gammerman, G. Shafer 2005, "Algorithmic Learning in a Random World", chapter
+2; V. Vovk 2012, "Conditional validity of inductive conformal predictors", proposition 2a).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codehead.codes.additive import MAX_DIGITS
+from codehead.errors import ConfigurationError
+from codehead.models.hidden import Statistics
+from codehead.screening.head import MORE
+from codehead.screening.screen import Screen, Settings, block_norms, probes
+from codehead.screening.transform_coding import TransformCode, fit, pieces
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+LENGTHS = (256, 384, 512, 640, 768, 1024)
+"""Codes that are tried: longer ones need fewer candidates."""
+EXACT_DIGITS, PROOF_DIGITS, PROOF_BLOCKS = 8 / 3, 4, 16
+"""Bits per hidden number of mode "exact", and of its proofs, whose bound is summed over so many blocks."""
+FEW, MOST = 256, 4096
+"""Candidates: the fewest of mode "exact", and the most of mode "fast"."""
+TRIED, FIRST = 256, 2**18
+"""Positions that tell how many candidates mode "exact" begins with, and how many are looked at for it."""
+SAVED = 8e6
+"""Bytes of codewords that have to be saved before a prefix alone is scanned."""
+SCANNED = 4096
+"""Tokens that a prefix leaves."""
+SPARE = 8
+"""How many times as many these are as the prefix needs at the positions that a code is fitted to: text of other kinds
+needs more."""
+APART = 4
+"""How much longer a byte of rows that lie apart takes to read than one of codewords."""
+RESERVE = 4
+"""How many times as many tokens other positions need as those that a code is fitted to."""
+STEP = 16
+"""Candidates are a multiple of it: kernels then add up a row as they do among all rows."""
+CONFIDENCE = 0.95
+CHUNK = 64
+"""Positions whose logits are computed at a time."""
+
+
+class Positions(NamedTuple):
+    """Hidden states `(positions, H)` and the tokens `(positions,)` that the dense head finds best there."""
+
+    hidden: Tensor
+    best: Tensor
+
+
+class Parts(NamedTuple):
+    """Positions a code is fitted to, others that say what may be promised of it, and others that measure it."""
+
+    statistics: Statistics
+    fitted: Positions
+    calibration: Positions
+    test: Positions
+
+
+def parted(head: nn.Linear, hidden: Tensor, progress: Progress) -> Parts:
+    """Hidden states parted in the order of the text, with what the dense head finds best."""
+    first, second = len(hidden) // 4, len(hidden) * 3 // 4
+    if first < 2:
+        raise ConfigurationError(f"{len(hidden)} hidden states are too few to screen by; give more text")
+    best = []
+    for start in range(0, len(hidden), CHUNK):
+        best.append(F.linear(hidden[start : start + CHUNK].to(head.weight), head.weight, head.bias).argmax(-1))
+        progress("the dense head's choices", min(start + CHUNK, len(hidden)), len(hidden))
+    chosen = torch.cat(best)
+    ends = ((0, first), (first, second), (second, len(hidden)))
+    fitted, calibration, test = (Positions(hidden[start:end], chosen[start:end]) for start, end in ends)
+    return Parts(Statistics.of(torch.zeros(len(head.weight)), fitted.hidden), fitted, calibration, test)
+
+
+def fast(head: nn.Linear, parts: Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
+    """A code whose length is chosen where it was fitted, and as many candidates as other positions need."""
+    wanted = order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
+    made = _short(head, parts, bits, recall, progress)
+    most = min(MOST, head.out_features)
+    ranks = _ranks(made, parts.calibration, most, progress)
+    needed = _needed(ranks, wanted)
+    if needed > most:
+        raise ConfigurationError(
+            f"with bits={made.settings.bits} the dense head's choice is not among the best {most:,} candidates at "
+            f"{recall:.4%} of positions; give more positions, more bits, or a lower recall"
+        )
+    made.settings = replace(
+        made.settings, candidates=needed, promised=recall, confidence=CONFIDENCE,
+        calibration_positions=len(ranks), test_positions=len(parts.test.best),
+        measured=float((_ranks(made, parts.test, needed, progress) < needed).mean()),
+    )  # fmt: skip
+    return made
+
+
+def _short(head: nn.Linear, parts: Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
+    """The code of so many bits, or of the length with which a step reads least, as far as fitted positions tell.
+
+    Where scanning all bits would read much, the longest code is taken, and a prefix of it scanned.
+    """
+    classes, possible = head.out_features, sorted({min(length, MAX_DIGITS * head.in_features) for length in LENGTHS})
+    lengths = possible if bits is None else [bits]
+    large = is_large(classes, lengths[-1])
+    codes = (
+        _coded(head, parts, Settings(classes, head.in_features, length), progress)
+        for length in (lengths[-1:] if large else lengths)
+    )
+    if large:
+        return _prefixed(next(codes), head, parts, recall, progress)
+    return next(codes) if bits is not None else min(codes, key=lambda made: _cost(made, head, parts, recall, progress))
+
+
+def is_large(classes: int, bits: int) -> bool:
+    """Whether codes of so many bits for so many tokens are scanned by a prefix."""
+    return classes > SCANNED and classes * (bits - LENGTHS[0]) > 8 * SAVED
+
+
+def _cost(made: Screen, head: nn.Linear, parts: Parts, recall: float, progress: Progress) -> float:
+    """Bytes that a step reads, those of rows weighted by the time they take."""
+    ranks = _ranks(made, parts.fitted, min(MOST, head.out_features), progress)
+    rows = RESERVE * _needed(ranks, math.ceil((1 + recall) / 2 * len(ranks)))
+    return made.plane.nbytes + APART * rows * head.weight[0].nbytes
+
+
+def _prefixed(made: Screen, head: nn.Linear, parts: Parts, recall: float, progress: Progress) -> Screen:
+    """The same code, of which the shortest prefix is scanned that leaves the dense head's choices, or all of it."""
+    whole, few = made.settings, SCANNED // SPARE
+    for prefix in (length for length in LENGTHS if length < whole.bits):
+        trial = Screen(replace(whole, prefix=prefix, scanned=few))
+        trial.load_state_dict({**made.state_dict(), "spans": trial.spans})
+        _ready(trial, head, parts.fitted.hidden)
+        if (_ranks(trial, parts.fitted, few, progress) < few).mean() >= (1 + recall) / 2:
+            trial.settings = replace(trial.settings, scanned=SCANNED)
+            trial.prepare(head.weight, head.bias)
+            return trial
+    return made
+
+
+def _needed(ranks: np.ndarray, wanted: int) -> int:
+    """How many candidates hold the `wanted`-th of the ranks in ascending order."""
+    return -(-(int(np.sort(ranks)[wanted - 1]) + 1) // STEP) * STEP
+
+
+def exact(head: nn.Linear, parts: Parts, kind: str, bits: int | None, progress: Progress) -> Screen:
+    """A code with norms of its residuals; their factor is calibrated unless it is to be a proof."""
+    classes, size = head.weight.shape
+    proof = kind == "proof"
+    length = 8 * round((PROOF_DIGITS if proof else EXACT_DIGITS) * size / 8) if bits is None else bits
+    settings = Settings(
+        classes, size, length, "exact", min(FEW, classes), blocks=min(PROOF_BLOCKS, size) if proof else 1
+    )
+    made = _coded(head, parts, settings, progress)
+    count, promised = len(parts.calibration.best), 1.0
+    if not proof:
+        factor = float(_shortfalls(made, head, parts.calibration).max().clamp(min=0))
+        made.settings = replace(made.settings, factor=min(factor, 1.0))
+        _ready(made, head, parts.fitted.hidden)
+        promised = (1 - CONFIDENCE) ** (1 / count)
+    made.settings = replace(made.settings, candidates=_first(made, head, parts.calibration, progress))
+    ranks = _ranks(made, parts.test, made.settings.candidates, progress)
+    made.settings = replace(
+        made.settings, promised=promised, confidence=1.0 if proof else CONFIDENCE, calibration_positions=count,
+        test_positions=len(ranks), measured=float((ranks < made.settings.candidates).mean()),
+    )  # fmt: skip
+    return made
+
+
+def _first(made: Screen, head: nn.Linear, positions: Positions, progress: Progress) -> int:
+    """With how many candidates a step of mode "exact" begins: as many as let it read least in all its rounds."""
+    classes = head.out_features
+    most, few = min(FIRST, max(1, classes // MORE)), len(positions.best) // TRIED + 1  # of more, the dense head decides
+    needed = []
+    for start in range(0, len(positions.best), few * CHUNK):
+        hidden, best = (part[start : start + few * CHUNK : few] for part in positions)
+        bias = 0.0 if head.bias is None else head.bias[best]
+        scores = ((head.weight[best] * hidden).sum(1) + bias).double().numpy()
+        needed.append((made.search.bounds(hidden, most) >= scores[:, None]).sum(1) + 1)
+        progress("candidates", min(start + few * CHUNK, len(positions.best)), len(positions.best))
+    options = [FEW]
+    while options[-1] * 2 <= min(most, FIRST // MORE):
+        options.append(options[-1] * 2)
+    return min(min(options, key=lambda count: _bytes(made, head, np.concatenate(needed), count)), classes)
+
+
+def _bytes(made: Screen, head: nn.Linear, needed: np.ndarray, count: int) -> float:
+    """What a step of mode "exact" reads in the mean, where so many candidates are needed `(positions,)`."""
+    total, tried = np.zeros(len(needed)), 0
+    while not tried or count <= head.out_features // MORE:
+        total += (needed > tried) * (made.bytes_read + APART * count * head.weight[0].nbytes)
+        tried, count = count, MORE * count
+    return float((total + (needed > tried) * head.weight.nbytes).mean())
+
+
+def _coded(head: nn.Linear, parts: Parts, settings: Settings, progress: Progress) -> Screen:
+    """A screen that is ready, of a code of so many bits."""
+    code = fit(head.weight, parts.statistics, settings.bits)
+    coded = int((code.digits > 0).sum())
+    made = Screen(replace(settings, rank=code.digits.numel() if settings.blocks else coded))
+    _fill(made, code, head, progress)
+    _ready(made, head, parts.fitted.hidden)
+    return made
+
+
+def _fill(made: Screen, code: TransformCode, head: nn.Linear, progress: Progress) -> None:
+    rank, (coordinates, sizes) = made.settings.rank, code.columns
+    made.coordinates.copy_(coordinates)
+    for name, values in {
+        "sizes": sizes, "mean": code.mean, "white": code.inverse[:rank], "common": code.centre[:rank],
+        "probes": probes(head.weight),
+    }.items():  # fmt: skip
+        made.set(name, values)
+    planes, norms = [], []
+    for rows in pieces(head.weight, lambda done, total: progress(f"codewords of {code.length} bits", done, total)):
+        encoded = code.encode(rows)
+        planes.append(torch.from_numpy(encoded.plane))
+        norms.append(block_norms(encoded.residual, made.settings.blocks))
+    made.plane.copy_(torch.cat(planes))
+    made.set("norms", torch.cat(norms))
+
+
+def _ready(made: Screen, head: nn.Linear, hidden: Tensor) -> None:
+    """Build the index, with tables that are balanced at usual hidden states."""
+    made.prepare(head.weight, head.bias)
+    made.set("spans", made.search.spans(hidden[:: max(1, len(hidden) // 256)]))
+    made.prepare(head.weight, head.bias)
+
+
+def _ranks(made: Screen, positions: Positions, most: int, progress: Progress) -> np.ndarray:
+    """Where the dense head's choice stands among the candidates `(positions,)`, 0 for the first; `most` if nowhere."""
+    found = []
+    for start in range(0, len(positions.best), CHUNK):
+        some = slice(start, start + CHUNK)
+        hits = made.search.best(positions.hidden[some], most).ids == positions.best[some].numpy()[:, None]
+        found.append(np.where(hits.any(1), hits.argmax(1), most))
+        progress("candidates", min(start + CHUNK, len(positions.best)), len(positions.best))
+    return np.concatenate(found)
+
+
+def _shortfalls(made: Screen, head: nn.Linear, positions: Positions) -> Tensor:
+    """How much of ‖r‖ ‖h′‖ the code leaves out of the scores of the dense head's choices: `(positions,)`."""
+    chosen = positions.best
+    white = made.search.whitened(positions.hidden)
+    bits = np.unpackbits(made.plane[chosen].numpy(), axis=1, count=made.settings.bits, bitorder="little")
+    coded = torch.from_numpy((made.search.bit_logits(white) * (bits - 0.5)).sum(1)).float() + white @ made.get("common")
+    rows = head.weight[chosen].float()
+    scores = (rows * (positions.hidden - made.get("mean"))).sum(1)
+    return (scores - coded) / (made.get("norms")[chosen, 0] * block_norms(white, 1)[:, 0])
+
+
+def order_statistic(count: int, share: float, confidence: float) -> int:
+    """Which of `count` values in ascending order, 1 for the least, a new one does not exceed with probability `share`.
+
+    Over draws of the values that probability is at least `share` with this `confidence`. Values need only be
+    exchangeable. The least m with P(Binomial(count, share) ≥ m) ≤ 1 − confidence.
+
+    Raises:
+        ConfigurationError: there are too few values for that.
+    """
+    failures, below = 0, 0.0
+    while True:  # P(Binomial(count, 1 − share) ≤ failures) must not exceed 1 − confidence
+        below += math.exp(
+            _log_binomial(count, failures) + failures * math.log(1 - share) + (count - failures) * math.log(share)
+        )
+        if below > 1 - confidence:
+            break
+        failures += 1
+    if not failures:
+        needed = math.ceil(math.log(1 - confidence) / math.log(share))
+        raise ConfigurationError(
+            f"a recall of {share:.4%} cannot be promised with {confidence:.0%} confidence from {count:,} positions; "
+            f"give {needed:,} of them or more, half of all positions, or promise less"
+        )
+    return count - failures + 1
+
+
+def _log_binomial(count: int, chosen: int) -> float:
+    return math.lgamma(count + 1) - math.lgamma(chosen + 1) - math.lgamma(count - chosen + 1)
