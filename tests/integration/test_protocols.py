@@ -26,7 +26,7 @@ from codehead.lab.protocols.runner import run_protocol
 from codehead.lab.protocols.store import Store, locate, prepare
 from codehead.lab.reports.drawing import png
 from codehead.lab.reports.evidence import read_evidence
-from codehead.lab.reports.frontier import frontier
+from codehead.lab.reports.pictures import frontier
 from codehead.lab.reports.summary import summarise
 from codehead.lab.reports.tables import decoder_tables, markdown
 from codehead.lab.result import Result, failure_path

@@ -15,7 +15,7 @@ from PIL import Image
 from codehead.errors import CheckpointError, DataError
 from codehead.lab.reports.drawing import INK, place_labels, pyplot
 from codehead.lab.reports.evidence import read_results
-from codehead.lab.reports.frontier import _best_of_each_budget, frontier
+from codehead.lab.reports.pictures import _best_of_each_budget, frontier
 from codehead.lab.reports.report import findings, render
 from codehead.lab.reports.summary import (
     Estimate,

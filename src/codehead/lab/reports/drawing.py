@@ -134,6 +134,50 @@ def _columns(keys: Sequence[Key], width: float) -> int:
     return max(1, min(len(keys), int(width / entry)))
 
 
+# How a family of heads looks in every picture, and how ticks are named.
+
+
+FAMILIES = {
+    "softmax": ("Softmax", INK, "D"),
+    "linear": ("ECOC head (n, 0)", "#0072B2", "o"),
+    "mtl": ("MTL-ECOC head (n, d)", "#D55E00", "s"),
+    "codeword": ("codeword loss", "#009E73", "^"),
+    "refined": ("extra bits for frequent tokens", "#B8A100", "h"),
+    "converted": ("learnt from Softmax, backbone frozen", "#CC79A7", "P"),
+    "labelled": ("learnt from Softmax and the text, backbone frozen", "#E69F00", "X"),
+    "joint": ("the backbone learnt from Softmax too", "#56B4E9", "p"),
+    "trained": ("trained on with the backbone", "#882255", "d"),
+    "peer": ("no code: low rank, quantised, trimmed", "#7F7F7F", "v"),
+}
+
+
+def look(family: str) -> tuple[str, str, str]:
+    """Name, colour and marker of a family."""
+    return FAMILIES.get(family, (f"{family} head", "#7F7F7F", "v"))
+
+
+def name_ticks(axis: Any, between: Sequence[float], name: Callable[[float, Any], str]) -> None:
+    """Ticks of a logarithmic axis at the powers of ten, times 1 and whatever is `between`."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, *between)))
+    axis.xaxis.set_major_formatter(name)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def as_percent(value: float, _: Any = None) -> str:
+    """`12.5%` for 0.125."""
+    return f"{round(100 * value, 1):g}%"
+
+
+def as_count(value: float, _: Any = None) -> str:
+    """`300`, `20k`, `1M`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
 # Places short labels beside the points of a picture so that they do not cover each other.
 
 
