@@ -127,7 +127,7 @@ def show_report(results: Path, to: Path, console: Console) -> bool:
 def _show_plan(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:
     from rich.console import Console
 
-    from codehead.lab.protocols.plan import machine_speed, plan_steps
+    from codehead.lab.protocols.runner import machine_speed, plan_steps
     from codehead.lab.protocols.store import Store
 
     steps = plan_steps(protocol, out / protocol.name, Store(out / "store"), only, variables)

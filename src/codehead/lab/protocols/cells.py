@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -19,7 +18,7 @@ from codehead.codes.table import CodewordTable
 from codehead.config.size import FLOAT_BYTES as WEIGHT_BYTES
 from codehead.config.size import INTEGER_BITS
 from codehead.decoding import DECODERS, FittedDecoder, Weights, decode, fit
-from codehead.errors import CheckpointError, ConfigurationError, DataError
+from codehead.errors import CheckpointError, DataError
 from codehead.evaluation.metrics import SCORE_BYTES, TOP, evaluate
 from codehead.evaluation.size import model_size
 from codehead.lab.answers import score_answers
@@ -44,8 +43,7 @@ from codehead.training.sources import read_rows
 from codehead.training.tokenizer import load_tokenizer, prompt_ids
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, TrainerCallback
+    from transformers import TrainerCallback
 
 
 def run_cell(cell: Cell, callbacks: Sequence[TrainerCallback] = ()) -> Result:
@@ -153,18 +151,6 @@ def _examples(config: RunConfig, source: str | None, split: str) -> Any:
     )
 
 
-def _decoders(model: Any, config: RunConfig, protocol: Protocol) -> dict[str, dict[str, float]]:
-    """The test split under each decoder of the protocol; those that learn are fitted on the validation split."""
-    return compare_decoders(
-        model,
-        load_tokenizer(config.output_dir),
-        _examples(config, config.data.test, "test"),
-        _examples(config, config.data.validation, "validation"),
-        protocol.decoders,
-        batch_size=protocol.batch_size,
-    )
-
-
 def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str, Any]:
     """Answers to the first prompts of the test split, and their BERTScore if there is an encoder."""
     assert config.data.test is not None
@@ -214,42 +200,29 @@ def is_trained(config: RunConfig) -> bool:
 # One coded model under several decoders: the same outputs of its head, ranked in different ways.
 
 
-Outputs = tuple[Tensor, Tensor]
-"""Bit logits `(tokens, n)` and labels `(tokens,)`."""
-
-
 @torch.no_grad()
-def compare_decoders(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Dataset | Sequence[dict[str, Any]],
-    held_out: Dataset | Sequence[dict[str, Any]],
-    decoders: Sequence[str],
-    *,
-    batch_size: int = 8,
-) -> dict[str, dict[str, float]]:
-    """`top1` and `top5` of a coded model on `examples` under every decoder; those that learn are fitted on `held_out`.
+def _decoders(model: Any, config: RunConfig, protocol: Protocol) -> dict[str, dict[str, float]]:
+    """`top1` and `top5` on the test split under each decoder; those that learn are fitted on the validation split.
 
-    Raises ConfigurationError if the model has a Softmax head, or outputs that are not bit logits alone (a shortlist, a
-    bias per token, a chain): those can be read in one way only.
+    The model's outputs must be bit logits alone: a shortlist, a bias per token or a chain can be read in one way only.
     """
-    if not is_coded(model) or model.decision.outputs.decoders:
-        raise ConfigurationError("only heads whose outputs are bit logits alone can be decoded in several ways")
     table = model.decision.table
-    outputs = partial(_outputs, model, tokenizer, batch_size=batch_size)
-    tested = outputs(examples)
-    is_fitted = {name: isinstance(DECODERS.get(name), FittedDecoder) for name in decoders}
-    fitted_on = outputs(held_out) if any(is_fitted.values()) else None
+    tested = _outputs(model, config, config.data.test, "test", protocol.batch_size)
+    is_fitted = {name: isinstance(DECODERS.get(name), FittedDecoder) for name in protocol.decoders}
+    fitted_on = None
+    if any(is_fitted.values()):
+        fitted_on = _outputs(model, config, config.data.validation, "validation", protocol.batch_size)
     found = {}
-    for name in decoders:
+    for name in protocol.decoders:
         weights = fit(name, *fitted_on, table) if is_fitted[name] and fitted_on is not None else None
         found[name] = _hits(*tested, table, name, weights)
     return found
 
 
-def _outputs(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Any, batch_size: int) -> Outputs:
-    """What the head gives at every labelled position."""
-    batches = Collator(tokenizer.pad_token_id).batches(examples, batch_size)
+def _outputs(model: Any, config: RunConfig, source: str | None, split: str, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Bit logits `(tokens, n)` and labels `(tokens,)` at every labelled position of a split."""
+    examples = _examples(config, source, split)
+    batches = Collator(load_tokenizer(config.output_dir).pad_token_id).batches(examples, batch_size)
     return text_outputs(model, batches, sum(len(example["input_ids"]) for example in examples))
 
 
