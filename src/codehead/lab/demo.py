@@ -5,18 +5,17 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from codehead.errors import CodeheadError, DataError
 from codehead.lab.protocols.protocol import Protocol
 from codehead.lab.protocols.runner import Callbacks, Report, run_protocol
-from codehead.lab.result import RESULTS, failure_path
+from codehead.lab.result import RESULTS, failure_path, replace_file
 
 TEXT = "DEMO_TEXT"  # the variable that stands for the folder of the text, so that results hold no local path
 
@@ -48,16 +47,10 @@ def write_text(folder: Path) -> None:
     if (folder / f"questions-{SPLITS[-1]}.jsonl").is_file():
         return
     corpus = read_corpus()
-    folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        _write(folder / f"text-{split}.jsonl", ({"text": text} for text in corpus.texts[split]))
-        _write(folder / f"questions-{split}.jsonl", corpus.pairs[split])
-
-
-def _write(path: Path, records: Iterable[dict[str, str]]) -> None:
-    temporary = path.with_suffix(".tmp")  # the last file, once it is there, says that all are complete
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    os.replace(temporary, path)
+        parts = {"text": [{"text": text} for text in corpus.texts[split]], "questions": corpus.pairs[split]}
+        for name, records in parts.items():  # the last file, once it is there, says that all are complete
+            replace_file(folder / f"{name}-{split}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
 # A corpus that every Python installation carries: the documentation strings of its standard library.
