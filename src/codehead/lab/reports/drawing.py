@@ -97,21 +97,20 @@ def png(picture: Picture) -> bytes:
     across = min(len(picture.panels), ACROSS)
     down = -(-len(picture.panels) // across)
     width, height = picture.panels[0].size
+    whole = max(7.2, width * across)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             down,
             across,
-            figsize=(max(7.2, width * across), (height + 0.5) * down),
+            figsize=(whole, (height + 0.5) * down),
             squeeze=False,
             layout="constrained",
         )
         for axis in axes.flat[len(picture.panels) :]:
             axis.set_axis_off()
         if picture.keys:
-            columns = _columns(picture.keys, max(7.2, width * across))
-            figure.legend(
-                handles=[_handle(plt, key) for key in picture.keys], loc="outside lower center", ncols=columns
-            )
+            handles = [_handle(plt, key) for key in picture.keys]
+            figure.legend(handles=handles, loc="outside lower center", ncols=_columns(picture.keys, whole))
         for axis, panel in zip(axes.flat, picture.panels, strict=False):
             axis.set_title(panel.title)
             panel.draw(axis)
