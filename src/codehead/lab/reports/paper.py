@@ -205,7 +205,7 @@ def _our_size(row: Row | None, reference: Row | None) -> tuple[str, ...]:
     if row is None:
         return (ABSENT,) * 5
     time, whole = row.times.get("answer_seconds"), reference and reference.times.get("answer_seconds")
-    ratio = percent(time.median / whole.median) if time and whole else ABSENT
+    ratio = percent(time / whole) if time and whole else ABSENT
     share = ABSENT if row.parameter_share is None else _share(row.parameter_share)
     return row.label, f"{row.parameters:,}", share, timed(row, "answer_seconds", " s"), ratio
 

@@ -53,7 +53,7 @@ def pictures(rows: Sequence[Row], results: Sequence[Result]) -> list[Picture]:
     return [*frontier(rows), *tradeoffs, *all_curves(results), *analyses(rows)]
 
 
-# What pictures have in common: the points of a family of heads, the line of Softmax, the ticks.
+# What pictures have in common: the points of a family of heads, the line of Softmax.
 
 
 def families_of(rows: Sequence[Row]) -> list[str]:
@@ -101,9 +101,8 @@ BYTES = "bytes of the head, share of Softmax in bf16"
 def frontier(rows: Sequence[Row]) -> list[Picture]:
     """One picture per setting, a panel per metric; none if the rows are not weighed in bytes, or all weigh the same."""
     found = []
-    for setting, group in by_setting(
-        row for row in rows if row.byte_share is not None and not row.is_reference
-    ).items():
+    weighed = [row for row in rows if row.byte_share is not None and not row.is_reference]
+    for setting, group in by_setting(weighed).items():
         if len({_budget(row) for row in group}) < 2:
             continue
         shown = {metric: [row for row in group if _is_beyond(row, metric) is False] for metric in LEFT}

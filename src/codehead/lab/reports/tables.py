@@ -162,8 +162,8 @@ def node_loss(row: Row) -> str:
 
 def timed(row: Row, name: str, unit: str = "") -> str:
     """The median of a measurement with three digits: `1.24 s`."""
-    times = row.times.get(name)
-    return ABSENT if times is None else f"{_three_digits(times.median)}{unit}"
+    time = row.times.get(name)
+    return ABSENT if time is None else f"{_three_digits(time)}{unit}"
 
 
 def _usual(rows: Sequence[Row]) -> list[Column]:
