@@ -207,7 +207,7 @@ def _size(head: Head) -> tuple[str, str]:
     if not head.is_measured:
         return NOT_MEASURED, NOT_MEASURED
     reference = next(one for one in rows(head.protocol) if one.is_reference)
-    times = [one.times["answer_seconds"].median for one in (head.row, reference) if one.times]
+    times = [one.times["answer_seconds"] for one in (head.row, reference) if one.times]
     ratio = percent(times[0] / times[1]) if len(times) == 2 else NOT_MEASURED
     return head.linked(f"{head.row.parameter_share:.3%}"), ratio
 

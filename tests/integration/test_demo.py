@@ -12,7 +12,7 @@ import pytest
 from codehead.errors import CodeheadError
 from codehead.heads import count_parameters
 from codehead.lab import demo
-from codehead.lab.demo import Corpus, Work, read_corpus, run_demo
+from codehead.lab.demo import Corpus, read_corpus, run_demo
 from codehead.lab.protocols.protocol import Protocol, find, merged
 from codehead.lab.reports.report import render
 from codehead.lab.result import Result
@@ -93,14 +93,13 @@ def test_the_page_has_the_table_the_times_and_the_answers(finished: Path) -> Non
     assert "Tokens/s" in text
 
 
-def test_a_second_start_does_nothing_again_and_has_no_work(finished: Path) -> None:
+def test_a_second_start_does_nothing_again(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
-    told: list[tuple[str, int, int]] = []
-    work = Work(tiny(), lambda *words: told.append(words))
-    run_demo(tiny(), finished, report=work.report, callbacks=work.callbacks)
+    told: list[tuple[str, str]] = []
+    run_demo(tiny(), finished, report=lambda *words: told.append(words))
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
-    assert [stage.split()[-1] for stage, _, _ in told[:-1]] == ["reused"] * len(find("demo").cells)
-    assert told[-1][0] == "timing finished"
+    assert [status for _, status in told[:-1]] == ["reused"] * len(find("demo").cells)
+    assert told[-1] == ("timing", "finished")
 
 
 def test_a_run_that_failed_is_named_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,14 +19,13 @@ import yaml
 from tokenizers.processors import TemplateProcessing
 
 from codehead.errors import CodeheadError, ConfigurationError
-from codehead.lab.protocols.plan import check_runs, plan_steps
 from codehead.lab.protocols.protocol import Protocol, names
-from codehead.lab.protocols.resolve import resolve
-from codehead.lab.protocols.runner import run_protocol
+from codehead.lab.protocols.resolve import check_runs, resolve
+from codehead.lab.protocols.runner import plan_steps, run_protocol
 from codehead.lab.protocols.store import Store, locate, prepare
 from codehead.lab.reports.drawing import png
 from codehead.lab.reports.evidence import read_evidence
-from codehead.lab.reports.frontier import frontier
+from codehead.lab.reports.pictures import frontier
 from codehead.lab.reports.summary import summarise
 from codehead.lab.reports.tables import decoder_tables, markdown
 from codehead.lab.result import Result, failure_path

@@ -29,7 +29,6 @@ from codehead.lab.bertscore import (
     bert_score,
     encoder_on,
     find_encoder,
-    harmonic_mean,
     load_encoder,
 )
 from codehead.training.tokenizer import train_bpe
@@ -320,20 +319,8 @@ def test_damaged_weights_are_refused(copy):
 # --- F1 and means
 
 
-def test_harmonic_mean():
-    assert harmonic_mean(0.5, 1.0) == pytest.approx(2 / 3)
-    assert harmonic_mean(0.0, 0.0) == 0.0
-
-
 def test_a_result_holds_means_and_encoder(encoder):
     values = BertScore([0.5, 1.0], [0.25, 0.75], [1 / 3, 6 / 7], encoder).as_dict()
     assert (values["precision"], values["recall"], values["answers"]) == (0.75, 0.5, 2)
     assert values["encoder"] == {"name": "tiny", "layers": 2, "sha256": encoder.sha256, "comparable": False}
     json.dumps(values, allow_nan=False)
-
-
-def test_published_f1_is_the_harmonic_mean(data_dir):
-    tests = json.loads(data_dir("bertscore/bert_score_test_values.json").read_text())["tests"]
-    for name in ("test_score", "test_idf_score"):
-        precision, recall, f1 = (tests[name]["expected"][key] for key in "PRF")
-        assert [harmonic_mean(*pair) for pair in zip(precision, recall, strict=True)] == pytest.approx(f1, abs=2e-6)

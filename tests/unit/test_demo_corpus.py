@@ -60,7 +60,7 @@ def everything(corpus: Corpus) -> list[str]:
 
 
 def questions(corpus: Corpus) -> dict[str, str]:
-    return {pair["output"]: pair["instruction"] for split in SPLITS for pair in corpus.pairs[split]}
+    return {pair["completion"].strip(): pair["prompt"] for split in SPLITS for pair in corpus.pairs[split]}
 
 
 def test_text_holds_every_distinct_documented_name(library: Path) -> None:
@@ -104,5 +104,5 @@ def test_the_running_python_gives_enough_text_and_no_leak() -> None:
     assert len(corpus.pairs["validation"]) > 100
     training_text = {text.split("\n\n")[1] for text in corpus.texts["train"]}
     assert not training_text & {text.split("\n\n")[1] for text in corpus.texts["test"]}
-    outputs = [pair["output"] for split in SPLITS for pair in corpus.pairs[split]]
+    outputs = [pair["completion"] for split in SPLITS for pair in corpus.pairs[split]]
     assert len(outputs) == len(set(outputs))

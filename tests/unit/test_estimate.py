@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from codehead.lab.protocols.plan import ACTIVATIONS, run_cost
+from codehead.lab.protocols.runner import ACTIVATIONS, run_cost
 from codehead.training.config import RunConfig
 
 V, H, INNER, LAYERS = 1000, 32, 64, 2

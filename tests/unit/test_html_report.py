@@ -247,7 +247,7 @@ def test_shares_of_every_metric_are_taken_per_seed(tmp_path: Path) -> None:
     expected = sum(f1("minrandom-50-mtl", seed) / f1("softmax", seed) for seed in range(3)) / 3
     assert row.values["f1_share"].mean == pytest.approx(expected)
     assert row.values["perplexity_ratio"].mean > 1
-    assert row.times["answer_seconds"].median == pytest.approx(1.42)
+    assert row.times["answer_seconds"] == pytest.approx(1.42)
 
 
 def test_the_full_table_tells_everything_and_that_of_documents_stays_narrow(tmp_path: Path) -> None:

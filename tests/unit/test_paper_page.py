@@ -42,11 +42,11 @@ def test_a_typed_verdict_is_replaced(made):
     ],
 )
 def test_a_share_counts_as_reached_only_beyond_its_interval(made, mean, half_width, said):
-    assert made.verdict(Estimate(mean, half_width, 3), 0.83) == said
+    assert made.verdict(Estimate(mean, half_width), 0.83) == said
 
 
 def test_an_order_is_open_where_intervals_overlap(made):
-    low, high = Estimate(0.5, 0.1, 3), Estimate(0.65, 0.1, 3)
+    low, high = Estimate(0.5, 0.1), Estimate(0.65, 0.1)
     assert made.order(high, low) == made.order(low, high) == "open"
-    assert made.order(Estimate(0.9, 0.1, 3), low) == "yes"
-    assert made.order(low, Estimate(0.9, 0.1, 3)) == "**no**"
+    assert made.order(Estimate(0.9, 0.1), low) == "yes"
+    assert made.order(low, Estimate(0.9, 0.1)) == "**no**"

@@ -21,10 +21,9 @@ from codehead.lab.cli.protocol import _Left
 from codehead.lab.protocols import cells, runner
 from codehead.lab.protocols import resolve as resolving
 from codehead.lab.protocols.cells import generation_dtype
-from codehead.lab.protocols.plan import plan_steps
 from codehead.lab.protocols.protocol import Entry, Protocol, expand, find, merged
 from codehead.lab.protocols.resolve import Cell, half_width, resolve
-from codehead.lab.protocols.runner import Task, fails, run_protocol
+from codehead.lab.protocols.runner import Task, fails, plan_steps, run_protocol
 from codehead.lab.protocols.store import Context, Store, locate, prepare, split_of
 from codehead.lab.result import Result, failure_path, result_path
 from codehead.training import provenance

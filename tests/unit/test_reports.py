@@ -15,7 +15,7 @@ from PIL import Image
 from codehead.errors import CheckpointError, DataError
 from codehead.lab.reports.drawing import INK, place_labels, pyplot
 from codehead.lab.reports.evidence import read_results
-from codehead.lab.reports.frontier import _best_of_each_budget, frontier
+from codehead.lab.reports.pictures import _best_of_each_budget, frontier
 from codehead.lab.reports.report import findings, render
 from codehead.lab.reports.summary import (
     Estimate,
@@ -107,7 +107,7 @@ def test_t_quantiles(degrees: int, quantile: float) -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert Estimate.of([0.25]) == Estimate(0.25, None, 1)
+    assert Estimate.of([0.25]) == Estimate(0.25, None)
 
 
 def test_final_loss_is_the_mean_of_the_last_tenth() -> None:
@@ -233,7 +233,7 @@ def test_the_number_of_seeds_is_shown_where_it_differs() -> None:
 
 
 def weighed(label: str, byte_share: float, **values: float) -> Row:
-    estimates = {name: Estimate(value, None, 1) for name, value in values.items()}
+    estimates = {name: Estimate(value, None) for name, value in values.items()}
     return Row(label, label, label, "peer", "", 1, 10, 0.1, estimates, label == "Softmax", byte_share=byte_share)
 
 

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from codehead.config import DecisionConfig, DecisionSize
-from codehead.config.blocks import read_block, require, require_block
+from codehead.config.blocks import check_keys, read_block, require, require_block
 from codehead.config.first_version import run_as_of_today
 from codehead.config.size import INTEGER_BITS
 from codehead.errors import ConfigurationError
 from codehead.models.rounding import ROWS, Rounding, error_corrected, error_spread
-from codehead.registry import did_you_mean
 from codehead.training.config import Distillation, RunConfig
 
 if TYPE_CHECKING:
@@ -59,16 +58,12 @@ class BaselineConfig:
             raise ConfigurationError(f"baseline.bits is {self.bits!r}; give 2 to 8")
 
     def _check_conversion(self) -> None:
-        require_block(self.convert, "baseline.convert")
         assert self.convert is not None
+        check_keys(self.convert, CONVERTED, "baseline.convert")
         if self.bits is not None or self.keep is not None:
             raise ConfigurationError(
                 "baseline.convert replaces the head, so that bits and keep have nothing to compress"
             )
-        for key in self.convert:
-            if key not in CONVERTED:
-                hint = did_you_mean(key, CONVERTED) or f"; known are {', '.join(CONVERTED)}"
-                raise ConfigurationError(f"unknown key 'baseline.convert.{key}'{hint}")
         if not self.convert.get("decision"):
             raise ConfigurationError(
                 "baseline.convert has no decision; describe the decision layer that the head becomes"

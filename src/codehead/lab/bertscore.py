@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 import torch
@@ -76,12 +76,6 @@ def bert_score(
     return BertScore(precision, recall, f1, encoder)
 
 
-def harmonic_mean(precision: float, recall: float) -> float:
-    """F1; 0 where it is undefined."""
-    total = precision + recall
-    return 2 * precision * recall / total if total else 0.0
-
-
 @torch.no_grad()
 def _embed(tokenizer: Any, model: Any, layers: int, texts: list[str]) -> list[Tensor]:
     """Hidden states of every text, special tokens included, each `(tokens, hidden)` on the CPU."""
@@ -99,7 +93,7 @@ def _score(answer: Tensor, reference: Tensor) -> tuple[float, float, float]:
         return 0.0, 0.0, 0.0
     cosines = (F.normalize(answer, dim=-1) @ F.normalize(reference, dim=-1).T).clamp(min=0)  # as padding does there
     precision, recall = (float(best[1:-1].mean()) for best in (cosines.amax(1), cosines.amax(0)))
-    return precision, recall, harmonic_mean(precision, recall)
+    return precision, recall, harmonic_mean((precision, recall))
 
 
 # The pretrained encoders that BERTScore embeds tokens with: found, checked, loaded.

@@ -5,21 +5,17 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import TrainerCallback
 
 from codehead.errors import CodeheadError, DataError
-from codehead.lab.protocols.protocol import Entry, Protocol
+from codehead.lab.protocols.protocol import Protocol
 from codehead.lab.protocols.runner import Callbacks, Report, run_protocol
-from codehead.lab.result import RESULTS, failure_path
+from codehead.lab.result import RESULTS, failure_path, replace_file
 
 TEXT = "DEMO_TEXT"  # the variable that stands for the folder of the text, so that results hold no local path
 
@@ -51,21 +47,10 @@ def write_text(folder: Path) -> None:
     if (folder / f"questions-{SPLITS[-1]}.jsonl").is_file():
         return
     corpus = read_corpus()
-    folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        _write(folder / f"text-{split}.jsonl", ({"text": text} for text in corpus.texts[split]))
-        _write(folder / f"questions-{split}.jsonl", map(_record, corpus.pairs[split]))
-
-
-def _record(pair: dict[str, str]) -> dict[str, str]:
-    """A question in a short form: an instruction template of 40 words would take half of the time."""
-    return {"prompt": f"Question: {pair['instruction']}\nAnswer:", "completion": " " + pair["output"]}
-
-
-def _write(path: Path, records: Iterable[dict[str, str]]) -> None:
-    temporary = path.with_suffix(".tmp")  # the last file, once it is there, says that all are complete
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    os.replace(temporary, path)
+        parts = {"text": [{"text": text} for text in corpus.texts[split]], "questions": corpus.pairs[split]}
+        for name, records in parts.items():  # the last file, once it is there, says that all are complete
+            replace_file(folder / f"{name}-{split}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
 # A corpus that every Python installation carries: the documentation strings of its standard library.
@@ -131,10 +116,10 @@ class Documented:
 
     @property
     def pair(self) -> dict[str, str]:
-        """The entry as a question and its answer."""
+        """A question and its answer, in short: an instruction template of 40 words would take half of the time."""
         questions = QUESTIONS[self.kind]
-        question = questions[_digest("question " + self.name) % len(questions)]
-        return {"instruction": question.format(name=self.name), "output": self.summary}
+        question = questions[_digest("question " + self.name) % len(questions)].format(name=self.name)
+        return {"prompt": f"Question: {question}\nAnswer:", "completion": f" {self.summary}"}
 
 
 @dataclass(frozen=True)
@@ -213,53 +198,3 @@ def _distinct(entries: Iterator[Documented]) -> list[Documented]:
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-# How much of a protocol's work is done, in units of about one optimizer step.
-
-
-MEASURING = 40  # a head, in steps
-CONVERTING = 250  # a head, measured
-TIMING = 60  # all heads
-Show = Callable[[str, int, int], None]
-"""Called with (what is going on, units done, units in all)."""
-
-
-class Work:
-    """Counts the runs of a protocol, one after the other; what is found done does not count."""
-
-    def __init__(self, protocol: Protocol, show: Show) -> None:
-        self.show = show
-        self.units = {f"backbone {name}": _steps(part) for name, part in protocol.backbones.items()}
-        self.units |= {entry.key: _units(entry) for entry in protocol.entries}
-        self.units |= {f"timing {name}".strip(): TIMING for name in protocol.settings if protocol.timing is not None}
-        self.done, self.total = 0, sum(self.units.values())
-
-    def report(self, key: str, status: str) -> None:
-        """Note that a run has come to its end, or was found there."""
-        units = self.units.pop(key, 0)
-        if status == "reused":
-            self.total -= units
-        else:
-            self.done += units
-        self.show(f"{key} {status}", self.done, self.total)
-
-    def callbacks(self, key: str) -> list[TrainerCallback]:
-        """What tells the steps of a run."""
-        return [_Steps(lambda steps: self.show(f"training {key}", self.done + steps, self.total))]
-
-
-class _Steps(TrainerCallback):
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self.tell = tell
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tell(state.global_step)
-
-
-def _units(entry: Entry) -> int:
-    return CONVERTING if entry.baseline is not None else _steps(entry.config) + MEASURING
-
-
-def _steps(run: dict[str, Any]) -> int:
-    return int((run.get("training") or {}).get("max_steps", 0))

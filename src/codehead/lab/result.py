@@ -34,7 +34,7 @@ class Result:
         return hashlib.sha256(canonical_json(asdict(self)).encode("utf-8")).hexdigest()
 
     def write(self, path: str | Path) -> Path:
-        """Write the file in one step, so that a killed process leaves the old file or the new one."""
+        """Write the file in one step."""
         return write_json(Path(path), self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,12 +69,16 @@ def canonical_json(values: Any) -> str:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> Path:
-    """Write readable JSON through a temporary file in the same folder."""
+    """Write readable JSON in one step."""
+    return replace_file(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def replace_file(path: Path, text: str) -> Path:
+    """Write a file through a temporary one in the same folder: a killed process leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

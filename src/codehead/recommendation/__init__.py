@@ -116,8 +116,7 @@ def check_stock(shape: ModelShape) -> None:
 
 # What a decision layer from `budget` can be expected to keep of a Softmax head: our results at other budgets.
 #
-# `expected.json` beside this file holds them; `python -m codehead.lab.reports.expectations` renders it from result
-# files.
+# `expected.json` beside this file holds them; `benchmarks/expectations.py` renders it from result files.
 
 
 FILE = Path(__file__).with_name("expected.json")

@@ -90,12 +90,9 @@ def evaluate(
     of_tasks = {"num_fewshot": num_fewshot, "limit": limit}
     _check_kind(data, tasks, of_data, of_tasks)
     check_file(out, overwrite)
-    if data is None:
-        names = [name.strip() for entry in tasks or () for name in entry.split(",") if name.strip()]
-        result = _on_tasks(model, names, tokenizer_name=tokenizer, batch_size=batch_size, **of_tasks)
-    else:
-        given = {name: value for name, value in of_data.items() if value is not None}
-        result = _on_data(model, data, tokenizer_name=tokenizer, batch_size=batch_size, **given)
+    names = [name.strip() for entry in tasks or () for name in entry.split(",") if name.strip()]
+    given = {name: value for name, value in {**of_data, **of_tasks}.items() if value is not None}
+    result = _measured(model, data, names, {"tokenizer_name": tokenizer, "batch_size": batch_size, **given})
     if out is not None and is_main():
         result.write(out)
     if as_json:
@@ -126,23 +123,16 @@ def _refuse(options: dict[str, Any], reason: str) -> None:
             raise ConfigurationError(f"--{name.replace('_', '-')} is {value!r}, but {reason}")
 
 
-def _on_data(model: str, data: str, **options: Any) -> Result:
-    from rich.console import Console
-
-    from codehead.lab.measure import evaluate_checkpoint
+def _measured(model: str, data: str | None, tasks: list[str], options: dict[str, Any]) -> Result:
     from codehead.training.loop import shown
 
-    with shown(Console(stderr=True)) as show:
-        return evaluate_checkpoint(model, data, **options, progress=show)
+    with shown() as show:
+        if data is not None:
+            from codehead.lab.measure import evaluate_checkpoint
 
+            return evaluate_checkpoint(model, data, **options, progress=show)
+        from codehead.lab.harness import run_tasks
 
-def _on_tasks(model: str, tasks: list[str], **options: Any) -> Result:
-    from rich.console import Console
-
-    from codehead.lab.harness import run_tasks
-    from codehead.training.loop import shown
-
-    with shown(Console(stderr=True)) as show:
         return run_tasks(model, tasks, **options, progress=show)
 
 
@@ -178,16 +168,9 @@ def _with_error(found: dict[str, float | None]) -> str:
 
 
 def _data_table(result: Result) -> Table:
+    """Name and value of every metric that applies."""
     from rich.table import Table
 
-    table = Table(title=f"{result.name} on {result.config['data']}", show_header=False)
-    for name, value in _lines(result):
-        table.add_row(name, value)
-    return table
-
-
-def _lines(result: Result) -> list[tuple[str, str]]:
-    """Name and value of every metric that applies."""
     values = result.metrics
     size, speed = values["size"], values.get("generation")
     lines = [
@@ -205,7 +188,11 @@ def _lines(result: Result) -> list[tuple[str, str]]:
         ("bytes resident", f"{size['bytes_resident']:,}"),
         ("bytes read per token", f"{size['bytes_read_per_token']:,}"),
     ]
-    return [line for line in lines if line[1]]
+    table = Table(title=f"{result.name} on {result.config['data']}", show_header=False)
+    for name, value in lines:
+        if value:
+            table.add_row(name, value)
+    return table
 
 
 def _answer_lines(answers: dict[str, Any] | None) -> list[tuple[str, str]]:

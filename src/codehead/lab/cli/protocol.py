@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from codehead.lab.protocols.protocol import Protocol
+    from codehead.lab.protocols.runner import Report
 
 
 app = typer.Typer(help="Repeat the paper's protocols, or run one of your own.", no_args_is_help=True)
@@ -126,7 +127,7 @@ def show_report(results: Path, to: Path, console: Console) -> bool:
 def _show_plan(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: dict[str, str]) -> None:
     from rich.console import Console
 
-    from codehead.lab.protocols.plan import machine_speed, plan_steps
+    from codehead.lab.protocols.runner import machine_speed, plan_steps
     from codehead.lab.protocols.store import Store
 
     steps = plan_steps(protocol, out / protocol.name, Store(out / "store"), only, variables)
@@ -166,18 +167,8 @@ def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: d
     from rich.console import Console
 
     from codehead.lab.protocols.runner import run_protocol
-    from codehead.lab.result import failure_path
 
-    console = Console(stderr=True)
     folder = out / protocol.name
-    left = _Left(len(protocol.plan(only)))
-
-    def tell(key: str, status: str) -> None:
-        is_cell = " " not in key and key != "timing"
-        count = left.count(status) if is_cell else left.restart()
-        where = f": {failure_path(folder, key)}" if status == "failed" else ""
-        console.print(f"{key} {status}{where}{count}", markup=False, highlight=False, soft_wrap=True)
-
     outcome = run_protocol(
         protocol,
         folder,
@@ -185,13 +176,30 @@ def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: d
         only=only,
         jobs=jobs,
         variables=variables,
-        report=tell,
+        report=_teller(folder, len(protocol.plan(only))),
         callbacks=_progress,
     )
     if outcome.failed:
         raise typer.Exit(1)
     report_it = command("codehead", "protocol", "report", folder)
-    console.print(f"Report it: {report_it}", markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"Report it: {report_it}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _teller(folder: Path, cells: int) -> Report:
+    """Prints what becomes of the runs in a folder, and how many of the `cells` are left."""
+    from rich.console import Console
+
+    from codehead.lab.result import failure_path
+
+    console, left = Console(stderr=True), _Left(cells)
+
+    def tell(key: str, status: str) -> None:
+        is_cell = " " not in key and key != "timing"
+        count = left.count(status) if is_cell else left.restart()
+        where = f": {failure_path(folder, key)}" if status == "failed" else ""
+        console.print(f"{key} {status}{where}{count}", markup=False, highlight=False, soft_wrap=True)
+
+    return tell
 
 
 class _Left:
@@ -237,20 +245,15 @@ def demo(
     about them: with Softmax, with the paper's heads, and with a head that `codehead convert` makes. Can be stopped and
     started again.
     """
-    import os
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from rich.console import Console
 
-    from codehead.lab.demo import Work, run_demo
+    from codehead.lab.demo import run_demo
     from codehead.lab.protocols.protocol import find
-    from codehead.training.loop import shown
 
     check_folder(out)
     started, protocol = time.monotonic(), find("demo")
-    with shown(Console(stderr=True)) as show:
-        work = Work(protocol, show)
-        results = run_demo(protocol, out, report=work.report, callbacks=work.callbacks)
+    results = run_demo(protocol, out, report=_teller(out, len(protocol.plan())), callbacks=_progress)
     console = Console()
     show_report(results, out / "report", console)
     console.print(f"{time.monotonic() - started:.0f} seconds", markup=False)

@@ -19,13 +19,13 @@ from codehead.codes.table import CodewordTable
 from codehead.config.size import FLOAT_BYTES as WEIGHT_BYTES
 from codehead.config.size import INTEGER_BITS
 from codehead.decoding import DECODERS, FittedDecoder, Weights, decode, fit
-from codehead.errors import CheckpointError, ConfigurationError, DataError
+from codehead.errors import CheckpointError, DataError
 from codehead.evaluation import model_size
 from codehead.evaluation.metrics import SCORE_BYTES, TOP, evaluate
 from codehead.lab.answers import score_answers
 from codehead.lab.baselines import compress
 from codehead.lab.bertscore import find_encoder
-from codehead.lab.measure import Speed, generation_speed
+from codehead.lab.measure import generation_speed
 from codehead.lab.protocols.protocol import AnswersConfig, Entry, Protocol, TimingConfig
 from codehead.lab.protocols.resolve import Cell
 from codehead.lab.protocols.store import digest, folder_record
@@ -44,8 +44,7 @@ from codehead.training.sources import read_rows
 from codehead.training.tokenizer import load_tokenizer, prompt_ids
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, TrainerCallback
+    from transformers import TrainerCallback
 
 
 def run_cell(cell: Cell, callbacks: Sequence[TrainerCallback] = ()) -> Result:
@@ -111,7 +110,7 @@ def _measured_once(cell: Cell) -> dict[str, Any]:
 
 def _measure(cell: Cell, stages: Stages) -> dict[str, Any]:
     """The measurements of a trained run, or of what a baseline makes of it; `stages` keep how far a conversion came."""
-    run, protocol = cell.run, cell.protocol
+    run, protocol, tokenizer = cell.run, cell.protocol, load_tokenizer(cell.run.output_dir)
     model = load_model(run.output_dir).to(device_of(run))
     compressed = None
     if cell.baseline is not None:
@@ -120,8 +119,10 @@ def _measure(cell: Cell, stages: Stages) -> dict[str, Any]:
         compressed or model_size(model, weight_bytes=weight_bytes) for weight_bytes in (None, WEIGHT_BYTES)
     )
     metrics = {
-        "test": _evaluate(model, run, run.data.test, "test", protocol.batch_size),
-        "validation": _evaluate(model, run, run.data.validation, "validation", protocol.batch_size),
+        **{
+            split: evaluate(model, tokenizer, _examples(run, split), batch_size=protocol.batch_size).as_dict()
+            for split in ("test", "validation")
+        },
         "size": {**size.as_dict(), "bytes_in_bf16": in_bf16.bytes_stored},
         "decision": describe(model),
         **cell.of_baseline,
@@ -134,13 +135,9 @@ def _measure(cell: Cell, stages: Stages) -> dict[str, Any]:
     return {**metrics, "measured": {"git": git_state(), "hardware": hardware(), "at": utc_now()}}
 
 
-def _evaluate(model: Any, config: RunConfig, source: str | None, split: str, batch_size: int) -> dict[str, Any]:
-    examples = _examples(config, source, split)
-    return evaluate(model, load_tokenizer(config.output_dir), examples, batch_size=batch_size).as_dict()
-
-
-def _examples(config: RunConfig, source: str | None, split: str) -> Any:
-    """The tokenised examples of a split."""
+def _examples(config: RunConfig, split: str) -> Any:
+    """The tokenised examples of the test or the validation split."""
+    source = getattr(config.data, split)
     assert source is not None  # resolve asks for it
     return load_examples(
         source,
@@ -150,18 +147,6 @@ def _examples(config: RunConfig, source: str | None, split: str) -> Any:
         subset=config.data.subset,
         text_field=config.data.text_field,
         as_text=config.data.as_text,
-    )
-
-
-def _decoders(model: Any, config: RunConfig, protocol: Protocol) -> dict[str, dict[str, float]]:
-    """The test split under each decoder of the protocol; those that learn are fitted on the validation split."""
-    return compare_decoders(
-        model,
-        load_tokenizer(config.output_dir),
-        _examples(config, config.data.test, "test"),
-        _examples(config, config.data.validation, "validation"),
-        protocol.decoders,
-        batch_size=protocol.batch_size,
     )
 
 
@@ -214,42 +199,27 @@ def is_trained(config: RunConfig) -> bool:
 # One coded model under several decoders: the same outputs of its head, ranked in different ways.
 
 
-Outputs = tuple[Tensor, Tensor]
-"""Bit logits `(tokens, n)` and labels `(tokens,)`."""
-
-
 @torch.no_grad()
-def compare_decoders(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Dataset | Sequence[dict[str, Any]],
-    held_out: Dataset | Sequence[dict[str, Any]],
-    decoders: Sequence[str],
-    *,
-    batch_size: int = 8,
-) -> dict[str, dict[str, float]]:
-    """`top1` and `top5` of a coded model on `examples` under every decoder; those that learn are fitted on `held_out`.
+def _decoders(model: Any, config: RunConfig, protocol: Protocol) -> dict[str, dict[str, float]]:
+    """`top1` and `top5` on the test split under each decoder; those that learn are fitted on the validation split.
 
-    Raises ConfigurationError if the model has a Softmax head, or outputs that are not bit logits alone (a shortlist, a
-    bias per token, a chain): those can be read in one way only.
+    The model's outputs must be bit logits alone: a shortlist, a bias per token or a chain can be read in one way only.
     """
-    if not is_coded(model) or model.decision.outputs.decoders:
-        raise ConfigurationError("only heads whose outputs are bit logits alone can be decoded in several ways")
     table = model.decision.table
-    outputs = partial(_outputs, model, tokenizer, batch_size=batch_size)
-    tested = outputs(examples)
-    is_fitted = {name: isinstance(DECODERS.get(name), FittedDecoder) for name in decoders}
-    fitted_on = outputs(held_out) if any(is_fitted.values()) else None
+    tested = _outputs(model, config, "test", protocol.batch_size)
+    is_fitted = {name: isinstance(DECODERS.get(name), FittedDecoder) for name in protocol.decoders}
+    fitted_on = _outputs(model, config, "validation", protocol.batch_size) if any(is_fitted.values()) else None
     found = {}
-    for name in decoders:
+    for name in protocol.decoders:
         weights = fit(name, *fitted_on, table) if is_fitted[name] and fitted_on is not None else None
         found[name] = _hits(*tested, table, name, weights)
     return found
 
 
-def _outputs(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Any, batch_size: int) -> Outputs:
-    """What the head gives at every labelled position."""
-    batches = Collator(tokenizer.pad_token_id).batches(examples, batch_size)
+def _outputs(model: Any, config: RunConfig, split: str, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Bit logits `(tokens, n)` and labels `(tokens,)` at every labelled position of a split."""
+    examples = _examples(config, split)
+    batches = Collator(load_tokenizer(config.output_dir).pad_token_id).batches(examples, batch_size)
     return text_outputs(model, batches, sum(len(example["input_ids"]) for example in examples))
 
 
@@ -323,13 +293,14 @@ def generation_dtype(run: RunConfig, device: torch.device) -> str:
 def _measured_times(
     models: Mapping[str, Any], prompts: Sequence[list[int]], options: TimingConfig
 ) -> dict[str, dict[str, Any]]:
+    speeds = partial(generation_speed, models, new_tokens=options.new_tokens, repeats=options.repeats)
     seconds = {name: [0.0] * options.repeats for name in models}
     for start in range(0, len(prompts), options.batch_size):
         ids, mask = _padded(prompts[start : start + options.batch_size])
-        for name, speed in _speeds(models, ids, mask, options).items():
+        for name, speed in speeds(ids, attention_mask=mask).items():
             for repeat, rate in enumerate(speed.repeats):
                 seconds[name][repeat] += len(ids) * options.new_tokens / rate
-    alone = _speeds(models, *_padded(prompts[:1]), options)
+    alone = speeds(_padded(prompts[:1])[0])
     return {
         name: {
             "answer_seconds": median(values),
@@ -340,10 +311,6 @@ def _measured_times(
         }
         for name, values in seconds.items()
     }
-
-
-def _speeds(models: Mapping[str, Any], ids: Tensor, mask: Tensor, options: TimingConfig) -> dict[str, Speed]:
-    return generation_speed(models, ids, attention_mask=mask, new_tokens=options.new_tokens, repeats=options.repeats)
 
 
 def _prompts(run: RunConfig, options: TimingConfig, longest: float) -> list[list[int]]:

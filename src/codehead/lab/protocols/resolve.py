@@ -1,4 +1,4 @@
-"""Entries of a protocol file → cells that carry everything that is needed to train and to measure them."""
+"""Entries of a protocol file → checked cells that carry everything that is needed to train and to measure them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from codehead.codes import load
 from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError
 from codehead.lab.baselines import FILE_KEY, HALF, BaselineConfig
+from codehead.lab.bertscore import find_encoder
 from codehead.lab.protocols.protocol import Entry, Protocol, expand, merged
-from codehead.lab.protocols.store import Context, of_files
-from codehead.lab.result import canonical_json, result_path
+from codehead.lab.protocols.store import Context, of_files, prepared_sources
+from codehead.lab.result import Result, canonical_json, result_path
 from codehead.models import named
 from codehead.training.config import RunConfig
+from codehead.training.provenance import file_records
+from codehead.training.sources import check_source
 from codehead.training.tokenizer import load_tokenizer
 
 
@@ -200,3 +203,80 @@ def source_architecture(source: Mapping[str, Any]) -> Any:
 def _entries(tokenizer: Any) -> int:
     """How many tokens a tokenizer has, or will have once it is trained."""
     return int(tokenizer["vocab_size"]) if isinstance(tokenizer, dict) else len(load_tokenizer(tokenizer))
+
+
+# What would stop a run, told before anything is written; and which results are there already.
+
+
+def check_runs(protocol: Protocol, cells: Sequence[Cell], context: Context) -> None:
+    """Look for the encoder and for every source that the cells and their backbones need.
+
+    Nothing is written, but an encoder of the hub is fetched. Raises ConfigurationError, also for two cells that are
+    the same run and would write into one folder, and DataError for a source that does not exist.
+    """
+    if protocol.answers is not None and protocol.answers.encoder is not None:  # what could not be scored in the end
+        find_encoder(protocol.answers.encoder, protocol.answers.encoder_layers)
+    runs = [cell.backbone.run for cell in cells if cell.backbone is not None] + [cell.run for cell in cells]
+    needed = [*prepared_sources(protocol, context), *(source for run in runs for source in run.data.sources)]
+    for source in dict.fromkeys(needed):
+        if source not in context.data.values():  # those are made from the others
+            check_source(source)
+    _check_folders([cell for cell in cells if cell.baseline is None])
+    for cell in {(cell.entry.setting, cell.name): cell for cell in cells}.values():
+        if cell.baseline is not None and cell.baseline.convert is None:
+            _check_baseline(cell, cell.baseline)
+
+
+def is_finished(cell: Cell) -> bool:
+    """Whether the cell has a result; ConfigurationError if it is one of another configuration."""
+    if not cell.result.is_file():
+        return False
+    configs = ({**config, "description": None} for config in (Result.read(cell.result).config, cell.record))
+    if len({canonical_json(config) for config in configs}) > 1:  # no number depends on the description
+        raise ConfigurationError(
+            f"{str(cell.result)!r} was measured with another configuration of {cell.key!r}; remove it or choose "
+            "another --out"
+        )
+    return True
+
+
+def check_data(cell: Cell) -> None:
+    """Refuse a result over other data, which its configuration, free of local paths, does not tell apart.
+
+    The data must be prepared. Raises ConfigurationError.
+    """
+    provenance = Result.read(cell.result).provenance
+    if provenance["data"] != file_records(cell.run.data.sources):
+        raise ConfigurationError(
+            f"{str(cell.result)!r} was measured on other data: a file has changed since; remove it or choose another "
+            "--out"
+        )
+    if provenance.get("files", []) != cell.of_code_files.get("files", []):
+        raise ConfigurationError(
+            f"{str(cell.result)!r} was measured with another code: a file that it is made of has changed since; remove "
+            "it or choose another --out"
+        )
+
+
+def _check_baseline(cell: Cell, baseline: BaselineConfig) -> None:
+    """Raise ConfigurationError, before anything is trained, if a head of a known shape cannot be so compressed."""
+    try:
+        shape = ModelShape.of_config(cell.architecture)
+    except ConfigurationError:  # a hub that cannot be reached: what is wrong is told when the model is loaded
+        return
+    if baseline.bits is not None and shape.hidden_size % baseline.group:
+        raise ConfigurationError(
+            f"{cell.key}: baseline.group is {baseline.group}, which does not divide the hidden size {shape.hidden_size}"
+        )
+    if baseline.keep is not None and baseline.keep > shape.num_classes:
+        raise ConfigurationError(
+            f"{cell.key}: baseline.keep is {baseline.keep}, but the model has {shape.num_classes} tokens"
+        )
+
+
+def _check_folders(cells: Sequence[Cell]) -> None:
+    owners: dict[str, str] = {}
+    for cell in cells:
+        owner = owners.setdefault(cell.run.output_dir, cell.key)
+        if owner != cell.key:
+            raise ConfigurationError(f"{owner!r} and {cell.key!r} are the same run; remove one of them")

@@ -1,8 +1,9 @@
-"""Runs the cells of a protocol: resumable, in parallel, and one failure stops nothing but itself."""
+"""Runs the cells of a protocol: resumable, in parallel, and one failure stops nothing but itself; or tells the plan."""
 
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,14 +15,19 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import torch
+from torch import nn
+
 from codehead.boundaries import library_bars_hidden
-from codehead.errors import CodeheadError
+from codehead.config import ModelShape
+from codehead.errors import CodeheadError, ConfigurationError
 from codehead.lab.protocols.cells import is_trained, run_cell, time_cells, timed_entries, train_once
-from codehead.lab.protocols.plan import check_data, check_runs, is_finished
 from codehead.lab.protocols.protocol import Protocol
-from codehead.lab.protocols.resolve import Cell, resolve
+from codehead.lab.protocols.resolve import Cell, check_data, check_runs, is_finished, resolve
 from codehead.lab.protocols.store import Context, Store, locate, prepare
 from codehead.lab.result import failure_path, result_path
+from codehead.training.config import RunConfig
+from codehead.training.model import default_device
 
 Report = Callable[[str, str], None]
 
@@ -243,8 +249,6 @@ def usable_cores() -> int:
 
 def start(threads: int) -> None:
     """Begin a process of the pool: its share of the cores, and an end together with its parent's."""
-    import torch
-
     torch.set_num_threads(threads)
     Thread(target=_end_with_parent, daemon=True).start()
 
@@ -255,3 +259,129 @@ def _end_with_parent() -> None:
     assert parent is not None  # this is the process of a pool
     parent.join()
     os._exit(1)
+
+
+# What would be run, told before it starts: the runs in their order, what each will cost, and which are done.
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run that a protocol needs."""
+
+    key: str
+    cost: Cost | None  # None: the model's configuration cannot be read from here
+    is_done: bool
+    trains: bool = True  # False: it compresses the head of another run
+
+    def seconds(self, speed: float) -> float | None:
+        """About how long its training takes on a machine of this speed; 0 if none is left, None if nobody can tell."""
+        if self.is_done or not self.trains:
+            return 0.0
+        return None if self.cost is None else self.cost.seconds(speed)
+
+
+def plan_steps(
+    protocol: Protocol, out: Path, store: Store, only: Iterable[str], variables: Mapping[str, str]
+) -> list[Step]:
+    """Validate everything and list the runs: each backbone before the first cell that starts from it.
+
+    Nothing is written, but an encoder of the hub is fetched. Raises the errors with which `run_protocol` would refuse.
+    """
+    context = locate(protocol, store, variables)
+    cells = resolve(protocol, context, out, protocol.plan(only))
+    check_runs(protocol, cells, context)
+    backbones = {cell.backbone.name: cell for cell in reversed(cells) if cell.backbone is not None}  # their first cells
+    steps: list[Step] = []
+    for cell in cells:
+        if cell.backbone is not None and backbones[cell.backbone.name] is cell:
+            run = cell.backbone.run
+            steps.append(Step(cell.backbone.key, _cost(run, cell), is_trained(run)))
+        has_result, trains = is_finished(cell), cell.baseline is None
+        if has_result and context.is_prepared:
+            check_data(cell)
+        is_done = has_result or (trains and is_trained(cell.run))  # another protocol may have trained it
+        steps.append(Step(cell.key, _cost(cell.run, cell), is_done, trains))
+    return steps
+
+
+def _cost(run: RunConfig, cell: Cell) -> Cost | None:
+    try:
+        return run_cost(run, cell.architecture)
+    except ConfigurationError:  # a hub that cannot be reached: the plan goes on without its cost
+        return None
+
+
+# What a run will about cost, told before it starts: operations, time on this machine, memory.
+
+
+EFFICIENCY = 0.35  # of the speed of one large matrix product, in a training step of a small model
+FLOAT = 4  # bytes
+ADAM = 3 * FLOAT  # gradient and two moments of every trained parameter
+ACTIVATIONS = 16  # numbers kept per token, layer and hidden unit for the backward pass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one training run, evaluation not included."""
+
+    steps: int | None
+    """Optimizer steps; None where they follow from the length of the data."""
+    operations_per_step: float
+    """Floating-point operations."""
+    memory: int
+    """Bytes."""
+
+    def seconds(self, speed: float) -> float | None:
+        """On a machine that multiplies matrices with `speed` operations per second."""
+        return None if self.steps is None else self.steps * self.operations_per_step / (EFFICIENCY * speed)
+
+
+def run_cost(run: RunConfig, architecture: Any) -> Cost:
+    """Cost of training `run`, whose model has the transformers configuration `architecture`.
+
+    Two operations per weight and token forwards and four backwards, two of these where the weights are frozen; what
+    does not multiply weights (attention scores, norms, the optimizer) is left out of the time.
+    """
+    architecture = architecture.get_text_config()
+    hidden, layers, vocabulary = architecture.hidden_size, architecture.num_hidden_layers, architecture.vocab_size
+    everything, body, softmax = _parameters(architecture)
+    shape = ModelShape(softmax // vocabulary, vocabulary)
+    bits = 0 if run.decision is None else run.decision.length(vocabulary)
+    head = softmax if run.decision is None else run.decision.size(shape).head_parameters
+    is_wide = run.decision is None or run.decision.loss == "codeword"
+    frozen = run.adapt in ("lora", "head")
+    trained = head if frozen else everything - softmax + head
+    batch = int(run.training.get("per_device_train_batch_size", 8)) * run.data.block_size  # tokens
+    kept = ACTIVATIONS * layers * hidden + (2 * vocabulary if is_wide else 0)  # numbers per token
+    scored = is_wide and bits < vocabulary  # the outputs of one_vs_all are the scores
+    per_token = (4 if frozen else 6) * body + 6 * head + (6 * vocabulary * bits if scored else 0)
+    steps = int(run.training.get("max_steps", 0))
+    return Cost(
+        steps=steps if steps > 0 else None,
+        operations_per_step=per_token * batch * int(run.training.get("gradient_accumulation_steps", 1)),
+        memory=FLOAT * (everything - softmax + head) + ADAM * trained + FLOAT * batch * kept,
+    )
+
+
+def machine_speed(training: Mapping[str, Any], size: int = 1024, repeats: int = 8) -> float:
+    """Operations per second of a float32 matrix product where `training` will run, measured in about a second."""
+    a = torch.ones(size, size, device="cpu" if training.get("use_cpu") else default_device())
+    (a @ a).sum().item()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        product = a @ a
+    product.sum().item()
+    return 2 * size**3 * repeats / (time.perf_counter() - start)
+
+
+def _parameters(architecture: Any) -> tuple[int, int, int]:
+    """Parameters of the whole model, of its body without embeddings and head, and of the Softmax head."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(architecture)
+    embeddings = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
+    head = model.get_output_embeddings().weight
+    is_tied = head is model.get_input_embeddings().weight
+    everything = sum(parameter.numel() for parameter in model.parameters()) + (head.numel() if is_tied else 0)
+    return everything, everything - embeddings - head.numel(), head.numel()

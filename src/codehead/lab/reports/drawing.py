@@ -97,21 +97,20 @@ def png(picture: Picture) -> bytes:
     across = min(len(picture.panels), ACROSS)
     down = -(-len(picture.panels) // across)
     width, height = picture.panels[0].size
+    whole = max(7.2, width * across)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             down,
             across,
-            figsize=(max(7.2, width * across), (height + 0.5) * down),
+            figsize=(whole, (height + 0.5) * down),
             squeeze=False,
             layout="constrained",
         )
         for axis in axes.flat[len(picture.panels) :]:
             axis.set_axis_off()
         if picture.keys:
-            columns = _columns(picture.keys, max(7.2, width * across))
-            figure.legend(
-                handles=[_handle(plt, key) for key in picture.keys], loc="outside lower center", ncols=columns
-            )
+            handles = [_handle(plt, key) for key in picture.keys]
+            figure.legend(handles=handles, loc="outside lower center", ncols=_columns(picture.keys, whole))
         for axis, panel in zip(axes.flat, picture.panels, strict=False):
             axis.set_title(panel.title)
             panel.draw(axis)
@@ -132,6 +131,50 @@ def _columns(keys: Sequence[Key], width: float) -> int:
     """How many entries fit beside each other in `width` inches."""
     entry = 0.65 + 0.085 * max(len(key.name) for key in keys)
     return max(1, min(len(keys), int(width / entry)))
+
+
+# How a family of heads looks in every picture, and how ticks are named.
+
+
+FAMILIES = {
+    "softmax": ("Softmax", INK, "D"),
+    "linear": ("ECOC head (n, 0)", "#0072B2", "o"),
+    "mtl": ("MTL-ECOC head (n, d)", "#D55E00", "s"),
+    "codeword": ("codeword loss", "#009E73", "^"),
+    "refined": ("extra bits for frequent tokens", "#B8A100", "h"),
+    "converted": ("learnt from Softmax, backbone frozen", "#CC79A7", "P"),
+    "labelled": ("learnt from Softmax and the text, backbone frozen", "#E69F00", "X"),
+    "joint": ("the backbone learnt from Softmax too", "#56B4E9", "p"),
+    "trained": ("trained on with the backbone", "#882255", "d"),
+    "peer": ("no code: low rank, quantised, trimmed", "#7F7F7F", "v"),
+}
+
+
+def look(family: str) -> tuple[str, str, str]:
+    """Name, colour and marker of a family."""
+    return FAMILIES.get(family, (f"{family} head", "#7F7F7F", "v"))
+
+
+def name_ticks(axis: Any, between: Sequence[float], name: Callable[[float, Any], str]) -> None:
+    """Ticks of a logarithmic axis at the powers of ten, times 1 and whatever is `between`."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, *between)))
+    axis.xaxis.set_major_formatter(name)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def as_percent(value: float, _: Any = None) -> str:
+    """`12.5%` for 0.125."""
+    return f"{round(100 * value, 1):g}%"
+
+
+def as_count(value: float, _: Any = None) -> str:
+    """`300`, `20k`, `1M`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 # Places short labels beside the points of a picture so that they do not cover each other.

@@ -7,11 +7,11 @@ Imperial College London with Amazon Web Services, 2024, and the paper that follo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codehead.lab.reports.summary import Row, by_setting, setting_title
-from codehead.lab.reports.tables import ABSENT, Heading, Table, node_loss, percent, timed
+from codehead.lab.reports.tables import ABSENT, Heading, Table, mean_of, node_loss, percent, timed
 
 SOURCE = (
     "Agarwal, “Efficient Implementation of LLMs: an ECOC-based approach to reducing the vocabulary bottleneck”, 2024"
@@ -193,7 +193,11 @@ def _sizes(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> Table:
                 *_our_size(row, reference),
             )
         )
-    caption = _caption(paper, pairs, setting, _about_sizes())
+    about = (
+        f"The paper measured {BACKBONE} with V = 50,272 on its own machine; parameters and times differ in scale, "
+        "so compare the columns “of Softmax”."
+    )
+    caption = _caption(paper, pairs, setting, about)
     return Table(caption, _headings(theirs, ours), tuple(lines), frozenset({0}))
 
 
@@ -201,7 +205,7 @@ def _our_size(row: Row | None, reference: Row | None) -> tuple[str, ...]:
     if row is None:
         return (ABSENT,) * 5
     time, whole = row.times.get("answer_seconds"), reference and reference.times.get("answer_seconds")
-    ratio = percent(time.median / whole.median) if time and whole else ABSENT
+    ratio = percent(time / whole) if time and whole else ABSENT
     share = ABSENT if row.parameter_share is None else _share(row.parameter_share)
     return row.label, f"{row.parameters:,}", share, timed(row, "answer_seconds", " s"), ratio
 
@@ -233,9 +237,9 @@ def _our_scores(row: Row, metric: str, best: float) -> tuple[str, ...]:
     share = percent(row.values[metric].mean / best) if metric in row.values and best else ABSENT
     loss = node_loss(row).split(" ±")[0]
     if metric == "top1":
-        return loss, _mean(row, "top1", percent), share
-    scores = tuple(_mean(row, score, "{:.4f}".format) for score in ("precision", "recall", "f1"))
-    return loss, *scores, share, _mean(row, "f1_share", percent)
+        return loss, mean_of(row, "top1", percent), share
+    scores = tuple(mean_of(row, score, "{:.4f}".format) for score in ("precision", "recall", "f1"))
+    return loss, *scores, share, mean_of(row, "f1_share", percent)
 
 
 def _short(label: str) -> str:
@@ -243,22 +247,11 @@ def _short(label: str) -> str:
     return label.replace(" MTL-ECOC", "")
 
 
-def _mean(row: Row, name: str, told: Callable[[float], str]) -> str:
-    return told(row.values[name].mean) if name in row.values else ABSENT
-
-
 def _headings(theirs: Sequence[str], ours: Sequence[str]) -> tuple[Heading, ...]:
     return (
         Heading("Configuration", "The paper", is_text=True),
         *(Heading(text, "The paper") for text in theirs),
         *(Heading(text, "Ours", is_text=text == "Configuration") for text in ours),
-    )
-
-
-def _about_sizes() -> str:
-    return (
-        f"The paper measured {BACKBONE} with V = 50,272 on its own machine; parameters and times differ in scale, "
-        "so compare the columns “of Softmax”."
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codehead.lab.reports.drawing import Picture, png
 from codehead.lab.reports.evidence import Damaged, encoders, files, origin, read_evidence
@@ -50,10 +51,7 @@ class Report:
     subtitle: str
     description: str
     findings: tuple[str, ...]
-    terms: Mapping[str, str]
     damaged: tuple[Damaged, ...]
-    source: str  # of the comparison; empty without one
-    source_address: str
     comparisons: tuple[Table, ...]
     tables: tuple[Table, ...]
     pictures: tuple[Picture, ...]
@@ -73,10 +71,7 @@ def compose(folder: str | Path) -> Report:
         subtitle=f"Protocol {number} of the paper: {TABLES[number].title}" if number else "Heads compared",
         description=(_newest(results).config.get("description") or "").strip(),
         findings=tuple(findings(rows)),
-        terms=TERMS,
         damaged=evidence.damaged,
-        source=SOURCE if number else "",
-        source_address=SOURCE_ADDRESS,
         comparisons=tuple(compare(number, rows, *encoders(results))) if number else (),
         tables=tuple(_tables(rows)),
         pictures=tuple(pictures(rows, results)),
@@ -290,42 +285,25 @@ def _is_invisible(letter: str) -> bool:
     return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn") and letter not in "\n\t\u200d"
 
 
-# A report → one HTML file: style and pictures inside, no script, nothing from the network.
+# A report → one HTML file (style and pictures inside, no script, nothing from the network), and Markdown with PNG
+# pictures beside it, for places that show no HTML.
 
 
-PAGE = "report.html"
-TEMPLATE = "page.html"
+PAGE, MARKDOWN = "report.html", "report.md"
+ROOM = 2  # pictures beside the Markdown; the page has all of them
+FIRST = ("frontier", "width", "length", "tradeoff-f1", "tradeoff", "curves")  # names, or beginnings before a setting's
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
 
 def write_page(report: Report, folder: Path) -> Path:
     """Write `report.html`; the same results give the same bytes."""
-    path = folder / PAGE
-    path.write_text(page(report), encoding="utf-8", newline="\n")
-    return path
+    return _write(folder / PAGE, page(report))
 
 
 def page(report: Report) -> str:
     """The page as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("codehead.lab.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     figures = [(picture, b64encode(png(picture)).decode()) for picture in report.pictures]
-    return environment.get_template(TEMPLATE).render(report=report, figures=figures)
-
-
-# A report → Markdown with PNG pictures beside it, for places that show no HTML.
-
-
-REPORT = "report.md"
-ROOM = 2  # pictures; the page has all of them
-FIRST = ("frontier", "width", "length", "tradeoff-f1", "tradeoff", "curves")  # names, or beginnings before a setting's
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
+    return _filled("page.html", report=report, figures=figures)
 
 
 def write_markdown(report: Report, folder: Path) -> Path:
@@ -333,10 +311,7 @@ def write_markdown(report: Report, folder: Path) -> Path:
     shown = chosen(report.pictures)
     for picture in shown:
         (folder / f"{picture.name}.png").write_bytes(png(picture))
-    parts = [*_beginning(report), *_numbers(report, shown), *_evidence(report)]
-    path = folder / REPORT
-    path.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8", newline="\n")
-    return path
+    return _write(folder / MARKDOWN, _filled("report.md", report=report, pictures=shown).rstrip() + "\n")
 
 
 def chosen(pictures: Sequence[Picture]) -> list[Picture]:
@@ -354,41 +329,21 @@ def plain(text: str) -> str:
     return SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
-def _beginning(report: Report) -> list[str]:
-    parts = [f"# {report.title}\n", f"{report.subtitle}.\n"]
-    if report.damaged:
-        parts.append("> **Damaged result files, left out of every number:**\n>")
-        parts.append("\n".join(f"> - `{file.name}` {plain(file.reason)}" for file in report.damaged) + "\n")
-    if report.description:
-        parts.append(f"{report.description}\n")
-    parts += [f"{plain(paragraph)}\n" for paragraph in report.findings]
-    parts.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in report.terms.items()) + "\n")
-    return parts
+def _filled(template: str, **values: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("codehead.lab.reports"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": plain, "markdown": markdown}
+    fixed = {"terms": TERMS, "source": SOURCE, "source_address": SOURCE_ADDRESS}
+    return environment.get_template(template).render(**fixed, **values)
 
 
-def _numbers(report: Report, shown: Sequence[Picture]) -> list[str]:
-    parts = []
-    if report.comparisons:
-        parts.append(f"## Beside the paper\n\n[{report.source}]({report.source_address})\n")
-    for table in report.comparisons:
-        parts += [f"{table.caption}\n", markdown(table, with_groups=True)]
-    for table in report.tables:
-        parts += [f"## {table.caption}\n", markdown(table)]
-    for picture in shown:
-        parts.append(f"## {picture.title}\n\n![{plain(picture.alt)}]({picture.name}.png)\n\n{picture.note}\n")
-    return parts
-
-
-def _evidence(report: Report) -> list[str]:
-    parts = ["## Answers\n"] if report.samples else []
-    parts += [_sample(sample) for sample in report.samples]
-    parts.append("## Where the numbers come from\n")
-    parts.append("\n".join(f"- {heading}: {'; '.join(map(plain, lines))}" for heading, lines in report.origin) + "\n")
-    return parts
-
-
-def _sample(sample: Sample) -> str:
-    where = f"{sample.setting}: " if sample.setting else ""
-    context = f" — {plain(sample.context)}" if sample.context else ""
-    answers = "\n".join(f"- **{label}**: {plain(text)}" for label, text in sample.answers)
-    return f"> {where}{plain(sample.prompt)}{context}\n\nReference: {plain(sample.reference)}\n\n{answers}\n"
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from codehead.codes import DESIGNS
@@ -162,10 +162,7 @@ SHARES = {
     "bits_per_byte_ratio": "bits_per_byte",
     "f1_share": "f1",
 }  # each a metric divided by that of the reference with the same seed and setting
-TIMED = {
-    "answer_seconds": "answer_repeats",
-    "tokens_per_second": "tokens_per_second_repeats",
-}  # what is timed, and the key of its repeats
+TIMED = ("answer_seconds", "tokens_per_second")
 
 
 @dataclass(frozen=True)
@@ -174,27 +171,14 @@ class Estimate:
 
     mean: float
     half_width: float | None
-    count: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
         """The estimate of one value per seed."""
         count = len(values)
         if count < 2:
-            return cls(fmean(values), None, count)
-        return cls(fmean(values), t_quantile(count - 1) * stdev(values) / math.sqrt(count), count)
-
-
-@dataclass(frozen=True)
-class Times:
-    """Interleaved repeats of one measurement: seconds, or tokens per second."""
-
-    repeats: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """The middle repeat, which one slow moment of the machine does not move."""
-        return median(self.repeats)
+            return cls(fmean(values), None)
+        return cls(fmean(values), t_quantile(count - 1) * stdev(values) / math.sqrt(count))
 
 
 @dataclass(frozen=True)
@@ -215,7 +199,8 @@ class Row:
     decision: Mapping[str, Any] | None = None  # design, bits, head, width, loss, decoder; None for Softmax
     bytes_resident: int | None = None  # weights and codebook
     byte_share: float | None = None  # of the reference's bytes, both stored with weights in bf16
-    times: dict[str, Times] = field(default_factory=dict)  # TIMED, all of one seed
+    times: dict[str, float] = field(default_factory=dict)
+    """TIMED, all of one seed: medians of interleaved repeats, which one slow moment of the machine does not move."""
     decoders: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     """Name of a decoder → `top1`, and `share` of the reference's: the same outputs read in other ways."""
     unmatched: tuple[int, ...] = ()  # seeds that the reference has no result of: then there are no SHARES
@@ -294,7 +279,7 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
         decision=first.metrics["decision"],
         bytes_resident=size.get("bytes_resident"),
         byte_share=byte_share,
-        times={name: Times(tuple(timed[repeats])) for name, repeats in TIMED.items() if timed.get(repeats)},
+        times={name: timed[name] for name in TIMED if name in timed},
         decoders=_by_decoder(group, whole),
         unmatched=tuple(sorted({result.config["seed"] for result in group} - whole.keys())),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from codehead.boundaries import read_text
 from codehead.errors import DataError
 from codehead.lab.reports.evidence import read_results
 from codehead.lab.reports.summary import OVER_TOKENS, Estimate, Row, by_setting, setting_title, summarise
+from codehead.lab.result import replace_file
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -149,6 +149,11 @@ def number(value: Estimate | None, digits: int) -> str:
     return f"{value.mean:,.{digits}f}{interval}"
 
 
+def mean_of(row: Row, name: str, told: Callable[[float], str]) -> str:
+    """A value without its interval."""
+    return told(row.values[name].mean) if name in row.values else ABSENT
+
+
 def node_loss(row: Row) -> str:
     """Final mean training loss per node; a loss over V tokens is none."""
     is_bitwise = row.family not in OVER_TOKENS
@@ -157,8 +162,8 @@ def node_loss(row: Row) -> str:
 
 def timed(row: Row, name: str, unit: str = "") -> str:
     """The median of a measurement with three digits: `1.24 s`."""
-    times = row.times.get(name)
-    return ABSENT if times is None else f"{_three_digits(times.median)}{unit}"
+    time = row.times.get(name)
+    return ABSENT if time is None else f"{_three_digits(time)}{unit}"
 
 
 def _usual(rows: Sequence[Row]) -> list[Column]:
@@ -178,7 +183,7 @@ def _usual(rows: Sequence[Row]) -> list[Column]:
         Column("Resident", _bytes, "Size of the head", REPORT),
         Column("Bytes", lambda row: percent(row.byte_share), "Size of the head"),
         Column("Loss/node", node_loss, "Training", DOCUMENT if scored else TERMINAL, brief=loss_brief),
-        Column("Top-1", _percent("top1"), "Next token, test split", brief=_percent_mean("top1")),
+        Column("Top-1", _percent("top1"), "Next token, test split", brief=lambda row: mean_of(row, "top1", percent)),
         Column("of Softmax", _percent("share"), "Next token, test split"),
         Column("Top-5", _percent("top5"), "Next token, test split", DOCUMENT),
         Column("of Softmax", _percent("top5_share"), "Next token, test split", REPORT),
@@ -188,7 +193,7 @@ def _usual(rows: Sequence[Row]) -> list[Column]:
         Column("× Softmax", _number("bits_per_byte_ratio", 3), "Next token, test split", REPORT),
         Column("P", _number("precision", 4), "Answers, BERTScore", REPORT if weighed else DOCUMENT),
         Column("R", _number("recall", 4), "Answers, BERTScore", REPORT if weighed else DOCUMENT),
-        Column("F1", _number("f1", 4), "Answers, BERTScore", brief=_number_mean("f1", 3)),
+        Column("F1", _number("f1", 4), "Answers, BERTScore", brief=lambda row: mean_of(row, "f1", "{:.3f}".format)),
         Column("of Softmax", _percent("f1_share"), "Answers, BERTScore", DOCUMENT),
         Column("Answers", lambda row: timed(row, "answer_seconds", " s"), "Time", REPORT),
         Column("Tokens/s", lambda row: timed(row, "tokens_per_second"), "Time", REPORT),
@@ -206,16 +211,6 @@ def _percent(name: str) -> Callable[[Row], str]:
 
 def _number(name: str, digits: int) -> Callable[[Row], str]:
     return lambda row: number(row.values.get(name), digits)
-
-
-def _percent_mean(name: str) -> Callable[[Row], str]:
-    """Without the interval."""
-    return lambda row: percent(row.values[name].mean) if name in row.values else ABSENT
-
-
-def _number_mean(name: str, digits: int) -> Callable[[Row], str]:
-    """Without the interval."""
-    return lambda row: f"{row.values[name].mean:.{digits}f}" if name in row.values else ABSENT
 
 
 def _bytes(row: Row) -> str:
@@ -289,9 +284,7 @@ def embed(document: str | Path) -> bool:
     old = read_text(document, "document")
     new = rendered(old, document.parent)
     if new != old:
-        temporary = document.with_name(f".{document.name}.tmp")
-        temporary.write_text(new, encoding="utf-8")
-        os.replace(temporary, document)
+        replace_file(document, new)
     return new != old
 
 

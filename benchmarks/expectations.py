@@ -1,13 +1,11 @@
 """Renders `codehead/recommendation/expected.json` from the results of the protocols that measure accuracy per byte.
 
-python -m codehead.lab.reports.expectations results
+python benchmarks/expectations.py
 """
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from codehead.lab.reports.summary import Estimate, Row, backbone_steps, summaris
 from codehead.lab.result import Result, write_json
 from codehead.recommendation import FILE, METRICS
 
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 FOLDERS = "frontier-*"
 REAL = "benchmarks/frontier-real-*.json"
 MIXTURE = ("dolly", "books", "wikitext")
@@ -163,10 +162,5 @@ def _value(estimate: Estimate) -> dict[str, float | None]:
     return {"mean": round(estimate.mean, DIGITS), "half_width": None if width is None else round(width, DIGITS)}
 
 
-def main(results: str) -> None:
-    """Write the packaged file anew, and print it."""
-    print(json.dumps(json.loads(write_json(FILE, render(Path(results))).read_text(encoding="utf-8")), indent=1))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(write_json(FILE, render(RESULTS)).read_text(encoding="utf-8"), end="")
