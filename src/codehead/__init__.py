@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from codehead.models.registration import register_loader
+from codehead.version import VERSION
 
 if TYPE_CHECKING:
     from codehead.codes.codebook import Codebook
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from codehead.recommendation import recommend
     from codehead.screening.build import screen
 
-__version__ = "0.2.0"
+__version__ = VERSION
 
 __all__ = [
     "DECODERS",

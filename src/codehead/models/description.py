@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codehead import __version__
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
@@ -20,6 +19,7 @@ from codehead.config.first_version import checkpoint_as_of_today
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import Decision
 from codehead.models.registration import METHOD
+from codehead.version import VERSION
 
 MOST = 2**31 - 1
 """Of tokens or bits: ids are int32."""
@@ -126,7 +126,7 @@ class Description:
     codebook: CodebookFacts
     stock: dict[str, Any]
     """What was changed in the stock configuration, with the values from before."""
-    version: str = __version__
+    version: str = VERSION
     """Version of codehead that wrote this."""
     fresh: str = ""
     """sha256 of the random weights that the head began with; empty if it began at the old head, or with one_vs_all."""
