@@ -145,8 +145,8 @@ class SoftmaxHead:
     def __call__(self, hidden: Tensor) -> Tensor:
         return self.scaling(self.head(hidden.to(self.head.weight)).float())
 
-    def of_some(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """The logits `(…, tokens)` of the tokens `ids` `(tokens,)` alone."""
+    def of_some(self, hidden: Tensor, ids: Tensor | slice) -> Tensor:
+        """The logits `(…, tokens)` of the tokens `ids` `(tokens,)`, or of a slice of all, alone."""
         bias = None if self.head.bias is None else self.head.bias[ids]
         return self.scaling(F.linear(hidden.to(self.head.weight), self.head.weight[ids], bias).float())
 

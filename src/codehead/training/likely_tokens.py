@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codehead.codes.packing import slices
 from codehead.losses import CHUNK_SCORES
 from codehead.models.probe import SoftmaxHead
 from codehead.processes import ALONE, Processes
@@ -66,6 +67,8 @@ DRAWN = 2048
 """Of the others, at every step."""
 LIKELY = 16
 """Tokens kept of each position."""
+TOGETHER = 2**26
+"""Token scores of the positions that are looked up together: for these the rows of the head are read once."""
 CACHED = 2**22
 """Token scores at a time: memory of that size is used again and not given back to the system."""
 
@@ -99,15 +102,19 @@ class LikelyTokens:
         processes: Processes = ALONE,
     ) -> LikelyTokens:
         """Of hidden states `(positions, hidden)`, shared out; `progress` is called with (positions done, all)."""
-        weight, found = teacher.head.weight, []
-        expected, rows = torch.zeros(len(weight), dtype=torch.float64), max(1, CACHED // len(weight))
+        size, device, found = len(teacher.head.weight), teacher.head.weight.device, []
+        rows = min(max(1, TOGETHER // size), len(hidden))
+        scores, expected = torch.empty(rows, size, device=device), torch.zeros(size, dtype=torch.float64)
         for number, some in enumerate(hidden.split(rows)):
             if processes.does(number):
-                with torch.no_grad(), in_bf16(weight.device):
-                    scores = teacher(some.to(weight.device, torch.float32))
-                sums = scores.logsumexp(-1, keepdim=True)
-                found.append((scores.topk(min(LIKELY, len(weight)), -1).indices.int().cpu(), sums[:, 0].cpu()))
-                expected += scores.sub_(sums).exp_().sum(0).double().cpu()
+                given = some.to(device, torch.float32)
+                for tokens in slices(size, max(1, CACHED // rows)):
+                    with torch.no_grad(), in_bf16(device):
+                        scores[: len(some), tokens] = teacher.of_some(given, tokens)
+                for part in scores[: len(some)].split(max(1, CACHED // size)):
+                    sums = part.logsumexp(-1, keepdim=True)
+                    found.append((part.topk(min(LIKELY, size), -1).indices.int().cpu(), sums[:, 0].cpu()))
+                    expected += part.sub_(sums).exp_().sum(0).double().cpu()
             progress(min(rows * (number + 1), len(hidden)), len(hidden))
         ids, log_sums = map(torch.cat, zip(*processes.gathered(found), strict=True))
         return cls(ids, log_sums, torch.stack(processes.gathered([expected])).sum(0))
