@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,14 @@ def screens(head: nn.Linear, hidden: Tensor, wanted: Callable[[str], bool]) -> I
         made = make()
         seconds, settings = time.perf_counter() - start, made.settings
         weight = head.weight.detach()
-        best = ScreenedLinear.of(weight, made).best
         read = made.bytes_read + settings.candidates * weight[0].nbytes
-        step = lambda hidden, best=best: best(hidden)[0][:, 0]  # noqa: E731
+        step = partial(best_of, ScreenedLinear.of(weight, made))
         yield f"{name} ({settings.bits} bits, {settings.candidates} rows)", Head(step, read, seconds)
+
+
+def best_of(head: ScreenedLinear, hidden: Tensor) -> Tensor:
+    """The best token `(positions,)` at hidden states `(positions, hidden)`."""
+    return head.best(hidden)[0][:, 0]
 
 
 def heads(weight: Tensor, hidden: Tensor, threads: int, only: list[str]) -> dict[str, Head]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from screening import recorded, screened_step, states
+from screening import recorded, states
 from torch import Tensor
 
 from codehead.decoding.fast_scan import FastScan
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     weight, hidden = states(options)
     screen = load_model(options.screened).get_output_embeddings().screen
     screen.prepare(weight, None)
-    step = screened_step(weight, screen)
+    step = ScreenedLinear.of(weight, screen).best
     profile(step, hidden[:20], hidden[:0])
     settings = screen.settings
     return {

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.evaluation import model_size
 from codehead.evaluation.metrics import evaluate
+from codehead.evaluation.size import model_size
 from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.models.folding import check_foldable, fold
 from codehead.models.hidden import Statistics, hidden_states

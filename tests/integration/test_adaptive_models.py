@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import codehead
 from codehead.errors import ConfigurationError
-from codehead.evaluation import model_size
+from codehead.evaluation.size import model_size
 from codehead.heads import count_parameters
 from codehead.models.hidden import Statistics
 

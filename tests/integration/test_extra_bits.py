@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import codehead
 from codehead.decoding.extras import Refinement
 from codehead.errors import CheckpointError, ConfigurationError
-from codehead.evaluation import model_size
+from codehead.evaluation.size import model_size
 from codehead.models.hidden import Statistics
 from codehead.training.config import Distillation
 from codehead.training.distil import distil

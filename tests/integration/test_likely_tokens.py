@@ -46,7 +46,10 @@ def student_of(model):
     return _Student(model.get_output_embeddings(), model.decision, LogitScaling(), ones)
 
 
-def test_what_is_looked_up():
+@pytest.mark.parametrize("positions", [1000, 7])
+def test_what_is_looked_up(monkeypatch, positions):
+    monkeypatch.setattr(likely_tokens, "TOGETHER", positions * VOCAB)
+    monkeypatch.setattr(likely_tokens, "CACHED", 2 * VOCAB + 3)
     teacher, _, hidden = peaked()
     found = LikelyTokens.of(teacher, hidden)
     likely = teacher(hidden).log_softmax(-1)

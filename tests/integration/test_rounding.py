@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import codehead
 from codehead.errors import ConfigurationError
-from codehead.evaluation import model_size
+from codehead.evaluation.size import model_size
 from codehead.models.rounding import round_parts, rounded_weights
 
 CORRECTED = {"loss": "codeword", "dense_rows": [3, 50, 7], "token_bias": True}

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_every_script_finds_what_it_imports(script, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    for needed in ("faiss", "onnx", "onnxruntime"):
+        pytest.importorskip(needed)
+    importlib.import_module(script)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import codehead
 from codehead.config import DecisionConfig, ModelShape
 from codehead.config.budget import CODE_SHARE
 from codehead.errors import ConfigurationError
-from codehead.evaluation import model_size
+from codehead.evaluation.size import model_size
 from codehead.models.hidden import Statistics
 
 SHAPES = st.builds(ModelShape, st.sampled_from([64, 160, 640, 2048]), st.sampled_from([300, 8192, 50_257, 262_144]))

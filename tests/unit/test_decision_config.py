@@ -19,7 +19,7 @@ from codehead.cli.options import given as given_options
 from codehead.codes import build
 from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError
-from codehead.evaluation import USUAL, model_size
+from codehead.evaluation.size import USUAL, model_size
 from codehead.models.hidden import Statistics
 
 HIDDEN, V = 16, 100

@@ -13,7 +13,7 @@ from codehead.codes import build
 from codehead.codes.packing import pack_bits
 from codehead.codes.table import CodewordTable, bit_sums
 from codehead.errors import ConfigurationError
-from codehead.evaluation import model_size
+from codehead.evaluation.size import model_size
 from codehead.heads import build as build_head
 from codehead.layer import DecisionLayer
 

@@ -201,7 +201,7 @@ def params(
 ) -> None:
     """Show the last-layer parameters and bytes of the usual configurations."""
     from codehead.config import ModelShape
-    from codehead.evaluation import compare_configurations
+    from codehead.evaluation.size import compare_configurations
     from codehead.models.named import model_shape
 
     if model is not None and hidden_size is None and vocab_size is None:

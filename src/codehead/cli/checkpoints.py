@@ -31,7 +31,7 @@ def attach(
 
     Without --code, the code is one of the old head and starts near it; with another, the head still has to be trained.
     """
-    from codehead.evaluation import model_size
+    from codehead.evaluation.size import model_size
     from codehead.models.surgery import attach as attach_to
     from codehead.models.surgery import describe
     from codehead.training.folder import locked, save_whole
@@ -278,7 +278,7 @@ def generate(
     packed: opt.Packed = None,
 ) -> None:
     """Continue a prompt and show the text as it comes."""
-    from codehead.evaluation import generate_text
+    from codehead.evaluation.generation import generate_text
 
     try:
         prompt.encode("utf-8")

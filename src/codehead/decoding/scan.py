@@ -260,13 +260,15 @@ IMPLEMENTATIONS = ("auto", "plain", "scan")
 LEAST = 2**12
 """Tokens below which scoring all of them is as fast."""
 MOST = 2**10
-"""Tokens to be found above which it is."""
+"""Tokens to be found, or positions of a packed code, above which it is."""
 AROUND = 1e6
 """Bytes that could be read in the time that the scan of a position takes beside reading codewords."""
 LISTED = 1400
 """And in the time that a token with a dense row takes: all of these are ranked."""
 SHARED = 8
 """Positions that are multiplied with all codewords in the time in which these are read."""
+FLOAT = 32
+"""Bits of a symbol in the matrix that a product reads."""
 WIDE = 32
 """Bytes of every score that is formed: it is written and read several times."""
 
@@ -343,7 +345,7 @@ def pays(table: CodewordTable, corrections: Corrections | None, size: int) -> bo
     planes = [plane for some in tables for plane in (some.sign_plane, some.support_plane) if plane is not None]
     packed, listed = sum(plane.nbytes for plane in planes), 0 if corrections is None else corrections.num_rows
     scores = WIDE * size * table.num_classes
-    return size * (packed + LISTED * listed + AROUND) < 32 * packed * max(1, size / SHARED) + scores
+    return size * (packed + LISTED * listed + AROUND) < FLOAT * packed * max(1, size / SHARED) + scores
 
 
 _KEPT: WeakKeyDictionary[CodewordTable, tuple[tuple[object, ...], Scan]] = WeakKeyDictionary()

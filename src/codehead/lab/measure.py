@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from codehead.errors import ConfigurationError, DataError
-from codehead.evaluation import model_size
 from codehead.evaluation.metrics import evaluate
+from codehead.evaluation.size import model_size
 from codehead.lab.answers import fitting_prompts, score_answers
 from codehead.lab.bertscore import Encoder, find_encoder
 from codehead.lab.result import Result

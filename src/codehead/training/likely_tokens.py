@@ -107,11 +107,8 @@ class LikelyTokens:
         scores, expected = torch.empty(rows, size, device=device), torch.zeros(size, dtype=torch.float64)
         for number, some in enumerate(hidden.split(rows)):
             if processes.does(number):
-                given = some.to(device, torch.float32)
-                for tokens in slices(size, max(1, CACHED // rows)):
-                    with torch.no_grad(), in_bf16(device):
-                        scores[: len(some), tokens] = teacher.of_some(given, tokens)
-                for part in scores[: len(some)].split(max(1, CACHED // size)):
+                scored = _scored(teacher, some.to(device, torch.float32), scores)
+                for part in scored.split(max(1, CACHED // size)):
                     sums = part.logsumexp(-1, keepdim=True)
                     found.append((part.topk(min(LIKELY, size), -1).indices.int().cpu(), sums[:, 0].cpu()))
                     expected += part.sub_(sums).exp_().sum(0).double().cpu()
@@ -130,6 +127,19 @@ class LikelyTokens:
         log_weights[drawn] = math.log(len(others) / max(1, len(drawn)))
         certain[drawn] = True
         return Chosen(certain.nonzero().flatten(), log_weights[certain])
+
+
+@torch.no_grad()
+def _scored(teacher: SoftmaxHead, hidden: Tensor, room: Tensor) -> Tensor:
+    """Scores of hidden states `(positions, hidden)`, in as many rows of `room` `(≥ positions, V)`.
+
+    Some tokens at a time: their rows of the head, perhaps made bf16, are read once for all positions.
+    """
+    rows, size = room.shape
+    with in_bf16(hidden.device):
+        for tokens in slices(size, CACHED // rows):
+            room[: len(hidden), tokens] = teacher.of_some(hidden, tokens)
+    return room[: len(hidden)]
 
 
 def is_worth_it(num_classes: int) -> bool:

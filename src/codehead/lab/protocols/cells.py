@@ -20,8 +20,8 @@ from codehead.config.size import FLOAT_BYTES as WEIGHT_BYTES
 from codehead.config.size import INTEGER_BITS
 from codehead.decoding import DECODERS, FittedDecoder, Weights, decode, fit
 from codehead.errors import CheckpointError, DataError
-from codehead.evaluation import model_size
 from codehead.evaluation.metrics import SCORE_BYTES, TOP, evaluate
+from codehead.evaluation.size import model_size
 from codehead.lab.answers import score_answers
 from codehead.lab.baselines import compress
 from codehead.lab.bertscore import find_encoder

@@ -166,13 +166,16 @@ def timed(row: Row, name: str, unit: str = "") -> str:
     return ABSENT if time is None else f"{_three_digits(time)}{unit}"
 
 
+def _loss_without_interval(row: Row) -> str:
+    return node_loss(row).split(" ±")[0]
+
+
 def _usual(rows: Sequence[Row]) -> list[Column]:
     """Every column that a table of these rows may have. A terminal has room for the loss or for F1."""
     differ = len({row.seeds for row in rows}) > 1
     scored = any("f1" in row.values for row in rows)
     weighed = any(row.byte_share is not None for row in rows)
     counted_room, ratio_room = (DOCUMENT, DOCUMENT) if weighed else (TERMINAL, REPORT)
-    loss_brief = lambda row: node_loss(row).split(" ±")[0]  # noqa: E731
     return [
         Column("Head", lambda row: row.name, is_text=True, brief=lambda row: row.name.replace(", ", ",")),
         Column("Seeds", lambda row: str(row.seeds) if differ else ABSENT, room=DOCUMENT),
@@ -182,7 +185,7 @@ def _usual(rows: Sequence[Row]) -> list[Column]:
         ),
         Column("Resident", _bytes, "Size of the head", REPORT),
         Column("Bytes", lambda row: percent(row.byte_share), "Size of the head"),
-        Column("Loss/node", node_loss, "Training", DOCUMENT if scored else TERMINAL, brief=loss_brief),
+        Column("Loss/node", node_loss, "Training", DOCUMENT if scored else TERMINAL, brief=_loss_without_interval),
         Column("Top-1", _percent("top1"), "Next token, test split", brief=lambda row: mean_of(row, "top1", percent)),
         Column("of Softmax", _percent("share"), "Next token, test split"),
         Column("Top-5", _percent("top5"), "Next token, test split", DOCUMENT),
