@@ -266,7 +266,7 @@ AROUND = 1e6
 LISTED = 1400
 """And in the time that a token with a dense row takes: all of these are ranked."""
 SHARED = 8
-"""Positions that are multiplied with all codewords in the time in which these are read."""
+"""Positions that a matrix is multiplied with in the time in which it is read."""
 FLOAT = 32
 """Bits of a symbol in the matrix that a product reads."""
 WIDE = 32

@@ -14,14 +14,13 @@ from codehead.codes.packing import row_bytes
 from codehead.codes.table import Seal
 from codehead.decoding import fast_scan
 from codehead.decoding.fast_scan import Ceilings, FastScan, Found, Numbers, bit_tables, copies, whole_bytes
+from codehead.decoding.scan import SHARED
 from codehead.errors import CheckpointError
 
 MODES = ("fast", "exact")
 CERTIFICATES = ("calibrated", "proof")
 AROUND = 4e6
 """Bytes that could be read in the time that a step takes beside reading codewords and rows."""
-SHARED = 8
-"""Positions that the dense head multiplies in the time in which it reads its rows."""
 PROBES = 64
 """Rows of a head by which it is known again."""
 ROUNDS = 4
