@@ -264,9 +264,10 @@ class Search:
         for ids, scores, table in zip(found.ids, found.scores, tables, strict=True):
             for part, own in zip(self.rounds, np.array_split(table, len(self.rounds)), strict=True):
                 scores = scores + _sums(own, part.take(ids, axis=0))
-                best = np.argsort(-scores)[: max(count, len(ids) // 2)]
+                half = max(count, len(ids) // 2)
+                best = np.argpartition(-scores, half - 1)[:half]
                 ids, scores = ids[best], scores[best]
-            kept.append(ids[:count])
+            kept.append(ids[np.argsort(-scores)[:count]])
         return np.stack(kept)
 
     def bounds(self, hidden: Tensor, count: int) -> np.ndarray:
