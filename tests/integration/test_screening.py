@@ -307,8 +307,20 @@ def test_what_is_no_stock_model_is_refused(coded):
         codehead.attach(screened(), bits=24)
     with pytest.raises(ConfigurationError, match="detach"):
         codehead.screen(codehead.screen(make("llama"), hidden=states(make("llama")), recall=0.9), recall=0.9)
-    with pytest.raises(ConfigurationError, match="resize"):
-        screened().resize_token_embeddings(VOCAB + 1)
+
+
+def test_resizing_the_vocabulary_is_refused_with_the_way_out():
+    model = screened()
+    assert model.resize_token_embeddings(VOCAB) is model.get_input_embeddings()
+    for arguments in ({"new_num_tokens": VOCAB + 1}, {"pad_to_multiple_of": 64}):
+        with pytest.raises(ConfigurationError, match=r"detach\(model\), then resize, then codehead\.screen"):
+            model.resize_token_embeddings(**arguments)
+    assert model.get_input_embeddings().weight.shape == (VOCAB, HIDDEN)
+
+
+def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
+    screened().save_pretrained(tmp_path / "checkpoint", is_main_process=False)
+    assert not list((tmp_path / "checkpoint").glob("*"))
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it

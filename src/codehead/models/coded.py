@@ -32,6 +32,22 @@ class OwnCausalLM(Selecting, card.WithCard):
     _kind: Any
     _stock_class: Any
 
+    # What the two bring.
+    _maker: str
+    """The function that makes such a model."""
+    _num_tokens: Callable[[], int]
+    """V."""
+    _entry: Callable[[], dict[str, Any]]
+    """The entry `quantization_config` of the configuration, as the model is now."""
+    _entry_place: Callable[[], str]
+    """The module in which it is saved as a tensor."""
+    _state: Callable[[dict[str, Tensor] | None], dict[str, Tensor]]
+    """The tensors to be saved, those given or the model's own."""
+
+    # What the stock class brings.
+    config: Any
+    get_input_embeddings: Callable[[], nn.Module]
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """`type(model)(config)` and `type(model).from_pretrained` start with the stock model."""
         if not args and not kwargs:  # an empty shell, as copies and the replicas of DataParallel start
@@ -52,6 +68,47 @@ class OwnCausalLM(Selecting, card.WithCard):
     def _members(cls, base: Any) -> dict[str, Any]:
         """What a class has that comes from this one and the stock class `base`."""
         return {}
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """The input embedding, if the number of tokens stays the same; a ConfigurationError otherwise."""
+        size = self._num_tokens() if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            size = math.ceil(size / pad_to_multiple_of) * pad_to_multiple_of
+        guards.refuse_resize(size, self._num_tokens(), self._maker)
+        return self.get_input_embeddings()
+
+    def _get_resized_lm_head(self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **_: Any) -> nn.Module:
+        size = self._num_tokens() if new_num_tokens is None else new_num_tokens
+        guards.refuse_resize(size, self._num_tokens(), self._maker)
+        return old_lm_head
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`.
+
+        CheckpointError if codewords, ids of tokens or weights in int8 or int4 were changed by parts, as in an average.
+        """
+        save = super().save_pretrained  # type: ignore[misc]
+        options |= dict(zip(list(inspect.signature(save).parameters)[1:], args, strict=False))
+        integrity.check_integers(self)
+        integrity.check_state(self, options.get("state_dict"))
+        self.config.quantization_config = entry = self._entry()
+        state = self._state(options.get("state_dict"))
+        options["state_dict"] = {**state, f"{self._entry_place()}.{WRITTEN}": written(entry)}
+        if stock.was_quantised(self):
+            options.setdefault("save_original_format", False)
+        is_main = options.get("is_main_process", True)
+        with stock.saving_quantised(self, options["state_dict"]):
+            if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
+                with integrity.staged(save_directory, options.get("variant")) as folder:
+                    save(folder, **options)
+                    card.write(folder, self)
+            else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
+                save(save_directory, **options)
 
 
 def _rebuild(kind: Any, base: Any) -> Any:
@@ -74,14 +131,14 @@ class CodedCausalLM(OwnCausalLM):
     the codeword posterior.
     """
 
+    _maker = "attach"
+
     # What the stock class brings; declared, not defined.
     _labels_position: int  # among the arguments of forward after self
     _kept: stock.Kept
-    config: Any
     decision: Decision
     training: bool
     get_buffer: Callable[[str], Tensor]
-    get_input_embeddings: Callable[[], nn.Module]
 
     accepts_loss_kwargs = True  # Trainer: divide by num_items_in_batch in the model, not by accumulation steps
 
@@ -176,50 +233,18 @@ class CodedCausalLM(OwnCausalLM):
         ties = super().get_expanded_tied_weights_keys(all_submodels)  # type: ignore[misc]
         return stock.without_head(self, ties)  # type: ignore[arg-type]
 
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = True,
-    ) -> nn.Module:
-        """The input embedding, if the number of tokens stays the same; a ConfigurationError otherwise."""
-        num_classes = self.decision.table.num_classes
-        size = num_classes if new_num_tokens is None else new_num_tokens
-        if pad_to_multiple_of is not None:
-            size = math.ceil(size / pad_to_multiple_of) * pad_to_multiple_of
-        guards.refuse_resize(size, num_classes)
-        return self.get_input_embeddings()
+    def _num_tokens(self) -> int:
+        return self.decision.table.num_classes
 
-    def _get_resized_lm_head(self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **_: Any) -> nn.Module:
-        num_classes = self.decision.table.num_classes
-        guards.refuse_resize(num_classes if new_num_tokens is None else new_num_tokens, num_classes)
-        return old_lm_head
+    def _entry(self) -> dict[str, Any]:
+        return Description.current(self).to_dict()
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
-        """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`.
+    def _entry_place(self) -> str:
+        return "decision"
 
-        CheckpointError if codewords, ids of tokens or weights in int8 or int4 were changed by parts, as in an average.
-        """
-        save = super().save_pretrained  # type: ignore[misc]
-        integrity.check_integers(self)
-        description = Description.current(self)
-        self.config.quantization_config = description.to_dict()
-        names = list(inspect.signature(save).parameters)[1:]
-        options |= dict(zip(names, args, strict=False))
+    def _state(self, given: dict[str, Tensor] | None) -> dict[str, Tensor]:
         model: Any = self
-        integrity.check_state(model, options.get("state_dict"))
-        state = guards.guarded(model, stock.head_path(model), options.get("state_dict"))
-        options["state_dict"] = {**state, f"decision.{WRITTEN}": written(self.config.quantization_config)}
-        if stock.was_quantised(self):
-            options.setdefault("save_original_format", False)
-        is_main = options.get("is_main_process", True)
-        with stock.saving_quantised(self, options["state_dict"]):
-            if is_main and not options.get("push_to_hub") and not options.get("distributed_checkpoint"):
-                with integrity.staged(save_directory, options.get("variant")) as folder:
-                    save(folder, **options)
-                    card.write(folder, self)
-            else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
-                save(save_directory, **options)
+        return guards.guarded(model, stock.head_path(model), given)
 
     def _told_in_card(self) -> card.Told:
         described = Description.from_dict(self.config.quantization_config)

@@ -87,13 +87,16 @@ def refuse_patched_forward(model: nn.Module, action: str) -> None:
         )
 
 
-def refuse_resize(num_tokens: int, num_classes: int) -> None:
-    """Raise a ConfigurationError if an embedding is to get more or fewer rows than the code has classes."""
+def refuse_resize(num_tokens: int, num_classes: int, maker: str) -> None:
+    """Raise a ConfigurationError if an embedding is to get more or fewer rows than the code has classes.
+
+    The function called `maker` made the model.
+    """
     if num_tokens != num_classes:
         raise ConfigurationError(
-            f"cannot resize the token embeddings of a coded model from {num_classes} to {num_tokens}: every "
-            "token needs a codeword. First codehead.detach(model), then resize, then "
-            "codehead.attach(model, ...) again; or attach after adding the tokens"
+            f"cannot resize the token embeddings of this model from {num_classes} to {num_tokens}: every token needs a "
+            f"codeword. First codehead.detach(model), then resize, then codehead.{maker}(model, ...) again; or "
+            f"{maker} it after adding the tokens"
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,15 +9,14 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import WRITTEN
-from codehead.models import card, guards, integrity, stock
+from codehead.models import card, guards, stock
 from codehead.models.coded import OwnCausalLM, own_class
-from codehead.models.description import written
 from codehead.models.integrity import check_integers, names_in_memory
 from codehead.models.loader import (
     CodeheadConfig,
@@ -48,7 +45,7 @@ class ScreenedCausalLM(OwnCausalLM):
     generated, and those of them that took the dense head.
     """
 
-    config: Any
+    _maker = "screen"
     steps: int = 0
     whole: int = 0
     _told: frozenset[str] = frozenset()
@@ -100,27 +97,17 @@ class ScreenedCausalLM(OwnCausalLM):
                 head.selection = None
                 self.steps, self.whole = self.steps + selection.steps, self.whole + selection.whole
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *_: Any, **__: Any) -> nn.Module:
-        """The input embedding, if the number of tokens stays the same; a ConfigurationError otherwise."""
-        guards.refuse_resize(new_num_tokens or self.screen.settings.num_classes, self.screen.settings.num_classes)
-        embedding: nn.Module = self.get_input_embeddings()  # type: ignore[attr-defined]
-        return embedding
+    def _num_tokens(self) -> int:
+        return self.screen.settings.num_classes
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
-        """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`.
+    def _entry(self) -> dict[str, Any]:
+        return entry_of(self.screen.settings)
 
-        CheckpointError if the code was changed by parts, as in an average.
-        """
-        save, model = super().save_pretrained, cast("Any", self)  # type: ignore[misc]
-        options |= dict(zip(list(inspect.signature(save).parameters)[1:], args, strict=False))
-        check_integers(model)
-        integrity.check_state(model, options.get("state_dict"))
-        entry = self.config.quantization_config = entry_of(self.screen.settings)
-        state = options.get("state_dict") or model.state_dict()
-        options["state_dict"] = {**state, f"{stock.head_path(model)}.screen.{WRITTEN}": written(entry)}
-        with integrity.staged(save_directory, options.get("variant")) as folder:
-            save(folder, **options)
-            card.write(folder, self)
+    def _entry_place(self) -> str:
+        return f"{stock.head_path(cast('Any', self))}.screen"
+
+    def _state(self, given: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        return given or cast("Any", self).state_dict()
 
     def _told_in_card(self) -> card.Told:
         kept = self.screen.settings
