@@ -36,7 +36,8 @@ from codehead.training.loop import Stages
 from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
 
-TESTS = ("dolly", "books", "wikitext", "alpaca", "stories", "german", "python")
+SETS = ("valid", "dolly", "books", "wikitext", "alpaca", "stories", "german", "python")
+"""Text that choices were made on, and what is tested on."""
 BEST = (1, 8, 32, 128, 512)
 """How many of a head's best tokens are looked through for the old head's choice."""
 PIECE = 80
@@ -174,7 +175,7 @@ def measure(options: argparse.Namespace) -> None:
     ranks = counts.argsort(descending=True, stable=True).argsort()
     octaves = (ranks + 1).log2().floor().long()
     sets = {}
-    for test in TESTS:
+    for test in SETS:
         hidden, labels = states(options.cache, test, options.test_positions)
         sets[test] = measured(score, weight, hidden, labels, octaves)
         print(name, test, sets[test]["all"], flush=True)

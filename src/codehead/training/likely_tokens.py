@@ -102,19 +102,20 @@ class LikelyTokens:
         processes: Processes = ALONE,
     ) -> LikelyTokens:
         """Of hidden states `(positions, hidden)`, shared out; `progress` is called with (positions done, all)."""
-        size, device, found = len(teacher.head.weight), teacher.head.weight.device, []
-        rows = min(max(1, TOGETHER // size), len(hidden))
+        size, device = len(teacher.head.weight), teacher.head.weight.device
+        rows, step = min(max(1, TOGETHER // size), len(hidden)), max(1, CACHED // size)
         scores, expected = torch.empty(rows, size, device=device), torch.zeros(size, dtype=torch.float64)
-        for number, some in enumerate(hidden.split(rows)):
+        # Made at once: tensors that are kept one by one lie among those that are freed, whose memory is then lost.
+        ids, log_sums = torch.zeros(len(hidden), min(LIKELY, size), dtype=torch.int32), torch.zeros(len(hidden))
+        pieces = zip(hidden.split(rows), ids.split(rows), log_sums.split(rows), strict=True)
+        for number, (some, *kept) in enumerate(pieces):
             if processes.does(number):
                 scored = _scored(teacher, some.to(device, torch.float32), scores)
-                for part in scored.split(max(1, CACHED // size)):
-                    sums = part.logsumexp(-1, keepdim=True)
-                    found.append((part.topk(min(LIKELY, size), -1).indices.int().cpu(), sums[:, 0].cpu()))
-                    expected += part.sub_(sums).exp_().sum(0).double().cpu()
+                for part in zip(*(whole.split(step) for whole in (scored, *kept)), strict=True):
+                    expected += _look(*part)
             progress(min(rows * (number + 1), len(hidden)), len(hidden))
-        ids, log_sums = map(torch.cat, zip(*processes.gathered(found), strict=True))
-        return cls(ids, log_sums, torch.stack(processes.gathered([expected])).sum(0))
+        shared = (processes.gathered([part]) for part in (ids, log_sums, expected))
+        return cls(*(torch.stack(parts).sum(0, dtype=parts[0].dtype) for parts in shared))
 
     def draw(self, positions: Tensor, generator: torch.Generator) -> Chosen:
         """The tokens to compare at some positions."""
@@ -127,6 +128,13 @@ class LikelyTokens:
         log_weights[drawn] = math.log(len(others) / max(1, len(drawn)))
         certain[drawn] = True
         return Chosen(certain.nonzero().flatten(), log_weights[certain])
+
+
+def _look(scores: Tensor, ids: Tensor, log_sums: Tensor) -> Tensor:
+    """Fill `ids` and `log_sums` from scores `(positions, V)`, which are lost; how often each token is expected `(V,)`."""
+    log_sums.copy_(scores.logsumexp(-1))
+    ids.copy_(scores.topk(ids.shape[1], -1).indices)
+    return scores.sub_(log_sums.to(scores.device)[:, None]).exp_().sum(0).double().cpu()
 
 
 @torch.no_grad()
