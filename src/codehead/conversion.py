@@ -90,7 +90,7 @@ def convert(
         budget: the head's bytes, as a share of the old head's in bf16; 5% unless `bits` or `speed` is given.
         bits: the codeword length instead.
         speed: how many times fewer multiply-adds than Softmax's, such as 4x, instead.
-        tokenizer: of a model in memory.
+        tokenizer: of a model in memory; one of hub, folder or file brings its own.
         overwrite: replace a run that is in `out`.
         show: told the stage, what is done of it and the total.
         options: as for `conversion_config`: steps, tokens, backbone_steps, calibrate, seed, dtype, …
@@ -354,12 +354,16 @@ def _on_disk(model: Any, tokenizer: Any, text: str | Sequence[str], out: str | P
     Each time in the same place, so that a conversion that was stopped finds there what it began with.
     """
     is_named = isinstance(model, str | Path)
+    if is_named and tokenizer is not None:
+        raise ConfigurationError(
+            f"tokenizer is given, but model {str(model)!r} is read with its own; omit it, or give the model in memory"
+        )
     if is_named and isinstance(text, str | Path):
         yield str(model), str(text)
         return
-    if not is_named and tokenizer is None:
+    if not is_named and not hasattr(tokenizer, "save_pretrained"):
         raise ConfigurationError(
-            "tokenizer is None, but the model is in memory; give its tokenizer, or the folder of both"
+            f"tokenizer is {tokenizer!r}, but the model is in memory; give its tokenizer, or the folder of both"
         )
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigurationError(

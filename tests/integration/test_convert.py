@@ -525,6 +525,7 @@ def test_what_was_in_memory_when_it_was_stopped_goes_on(stock, tmp_path):
     ("options", "message"),
     [
         ({}, "tokenizer is None, but the model is in memory"),
+        ({"tokenizer": "gpt2"}, "tokenizer is 'gpt2', but the model is in memory"),
         ({"budget": "5%", "bits": 16}, "give one of budget, bits and speed, not budget and bits"),
         ({"budget": 2}, "budget is 2; give a share"),
         ({"stepz": 3}, "stepz"),
@@ -535,6 +536,8 @@ def test_what_cannot_be_converted_leaves_nothing(stock, tmp_path, options, messa
     given = {"tokenizer": tokenizer, **options} if options else {}
     with pytest.raises((ConfigurationError, TypeError), match=message):
         convert(model, TEXTS, out=tmp_path / "a" / "out", **given)
+    with pytest.raises(ConfigurationError, match="tokenizer is given, but model"):
+        convert("some/model", TEXTS, tokenizer=tokenizer, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigurationError, match="has a decision layer already"):
         convert(codehead.attach(model), TEXTS, tokenizer=tokenizer, out=tmp_path / "out")
