@@ -243,11 +243,15 @@ def test_bfloat16_and_copies_keep_the_code(tmp_path):
     assert half.whole == 0
 
 
-def test_a_dense_path_is_announced_once():
+@pytest.mark.parametrize(("way", "reason"), [
+    ({"do_sample": True, "top_k": 0}, "sampling without top_k"), ({"num_beams": 2}, "beams"),
+    ({"num_beams": 2, "do_sample": True, "top_k": 5}, "beams"), ({"prompt_lookup_num_tokens": 2}, "drafted"),
+], ids=str)  # fmt: skip
+def test_a_dense_path_is_announced_once(way, reason):
     model, ids = screened(), tokens(1, 6)
-    with pytest.warns(UserWarning, match="sampling without top_k"):
-        generate(model, ids, do_sample=True, top_k=0)
-    generate(model, ids, do_sample=True, top_k=0)
+    with pytest.warns(UserWarning, match=reason):
+        generate(model, ids, **way)
+    generate(model, ids, **way)
     assert model.steps == 0
 
 
@@ -273,7 +277,8 @@ def test_assisted_decoding_both_ways():
     expected = generate(stock, ids)
     assert torch.equal(generate(stock, ids, assistant_model=model), expected)
     expected = generate(make("llama"), ids)
-    assert torch.equal(generate(model, ids, assistant_model=stock), expected)
+    with pytest.warns(UserWarning, match="what an assistant has drafted"):
+        assert torch.equal(generate(model, ids, assistant_model=stock), expected)
 
 
 def test_a_screen_on_a_model_that_writes_its_own_text(monkeypatch):
