@@ -78,6 +78,12 @@ def test_what_is_no_causal_language_model_is_refused(name):
     assert after == before
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_not_screened_either(name):
+    with pytest.raises(ConfigurationError, match=REFUSED[name][2]):
+        codehead.screen(build(name), recall=0.9)
+
+
 @pytest.mark.parametrize("name", [name for name in REFUSED if name != "XLNetLMHeadModel"])
 def test_it_is_refused_in_low_precision_too(name):
     with pytest.raises(ConfigurationError, match=REFUSED[name][2]):
@@ -163,6 +169,8 @@ def test_logits_that_are_changed_after_the_head_are_refused(name, monkeypatch):
     with pytest.raises(ConfigurationError, match="one_vs_all"):
         codehead.attach(model, "minrandom", bits=24)
     assert model.get_output_embeddings() is head
+    with pytest.raises(ConfigurationError, match="another architecture"):
+        codehead.screen(model, recall=0.9)
     codehead.attach(model, "one_vs_all", loss="codeword")  # what the model does to its logits, it goes on doing
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codehead.screening import build
+from codehead.training.folder import LOCK, locked
 
 OPTIONS = ("--recall", "0.9", "--positions", "200", "--bits", "64")
 
@@ -60,16 +63,49 @@ def test_a_stopped_screening_goes_on_from_its_hidden_states(place, tmp_path, cod
         assert codehead("screen", place / "model", "--out", out, *OPTIONS)[0] == 0
 
 
-def test_hidden_states_of_other_text_are_refused(place, tmp_path, codehead, written, monkeypatch):
+OTHER = {
+    "another file": (("--data", "other.jsonl"), None, "data is 'other.jsonl', was 'text.jsonl'"),
+    "another field": (("--text-field", "b"), None, "text_field is 'b', was 'a'"),
+    "a changed file": ((), "text.jsonl", "files is"),
+    "other weights": ((), "model/model.safetensors", "weights is"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_hidden_states_of_something_else_are_refused(case, place, tmp_path, codehead, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "model", "model")
+    text = (place / "text.txt").read_text()
+    for name in ("text.jsonl", "other.jsonl"):
+        Path(name).write_text(json.dumps({"a": text, "b": text}))
+    options, changed, message = OTHER[case]
+    arguments = ["screen", "model", "--out", "out", *OPTIONS, "--data", "text.jsonl", "--text-field", "a"]
     with monkeypatch.context() as patch:
         patch.setattr(build, "screen", stop)
-        codehead("screen", place / "model", "--out", tmp_path, *OPTIONS)
-    status, _, errors = codehead("screen", place / "model", "--out", tmp_path, "--data", place / "text.txt")
+        assert codehead(*arguments)[0] == 130
+    if changed == "text.jsonl":
+        Path(changed).write_text(json.dumps({"a": text[::-1]}))
+    elif changed is not None:
+        shutil.copy(place / "short" / "model.safetensors", changed)
+        shutil.copy(place / "short" / "config.json", "model/config.json")
+    status, _, errors = codehead(*arguments, *options)
     assert status == 2
-    assert "holds hidden states of" in errors
+    assert f"holds hidden states of something else: {message}" in errors
+
+
+def test_two_commands_do_not_screen_into_one_folder(place, tmp_path, codehead, written):
+    out = tmp_path / "screened"
+    with locked(out):
+        status, _, errors = codehead("screen", place / "model", "--out", out, *OPTIONS)
+    assert status == 2
+    assert "another command is at work" in errors
+    out.mkdir()
+    (out / LOCK).touch()  # of a process that was killed
+    assert codehead("screen", place / "model", "--out", out, *OPTIONS)[0] == 0
+    assert not (out / LOCK).exists()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import HIDDEN, VOCAB, make, tokens
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM
 
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
@@ -291,14 +291,26 @@ def test_a_screen_on_a_model_that_writes_its_own_text(monkeypatch):
     assert model.screen.settings.calibration_positions == 150
 
 
+def test_a_model_writes_as_much_as_it_has_positions_for():
+    model = MptForCausalLM(MptConfig(vocab_size=VOCAB, d_model=HIDDEN, n_heads=2, n_layers=1, max_seq_len=24))
+    text = build.own_text(model, 600, lambda *_: None)
+    assert {batch["input_ids"].shape for batch in text} == {(16, 24)}
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"mode": "quick"}, "mode='quick'"), ({"certificate": "sure"}, "certificate='sure'"), ({"recall": 1.0}, "recall"),
-    ({"recall": 0.999}, "positions"), ({"bits": 0, "recall": 0.9}, "bits=0"),
+    ({"recall": 0.999}, "positions"), ({"bits": 0, "recall": 0.9}, "bits is 0"), ({"recall": "0.9"}, "recall='0.9'"),
+    ({"bits": "64"}, "bits is '64'"), ({"bits": 64.0}, r"bits is 64\.0"), ({"bits": 10**6}, "bits is 1000000"),
+    ({"hidden": None, "positions": -5}, "positions is -5"), ({"hidden": None, "positions": "9"}, "positions is '9'"),
+    ({"hidden": torch.randn(400, HIDDEN + 1), "recall": 0.9}, r"hidden is \(400, 17\); give \(positions, 16\)"),
+    ({"hidden": torch.randn(400)}, r"hidden is \(400,\)"), ({"hidden": [[0.0]]}, "hidden is list"),
+    ({"hidden": torch.ones(400, HIDDEN), "recall": 0.9}, "400 hidden states are the same"),
+    ({"hidden": None, "batches": "text"}, "a batch is str"), ({"hidden": None, "batches": [{"ids": 3}]}, "labels"),
 ], ids=str)  # fmt: skip
 def test_what_is_impossible_is_refused_and_changes_nothing(options, message):
     model = make("llama")
     with pytest.raises(ConfigurationError, match=message):
-        codehead.screen(model, hidden=states(model), **{"bits": 64, **options})
+        codehead.screen(model, **{"bits": 64, "hidden": states(model), **options})
     assert type(model) is type(make("llama"))
     assert type(model.get_output_embeddings()) is torch.nn.Linear
 

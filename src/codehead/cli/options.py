@@ -254,8 +254,10 @@ def _try(out: Path) -> None:
 
 def check_empty_folder(out: Path, overwrite: bool) -> None:
     """Raise ConfigurationError as `check_folder`, or if the folder holds files that may not be overwritten."""
+    from codehead.training.folder import LOCK
+
     check_folder(out)
-    if out.exists() and any(out.iterdir()) and not overwrite:
+    if out.exists() and any(place.name != LOCK for place in out.iterdir()) and not overwrite:
         raise ConfigurationError(f"--out {str(out)!r} is not empty; choose another folder or use --overwrite")
 
 

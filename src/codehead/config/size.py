@@ -48,8 +48,7 @@ class ModelShape:
         entry = entry if isinstance(entry, dict) else entry.to_dict()
         hidden = getattr(text, "word_embed_proj_dim", text.hidden_size)  # OPT-350m projects before its head
         tied = bool(entry.get("stock", {}).get("tie_word_embeddings", text.tie_word_embeddings))
-        positions = getattr(text, "max_position_embeddings", None)
-        return cls(hidden, text.vocab_size, tied, positions, entry.get("quant_method"))
+        return cls(hidden, text.vocab_size, tied, positions_of(config), entry.get("quant_method"))
 
     @classmethod
     def of_model(cls, model: Any) -> ModelShape:
@@ -65,6 +64,13 @@ class ModelShape:
     def softmax_bytes(self) -> int:
         """What the Softmax head takes in bf16."""
         return 2 * self.softmax_weights
+
+
+def positions_of(config: Any) -> int | None:
+    """The most tokens that a model with this configuration of transformers takes; None if it sets no limit."""
+    text = config.get_text_config()
+    limits = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))  # the latter: MPT
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 FLOAT_BYTES = 2

@@ -169,6 +169,10 @@ def at_labels(
     model.eval()
     try:
         for number, batch in enumerate(batches):
+            if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= set(batch):
+                raise ConfigurationError(
+                    f"a batch is {type(batch).__name__}; give mappings with input_ids and labels, each (batch, length)"
+                )
             labels = batch["labels"][:, 1:]
             known = labels != IGNORE
             if processes.does(number):

@@ -127,7 +127,8 @@ class LogitScaling:
         if found.shape != expected.shape or not torch.allclose(found, expected, CLOSE, CLOSE * abs(first)):
             raise ConfigurationError(
                 f"{type(model).__name__} changes the outputs of its head, and not all in proportion (it masks tokens "
-                "or adds to them): that would change bit logits; use code='one_vs_all' or another architecture"
+                "or adds to them): that would change bit logits, and which candidates of a screen are best; attach "
+                "with code='one_vs_all', or use another architecture"
             )
         return scaling
 

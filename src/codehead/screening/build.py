@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from codehead.boundaries import library_bars_hidden
+from codehead.codes.additive import MAX_DIGITS
+from codehead.config.blocks import require, require_that
+from codehead.config.size import positions_of
 from codehead.decoding import fast_scan
 from codehead.errors import ConfigurationError
 from codehead.models import guards, stock
+from codehead.models.description import weights_checksum
 from codehead.models.hidden import hidden_states
+from codehead.models.probe import LogitScaling, refuse_non_causal
 from codehead.models.surgery import is_coded
 from codehead.screening.calibration import CONFIDENCE, SCANNED, Progress, exact, fast, is_large, order_statistic, parted
 from codehead.screening.head import ScreenedLinear
@@ -69,11 +74,16 @@ def screen(
         The same model, now screened.
 
     """
-    head = check(model, mode, certificate, recall, positions if hidden is None else len(hidden))
+    if hidden is not None:
+        positions = _count(hidden)
+    head = check(model, mode, certificate, recall, positions, bits)
     if hidden is None:
         source = own_text(model, positions, progress) if batches is None else batches
         data = data or (OWN_TEXT if batches is None else "text that was given")
         hidden = hidden_states(model, source, positions, lambda done, total: progress("hidden states", done, total))
+    require_that(
+        hidden.shape[1] == head.in_features, "hidden", tuple(hidden.shape), f"give (positions, {head.in_features})"
+    )
     parts = parted(head, hidden.float(), progress)
     with torch.no_grad():
         made = (
@@ -87,8 +97,21 @@ def screen(
     return model
 
 
+def _count(hidden: Any) -> int:
+    """How many hidden states were given."""
+    if not isinstance(hidden, Tensor) or hidden.ndim != 2:
+        kind = tuple(hidden.shape) if hasattr(hidden, "shape") else type(hidden).__name__
+        raise ConfigurationError(f"hidden is {kind}; give a tensor (positions, H)")
+    return len(hidden)
+
+
 def check(
-    model: Any, mode: str = "fast", certificate: str = "calibrated", recall: float = 0.999, positions: int = POSITIONS
+    model: Any,
+    mode: str = "fast",
+    certificate: str = "calibrated",
+    recall: float = 0.999,
+    positions: int = POSITIONS,
+    bits: int | None = None,
 ) -> nn.Linear:
     """The head of a model that can be screened so; a ConfigurationError otherwise, before any work."""
     from transformers import PreTrainedModel  # at module level it would be a circle: see models/registration.py
@@ -97,8 +120,9 @@ def check(
         raise ConfigurationError(f"mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
     if certificate not in CERTIFICATES:
         raise ConfigurationError(f"certificate={certificate!r} is unknown; choose one of {', '.join(CERTIFICATES)}")
-    if not 0 < recall < 1:
-        raise ConfigurationError(f"recall={recall} is not between 0 and 1; a share of positions, such as 0.999")
+    require(positions, "positions", minimum=1)
+    if not isinstance(recall, float) or not 0 < recall < 1:
+        raise ConfigurationError(f"recall={recall!r} is not between 0 and 1; a share of positions, such as 0.999")
     if is_coded(model) or is_screened(model):
         raise ConfigurationError("this model has a decision layer or a screen already; codehead.detach(model) it first")
     if not isinstance(model, PreTrainedModel):
@@ -121,6 +145,11 @@ def check(
             f"the head is on the device {head.weight.device.type!r}, where multiplying all rows is as fast as a scan; "
             "screen models that run on a CPU (model.to('cpu'))"
         )
+    if bits is not None:
+        require(bits, "bits", minimum=1, maximum=MAX_DIGITS * head.in_features)
+    refuse_non_causal(model)
+    for width in (head.out_features, 1):  # what stands in the way is told now, not when the first text is written
+        LogitScaling.of(model, width)
     if mode == "fast":
         order_statistic(positions * 3 // 4 - positions // 4, recall, CONFIDENCE)
     return head
@@ -129,7 +158,8 @@ def check(
 def own_text(model: Any, positions: int, progress: Progress) -> list[dict[str, Tensor]]:
     """Text of so many tokens, drawn from the model after its first token: all of it before its head is looked into."""
     config = model.config.get_text_config()
-    start = next((x for x in (config.bos_token_id, config.eos_token_id, 0) if isinstance(x, int)), 0)
+    first = (getattr(config, name, None) for name in ("bos_token_id", "eos_token_id"))
+    start = next((token for token in first if isinstance(token, int)), 0)
     batches: list[dict[str, Tensor]] = []
     written = min(WRITTEN, room(model) - 1)
     with torch.random.fork_rng(devices=[]):
@@ -146,8 +176,7 @@ def own_text(model: Any, positions: int, progress: Progress) -> list[dict[str, T
 
 def room(model: Any) -> int:
     """Tokens of a text that the model may be given."""
-    most: Any = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return most if isinstance(most, int) and most > 0 else 2**20
+    return positions_of(model.config) or 2**20
 
 
 # From a checkpoint to a screened one: hidden states survive a stop.
@@ -177,35 +206,56 @@ def screen_checkpoint(
             the hidden states then.
     """
     from codehead.training.data import check_vocabulary  # training needs an extra, `screen` none
-    from codehead.training.loop import Stages
+    from codehead.training.folder import locked
     from codehead.training.model import load_model
+    from codehead.training.provenance import file_records
     from codehead.training.tokenizer import load_tokenizer
 
-    model, tokenizer = load_model(name, dtype=dtype).eval(), load_tokenizer(name)
-    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
-    check(model, positions=positions, **{name: value for name, value in options.items() if name != "bits"})
-    source = data or OWN_TEXT
-    described = {"model": name, "data": source, "positions": positions, "dtype": str(model.dtype)}
-    stages = Stages(out)
-    hidden, found = stages.load(STAGE) or (None, described)
-    if found != described:
-        raise ConfigurationError(
-            f"{out / HIDDEN} holds hidden states of {found}, but {described} is asked for; delete it, or choose "
-            "another folder"
-        )
-    if hidden is None:
-        block = min(BLOCK, room(model))
-        text = text_batches(data, tokenizer, text_field, block) if data else own_text(model, positions, show)
-        states = hidden_states(model, text, positions, lambda done, total: show("hidden states", done, total))
-        hidden = {"hidden": states}
-        stages.save(STAGE, hidden, described)
-    screen(model, hidden=hidden["hidden"], data=source, progress=show, **options)
-    with library_bars_hidden():
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-    (out / HIDDEN).unlink()
+    with locked(out):
+        model, tokenizer = load_model(name, dtype=dtype).eval(), load_tokenizer(name)
+        check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
+        check(model, positions=positions, **options)
+
+        def measured() -> Tensor:
+            block = min(BLOCK, room(model))
+            text = text_batches(data, tokenizer, text_field, block) if data else own_text(model, positions, show)
+            return hidden_states(model, text, positions, lambda done, total: show("hidden states", done, total))
+
+        described = {
+            "model": name, "weights": weights_checksum(model), "data": data or OWN_TEXT,
+            "files": file_records([data] if data else []), "text_field": text_field, "positions": positions,
+            "dtype": str(model.dtype),
+        }  # fmt: skip
+        hidden = _kept(out, described, measured)
+        screen(model, hidden=hidden, data=data or OWN_TEXT, progress=show, **options)
+        with library_bars_hidden():
+            model.save_pretrained(out)
+            tokenizer.save_pretrained(out)
+        (out / HIDDEN).unlink()
     settings: Settings = model.screen.settings
     return settings
+
+
+def _kept(out: Path, described: dict[str, Any], measured: Callable[[], Tensor]) -> Tensor:
+    """The hidden states that a stopped screening left in a folder, or those measured now, which are kept there.
+
+    ConfigurationError if what was left is of something else than is `described`.
+    """
+    from codehead.training.folder import first_difference
+    from codehead.training.loop import Stages
+
+    stages = Stages(out)
+    kept = stages.load(STAGE)
+    if kept is None:
+        kept = {"hidden": measured()}, described
+        stages.save(STAGE, *kept)
+    hidden, found = kept
+    difference = first_difference(found, described)
+    if difference:
+        raise ConfigurationError(
+            f"{out / HIDDEN} holds hidden states of something else: {difference}; delete it, or choose another folder"
+        )
+    return hidden["hidden"]
 
 
 def text_batches(data: str, tokenizer: Any, text_field: str | None, block: int) -> Iterator[dict[str, Tensor]]:

@@ -77,6 +77,8 @@ def parted(head: nn.Linear, hidden: Tensor, progress: Progress) -> Parts:
     first, second = len(hidden) // 4, len(hidden) * 3 // 4
     if first < 2:
         raise ConfigurationError(f"{len(hidden)} hidden states are too few to screen by; give more text")
+    if torch.equal(hidden, hidden[:1].expand_as(hidden)):
+        raise ConfigurationError(f"all {len(hidden)} hidden states are the same; give text of more than one token")
     best = []
     for start in range(0, len(hidden), CHUNK):
         best.append(F.linear(hidden[start : start + CHUNK].to(head.weight), head.weight, head.bias).argmax(-1))

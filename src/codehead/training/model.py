@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from codehead.boundaries import library_bars_hidden, loading, reason
+from codehead.config.size import positions_of
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError
 from codehead.models import integrity, named, stock
 from codehead.models.integrity import expect_layers, refuse_missing, shapes_in
@@ -157,10 +158,9 @@ def _check_architecture(model_type: str, options: dict[str, Any]) -> None:
             raise ConfigurationError(f"unknown key 'model.{key}'{hint}")
 
 
-def max_length(model: nn.Module) -> int | None:
+def max_length(model: Any) -> int | None:
     """The most tokens that the model has positions for; None if it sets no limit."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
+    return positions_of(model.config)
 
 
 def check_length(model: nn.Module, length: int, name: str) -> None:
