@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -516,6 +517,11 @@ def test_what_was_in_memory_when_it_was_stopped_goes_on(stock, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
     with pytest.raises(ConfigurationError, match="a data file has changed"):
         convert(model, 3 * TEXTS, out=tmp_path / "out", **options)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_output_embeddings().weight[0, 0] += 1
+    with pytest.raises(ConfigurationError, match="began with other weights"):
+        convert(other, 4 * TEXTS, out=tmp_path / "out", **options)
     found = convert(model, 4 * TEXTS, out=tmp_path / "out", show=lambda *told: seen.append(told), **options)
     assert ("learning the new head", 1, 30) not in seen
     assert (found.record["before"], found.record["after"]) == (whole.record["before"], whole.record["after"])
