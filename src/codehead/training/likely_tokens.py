@@ -131,7 +131,7 @@ class LikelyTokens:
 
 
 def _look(scores: Tensor, ids: Tensor, log_sums: Tensor) -> Tensor:
-    """Fill `ids` and `log_sums` from scores `(positions, V)`, which are lost; how often each token is expected `(V,)`."""
+    """Fill `ids` and `log_sums` from scores `(positions, V)`, which are lost; how often a token is expected `(V,)`."""
     log_sums.copy_(scores.logsumexp(-1))
     ids.copy_(scores.topk(ids.shape[1], -1).indices)
     return scores.sub_(log_sums.to(scores.device)[:, None]).exp_().sum(0).double().cpu()
