@@ -111,7 +111,7 @@ def bounds() -> str:
     found = {name: metrics for model, name in MODELS.items() if (metrics := read(model, "bounds"))}
     body = [
         [
-            f"{title}: {name}", f"{one['median']:,.0f}", f"{one['percentile_99']:,.0f}",
+            name if len(found) == 1 else f"{title}: {name}", f"{one['median']:,.0f}", f"{one['percentile_99']:,.0f}",
             f"{one['mean'] / metrics['shape'][0]:.1%}", f"{one['bytes_read'] / 1e6:.1f}",
         ]
         for title, metrics in found.items()

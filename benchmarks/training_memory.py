@@ -196,9 +196,9 @@ def sentence(result: Result) -> str:
     needs = {name: f"{one['extra_bytes'] / 1e9:.2f} GB" for name, one in result.metrics[size].items()}
     text = (
         f"**Training needs less memory.** Loss and gradients of {tokens:,} tokens at V = {int(size):,} take "
-        f"{needs[STOCK]} with Softmax and {needs[TORCH]} with torch's `linear_cross_entropy`. With a code of 50 bits they take "
-        f"{needs[CODEWORD]} (loss `codeword`) or {needs[BITWISE]} (loss `bitwise`); with a code of 5% of the bytes, "
-        f"{needs[BUDGET]} (`codeword`; [measured](docs/losses.md#memory-and-time-of-a-training-step))."
+        f"{needs[STOCK]} with Softmax and {needs[TORCH]} with torch's `linear_cross_entropy`. With a code of 50 bits "
+        f"they take {needs[CODEWORD]} (loss `codeword`) or {needs[BITWISE]} (loss `bitwise`); with a code of 5% of the "
+        f"bytes, {needs[BUDGET]} (`codeword`; [measured](docs/losses.md#memory-and-time-of-a-training-step))."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
 
