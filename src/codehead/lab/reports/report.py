@@ -202,7 +202,7 @@ def _certainty(rows: Sequence[Row]) -> str:
     if seeds == {1}:
         return "There is one seed, so no interval: small differences between heads may be chance."
     single = "" if 1 not in seeds else " Rows of one seed have none: small differences there may be chance."
-    return f"± is the half width of the 95% t-interval over seeds.{single}"
+    return f"± is the half-width of the 95% t-interval over seeds.{single}"
 
 
 # Generated answers side by side. Whatever a model wrote is made harmless to look at; escaping is the template's.
