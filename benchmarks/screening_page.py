@@ -154,8 +154,8 @@ def summary() -> str:
     limits = " and ".join(f"{_faster(model, 'no head'):.2f} ×" for model in MODELS)
     text = (
         f"Without any head, generation would be {limits} as fast. In mode `exact`, {identical(exact)} greedy tokens of "
-        "SmolLM2 are the dense head's. One sequence on a CPU, float32 "
-        "([how this was measured](docs/screening.md#what-it-gains))."
+        "SmolLM2 are the dense head's. Times are of one sequence on a CPU, float32 "
+        "([how they were measured](docs/screening.md#what-it-gains))."
     )
     header = ["Head", "Head step", "Dense head's choice kept", "Greedy tokens identical", "Speed of generation"]
     body = [line for model in MODELS for line in _in_readme(model)]
