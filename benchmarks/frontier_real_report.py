@@ -84,7 +84,7 @@ def overall(heads: list[Head]) -> str:
             ]
         )  # fmt: skip
     header = ["head", "bytes", "of top-1", "perplexity", "KL, nats", "same choice", "in best 32", "in best 512"]
-    return markdown([*header, "other text: of top-1", "perplexity"], rows)
+    return markdown([*header, "other text: of top-1", "other text: perplexity"], rows)
 
 
 def domains(heads: list[Head]) -> str:
@@ -120,7 +120,7 @@ def bars(heads: list[Head]) -> str:
         own = None if found is None else found.pooled(MIXTURE)
         reached = ["not measured"] * 2 if own is None else [f"{own['top1']:.1%}", f"{own['ratio']:.3f} ×"]
         rows.append([f"{share:.0%}", f"{top1:.1%}", reached[0], f"{ratio:.2f} ×", reached[1]])
-    return markdown(["bytes", "of top-1, aim", "reached", "perplexity, aim", "reached"], rows)
+    return markdown(["bytes", "of top-1, aim", "of top-1, reached", "perplexity, aim", "perplexity, reached"], rows)
 
 
 def learning(heads: list[Head]) -> str:
@@ -155,7 +155,9 @@ def readme(heads: list[Head]) -> str:
         own, other = head.pooled(MIXTURE), head.pooled(OUTSIDE)
         figures_of = [f"{own['top1']:.1%}", f"{own['ratio']:.2f} ×", f"{other['top1']:.1%}", f"{other['ratio']:.2f} ×"]
         rows.append([head.name, f"{head.share:.1%}", *figures_of])
-    return markdown(["Head", "Bytes", "Top-1 kept", "Perplexity", "Top-1 kept, other text", "Perplexity"], rows)
+    return markdown(
+        ["Head", "Bytes", "Top-1 kept", "Perplexity", "Top-1 kept, other text", "Perplexity, other text"], rows
+    )
 
 
 def picking(heads: list[Head]) -> str:
@@ -163,7 +165,7 @@ def picking(heads: list[Head]) -> str:
     rows = []
     for head in heads:
         own = head.pooled(MIXTURE)
-        needs = "learning" if head.kind == "code" else "nothing"
+        needs = "training" if head.kind == "code" else "nothing"
         rows.append(
             [
                 head.name,

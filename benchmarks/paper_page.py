@@ -5,6 +5,7 @@ python benchmarks/paper_page.py
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -122,7 +123,7 @@ def backbones() -> list[str]:
     heads = {one: Head("small-4", "minrandom-mtl", one) for one in ("opt", "qwen2", "llama")}
     texts = [f"{name} {head.linked(percent(head.row.values['share']))}" for name, head in heads.items()]
     said = f"F1 {min(scores):.4f} to {max(scores):.4f}"
-    return ["It works on other backbones alike", said, f"{', '.join(texts)} of top-1", NOT_MEASURED, "–"]
+    return ["It works equally well on other backbones", said, f"{', '.join(texts)} of top-1", NOT_MEASURED, "–"]
 
 
 def verdict(value: Estimate, kept: float) -> str:
@@ -159,18 +160,19 @@ def claims() -> str:
     small = {name: Head("small-1", name) for name in ("minrandom-50", "minimal-mtl", "minrandom-50-mtl")}
     real = {name: Head(REAL, name) for name in (*small, "converted-15", "converted-50")}
     lines = [
-        Share("A head of half of the parameters keeps most of F1 in fine-tuning", 0.8338, "f1_share",
+        Share("Half of the parameters keep most of F1 in fine-tuning", 0.8338, "f1_share",
               small["minrandom-50-mtl"], real["minrandom-50-mtl"], real["converted-50"]),
-        Share("A head of about 15% keeps three quarters of F1", 0.75, "f1_share",
+        Share("About 15% of the parameters keep three quarters of F1", 0.75, "f1_share",
               small["minimal-mtl"], real["minimal-mtl"], real["converted-15"]),
-        Share("In pretraining half of the parameters keeps nine tenths", 0.9, "share",
+        Share("In pretraining, half of the parameters keep nine tenths of top-1", 0.9, "share",
               Head("tinystories-8192", "minrandom-50-mtl-half", "1.2M")),
         Gain("Random bits after the minimal ones help", _said(2, ("minrandom", 50, 512), ("minimal", 16, 512)),
              (small["minrandom-50-mtl"], small["minimal-mtl"]), (real["minrandom-50-mtl"], real["minimal-mtl"])),
-        Gain("A hidden layer per bit helps", "yes", (small["minrandom-50-mtl"], small["minrandom-50"]),
+        Gain("A hidden layer per bit raises accuracy", "yes", (small["minrandom-50-mtl"], small["minrandom-50"]),
              (real["minrandom-50-mtl"], real["minrandom-50"])),
-        Gain("and lowers the training loss per node", "yes", (small["minrandom-50-mtl"], small["minrandom-50"]),
-             (real["minrandom-50-mtl"], real["minrandom-50"]), in_loss=True),
+        Gain("A hidden layer per bit lowers the training loss per node", "yes",
+             (small["minrandom-50-mtl"], small["minrandom-50"]), (real["minrandom-50-mtl"], real["minrandom-50"]),
+             in_loss=True),
         Gain("Longer codes help", _said(3, ("minrandom", 100, 512), ("minrandom", 25, 512)),
              (Head("small-3", "minrandom-100-mtl"), Head("small-3", "minrandom-25-mtl")),
              (Head("real-3", "minrandom-100-mtl"), Head("real-3", "minrandom-25-mtl"))),
@@ -178,7 +180,7 @@ def claims() -> str:
              (Head("small-2", "minrandom-50-mtl-160"), Head("small-2", "minrandom-50-mtl-20")),
              (Head("real-2", "minrandom-50-mtl-1024"), Head("real-2", "minrandom-50-mtl-128"))),
     ]  # fmt: skip
-    header = ["", "The paper", "Models of 1M to 4M parameters", "SmolLM2-135M", "SmolLM2-135M, our head of that size"]
+    header = ["Claim", "The paper", "Models of 1M to 4M parameters", "SmolLM2-135M", "SmolLM2-135M, our head"]
     return _table(header, [*(line.cells() for line in lines), backbones()])
 
 
@@ -228,7 +230,7 @@ def _smallest(protocol: str, metric: str) -> str:
     keeping = [row for row in measured if row.values[metric].mean >= ENOUGH]
     if keeping:
         return _told(protocol, min(keeping, key=_size_share), metric)
-    return f"none; most: {_told(protocol, max(measured, key=lambda row: row.values[metric].mean), metric)}"
+    return f"none; the most is {_told(protocol, max(measured, key=lambda row: row.values[metric].mean), metric)}"
 
 
 def _size_share(row: Row) -> float:
@@ -251,12 +253,13 @@ def budget() -> str:
     minutes = sum(result.metrics["train_seconds"] for result in found) / 60
     tokens = found[0].metrics["test"]["tokens"]
     prompts = found[0].metrics["answers"]["prompts"]
-    return (
-        f"Every head of [{REAL}](results/{REAL}/report.md) learnt for {steps} steps on {records:,} records of Alpaca, "
-        f"with {seeds} seed{'s' if seeds > 1 else ''}: {minutes:.0f} minutes of training in all. The figures are over "
-        f"{tokens:,} held-out tokens and {prompts} generated answers."
+    text = (
+        f"Every head of [{REAL}](results/{REAL}/report.md) was trained for {steps} steps on {records:,} records of "
+        f"Alpaca, with {seeds} seed{'s' if seeds > 1 else ''}: {minutes:.0f} minutes of training in all. Figures are "
+        f"over {tokens:,} held-out tokens and {prompts} generated answers."
         + (f" Not run yet: {', '.join(missing)}." if missing else "")
     )
+    return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 def rates() -> str:

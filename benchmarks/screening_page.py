@@ -6,6 +6,7 @@ python benchmarks/screening_page.py
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def bounds() -> str:
     found = {name: metrics for model, name in MODELS.items() if (metrics := read(model, "bounds"))}
     body = [
         [
-            f"{title}: {name}", f"{one['median']:,.0f}", f"{one['percentile_99']:,.0f}",
+            name if len(found) == 1 else f"{title}: {name}", f"{one['median']:,.0f}", f"{one['percentile_99']:,.0f}",
             f"{one['mean'] / metrics['shape'][0]:.1%}", f"{one['bytes_read'] / 1e6:.1f}",
         ]
         for title, metrics in found.items()
@@ -148,32 +149,42 @@ def identical(metrics: dict[str, Any]) -> str:
 
 def summary() -> str:
     """What README says: the head step, greedy text and whole generation of both models."""
-    steps, found, rates = {}, [], []
-    for model in MODELS:
-        measured, written, spoken = (read(model, what) for what in ("head", "texts-fast", "generation"))
-        assert measured and written and spoken
-        steps[model] = {name.split(" (")[0]: one for name, one in measured["heads"].items()}
-        found.append(identical(written))
-        speed = spoken["tokens_per_second"]
-        rates.append(
-            f"{speed['screened'] / speed['dense']:.2f} ({speed['no head'] / speed['dense']:.2f} without any head)"
-        )
     exact = read("smollm2", "texts-exact")
     assert exact
-    fast, dense, int4 = (
-        [one[name]["milliseconds"]["1"] for one in steps.values()]
-        for name in ("screen fast", "torch fp32", "onnxruntime int4")
+    limits = " and ".join(f"{_faster(model, 'no head'):.2f} ×" for model in MODELS)
+    text = (
+        f"Without any head, generation would be {limits} as fast. In mode `exact`, {identical(exact)} greedy tokens of "
+        "SmolLM2 are the dense head's. Times are of one sequence on a CPU, float32 "
+        "([how they were measured](docs/screening.md#what-it-gains))."
     )
-    recall = [[one[name]["recall"] for one in steps.values()] for name in ("screen fast", "onnxruntime int4")]
-    return (
-        f"On SmolLM2-135M the head step of one sequence takes {fast[0]:.1f} ms where torch's float32 head takes "
-        f"{dense[0]:.1f} and an int4 head in onnxruntime {int4[0]:.1f}; on Gemma-3-270M {fast[1]:.1f}, {dense[1]:.1f} "
-        f"and {int4[1]:.1f}. The dense head's choice is found at {recall[0][0]:.1%} and {recall[0][1]:.1%} of held-out "
-        f"positions; int4 keeps {recall[1][0]:.0%} and {recall[1][1]:.0%}. Of greedy tokens {found[0]} and {found[1]} "
-        f"were the dense head's, and in mode exact, on SmolLM2, {identical(exact)}. Whole generation was faster by a "
-        f"factor of {rates[0]} and {rates[1]} "
-        "([measured](docs/screening.md#what-it-gains))."
-    )
+    header = ["Head", "Head step", "Dense head's choice kept", "Greedy tokens identical", "Speed of generation"]
+    body = [line for model in MODELS for line in _in_readme(model)]
+    return f"{rows(header, body)}\n\n{textwrap.fill(text, 120, break_on_hyphens=False)}"
+
+
+def _in_readme(model: str) -> list[list[str]]:
+    """README's lines of a model."""
+    measured, written = read(model, "head"), read(model, "texts-fast")
+    assert measured and written
+    found = {name.split(" (")[0]: one for name, one in measured["heads"].items()}
+    names = {"torch fp32": "dense", "onnxruntime int4": "int4 in onnxruntime", "screen fast": "screened, mode `fast`"}
+    same = {"screen fast": identical(written)}
+    speed = {"torch fp32": "1.00 ×", "screen fast": f"{_faster(model, 'screened'):.2f} ×"}
+    return [
+        [
+            f"{MODELS[model]}, {title}", f"{found[name]['milliseconds']['1']:.1f} ms", f"{found[name]['recall']:.1%}",
+            same.get(name, "–"), speed.get(name, "–"),
+        ]
+        for name, title in names.items()
+    ]  # fmt: skip
+
+
+def _faster(model: str, kind: str) -> float:
+    """Tokens per second as a multiple of the dense head's."""
+    spoken = read(model, "generation")
+    assert spoken
+    rates: dict[str, float] = spoken["tokens_per_second"]
+    return rates[kind] / rates["dense"]
 
 
 def page(text: str) -> str:

@@ -17,6 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -193,13 +194,13 @@ def sentence(result: Result) -> str:
     """What a step needs at one of the shapes, by the losses that matter."""
     size, tokens = "151936", result.config["tokens"]
     needs = {name: f"{one['extra_bytes'] / 1e9:.2f} GB" for name, one in result.metrics[size].items()}
-    return (
-        f"**Training needs less memory.** Loss and gradients of {tokens:,} tokens at V = {int(size):,} "
-        f"take {needs[STOCK]} with Softmax, {needs[TORCH]} with torch's `linear_cross_entropy` in pieces, "
-        f"{needs[CODEWORD]} with a code of 50 bits under the loss `codeword`, {needs[BITWISE]} under `bitwise`, and "
-        f"{needs[BUDGET]} with a code of 5% of the bytes under `codeword` "
-        "([measured](docs/losses.md#memory-and-time-of-a-training-step))."
+    text = (
+        f"**Training needs less memory.** Loss and gradients of {tokens:,} tokens at V = {int(size):,} take "
+        f"{needs[STOCK]} with Softmax and {needs[TORCH]} with torch's `linear_cross_entropy`. With a code of 50 bits "
+        f"they take {needs[CODEWORD]} (loss `codeword`) or {needs[BITWISE]} (loss `bitwise`); with a code of 5% of the "
+        f"bytes, {needs[BUDGET]} (`codeword`; [measured](docs/losses.md#memory-and-time-of-a-training-step))."
     )
+    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
 
 
 def page(path: Path, result: Result) -> str:

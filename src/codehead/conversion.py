@@ -87,13 +87,13 @@ def convert(
     Args:
         model: hub id, folder or GGUF file of a stock causal language model; or one in memory, with its `tokenizer`.
         text: hub id or file of text like yours, or a list of documents.
-        out: folder of the converted checkpoint. A conversion that was stopped goes on there, to the same numbers.
+        out: folder of the converted checkpoint. A stopped conversion resumes there, to the same numbers.
         budget: the head's bytes, as a share of the old head's in bf16; 5% unless `bits` or `speed` is given.
         bits: the codeword length instead.
         speed: how many times fewer multiply-adds than Softmax's, such as 4x, instead.
         tokenizer: of a model in memory; one of hub, folder or file brings its own.
         overwrite: replace a run that is in `out`.
-        show: told the stage, what is done of it and the total.
+        show: called with the stage, how much of it is done, and the total.
         options: as for `conversion_config`: steps, tokens, backbone_steps, calibrate, seed, dtype, …
 
     Raises:

@@ -373,7 +373,7 @@ def test_a_result_of_another_configuration_is_refused(finished: Path, folder: Pa
         run_protocol(other, finished, variables=variables(folder))
 
 
-LEARNED = "Learned ITQ ECOC (12, 0) + 64 bits for 30 + bias, int8"
+LEARNED = "Learned ITQ ECOC (12, 0) + 64 extra bits for 30 tokens + bias, int8"
 BIASED = {"code": "itq", "bits": 12, "loss": "codeword", "token_bias": True}
 BASELINES = {
     "softmax": {},
@@ -563,7 +563,7 @@ def test_heads_of_few_bytes_end_as_integers(folder: Path, tmp_path: Path) -> Non
     rows = {row.cell: row for row in summarise(read_evidence(tmp_path / "out/results"))}
     assert set(rows) == set(cells)
     assert rows["longer-int8"].byte_share < rows["longer"].byte_share
-    assert rows["longer-int8"].label == "Learned ITQ ECOC (16, 0) + 8 bits for 40 + bias, int8, trained on"
+    assert rows["longer-int8"].label == "Learned ITQ ECOC (16, 0) + 8 extra bits for 40 tokens + bias, int8, trained on"
     assert [rows[cell].family for cell in ("longer", "longer-int8", "adaptive")] == ["refined", "trained", "peer"]
     assert rows["low-rank-int8"].label == "Low rank 2, int8, trained on"
     assert rows["adaptive"].label == "Adaptive softmax [20], trained on"

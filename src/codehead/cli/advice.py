@@ -1,4 +1,4 @@
-"""Commands that tell: which decision layer fits, what the usual ones weigh, how good a code is, what is installed."""
+"""Commands that advise: which decision layer fits, what the usual ones weigh, how good a code is, what is installed."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def recommend(
     bits: opt.Bits = None,
     speed: opt.Speed = None,
     faster: Annotated[
-        bool, typer.Option("--faster", help="Time what screening gains on this machine; the head stays as it is.")
+        bool, typer.Option("--faster", help="Measure the speed-up by screening on this machine instead.")
     ] = False,
-    details: Annotated[bool, typer.Option("--details", help="Costs, and what each of our experiments kept.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="Show costs, and the results of each experiment.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell which decision layer fits a budget (5%), a codeword length or a speed, and the command that builds it.
+    """Say which decision layer fits a budget (5%), a codeword length or a speed, and which command builds it.
 
     Give at most one of --budget, --bits, --speed and --faster. No weights are read.
     """
@@ -195,8 +195,12 @@ def params(
     model: Annotated[
         str | None, typer.Argument(help="Hub id, folder, GGUF file or config.json.", show_default=False)
     ] = None,
-    hidden_size: Annotated[int | None, typer.Option("--hidden-size", min=1, help="H, instead of a model.")] = None,
-    vocab_size: Annotated[int | None, typer.Option("--vocab-size", min=2, help="V, instead of a model.")] = None,
+    hidden_size: Annotated[
+        int | None, typer.Option("--hidden-size", min=1, help="Hidden size H, instead of a model.")
+    ] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option("--vocab-size", min=2, help="Vocabulary size V, instead of a model.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the last-layer parameters and bytes of the usual configurations."""
@@ -245,7 +249,7 @@ def code(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random columns.")] = 0,
     param: Annotated[
-        list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="An option of the design; repeatable.")
+        list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="An option of the design; may be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Safetensors file to write.", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
@@ -352,7 +356,7 @@ def doctor(
         str | None, typer.Argument(help="Hub id or local folder of a coded or screened checkpoint.")
     ] = None,
 ) -> None:
-    """Tell the versions that are used, whether FAISS scans codes here, and how a model finds its tokens, and why."""
+    """Show installed versions, whether FAISS is used, and how and why a model finds its tokens as it does."""
     for name, value in _installation().items():
         typer.echo(f"{name:<14}{value}")
     if model is not None:

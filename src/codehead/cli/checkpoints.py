@@ -29,7 +29,7 @@ def attach(
 ) -> None:
     """Replace the Softmax head of a model by a code and save it.
 
-    Without --code, the code is one of the old head and starts near it; with another, the head still has to be trained.
+    Without --code, the new head is an additive code that starts near the old one. With --code, it is untrained.
     """
     from codehead.evaluation.size import model_size
     from codehead.models.surgery import attach as attach_to
@@ -62,7 +62,7 @@ def convert(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Distillation steps.")] = 500,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of text to learn from.")] = 200_000,
     backbone_steps: Annotated[
-        int, typer.Option("--backbone-steps", min=0, help="Further steps, with LoRA on the backbone.")
+        int, typer.Option("--backbone-steps", min=0, help="Optional further steps, with LoRA on the backbone.")
     ] = 0,
     max_documents: opt.MaxDocuments = None,
     text_field: opt.TextField = None,
@@ -70,18 +70,18 @@ def convert(
     batch_size: opt.ForwardExamples = 8,
     dtype: opt.Dtype = "auto",
     calibrate: Annotated[
-        bool, typer.Option("--calibrate/--no-calibrate", help="Fit a temperature to a tenth of the text, set aside.")
+        bool,
+        typer.Option("--calibrate/--no-calibrate", help="Fit a temperature to a tenth of the text, set aside for it."),
     ] = True,
     packed: Annotated[bool, typer.Option("--packed/--unpacked", help=opt.PACKED)] = True,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Seed of all random choices.")] = 0,
     assignments: opt.Assignments = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
-    """Give a trained model a coded head of a few percent of the bytes, which learns from the old one.
+    """Replace a trained model's head by a coded one of a few percent of the bytes, distilled from the old head.
 
-    The rest of the model stays as it is, unless --backbone-steps lets it learn to serve the new head. One
-    document in twenty is held out: both heads are measured on it. A conversion that was stopped goes on where it was
-    when the same command is given again, without --overwrite.
+    The backbone stays frozen unless you set --backbone-steps. One document in twenty is held out, and both heads are
+    measured on it. To resume a stopped conversion, give the same command again, without --overwrite.
     """
     from codehead.conversion import conversion_config, run_conversion
     from codehead.processes import is_main
@@ -108,28 +108,31 @@ def screen(
     out: Annotated[Path, typer.Option("--out", help="Folder of the screened checkpoint.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Text like yours: hub id or local file; without, the model writes some."),
+        typer.Option("--data", help="Text like yours: hub id or local file. Without it, the model writes some."),
     ] = None,
     mode: Annotated[
-        str, typer.Option("--mode", help="fast (promised recall), or exact (the dense head's greedy text).")
+        str, typer.Option("--mode", help="fast (a promised recall), or exact (the dense head's greedy text).")
     ] = "fast",
     recall: Annotated[
-        float, typer.Option("--recall", help="Promised share of positions where the best token is found (fast).")
+        float, typer.Option("--recall", help="Mode fast: promised share of positions where the best token is found.")
     ] = 0.999,
     certificate: Annotated[
-        str, typer.Option("--certificate", help="Of mode exact: calibrated (may fail, rarely), or proof.")
+        str, typer.Option("--certificate", help="Mode exact: calibrated (fails rarely), or proof (never).")
     ] = "calibrated",
     bits: Annotated[
-        int | None, typer.Option("--bits", help="Of the code, per token.", show_default="what a step reads least with")
+        int | None,
+        typer.Option("--bits", help="Bits of the code per token.", show_default="those with which a step reads least"),
     ] = None,
-    positions: Annotated[int, typer.Option("--positions", min=8, help="Hidden states that are used.")] = 12_000,
+    positions: Annotated[
+        int, typer.Option("--positions", min=8, help="Hidden states to fit and calibrate with.")
+    ] = 12_000,
     text_field: opt.TextField = None,
     dtype: opt.Dtype = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Give a model a code that finds the few tokens worth scoring. Nothing is trained, no weight changes.
+    """Add a code to a model that finds the few tokens worth scoring. Nothing is trained, no weight changes.
 
-    Hidden states are kept in --out while the work goes on: the same command goes on from there after a stop.
+    To resume after a stop, give the same command again: hidden states are kept in --out until the end.
     """
     from codehead.screening.build import HIDDEN, screen_checkpoint
     from codehead.training.loop import shown
@@ -169,19 +172,19 @@ HELD_OUT = 0.2
 
 def calibrate(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a coded checkpoint.")],
-    data: Annotated[str, typer.Option("--data", help="Text that it was not trained on: hub id or local file.")],
+    data: Annotated[str, typer.Option("--data", help="Text that the model was not trained on: hub id or local file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the calibrated checkpoint.")],
     per_bit: Annotated[
         bool, typer.Option("--per-bit/--temperature", help="A scale for every bit, or one for all.")
     ] = True,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="That the scales are fitted to.")] = 20_000,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to fit the scales to.")] = 20_000,
     max_documents: opt.MaxDocuments = None,
     text_field: opt.TextField = None,
     block_size: opt.ExampleTokens = None,
     batch_size: opt.ForwardExamples = 8,
     dtype: opt.Dtype = "auto",
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Of which documents are held out.")
+        int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Seed of the choice of held-out documents.")
     ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
@@ -206,7 +209,9 @@ def fold(
     out: Annotated[Path, typer.Option("--out", help="Folder of the stock checkpoint.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Text like yours, to approximate a bias per token that has no place."),
+        typer.Option(
+            "--data", help="Text like yours, to approximate a bias per token for which the model has no place."
+        ),
     ] = None,
     max_documents: opt.MaxDocuments = None,
     text_field: opt.TextField = None,
@@ -268,13 +273,13 @@ def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0.0, help="Sample; greedy without it.")
+        float | None, typer.Option("--temperature", min=0.0, help="Temperature of sampling; greedy without it.")
     ] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among the k best.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Nucleus sampling.")] = None,
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beam search; text comes at the end.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Of sampling.")] = 0,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="If not the model's own.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Seed of sampling.")] = 0,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="In place of the model's own.")] = None,
     packed: opt.Packed = None,
 ) -> None:
     """Continue a prompt and show the text as it comes."""

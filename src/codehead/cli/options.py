@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DECISION, DATA, TRAINING = "Decision layer", "Data", "Training"
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML file of the run; every key below overrides it.")
+    Path | None, typer.Option("--config", "-c", help="YAML file of the run; options override its keys.")
 ]
 Assignments = Annotated[
     list[str] | None,
@@ -39,9 +39,9 @@ ExampleTokens = Annotated[
     typer.Option("--block-size", min=2, help="Tokens per example.", show_default="256, or all that the model takes"),
 ]
 ForwardExamples = Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="Of the weights: auto, float32, bfloat16, float16.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="Dtype of the weights: auto, float32, bfloat16, float16.")]
 
-PACKED = "Keep codewords packed in memory: a 32nd of the bytes; on a CPU long ones are then faster, short ones slower."
+PACKED = "Keep codewords packed in memory, at a 32nd of the bytes."
 Packed = Annotated[bool | None, typer.Option("--packed/--unpacked", help=PACKED, show_default="as the checkpoint says")]
 
 Bits = Annotated[int | None, typer.Option("--bits", help="Codeword length n.", rich_help_panel=DECISION)]
@@ -52,9 +52,9 @@ Speed = Annotated[
     typer.Option("--speed", help="How many times fewer multiply-adds per token than Softmax's, such as 4x."),
 ]
 
-TextField = Annotated[str | None, typer.Option("--text-field", help="Field of the text.", rich_help_panel=DATA)]
+TextField = Annotated[str | None, typer.Option("--text-field", help="Field that holds the text.", rich_help_panel=DATA)]
 MaxDocuments = Annotated[
-    int | None, typer.Option("--max-documents", help="Read no more than these.", rich_help_panel=DATA)
+    int | None, typer.Option("--max-documents", help="Most documents to read.", rich_help_panel=DATA)
 ]
 
 
@@ -71,20 +71,22 @@ RUN_OPTIONS = {
     "tokenizer": _RunOption(str, "tokenizer", "Hub id, folder, or '{train: bpe, vocab_size: 8192}'.", None),
     "out": _RunOption(str, "output_dir", "Folder of the run (output_dir).", None),
     "seed": _RunOption(int, "seed", "Seed of the run.", None),
-    "train": _RunOption(str, "data.train", "Hub id or local file.", DATA),
-    "validation": _RunOption(str, "data.validation", "Hub id or file.", DATA),
-    "validation_fraction": _RunOption(float, "data.validation_fraction", "Part of the documents to hold out.", DATA),
-    "text_field": _RunOption(str, "data.text_field", "Field of the text.", DATA),
+    "train": _RunOption(str, "data.train", "Training text: hub id or local file.", DATA),
+    "validation": _RunOption(str, "data.validation", "Validation text: hub id or local file.", DATA),
+    "validation_fraction": _RunOption(float, "data.validation_fraction", "Share of the documents to hold out.", DATA),
+    "text_field": _RunOption(str, "data.text_field", "Field that holds the text.", DATA),
     "block_size": _RunOption(int, "data.block_size", "Tokens per example.", DATA),
-    "max_documents": _RunOption(int, "data.max_documents", "Read no more than these.", DATA),
-    "learning_rate": _RunOption(float, "training.learning_rate"),
+    "max_documents": _RunOption(int, "data.max_documents", "Most documents to read.", DATA),
+    "learning_rate": _RunOption(float, "training.learning_rate", "Learning rate."),
     "max_steps": _RunOption(int, "training.max_steps", "Optimizer steps."),
-    "epochs": _RunOption(float, "training.num_train_epochs"),
-    "batch_size": _RunOption(int, "training.per_device_train_batch_size", "Examples per device and step."),
-    "gradient_accumulation_steps": _RunOption(int, "training.gradient_accumulation_steps"),
-    "bf16": _RunOption(bool, "training.bf16"),
-    "save_steps": _RunOption(int, "training.save_steps"),
-    "logging_steps": _RunOption(int, "training.logging_steps"),
+    "epochs": _RunOption(float, "training.num_train_epochs", "Passes over the training text."),
+    "batch_size": _RunOption(int, "training.per_device_train_batch_size", "Examples per device and batch."),
+    "gradient_accumulation_steps": _RunOption(
+        int, "training.gradient_accumulation_steps", "Batches per optimizer step."
+    ),
+    "bf16": _RunOption(bool, "training.bf16", "Mixed precision in bfloat16."),
+    "save_steps": _RunOption(int, "training.save_steps", "Steps between checkpoints."),
+    "logging_steps": _RunOption(int, "training.logging_steps", "Steps between logged losses."),
 }
 KEYS = {
     **{name: name for name in ("model", "adapt", "dtype")},

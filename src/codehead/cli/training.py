@@ -1,4 +1,4 @@
-"""`codehead pretrain` and `codehead finetune`: train, and tell how to go on."""
+"""`codehead pretrain` and `codehead finetune`: train, and say how to resume."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pretrain(
 ) -> None:
     """Train a new model from scratch, with Softmax or a code as its decision layer.
 
-    A run that was stopped goes on from its last complete checkpoint when the same command is given again.
+    To resume a stopped run from its last complete checkpoint, give the same command again.
     """
     from codehead.training.config import RunConfig
 
@@ -50,12 +50,16 @@ def finetune(
     config: opt.ConfigFile = None,
     model: Annotated[str | None, typer.Option("--model", help="Hub id, folder or GGUF file.")] = None,
     adapt: Annotated[
-        str | None, typer.Option("--adapt", help="lora (attention) + head, full, or head.", show_default="lora")
+        str | None,
+        typer.Option("--adapt", help="What to train: lora (attention) and head, full, or head.", show_default="lora"),
     ] = None,
     lora_r: Annotated[int | None, typer.Option("--lora-r", help="Rank of the adapters.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the weights.", show_default="float32")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Dtype of the weights.", show_default="float32")] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help=f"{opt.BUDGET} Chooses them all.", rich_help_panel=DECISION)
+        str | None,
+        typer.Option(
+            "--budget", help=f"{opt.BUDGET} Sets all options of the decision layer.", rich_help_panel=DECISION
+        ),
     ] = None,
     assignments: opt.Assignments = None,
     overwrite: opt.Overwrite = False,
@@ -63,9 +67,8 @@ def finetune(
 ) -> None:
     """Adapt an existing model: its own decision layer, or a new one given by --code or --budget.
 
-    With --budget the new head learns from the old one first; then backbone and head learn from the text, and the head
-    is rounded. A run that was stopped goes on from its last complete checkpoint when
-    the same command is given again.
+    With --budget, the new head is first distilled from the old one; then backbone and head are trained on the text, and
+    the head is rounded. To resume a stopped run from its last complete checkpoint, give the same command again.
     """
     from codehead.training.config import RunConfig
     from codehead.training.new_head import within
@@ -108,7 +111,7 @@ def _what_was_saved(config: RunConfig) -> str:
     folder = RunFolder(config)
     checkpoint = folder.last_checkpoint()
     if checkpoint is None and folder.stages.exist():
-        return "What the new head has learnt was saved. The same command (without --overwrite) goes on from there."
+        return "What the new head has learnt was saved. The same command (without --overwrite) resumes from there."
     if checkpoint is None:
-        return "No checkpoint was saved yet: the same command starts again from the beginning."
-    return f"Saved: {checkpoint}. The same command (without --overwrite) goes on from there."
+        return "No checkpoint was saved yet: the same command starts from the beginning."
+    return f"Saved: {checkpoint}. The same command (without --overwrite) resumes from there."

@@ -56,12 +56,12 @@ class DecisionConfig:
 
     _given: ClassVar[frozenset[str]] = frozenset()
     """What a file or command gave; of a coded checkpoint, a loss that was given changes its own, a default does not."""
-    code: str | None = _option(None, "Design, or the file of a saved codebook. A training run takes minrandom.")
+    code: str | None = _option(None, "Design, or file of a saved codebook; training runs use minrandom by default.")
     bits: int | None = _option(None, "Codeword length n; the design's own by default.")
     code_params: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "An option of the design, or parity; may be repeated."}
     )
-    assignment: str | None = _option(None, "Which token gets which codeword; as the design says by default.")
+    assignment: str | None = _option(None, "Which token gets which codeword; by default as the design says.")
     head: str = _option("linear", "linear (ECOC), mtl (MTL-ECOC), chain, low_rank or adaptive.")
     width: int | None = _option(None, "Hidden width d of each node of mtl, or of each block of a chain.")
     head_params: Mapping[str, Any] = field(
@@ -74,7 +74,7 @@ class DecisionConfig:
     extra_bits: int = _option(0, "Extra bits of the codewords of frequent tokens.")
     extra_bit_tokens: int | tuple[int, ...] = _option(0, "Tokens that have extra bits, the most frequent ones.")
     start: str = _option("random", "First weights: random, or old_head (near the Softmax head).")
-    weights: str = _option("float", "What the weights end as: float, int8 or int4.")
+    weights: str = _option("float", "What the weights are rounded to at the end: float (not at all), int8 or int4.")
     packed: bool = _option(False, "Keep codewords packed in memory: a 32nd of the bytes.")
     seed: int = _option(0, "Seed of the codebook and of the head's first weights.")
 

@@ -172,7 +172,7 @@ def last_map(head: nn.Module) -> list[Tensor]:
     """The weight `(n, …)` and, if there is one, the bias `(n,)` that a row each makes the n bit logits.
 
     They are `output_weight` and `output_bias` of a head that has them, otherwise weight and bias of a linear map; of a
-    head with a shortlist, those of its bits. Of a weight in int8 or int4, the scales of its rows `(n, 1)` stand for it.
+    head with dense rows, those of its bits. Of a weight in int8 or int4, the scales of its rows `(n, 1)` stand for it.
     ConfigurationError if the head ends in something else, or its bias is in int8, with one scale for all bits.
     """
     bits: Any = head.bits if isinstance(head, ShortlistHead) else head
@@ -188,7 +188,7 @@ def last_map(head: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def scale_outputs(head: nn.Module, scales: Tensor) -> None:
-    """Multiply the bit logits of a head by `scales`, `(n,)`, or `(1,)` for all; a shortlist's rows stay.
+    """Multiply the bit logits of a head by `scales`, `(n,)`, or `(1,)` for all; dense rows stay.
 
     ConfigurationError as `last_map`.
     """

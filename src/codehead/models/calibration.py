@@ -69,8 +69,8 @@ def calibrate(
         per_bit: a scale for every bit; otherwise one for all, a temperature.
         progress: called with (evaluations of the likelihood, the most there can be).
 
-    Rows of a shortlist and biases per token stay as they are. With a binary code and neither of them, a temperature
-    leaves the order of tokens as it is, but for rounding.
+    Dense rows and biases per token stay as they are. With a binary code and neither of them, a temperature keeps the
+    order of tokens, except for rounding.
 
     Raises:
         ConfigurationError: as `check_calibration`; the shapes do not fit; outputs are not finite.

@@ -150,7 +150,7 @@ class CodedCausalLM(OwnCausalLM):
     def head_outputs(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the head gives for the inputs that `forward` takes: `(batch, length, num_outputs)`, labels ignored.
 
-        These are n bit logits, with the K logits of a shortlist after them, or the features of a chain.
+        These are n bit logits, with the K logits of dense rows after them, or the features of a chain.
         """
         for name in ("labels", "shift_labels", "num_items_in_batch", "output_token_logits"):
             kwargs.pop(name, None)

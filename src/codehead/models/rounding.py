@@ -82,7 +82,7 @@ SHARES = [percent / 100 for percent in range(50, 101, 2)]
 @all_or_nothing
 @torch.no_grad()
 def to_int8(model: Model) -> Model:
-    """Round the weights of a coded model's head, shortlist and bias per token to int8, in place.
+    """Round the weights of a coded model's head, dense rows and bias per token to int8, in place.
 
     Every row (everything along the last axis) gets one scale, the largest magnitude over 127; a bias is one row.
     ConfigurationError if the model has no decision layer, or is rounded already.
@@ -94,16 +94,15 @@ def to_int8(model: Model) -> Model:
 @all_or_nothing
 @torch.no_grad()
 def to_int4(model: Model, hidden: Tensor | None = None) -> Model:
-    """Round the matrices of a coded model's head and shortlist to int4, and biases to int8, in place.
+    """Round the matrices of a coded model's head and dense rows to int4, and biases to int8, in place.
 
-    Every row gets the scale that errs least. `hidden` `(tokens, hidden)` is what the head is given at some thousand
-    positions of text like yours (`codehead.models.hidden.hidden_states`): the error of each column is then spread over
-    those after it, so that outputs change least (`error_corrected`). Without, each weight is rounded to the nearest,
-    which loses more. So, with a warning, is what a head does not apply as one linear map: the last layer of "mtl", and
-    of "tower" with several groups. What rounding does to each bit adds up: codewords of many more bits than the hidden
-    size are better off with `to_int8`.
+    Every row gets the scale with the smallest error. `hidden` `(tokens, hidden)` are the inputs of the head at a few
+    thousand positions of text like yours (`codehead.models.hidden.hidden_states`): later columns then compensate for
+    the error of each column (`error_corrected`). Without `hidden`, each weight is rounded to the nearest, which loses
+    more. So, with a warning, are weights that a head does not apply as one linear map: the last layer of "mtl". The
+    rounding errors of the bits add up: for codewords much longer than the hidden size use `to_int8`.
 
-    ConfigurationError if the model has no decision layer, or one that is rounded already, or `hidden` is not of it.
+    ConfigurationError if the model has no decision layer, or is rounded already, or `hidden` does not fit.
     """
     _check(model)
     head = model.get_output_embeddings()  # type: ignore[operator]

@@ -26,27 +26,29 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         list[str] | None,
-        typer.Option(
-            "--tasks", help="Tasks of lm-evaluation-harness, comma separated: its names and groups, or .yaml files."
-        ),
+        typer.Option("--tasks", help="Tasks of lm-evaluation-harness, comma-separated: names, groups, or .yaml files."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="If not the model's own.")] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="In place of the model's own.")] = None,
     batch_size: opt.ForwardExamples = 8,
     block_size: opt.ExampleTokens = None,
-    decoder: Annotated[str | None, typer.Option("--decoder", help="likelihood, hamming, … (docs/decoders.md).")] = None,
+    decoder: Annotated[
+        str | None, typer.Option("--decoder", help="Decoder that ranks the tokens: likelihood, hamming, …")
+    ] = None,
     packed: opt.Packed = None,
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1)] = None,
-    text_field: Annotated[str | None, typer.Option("--text-field", help="Field of the text.")] = None,
+    text_field: Annotated[str | None, typer.Option("--text-field", help="Field that holds the text.")] = None,
     as_text: Annotated[
-        bool, typer.Option("--as-text", help="Read records as plain text, prompt and response in a row.")
+        bool, typer.Option("--as-text", help="Read records as plain text: prompt, then response.")
     ] = False,
     subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a hub data set.")] = None,
     new_tokens: Annotated[
         int | None,
-        typer.Option("--new-tokens", min=1, help="Per timed generation.", show_default="32, or what the model takes"),
+        typer.Option(
+            "--new-tokens", min=1, help="Tokens per timed generation.", show_default="32, or what the model takes"
+        ),
     ] = None,
     repeats: Annotated[
         int | None, typer.Option("--repeats", min=0, help="Timed generations; 0 for none.", show_default="5")
@@ -54,17 +56,18 @@ def evaluate(
     encoder: Annotated[
         str | None,
         typer.Option(
-            "--encoder", help="Answer instruction records too; BERTScore by this hub id, local folder or minilm."
+            "--encoder", help="Also answer instruction records; BERTScore encoder: hub id, local folder or minilm."
         ),
     ] = None,
     encoder_layers: Annotated[
-        int | None, typer.Option("--encoder-layers", min=1, help="Its layer.", show_default="as published")
+        int | None, typer.Option("--encoder-layers", min=1, help="Layer of the encoder.", show_default="as published")
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option("--prompts", min=1, help="Records to answer, the first ones.", show_default="128")
+        int | None,
+        typer.Option("--prompts", min=1, help="How many of the first records to answer.", show_default="128"),
     ] = None,
     answer_tokens: Annotated[
-        int | None, typer.Option("--answer-tokens", min=1, help="Per answer, at most.", show_default="64")
+        int | None, typer.Option("--answer-tokens", min=1, help="Most tokens per answer.", show_default="64")
     ] = None,
     num_fewshot: Annotated[
         int | None, typer.Option("--num-fewshot", min=0, help="Examples before a question.", show_default="the task's")

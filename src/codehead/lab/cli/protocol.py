@@ -48,7 +48,7 @@ def list_protocols() -> None:
 def run(
     protocol: Name,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder of OUT/NAME and of OUT/store, what protocols share.")
+        Path, typer.Option("--out", help="Folder for OUT/NAME and for OUT/store, which protocols share.")
     ] = Path("runs"),
     data_dir: Annotated[
         Path | None,
@@ -57,7 +57,7 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Only cells whose name contains this; may be repeated.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Backbones, then cells, that run at the same time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many backbones, then cells, to run in parallel.")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate, show the plan with its cost, run nothing.")
     ] = False,
@@ -237,13 +237,15 @@ def _duration(seconds: float) -> str:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the report; the same folder goes on.")] = Path("codehead-demo"),
+    out: Annotated[Path, typer.Option(help="Folder of the report; to resume, name the same folder.")] = Path(
+        "codehead-demo"
+    ),
 ) -> None:
     """Compare six decision layers on a small model, in about five minutes on two cores.
 
     Pretrains a small OPT on the documentation strings of the standard library and teaches it to answer questions
-    about them: with Softmax, with the paper's heads, and with a head that `codehead convert` makes. Can be stopped and
-    started again.
+    about them: with Softmax, with the paper's heads, and with a head that `codehead convert` makes. It can be stopped
+    and resumed.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from rich.console import Console

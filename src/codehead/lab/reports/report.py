@@ -33,13 +33,13 @@ TERMS = {
     "Resident": "bytes in memory: weights, packed codebook, and the float32 matrix that decoding unpacks from it",
     "Bytes": "stored: weights (bf16, or as the name says), biases, codebook, scales; share of the Softmax head's",
     "code 5%": "a head with a code that takes 5% of the Softmax head's bytes; its full description is below the table",
-    "+ 88 tokens": "dense rows for the most frequent tokens, beside the code, and a bias for every token",
-    "+ 128 bits for 2,048": "extra bits for so many tokens, the most frequent ones",
-    "int8, int4": "the weights of a head end as integers with a scale per row; of int4, biases as int8",
-    "trained on": "the head learnt from the Softmax head first, and then with the backbone, as Softmax did",
-    "backbone too": "the backbone learnt along with the head, from the finished model and nothing else",
+    "+ 88 dense rows": "a full row of weights for each of the 88 most frequent tokens, and a bias for every token",
+    "+ 128 extra bits for 2,048 tokens": "longer codewords for the 2,048 most frequent tokens",
+    "int8, int4": "weights are integers with a scale per row; with int4, biases are int8",
+    "trained on": "the head was first distilled from the Softmax head, then trained with the backbone, as Softmax was",
+    "backbone too": "the backbone was distilled together with the head, from the finished model alone",
     "int4, error-corrected": "the Softmax head of the same run, quantised; errors corrected column by column (GPTQ)",
-    "±": "half width of the 95% t-interval over seeds",
+    "±": "half-width of the 95% t-interval over seeds",
 }
 
 
@@ -202,7 +202,7 @@ def _certainty(rows: Sequence[Row]) -> str:
     if seeds == {1}:
         return "There is one seed, so no interval: small differences between heads may be chance."
     single = "" if 1 not in seeds else " Rows of one seed have none: small differences there may be chance."
-    return f"± is the half width of the 95% t-interval over seeds.{single}"
+    return f"± is the half-width of the 95% t-interval over seeds.{single}"
 
 
 # Generated answers side by side. Whatever a model wrote is made harmless to look at; escaping is the template's.

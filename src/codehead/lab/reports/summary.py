@@ -98,9 +98,9 @@ def _label_of_code(decision: Mapping[str, Any], asked: Mapping[str, Any]) -> str
     if asked.get("assignment"):
         label += f", {asked['assignment'].replace('_', ' ')}"
     if decision.get("refined"):
-        label += f" + {decision['refined_bits']} bits for {decision['refined']:,}"
+        label += f" + {decision['refined_bits']:,} extra bits for {decision['refined']:,} tokens"
     if decision.get("shortlist") or decision.get("token_bias"):  # these imply the codeword loss
-        return f"{label} + {decision['shortlist']} tokens" if decision["shortlist"] else f"{label} + bias"
+        return f"{label} + {decision['shortlist']:,} dense rows" if decision["shortlist"] else f"{label} + bias"
     return label if decision["loss"] == "bitwise" else f"{label} + {decision['loss']} loss"
 
 
