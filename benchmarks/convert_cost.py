@@ -27,17 +27,17 @@ from codehead.conversion import convert
 from codehead.lab.result import Result
 
 GIB = 2**30
-KINDS = ("resident", "unmapped")
+TIMES, KINDS = ("seconds", "processor_seconds"), ("resident", "unmapped")
 EVERY = 0.05
 """Seconds between two looks at the memory."""
 
 
 class Stages:
-    """Seconds and the peaks of memory of every stage, in their order."""
+    """Seconds, those of processors and the peaks of memory of every stage, in their order."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, float]] = {}
-        self.stage, self.since = "loading", time.monotonic()
+        self.stage, self.since = "loading", clocks()
 
     def show(self, stage: str, done: int, total: int) -> None:
         """Close the last stage when another begins."""
@@ -54,12 +54,18 @@ class Stages:
 
     def close(self) -> None:
         """Add the time since the last stage was closed."""
-        now = time.monotonic()
-        self._entry()["seconds"] += now - self.since
+        now, entry = clocks(), self._entry()
+        for name, value in now.items():
+            entry[name] += value - self.since[name]
         self.since = now
 
     def _entry(self) -> dict[str, float]:
-        return self.found.setdefault(self.stage, {"seconds": 0.0, **dict.fromkeys(KINDS, 0)})
+        return self.found.setdefault(self.stage, {**dict.fromkeys(TIMES, 0.0), **dict.fromkeys(KINDS, 0)})
+
+
+def clocks() -> dict[str, float]:
+    """What the clocks say, in seconds."""
+    return dict(zip(TIMES, (time.monotonic(), time.process_time()), strict=True))
 
 
 def memory() -> dict[str, int]:
@@ -109,11 +115,12 @@ def table(result: Result) -> str:
     found, config, hardware = result.metrics, result.config, result.provenance["hardware"]
     costs, before, after = found["stages"], found["before"], found["after"]
     whole = {kind: max(cost[kind] for cost in costs.values()) for kind in KINDS}
-    costs["all"] = {"seconds": sum(cost["seconds"] for cost in costs.values()), **whole}
-    lines = ["| stage | minutes | resident | of it in no mapped file |", "| --- | ---: | ---: | ---: |"]
+    costs["all"] = {**{name: sum(cost[name] for cost in costs.values()) for name in TIMES}, **whole}
+    header = ["stage", "minutes", "of processors", "resident", "of it in no mapped file"]
+    lines = [f"| {' | '.join(header)} |", "| --- |" + " ---: |" * (len(header) - 1)]
     for name, cost in costs.items():
-        sizes = " | ".join(f"{cost[kind] / GIB:.2f} GiB" for kind in KINDS)
-        lines.append(f"| {name} | {cost['seconds'] / 60:.1f} | {sizes} |")
+        cells = [*(f"{cost[kind] / 60:.1f}" for kind in TIMES), *(f"{cost[kind] / GIB:.2f} GiB" for kind in KINDS)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + (
         f"\n\n`codehead convert {config['model']} --budget {config['budget']}`, {config['tokens']:,} tokens and "
         f"{config['steps']} steps, {hardware['threads']} threads of {hardware['cpu']}. The weights of the model alone "
