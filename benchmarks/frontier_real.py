@@ -80,14 +80,17 @@ def code(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         options.steps, options.batch_tokens, code_learning_rate=options.code_rate, tokens=options.positions
     )
 
+    seen: list[int] = []
+
     def told(done: int, steps: int, nats: float) -> None:
-        print(f"{name} {done}/{steps} {nats:.4f} {(time.process_time() - started) / done:.2f} s", flush=True)
+        seen.append(done)
+        print(f"{name} {done}/{steps} {nats:.4f} {(time.process_time() - started) / len(seen):.2f} s", flush=True)
 
     distil(model, teacher, hidden, learning, told, Stages(options.cache / name), labels, likely)
-    learnt = time.process_time()
+    learnt = (time.process_time() - started) * options.steps / max(1, len(seen))  # of all, if it was stopped between
     given = hidden[:STATISTICS_TOKENS].float()
     to_int4(model, given) if decision.weights == "int4" else to_int8(model)
-    seconds = {"start": started - start, "learning": learnt - started}
+    seconds = {"start": started - start, "learning": learnt}
     share = decision.byte_share(shape_of(options.model))
     return model, {
         "byte_share": share, "decision": decision.to_dict(), "distil": asdict(learning), "processor_seconds": seconds

@@ -21,7 +21,7 @@ MIXTURE, OUTSIDE = ("dolly", "books", "wikitext"), ("alpaca", "stories", "german
 KINDS = {"code": "code", "int": "quantised", "low_rank": "low rank", "trimmed": "trimmed"}
 BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
 """Aims set beforehand: share of top-1 and perplexity ratio."""
-IN_README = ("int4-corrected", "int3-corrected", "code-0.1", "code-0.05", "code-0.02")
+IN_README = ("int4-corrected", "code-0.25", "int3-corrected", "code-0.1", "code-0.05", "code-0.02")
 
 
 class Head:
@@ -133,7 +133,8 @@ def learning(heads: list[Head]) -> str:
             extra = [
                 f"{decision['dense_rows']:,}",
                 decision["weights"],
-                f"{options['steps']} × {options['batch_tokens']}",
+                f"{options['tokens']:,}",
+                f"{options['steps']:,} × {options['batch_tokens']}",
             ]
             rows.append([head.name, layer, *extra, f"{seconds['start']:.0f} s", f"{seconds['learning']:.0f} s"])
     header = [
@@ -141,6 +142,7 @@ def learning(heads: list[Head]) -> str:
         "bits",
         "dense rows",
         "rows",
+        "learnt from",
         "steps × positions",
         "start, processor time",
         "learning, processor time",
