@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/paper.md"
 RESULTS = ROOT / "results"
 REAL, RATES = "real-1", "real-rates"
+REAL_BACKBONES = ("llama-smollm2-135m", "gemma-3-270m")
 NOT_MEASURED = "not measured"
 ENOUGH = 0.98
 COMPARED = ("small-1", "small-2", "small-3", "tinystories-8192", "frontier-5", REAL)
@@ -120,10 +121,17 @@ def lost(better: Head, worse: Head) -> str:
 def backbones() -> list[str]:
     """Protocol 4: the same kind of head on several backbones."""
     scores = [row.f1 for row in TABLES[4].rows if row.f1]
-    heads = {one: Head("small-4", "minrandom-mtl", one) for one in ("opt", "qwen2", "llama")}
-    texts = [f"{name} {head.linked(percent(head.row.values['share']))}" for name, head in heads.items()]
     said = f"F1 {min(scores):.4f} to {max(scores):.4f}"
-    return ["It works equally well on other backbones", said, f"{', '.join(texts)} of top-1", NOT_MEASURED, "–"]
+    small = shares("small-4", "minrandom-mtl", "opt", "qwen2", "llama")
+    real, ours = (shares("real-4", cell, *REAL_BACKBONES) for cell in ("minrandom-mtl", "converted-15"))
+    return ["It works equally well on other backbones", said, small, real, ours]
+
+
+def shares(protocol: str, cell: str, *settings: str) -> str:
+    """How much of top-1 a kind of head keeps on several backbones."""
+    heads = {name: Head(protocol, cell, name) for name in settings}
+    texts = [f"{name} {head.linked(percent(head.row.values['share']))}" for name, head in heads.items()]
+    return f"{', '.join(texts)} of top-1"
 
 
 def verdict(value: Estimate, kept: float) -> str:
