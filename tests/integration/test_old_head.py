@@ -99,6 +99,7 @@ def test_half_precision(dtype):
         ({"code": "sparse_random", "bits": 60}, "a binary code"),
         ({"code": "one_vs_all", "head": "mtl", "width": 4}, "a low_rank head and one_vs_all"),
         ({"start": "old-head"}, "did you mean 'old_head'"),
+        ({"statistics": 3}, "statistics is int"),
         ({"statistics": Statistics(torch.ones(2))}, "counts of 2 tokens"),
         ({"statistics": Statistics(torch.ones(VOCAB), torch.ones(3), torch.eye(3))}, "hidden states of size 3"),
     ],

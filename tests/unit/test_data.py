@@ -230,7 +230,7 @@ def test_bytes_of_one_block_are_those_of_the_text(tmp_path, tokenizer):
 def test_a_text_shorter_than_one_block(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "The"}])
     tokens = len(tokenizer("The").input_ids) + 1
-    with pytest.raises(DataError, match=f"has {tokens} tokens, .*lower data.block_size to at most {tokens}"):
+    with pytest.raises(DataError, match=f"has {tokens} tokens, .*give more text, or lower .* to at most {tokens}"):
         load_examples(path, tokenizer, block_size=64)
 
 

@@ -49,6 +49,10 @@ class OldHead:
     def of(cls, head: nn.Linear, statistics: Statistics | None) -> OldHead:
         """That of a model; ConfigurationError if the statistics are of another one."""
         num_classes, hidden_size = head.weight.shape
+        if not isinstance(statistics, Statistics | None):
+            raise ConfigurationError(
+                f"statistics is {type(statistics).__name__}; give codehead.models.hidden.Statistics"
+            )
         if statistics is not None and len(statistics.counts) != num_classes:
             raise ConfigurationError(
                 f"statistics hold counts of {len(statistics.counts)} tokens, but the output embedding of the model has "

@@ -172,8 +172,8 @@ def _blocks(tokens: Dataset, block_size: int, name: str) -> Dataset:
     kept = total // block_size * block_size
     if not kept:
         raise DataError(
-            f"{name} has {total} tokens, less than one block of data.block_size={block_size}; "
-            f"lower data.block_size to at most {total} or give more text"
+            f"{name} has {total} tokens, less than one block of {block_size}; give more text, or lower "
+            f"data.block_size, where it can be chosen, to at most {total}"
         )
     blocks: dict[str, Any] = {
         column: pa.FixedSizeListArray.from_arrays(values[:kept], block_size) for column, values in columns.items()
