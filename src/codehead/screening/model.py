@@ -59,21 +59,17 @@ class ScreenedCausalLM(OwnCausalLM):
         reason = chosen if isinstance(chosen, str) else self.obstacle()
         if reason is None and isinstance(chosen, Selection):
             return chosen
-        self._tell(str(reason))
+        if reason not in self._told:
+            self._told |= {str(reason)}
+            warnings.warn(f"the dense head computes all logits: {reason}", stacklevel=2)
         return None
 
-    def _tell(self, reason: str) -> None:
-        """Warn, once, that generation takes the dense head."""
-        if reason not in self._told:
-            self._told |= {reason}
-            warnings.warn(f"the dense head computes all logits: {reason}", stacklevel=3)
-
     def _beam_search(self, *args: Any, **options: Any) -> Any:
-        self._tell("beams need the probabilities of all tokens")
+        self._may_select("beams need the probabilities of all tokens")
         return super()._beam_search(*args, **options)  # type: ignore[misc]
 
     def _assisted_decoding(self, *args: Any, **options: Any) -> Any:
-        self._tell("what an assistant has drafted is checked with all logits")
+        self._may_select("what an assistant has drafted is checked with all logits")
         return super()._assisted_decoding(*args, **options)  # type: ignore[misc]
 
     def obstacle(self) -> str | None:
