@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codehead.boundaries import peft_warnings_hidden
 from codehead.codes.codebook import PackedCodebook
@@ -31,7 +32,7 @@ from codehead.models.hidden import labelled_states
 from codehead.models.probe import LogitScaling, SoftmaxHead
 from codehead.models.surgery import describe
 from codehead.training.config import Distillation, LoraConfig
-from codehead.training.likely_tokens import LikelyTokens, Scores, divergence, imitate, imitate_some
+from codehead.training.likely_tokens import SIZES, LikelyTokens, Scores, divergence, imitate, imitate_some
 from codehead.training.loop import ResumableLoop, Stages, refuse_divergence
 from codehead.training.model import merge, with_lora
 
@@ -243,7 +244,9 @@ class _Student:
         if self.refinement is not None:
             columns, rows = _shared(ids, self.refinement.ids())
             signs = _Sign.apply(self.numbers[1].index_select(0, rows))
-            scores = scores.index_add(1, columns, (others[:, : signs.shape[1]] @ signs.T).float())
+            padded = F.pad(signs, (0, 0, 0, -len(signs) % SIZES))
+            further = (others[:, : signs.shape[1]] @ padded.T)[:, : len(signs)]
+            scores = scores.index_add(1, columns, further.float())
         columns, rows = _shared(ids, self.corrections.shortlist.long())
         dense = 2 * others[:, self.corrections.num_bits :].index_select(1, rows)
         scores = scores.index_add(1, columns, dense.float())

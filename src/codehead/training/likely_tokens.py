@@ -64,7 +64,10 @@ def divergence(scores: Tensor, teacher: Scores, hidden: Tensor, labels: Tensor |
 ALWAYS = 4096
 """Tokens, the likeliest over all positions, whose scores are compared at every step."""
 DRAWN = 2048
-"""Of the others, at every step."""
+"""Of the others, at every step, or a few more."""
+SIZES = 1024
+"""Of how many tokens a step's number of them is a multiple: oneDNN keeps what it has compiled for every new size of a
+product, a megabyte or more of each."""
 LIKELY = 16
 """Tokens kept of each position."""
 TOGETHER = 2**26
@@ -123,7 +126,8 @@ class LikelyTokens:
         certain[self.expected.topk(min(ALWAYS, len(certain))).indices] = True
         certain[self.ids[positions].long().flatten()] = True
         others = (~certain).nonzero().flatten()
-        drawn = others[torch.randperm(len(others), generator=generator)[:DRAWN]]
+        count = len(certain) - len(others) + DRAWN
+        drawn = others[torch.randperm(len(others), generator=generator)[: DRAWN + -count % SIZES]]
         log_weights = torch.zeros(len(certain))
         log_weights[drawn] = math.log(len(others) / max(1, len(drawn)))
         certain[drawn] = True
