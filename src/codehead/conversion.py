@@ -38,7 +38,7 @@ from codehead.training.data import (
     load_rows,
 )
 from codehead.training.folder import RunFolder, locked, save_whole
-from codehead.training.loop import SILENT, Show, Stages, Work
+from codehead.training.loop import SILENT, Show, Work
 from codehead.training.model import check_length, device_of, load_model
 from codehead.training.new_head import finish, fit_decision_layer
 from codehead.training.provenance import Clock, provenance, utc_now
@@ -234,6 +234,9 @@ def _changed(config: RunConfig, check: Check, change: Change, overwrite: bool, s
         if not overwrite:
             folder.check(origin["data"])
         model, tokenizer = _load(config)
+        origin["weights"] = weights_checksum(model)
+        if not overwrite:
+            folder.check_beginning(origin)
         rows = load_rows(config.data, config.seed)
         check(config, model, rows)
         if rows.validation is None:
@@ -247,7 +250,6 @@ def _changed(config: RunConfig, check: Check, change: Change, overwrite: bool, s
             with clock.kept_when_stopped():
                 before = job.measure(model, "before", "measuring the old head")
                 _check_numbers(config, before)
-                _check_weights(config, model, stages)
                 model, told = change(job)
                 after = job.measure(model, "after", "measuring the new one")
         measured = {"before": before, "after": after} if is_coded(model) else None  # a stock model has no card of ours
@@ -265,16 +267,6 @@ def _check_numbers(config: RunConfig, measured: dict[str, Any]) -> None:
         raise ConfigurationError(
             f"model {config.model!r} has no finite perplexity on the text that is held out: its weights hold NaN, or "
             "it can never say some token; give another checkpoint"
-        )
-
-
-def _check_weights(config: RunConfig, model: Any, stages: Stages) -> None:
-    """Raise ConfigurationError if a run that was stopped goes on with other weights than it began with."""
-    now = {"sha256": weights_checksum(model)}
-    if stages.values("weights", lambda: now) != now:
-        raise ConfigurationError(
-            f"output_dir {config.output_dir!r} holds a run that began with other weights: model {config.model!r} has "
-            "changed since; choose another output_dir or use --overwrite"
         )
 
 

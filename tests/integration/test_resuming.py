@@ -501,6 +501,23 @@ def test_changed_data_are_noticed(stories, tmp_path):
         train(config, progress=False)
 
 
+@pytest.mark.parametrize("distil", [None, {"steps": 2, "tokens": 100}], ids=["trained", "distilled"])
+def test_a_model_that_changed_since_is_noticed(pretrained, stories, tmp_path, distil):
+    """At the first checkpoint of the training, or before there is one."""
+    base = tmp_path / "base"
+    shutil.copytree(pretrained["softmax"], base)
+    changes = {"decision": CORRECTED, "adapt": "lora", "distil": distil}
+    config = finetuning(base, stories, tmp_path / "run", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False, callbacks=[StopAt(5 if distil is None else 1)])
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] += 1
+    model.save_pretrained(base)
+    with pytest.raises(ConfigurationError, match=r"began with the weights .* the model has changed since"):
+        train(config, progress=False)
+
+
 def test_newer_checkpoints_stay_where_older_ones_are_dated_in_the_future(stories, tmp_path):
     config = pretraining(stories, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):

@@ -33,6 +33,11 @@ CHECKPOINTS = "checkpoints"
 STAGES = "conversion"
 STATE = "trainer_state.json"
 """What the Trainer writes last into a checkpoint."""
+BEGUN_WITH = {
+    "weights": "the model has changed since. Bring the old one back",
+    "codebook": "another machine, library or number of threads fits it differently. Go on where the run began",
+}
+"""What the provenance of a run has a checksum of, and why it may be another one where the run goes on."""
 MISSING = object()
 UNSET = (None, MISSING)  # a key that is younger than the record is not there
 
@@ -231,29 +236,27 @@ class RunFolder:
 
     def spent(self) -> dict[str, Any]:
         """`started_at` and `wall_seconds` of the processes whose work a run goes on from; {} if none."""
+        return self._earlier("started_at", "wall_seconds")
+
+    def begun_with(self) -> dict[str, Any]:
+        """What the run that is here began with, of BEGUN_WITH; {} if it begins only now."""
+        return self._earlier(*BEGUN_WITH)
+
+    def _earlier(self, *keys: str) -> dict[str, Any]:
+        """What the provenance of an unfinished run holds of some keys; {} if there is none to go on with."""
         if self.last_checkpoint() is None and not self.stages.exist():
             return {}
         earlier = read_record(self.path)["provenance"]
-        return {key: earlier[key] for key in ("started_at", "wall_seconds") if key in earlier}
+        return {key: earlier[key] for key in keys if key in earlier}
 
-    def begun_with(self) -> dict[str, Any]:
-        """`codebook`, the checksum of the code that was trained up to the last checkpoint; {} if there is none."""
-        if self.last_checkpoint() is None:
-            return {}
-        return {"codebook": read_record(self.path)["provenance"].get("codebook")}
-
-    def check_codebook(self, checksum: str | None) -> None:
-        """Raise ConfigurationError if the run would go on with another code than it began with.
-
-        A code that was fitted to the model comes out the same on the same machine, not on every one.
-        """
-        begun = self.begun_with()
-        if begun and begun["codebook"] != checksum:
-            raise ConfigurationError(
-                f"output_dir {str(self.path)!r} holds a run that began with the codebook {begun['codebook']}, but here "
-                f"it is {checksum}: another machine, library or number of threads fits it differently. Go on where the "
-                "run began, or use --overwrite"
-            )
+    def check_beginning(self, origin: Mapping[str, Any]) -> None:
+        """Raise ConfigurationError if the run would go on with something else than it began with."""
+        for key, begun in self.begun_with().items():
+            if begun is not None and origin.get(key, begun) != begun:
+                raise ConfigurationError(
+                    f"output_dir {str(self.path)!r} holds a run that began with the {key} {begun}, but here "
+                    f"it is {origin[key]}: {BEGUN_WITH[key]}, or use --overwrite"
+                )
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; None to start from the beginning."""

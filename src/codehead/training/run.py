@@ -22,6 +22,7 @@ from codehead.boundaries import library_bars_hidden, peft_warnings_hidden
 from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
 from codehead.models.calibration import calibrate, text_outputs
+from codehead.models.description import weights_checksum
 from codehead.models.surgery import describe, is_coded
 from codehead.processes import is_main
 from codehead.training.config import RunConfig, refuse_softmax_only
@@ -92,16 +93,20 @@ def _run(
     tokenizer = _tokenizer(config, rows)
     set_seed(config.seed)
     text, validation = _texts(config, rows, tokenizer)
+    model: Any = _loaded(config, tokenizer)
+    origin["weights"] = None if isinstance(config.model, dict) else weights_checksum(model)
+    if not overwrite:
+        folder.check_beginning(origin)
     distils = config.distil is not None  # that takes long enough to be killed in, so it is kept
     stages_of_run = folder.begun(origin, overwrite) if distils else nullcontext(Stages())
     with stages_of_run as stages:
         stopped = Clock(folder, origin, began).kept_when_stopped() if distils else nullcontext()
         with _shown(progress and distils) as show, stopped:
-            model: Any = _built(config, tokenizer, text, Work(show, stages))
+            model = _built(model, config, text, Work(show, stages))
         check_end(model, config)
         origin["codebook"] = describe(model, "train").codebook.checksum if is_coded(model) else None
         if not overwrite:
-            folder.check_codebook(origin["codebook"])
+            folder.check_beginning(origin)
         paths, knowing = decision_paths(model), knows_its_tokens(model, config)
         model = adapt(model, config)
         rates = decision_rates(model, paths, config, arguments.learning_rate, knowing)
@@ -127,19 +132,24 @@ def _run(
     return folder.path
 
 
-def _built(config: RunConfig, tokenizer: PreTrainedTokenizerBase, text: Text, work: Work) -> nn.Module:
-    """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
-
-    `text` is what the model will be trained on: a new decision layer that looks at text, or learns from the old head
-    before the training, does so there, on the accelerator if there is one; the stages of `work` keep what that has
-    come to.
-    """
+def _loaded(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The model to train, as it is before anything is done to it, which the tokenizer and the blocks of text fit."""
     if isinstance(config.model, dict):
         model = new_model(config.model, tokenizer)
     else:
         model = load_model(config.model, dtype=config.dtype, device=device_of(config))
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_length(model, config.data.block_size, "data.block_size")
+    return model
+
+
+def _built(model: Any, config: RunConfig, text: Text, work: Work) -> nn.Module:
+    """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
+
+    `text` is what the model will be trained on: a new decision layer that looks at text, or learns from the old head
+    before the training, does so there, on the accelerator if there is one; the stages of `work` keep what that has
+    come to.
+    """
     if config.adapt == "lora":
         find_targets(model, config.lora)  # told before anything is learnt
     if config.decision is not None and is_coded(model):
