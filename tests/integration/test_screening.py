@@ -297,6 +297,9 @@ def test_a_model_writes_as_much_as_it_has_positions_for():
     assert {batch["input_ids"].shape for batch in text} == {(16, 24)}
 
 
+BEYOND = {"input_ids": torch.tensor([[0, VOCAB]]), "labels": torch.tensor([[-100, -3]])}
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"mode": "quick"}, "mode='quick'"), ({"certificate": "sure"}, "certificate='sure'"), ({"recall": 1.0}, "recall"),
     ({"recall": 0.999}, "positions"), ({"bits": 0, "recall": 0.9}, "bits is 0"), ({"recall": "0.9"}, "recall='0.9'"),
@@ -306,6 +309,8 @@ def test_a_model_writes_as_much_as_it_has_positions_for():
     ({"hidden": torch.randn(400)}, r"hidden is \(400,\)"), ({"hidden": [[0.0]]}, "hidden is list"),
     ({"hidden": torch.ones(400, HIDDEN), "recall": 0.9}, "400 hidden states are the same"),
     ({"hidden": None, "batches": "text"}, "a batch is str"), ({"hidden": None, "batches": [{"ids": 3}]}, "labels"),
+    ({"hidden": None, "batches": [BEYOND]}, f"input_ids of a batch holds {VOCAB}, but"),
+    ({"hidden": None, "batches": [BEYOND | {"input_ids": torch.tensor([[0, 1]])}]}, "labels of a batch holds -3, but"),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_what_is_impossible_is_refused_and_changes_nothing(options, message):
     model = make("llama")

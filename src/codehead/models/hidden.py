@@ -169,10 +169,7 @@ def at_labels(
     model.eval()
     try:
         for number, batch in enumerate(batches):
-            if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= set(batch):
-                raise ConfigurationError(
-                    f"a batch is {type(batch).__name__}; give mappings with input_ids and labels, each (batch, length)"
-                )
+            _check_batch(batch, model.get_input_embeddings().num_embeddings)
             labels = batch["labels"][:, 1:]
             known = labels != IGNORE
             if processes.does(number):
@@ -189,3 +186,19 @@ def at_labels(
         raise DataError("the text holds no token to predict; give more text, or a longer block_size")
     values, wanted = zip(*processes.gathered(parts), strict=True)
     return torch.cat(values)[:limit], torch.cat(wanted)[:limit]
+
+
+def _check_batch(batch: Any, num_embeddings: int) -> None:
+    """Raise ConfigurationError if this is no batch, or holds ids that a model of so many embeddings does not have."""
+    if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= set(batch):
+        raise ConfigurationError(
+            f"a batch is {type(batch).__name__}; give mappings with input_ids and labels, each (batch, length)"
+        )
+    for name in ("input_ids", "labels"):
+        ids = batch[name][batch[name] != IGNORE] if name == "labels" else batch[name]
+        beyond = ids[(ids < 0) | (ids >= num_embeddings)].flatten()
+        if len(beyond):
+            raise ConfigurationError(
+                f"{name} of a batch holds {int(beyond[0])}, but the model's token ids are 0 to {num_embeddings - 1}; "
+                "tokenise with the tokenizer of the model"
+            )
