@@ -29,7 +29,7 @@ import codehead.lab.protocols.runner  # here, so that no fork has to import them
 import codehead.screening.build
 import codehead.training.run  # noqa: F401
 from bad_calls import bad_calls, prepare, words
-from codehead import main as cli
+from codehead import __main__ as cli
 from codehead.cli.checkpoints import attach
 from codehead.training.tokenizer import train_bpe
 

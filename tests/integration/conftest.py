@@ -15,7 +15,7 @@ from small_runs import TEXT, WORDS, pretraining
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import codehead
-from codehead import main as cli
+from codehead import __main__ as cli
 from codehead.cli.checkpoints import attach
 from codehead.training.run import train
 from codehead.training.tokenizer import train_bpe

@@ -7,7 +7,7 @@ On a CPU it shards nothing. Told that this is one, it runs FSDP2 over gloo. Give
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-from codehead.main import main
+from codehead.__main__ import main
 
 PartialState(cpu=True)
 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU

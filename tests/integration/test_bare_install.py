@@ -19,7 +19,7 @@ CHECKPOINT = ROOT / "tests" / "data" / "checkpoints-0.1" / "converted-int4"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"yaml": "pyyaml", "faiss": "faiss-cpu", "sklearn": "scikit-learn"}
 REPORT = f"""
-from codehead.main import main
+from codehead.__main__ import main
 sys.argv = ["codehead", "protocol", "report", {str(ROOT / "results" / "small-1")!r}]
 main()
 """

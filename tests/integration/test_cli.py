@@ -21,7 +21,7 @@ from codehead.training.trainer import RichProgress
 
 def test_the_command_line_is_light():
     heavy = "torch transformers datasets peft matplotlib accelerate".split()  # noqa: SIM905
-    script = f"import sys, codehead.main; print([name for name in {heavy} if name in sys.modules])"
+    script = f"import sys, codehead.__main__; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "[]", done.stderr
 
