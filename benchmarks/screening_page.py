@@ -6,6 +6,7 @@ python benchmarks/screening_page.py
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -107,17 +108,15 @@ def coded() -> str:
 
 
 def bounds() -> str:
-    """How many tokens each bound leaves possible."""
-    found = {name: metrics for model, name in MODELS.items() if (metrics := read(model, "bounds"))}
-    body = [
-        [
-            name if len(found) == 1 else f"{title}: {name}", f"{one['median']:,.0f}", f"{one['percentile_99']:,.0f}",
-            f"{one['mean'] / metrics['shape'][0]:.1%}", f"{one['bytes_read'] / 1e6:.1f}",
-        ]
-        for title, metrics in found.items()
-        for name, one in metrics["bounds"].items()
-    ]  # fmt: skip
-    return rows(["bound", "tokens left, median", "99th percentile", "share of V", "MB read"], body)
+    """How many tokens each bound leaves possible, by model; the lengths of codes differ."""
+    found = {title: metrics["bounds"] for model, title in MODELS.items() if (metrics := read(model, "bounds"))}
+    body: dict[str, list[str]] = {}
+    for one in found.values():
+        for name, left in one.items():
+            cells = body.setdefault(re.sub(r" of [\d,]+ bits", "", name), [])
+            cells += [f"{left['median']:,.0f}", f"{left['percentile_99']:,.0f}", f"{left['bytes_read'] / 1e6:.1f}"]
+    columns = [f"{title}: {of}" for title in found for of in ("median", "99th percentile", "MB read")]
+    return rows(["bound", *columns], [[name, *cells] for name, cells in body.items()])
 
 
 def profile() -> str:
