@@ -196,7 +196,7 @@ def collect(options: argparse.Namespace) -> None:
         "positions": options.positions, "seed": 0,
     }  # fmt: skip
     origin = {**provenance(seed=0, sources=[]), "finished_at": utc_now()}
-    Result("frontier-real-1", config, {"heads": heads}, origin).write(options.out)
+    Result(options.out.stem, config, {"heads": heads}, origin).write(options.out)
 
 
 def main() -> None:

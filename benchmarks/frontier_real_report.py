@@ -1,4 +1,4 @@
-"""Tables and pictures of docs/results/frontier-real-1, and README's table, from the result file of frontier_real.py.
+"""Tables and pictures of docs/results/frontier-real-*, and README's table, from the result files of frontier_real.py.
 
 python benchmarks/frontier_real_report.py
 """
@@ -15,8 +15,8 @@ from codehead.lab.reports.drawing import DPI, PALETTE, STYLE, pyplot
 from codehead.lab.result import Result
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "results/benchmarks/frontier-real-1.json"
-PAGE = ROOT / "docs/results/frontier-real-1/report.md"
+RESULTS, PAGES = ROOT / "results/benchmarks", ROOT / "docs/results"
+SMOLLM2, GEMMA = "frontier-real-1", "frontier-real-2"
 MIXTURE, OUTSIDE = ("dolly", "books", "wikitext"), ("alpaca", "stories", "german", "python")
 KINDS = {"code": "code", "int": "quantised", "low_rank": "low rank", "trimmed": "trimmed"}
 BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
@@ -230,20 +230,28 @@ def filled(path: Path, name: str, table: str) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def main() -> None:
-    """Fill the pages and draw the pictures."""
-    metrics = Result.read(RESULT).metrics["heads"]
+def report(name: str) -> list[Head]:
+    """Fill the page of a result and draw its pictures; returns what it shows."""
+    metrics, page = Result.read(RESULTS / f"{name}.json").metrics["heads"], PAGES / name / "report.md"
     heads = sorted((Head(key, found) for key, found in metrics.items()), key=lambda head: head.share)
     chosen = [head for head in heads if head.key in IN_README]
-    tables = {"overall": overall, "domains": domains, "bars": bars, "learning": learning}
-    for name, make in tables.items():
-        filled(PAGE, name, make(heads))
-    filled(PAGE, "octaves", octaves(chosen))
+    for table, make in {"overall": overall, "domains": domains, "learning": learning}.items():
+        filled(page, table, make(heads))
+    filled(page, "octaves", octaves(chosen))
+    frontier(heads, page.with_name("frontier.png"))
+    rare(chosen, page.with_name("rare.png"))
+    return heads
+
+
+def main() -> None:
+    """Fill the pages and draw the pictures."""
+    heads = report(SMOLLM2)
+    filled(PAGES / SMOLLM2 / "report.md", "bars", bars(heads))
     filled(ROOT / "README.md", "table", readme(heads))
     filled(ROOT / "docs/picking.md", "picking", picking(heads))
     filled(ROOT / "docs/results.md", "results", readme(heads))
-    frontier(heads, PAGE.with_name("frontier.png"))
-    rare(chosen, PAGE.with_name("rare.png"))
+    if (RESULTS / f"{GEMMA}.json").exists():
+        report(GEMMA)
 
 
 if __name__ == "__main__":
