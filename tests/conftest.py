@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,12 @@ hypothesis.settings.load_profile("no_deadline")
 
 DATA_VARIABLE = "CODEHEAD_TEST_DATA"
 REAL_VARIABLE = "CODEHEAD_REAL_MODELS"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _libraries_are_no_garbage() -> None:
+    """Accelerate collects garbage in every training, and looks at a million objects of libraries without this."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
