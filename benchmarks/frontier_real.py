@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codehead.config import DecisionConfig, ModelShape
 from codehead.lab.baselines import quantised, trimmed
 from codehead.lab.result import Result
 from codehead.models.hidden import Statistics
@@ -42,6 +44,8 @@ BEST = (1, 8, 32, 128, 512)
 """How many of a head's best tokens are looked through for the old head's choice."""
 PIECE = 80
 """Positions scored at a time."""
+ROWS = {"low_rank": "int8", "adaptive": "int4"}
+"""What each trained baseline keeps more with, in the protocols of the toys."""
 QUANTISED = {"int8": (8, 64), "int4": (4, 64), "int3": (3, 64), "int2": (2, 32)}
 
 
@@ -64,20 +68,36 @@ def looked_up(cache: Path, teacher: Any, hidden: Tensor) -> LikelyTokens:
     return LikelyTokens(**kept)
 
 
-def code(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """A model with the code of a budget, made as `convert` makes it, and how."""
-    share = float(name.removeprefix("code-"))
+def largest(kind: str, share: float, shape: ModelShape) -> DecisionConfig:
+    """The largest low-rank head or adaptive softmax within a share of the bytes."""
+    wide = {"low_rank": lambda size: {"rank": size}, "adaptive": lambda size: {"cutoffs": [size], "div_value": 16}}
+
+    def decision(size: int) -> DecisionConfig:
+        params = {**wide[kind](size), "bias": True}
+        return DecisionConfig(
+            code="one_vs_all", head=kind, head_params=params, loss="codeword", start="old_head", weights=ROWS[kind]
+        )
+
+    sizes = range(1, shape.hidden_size if kind == "low_rank" else shape.num_classes)
+    return decision(bisect_right(sizes, share, key=lambda size: decision(size).byte_share(shape)))
+
+
+def trained(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """A model with the head of a kind and a budget, made as `convert` makes it, and how."""
+    kind, _, budget = name.removeprefix("trained_").partition("-")
+    shape = shape_of(options.model)
+    is_code = kind == "code"
+    decision = recommend(options.model, budget=budget).config if is_code else largest(kind, float(budget), shape)
     hidden, labels = states(options.cache, "learn", options.positions)
     model = load_model(options.model, dtype="float32").eval()
     teacher = softmax_head(model)
     likely = looked_up(options.cache, teacher, hidden)
-    decision = recommend(options.model, budget=share).config
     start = time.process_time()
     statistics = Statistics.of(likely.expected, hidden[:STATISTICS_TOKENS].float())
     attach(model, replace(decision, weights="float", packed=False), statistics=statistics)
     started = time.process_time()
     learning = Distillation(
-        options.steps, options.batch_tokens, code_learning_rate=options.code_rate, tokens=options.positions
+        options.steps, options.batch_tokens, options.learning_rate, options.code_rate, tokens=options.positions
     )
 
     seen: list[int] = []
@@ -86,14 +106,15 @@ def code(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         seen.append(done)
         print(f"{name} {done}/{steps} {nats:.4f} {(time.process_time() - started) / len(seen):.2f} s", flush=True)
 
-    distil(model, teacher, hidden, learning, told, Stages(options.cache / name), labels, likely)
+    stages = Stages(options.cache / name)
+    distil(model, teacher, hidden, learning, told, stages, labels, likely if is_code else None)
     learnt = (time.process_time() - started) * options.steps / max(1, len(seen))  # of all, if it was stopped between
     given = hidden[:STATISTICS_TOKENS].float()
     to_int4(model, given) if decision.weights == "int4" else to_int8(model)
     seconds = {"start": started - start, "learning": learnt}
-    share = decision.byte_share(shape_of(options.model))
     return model, {
-        "byte_share": share, "decision": decision.to_dict(), "distil": asdict(learning), "processor_seconds": seconds
+        "byte_share": decision.byte_share(shape), "decision": decision.to_dict(), "distil": asdict(learning),
+        "processor_seconds": seconds,
     }  # fmt: skip
 
 
@@ -171,7 +192,7 @@ def scoring(model: Any) -> Callable[[Tensor], Tensor]:
 def measure(options: argparse.Namespace) -> None:
     """Make a head and measure it on every test set; its file is written last."""
     start, name = time.monotonic(), options.head
-    model, how = (code if name.startswith("code") else baseline)(name, options)
+    model, how = (trained if name.startswith(("code", "adaptive", "trained")) else baseline)(name, options)
     score = scoring(model)
     weight = load_model(options.model, dtype="float32").get_output_embeddings().weight.detach()
     counts = torch.bincount(states(options.cache, "learn")[1], minlength=len(weight))
@@ -206,10 +227,13 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder that frontier_real_states.py has filled")
     parser.add_argument("--model", required=True)
     parser.add_argument(
-        "--head", help="code-SHARE, int8, int4, int3, int2, int4-corrected …, low_rank-SHARE, trimmed-SHARE"
+        "--head",
+        help="code-SHARE, adaptive-SHARE, trained_low_rank-SHARE; int8, int4, int3, int2, int4-corrected …, "
+        "low_rank-SHARE, trimmed-SHARE",
     )
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch-tokens", type=int, default=512)
+    parser.add_argument("--learning-rate", type=float, help="of rows, instead of a share of their size")
     parser.add_argument("--code-rate", type=float, default=1e-2, help="2e-2 where steps are few")
     parser.add_argument("--positions", type=int, default=150_000)
     parser.add_argument("--test-positions", type=int, default=2550, help="of each test set")
