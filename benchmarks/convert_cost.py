@@ -96,7 +96,8 @@ def watched(stages: Stages) -> Iterator[None]:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """The cost of every stage, and what the new head keeps."""
-    stages, sizes = Stages(), {"budget": options.budget, "steps": options.steps, "tokens": options.tokens}
+    names = ("budget", "tokens", "steps", "backbone_steps")
+    stages, sizes = Stages(), {name: getattr(options, name) for name in names}
     with tempfile.TemporaryDirectory() as folder, watched(stages):
         made = convert(options.model, options.data, out=Path(folder) / "out", show=stages.show, **sizes)
     kept = {key: made.record[key] for key in ("before", "after")}
@@ -123,7 +124,7 @@ def table(result: Result) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + (
         f"\n\n`codehead convert {config['model']} --budget {config['budget']}`, {config['tokens']:,} tokens and "
-        f"{config['steps']} steps, {hardware['threads']} threads of {hardware['cpu']}. The weights of the model alone "
+        f"{config['steps']} steps, {config.get('backbone_steps', 0)} of the backbone, {hardware['threads']} threads of {hardware['cpu']}. The weights of the model alone "
         f"take {found['model_bytes'] / GIB:.2f} GiB in float32. The new head keeps "
         f"{after['top1'] / before['top1']:.1%} of the old one's top-1 accuracy at "
         f"{after['perplexity'] / before['perplexity']:.3f} times its perplexity, on {after['tokens']:,} tokens of "
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--budget", default="2%")
     parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--backbone-steps", type=int, default=0, help="of LoRA on the backbone, with the new head")
     parser.add_argument("--out", type=Path, required=True, help="result file")
     options = parser.parse_args(namespace=argparse.Namespace(shape=None, prompts=None))
     recorded("convert-cost", options, measured)
