@@ -122,10 +122,13 @@ def table(result: Result) -> str:
     for name, cost in costs.items():
         cells = [*(f"{cost[kind] / 60:.1f}" for kind in TIMES), *(f"{cost[kind] / GIB:.2f} GiB" for kind in KINDS)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    steps = f"{config['steps']} steps" + (
+        f" and {more} of the backbone" if (more := config.get("backbone_steps")) else ""
+    )
     return "\n".join(lines) + (
-        f"\n\n`codehead convert {config['model']} --budget {config['budget']}`, {config['tokens']:,} tokens and "
-        f"{config['steps']} steps, {config.get('backbone_steps', 0)} of the backbone, {hardware['threads']} threads of {hardware['cpu']}. The weights of the model alone "
-        f"take {found['model_bytes'] / GIB:.2f} GiB in float32. The new head keeps "
+        f"\n\n`codehead convert {config['model']} --budget {config['budget']}`, {config['tokens']:,} tokens, {steps}; "
+        f"{hardware['threads']} threads of {hardware['cpu']}. The weights of the model alone take "
+        f"{found['model_bytes'] / GIB:.2f} GiB in float32. The new head keeps "
         f"{after['top1'] / before['top1']:.1%} of the old one's top-1 accuracy at "
         f"{after['perplexity'] / before['perplexity']:.3f} times its perplexity, on {after['tokens']:,} tokens of "
         "held-out text.\n"
