@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,13 @@ hypothesis.settings.load_profile("no_deadline")
 
 DATA_VARIABLE = "CODEHEAD_TEST_DATA"
 REAL_VARIABLE = "CODEHEAD_REAL_MODELS"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_garbage_collections() -> None:
+    """What is loaded by now stays: accelerate collects before every training, which looks at all that is not frozen."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
