@@ -334,16 +334,16 @@ WRITTEN = {"task": "mine", **BASE, **TASKS["choose"]}
     ],
 )
 def test_the_names_of_the_harness_are_read_where_a_group_may_name_one(tasks, monkeypatch, members, needed):
-    class Told(Exception):
+    class ToldError(Exception):
         pass
 
     def manager(include_defaults):
-        raise Told(include_defaults)
+        raise ToldError(include_defaults)
 
     write_task(tasks, "choose")
     (tasks / "some.yaml").write_text(yaml.safe_dump(group("some", *members)))
     monkeypatch.setattr("lm_eval.tasks.TaskManager", manager)
-    with pytest.raises(Told, match=str(needed)):
+    with pytest.raises(ToldError, match=str(needed)):
         load_tasks([str(tasks / "some.yaml")])
 
 
