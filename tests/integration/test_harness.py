@@ -321,6 +321,32 @@ def test_names_and_patterns(tasks):
         find_names("mine_*", manager)
 
 
+WRITTEN = {"task": "mine", **BASE, **TASKS["choose"]}
+
+
+@pytest.mark.parametrize(
+    ("members", "needed"),
+    [
+        (["choose", {"task": "choose", "num_fewshot": 0}, WRITTEN], False),
+        (["arc_easy"], True),
+        ([{"task": "arc_easy", "dataset_path": "mine"}], True),
+        ([{"group": "mine", "task": ["choose"]}], True),
+    ],
+)
+def test_the_names_of_the_harness_are_read_where_a_group_may_name_one(tasks, monkeypatch, members, needed):
+    class ToldError(Exception):
+        pass
+
+    def manager(include_defaults):
+        raise ToldError(include_defaults)
+
+    write_task(tasks, "choose")
+    (tasks / "some.yaml").write_text(yaml.safe_dump(group("some", *members)))
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", manager)
+    with pytest.raises(ToldError, match=str(needed)):
+        load_tasks([str(tasks / "some.yaml")])
+
+
 @pytest.mark.slow  # the harness reads all its files for an index
 def test_the_names_of_the_harness(tasks):
     write_task(tasks, "choose")

@@ -19,7 +19,35 @@ from codehead.training.folder import RunFolder
 from codehead.training.loop import ResumableLoop
 from codehead.training.run import train
 
+
+@pytest.fixture
+def finished(pretrained, tmp_path):
+    """A run of its own, at its end, with a coded head."""
+    return shutil.copytree(pretrained["coded"], tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def stopped_once(stories, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(pretraining(stories, folder), progress=False, callbacks=[StopAt(5)])
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A run of its own that was stopped at its fifth step of six."""
+    return shutil.copytree(stopped_once, tmp_path / "run")
+
+
 # --- interruption
+
+
+def assert_same_weights(one, other):
+    expected, found = weights(one), weights(other)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
 
 
 BY_LENGTH = {
@@ -63,8 +91,7 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(pretrained, stories, tm
     resumed = train(stopped, progress=False)
     assert losses(resumed) == losses(whole)
     assert not half.exists()
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(resumed)[name]), name
+    assert_same_weights(whole, resumed)
 
 
 def test_a_distillation_that_was_interrupted_goes_on_where_it_was(pretrained, stories, tmp_path, monkeypatch):
@@ -90,8 +117,7 @@ def test_a_distillation_that_was_interrupted_goes_on_where_it_was(pretrained, st
     resumed = train(stopped, progress=False)  # the decision layer is not learnt a second time
     assert steps == list(range(1, 13))
     assert losses(resumed) == losses(whole) and not (resumed / "conversion").exists()
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(resumed)[name]), name
+    assert_same_weights(whole, resumed)
 
 
 def test_a_mistake_found_after_the_distillation_does_not_stand_in_the_way(pretrained, stories, tmp_path):
@@ -225,11 +251,8 @@ def test_a_run_goes_on_from_each_of_its_checkpoints_to_the_same_end(stories, tmp
     assert number > 1
 
 
-def test_the_mean_loss_is_that_of_all_steps(stories, tmp_path):
-    config = pretraining(stories, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        train(config, progress=False, callbacks=[StopAt(5)])
-    folder = train(config, progress=False)
+def test_the_mean_loss_is_that_of_all_steps(stories, stopped):
+    folder = train(pretraining(stories, stopped), progress=False)
     found = [entry["train_loss"] for entry in json.loads((folder / "run.json").read_text())["log_history"][-2:-1]]
     assert found == pytest.approx([sum(losses(folder)) / 6], rel=1e-6)
 
@@ -270,8 +293,9 @@ def test_the_best_checkpoint_is_found_where_the_folder_was_moved(stories, tmp_pa
     (tmp_path / "run").rename(tmp_path / "moved")
     moved = train(replace(config, output_dir=str(tmp_path / "moved")), progress=False)
     best = AutoModelForCausalLM.from_pretrained(moved / "checkpoints" / "checkpoint-2")
+    found = weights(moved)
     for name, value in best.named_parameters():
-        assert torch.equal(value, weights(moved)[name]), name
+        assert torch.equal(value, found[name]), name
     with pytest.raises(CheckpointError, match="checkpoint-2' is missing"):
         train(replace(config, output_dir=str(tmp_path / "lost")), progress=False)
 
@@ -379,12 +403,11 @@ def test_a_damaged_checkpoint_is_told_before_anything_is_trained_on_it(pretraine
         train(config, progress=False)
 
 
-def test_an_overwritten_run_is_unfinished_until_its_end(stories, tmp_path):
-    config = pretraining(stories, tmp_path / "run")
-    train(config, progress=False)
+def test_an_overwritten_run_is_unfinished_until_its_end(stories, finished):
+    config = pretraining(stories, finished)
     with pytest.raises(KeyboardInterrupt):
         train(config, progress=False, overwrite=True, callbacks=[StopAt(1)])
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+    assert json.loads((finished / "run.json").read_text())["status"] == "running"
     assert RunFolder(config).last_checkpoint() is None
     train(config, progress=False)
 
@@ -395,25 +418,23 @@ def files_of(folder):
 
 @pytest.mark.parametrize("call", ["RunFolder.clear_work", "Trainer.create_optimizer"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_a_run_that_overwrites_touches_nothing_before_its_first_step(stories, tmp_path, monkeypatch, call, error):
-    config = pretraining(stories, tmp_path / "run")
-    before = files_of(train(config, progress=False))
+def test_a_run_that_overwrites_touches_nothing_before_its_first_step(stories, finished, monkeypatch, call, error):
+    before = files_of(finished)
     place = "codehead.training.folder." if call.startswith("RunFolder") else "codehead.training.trainer."
     monkeypatch.setattr(place + call, failing(error))
     with pytest.raises(error):
-        train(replace(config, seed=1), progress=False, overwrite=True)
-    assert files_of(tmp_path / "run") == before
+        train(replace(pretraining(stories, finished), seed=1), progress=False, overwrite=True)
+    assert files_of(finished) == before
 
 
 @pytest.mark.parametrize("kind", ["coded", "softmax"])
 def test_an_old_model_stays_until_the_new_one_is_written_whole(pretrained, stories, tmp_path, monkeypatch, kind):
-    decision = CODED if kind == "coded" else None
-    config = pretraining(stories, tmp_path / "run", decision=decision)
-    before = files_of(train(config, progress=False))
-    other = replace(config, seed=1)
+    folder = shutil.copytree(pretrained[kind], tmp_path / "run")
+    before = files_of(folder)
+    other = replace(pretraining(stories, folder, decision=CODED if kind == "coded" else None), seed=1)
 
-    def full(self, folder, *args, **kwargs):
-        (Path(folder) / "tokenizer.json").write_text("{")
+    def full(self, place, *args, **kwargs):
+        (Path(place) / "tokenizer.json").write_text("{")
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
@@ -422,11 +443,11 @@ def test_an_old_model_stays_until_the_new_one_is_written_whole(pretrained, stori
             train(other, progress=False, overwrite=True)
     models = {name for name in before if name.parent == Path() and name.name != "run.json"}
     assert len(models) > 3
-    after = files_of(tmp_path / "run")
+    after = files_of(folder)
     assert {name: after[name] for name in models} == {name: before[name] for name in models}
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {*map(str, models), "run.json", "checkpoints"}
+    assert {path.name for path in folder.iterdir()} == {*map(str, models), "run.json", "checkpoints"}
     train(other, progress=False)
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() != before[Path("model.safetensors")]
+    assert (folder / "model.safetensors").read_bytes() != before[Path("model.safetensors")]
 
 
 def test_a_folder_of_something_else_is_refused_and_its_files_stay(stories, tmp_path):
@@ -440,12 +461,11 @@ def test_a_folder_of_something_else_is_refused_and_its_files_stay(stories, tmp_p
     assert all(file.read_text() == "mine" for file in mine)
 
 
-def test_overwriting_a_run_leaves_what_is_not_its_own(stories, tmp_path):
-    train(pretraining(stories, tmp_path / "run"), progress=False)
-    mine = [tmp_path / "run" / "code.safetensors", tmp_path / "run" / "checkpoints" / "keep.txt"]
+def test_overwriting_a_run_leaves_what_is_not_its_own(stories, finished):
+    mine = [finished / "code.safetensors", finished / "checkpoints" / "keep.txt"]
     for file in mine:
         file.write_text("mine")
-    train(pretraining(stories, tmp_path / "run"), progress=False, overwrite=True)
+    train(pretraining(stories, finished), progress=False, overwrite=True)
     assert all(file.read_text() == "mine" for file in mine)
 
 
@@ -457,17 +477,14 @@ def test_a_mistake_found_early_does_not_stand_in_the_way_of_its_correction(stori
     train(config, progress=False)
 
 
-def test_wall_time_adds_up_over_processes(stories, tmp_path):
-    config = pretraining(stories, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        train(config, progress=False, callbacks=[StopAt(3)])
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
+def test_wall_time_adds_up_over_processes(stories, stopped):
+    record = json.loads((stopped / "run.json").read_text())
     record["provenance"]["wall_seconds"] = 1000.0
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    train(config, progress=False)
-    finished = json.loads((tmp_path / "run" / "run.json").read_text())["provenance"]
-    assert finished["wall_seconds"] > 1000
-    assert finished["started_at"] == record["provenance"]["started_at"]
+    (stopped / "run.json").write_text(json.dumps(record))
+    train(pretraining(stories, stopped), progress=False)
+    found = json.loads((stopped / "run.json").read_text())["provenance"]
+    assert found["wall_seconds"] > 1000
+    assert found["started_at"] == record["provenance"]["started_at"]
 
 
 def test_a_run_that_is_stopped_before_it_goes_on_training_still_goes_on(pretrained, stories, tmp_path, monkeypatch):
@@ -518,14 +535,11 @@ def test_a_model_that_changed_since_is_noticed(pretrained, stories, tmp_path, di
         train(config, progress=False)
 
 
-def test_newer_checkpoints_stay_where_older_ones_are_dated_in_the_future(stories, tmp_path):
-    config = pretraining(stories, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        train(config, progress=False, callbacks=[StopAt(5)])
+def test_newer_checkpoints_stay_where_older_ones_are_dated_in_the_future(stories, stopped):
     for step, date in ((2, 5_000_000_000), (4, 4_000_000_000)):
-        os.utime(tmp_path / "run" / "checkpoints" / f"checkpoint-{step}", (date, date))
-    train(config, progress=False)
-    left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+        os.utime(stopped / "checkpoints" / f"checkpoint-{step}", (date, date))
+    train(pretraining(stories, stopped), progress=False)
+    left = {path.name for path in (stopped / "checkpoints").iterdir()}
     assert left == {"checkpoint-4", "checkpoint-6"}
 
 

@@ -213,6 +213,17 @@ def test_training_compiles_into_one_graph():
     torch.testing.assert_close(compiled(hidden), expected)
 
 
+def test_a_tree_that_is_not_there_yet_is_made_outside_of_the_graph():
+    made = layer(build("minimal", 23), 2).float()
+    hidden = torch.randn(6, HIDDEN)
+    with torch.no_grad():
+        expected = made(hidden)
+        made.decision.chain._trie = None
+        found = torch.compile(made, backend="eager")(hidden)
+    torch.testing.assert_close(found, expected)
+    assert made.decision.chain._trie is not None
+
+
 def test_parameters_are_counted_with_those_of_the_decision_layer(chained):
     head = chained.head
     options = {"width": WIDTH, "block": head.block}

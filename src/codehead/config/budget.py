@@ -96,18 +96,33 @@ def for_speed(plan: DecisionConfig, shape: ModelShape, times: float) -> Decision
     Of those that budgets come to, so that what was measured at budgets tells what to expect. ConfigurationError names
     the highest speed if even the shortest code has more.
     """
-    code = replace(plan, weights="int4")
-    lengths = [n for n in lengths_for(shape.num_classes) if _bytes(replace(code, bits=n), shape) <= shape.softmax_bytes]
-    found = [for_bits(plan, shape, bits) for bits in lengths]
-    speeds = [shape.softmax_weights / some.multiply_adds(shape) for some in found]
-    fitting = [some for some, speed in zip(found, speeds, strict=True) if speed >= times]
-    if not fitting:
-        raise ConfigurationError(
-            f"speed is {times:g} times fewer multiply-adds than Softmax's, but the shortest code for "
-            f"{shape.num_classes:,} tokens comes to {math.floor(10 * max(speeds, default=0.0)) / 10:.1f} times; give "
-            "no more than that"
-        )
-    return fitting[-1]
+    codes = [replace(plan, weights="int4", bits=bits) for bits in lengths_for(shape.num_classes)]
+    codes = [code for code in codes if _bytes(code, shape) <= shape.softmax_bytes]
+    for code in reversed(codes):
+        if _speed(code, shape) >= times:  # what is added to a code only slows it down
+            found = for_bits(plan, shape, code.bits or 0)
+            if _speed(found, shape) >= times:
+                return found
+    raise ConfigurationError(
+        f"speed is {times:g} times fewer multiply-adds than Softmax's, but the shortest code for "
+        f"{shape.num_classes:,} tokens comes to {math.floor(10 * _highest_speed(plan, shape, codes)) / 10:.1f} times; "
+        "give no more than that"
+    )
+
+
+def _speed(layer: DecisionConfig, shape: ModelShape) -> float:
+    """How many times fewer multiply-adds than Softmax's it takes."""
+    return shape.softmax_weights / layer.multiply_adds(shape)
+
+
+def _highest_speed(plan: DecisionConfig, shape: ModelShape, codes: list[DecisionConfig]) -> float:
+    """Of the decision layers of these `codes`, the shortest first; 0 if there is none."""
+    highest = 0.0
+    for code in codes:
+        if _speed(code, shape) <= highest:
+            break
+        highest = max(highest, _speed(for_bits(plan, shape, code.bits or 0), shape))
+    return highest
 
 
 def minimal_length(num_classes: int) -> int:

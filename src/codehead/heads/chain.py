@@ -253,11 +253,12 @@ class Chain(nn.Module):
 
     def trie(self, table: CodewordTable) -> Trie:
         """The tree of the codewords; the same until the table changes."""
-        if torch.compiler.is_compiling() and self._trie is not None:  # nothing is written to inside a graph
+        if not torch.compiler.is_compiling():
+            return self._current_trie(table)
+        if self._trie is not None:  # nothing is written to inside a graph
             return self._trie[1]
-        return self._current_trie(table)
+        return torch.compiler.disable(self._current_trie)(table)  # as a decorator it would load the compiler with this
 
-    @torch.compiler.disable
     def _current_trie(self, table: CodewordTable) -> Trie:
         signs = table.signs()
         if self._trie is None or self._trie[0] is not signs:

@@ -234,6 +234,8 @@ def _number(value: Any) -> float | None:
 SUFFIXES = (".yaml", ".yml")
 LOCAL_FORMATS = ("json", "csv", "text", "parquet", "arrow")
 """Values of `dataset_path` for which `datasets` reads local files."""
+WHOLE_TASK = {"dataset_path", "output_type", "doc_to_text", "doc_to_target"}
+"""Keys of a task that takes nothing over from one of the harness."""
 
 
 @dataclass(frozen=True)
@@ -267,13 +269,24 @@ def load_tasks(specs: Sequence[str]) -> tuple[dict[str, Any], list[TaskFile]]:
     groups = [file for file in given if "group" in file.config]
     files = _by_name([*given, *(file for group in groups for file in read_task_files(group.path.parent))])
     # The index of the harness's own names takes seconds: it reads 14,000 files.
-    manager = TaskManager(include_defaults=len(local) < len(specs) or bool(groups))
+    manager = TaskManager(include_defaults=len(local) < len(specs) or _name_others(groups, files))
     for name, file in files.items():
         manager.task_index[name] = TaskIndex.entry_from_config(file.config)
     wanted = [[file.name for file in local[spec]] if spec in local else find_names(spec, manager) for spec in specs]
     parts = [_load(name, manager) for name in dict.fromkeys(name for names in wanted for name in names)]
     loaded = {kind: {k: v for part in parts for k, v in part[kind].items()} for kind in ("tasks", "groups")}
     return loaded, [file for name, file in files.items() if name in loaded["tasks"] | loaded["groups"]]
+
+
+def _name_others(groups: Sequence[TaskFile], files: Mapping[str, TaskFile]) -> bool:
+    """Whether some group has a member that is neither among the local `files` nor a whole task, written out."""
+    members = [(group.config, member) for group in groups for member in group.config.get("task") or []]
+    for group, member in members:
+        said = member if isinstance(member, Mapping) else {"task": member}
+        is_written_out = "group" not in said and {**group, **said}.keys() >= WHOLE_TASK
+        if said.get("group", said.get("task")) not in files and not is_written_out:
+            return True
+    return False
 
 
 def find_names(spec: str, manager: Any) -> list[str]:
