@@ -21,9 +21,20 @@ from codehead.training.trainer import RichProgress
 
 def test_the_command_line_is_light():
     heavy = "torch transformers datasets peft matplotlib accelerate".split()  # noqa: SIM905
-    script = f"import sys, codehead.__main__; print([name for name in {heavy} if name in sys.modules])"
+    assert loaded("codehead.__main__", heavy) == []
+
+
+def test_decision_layers_do_without_the_compiler():
+    """It takes longer to load than torch itself."""
+    assert loaded("codehead.layer", ["torch", "torch._dynamo"]) == ["torch"]
+
+
+def loaded(module, names):
+    """Which of the packages a fresh process has when it has imported a module."""
+    script = f"import json, sys, {module}; print(json.dumps([name for name in {names} if name in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_help_names_every_command(codehead):
