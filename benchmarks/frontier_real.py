@@ -108,7 +108,8 @@ def trained(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]
 
     stages = Stages(options.cache / name)
     distil(model, teacher, hidden, learning, told, stages, labels, likely if is_code else None)
-    learnt = (time.process_time() - started) * options.steps / max(1, len(seen))  # of all, if it was stopped between
+    spent = time.process_time() - started
+    learnt = spent * options.steps / len(seen) if seen else None  # of all steps, also if it was stopped between them
     given = hidden[:STATISTICS_TOKENS].float()
     to_int4(model, given) if decision.weights == "int4" else to_int8(model)
     seconds = {"start": started - start, "learning": learnt}

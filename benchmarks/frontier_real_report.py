@@ -136,7 +136,8 @@ def learning(heads: list[Head]) -> str:
                 f"{options['tokens']:,}",
                 f"{options['steps']:,} × {options['batch_tokens']}",
             ]
-            rows.append([head.name, layer, *extra, f"{seconds['start']:.0f} s", f"{seconds['learning']:.0f} s"])
+            times = ["–" if spent is None else f"{spent:.0f} s" for spent in (seconds["start"], seconds["learning"])]
+            rows.append([head.name, layer, *extra, *times])
     header = [
         "head",
         "bits",
