@@ -210,7 +210,7 @@ def rare(heads: list[Head], path: Path) -> None:
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
         for colour, head in zip(PALETTE, heads, strict=False):
-            found = [(2**o, head.octave(o)) for o in range(16)]
+            found = [(2**o, head.octave(o)) for o in range(18)]
             points = [(rank, some["lost"]) for rank, some in found if some["positions"] >= 30]
             axis.plot(*zip(*points, strict=True), "o-", color=colour, label=head.name)
         axis.set(
