@@ -148,12 +148,15 @@ def identical(metrics: dict[str, Any]) -> str:
 
 def summary() -> str:
     """What README says: the head step, greedy text and whole generation of both models."""
-    exact = read("smollm2", "texts-exact")
-    assert exact
+    exact = " and ".join(
+        f"{identical(found)} greedy tokens of {title}"
+        for model, title in MODELS.items()
+        if (found := read(model, "texts-exact"))
+    )
     limits = " and ".join(f"{_faster(model, 'no head'):.2f} ×" for model in MODELS)
     text = (
-        f"Without any head, generation would be {limits} as fast. In mode `exact`, {identical(exact)} greedy tokens of "
-        "SmolLM2 are the dense head's. Times are of one sequence on a CPU, float32 "
+        f"Without any head, generation would be {limits} as fast. In mode `exact`, {exact} "
+        "are the dense head's. Times are of one sequence on a CPU, float32 "
         "([how they were measured](docs/screening.md#what-it-gains))."
     )
     header = ["Head", "Head step", "Dense head's choice kept", "Greedy tokens identical", "Speed of generation"]
