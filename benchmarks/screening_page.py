@@ -18,6 +18,8 @@ RESULTS = ROOT / "results" / "benchmarks"
 PAGE = ROOT / "docs" / "screening.md"
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "screening.png"
+SHAPES = ("50272", "151936")
+"""Vocabularies whose rows are random."""
 MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma-3-270M"}
 NONE = 2e-4
 """Where a share of 0 is drawn."""
@@ -191,7 +193,7 @@ def _faster(model: str, kind: str) -> float:
 
 def page(text: str) -> str:
     """The page with its tables from the result files."""
-    for model in MODELS:
+    for model in (*MODELS, *SHAPES):
         if read(model, "head"):
             text = filled(text, f"head-{model}", heads(model))
     for made in (texts, generation, coded, items, bounds, profile):
