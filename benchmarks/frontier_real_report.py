@@ -246,9 +246,9 @@ def sentence(heads: list[Head]) -> str:
         )
     )
     text = (
-        f"On Gemma-3-270M, V = 262,144, codes of {shares} of the bytes keep {top1} of top-1 at {ratios} the perplexity. "
-        f"On German, which they did not learn from, they lose {nats} nats a token: train on every language that your "
-        "model will write."
+        f"On Gemma-3-270M, V = 262,144, codes of {shares} of the bytes keep {top1} of top-1 at {ratios} the "
+        f"perplexity. On German, which they did not learn from, they lose {nats} nats a token: train on every "
+        "language that your model will write."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)
 

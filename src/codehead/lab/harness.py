@@ -234,8 +234,6 @@ def _number(value: Any) -> float | None:
 SUFFIXES = (".yaml", ".yml")
 LOCAL_FORMATS = ("json", "csv", "text", "parquet", "arrow")
 """Values of `dataset_path` for which `datasets` reads local files."""
-WHOLE_TASK = {"dataset_path", "output_type", "doc_to_text", "doc_to_target"}
-"""Keys of a task that takes nothing over from one of the harness."""
 
 
 @dataclass(frozen=True)
@@ -279,14 +277,10 @@ def load_tasks(specs: Sequence[str]) -> tuple[dict[str, Any], list[TaskFile]]:
 
 
 def _name_others(groups: Sequence[TaskFile], files: Mapping[str, TaskFile]) -> bool:
-    """Whether some group has a member that is neither among the local `files` nor a whole task, written out."""
-    members = [(group.config, member) for group in groups for member in group.config.get("task") or []]
-    for group, member in members:
-        said = member if isinstance(member, Mapping) else {"task": member}
-        is_written_out = "group" not in said and {**group, **said}.keys() >= WHOLE_TASK
-        if said.get("group", said.get("task")) not in files and not is_written_out:
-            return True
-    return False
+    """Whether some group has a member that is not among the local `files`."""
+    members = [member for group in groups for member in group.config.get("task") or []]
+    given = [member if isinstance(member, Mapping) else {"task": member} for member in members]
+    return any(member.get("group", member.get("task")) not in files for member in given)
 
 
 def find_names(spec: str, manager: Any) -> list[str]:

@@ -194,9 +194,9 @@ def _check_batch(batch: Any, num_embeddings: int) -> None:
         raise ConfigurationError(
             f"a batch is {type(batch).__name__}; give mappings with input_ids and labels, each (batch, length)"
         )
-    for name in ("input_ids", "labels"):
-        ids = batch[name][batch[name] != IGNORE] if name == "labels" else batch[name]
-        beyond = ids[(ids < 0) | (ids >= num_embeddings)].flatten()
+    labels = batch["labels"]
+    for name, ids in (("input_ids", batch["input_ids"]), ("labels", labels[labels != IGNORE])):
+        beyond = ids[(ids < 0) | (ids >= num_embeddings)]
         if len(beyond):
             raise ConfigurationError(
                 f"{name} of a batch holds {int(beyond[0])}, but the model's token ids are 0 to {num_embeddings - 1}; "
