@@ -19,7 +19,11 @@ ROOT = Path(__file__).parents[1]
 RESULTS, PAGES = ROOT / "results/benchmarks", ROOT / "docs/results"
 SMOLLM2, GEMMA = "frontier-real-1", "frontier-real-2"
 MIXTURE, OUTSIDE = ("dolly", "books", "wikitext"), ("alpaca", "stories", "german", "python")
-KINDS = {"code": "code", "int": "quantised", "low_rank": "low rank", "trimmed": "trimmed"}
+KINDS = {
+    "code": "code", "int": "quantised", "adaptive": "adaptive softmax", "trained_low_rank": "low rank, trained",
+    "low_rank": "low rank", "trimmed": "trimmed vocabulary",
+}  # fmt: skip
+"""What a key begins with, and what it stands for."""
 BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
 """Aims set beforehand: share of top-1 and perplexity ratio."""
 IN_README = ("int4-corrected", "code-0.25", "int3-corrected", "code-0.1", "code-0.05", "code-0.02")
@@ -31,9 +35,9 @@ class Head:
     def __init__(self, key: str, found: dict[str, Any]) -> None:
         self.key, self.share, self.sets, self.how = key, float(found["byte_share"]), found["sets"], found
         kind, *rest = key.split("-")
-        words = {"code": f"code {100 * self.share:.0f}%", "low_rank": "low rank", "trimmed": "trimmed vocabulary"}
-        self.name = words.get(kind, " ".join([kind, *("error-corrected" for how in rest if how == "corrected")]))
         self.kind = next(word for start, word in KINDS.items() if key.startswith(start))
+        words = kind if self.kind == "quantised" else f"{self.kind} {100 * self.share:.0f}%"
+        self.name = " ".join([words, *("error-corrected" for how in rest if how == "corrected")])
         self.is_exact = kind == "code" or "corrected" in rest or kind not in ("int4", "int3", "int2")
 
     def pooled(self, names: Iterable[str]) -> dict[str, float]:

@@ -121,6 +121,35 @@ def bounds() -> str:
     return rows(["bound", *columns], [[name, *cells] for name, cells in body.items()])
 
 
+def clusters() -> str:
+    """Clusters that are looked into, and heads measured in turns with them, one sequence."""
+    body = [
+        [
+            f"{MODELS[model]}, {name}", f"{one['recall']:.2%}", f"{one['bytes_read'] / 1e6:.1f}",
+            *(f"{one[key]['1']:.2f}" for key in ("milliseconds", "milliseconds_warm")),
+        ]
+        for model in MODELS
+        if (metrics := read(model, "clusters"))
+        for name, one in sorted(metrics["heads"].items(), key=lambda item: item[1]["milliseconds"]["1"])
+    ]  # fmt: skip
+    return rows(["head", "recall", "MB read", "cold", "warm"], body)
+
+
+def codes() -> str:
+    """How often the dense head's choice is among the best tokens of each code, by model."""
+    found = {title: metrics["codes"] for model, title in MODELS.items() if (metrics := read(model, "codes"))}
+    best = list(next(iter(next(iter(found.values())).values()))["recall"])[1:]
+    names = dict.fromkeys(name for one in found.values() for name in one)
+    body = [
+        [
+            name,
+            *(f"{one[name]['recall'][count]:.2%}" if name in one else "–" for one in found.values() for count in best),
+        ]
+        for name in names
+    ]
+    return rows(["code", *(f"{title}, best {int(count):,}" for title in found for count in best)], body)
+
+
 def profile() -> str:
     """Milliseconds of the parts of a step, cold and hot."""
     found = {title: metrics for model, title in MODELS.items() if (metrics := read(model, "profile"))}
@@ -196,7 +225,7 @@ def page(text: str) -> str:
     for model in (*MODELS, *SHAPES):
         if read(model, "head"):
             text = filled(text, f"head-{model}", heads(model))
-    for made in (texts, generation, coded, items, bounds, profile):
+    for made in (texts, generation, coded, items, bounds, profile, clusters, codes):
         text = filled(text, made.__name__, made())
     return text
 

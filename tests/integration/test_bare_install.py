@@ -9,8 +9,10 @@ import venv
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from codehead.boundaries import EXTRAS, missing_extra
+from codehead.training.tokenizer import train_bpe
 
 tomllib = pytest.importorskip("tomllib")  # since Python 3.11
 
@@ -18,6 +20,9 @@ ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "tests" / "data" / "checkpoints-0.1" / "converted-int4"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"yaml": "pyyaml", "faiss": "faiss-cpu", "sklearn": "scikit-learn"}
+SIZES = {
+    "vocab_size": 270, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+}  # fmt: skip
 REPORT = f"""
 from codehead.__main__ import main
 sys.argv = ["codehead", "protocol", "report", {str(ROOT / "results" / "small-1")!r}]
@@ -50,6 +55,17 @@ def run(program: str, python: str | Path = sys.executable) -> subprocess.Complet
 def test_a_coded_checkpoint_generates_without_any_extra() -> None:
     process = run(BLOCKED + GENERATE)
     assert "torch.Size([1, 7])" in process.stdout, process.stderr
+
+
+def test_commands_that_train_nothing_need_no_extra(tmp_path: Path) -> None:
+    train_bpe(["the cat sees a dog"], 270).save_pretrained(tmp_path / "stock")
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path / "stock")
+    stock, coded = str(tmp_path / "stock"), str(tmp_path / "coded")
+    lines = [["attach", stock, "--out", coded], ["generate", coded, "--prompt", "cat"], ["doctor", coded]]
+    calls = "".join(f"app({line!r}, standalone_mode=False)\n" for line in lines)
+    process = run(f"{BLOCKED}\nfrom codehead.__main__ import app\n{calls}")
+    assert process.returncode == 0, process.stderr
+    assert "decoded by plain: FAISS is not installed" in process.stdout
 
 
 def test_a_command_names_the_extra_that_it_lacks() -> None:

@@ -347,7 +347,7 @@ def test_what_a_finished_conversion_has_left_behind_is_removed(stock, tmp_path):
 
 def test_two_conversions_do_not_share_a_folder(stock, tmp_path):
     quick = config(stock, tmp_path / "out", distil={"steps": 2, "tokens": 200})
-    with locked(tmp_path / "out"), pytest.raises(ConfigurationError, match=r"another command is at work in '.*out'"):
+    with locked(tmp_path / "out"), pytest.raises(ConfigurationError, match=r"another command is using '.*out'"):
         run_conversion(quick)
     run_conversion(quick)
 

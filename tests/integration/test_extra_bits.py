@@ -169,5 +169,5 @@ def test_marks_that_do_not_fit_the_rows_are_told(tmp_path):
     model.decision.corrections.refinement.members.fill_(0)
     model.decision.reseal()
     model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="0 tokens are marked for 20 rows of further symbols"):
+    with pytest.raises(CheckpointError, match="0 tokens are marked as having extra bits, but 20 rows"):
         AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -612,7 +612,7 @@ def test_one_process_works_in_a_folder_at_a_time_and_a_killed_one_makes_room(sto
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "locked\n"
         for overwrite in (False, True):
-            with pytest.raises(ConfigurationError, match=r"another command is at work in '.*run'; wait"):
+            with pytest.raises(ConfigurationError, match=r"another command is using '.*run'; wait"):
                 train(config, progress=False, overwrite=overwrite)
         with monkeypatch.context() as patched:
             patched.setenv("RANK", "1")  # another process of the same run

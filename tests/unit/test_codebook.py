@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from codehead.codes import OneVsAllCodebook, PackedCodebook, build, load
-from codehead.codes.files import _header_checksum
+from codehead.codes.codebook import header_checksum
 from codehead.errors import CheckpointError, CodebookError, ConfigurationError
 
 MATRICES = hnp.arrays(np.int8, st.tuples(st.integers(2, 12), st.integers(1, 40)), elements=st.sampled_from([-1, 0, 1]))
@@ -185,7 +185,7 @@ def rewrite(path: Path, **changes: Any) -> None:
         fields = json.loads(file.metadata()["codebook"])
     del fields["header_checksum"]
     fields = {name: value for name, value in {**fields, **changes}.items() if value is not ...}
-    text = json.dumps({**fields, "header_checksum": _header_checksum(fields)})
+    text = json.dumps({**fields, "header_checksum": header_checksum(fields)})
     save_file(load_file(path), path, {"codebook": text})
 
 

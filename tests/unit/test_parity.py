@@ -54,7 +54,7 @@ def test_columns_stay_good() -> None:
         ),
         ("one_vs_all", {"parity": 4}, CodebookError, "one_vs_all is never written out"),
         ("minimal", {"parity": -1}, ConfigurationError, "parity=-1 is not possible"),
-        ("minimal", {"parit": 3}, ConfigurationError, "no parameter 'parit'; did you mean 'parity'"),
+        ("minimal", {"parit": 3}, ConfigurationError, "no option 'parit'; did you mean 'parity'"),
     ],
 )
 def test_refusals(design: str, options: dict[str, Any], error: type[Exception], message: str) -> None:

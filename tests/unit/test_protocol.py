@@ -454,7 +454,7 @@ def test_one_command_works_in_a_store_at_a_time_and_a_killed_one_makes_room(
     with subprocess.Popen([sys.executable, "-c", HOLD, str(store)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigurationError, match=r"another command is at work in '.*store'; wait .* another --out"):
+        with pytest.raises(ConfigurationError, match=r"another command is using '.*store'; wait .* another --out"):
             run(protocol, path, monkeypatch, recorder)
         other.kill()
     assert not recorder.ran
@@ -612,9 +612,10 @@ def test_the_published_protocols_have_the_configurations_of_the_paper(number: in
 
 def test_the_time_left_is_told_by_cells_alone() -> None:
     left = _Left(3)
-    left.started -= 3600  # a backbone was trained
+    left.ended -= 3600  # a backbone was trained
     assert left.restart() == ""
-    left.started -= 60
+    left.ended -= 60
     assert left.count("finished") == " (1 of 3, about 2 min left)"
-    assert left.count("finished") == " (2 of 3, about 30 s left)"
+    left.ended -= 20
+    assert left.count("finished") == " (2 of 3, about 40 s left)"
     assert left.count("failed") == " (3 of 3)"

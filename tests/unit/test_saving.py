@@ -82,7 +82,7 @@ def test_a_lock_goes_with_the_folders_that_were_made_for_it(tmp_path: Path) -> N
     place = tmp_path / "a" / "b"
     with locked(place):
         assert place.is_dir()
-        with pytest.raises(ConfigurationError, match=r"another command is at work in '.*b'"), locked(place):
+        with pytest.raises(ConfigurationError, match=r"another command is using '.*b'"), locked(place):
             pass
     assert not (tmp_path / "a").exists()
     place.mkdir(parents=True)

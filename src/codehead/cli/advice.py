@@ -356,7 +356,7 @@ def doctor(
         str | None, typer.Argument(help="Hub id or local folder of a coded or screened checkpoint.")
     ] = None,
 ) -> None:
-    """Show installed versions, whether FAISS is used, and how and why a model finds its tokens as it does."""
+    """Show installed versions, whether FAISS is used, and how a model finds its tokens, with the reason."""
     for name, value in _installation().items():
         typer.echo(f"{name:<14}{value}")
     if model is not None:

@@ -188,7 +188,7 @@ def calibrate(
     ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
-    """Scale the bits of a coded checkpoint so that it is as sure of a token as it is right; the rest stays as it is.
+    """Scale the bits of a coded checkpoint so that its confidence matches its accuracy; nothing else changes.
 
     A fifth of the documents is held out: the model is measured on it before and after.
     """

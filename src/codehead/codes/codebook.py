@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
+from safetensors.numpy import save as to_bytes
 
 from codehead.codes.packing import Bytes, Integers, Symbols, pack, padding_mask, row_bytes, transpose, unpack
 from codehead.errors import CodebookError, ConfigurationError
@@ -24,6 +27,17 @@ from codehead.errors import CodebookError, ConfigurationError
 
 SHOWN = 3
 """How many faults an error message names."""
+
+FORMAT = 1
+"""The version of the file format."""
+
+ORIGIN = ("design", "num_classes", "length", "seed", "params")
+"""What the header of a file holds of a codebook besides its kind and checksum."""
+
+
+def header_checksum(fields: dict[str, Any]) -> str:
+    """What guards the header of a file."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class Repeats(NamedTuple):
@@ -183,10 +197,19 @@ class Codebook(ABC):
         return self._gather(np.arange(self.num_classes))
 
     def save(self, path: str | Any) -> None:
-        """Write one safetensors file; `codehead.codes.load` reads it back."""
-        from codehead.codes.files import save  # files.py builds codebooks, so it imports this module
-
-        save(self, path)
+        """Write one safetensors file, complete or not at all; `codehead.codes.load` reads it back."""
+        whole = Path(path)
+        fields = {"format": FORMAT, "kind": self.kind, "checksum": self.checksum}
+        fields |= {name: getattr(self, name) for name in ORIGIN}
+        header = json.dumps({**fields, "header_checksum": header_checksum(fields)}, sort_keys=True)
+        data = to_bytes(self.planes, {"codebook": header})
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = whole.with_name(f".{whole.name}.{os.getpid()}.part")
+        try:
+            unfinished.write_bytes(data)
+            os.replace(unfinished, whole)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def plot(self, rows: int = 64) -> Any:
         """Draw the first `rows` of the matrix and the distances of its rows: two axes of matplotlib (extra `lab`)."""

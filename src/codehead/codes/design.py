@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -13,7 +13,7 @@ import numpy as np
 from codehead.codes.codebook import Codebook, PackedCodebook, avoidable_faults
 from codehead.codes.packing import CHUNK_SYMBOLS, Bytes, RandomBits, pack_bits, slices, unpack_bits
 from codehead.errors import CodebookError, ConfigurationError
-from codehead.registry import Registry, did_you_mean
+from codehead.registry import Registry, check_options
 
 MAX_SYMBOLS = 2**30
 """The most symbols of a codebook that is written down: 128 MiB per bit-plane."""
@@ -72,11 +72,7 @@ def build(
     is unknown or impossible, CodebookError if the matrix that results is not a valid code.
     """
     chosen = DESIGNS.get(design)
-    for name in params:
-        if name not in chosen.params():
-            hint = did_you_mean(name, [*chosen.params(), "parity"])
-            known = ", ".join(chosen.params()) or "none"
-            raise ConfigurationError(f"design {design!r} has no parameter {name!r}{hint} (its own: {known})")
+    check(design, params)
     num_classes = whole_number("num_classes", num_classes, 2)
     bits = None if bits is None else whole_number("bits", bits, 1)
     parity = whole_number("parity", parity, 0)
@@ -88,6 +84,13 @@ def build(
         return codebook
     check_size(design, num_classes, codebook.length + parity)
     return with_parity(codebook, parity, seed, good_columns)
+
+
+def check(design: str, params: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for a design that is none, or an option that it does not have."""
+    chosen = DESIGNS.get(design)
+    own = {name: value for name, value in params.items() if name != "parity"}
+    check_options(f"design {design!r}", chosen.make, own, [*chosen.params(), "parity"])
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

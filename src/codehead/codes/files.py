@@ -6,7 +6,6 @@ The metadata holds one JSON object under "codebook". Its `checksum` covers the s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -16,35 +15,15 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_bytes
 
 from codehead.boundaries import read_array, require_file
-from codehead.codes.codebook import Codebook, OneVsAllCodebook, PackedCodebook
+from codehead.codes.codebook import FORMAT, ORIGIN, Codebook, OneVsAllCodebook, PackedCodebook, header_checksum
 from codehead.codes.design import register
 from codehead.codes.packing import Bytes
 from codehead.errors import CheckpointError, CodebookError, CodeheadError, ConfigurationError
 
-FORMAT = 1
-"""The version of the file format."""
-
-ORIGIN = ("design", "num_classes", "length", "seed", "params")
-"""What the header holds of a codebook besides its kind and checksum."""
-
 PLANES = {"binary": {"sign_plane"}, "ternary": {"sign_plane", "support_plane"}, "one_vs_all": set[str]()}
 """The tensors in the file of each kind of codebook; the implicit one has none."""
-
-
-def save(codebook: Codebook, path: str | Path) -> None:
-    """Write `codebook` to `path`; the file appears complete or not at all."""
-    path = Path(path)
-    data = to_bytes(codebook.planes, {"codebook": _header(codebook)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_bytes(data)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> Codebook:
@@ -62,16 +41,6 @@ def load(path: str | Path) -> Codebook:
         message = f"{path}: checksum is {codebook.checksum}, but the file was written with {fields['checksum']}"
         raise CheckpointError(f"{message}; the planes are damaged")
     return codebook
-
-
-def _header(codebook: Codebook) -> str:
-    origin = {name: getattr(codebook, name) for name in ORIGIN}
-    fields = {"format": FORMAT, "kind": codebook.kind, "checksum": codebook.checksum, **origin}
-    return json.dumps({**fields, "header_checksum": _header_checksum(fields)}, sort_keys=True)
-
-
-def _header_checksum(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Bytes]]:
@@ -92,7 +61,7 @@ def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
     try:
         fields = json.loads(metadata["codebook"])
         written = fields.pop("header_checksum")
-        found = _header_checksum(fields)
+        found = header_checksum(fields)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: the metadata field 'codebook' is damaged ({error!r})") from error
     if written != found:

@@ -1,4 +1,4 @@
-"""A budget of bytes, a codeword length or a speed → the decision layer that makes most of it.
+"""The best decision layer for a budget of bytes, a codeword length or a speed.
 
 A `plan` is the plainest: a linear head, a binary code, nothing per token.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from codehead.config.blocks import require
 from codehead.config.size import FLOAT_BYTES, ID_BYTES, Matrix, ModelShape
 from codehead.errors import ConfigurationError
 
@@ -77,6 +78,7 @@ def for_bits(plan: DecisionConfig, shape: ModelShape, bits: int) -> DecisionConf
 
     ConfigurationError if so many bits cannot tell the tokens apart, or weigh more than the Softmax head.
     """
+    require(bits, "bits", minimum=1)
     least = minimal_length(shape.num_classes)
     if bits < least:
         raise ConfigurationError(f"bits is {bits}, but {shape.num_classes:,} tokens need codewords of {least} at least")

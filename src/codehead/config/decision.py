@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from codehead.config import budget
-from codehead.config.blocks import check_keys, require, require_block, require_bool, require_that
+from codehead.config.blocks import LARGEST, check_keys, require, require_block, require_bool, require_that
 from codehead.config.first_version import REMOVED, RENAMED, as_of_today
 from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, ModelShape, html, layer_size, plot
 from codehead.errors import ConfigurationError
@@ -25,6 +25,8 @@ TAKEN = {"code_params": ("num_classes", "bits", "seed"), "head_params": ("hidden
 """Arguments of designs and heads that are fields of their own."""
 DEFAULT_CODE = "minrandom"
 """Of a training run that names no code: a head that is trained from nothing needs no more."""
+NEAR_OLD_HEAD = {"code": "additive", "loss": "codeword", "start": "old_head"}
+"""What a layer that takes the place of a trained head is, unless it is told otherwise."""
 FOUND = ("learned", "custom")
 """What a codebook calls itself that no design makes: distillation has moved it, or it was replaced."""
 
@@ -85,7 +87,7 @@ class DecisionConfig:
                 object.__setattr__(self, entry.name, value.tolist())
         for name in ("dense_rows", "extra_bit_tokens"):
             value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, str):
+            if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
                 object.__setattr__(self, name, tuple(value))
         for name in ("code_params", "head_params"):
             self._check_block(name)
@@ -118,7 +120,7 @@ class DecisionConfig:
 
     @classmethod
     def _plan(cls, changes: Mapping[str, Any]) -> DecisionConfig:
-        return cls(**{"code": "additive", "loss": "codeword", "start": "old_head", "packed": True, **changes})
+        return cls.from_fields({**NEAR_OLD_HEAD, "packed": True, **changes})
 
     # -- how it is read and written -----------------------------------------------------------------------------------
 
@@ -314,8 +316,9 @@ class DecisionConfig:
         for name in ("dense_rows", "extra_bit_tokens"):
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
-            are_counts = all(type(number) is int and number >= 0 for number in numbers)
+            are_counts = all(type(number) is int and 0 <= number <= LARGEST for number in numbers)
             require_that(are_counts, name, value, "give a number of tokens, or a list of token ids")
+            require_that(len(set(numbers)) == len(numbers), name, value, "give every token id once")
         for name in ("token_bias", "packed"):
             require_bool(getattr(self, name), name)
         for name in ("code", "assignment", "head", "loss", "decoder", "start", "weights"):
@@ -351,18 +354,20 @@ class DecisionConfig:
             from codehead import losses
 
             losses.LOSSES.get(self.loss)
-        if self.head != "linear":
-            from codehead.heads import HEADS
+        bias = self.head_options.get("bias", False)
+        if self.head != "linear" or self.head_options.keys() - {"bias"} or not isinstance(bias, bool):
+            from codehead import heads
 
-            HEADS.get(self.head)
+            heads.check(self.head, self.head_options)
         if self.decoder != "likelihood":
             from codehead.decoding import DECODERS
 
             DECODERS.get(self.decoder)
-        if self.code not in (None, "additive", *FOUND) and not self.is_codebook_file:
-            from codehead.codes import DESIGNS
+        is_made = self.code not in (None, *FOUND) and not self.is_codebook_file
+        if is_made and (self.code != "additive" or self.code_params.keys() - {"parity"}):
+            from codehead.codes import design
 
-            DESIGNS.get(self.code)
+            design.check(str(self.code), self.code_params)
         if self.assignment is not None:
             from codehead.codes.assignment import check_method
 

@@ -14,6 +14,7 @@ from html import escape
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from codehead.config.blocks import require
 from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_classes"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} of the model is {getattr(self, name)!r}; give at least 1")
+            require(getattr(self, name), f"{name} of the model", minimum=1)
 
     @classmethod
     def of_config(cls, config: Any) -> ModelShape:
@@ -53,7 +53,13 @@ class ModelShape:
     @classmethod
     def of_model(cls, model: Any) -> ModelShape:
         """The shape of a model of transformers that is in memory; a shape is its own."""
-        return model if isinstance(model, cls) else cls.of_config(model.config)
+        if isinstance(model, cls):
+            return model
+        if not hasattr(model, "config"):
+            raise ConfigurationError(
+                f"the model is {model!r}; give a model of transformers or a ModelShape; codehead.recommend takes names"
+            )
+        return cls.of_config(model.config)
 
     @property
     def softmax_weights(self) -> int:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from codehead.errors import ConfigurationError
 from codehead.heads.adaptive import AdaptiveHead
 from codehead.heads.chain import Chain, ChainHead
 from codehead.heads.feedforward import HEADS, LinearHead, LowRankHead, MTLHead
-from codehead.registry import did_you_mean
+from codehead.registry import check_options
 
 __all__ = [
     "HEADS",
@@ -36,15 +36,14 @@ def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Modu
     Raises:
         ConfigurationError: unknown name or option, or an option out of range.
     """
+    check(name, options)
+    return HEADS.get(name)(hidden_size, num_bits, **options)
+
+
+def check(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for a head that is none, or an option that it does not have."""
     head = HEADS.get(name)
-    known = list(inspect.signature(head).parameters)[2:]
-    for option in options:
-        if option not in known:
-            hint = did_you_mean(option, known) or "."
-            raise ConfigurationError(f"head {name!r} has no option {option!r}{hint} Its options: {', '.join(known)}")
-    if not isinstance(options.get("bias", False), bool):
-        raise ConfigurationError(f"bias={options['bias']!r} of head {name!r} must be true or false")
-    return head(hidden_size, num_bits, **options)
+    check_options(f"head {name!r}", head, options, list(inspect.signature(head).parameters)[2:])
 
 
 def shapes(name: str, hidden_size: int, num_bits: int, **options: Any) -> dict[str, tuple[int, ...]]:

@@ -308,7 +308,7 @@ def _check_shortlist(corrections: Corrections | None) -> None:
         extra = corrections.refinement
         if extra is not None and extra.num_marked != extra.num_tokens:
             raise CheckpointError(
-                f"{extra.num_marked} tokens are marked for {extra.num_tokens} rows of further symbols"
+                f"{extra.num_marked} tokens are marked as having extra bits, but {extra.num_tokens} rows are stored"
             )
     except CodeheadError as error:
         raise CheckpointError(

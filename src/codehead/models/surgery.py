@@ -14,7 +14,8 @@ from codehead import codes, heads
 from codehead.codes.codebook import Codebook
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
-from codehead.config.decision import DEFAULT_CODE
+from codehead.config.blocks import require_that
+from codehead.config.decision import NEAR_OLD_HEAD
 from codehead.decoding.extras import ShortlistHead
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.head_outputs import Tokens
@@ -33,7 +34,7 @@ from codehead.models.registration import METHOD
 
 Model = TypeVar("Model", bound=nn.Module)
 
-FROM_OLD_HEAD = {"code": "additive", "loss": "codeword", "token_bias": True, "start": "old_head"}
+FROM_OLD_HEAD = {**NEAR_OLD_HEAD, "token_bias": True}
 """What `attach` gives a model unless it is told a code: all that codehead recommends and no text is needed for."""
 
 
@@ -112,7 +113,10 @@ def _described(
     if isinstance(decision, Codebook):
         return DecisionConfig.from_fields({"code": decision.design, **fields}), decision
     if isinstance(decision, DecisionConfig):
-        return DecisionConfig.from_fields({"code": DEFAULT_CODE, **decision.to_dict(), **fields}), None
+        config = DecisionConfig.from_fields({**decision.to_dict(), **fields})
+        remedy = "give one: additive starts near the old head, minrandom at random; or use DecisionConfig.for_budget"
+        require_that(config.code is not None, "code", None, remedy)
+        return config, None
     if decision is not None:
         fields = {"code": decision, **fields}
     elif fields.get("code") is None:

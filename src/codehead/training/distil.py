@@ -123,8 +123,8 @@ def distil(
     relative = f"{RELATIVE_RATE:g} of what rows measure, {RELATIVE_RATE * LARGE:g} at most"
     told = relative if options.learning_rate is None else f"{options.learning_rate:.2g}"
     warnings.warn(
-        f"learning took the new head from {begun:.3g} to {ended:.3g} nats, so it stays as it began; give a smaller "
-        f"{RATE} (it learnt at {told} and {options.code_learning_rate:.2g})",
+        f"distillation raised the divergence from {begun:.3g} to {ended:.3g} nats, so the new head was put "
+        f"back; give a smaller {RATE} (it learnt at {told} and {options.code_learning_rate:.2g})",
         stacklevel=2,
     )
 

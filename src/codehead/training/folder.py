@@ -56,8 +56,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ConfigurationError(
-            f"another command is at work in {str(folder)!r}; wait for its end, because two would spoil each other's "
-            "files, or choose another --out"
+            f"another command is using {str(folder)!r}; wait until it finishes, or choose another --out"
         ) from None
     try:
         yield

@@ -233,7 +233,7 @@ class CodeheadConfig(QuantizationConfig):
         if unknown:
             raise ConfigurationError(
                 f"{unknown[0]} cannot be served with a codehead decision layer: vLLM may not hand its head to a "
-                "plug-in (OPT), or changes what the head gives (Granite, Cohere), and nobody has looked. Use "
+                "plug-in (OPT), or changes what the head gives (Granite, Cohere), and is untested. Use "
                 f"transformers (`transformers serve`), or one of {', '.join(ARCHITECTURES)}"
             )
         integrity.verify(sorted(Path(model_name).glob(integrity.WEIGHTS.removesuffix("*"))))

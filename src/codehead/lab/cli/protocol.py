@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -202,27 +204,33 @@ def _teller(folder: Path, cells: int) -> Report:
     return tell
 
 
+RECENT_CELLS = 4
+"""What the time left is reckoned from: a machine may be busy for a while."""
+
+
 class _Left:
-    """Counts cells and tells how long the others will take, by those that were run so far."""
+    """Counts cells and tells how long the others will take, by the last ones that were run."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.run = total, 0, 0
+        self.total, self.done = total, 0
+        self.seconds: deque[float] = deque(maxlen=RECENT_CELLS)
         self.restart()
 
     def restart(self) -> str:
         """Nothing to tell of what is no cell, such as a backbone; its time does not count."""
-        self.started = time.monotonic()
+        self.ended = time.monotonic()
         return ""
 
     def count(self, status: str) -> str:
         """` (3 of 18, about 12 min left)`."""
         self.done += 1
-        self.run += status != "reused"
+        if status != "reused":
+            self.seconds.append(time.monotonic() - self.ended)
+        self.restart()
         left = self.total - self.done
-        if not self.run or not left:
+        if not self.seconds or not left:
             return f" ({self.done} of {self.total})"
-        seconds = (time.monotonic() - self.started) / self.run * left
-        return f" ({self.done} of {self.total}, about {_duration(seconds)} left)"
+        return f" ({self.done} of {self.total}, about {_duration(fmean(self.seconds) * left)} left)"
 
 
 def _progress(key: str) -> list[Any]:

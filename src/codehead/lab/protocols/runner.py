@@ -69,7 +69,7 @@ def run_protocol(
 
     Raises:
         ConfigurationError: a cell's configuration is invalid, `out` holds a result of another one or of other data,
-            or another command is at work in the store.
+            or another command is using the store.
         DataError: a source does not exist.
         CheckpointError: `out` holds a damaged result.
     """
