@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Without bytecode, pytest would rewrite the assertions of every test module in every process, for seconds each.
 PYTEST := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo real-models test test-slow test-page test-vllm fuzz mutation api check format clean
+.PHONY: help setup demo real-models test test-slow test-sdist test-page test-vllm fuzz mutation api check format clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,13 @@ test: $(VENV)/.installed-dev  ## The quick tests
 
 test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 	$(PYTEST) -m slow
+
+test-sdist: $(VENV)/.installed-dev  ## The quick tests of the source distribution, run from it
+	$(PIP) build
+	rm -rf build/sdist && mkdir -p build/sdist
+	$(BIN)/python -m build --sdist --outdir build/sdist . >/dev/null
+	tar -xzf build/sdist/codehead-*.tar.gz -C build/sdist --strip-components 1
+	cd build/sdist && PYTHONPATH=src $(abspath $(BIN))/python -m pytest -n 2
 
 test-page: $(VENV)/.installed-dev  ## The page of a report in a real browser (needs Chromium)
 	$(PYTEST) -m slow tests/integration/test_report_page.py

@@ -39,7 +39,7 @@ def check_options(part: str, make: Callable[..., Any], options: Mapping[str, Any
         kinds = str(inspect.signature(make).parameters[name].annotation).split(" | ")
         if all(kind in PLAIN for kind in kinds) and not any(_is_of(value, kind) for kind in kinds):
             wanted = " or ".join(PLAIN[kind][1] for kind in kinds)
-            raise ConfigurationError(f"option {name} of {part} is {value!r}; give {wanted}")
+            raise ConfigurationError(f"{name}={value!r} is not possible for {part}; give {wanted}")
 
 
 def _is_of(value: Any, kind: str) -> bool:

@@ -516,7 +516,7 @@ def test_a_coded_configuration_without_a_decision_layer_is_refused(coded):
 
 def test_numbers_of_numpy_where_python_has_its_own_change_nothing():
     model = make("gemma2")
-    with pytest.raises(ConfigurationError, match="must be true or false"):
+    with pytest.raises(ConfigurationError, match="give true or false"):
         codehead.attach(model, "minrandom", bits=24, head_params={"bias": np.bool_(True)})
     assert model.config.final_logit_softcapping is not None
     assert not codehead.is_coded(model)

@@ -227,7 +227,7 @@ def test_a_coded_model_is_not_converted_again(stock, tmp_path):
 
 
 def test_what_a_conversion_does_not_do_is_refused(stock, tmp_path):
-    with pytest.raises(ConfigurationError, match="give decision"):
+    with pytest.raises(ConfigurationError, match="decision is missing; give one"):
         run_conversion(config(stock, tmp_path / "out", decision=None, distil=None))
     run_conversion(config(stock, tmp_path / "once", distil={"steps": 1, "tokens": 100}))
     given = {"model": str(tmp_path / "once"), "distil": None, "calibrate": {"per_bit": True}}

@@ -26,7 +26,10 @@ def tiny() -> Protocol:
     model = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 1}
     short = {"max_steps": 3, "warmup_steps": 1, "save_steps": 2}
     backbone = {"model": model, "tokenizer": {"vocab_size": 320}, "training": short}
-    convert = {"decision": {"bits": 16, "refined": 40, "refined_bits": 8, "shortlist": 4}, "distil": {"steps": 2}}
+    convert = {
+        "decision": {"bits": 16, "extra_bit_tokens": 40, "extra_bits": 8, "dense_rows": 4},
+        "distil": {"steps": 2},
+    }
     return replace(
         protocol,
         backbones={"pretrained": merged(protocol.backbones["pretrained"], backbone)},

@@ -89,7 +89,8 @@ def test_the_verdict_is_one_line(wide, measured, codehead):
     assert verdict == (
         "In a small model (H = 160, results/frontier-8) 5% of the bytes kept 90% of Softmax's top-1 accuracy at 1.50 "
         "times its perplexity; a real model may lose more. It reads 97 MB less per token, but saves no memory: the "
-        "head is the embedding. For the same answers, faster: codehead screen."
+        "head is the embedding. It is faster on a CPU, which scans the codewords; nothing was timed on a GPU. For the "
+        "same answers, faster: codehead screen."
     )
     assert "bytes read per token" not in told
     assert json.loads(codehead("recommend", wide, "--json")[1])["verdict"] == verdict
@@ -114,7 +115,16 @@ def test_python_says_what_the_command_says(wide, measured, codehead):
     assert found.config == recommend(wide, budget=0.05).config == DecisionConfig.for_budget(found.shape, "5%")
     assert found.byte_share == pytest.approx(0.05, rel=0.01)
     untied = recommend(ModelShape(1024, 50_000, tied=False), budget="40%").verdict
-    assert "It saves 70 MB of 102." in untied and untied.endswith("needs no learning: prefer that.")
+    assert "It saves 70 MB of 102 MB." in untied and untied.endswith("needs no learning: prefer that.")
+
+
+def test_whether_it_is_faster_is_told(measured, monkeypatch):
+    wide, small = ModelShape(1024, 50_000), ModelShape(64, 300)
+    assert "It is faster on a CPU" in recommend(wide).verdict
+    assert "gains no time" in recommend(small, budget="20%").verdict
+    monkeypatch.setattr("codehead.recommendation.find_spec", lambda name: None)
+    times = recommend(wide).config.multiply_adds(wide) / wide.softmax_weights
+    assert f"Without FAISS (codehead[fast]) a token takes {times:.2g} times" in recommend(wide).verdict
 
 
 def test_a_model_in_memory_is_recommended_for(measured):

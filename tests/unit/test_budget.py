@@ -200,3 +200,22 @@ def test_what_a_budget_does_not_choose_can_be_changed():
     assert (found.code, found.loss, found.start, found.packed) == ("additive", "codeword", "old_head", True)
     changed = DecisionConfig.for_budget(ModelShape(160, 8192), "5%", code="itq", seed=3, packed=False)
     assert changed == replace(found, code="itq", seed=3, packed=False)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: DecisionConfig.for_bits(ModelShape(64, 300), "64"), "bits is '64'; give a whole number"),
+        (lambda: DecisionConfig.for_bits(ModelShape(64, 300), True), "bits is True; give a whole number"),
+        (
+            lambda: DecisionConfig.for_budget(ModelShape(64, 300), "20%", bitss=5),
+            "no field 'bitss'; did you mean 'bits'",
+        ),
+        (lambda: DecisionConfig.for_budget("some/model"), "the model is 'some/model'; give a model of transformers"),
+        (lambda: ModelShape(True, 300), "hidden_size of the model is True; give a whole number"),
+        (lambda: ModelShape(64, float("nan")), "num_classes of the model is nan; give a whole number"),
+    ],
+)
+def test_what_is_no_number_or_field_is_refused(call, message):
+    with pytest.raises(ConfigurationError, match=message):
+        call()

@@ -60,6 +60,13 @@ def small_model():
         ({"head_params": "bias"}, "head_params is 'bias'; give a block"),
         ({"head_params": {"width": 3}}, "head_params has 'width', which is a field of the decision layer"),
         ({"head_params": {"div_value": float("inf")}}, "head_params.div_value is inf; give a finite number"),
+        ({"width": 3}, "head 'linear' has no option 'width'. Its options: bias"),
+        ({"head_params": {"bias": "maybe"}}, "bias='maybe' is not possible for head 'linear'; give true or false"),
+        ({"head_params": {"bais": True}}, "head 'linear' has no option 'bais'; did you mean 'bias'"),
+        ({"head": "mtl", "width": 3, "head_params": {"groups": "x"}}, "groups='x' is not possible for head 'mtl'"),
+        ({"dense_rows": b"x"}, "dense_rows is b'x'; give a number of tokens"),
+        ({"dense_rows": 2**70}, "dense_rows is 11805.*; give a number of tokens"),
+        ({"dense_rows": [1, 1]}, r"dense_rows is \(1, 1\); give every token id once"),
         ({"loss": 3}, "loss is 3; give a name"),
         ({"loss": "bitwize"}, "unknown loss 'bitwize'; did you mean 'bitwise'"),
         ({"decoder": ["hamming"]}, r"decoder is \['hamming'\]; give a name"),
@@ -192,7 +199,7 @@ def test_a_block_that_cannot_be_read_is_refused_by_key(block, message):
         DecisionConfig.from_dict(block)
 
 
-TOKENS = st.one_of(st.integers(0, 1000), st.lists(st.integers(0, 1000), min_size=1, max_size=4))
+TOKENS = st.one_of(st.integers(0, 1000), st.lists(st.integers(0, 1000), min_size=1, max_size=4, unique=True))
 PLAIN = st.one_of(
     st.integers(-9, 9), st.booleans(), st.text(max_size=3), st.floats(allow_nan=False, allow_infinity=False)
 )
@@ -200,6 +207,11 @@ OPTIONS = st.dictionaries(st.sampled_from(["bias", "block", "rank", "candidates"
 EXTRA = st.one_of(
     st.just({}), st.fixed_dictionaries({"extra_bits": st.integers(1, 99), "extra_bit_tokens": st.integers(1, 999)})
 )
+HEAD = st.sampled_from([
+    {}, {"head_params": {"bias": True}}, {"head": "low_rank", "head_params": {"rank": 4}},
+    {"head": "mtl", "width": 8, "head_params": {"groups": 2, "bias": True}}, {"head": "chain", "width": 64},
+    {"head": "adaptive", "head_params": {"cutoffs": [5, 9], "div_value": 2.5}},
+])  # fmt: skip
 FIELDS = st.fixed_dictionaries(
     {},
     optional={
@@ -207,9 +219,6 @@ FIELDS = st.fixed_dictionaries(
         "bits": st.integers(1, 2000),
         "code_params": OPTIONS,
         "assignment": st.sampled_from(["frequency", "similar_near"]),
-        "head": st.sampled_from(["linear", "mtl", "chain", "low_rank", "adaptive"]),
-        "width": st.integers(1, 999),
-        "head_params": OPTIONS,
         "loss": st.sampled_from(["bitwise", "codeword"]),
         "decoder": st.sampled_from(["likelihood", "hamming"]),
         "token_bias": st.booleans(),
@@ -223,9 +232,9 @@ FIELDS = st.fixed_dictionaries(
 
 
 @settings(deadline=None)
-@given(values=FIELDS, extra=EXTRA)
-def test_it_is_written_as_plain_values_and_read_back(values, extra):
-    config = DecisionConfig(**values, **extra)
+@given(values=FIELDS, extra=EXTRA, head=HEAD)
+def test_it_is_written_as_plain_values_and_read_back(values, extra, head):
+    config = DecisionConfig(**values, **extra, **head)
     written = json.loads(json.dumps(config.to_dict()))
     assert DecisionConfig.from_dict(written) == config == DecisionConfig.from_fields(written)
     assert all(written[name] != getattr(DecisionConfig(), name) for name in written)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -72,7 +72,7 @@ def build(
     is unknown or impossible, CodebookError if the matrix that results is not a valid code.
     """
     chosen = DESIGNS.get(design)
-    check(design, params)
+    check_options(f"design {design!r}", chosen.make, params, [*chosen.params(), "parity"])
     num_classes = whole_number("num_classes", num_classes, 2)
     bits = None if bits is None else whole_number("bits", bits, 1)
     parity = whole_number("parity", parity, 0)
@@ -84,13 +84,6 @@ def build(
         return codebook
     check_size(design, num_classes, codebook.length + parity)
     return with_parity(codebook, parity, seed, good_columns)
-
-
-def check(design: str, params: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError for a design that is none, or an option that it does not have."""
-    chosen = DESIGNS.get(design)
-    own = {name: value for name, value in params.items() if name != "parity"}
-    check_options(f"design {design!r}", chosen.make, own, [*chosen.params(), "parity"])
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

@@ -29,6 +29,9 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 """Prototypes and what is computed from them."""
 
 
+LEAST_SCANNED = 2**12
+"""Codewords below which it takes as little time to score all of them as to scan them."""
+
 CHUNK_SYMBOLS = 2**24
 """Symbols unpacked at a time where a whole matrix is walked through: bounds the working memory."""
 

@@ -363,11 +363,10 @@ class DecisionConfig:
             from codehead.decoding import DECODERS
 
             DECODERS.get(self.decoder)
-        is_made = self.code not in (None, *FOUND) and not self.is_codebook_file
-        if is_made and (self.code != "additive" or self.code_params.keys() - {"parity"}):
-            from codehead.codes import design
+        if self.code not in (None, "additive", *FOUND) and not self.is_codebook_file:
+            from codehead.codes import DESIGNS
 
-            design.check(str(self.code), self.code_params)
+            DESIGNS.get(self.code)
         if self.assignment is not None:
             from codehead.codes.assignment import check_method
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codehead.codes.packing import LEAST_SCANNED
 from codehead.codes.table import CodewordTable, bit_sums
 from codehead.decoding import fast_scan
 from codehead.decoding.decoders import DECODERS, Decoder, FittedDecoder, Terms
@@ -257,8 +258,6 @@ def _in_order(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, 
 
 
 IMPLEMENTATIONS = ("auto", "plain", "scan")
-LEAST = 2**12
-"""Tokens below which scoring all of them is as fast."""
 MOST = 2**10
 """Tokens to be found, or positions of a packed code, above which it is."""
 AROUND = 1e6
@@ -326,7 +325,7 @@ def choose(
         return Choice("scan", slow or "it was asked for", slow is None)
     if slow is not None:
         return Choice("plain", slow)
-    if table.num_classes < LEAST:
+    if table.num_classes < LEAST_SCANNED:
         return Choice("plain", f"{table.num_classes:,} tokens are scored as fast as scanned")
     if k > MOST or not pays(table, corrections, size):
         return Choice("plain", f"{k:,} tokens at {size:,} positions are found as fast by scoring all")

@@ -7,15 +7,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from codehead.codes.packing import LEAST_SCANNED
 from codehead.config import DecisionConfig, ModelShape
 from codehead.config.budget import int4_share
 from codehead.errors import ConfigurationError
 
 DEFAULT_BUDGET = "5%"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ class Recommendation:
 
     @property
     def verdict(self) -> str:
-        """In one line: what it keeps, what it saves, and whether something else is the better choice."""
-        return " ".join([self._keeps(), self._saves(), self._instead()]).strip()
+        """In one line: what it keeps and saves, whether it is faster, and whether something else is better."""
+        return " ".join([self._keeps(), self._saves(), self._faster(), self._instead()])
 
     def _keeps(self) -> str:
         share = f"{100 * self.byte_share:.2g}%"
@@ -61,12 +67,20 @@ class Recommendation:
     def _saves(self) -> str:
         saved = self.shape.softmax_bytes - self.config.size(self.shape).bytes_stored
         if self.shape.tied:
-            return f"It reads {saved / 1e6:,.0f} MB less per token, but saves no memory: the head is the embedding."
-        return f"It saves {saved / 1e6:,.0f} MB of {self.shape.softmax_bytes / 1e6:,.0f}."
+            return f"It reads {_bytes(saved)} less per token, but saves no memory: the head is the embedding."
+        return f"It saves {_bytes(saved)} of {_bytes(self.shape.softmax_bytes)}."
+
+    def _faster(self) -> str:
+        if self.shape.num_classes < LEAST_SCANNED:
+            return "So small a vocabulary gains no time."
+        if find_spec("faiss"):
+            return "It is faster on a CPU, which scans the codewords; nothing was timed on a GPU."
+        times = self.config.multiply_adds(self.shape) / self.shape.softmax_weights
+        return f"Without FAISS (codehead[fast]) a token takes {times:.2g} times the multiply-adds of Softmax."
 
     def _instead(self) -> str:
         share = int4_share(self.shape)
-        if self.byte_share < share:
+        if round(self.byte_share, 2) < round(share, 2):
             return "For the same answers, faster: codehead screen."
         return f"The old head in int4 takes {share:.0%} and needs no learning: prefer that."
 
