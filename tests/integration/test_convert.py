@@ -428,7 +428,7 @@ def test_a_coded_checkpoint_is_calibrated_and_nothing_else_changes(stock, tmp_pa
     assert changed == {"lm_head.weight"}
     scales = torch.tensor(record["calibration"]["scales"])
     torch.testing.assert_close(new.lm_head.weight, old.lm_head.weight * scales.unsqueeze(1))
-    with pytest.raises(ConfigurationError, match="needs to know how"):
+    with pytest.raises(ConfigurationError, match="calibrate is missing"):
         recalibrate(replace(wanted, calibrate=None, output_dir=str(tmp_path / "other")))
     with pytest.raises(ConfigurationError, match="has no decision layer to calibrate"):
         recalibrate(replace(wanted, model=str(stock / "model"), output_dir=str(tmp_path / "other")))
