@@ -255,7 +255,7 @@ def test_a_full_disk_is_told(codehead, place, tmp_path, monkeypatch, error):
         (PermissionError(errno.EACCES, "Permission denied", "/root/a"), "'/root/a': permission was denied"),
         (OSError(errno.EROFS, "Read-only file system"), "the file system is read-only"),
         (OSError(errno.EIO, "Input/output error"), "input/output error"),
-        (MemoryError(), "the memory does not suffice"),
+        (MemoryError(), "there is not enough memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "lower --batch-size or --block-size"),
     ],
 )
