@@ -259,7 +259,7 @@ class Sides(ABC):
 
 
 BestSides = dict[int, tuple[float, np.ndarray]]
-"""Number of classes on the sides → the best sides found of this size, after their value."""
+"""Number of classes on the sides → the value of the best sides found of this size, and these sides."""
 
 
 def best_sides(sides: Sides, best: BestSides, most: int) -> BestSides:
