@@ -1,4 +1,4 @@
-"""The `codehead` command, or `python -m codehead`: its commands, and how their errors are told."""
+"""The `codehead` command, or `python -m codehead`: its commands, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from codehead.lab.cli.protocol import demo
 from codehead.processes import is_main
 
 RESUMED = ("demo", "protocol", "convert", "calibrate", "fold", "screen")
-"""Commands that go on where they were stopped; pretrain and finetune say so themselves, and what was saved."""
+"""Commands that resume where they were stopped; pretrain and finetune report this, and what was saved, themselves."""
 
 
 MISTAKE, UNEXPECTED, INTERRUPTED = 2, 70, 130
-"""Exit statuses: of what a user can cause, of a fault of the program (EX_SOFTWARE), of Ctrl-C."""
+"""Exit statuses: an error that a user can cause, a bug in the program (EX_SOFTWARE), Ctrl-C."""
 
 
 class Commands(TyperGroup):
@@ -45,7 +45,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             again = "again, without --overwrite," if "--overwrite" in sys.argv else "again"
-            remedy = f"; give the same command {again} to go on" if ctx.invoked_subcommand in RESUMED else ""
+            remedy = f"; run the same command {again} to resume" if ctx.invoked_subcommand in RESUMED else ""
             Console(stderr=True).print(f"\nInterrupted{remedy}.", style="yellow")
             raise typer.Exit(INTERRUPTED) from None
 
@@ -79,15 +79,15 @@ def show_version(version: bool = typer.Option(False, "--version", help="Show the
 def main() -> None:
     """Run the command line.
 
-    What a user or the system can cause is told in one message, with exit status 2. Anything else is a fault of the
-    program: one line says where its traceback was written, with exit status 70. Of several processes the first one
+    An error that the user or the system can cause prints one message and exits with status 2. Anything else is a bug:
+    one line says where its traceback was written, and the exit status is 70. With several processes, only the first
     prints results.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that knows no such characters (ASCII) shows `?`
+            stream.reconfigure(errors="replace")  # a terminal without these characters (ASCII) shows `?`
     if not is_main():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (it is open as long as the process lives)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (it stays open as long as the process lives)
     try:
         app()
     except CodeheadError as error:
@@ -117,8 +117,8 @@ def _report() -> str:
         with tempfile.NamedTemporaryFile("w", prefix="codehead-", suffix=".txt", **how) as file:
             file.write(f"{sys.argv!r}\n{traceback.format_exc()}")
     except OSError as error:
-        return f"This is a fault of codehead; its full text could not be written ({error})"
-    return f"This is a fault of codehead; its full text, to be reported, is in {file.name}"
+        return f"This is a bug in codehead; its traceback could not be written ({error})"
+    return f"This is a bug in codehead; please report it with the traceback in {file.name}"
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -1,8 +1,8 @@
-"""Where files, other libraries and the operating system are called: what they raise becomes an error of this project.
+"""Calls to files, other libraries and the operating system: their exceptions become errors of this project.
 
-`loading` stands around what transformers builds from a name, `reading` around a file, and `system_failure` tells what
-the operating system has refused: no space, no permission, no memory. Their progress bars are hidden while one of ours
-is on the screen.
+`loading` wraps what transformers builds from a name, `reading` wraps a file, and `system_failure` says what the
+operating system refused: no space, no permission, no memory. The progress bars of other libraries are hidden while one
+of ours is on the screen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REFUSALS = {
     errno.EPERM: "permission was denied",
     errno.EROFS: "the file system is read-only",
     errno.ENAMETOOLONG: "a name is too long for the file system",
-    errno.ENOMEM: "the memory does not suffice",
+    errno.ENOMEM: "there is not enough memory",
     errno.EMFILE: "too many files are open",
 }
 REMEDIES = {
@@ -45,23 +45,23 @@ EXTRAS = {
     "faiss": "fast", "gguf": "gguf", "lm_eval": "harness", "sklearn": "sklearn",
     "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx",
 }  # fmt: skip
-"""Package → the extra that brings it."""
+"""Package → the extra that installs it."""
 OTHERWISE = "name another place, or change its permissions"
 WORDS = {
     errno.ENOSPC: ("no space left on device", "storagefull"),
     errno.EFBIG: ("file too large", "filetoolarge"),
     errno.ENOMEM: ("out of memory", "can't allocate memory", "not enough memory"),
 }
-"""How libraries that hide the number of an error say it."""
+"""The words of libraries that hide the number of an error."""
 TORCH_WRITER = "enforce fail at inline_container"
-"""What torch says of a file that it could not write to its end, whatever the reason was."""
+"""What torch says when it could not finish a file, whatever the reason."""
 
 
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
-    """Around the loading of a `model` or a `tokenizer` by transformers, which raises whatever its parts raise.
+    """Wraps the loading of a `model` or a `tokenizer` by transformers, which raises whatever its parts raise.
 
-    ConfigurationError names what could not be loaded, why, and the package that is missing if one is.
+    ConfigurationError says what could not be loaded, why, and which package is missing, if any.
     """
     _check_name(what, name)
     try:
@@ -77,14 +77,14 @@ def loading(what: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def reading(path: str | Path, what: str = "data file", kind: type[CodeheadError] = DataError) -> Iterator[None]:
-    """Around the reading of a file; an error of this `kind` names the file, what is wrong with it, and the remedy."""
+    """Wraps the reading of a file; an error of this `kind` names the file, what is wrong with it, and the remedy."""
     require_file(path, what, kind)
     try:
         yield
     except CodeheadError:
         raise
     except Exception as error:
-        raise kind(f"{what} {str(path)!r} cannot be read: {reason(error)}; mend it or name another") from error
+        raise kind(f"{what} {str(path)!r} cannot be read: {reason(error)}; fix it or name another") from error
 
 
 def read_array(
@@ -95,10 +95,10 @@ def read_array(
     wrong: str,
     kind: type[CodeheadError] = ConfigurationError,
 ) -> Any:
-    """What the reader for the ending of a file makes of it.
+    """The contents of a file, from the reader for its extension.
 
-    ConfigurationError, which speaks of the argument `name`, if there is no such file, or `what` is not kept in such
-    ones; an error of this `kind` says what is `wrong` ("holds none ({error})") if the reader fails.
+    ConfigurationError, which names the argument `name`, if there is no such file, or `what` is not read from this type
+    of file; an error of this `kind` says what is `wrong` ("holds none ({error})") if the reader fails.
     """
     given, endings = f"{name}={str(path)!r}", list(readers)
     if path.suffix not in readers:
@@ -120,29 +120,29 @@ def read_text(path: str | Path, what: str = "data file", kind: type[CodeheadErro
 
 
 def require_file(path: str | Path, what: str = "data file", kind: type[CodeheadError] = DataError) -> None:
-    """Raise an error of this `kind` unless `path` is a regular file: a pipe is waited for, a device never ends."""
+    """Raise an error of this `kind` unless `path` is a regular file: a pipe would block, a device never ends."""
     if not os.path.lexists(path):
         raise kind(f"{what} {str(path)!r} does not exist")
     if os.path.isdir(path):
         raise kind(f"{what} {str(path)!r} cannot be read (it is a folder); name another, or one file in it")
     if not os.path.isfile(path):
-        raise kind(f"{what} {str(path)!r} is no regular file (a pipe, a device or a broken link); name a file")
+        raise kind(f"{what} {str(path)!r} is not a regular file (a pipe, a device or a broken link); name a file")
 
 
 def not_loaded(what: str, name: str, error: Exception) -> ConfigurationError:
-    """Why a model or tokenizer, of the hub or a local folder, could not be loaded."""
+    """The error for a model or tokenizer, from the hub or a local folder, that could not be loaded."""
     folder, wanted = os.path.expanduser(name), {"model": "config.json", "tokenizer": "tokenizer*"}[what]
     if os.path.isdir(folder) and not any(Path(folder).glob(wanted)):
         why = f"the folder holds none (no {wanted})"
     elif os.path.exists(folder):
-        why = f"{reason(error)}; if its files were changed, copy them again from where they came"
+        why = f"{reason(error)}; if its files were changed, copy the originals again"
     else:
-        why = f"there is no such folder, and as a name of the hub: {reason(error)}"
+        why = f"there is no such folder, and as a hub id: {reason(error)}"
     return ConfigurationError(f"{what} {name!r} could not be loaded: {why}")
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, in words for a user; its class where its text alone says nothing."""
+    """The message of an exception, in words for a user, with its class if the text alone says too little."""
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 text (byte {error.start})"
     if isinstance(error, RecursionError):
@@ -156,7 +156,7 @@ def reason(error: BaseException) -> str:
 
 
 def system_failure(error: BaseException) -> str | None:
-    """What the operating system has refused, with the file and the remedy; None if the error is of another kind."""
+    """What the operating system refused, with the file and the remedy; None if the error is of another kind."""
     number = _number(error)
     if number is None:
         return None
@@ -176,7 +176,7 @@ def missing_extra(error: ImportError) -> str | None:
 
 
 def _number(error: BaseException) -> int | None:
-    """The number by which the operating system calls an error; libraries hide it in words."""
+    """The operating system's number for an error, which libraries may hide in words."""
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno is not None:
@@ -191,7 +191,7 @@ def _number(error: BaseException) -> int | None:
 
 
 def _files_are_limited() -> bool:
-    """Whether this process may write files of some size only (`ulimit -f`)."""
+    """Whether the size of files that this process may write is limited (`ulimit -f`)."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -200,7 +200,7 @@ def _files_are_limited() -> bool:
 
 
 def _check_name(what: str, name: str) -> None:
-    """Raise ConfigurationError for an empty name, and for a local one whose files would be waited for."""
+    """Raise ConfigurationError for an empty name, and for local files that would block (pipes, devices)."""
     if not name.strip():
         raise ConfigurationError(f"{what} is {name!r}; give a hub id or a local folder")
     place = Path(os.path.expanduser(name))
@@ -219,7 +219,7 @@ def command(*parts: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def library_bars_hidden() -> Iterator[None]:
-    """Within it, neither datasets ("Map") nor transformers ("Loading weights") draws a bar."""
+    """Hide the progress bars of datasets ("Map") and transformers ("Loading weights")."""
     from transformers.utils import logging
 
     bars = [(logging.is_progress_bar_enabled, logging.disable_progress_bar, logging.enable_progress_bar)]
@@ -239,7 +239,7 @@ def library_bars_hidden() -> Iterator[None]:
 
 @contextmanager
 def peft_warnings_hidden() -> Iterator[None]:
-    """PEFT reads an attribute that transformers 5 has renamed; nothing a user can change."""
+    """Hide warnings about an attribute that PEFT reads and transformers 5 has renamed; users cannot change that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield

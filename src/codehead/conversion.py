@@ -1,7 +1,7 @@
-"""A model in, one with a smaller or a more honest head out, both measured; killed, it goes on where it was.
+"""Gives a model a smaller or better calibrated head, and measures both; resumes where it was killed.
 
-`convert` gives a stock model a decision layer that learns from the old head, within a budget, and `run_conversion` any
-that a RunConfig describes; `recalibrate` scales the bits of a coded one, `run_folding` makes it a stock model again.
+`convert` gives a stock model a decision layer that learns from the old head, within a budget; `run_conversion`, any
+layer of a RunConfig. `recalibrate` scales the bits of a coded model; `run_folding` makes it a stock model again.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 
 MEASURED = ("tokens", "top1", "top5", "perplexity", "bits_per_byte")
 HELD_OUT = 0.05
-"""Of the documents: measured before and after, not learnt from."""
+"""Share of the documents that is measured before and after, and not learnt from."""
 BLOCK_SIZE = 256
-"""Tokens of an example, unless the model takes fewer."""
+"""Tokens per example, unless the model takes fewer."""
 CALIBRATED_ON = 0.1
-"""Of the training documents: where `convert` calibrates, it does not learn from them."""
+"""Share of the training documents that `convert` calibrates on, and does not learn from."""
 TEMPERATURE_TOKENS = 4096
-"""Positions to fit one temperature to, all that a head needs which has learnt a posterior: an error of 1% costs some
-0.0001 nats."""
+"""Positions for fitting one temperature, which suffices for a head that has learnt a posterior: an error of 1% costs
+about 0.0001 nats."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def convert(
         budget: the head's bytes, as a share of the old head's in bf16; 5% unless `bits` or `speed` is given.
         bits: the codeword length instead.
         speed: how many times fewer multiply-adds than Softmax's, such as 4x, instead.
-        tokenizer: of a model in memory; one of hub, folder or file brings its own.
-        overwrite: replace a run that is in `out`.
+        tokenizer: for a model in memory; a hub id, folder or file comes with its own.
+        overwrite: replace a run in `out`.
         show: called with the stage, how much of it is done, and the total.
         options: as for `conversion_config`: steps, tokens, backbone_steps, calibrate, seed, dtype, …
 
@@ -126,7 +126,7 @@ def conversion_config(
     seed: int = 0,
     changes: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """The run by which `model` gets the decision layer that was `found`; `changes` are dotted keys → values.
+    """The run that gives `model` the recommended decision layer `found`; `changes` are dotted keys → values.
 
     One document in twenty is held out, unless the changes name validation data.
     """
@@ -156,11 +156,11 @@ def conversion_config(
 def run_conversion(config: RunConfig, *, overwrite: bool = False, show: Show = SILENT.show) -> dict[str, Any]:
     """Replace the Softmax head of `config.model` as `config.decision` and `config.distil` say.
 
-    With `config.calibrate`, the bits are scaled on a tenth of the training documents that is not learnt from. Measures
-    the model on the validation data before and after, and writes checkpoint, tokenizer and `run.json`, with `before`,
-    `after` and `calibration`, to `config.output_dir`; returns that record. What is measured was not learnt from.
+    With `config.calibrate`, the bits are scaled on a tenth of the training documents, which are not learnt from.
+    Measures the model on the validation data, never learnt from, before and after; writes checkpoint, tokenizer and
+    `run.json`, with `before`, `after` and `calibration`, to `config.output_dir`; returns that record.
 
-    Stopped at any time, the same call goes on where it was, and comes to the same numbers.
+    If it is stopped at any time, the same call resumes and gives the same numbers.
 
     Raises:
         ConfigurationError: the model is coded already, there is no validation data, or the folder holds something else.
@@ -172,7 +172,7 @@ def run_conversion(config: RunConfig, *, overwrite: bool = False, show: Show = S
 def recalibrate(config: RunConfig, *, overwrite: bool = False, show: Show = SILENT.show) -> dict[str, Any]:
     """Scale the bits of the coded checkpoint `config.model` on its training data, as `config.calibrate` says.
 
-    Measured, written, resumed and refused as by `convert`. The training data should be text that the model was not
+    Measures, writes, resumes and refuses as `convert` does. The training data should be text that the model was not
     trained on.
     """
     return _changed(config, _check_coded, _calibrate_head, overwrite, show)
@@ -181,14 +181,14 @@ def recalibrate(config: RunConfig, *, overwrite: bool = False, show: Show = SILE
 def run_folding(config: RunConfig, *, overwrite: bool = False, show: Show = SILENT.show) -> dict[str, Any]:
     """Make the coded checkpoint `config.model` a stock one, as `codehead.fold` does with statistics of training data.
 
-    Measured, written, resumed and refused as by `convert`.
+    Measures, writes, resumes and refuses as `convert` does.
     """
     return _changed(config, lambda config, model, rows: check_foldable(model), _fold_head, overwrite, show)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a change of a model has to work with."""
+    """The inputs of a change to a model."""
 
     config: RunConfig
     model: Any
@@ -197,11 +197,11 @@ class _Job:
     work: Work
 
     def shown(self, stage: str) -> Callable[[int, int], None]:
-        """To be called with (work done, work in all) of a stage."""
+        """A function to call with (work done, total work) of a stage."""
         return partial(self.work.show, stage)
 
     def text(self, rows: Dataset, name: str) -> Text:
-        """Some rows, called by `name` in errors, tokenised when they are looked at."""
+        """Some rows, called `name` in errors, tokenised on access."""
         return Text.of(rows, self.tokenizer, self.config.data.block_size, name, self.config.seed)
 
     def measure(self, model: Any, name: str, stage: str) -> dict[str, Any]:
@@ -226,7 +226,7 @@ Change = Callable[[_Job], tuple[Any, dict[str, Any]]]
 
 
 def _changed(config: RunConfig, check: Check, change: Change, overwrite: bool, show: Show) -> dict[str, Any]:
-    """Check, measure, change, measure and save a model; `change` gives the new one and what there is to tell of it."""
+    """Check, measure, change, measure and save a model; `change` returns the new one and what to add to the record."""
     began, folder = time.monotonic(), RunFolder(config)
     processes = launched(on_cpu=device_of(config).type == "cpu")
     with folder.locked():
@@ -355,9 +355,9 @@ def _load(config: RunConfig) -> tuple[Any, Any]:
 
 @contextmanager
 def _on_disk(model: Any, tokenizer: Any, text: str | Sequence[str], out: str | Path) -> Iterator[tuple[str, str]]:
-    """The places of a model and of a text: what is in memory lies beside `out` for as long as it is needed.
+    """The paths of a model and a text; those in memory are saved beside `out` for as long as they are needed.
 
-    Each time in the same place, so that a conversion that was stopped finds there what it began with.
+    They always go to the same place, so that a stopped conversion finds what it began with.
     """
     is_named = isinstance(model, str | Path)
     if is_named and tokenizer is not None:

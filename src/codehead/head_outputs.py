@@ -1,4 +1,4 @@
-"""What the outputs of a head mean: independent bits, these with extras of single tokens, a chain of bits, or tokens."""
+"""How the outputs of a head are read: independent bits, bits with per-token extras, a chain of bits, or tokens."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from codehead.losses import LOSSES, Loss, codeword, of_nodes
 
 
 class HeadOutputs(ABC):
-    """What outputs `(…, num_outputs)` of a head mean for bits, for the loss, for the scores of tokens and their order.
+    """Derives bits, the loss, and the scores and order of tokens from the outputs `(…, num_outputs)` of a head.
 
-    A view of a decision layer's modules, made whenever it is needed, since libraries (PEFT) replace modules.
+    A view of a decision layer's modules, made anew whenever it is needed, since libraries (PEFT) replace modules.
     """
 
     losses: ClassVar[tuple[str, ...]] = ()
-    """The losses that can train it; empty if all can."""
+    """The losses that can train such outputs; empty if all can."""
     decoders: ClassVar[tuple[str, ...]] = ()
-    """The decoders that can rank its tokens; empty if all can."""
+    """The decoders that can rank tokens by them; empty if all can."""
     no_loss: ClassVar[str] = ""
     no_decoder: ClassVar[str] = ""
 
@@ -35,30 +35,30 @@ class HeadOutputs(ABC):
     @property
     @abstractmethod
     def num_outputs(self) -> int:
-        """The outputs that a head must have."""
+        """The number of outputs that the head must have."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raise a ConfigurationError if the code is none of this kind."""
+        """Raise a ConfigurationError if the code does not suit such outputs."""
 
     @classmethod
     def check_loss(cls, name: str) -> None:
-        """Raise a ConfigurationError if the loss cannot train this."""
+        """Raise a ConfigurationError if the loss cannot train such outputs."""
         if cls.losses and name not in cls.losses:
             raise ConfigurationError(f"loss={name!r} {cls.no_loss}; choose loss={cls.losses[0]!r}")
 
     @classmethod
     def check_decoder(cls, name: str) -> None:
-        """Raise a ConfigurationError if the decoder cannot rank the tokens of this."""
+        """Raise a ConfigurationError if the decoder cannot rank tokens by such outputs."""
         if cls.decoders and name not in cls.decoders:
             raise ConfigurationError(f"decoder={name!r} {cls.no_decoder}; choose decoder={cls.decoders[0]!r}")
 
     @abstractmethod
     def bit_logits(self, outputs: Tensor) -> Tensor:
-        """The bit logits `(…, n)`, where they need no more than the outputs."""
+        """The bit logits `(…, n)`, if they depend on the outputs alone."""
 
     def nodes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Bit logits `(…, n)` and the symbols that labels `(…)` want of them; 0 where there is nothing to predict."""
+        """Bit logits `(…, n)` and their target symbols for labels `(…)`; 0 where there is nothing to predict."""
         return self.bit_logits(outputs), self.table.lookup(labels)
 
     @abstractmethod
@@ -86,7 +86,7 @@ class IndependentBits(HeadOutputs):
         return self.table.length
 
     def check(self) -> None:
-        """Every code can."""
+        """Every code is suitable."""
 
     def bit_logits(self, outputs: Tensor) -> Tensor:
         return outputs
@@ -103,15 +103,15 @@ class IndependentBits(HeadOutputs):
 
 @final
 class CorrectedBits(HeadOutputs):
-    """n bit logits, then m of extra bits for some tokens, one logit per token with a dense row, a bias per token.
+    """n bit logits, then m for the extra bits of some tokens, one logit per token with a dense row; a bias per token.
 
-    What is added to scores of single tokens is measured in log-probability, so it needs the loss that alone can train
-    it, and the decoder that ranks by log-probability.
+    These corrections are added to log-probabilities, so they need the only loss that can train them, and the decoder
+    that ranks by log-probability.
     """
 
     losses = ("codeword",)
     decoders = ("likelihood",)
-    no_loss = "cannot train dense rows or a bias per token, which change the scores of tokens and no bit"
+    no_loss = "cannot train dense rows or a bias per token, which change token scores but no bit"
     no_decoder = "does not score tokens by their log-probability, which dense rows or a bias per token add to"
 
     def __init__(self, table: CodewordTable, corrections: Corrections) -> None:
@@ -170,7 +170,7 @@ class Tokens(IndependentBits):
 class ChainedBits(HeadOutputs):
     """Features of blocks of bits, each conditioned on the bits before it: token scores are log-probabilities.
 
-    Both losses look at the bits of the label alone: "codeword" sums over the free ones, which is the negative
+    Both losses use only the bits of the label: "codeword" sums over the free ones, which is the negative
     log-likelihood of the token; "bitwise" takes their mean.
     """
 

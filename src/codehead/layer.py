@@ -21,31 +21,31 @@ from codehead.heads.feedforward import gives_log_probabilities
 from codehead.losses import IGNORE, LOSSES
 
 WEIGHT = "decoder_"
-"""Before the names of a decoder's weights in a state dict."""
+"""Prefix of the names of a decoder's weights in a state dict."""
 TRAINED = re.compile(r"modules_to_save\.[^.]+\.")
-"""In the names of the copy of a module that PEFT trains, which stands for the module."""
+"""Part of the names in PEFT's trainable copy of a module, which replaces the module."""
 ELSEWHERE = ("parametrizations.", "original_module.")
-"""In the names of integers that are rounded weights, or of a module that PEFT trains a copy of."""
+"""Parts of the names of integers that are rounded weights, or in a module that PEFT trains a copy of."""
 WRITTEN = "description"
-"""The tensor that a checkpoint has beside those of a decision layer: what was written to its configuration."""
+"""A tensor in checkpoints that is not in the decision layer: a copy of its entry in the configuration."""
 
 
 class Decision(nn.Module):
-    """What the outputs of a head mean: their loss, the probability of every token, the nearest tokens.
+    """Interprets the outputs of a head: their loss, the probability of every token, the nearest tokens.
 
-    Holds the coding matrix and the choice of loss and decoder; of parameters only those of `corrections` or a `chain`.
-    A decoder that is fitted to predictions adds its weights as buffers, which are saved in a checkpoint; they are zeros
+    Holds the coding matrix and the choice of loss and decoder; its only parameters are those of `corrections` or a
+    `chain`. A decoder that is fitted to predictions adds its weights as buffers, which checkpoints save; they are zeros
     until `fit_decoder`.
 
-    The outputs are n bit logits, with `corrections` K logits of dense rows after them, with a `chain` its features,
-    or `log_probabilities` of tokens: see `codehead.head_outputs`.
+    The outputs are n bit logits, followed with `corrections` by those of extra bits and K logits of dense rows; or the
+    features of a `chain`; or `log_probabilities` of tokens: see `codehead.head_outputs`.
 
-    Codewords and the ids of tokens are integers with a checksum, the module `seal`. Everything that reads outputs
+    Codewords and token ids are integers protected by a checksum, the module `seal`. Everything that reads outputs
     raises a CheckpointError if they do not match it.
     """
 
     seal: Seal | None
-    """None where there are no such integers."""
+    """None if there are no such integers."""
     node_loss: Tensor | None
     """`(n,)`: mean binary cross entropy of every node in the last call of `loss`; None before it or without nodes."""
 
@@ -78,7 +78,7 @@ class Decision(nn.Module):
 
     @property
     def outputs(self) -> HeadOutputs:
-        """What the outputs of the head mean."""
+        """How the outputs of the head are read."""
         if self.chain is not None:
             return ChainedBits(self.table, self.chain)
         if self.corrections is not None:
@@ -92,22 +92,22 @@ class Decision(nn.Module):
         return self.outputs
 
     def check_integers(self) -> None:
-        """Raise a CheckpointError if codewords or ids of tokens were changed by parts: averaged, or edited in place.
+        """Raise a CheckpointError if codewords or token ids were corrupted: averaged, or edited in place.
 
-        Those of another decision layer that `load_state_dict` brings are right, for they come with their checksum.
+        Those that `load_state_dict` takes from another decision layer pass, since they come with their checksum.
         """
         if self.seal is not None and not torch.compiler.is_compiling():
             self.seal.check(self.integers(), "decision.")
 
     def reseal(self) -> None:
-        """Take codewords and ids of tokens as they are now, after a change that was meant."""
+        """Accept codewords and token ids as they are now, after an intended change."""
         if self.seal is not None:
             self.seal.close(self.integers())
 
     def replace_codebook(self, codebook: Codebook) -> None:
-        """Put other codewords of the same shape and kind in the place of these; the head should be trained for them.
+        """Replace the codewords by others of the same shape and kind; the head should then be trained for them.
 
-        A ConfigurationError if they are of another number, length or kind.
+        ConfigurationError if their number, length or kind differs.
         """
         table = CodewordTable(codebook)
         for name in ("num_classes", "length", "is_ternary", "is_implicit"):
@@ -122,7 +122,7 @@ class Decision(nn.Module):
         self.reseal()
 
     def integers(self) -> dict[str, Tensor]:
-        """Codewords and the ids of tokens by name; weights in int8 or int4 have checksums of their own."""
+        """Codewords and token ids by name; weights in int8 or int4 have separate checksums."""
         return {
             TRAINED.sub("", name): values
             for name, values in self.named_buffers()
@@ -130,17 +130,17 @@ class Decision(nn.Module):
         }
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        state_dict.pop(f"{prefix}{WRITTEN}", None)  # of a checkpoint; its loader has read it
+        state_dict.pop(f"{prefix}{WRITTEN}", None)  # from a checkpoint, whose loader has already read it
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def num_outputs(self) -> int:
-        """The outputs that a head must have."""
+        """The number of outputs that the head must have."""
         return self.outputs.num_outputs
 
     @property
     def loss_name(self) -> str:
-        """The loss; another may be set."""
+        """The loss; can be set."""
         return self._loss_name
 
     @loss_name.setter
@@ -151,7 +151,7 @@ class Decision(nn.Module):
 
     @property
     def decoder_name(self) -> str:
-        """The decoder that ranks tokens; another may be set, which forgets weights that it does not share."""
+        """The decoder that ranks tokens; can be set, which drops fitted weights that the new decoder does not share."""
         return self._decoder_name
 
     @decoder_name.setter
@@ -171,11 +171,11 @@ class Decision(nn.Module):
 
     @property
     def packed(self) -> bool:
-        """Whether codewords stay packed where tokens are scored, for a 32nd of the memory.
+        """Whether codewords stay packed when tokens are scored, in 1/32 of the memory.
 
-        False to begin with; set it, and checkpoints remember it. Wherever a gradient may be asked for they are unpacked
-        for the moment. A ConfigurationError if there are none (one_vs_all), or if they are needed unpacked, by a chain
-        or by the decoder inverse_hamming.
+        False by default; checkpoints save it. Where a gradient may be needed, codewords are unpacked temporarily.
+        Setting it to True raises a ConfigurationError if there are no codewords (one_vs_all), or if a chain or the
+        decoder inverse_hamming needs them unpacked.
         """
         return self.table.packed
 
@@ -201,7 +201,7 @@ class Decision(nn.Module):
 
     @property
     def decoder_weights(self) -> dict[str, Tensor] | None:
-        """What `fit_decoder` has learnt, zeros before it; None if the decoder has no weights."""
+        """The weights that `fit_decoder` has fitted, zeros before; None if the decoder has no weights."""
         return {name: getattr(self, WEIGHT + name) for name in self._weight_names} or None
 
     def fit_decoder(self, bit_logits: Tensor, labels: Tensor) -> None:
@@ -225,10 +225,10 @@ class Decision(nn.Module):
         return self._checked_outputs().bit_logits(outputs)
 
     def nodes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The binary problems of outputs `(…, num_outputs)` whose labels `(…)` are known, each 0 … V − 1.
+        """The binary problems of outputs `(…, num_outputs)` with known labels `(…)`, each 0 … V − 1.
 
-        Bit logits and the symbols they should have, both `(…, n)`; a symbol of 0 is none. In a chain, each bit logit is
-        given the true bits before it.
+        Returns bit logits and their target symbols, both `(…, n)`; a symbol of 0 means no target. In a chain, each bit
+        logit is conditioned on the true bits before it.
         """
         return self._checked_outputs().nodes(outputs, labels)
 
@@ -239,7 +239,7 @@ class Decision(nn.Module):
         return loss.value
 
     def token_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Bitwise loss `(tokens,)` of outputs `(tokens, num_outputs)` for their labels: `loss` is the mean of it."""
+        """Bitwise losses `(tokens,)` of outputs `(tokens, num_outputs)` for their labels; `loss` is their mean."""
         loss = self._checked_outputs().loss("bitwise", outputs, labels, None)
         self.node_loss = loss.per_node
         assert loss.per_token is not None
@@ -258,11 +258,11 @@ class Decision(nn.Module):
         return self._checked_outputs().decode(outputs, k, ties, self.decoder_name, self.decoder_weights)
 
     def best(self, outputs: Tensor, k: int) -> Decoded:
-        """The `k` most probable tokens of every position and their logits, as `logits` has them."""
+        """The `k` most probable tokens of every position, and their `logits`."""
         return self.outputs.decode(outputs, k, "lowest", "likelihood", None)
 
     def choice(self, k: int = 1, positions: int = 1) -> Choice:
-        """How the `k` most probable tokens of so many positions are found, and why so."""
+        """How the `k` most probable tokens of this many positions are found, and why."""
         if self.chain is not None:
             return Choice("plain", "a chain searches the tree of its codewords")
         return choose("auto", self.table, "likelihood", self.corrections, k=k, size=positions)
@@ -275,7 +275,7 @@ class Decision(nn.Module):
 class DecisionLayer(nn.Module):
     """A drop-in for a Softmax layer in any model: hidden states `(…, hidden)` → token logits `(…, V)`.
 
-    Models of transformers need not be touched by hand: see `codehead.attach`.
+    For models of transformers, `codehead.attach` does this for you.
     """
 
     def __init__(

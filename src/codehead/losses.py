@@ -20,22 +20,22 @@ from codehead.registry import Registry
 
 IGNORE = -100
 CHUNK_SCORES = 2**25
-"""Token scores computed at a time (128 MiB in float32; glibc gives blocks above 32 MiB back at once)."""
+"""Token scores computed at a time (128 MiB in float32; glibc returns blocks above 32 MiB to the system at once)."""
 
 
 class Loss(NamedTuple):
-    """A loss and, where it is made of binary problems, the mean of each."""
+    """A loss and, if it consists of binary problems, the mean of each."""
 
     value: Tensor
     """Scalar, in nats."""
     per_node: Tensor | None
-    """`(n,)`: mean binary cross entropy of every dichotomizer over the labels it looks at, detached."""
+    """`(n,)`: mean binary cross entropy of every dichotomizer over the labels that it separates, detached."""
     per_token: Tensor | None = None
-    """`(tokens,)`: what the value is the sum of, 0 where a label is ignored."""
+    """`(tokens,)`: the losses that the value averages, 0 where a label is ignored."""
 
 
 Nodes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(outputs `(tokens, ·)`, labels `(tokens,)`) → bit logits and the symbols they should have, `(tokens, n)`, or 0."""
+"""(outputs `(tokens, ·)`, labels `(tokens,)`) → bit logits and their target symbols, both `(tokens, n)`; 0 for none."""
 TokenScores = Callable[[Tensor], Tensor]
 LossFunction = Callable[[Tensor, Tensor, CodewordTable, "Tensor | int | None"], Loss]
 LOSSES: Registry[LossFunction] = Registry("loss")
@@ -50,9 +50,9 @@ def bitwise(bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items:
 
     Args:
         bit_logits: `(…, n)`.
-        labels: `(…)`, aligned with the bit logits; −100 is left out.
+        labels: `(…)`, aligned with the bit logits; −100 is ignored.
         table: the coding matrix.
-        num_items: divide the sum over tokens by this instead of their number here (gradient accumulation).
+        num_items: divide the sum over tokens by this, not by their number in this call (gradient accumulation).
 
     Raises:
         DataError: a label is not a class of the code.
@@ -68,7 +68,7 @@ def of_nodes(
     nodes: Nodes,
     per_bit: bool,
 ) -> Loss:
-    """Binary cross entropy of the bits that `nodes` makes of a head's outputs `(…, ·)` and the labels `(…)`.
+    """Binary cross entropy of the bits that `nodes` derives from a head's outputs `(…, ·)` and the labels `(…)`.
 
     `per_bit` averages it over the bits of a token that are not 0; otherwise it is their sum, a negative log-likelihood.
     """
@@ -77,7 +77,7 @@ def of_nodes(
     bit_logits, symbols = nodes(outputs, labels.masked_fill(~counts, 0))
     symbols = symbols * counts.unsqueeze(-1)
     seen = symbols.abs()
-    # What is not seen is cut off before the softplus: 0 · inf would be NaN.
+    # Ignored bits are set to 0 before the softplus: 0 · inf would be NaN.
     nats = seen * F.softplus(-torch.where(seen > 0, symbols * bit_logits.float(), 0.0))
     per_token = nats.sum(-1) / seen.sum(-1).clamp(min=1) if per_bit else nats.sum(-1)
     per_node = nats.detach().sum(0) / seen.sum(0).clamp(min=1)
@@ -94,8 +94,8 @@ def codeword(
     """Cross entropy of the codeword posterior: softmax over V of the likelihood scores.
 
     With the one_vs_all code this is the stock Softmax loss, bit for bit (also NaN without a single label). Otherwise
-    more than CHUNK_SCORES scores are made in pieces that are computed again for the gradient, so that no `(tokens, V)`
-    tensor is kept. Arguments as for `bitwise`; `scores` makes the scores `(tokens, V)`, by default those of the code.
+    more than CHUNK_SCORES scores are computed in pieces, and again for the gradient, so that no `(tokens, V)` tensor
+    is kept. Arguments as for `bitwise`; `scores` computes the scores `(tokens, V)`, by default those of the code.
     """
     bit_logits, labels = _flatten(bit_logits, labels, table)
     if table.is_implicit:

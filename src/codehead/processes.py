@@ -1,7 +1,7 @@
-"""Several processes that run the same code at the same time: how they share out passes over text, and then agree.
+"""Processes that run the same code in parallel: how they divide passes over text, and agree on the results.
 
-`torchrun` or `accelerate launch` starts them. Forward passes are shared out by batches; each is the one that a single
-process would make, and its results come back in order, so that what is learnt from them is the same.
+`torchrun` or `accelerate launch` starts them. Forward passes are divided by batches. A single process would make the
+same batches, and results come back in order, so what is learnt from them is the same.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""So long the others wait while the first one learns; the launcher ends them if it fails."""
+"""How long the others wait while the first process learns; the launcher ends them if it fails."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run as one of them sees them; by default it is alone.
+    """The processes of a run, as seen by one of them; by default there is only one.
 
-    All of them must come to each call of `gathered`, `agreed`, `wait` and `main_first`, in the same order.
+    All of them must make the same calls of `gathered`, `agreed`, `wait` and `main_first`, in the same order.
     """
 
     rank: int = 0
@@ -31,17 +31,17 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the first, which alone writes."""
+        """Whether this is the first process, the only one that writes."""
         return self.rank == 0
 
     def does(self, number: int) -> bool:
-        """Whether the piece of work of this number, counted from 0, falls to this process."""
+        """Whether this process does the piece of work `number`, counted from 0."""
         return number % self.count == self.rank
 
     def gathered(self, pieces: list[T]) -> list[T]:
-        """The results of all, in the order of their numbers; each process gives those of what it `does`, in order.
+        """The results of all pieces of work, in order; each process passes those of the pieces it `does`, in order.
 
-        Those of several processes lie on the CPU.
+        With several processes, the results are on the CPU.
         """
         if self.count == 1:
             return pieces
@@ -51,7 +51,7 @@ class Processes:
         return [piece for _, piece in sorted(gather_object(numbered), key=itemgetter(0))]
 
     def agreed(self, value: T) -> T:
-        """What the first process gives: computed by each, it may differ in its last digits."""
+        """The value of the first process: those that the processes compute may differ in the last digits."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -60,7 +60,7 @@ class Processes:
         return value
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes get here."""
         if self.count > 1:
             from accelerate import PartialState
 
@@ -68,7 +68,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first process does something, and then the others, which find what it kept."""
+        """The first process runs the block, then the others, which find what it saved."""
         if self.count == 1:
             yield
             return

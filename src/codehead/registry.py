@@ -1,4 +1,4 @@
-"""Named parts: every design, head, loss and decoder is found through one of these."""
+"""Registries of named parts: designs, heads, losses and decoders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLAIN: dict[str, tuple[type, str]] = {
     "bool": (bool, "true or false"), "int": (Integral, "a whole number"), "float": (Real, "a number"),
     "str": (str, "text"), "None": (type(None), "null"),
 }  # fmt: skip
-"""Annotation of an option → the type of its values, and how a user says it."""
+"""Annotation of an option → the type of its values, and what error messages call it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -31,7 +31,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigurationError
 
 
 def check_options(part: str, make: Callable[..., Any], options: Mapping[str, Any], known: list[str]) -> None:
-    """Raise ConfigurationError for an option of a `part` that is not `known`, or no such value as its maker takes."""
+    """Raise ConfigurationError for an option of a `part` that is not `known`, or whose value has the wrong type."""
     for name, value in options.items():
         if name not in known:
             hint = did_you_mean(name, known) or "."
@@ -54,7 +54,7 @@ class Registry(Generic[T]):
         self._parts: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files a part under `name`; a name can be taken once."""
+        """Decorator that registers a part under `name`; a name can be used only once."""
 
         def add(part: T) -> T:
             if name in self._parts:

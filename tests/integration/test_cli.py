@@ -131,7 +131,7 @@ def test_ctrl_c_in_any_command_is_told(codehead, tmp_path, monkeypatch):
     assert (status, out, err.strip()) == (130, "", "Interrupted.")
     monkeypatch.setattr("codehead.lab.protocols.protocol.Protocol.from_yaml", interrupted)
     status, _, err = codehead("protocol", "run", "x.yaml", "--out", tmp_path)
-    assert (status, err.strip()) == (130, "Interrupted; give the same command again to go on.")
+    assert (status, err.strip()) == (130, "Interrupted; run the same command again to resume.")
 
 
 def test_ctrl_c_tells_how_to_go_on(codehead, place, tmp_path, monkeypatch):
@@ -255,7 +255,7 @@ def test_a_full_disk_is_told(codehead, place, tmp_path, monkeypatch, error):
         (PermissionError(errno.EACCES, "Permission denied", "/root/a"), "'/root/a': permission was denied"),
         (OSError(errno.EROFS, "Read-only file system"), "the file system is read-only"),
         (OSError(errno.EIO, "Input/output error"), "input/output error"),
-        (MemoryError(), "the memory does not suffice"),
+        (MemoryError(), "there is not enough memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "lower --batch-size or --block-size"),
     ],
 )
@@ -290,8 +290,8 @@ def test_a_fault_of_the_program_is_one_line_and_a_file(codehead, tmp_path, monke
     assert (status, out) == (70, "")
     (report,) = tmp_path.glob("codehead-*.txt")
     assert err == (
-        "Error: unexpected RuntimeError: a bug of two lines. This is a fault of codehead; its full text, to be "
-        f"reported, is in {report}\n"
+        "Error: unexpected RuntimeError: a bug of two lines. This is a bug in codehead; please report it "
+        f"with the traceback in {report}\n"
     )
     assert 'raise RuntimeError("a bug' in report.read_text()
     assert "'--train', 't.txt'" in report.read_text()

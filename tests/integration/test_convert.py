@@ -462,7 +462,7 @@ def test_the_commands(stock, tmp_path, codehead):
     assert status == 2 and "has no decision layer to calibrate" in errors
     other = ("--out", f"{out}-2", "--budget", "60%", "--set", "decision.int4=true")
     status, _, errors = codehead("convert", model, "--data", data, *other)
-    assert status == 2 and "int4 is true, but weights end as int8; omit one" in errors
+    assert status == 2 and "int4 is true, but weights is int8; omit one" in errors
     for unread, message in (("5 per cent", "budget is '5 per cent'"), ("", "--budget is empty")):
         status, _, errors = codehead("convert", model, "--data", data, "--out", out, "--budget", unread)
         assert status == 2 and message in errors

@@ -159,8 +159,8 @@ def test_a_length_or_a_speed_instead_of_a_budget(wide, measured, codehead):
         (("--budget", "five"), "budget is 'five'"),
         (("--speed", "fast"), "speed is 'fast'"),
         (("--speed", "-2"), "speed is '-2'"),
-        (("--budget", "1%"), "give that at least"),
-        (("--bits", "5"), "need codewords of 9 at least"),
+        (("--budget", "1%"), "give at least that"),
+        (("--bits", "5"), "need at least 9"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, codehead, options, message):

@@ -57,7 +57,7 @@ def test_a_stopped_screening_goes_on_from_its_hidden_states(place, tmp_path, cod
         patch.setattr(build, "screen", stop)
         status, _, errors = codehead("screen", place / "model", "--out", out, *OPTIONS)
     assert status == 130
-    assert "give the same command again" in errors
+    assert "run the same command again" in errors
     with monkeypatch.context() as patch:
         patch.setattr(build, "hidden_states", stop)
         assert codehead("screen", place / "model", "--out", out, *OPTIONS)[0] == 0

@@ -162,7 +162,7 @@ def test_farthest_first_against_its_definition(monkeypatch: pytest.MonkeyPatch) 
         ("frequency", {}, "method 'frequency' needs counts=, 10 numbers"),
         ("frequency", {"counts": [1, 2]}, r"counts is int64 \(2,\); give 10 finite numbers"),
         ("frequency", {"counts": [np.nan] * 10}, "give 10 finite numbers"),
-        ("similar_near", {}, "give it prototypes="),
+        ("similar_near", {}, "give prototypes="),
         ("similar_far", {"prototypes": np.eye(9)}, "prototypes has 9 rows for num_classes=10"),
         ("random", {"seed": -1}, "seed=-1 is not possible"),
         ("similar_far", {"prototypes": np.eye(10), "sweeps": -1}, "sweeps=-1 is not possible"),

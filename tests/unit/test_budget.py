@@ -117,7 +117,7 @@ def test_a_codeword_length_comes_with_what_a_budget_would_add(shape, bits):
 
 def test_any_codeword_length_that_tells_tokens_apart():
     assert DecisionConfig.for_bits(ModelShape(160, 8192), 50).bits == 50
-    with pytest.raises(ConfigurationError, match="8,192 tokens need codewords of 13 at least"):
+    with pytest.raises(ConfigurationError, match="8,192 tokens need at least 13"):
         DecisionConfig.for_bits(ModelShape(160, 8192), 12)
     with pytest.raises(ConfigurationError, match="of the Softmax head's bytes; give fewer"):
         DecisionConfig.for_bits(ModelShape(64, 300), 700)

@@ -230,9 +230,9 @@ def test_what_a_head_ended_as_in_version_0_1_is_a_field_of_it(name: str, field: 
 
 def test_weights_end_in_one_kind_of_integers() -> None:
     values = {"model": "m", "output_dir": "o", "data": {"train": "t"}, "decision": {"bits": 9}}
-    with pytest.raises(ConfigurationError, match=r"decision\.int4 is true, but weights end as int8"):
+    with pytest.raises(ConfigurationError, match=r"decision\.int4 is true, but weights is int8"):
         RunConfig.from_dict({**values, "int8": True, "int4": True})
-    with pytest.raises(ConfigurationError, match=r"decision\.int4 is true, but weights end as int8"):
+    with pytest.raises(ConfigurationError, match=r"decision\.int4 is true, but weights is int8"):
         RunConfig.from_dict({**values, "decision": {"bits": 9, "weights": "int8"}, "int4": True})
 
 

@@ -182,7 +182,7 @@ def test_damaged_tables(tmp_path):
     pq.write_table(pa.table({"text": [f"text {n}" for n in range(500)]}), tmp_path / "page.parquet")
     content = (tmp_path / "page.parquet").read_bytes()
     (tmp_path / "page.parquet").write_bytes(content[:100] + bytes(400) + content[500:])
-    with pytest.raises(DataError, match=r"page\.parquet' cannot be read: .*mend it or name another"):
+    with pytest.raises(DataError, match=r"page\.parquet' cannot be read: .*fix it or name another"):
         read_rows(str(tmp_path / "page.parquet"))
 
 
@@ -190,7 +190,7 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     for name in ("pipe.jsonl", "zero.txt"):
-        with pytest.raises(DataError, match="is no regular file"):
+        with pytest.raises(DataError, match="is not a regular file"):
             read_rows(str(tmp_path / name))
 
 

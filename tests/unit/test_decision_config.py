@@ -188,7 +188,7 @@ def test_a_block_of_version_0_1_means_what_it_meant(block, fields):
         ({"shortlist_split": True}, "decision.shortlist_split was an option of version 0.1 .*; remove it"),
         ({"shortlist": 3, "dense_rows": 4}, "decision.shortlist is called dense_rows now, and both are given"),
         ({"extra_bits": 8}, "extra_bits is 8 and extra_bit_tokens is 0; give both, or neither"),
-        ({"int8": True, "int4": True}, "decision.int4 is true, but weights end as int8; omit one"),
+        ({"int8": True, "int4": True}, "decision.int4 is true, but weights is int8; omit one"),
         ({"int4": "no"}, "decision.int4 is 'no'; give true or false"),
         ({"head": "tower", "head_params": 3}, "head_params is 3; give a block"),
         ({"start": "logistic"}, "unknown start 'logistic'"),
@@ -405,7 +405,7 @@ def test_minimal_bits(classes, bits):
 def test_the_length_of_a_saved_codebook_must_be_given(tmp_path):
     build("minimal", V).save(tmp_path / "code.safetensors")
     config = DecisionConfig.from_fields({"code": tmp_path / "code.safetensors"})
-    with pytest.raises(ConfigurationError, match=r"code is '.*code.safetensors', whose length only .* give bits"):
+    with pytest.raises(ConfigurationError, match=r"code is '.*code.safetensors', whose length is known .* give bits"):
         config.size(SHAPE)
     model = codehead.attach(small_model(), replace(config, bits=7))
     assert model_size(model, weight_bytes=2) == replace(config, bits=7).size(SHAPE)

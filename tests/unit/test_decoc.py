@@ -188,7 +188,7 @@ def test_as_many_trees_as_partitions_allow() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "'decoc' looks at the classes: give it prototypes="),
+        ({}, "'decoc' needs prototypes: give prototypes="),
         (
             {"prototypes": np.eye(4), "samples": np.eye(4), "labels": range(4)},
             "prototypes=.*or from samples= and labels=",

@@ -183,7 +183,7 @@ def test_fit_refuses_what_it_cannot_use():
     table = CodewordTable(build("minimal", 4))
     z, labels = torch.zeros(3, 2), torch.zeros(3, dtype=torch.long)
     for call, error, message in [
-        (lambda: fit("hamming", z, labels, table), ConfigurationError, "nothing to fit; those that have: loss_weight"),
+        (lambda: fit("hamming", z, labels, table), ConfigurationError, "nothing to fit; those that do: loss_weight"),
         (lambda: fit("probabilistic", z, labels[:2], table), ConfigurationError, r"\(tokens, 2\) and \(tokens,\)"),
         (lambda: fit("probabilistic", z, labels + 4, table), DataError, "must be in 0 … 3, found 4 … 4"),
         (lambda: fit("probabilistic", z[:0], labels[:0], table), DataError, "found none"),

@@ -290,7 +290,7 @@ def test_a_code_without_recorded_weights_counts_all_columns_alike() -> None:
         ({"confusion": None}, "give it either confusion=.* or evaluate="),
         ({"evaluate": lambda codebook: counts(), "confusion": counts()}, "give it either"),
         ({"evaluate": 3}, "evaluate=3 cannot be called"),
-        ({"prototypes": None}, "'ecoc_one' looks at the classes"),
+        ({"prototypes": None}, "'ecoc_one' needs prototypes"),
         ({"partition": "flaoting"}, "did you mean 'floating'"),
         ({"partition": "floating", "num_classes": 1025, "start": "minimal"}, "at most 1,024 classes, not 1,025"),
         ({"start": "decok"}, "unknown design 'decok'; did you mean 'decoc'"),

@@ -43,7 +43,7 @@ def distances(rows: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "give it prototypes=, an array .10, d. with a vector per class"),
+        (None, "give prototypes=, an array .10, d. with a vector per class"),
         (np.zeros(10), r"prototypes is float64 \(10,\); give numbers \(rows, dimensions\)"),
         (np.zeros((10, 0)), r"prototypes is float64 \(10, 0\)"),
         (np.array([["a"] * 3] * 10), r"prototypes is <U1 \(10, 3\)"),

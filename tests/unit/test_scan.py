@@ -185,7 +185,7 @@ def test_the_choice_says_why(monkeypatch):
     assert "asked for" in scan.choose("plain", table, "likelihood").why
     assert "as fast" in scan.choose("auto", code(50, 16), "likelihood").why
     assert "as fast" in scan.choose("auto", table, "likelihood", k=4000).why
-    assert "no sums over bits" in scan.choose("auto", table, "laplacian").why
+    assert "not sums over bits" in scan.choose("auto", table, "laplacian").why
     monkeypatch.setattr(fast_scan, "available", lambda: False)
     assert scan.choose("auto", table, "likelihood")[:2] == (
         "plain",
@@ -214,7 +214,7 @@ def test_scanning_is_chosen_for_as_many_positions_as_it_pays_for():
 
 
 def test_a_scan_that_is_impossible_is_refused():
-    with pytest.raises(ConfigurationError, match="no sums over bits"):
+    with pytest.raises(ConfigurationError, match="not sums over bits"):
         decode(torch.randn(1, 16), code(50, 16), decoder="laplacian", impl="scan")
     with pytest.raises(ConfigurationError, match="by token id"):
         decode(torch.randn(1, 16), code(50, 16), ties=3, impl="scan")

@@ -1,6 +1,6 @@
-"""What a token's codeword is: codebooks, the designs that make them, their quality, their files.
+"""Codes: codebooks, the designs that make them, their quality, their files.
 
-NumPy only; `codehead.codes.table` holds the tensor form and is imported on its own.
+NumPy only; `codehead.codes.table` holds the tensor form and is imported separately.
 """
 
 from codehead.codes import additive, data_free, decoc, trees  # noqa: F401  (they register their designs)

@@ -29,7 +29,7 @@ ITERATIONS = 50
 """Rounds in which bits and rotation are fitted to each other, as in the paper."""
 
 ROTATION_ROWS = 2**16
-"""Up to so many prototypes, those of the largest weight or else drawn at random, determine a rotation."""
+"""The most prototypes that determine a rotation: those of the largest weight, or else a random sample."""
 
 MAX_REDRAWS = 100
 """Rounds in which faulty columns are drawn again before the code counts as impossible."""
@@ -40,12 +40,12 @@ def itq(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None
     """Bit j of a class is the sign of its centred prototype along direction j of a rotated PCA basis.
 
     Y. Gong, S. Lazebnik (2011), "Iterative Quantization: A Procrustean Approach to Learning Binary Codes". With more
-    bits than the prototypes have dimensions the columns come in ⌈n / d⌉ groups of nearly equal size; each starts from
-    another random rotation of the leading components. Rows that come out equal are made distinct in their least certain
-    bits, `params["collisions"]` says how many; columns that repeat others are replaced by random directions.
+    bits than prototype dimensions, the columns come in ⌈n / d⌉ groups of nearly equal size, each starting from a
+    different random rotation of the leading components. Equal rows are made distinct by flipping their least certain
+    bits (`params["collisions"]` counts them); columns that repeat others are replaced by random directions.
 
-    `weights` (V,), 0 or more, say how much each class counts for mean, components and rotation: for tokens,
-    how often they occur. Most of a vocabulary is rare, and its vectors would otherwise choose the directions.
+    `weights` (V,), 0 or more, say how much each class counts for mean, components and rotation: for tokens, give their
+    frequencies. Otherwise the vectors of rare tokens, most of a vocabulary, would determine the directions.
     """
     return _codebook("itq", num_classes, bits, seed, prototypes, weights, _rotated)
 
@@ -67,7 +67,7 @@ def _codebook(
     weights: Any,
     found: Callable[[Prototypes, Floats | None, int, RandomBits], _Good],
 ) -> Codebook:
-    """The codebook of the plane that is `found` for prototypes, each of which counts as much as its weight."""
+    """The codebook of the plane that `found` makes from prototypes, each counted by its weight."""
     length = free_length(design, num_classes, bits)
     vectors = Prototypes.of(design, prototypes, num_classes)
     params, importance = {"prototypes": vectors.origin()}, None
@@ -100,7 +100,7 @@ def _good(
         if not len(faulty):
             return _Good(distinct, collisions, drawn or draws > 0)
         plane = redrawn(plane, faulty)
-    message = f"bits={length} is too many for these {len(plane)} prototypes of rank {rank}: they do not yield so many "
+    message = f"bits={length} is too many for these {len(plane)} prototypes of rank {rank}: they do not yield as many "
     raise CodebookError(f"{message}different columns; ask for fewer bits")
 
 
@@ -126,7 +126,7 @@ def _rotated(vectors: Prototypes, weights: Floats | None, length: int, source: R
 def _directions(
     vectors: Prototypes, mean: Floats, basis: Floats, weights: Floats | None, length: int, source: RandomBits
 ) -> Floats:
-    """What the columns are the signs of the projections on: (d, length), in groups of rotated components."""
+    """The directions (d, length) whose projections give the columns' signs, in groups of rotated components."""
     order = source.permutation(vectors.shape[0])
     if weights is not None:
         order = order[np.argsort(-weights[order], kind="stable")]
@@ -148,8 +148,8 @@ def fit_rotation(
     """The rotation R (m, m) for which ‖sign(X R) − X R‖ is smallest, starting from `rotation`.
 
     For fixed bits B the best R is U Vᵀ with U S Vᵀ the singular value decomposition of Xᵀ B (the paper's
-    section 2.2); for fixed R the best bits are the signs. `components` are the vectors X (rows, m), which count as
-    much as their `weights` (rows,).
+    section 2.2); for fixed R the best bits are the signs. `components` are the vectors X (rows, m), weighted by
+    `weights` (rows,).
     """
     targets = components if weights is None else weights[:, None] * components
     for _ in range(iterations):
@@ -159,27 +159,27 @@ def fit_rotation(
     return rotation
 
 
-# Codewords that prototypes can be added up from: each bit chooses one of two vectors, +p or −p.
+# Codewords from which prototypes can be summed up: each bit chooses one of two vectors, +p or −p.
 #
 # Additive quantisation (A. Babenko, V. Lempitsky 2014, "Additive Quantization for Extreme Vector Compression") with
 # two vectors per codebook. It starts as transform coding: principal components get bits by reverse water-filling and
 # are rounded to levels in natural binary (A. Gersho, R. Gray 1992, "Vector Quantization and Signal Compression",
-# chapter 8). Then vectors and bits are fitted to each other in turns: least squares, and the bits one by one (iterated
-# conditional modes, J. Besag 1986). A short code also starts as one sign for each rotated component (`itq`); the
-# nearer one stays.
+# chapter 8). Then vectors and bits are fitted in turns: the vectors by least squares, the bits one by one (iterated
+# conditional modes, J. Besag 1986). A short code is also started from the signs of rotated components (`itq`); the
+# better result is kept.
 
 
 ROUNDS = 4
-"""Turns of vectors and bits; more change little."""
+"""Rounds of fitting vectors and bits; more change little."""
 
 RIDGE = 1e-6
-"""Relative weight of the vectors' squares, so that columns that depend on each other are no obstacle."""
+"""Relative weight of a penalty on the vectors' squares, so that linearly dependent columns cause no failure."""
 
 SHORT_LENGTH = 64
-"""Bits: in longer codes binary expansions are the nearer start by far, and a rotation takes long."""
+"""Bits; for longer codes binary expansions are by far the better start, and a rotation takes long."""
 
 MAX_DIGITS = 24
-"""Bits of one component at most: a float32 has no more."""
+"""The most bits of one component: a float32 has no more."""
 
 
 @register("additive", good_columns=enough_binary_columns, length=lambda num_classes: LENGTH)
@@ -187,24 +187,24 @@ def additive(num_classes: int, bits: int | None, seed: int, *, prototypes: Any =
     """The codewords C (V, n) in ±1, and n vectors P, for which C P is nearest to the centred prototypes.
 
     A linear head whose rows are close to P then scores every class nearly as its prototype would. The squared error of
-    a class counts as much as its one of `weights` (V,), 0 or more, by default 1: for tokens, how often they occur. Rows
-    that come out equal are made distinct in the bits that matter least, `params["collisions"]` says how many; columns
-    that repeat others are replaced by the signs of random projections. `seed` is for these, and for the rotation that
-    a code of up to SHORT_LENGTH bits may have started from.
+    a class is multiplied by its entry in `weights` (V,), 0 or more, by default 1: for tokens, give their frequencies.
+    Equal rows are made distinct by flipping the bits that matter least (`params["collisions"]` counts them); columns
+    that repeat others are replaced by the signs of random projections. `seed` is for these, and for the rotation from
+    which a code of up to SHORT_LENGTH bits may have started.
     """
     return _codebook("additive", num_classes, bits, seed, prototypes, weights, partial(_summed, _fitted))
 
 
 @dataclass(frozen=True)
 class _Components:
-    """What is added up: principal components `values` (V, k), each row of which counts as much as its weight (V,)."""
+    """What the sums approximate: principal components `values` (V, k), with a weight (V,) for each row."""
 
     values: np.ndarray  # float32: as large as the prototypes themselves
     weights: Floats
 
     @classmethod
     def of(cls, vectors: Prototypes, weights: Floats | None, length: int) -> _Components:
-        """The leading components of prototypes, at most one per bit, in a unit that suits float32."""
+        """The leading components of prototypes, at most one per bit, scaled to suit float32."""
         mean = vectors.mean(weights)
         directions = principal_directions(vectors, mean, weights)[:, :length]
         unit = max(np.abs(chunk - mean).max() for _, chunk in vectors.chunks())
@@ -213,17 +213,17 @@ class _Components:
         return cls(values, np.ones(len(values)) if weights is None else weights)
 
     def plane(self, length: int, bits: Callable[[slice, Floats], np.ndarray]) -> Bytes:
-        """The plane (V, bytes) of what the truth values `bits` (rows, length) are for some rows and their values."""
+        """The plane (V, bytes) of the truth values (rows, length) that `bits` gives for some rows and their values."""
         return np.concatenate([pack_bits(bits(rows, values)) for rows, values in self.chunks(length)])
 
     def chunks(self, length: int) -> Iterator[tuple[slice, Floats]]:
-        """Consecutive rows (rows, k) in float64, so many that neither they nor codewords of that length grow large."""
+        """Consecutive rows (rows, k) in float64, few enough that neither they nor their codewords take much memory."""
         for rows in slices(len(self.values), CHUNK_VALUES // max(length, self.values.shape[1])):
             yield rows, self.values[rows].astype(np.float64)
 
 
 class _Sums(NamedTuple):
-    """What comes near the components: bits, a plane (V, bytes), times vectors (length, k)."""
+    """An approximation of the components: bits, a plane (V, bytes), times vectors (length, k)."""
 
     plane: Bytes
     vectors: Floats
@@ -237,7 +237,7 @@ def _summed(
     length: int,
     source: RandomBits,
 ) -> _Good:
-    """The codewords of `sums` near the prototypes."""
+    """The codewords with which `sums` approximates the prototypes."""
     components = _Components.of(vectors, weights, length)
     found = sums(components, length, source)
 
@@ -247,7 +247,7 @@ def _summed(
         return np.asarray(components.weights[ids, None] * costs)
 
     def redrawn(plane: Bytes, faulty: Integers) -> Bytes:
-        """With the signs of random projections in the faulty columns."""
+        """The plane with the signs of random projections in the faulty columns."""
         bits = unpack_bits(plane, length)
         directions = source.normal(components.values.shape[1], len(faulty))
         for rows, values in components.chunks(length):
@@ -258,7 +258,7 @@ def _summed(
 
 
 def _fitted(components: _Components, length: int, source: RandomBits) -> _Sums:
-    """The sums that come nearest to the components, of the starts that there are."""
+    """The sums nearest to the components, over the possible starts."""
     found = _in_turns(components, _binary_expansions(components, length), length, drawn=False)
     if length > min(SHORT_LENGTH, components.values.shape[1]):
         return found
@@ -285,7 +285,7 @@ def _in_turns(components: _Components, plane: Bytes, length: int, drawn: bool) -
 
 
 def _squared_error(components: _Components, sums: _Sums) -> float:
-    """Of all classes, each as much as its weight."""
+    """The squared error over all classes, multiplied by their weights."""
     length, total = len(sums.vectors), 0.0
     for rows, values in components.chunks(length):
         left = values - _signs(sums.plane[rows], length) @ sums.vectors
@@ -294,7 +294,7 @@ def _squared_error(components: _Components, sums: _Sums) -> float:
 
 
 def flipped(values: Floats, signs: Floats, vectors: Floats) -> Floats:
-    """The signs (n, rows) after each had its turn to be what brings signsᵀ · vectors nearest to values (k, rows)."""
+    """The signs (n, rows), after setting each in turn to bring signsᵀ · vectors nearest to values (k, rows)."""
     signs, products = signs.copy(), vectors @ vectors.T
     left = vectors @ (values - vectors.T @ signs)
     for bit, row in enumerate(signs):
@@ -306,20 +306,20 @@ def flipped(values: Floats, signs: Floats, vectors: Floats) -> Floats:
 
 
 def _pulls(values: Floats, signs: Floats, vectors: Floats) -> Floats:
-    """How strongly every bit (n, rows) is drawn to +1 or −1 as long as the others stay; |·| is what a flip costs."""
+    """How strongly every bit (n, rows) is pulled to +1 or −1 if the others stay; |·| is the cost of a flip."""
     squares = np.square(vectors).sum(axis=1, keepdims=True)
     return np.asarray(vectors @ (values - vectors.T @ signs) + squares * signs)
 
 
 def _binary_expansions(components: _Components, length: int) -> Bytes:
-    """The plane (V, bytes) of the components, each rounded to 2ᵇ levels written in its b bits; any more bits are 0."""
+    """The plane (V, bytes) of the components, each rounded to 2ᵇ levels in its b bits; bits left over are 0."""
     spread = np.sqrt(
         sum(components.weights[rows] @ np.square(values) for rows, values in components.chunks(length))
         / components.weights.sum()
     )
     digits = water_filling(np.square(spread), length)
-    # Where 2ᵇ even levels of a normal variable best end, in standard deviations: a line through the optima of J. Max
-    # (1960, "Quantizing for Minimum Distortion", table II), off by 3% at most.
+    # The best range for 2ᵇ even levels of a normal variable, in standard deviations: a line through the optima of J.
+    # Max (1960, "Quantizing for Minimum Distortion", table II), off by 3% at most.
     ends = 1.26 + 0.345 * digits
     steps = spread * ends * 2.0 ** (1 - digits)
 
@@ -334,7 +334,7 @@ def _binary_expansions(components: _Components, length: int) -> Bytes:
 
 
 def _rotated_signs(components: _Components, length: int, source: RandomBits) -> Bytes:
-    """The plane (V, bytes) of the signs of so many leading components, rotated for the signs to be near them."""
+    """The plane (V, bytes) of the signs of `length` leading components, rotated to be near their signs."""
     rows = np.sort(np.argsort(-components.weights, kind="stable")[:ROTATION_ROWS])
     heaviest = components.values[rows].astype(np.float64)
     rotation = fit_rotation(heaviest, random_rotation(source.normal(length, length)), components.weights[rows])
@@ -342,9 +342,9 @@ def _rotated_signs(components: _Components, length: int, source: RandomBits) -> 
 
 
 def water_filling(variances: Floats, total: int) -> Integers:
-    """So many bits (k,) for each variance (k,): every bit quarters what is left of one.
+    """The number of bits (k,) for each variance (k,): every bit divides the remaining variance by 4.
 
-    `total` in all, or MAX_DIGITS each if those are fewer.
+    They sum to `total`, or are MAX_DIGITS each if that gives fewer.
     """
     left = np.log(variances) - np.log(4.0) * np.arange(MAX_DIGITS)[:, None]
     chosen = np.argsort(-left, axis=None, kind="stable")[:total]
@@ -352,7 +352,7 @@ def water_filling(variances: Floats, total: int) -> Integers:
 
 
 def _least_squares(components: _Components, plane: Bytes, length: int) -> Floats:
-    """The vectors (n, k) that the codewords best add up to the components with."""
+    """The vectors (n, k) with which the codewords best sum up to the components."""
     width = components.values.shape[1]
     square, target = np.zeros((length, length)), np.zeros((length, width))
     for rows, values in components.chunks(length):
@@ -373,11 +373,11 @@ def _signs(plane: Bytes, length: int) -> Floats:
 def transform_coding(
     num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, weights: Any = None
 ) -> Codebook:
-    """Every prototype's leading components, each in as many bits as keep the squared error least; nothing is fitted.
+    """Every prototype's leading components, with bits allotted to minimise the squared error; nothing is fitted.
 
-    One of the starts of `additive`, and what `codehead screen` codes rows with. Classes count as much as their
-    `weights` (V,) for components and cells. Rows that come out equal are made distinct in the bits that matter least,
-    `params["collisions"]` says how many; columns that repeat others, of more bits than the prototypes bear, are
-    replaced by the signs of random projections, for which `seed` is.
+    One of the starts of `additive`, and the code of `codehead screen`. `weights` (V,) say how much each class counts
+    for components and cells. Equal rows are made distinct by flipping the bits that matter least
+    (`params["collisions"]` counts them). Columns that repeat others, if there are more bits than the prototypes can
+    fill, are replaced by the signs of random projections, drawn with `seed`.
     """
     return _codebook("transform_coding", num_classes, bits, seed, prototypes, weights, partial(_summed, _expanded))

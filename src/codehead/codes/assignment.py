@@ -18,14 +18,14 @@ from codehead.registry import did_you_mean
 METHODS = ("identity", "random", "frequency", "similar_near", "similar_far")
 
 FREQUENT = 1024
-"""So many of the most frequent classes are kept apart: in text they are nearly always the answer."""
+"""How many of the most frequent classes are kept apart: in text nearly every token is one of them."""
 
 SWEEPS = 30
 """Default rounds of swaps."""
 
 
 def check_method(method: str) -> None:
-    """Raise ConfigurationError for a method that is none."""
+    """Raise ConfigurationError for an unknown method."""
     if method not in METHODS:
         raise ConfigurationError(
             f"unknown method {method!r}{did_you_mean(method, METHODS)}. Known: {', '.join(METHODS)}"
@@ -41,22 +41,22 @@ def assign(
     *,
     sweeps: int = SWEEPS,
 ) -> PackedCodebook:
-    """The codebook with its codewords dealt out anew.
+    """The codebook with its codewords reassigned to the classes.
 
     * "identity": as they are; "random": in random order, from `seed`.
     * "frequency": the 1,024 most frequent classes by `counts` (V,) get codewords far apart, each the one
-      farthest from those before it (farthest-first traversal, Gonzalez 1985); of the rest, the more
-      frequent ones get those farther from these. Objective: the least distance among the 1,024.
-    * "similar_near", "similar_far": classes whose `prototypes` (an array (V, d) or a file) are near get
-      codewords that are near, so that a wrong bit leads to a like class, or far, so that like classes are
-      not confused. Local search: up to `sweeps` rounds of swaps, each near-linear in V, none of which makes
-      the objective worse: the mean codeword distance over a graph of near prototypes.
+      farthest from those before it (farthest-first traversal, Gonzalez 1985); among the rest, more
+      frequent classes get codewords farther from these. Objective: the least distance among the 1,024.
+    * "similar_near", "similar_far": classes with similar `prototypes` (an array (V, d) or a file) get
+      codewords that are near, so that a wrong bit leads to a similar class, or far, so that similar classes
+      are not confused. Local search: up to `sweeps` rounds of swaps, each near-linear in V, none of which
+      worsens the objective: the mean codeword distance over a graph of near prototypes.
 
-    `params["assignment"]` of the result has the method, and the objective `before` and `after`.
+    `params["assignment"]` of the result holds the method, and the objective `before` and `after`.
 
     Raises:
-        ConfigurationError: an unknown method, or one without what it looks at.
-        CodebookError: the code is implicit: its rows are not written down.
+        ConfigurationError: an unknown method, or missing prototypes or counts.
+        CodebookError: the code is implicit, so its rows are not stored.
 
     """
     check_method(method)
@@ -76,7 +76,7 @@ def assign(
 
 
 def _in_order(codebook: PackedCodebook, held: Integers, record: dict[str, Any]) -> PackedCodebook:
-    """Class v gets the codeword that class `held[v]` had."""
+    """Give class v the codeword that class `held[v]` had."""
     planes: dict[str, Any] = {name: plane[held] for name, plane in codebook.planes.items()}
     return replace(codebook, params={**codebook.params, "assignment": record}, **planes)
 
@@ -111,7 +111,7 @@ def _by_frequency(codebook: PackedCodebook, rows: PackedRows, counts: Floats) ->
 
 
 def _farthest_first(rows: PackedRows, first: int, count: int) -> tuple[Integers, Integers]:
-    """`count` rows, each the farthest from those before it, and every row's doubled distance to them (V,)."""
+    """`count` rows, each the farthest from those before it, and every row's doubled least distance to them (V,)."""
     chosen = [int(first)]
     nearest = np.full(rows.num_rows, 2 * rows.length + 1, dtype=np.int64)
     while True:
@@ -127,7 +127,7 @@ def _least_distance(rows: PackedRows, ids: Integers) -> float:
     return float(np.flatnonzero(all_pairs(rows.take(ids)))[0]) / 2
 
 
-# By likeness
+# By similarity
 
 
 def _by_likeness(
@@ -166,7 +166,7 @@ def _apart(rows: PackedRows, left: Integers, right: Integers) -> Integers:
 
 
 def _any_partners(held: Integers, source: RandomBits) -> Integers:
-    """A random partner for every class (V,); with an odd number one is its own."""
+    """A random partner for every class (V,); if V is odd, one class is its own partner."""
     order = source.permutation(len(held))
     half = len(held) // 2
     partners = np.arange(len(held))
@@ -175,7 +175,7 @@ def _any_partners(held: Integers, source: RandomBits) -> Integers:
 
 
 def _close_partners(held: Integers, order: Integers, pairs: Integers, source: RandomBits) -> Integers:
-    """Partners (V,) that hold a codeword close to that of a neighbour, in the `order` of like codewords."""
+    """Partners (V,) that hold a codeword close to that of a neighbour, in the `order` of similar codewords."""
     num_classes = len(held)
     place = np.empty_like(order)
     place[order] = np.arange(num_classes)
@@ -197,17 +197,17 @@ def _close_partners(held: Integers, order: Integers, pairs: Integers, source: Ra
 
 
 def _swapped(rows: PackedRows, held: Integers, pairs: Integers, partners: Integers, sign: int) -> Integers:
-    """`held` after those swaps with partners that make `sign` times the sum of distances smaller.
+    """`held` after the swaps with partners that reduce `sign` times the sum of distances.
 
-    A gain is reckoned as if nothing else moved. Of two swaps whose classes are joined by an edge only the
-    better is made, so that every gain is what was reckoned.
+    A gain is computed as if nothing else moved. Of two swaps whose classes are joined by an edge, only the
+    better is made, so that every gain is as computed.
     """
     start, end = np.concatenate([pairs, pairs[:, ::-1]]).T
-    outside = partners[start] != end  # an edge between partners is as long afterwards
+    outside = partners[start] != end  # swapping partners does not change the edge between them
     start, end = start[outside], end[outside]
     change = _apart(rows, held[partners[start]], held[end]) - _apart(rows, held[start], held[end])
     total = np.bincount(start, change, minlength=len(held))
-    swap = np.minimum(np.arange(len(held)), partners)  # a swap is known by its lower class
+    swap = np.minimum(np.arange(len(held)), partners)  # a swap is identified by its lower class
     gain = -sign * (total + total[partners])
     wanted = gain > 0
     rivals = wanted[start] & wanted[end] & (swap[start] != swap[end])
@@ -217,14 +217,14 @@ def _swapped(rows: PackedRows, held: Integers, pairs: Integers, partners: Intege
     return np.where(wanted[swap], held[partners], held)
 
 
-# Which classes are alike: a graph of near prototypes, found in near-linear time.
+# Which classes are similar: a graph of near prototypes, found in near-linear time.
 
 
 NEIGHBOURS = 4
 """Edges kept from each class to the nearest of its candidates."""
 
 TREES = 3
-"""Random bisections whose leaf orders name the candidates."""
+"""Random bisections whose leaf orders give the candidates."""
 
 REACH = 4
 """Candidates on either side in each of these orders."""
@@ -253,14 +253,14 @@ def near_pairs(vectors: Prototypes) -> Integers:
 
 
 def leaf_order(vectors: Prototypes, source: RandomBits) -> Integers:
-    """The classes from the lowest leaf to the highest of a random balanced tree (V,): like ones lie close."""
+    """The classes (V,) from the lowest to the highest leaf of a random balanced tree: similar ones are close."""
     num_classes, dimensions = vectors.shape
     starts = source.normal((num_classes - 1).bit_length(), dimensions)
     return bisect(vectors, vectors.mean(), starts, ORDER_STEPS)[1]
 
 
 def _close_by(order: Integers) -> Integers:
-    """For each class those up to REACH places before and after it in `order`: (V, 2·REACH)."""
+    """For each class, those up to REACH places before and after it in `order`: (V, 2·REACH)."""
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
     offsets = np.r_[-REACH:0, 1 : REACH + 1]

@@ -20,9 +20,9 @@ from codehead.errors import CodebookError, ConfigurationError
 # Faults of a coding matrix: equal rows, and columns that pose no new binary problem.
 #
 # A column is *constant* if it lacks +1 or lacks −1, a *duplicate* if it equals an earlier column
-# and *complementary* if it is the negative of one: none of the three tells classes apart that the
-# other columns do not (Dietterich, Bakiri 1995, "Solving Multiclass Learning Problems via
-# Error-Correcting Output Codes").
+# and *complementary* if it is the negative of one: none of the three separates classes that the other
+# columns do not (Dietterich, Bakiri 1995, "Solving Multiclass Learning Problems via Error-Correcting
+# Output Codes").
 
 
 SHOWN = 3
@@ -32,16 +32,16 @@ FORMAT = 1
 """The version of the file format."""
 
 ORIGIN = ("design", "num_classes", "length", "seed", "params")
-"""What the header of a file holds of a codebook besides its kind and checksum."""
+"""The fields of a codebook in the header of a file, besides its kind and checksum."""
 
 
 def header_checksum(fields: dict[str, Any]) -> str:
-    """What guards the header of a file."""
+    """The checksum of the header of a file."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class Repeats(NamedTuple):
-    """Items that equal an earlier one: `items` (count,), ascending, and the `first` (count,) each equals."""
+    """Items that equal an earlier one: `items` (count,), ascending, and the `first` (count,) that each equals."""
 
     items: Integers
     first: Integers
@@ -74,13 +74,13 @@ class ColumnFaults(NamedTuple):
 
 
 def enough_binary_columns(num_classes: int, length: int) -> bool:
-    """Twice `length` columns exist: V classes have 2^(V−1) − 1 splits in two parts."""
+    """Whether twice `length` columns exist: V classes can be split in two in 2^(V−1) − 1 ways."""
     columns: int = 2 ** (num_classes - 1) - 1
     return 2 * length <= columns
 
 
 def enough_ternary_columns(num_classes: int, length: int) -> bool:
-    """Twice `length` columns exist: up to the sign, (3^V − 2^(V+1) + 1) / 2 have both a +1 and a −1."""
+    """Whether twice `length` columns exist: up to the sign, (3^V − 2^(V+1) + 1) / 2 have both a +1 and a −1."""
     columns: int = (3**num_classes - 2 ** (num_classes + 1) + 1) // 2
     return 2 * length <= columns
 
@@ -115,21 +115,21 @@ def column_faults(sign: Bytes, support: Bytes | None, length: int) -> ColumnFaul
 
 
 def avoidable_faults(plane: Bytes, length: int) -> Integers:
-    """The faulty columns of a binary plane (V, bytes); none where too few good ones exist to ask for them."""
+    """The faulty columns of a binary plane (V, bytes); none if too few good columns exist to require them."""
     if not enough_binary_columns(len(plane), length):
         return np.empty(0, dtype=np.intp)
     return column_faults(plane, None, length).columns
 
 
 DENSE_SYMBOLS = 2**32
-"""The most symbols an implicit code writes out, one byte each, before it refuses."""
+"""The most symbols, of one byte each, that an implicit code writes out."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Codebook(ABC):
     """V codewords of n symbols, and where they came from.
 
-    `seed` is None for a design that draws nothing at random; `params` are the design's own options.
+    `seed` is None for a design that uses no random numbers; `params` are the design's own options.
     """
 
     num_classes: int
@@ -152,7 +152,7 @@ class Codebook(ABC):
     @property
     @abstractmethod
     def planes(self) -> dict[str, Bytes]:
-        """`sign_plane` and, if some symbol is 0, `support_plane`; none of an implicit code."""
+        """`sign_plane` and, if some symbol is 0, `support_plane`; empty for an implicit code."""
 
     @property
     def kind(self) -> str:
@@ -212,7 +212,7 @@ class Codebook(ABC):
             unfinished.unlink(missing_ok=True)
 
     def plot(self, rows: int = 64) -> Any:
-        """Draw the first `rows` of the matrix and the distances of its rows: two axes of matplotlib (extra `lab`)."""
+        """Plot the first `rows` of the matrix and the row distances; returns two matplotlib axes (extra `lab`)."""
         from codehead.codes.quality import plot
 
         return plot(self, rows)
@@ -234,7 +234,7 @@ class Codebook(ABC):
 class PackedCodebook(Codebook):
     """A coding matrix in bit-planes (V, ⌈n / 8⌉); `packing` describes the layout.
 
-    Building one copies and validates the planes. Equal rows are a CodebookError unless
+    The constructor copies and validates the planes. Equal rows raise a CodebookError unless
     `params["allow_duplicates"]` is true.
     """
 
@@ -251,7 +251,7 @@ class PackedCodebook(Codebook):
         params: dict[str, Any] | None = None,
         allow_duplicates: bool = False,
     ) -> PackedCodebook:
-        """Pack a matrix (V, n) of −1, 0 and +1; anything else in it is a CodebookError."""
+        """Pack a matrix (V, n) of −1, 0 and +1; any other value raises a CodebookError."""
         symbols = _as_symbols(array)
         sign, support = pack(symbols)
         params = {**(params or {}), **({"allow_duplicates": True} if allow_duplicates else {})}
@@ -303,7 +303,7 @@ class PackedCodebook(Codebook):
         return unpack(self.sign_plane[ids], support, self.length)
 
     def check_columns(self) -> PackedCodebook:
-        """The codebook itself; a CodebookError names the constant, duplicate and complementary columns."""
+        """Return the codebook; raise a CodebookError that names constant, duplicate and complementary columns."""
         faults = column_faults(self.sign_plane, self.support_plane, self.length)
         if len(faults.columns):
             raise CodebookError(f"{self.design} codebook: {faults}; every column should be a new binary problem")

@@ -1,4 +1,4 @@
-"""Confusions: how often each class was the label and each the choice, held sparsely."""
+"""Confusions: sparse counts of how often each class was the label and each the choice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REMEDY = "give counts (V, V), label by choice, a sparse matrix, (labels, choices
 class Confusion:
     """How often class `labels[k]` was answered with `choices[k]`: `counts[k]` > 0, each pair once, ascending.
 
-    Right answers are counted too: without them there is no error rate.
+    Correct answers are counted, too: without them there is no error rate.
     """
 
     num_classes: int
@@ -37,7 +37,7 @@ class Confusion:
     def of(cls, source: Any, num_classes: int, name: str = "confusion") -> Confusion:
         """From a Confusion, an array (V, V), a matrix of scipy.sparse, (labels, choices, counts), or a file.
 
-        Files are `.npy` with an array (V, V), and what `save` writes. ConfigurationError, which speaks of the argument
+        Files are `.npy` with an array (V, V), or `.npz` from `save`. ConfigurationError, which names the argument
         `name`, if the counts are not finite, negative or all 0, or of other classes than 0 … V − 1.
         """
         if isinstance(source, Confusion):
@@ -58,7 +58,7 @@ class Confusion:
 
     @classmethod
     def _merged(cls, num_classes: int, labels: np.ndarray, choices: np.ndarray, counts: np.ndarray) -> Confusion:
-        """With the counts of equal pairs added up, and none of 0."""
+        """Add up the counts of equal pairs, and drop those of 0."""
         keys, places = np.unique(labels.astype(np.int64) * num_classes + choices, return_inverse=True)
         sums = np.bincount(places.reshape(-1), counts, minlength=len(keys)).astype(np.float64)
         keys, sums = keys[sums > 0], sums[sums > 0]
@@ -66,7 +66,7 @@ class Confusion:
 
     @property
     def total(self) -> float:
-        """All counts, right answers included."""
+        """The sum of all counts, correct answers included."""
         return float(self.counts.sum())
 
     @property
@@ -91,10 +91,10 @@ class Confusion:
         return np.stack([both.labels, both.choices], axis=1), both.counts
 
     def column_errors(self, symbols: Symbols) -> Floats:
-        """What share of the counts that a column looks at has label and choice on different sides: (n,).
+        """Of the counts whose label and choice are both non-zero in a column, the share on different sides: (n,).
 
-        An estimate of the errors of dichotomizers that have not been measured. To both sums one count is added
-        that errs as the columns do on average, so that a column without counts is taken for an average one.
+        An estimate of the error rates of dichotomizers that were not measured. One count with the average error
+        rate of the columns is added to both sums, so that a column without counts gets the average.
         """
         sums = np.empty((symbols.shape[1], 2))
         for number, column in enumerate(symbols.T):
@@ -120,7 +120,7 @@ class Confusion:
 
 
 def _entries(source: Any, num_classes: int, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Labels, choices, counts, and the number of classes they are of."""
+    """Labels, choices, counts, and the number of classes."""
     if isinstance(source, (str, Path)):
         readers: dict[str, Callable[[Path], Any]] = {".npy": partial(np.load, allow_pickle=False), ".npz": _saved}
         source = read_array(name, Path(source), readers, "confusions", f"holds no confusions ({{error}}); {REMEDY}")
@@ -152,11 +152,11 @@ def _saved(path: Path) -> tuple[np.ndarray, ...]:
 
 
 class Evaluation(NamedTuple):
-    """What training and validating with a codebook has shown.
+    """The results of training and validating with a codebook.
 
-    `validation` and `training` are confusions in any form that `Confusion.of` takes, of data that were held out and
-    of data that were learnt from; without the latter the former count alone. `column_errors` (n,) are the error rates
-    of the dichotomizers; without them they are estimated from the confusions.
+    `validation` and `training` are confusions in any form that `Confusion.of` takes, on held-out data and on training
+    data; without `training`, `validation` counts alone. `column_errors` (n,) are the error rates of the dichotomizers;
+    if they are not given, they are estimated from the confusions.
     """
 
     validation: Any
@@ -173,29 +173,29 @@ class Measured(NamedTuple):
 
 
 class ConfusionSource(ABC):
-    """Tells what a code confuses."""
+    """Measures which classes a code confuses."""
 
     origin: dict[str, Any]
-    """What a codebook records of it."""
+    """What a codebook records about it."""
 
     _confusion: Confusion
     _errors: Floats | None = None
 
     @abstractmethod
     def look(self, codebook: Codebook) -> Measured:
-        """What the code confuses now."""
+        """The current confusions of the code."""
 
-    def resolve(self, pairs: np.ndarray) -> None:  # noqa: B027  (where the next look will tell, nothing is to be done)
+    def resolve(self, pairs: np.ndarray) -> None:  # noqa: B027  (nothing to do if the next look measures again)
         """A column was added for those pairs of the last look that are true in `pairs` (p,)."""
 
     def column_errors(self, symbols: Symbols) -> Floats:
-        """The error rates (n,) of the columns of the code that was looked at last."""
+        """The error rates (n,) of the columns of the code of the last look."""
         return self._confusion.column_errors(symbols) if self._errors is None else self._errors
 
 
 @final
 class Counted(ConfusionSource):
-    """Counts that stay; what a column was made for counts as resolved."""
+    """Fixed counts; the confusions that a column was made for count as resolved."""
 
     def __init__(self, confusion: Confusion) -> None:
         self.origin = confusion.origin()
@@ -211,7 +211,7 @@ class Counted(ConfusionSource):
 
 @final
 class Evaluated(ConfusionSource):
-    """Confusions of a validation and of a training set, as a callback measures them for a codebook.
+    """Confusions on a validation and a training set, measured by a callback for each codebook.
 
     Their shares are mixed, w · validation + (1 − w) · training.
     """

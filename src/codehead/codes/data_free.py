@@ -1,4 +1,4 @@
-"""Designs that look at no data: those that follow from the class numbers, and those with random columns."""
+"""Designs that use no data: those that follow from the class numbers, and those with random columns."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ LONGER = "for a longer code choose minrandom, which adds random bits to these"
     "one_vs_all", good_columns=lambda num_classes, length: num_classes > 2, length=lambda num_classes: num_classes
 )
 def one_vs_all(num_classes: int, bits: int | None, seed: int) -> Codebook:
-    """Column j is +1 for class j and −1 for the rest: what a Softmax head does. Implicit, any V."""
+    """Column j is +1 for class j and −1 for the rest, as in a Softmax head. Implicit; any V."""
     fixed_length("one_vs_all", num_classes, bits, num_classes, "omit bits")
     return OneVsAllCodebook(num_classes)
 
@@ -109,7 +109,7 @@ def _binary(design: str, length: int, plane: Bytes) -> Codebook:
 # Several candidates are drawn and the one with the widest row separation is kept (Allwein, Schapire,
 # Singer 2000, "Reducing Multiclass to Binary"). Rows are distinct. Columns that are
 # constant, duplicate or complementary are drawn again, if at least twice as many different columns
-# exist as are asked for; with fewer (only a handful of classes) they are taken as they fall.
+# exist as are asked for; with fewer (only a handful of classes) they are accepted.
 
 
 # A draw is an array (planes, rows, bytes): the sign plane and, for ternary codes, the support plane.
@@ -117,13 +117,13 @@ SymbolSource = Callable[[RandomBits, int, int], Bytes]
 Draw = Callable[[RandomBits], Bytes]
 
 MINRANDOM_LENGTH = 50
-"""The default codeword length of minrandom, the paper's."""
+"""The default codeword length of minrandom, as in the paper."""
 
 MAX_REDRAWS = 1000
-"""Rounds in which faulty rows or columns are drawn again before the code counts as impossible."""
+"""Rounds in which faulty rows or columns are drawn again before giving up."""
 
 JUDGED_PAIRS = 2**19
-"""Up to so many pairs of rows a candidate is judged on all of them, above on a sample of so many."""
+"""The most pairs of rows on which a candidate is judged: all, or else a sample of this many."""
 
 JUDGE_SEED = 0
 """The seed of that sample: every candidate is judged on the same pairs."""
@@ -141,13 +141,13 @@ def sparse_length(num_classes: int) -> int:
 
 @register("dense_random", good_columns=enough_binary_columns, length=dense_length)
 def dense_random(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
-    """Every symbol −1 or +1 by the toss of a coin; ⌈10·log2 V⌉ columns unless `bits` says otherwise."""
+    """Every symbol −1 or +1 with probability ½; ⌈10·log2 V⌉ columns unless `bits` is given."""
     return _random("dense_random", _dense, num_classes, bits, seed, candidates)
 
 
 @register("sparse_random", good_columns=enough_ternary_columns, length=sparse_length)
 def sparse_random(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
-    """Symbols 0 (½), −1 (¼), +1 (¼), no row all 0; ⌈15·log2 V⌉ columns unless `bits` says otherwise."""
+    """Symbols 0 (½), −1 (¼), +1 (¼), no row all 0; ⌈15·log2 V⌉ columns unless `bits` is given."""
     return _random("sparse_random", _sparse, num_classes, bits, seed, candidates)
 
 
@@ -161,7 +161,7 @@ def _random(
 
 @register("minrandom", good_columns=enough_binary_columns, length=lambda num_classes: MINRANDOM_LENGTH)
 def minrandom(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
-    """The ⌈log2 V⌉ minimal bits, then random ones: distinct by the first, resilient by the others."""
+    """The ⌈log2 V⌉ minimal bits, which make rows distinct, then random bits, which make them robust."""
     length = free_length("minrandom", num_classes, bits)
     head = minimal_length(num_classes)
     digits = unpack_bits(binary_plane(np.arange(num_classes), head), head)
@@ -177,7 +177,7 @@ def minrandom(num_classes: int, bits: int | None, seed: int, *, candidates: int 
 
 
 def best(design: str, draw: Draw, length: int, seed: int, candidates: int) -> Codebook:
-    """The draw with the largest minimum row distance, among equals with the largest mean."""
+    """The draw with the largest minimum row distance; among equals, that with the largest mean."""
     candidates = whole_number("candidates", candidates, 1)
     source = RandomBits(seed)
     draws = (draw(source) for _ in range(candidates))
@@ -195,7 +195,7 @@ def best(design: str, draw: Draw, length: int, seed: int, candidates: int) -> Co
 
 
 def separation(planes: Bytes, length: int) -> tuple[int, int]:
-    """Minimum and sum of the doubled row distances, over all pairs or the judges' sample."""
+    """Minimum and sum of the doubled row distances, over all pairs or the fixed sample."""
     rows = PackedRows.from_planes(*planes, length=length)
     exact = rows.num_pairs <= JUDGED_PAIRS
     counts = all_pairs(rows) if exact else sampled_pairs(rows, JUDGED_PAIRS, JUDGE_SEED)
@@ -227,7 +227,7 @@ def renew_rows(symbols: SymbolSource, source: RandomBits, planes: Bytes, length:
 
 
 def renew_columns(symbols: SymbolSource, source: RandomBits, planes: Bytes, length: int) -> bool:
-    """Draw constant, duplicate and complementary columns again, in place; whether there were any."""
+    """Draw constant, duplicate and complementary columns again, in place; return whether there were any."""
     num_classes = planes.shape[1]
     for redraws in range(MAX_REDRAWS):
         faulty = column_faults(*_parts(planes), length).columns
@@ -258,7 +258,7 @@ def _sparse(source: RandomBits, count: int, length: int) -> Bytes:
 
 
 def _crowded(source: RandomBits, num_classes: int, length: int) -> Bytes:
-    """Distinct rows where a good part of all 2^length rows is needed: drawn without replacement."""
+    """Distinct rows if a large part of all 2^length rows is needed: drawn without replacement."""
     return binary_plane(source.permutation(2**length)[:num_classes], length)[None]
 
 
@@ -268,7 +268,7 @@ def _parts(planes: Bytes) -> tuple[Bytes, Bytes | None]:
 
 
 def _faulty_rows(planes: Bytes) -> np.ndarray:
-    """Rows that equal an earlier one, and in a ternary draw those with nothing but zeros (count,)."""
+    """Rows (count,) that equal an earlier one, and in a ternary draw those of zeros only."""
     sign, support = _parts(planes)
     equal = repeated_rows(sign, support).items
     return equal if support is None else np.union1d(equal, np.flatnonzero(~support.any(axis=1)))

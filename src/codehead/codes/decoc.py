@@ -1,4 +1,4 @@
-"""Discriminant ECOC: a column for every node of a tree that data grow over the classes.
+"""Discriminant ECOC: a column for every node of a tree over the classes, grown from data.
 
 * decoc: O. Pujol, P. Radeva, J. Vitrià (2006), "Discriminant ECOC: A Heuristic Method for Application
   Dependent Design of Error Correcting Output Codes", IEEE TPAMI 28(6).
@@ -29,10 +29,10 @@ MAX_SAMPLES = 4096
 """The most samples: their distances are held, 128 MiB."""
 
 FOREST_TREES = 3
-"""The default number of trees, the paper's."""
+"""The default number of trees, as in the paper."""
 
 LOOKED_AHEAD = 4
-"""Up to so many classes it is found out whether a node can still be split down to single classes."""
+"""The most classes of a node for which it is checked whether it can still be split down to single classes."""
 
 Members = tuple[int, ...]
 """The classes of a node, ascending."""
@@ -46,7 +46,7 @@ class Data(NamedTuple):
     origin: dict[str, Any]
 
     def likeness(self, members: Members) -> Likeness:
-        """Of the samples of some classes."""
+        """The likeness of the samples of some classes."""
         chosen = np.flatnonzero(np.isin(self.labels, members))
         return Likeness.of(self.squared[np.ix_(chosen, chosen)], self.labels[chosen])
 
@@ -61,9 +61,9 @@ def decoc(
     samples: Any = None,
     labels: Any = None,
 ) -> Codebook:
-    """Split the classes in two where data and side have most mutual information, and so on: V − 1 columns.
+    """Split the classes in two for the most mutual information of data and side, recursively: V − 1 columns.
 
-    A column has +1 for one side of its node (that of its first class), −1 for the other, 0 elsewhere. The data are
+    A column has +1 for one side of its node (that of the first class), −1 for the other, 0 elsewhere. The data are
     `samples` (N, d) with class ids `labels` (N,), or `prototypes` as one sample per class.
     """
     remedy = "omit bits, or choose merged_decoc or merged_forest"
@@ -84,9 +84,9 @@ def forest_ecoc(
     labels: Any = None,
     trees: int | None = None,
 ) -> Codebook:
-    """The tree of decoc, and others that never split a node as an earlier one did: T(V − 1) columns.
+    """The tree of decoc, and more trees that never split a node as an earlier one did: T(V − 1) columns.
 
-    By default T = 3, or 1 for two classes, which can be split in one way only.
+    By default T = 3, or 1 for two classes, which can be split in only one way.
     """
     trees = (FOREST_TREES if num_classes > 2 else 1) if trees is None else whole_number("trees", trees, 1)
     remedy = "choose trees instead, or merged_forest, which takes any bits"
@@ -102,7 +102,7 @@ def _data(design: str, num_classes: int, prototypes: Any, samples: Any, labels: 
     if num_classes > MAX_CLASSES:
         message = f"{design} searches every node of a tree over the classes: up to V³ = {num_classes**3:.1e} steps and "
         message += f"V − 1 = {num_classes - 1:,} columns for num_classes={num_classes:,} (at most {MAX_CLASSES:,})"
-        raise ConfigurationError(f"{message}; choose merged_decoc or merged_forest, of about log2 V columns a tree")
+        raise ConfigurationError(f"{message}; choose merged_decoc or merged_forest, of about log2 V columns per tree")
     if (samples is None) != (labels is None) or (samples is not None and prototypes is not None):
         message = f"design {design!r} learns from prototypes=, one vector per class, or from samples= and labels="
         raise ConfigurationError(f"{message}; give either")
@@ -147,14 +147,14 @@ def _tree(num_classes: int, split: Callable[[Members], Partition]) -> list[Symbo
 
 
 class _Forest:
-    """Splits of nodes, none of them twice."""
+    """Splits of nodes, none of them used twice."""
 
     def __init__(self, data: Data) -> None:
         self._data = data
         self._unused: dict[Members, list[Partition]] = {}
 
     def split(self, members: Members) -> Partition:
-        """The best partition of a node that no tree has used yet and after which all can be split further."""
+        """The best partition of a node that no tree has used yet and whose sides can be split further."""
         left = self._left(members)
         for place, partition in enumerate(left):
             if self._leads_on(members, partition):
@@ -169,7 +169,7 @@ class _Forest:
         return self._unused[members]
 
     def _can_be_split(self, members: Members) -> bool:
-        """Whether a new tree can have this node; of more than a few classes it is taken for granted."""
+        """Whether a new tree can have this node; assumed for more than a few classes."""
         if len(members) == 1 or len(members) > LOOKED_AHEAD:
             return True
         return any(self._leads_on(members, partition) for partition in self._left(members))
@@ -180,7 +180,7 @@ class _Forest:
         return all(self._can_be_split(tuple(np.array(members)[side].tolist())) for side in sides)
 
 
-# Two sides of a set of classes that the data tell apart best: mutual information, and its floating search.
+# The two sides of a set of classes that the data separate best: mutual information, and its floating search.
 #
 # * K. Torkkola (2003), "Feature Extraction by Non-Parametric Mutual Information Maximization", JMLR 3:
 #   the quadratic mutual information of Parzen densities.
@@ -188,10 +188,10 @@ class _Forest:
 
 
 GAIN = 1e-12
-"""What leaving a side has to gain, where all confusions, or two samples at one place, are 1: less is rounding."""
+"""The least gain for leaving a side, on a scale where all confusions, or two equal samples, are 1: less is rounding."""
 
 ALL_RANKED = 6
-"""Up to so many classes all partitions are ranked."""
+"""The most classes for which all partitions are ranked."""
 
 
 class Partition(NamedTuple):
@@ -204,7 +204,7 @@ class Partition(NamedTuple):
 @final
 @dataclass(frozen=True, eq=False)
 class Likeness:
-    """How alike the samples of classes are: `kernel` (m, m), sums over pairs, and `sizes` (m,), samples."""
+    """The similarity of the samples of classes: `kernel` (m, m), sums over pairs, and `sizes` (m,), samples."""
 
     kernel: Floats
     sizes: Floats
@@ -214,7 +214,7 @@ class Likeness:
         """From squared distances (N, N) of samples of the classes `labels` (N,), ascending.
 
         The densities have Gaussian kernels whose standard deviation σ is half of the largest distance; the
-        integral of two of them is a Gaussian of variance 2σ². Its constant factor is left out, which
+        integral of two of them is a Gaussian of variance 2σ². Its constant factor is omitted, which
         changes no comparison.
         """
         width = squared.max() / 4 or 1.0
@@ -226,8 +226,8 @@ class Likeness:
     def information(self, within: Floats, across: Floats, size: Floats) -> Floats:
         """The quadratic mutual information of data and side, Σ_c ∫ (p(c, x) − P(c) p(x))² dx.
 
-        For one side: `within`, the kernel summed over its pairs; `across`, over pairs of it and all;
-        `size`, its samples. The three terms are Torkkola's V_in + V_all − 2 V_btw.
+        For one side: `within`, the kernel summed over its pairs; `across`, over its pairs with all
+        samples; `size`, its samples. The three terms are Torkkola's V_in + V_all − 2 V_btw.
         """
         total, samples = self.kernel.sum(), self.sizes.sum()
         share = size / samples
@@ -237,7 +237,7 @@ class Likeness:
         return np.asarray((inside + overall - 2 * between) / samples**2)
 
     def of_side(self, side: np.ndarray) -> float:
-        """The information of one partition, whose one side is `side` (m,)."""
+        """The information of the partition with one side `side` (m,)."""
         within = self.kernel[np.ix_(side, side)].sum()
         return float(self.information(within, self.kernel[side].sum(), self.sizes[side].sum()))
 
@@ -247,7 +247,7 @@ class Sides(ABC):
 
     @abstractmethod
     def moved(self, sign: int) -> Floats:
-        """The value of the sides if each class joined (+1) or left (−1), in any shape; −∞ where it cannot."""
+        """The value of the sides if each class joined (+1) or left (−1), in any shape; −∞ if it cannot."""
 
     @abstractmethod
     def move(self, place: int, sign: int) -> None:
@@ -255,18 +255,18 @@ class Sides(ABC):
 
     @abstractmethod
     def taken(self) -> np.ndarray:
-        """The sides as they are, to keep."""
+        """A copy of the current sides."""
 
 
 BestSides = dict[int, tuple[float, np.ndarray]]
-"""Number of classes on the sides → their value and the best sides found of so many."""
+"""Number of classes on the sides → the value of the best sides found of this size, and these sides."""
 
 
 def best_sides(sides: Sides, best: BestSides, most: int) -> BestSides:
-    """`best`, which has no more than the sides at hand, and those of up to `most` classes by floating search.
+    """Extend `best`, which holds at most the current sides, to up to `most` classes by floating search.
 
-    The class that gains most joins a side; then, as long as that beats the best sides of the smaller number of
-    classes, the class that is least needed leaves.
+    The class with the largest gain joins a side; then, as long as that beats the best sides with one class fewer,
+    the least needed class leaves.
     """
     size = max(best, default=0)
     least = max(size, 1)
@@ -329,7 +329,7 @@ def best_partition(likeness: Likeness) -> Partition:
 def ranked_partitions(likeness: Likeness) -> list[Partition]:
     """The best partition, then others by falling information, each once.
 
-    All there are of up to 6 classes; of more, the best of each size and those that split off one class.
+    For up to 6 classes, all partitions; for more, the best of each size and those that split off one class.
     """
     m = len(likeness.sizes)
     found = floating_search(likeness)
@@ -348,5 +348,5 @@ def _best(found: list[Partition]) -> Partition:
 
 
 def _first_up(partition: Partition) -> Partition:
-    """The same partition, told by the side of the first class."""
+    """The same partition, described by the side of the first class."""
     return partition if partition.side[0] else Partition(~partition.side, partition.information)

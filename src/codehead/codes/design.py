@@ -1,4 +1,4 @@
-"""The registry of coding designs, `build`, the one way to a codebook by name, and the check bits that it appends."""
+"""The registry of coding designs; `build`, which makes a codebook by name; and the check bits that it appends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from codehead.errors import CodebookError, ConfigurationError
 from codehead.registry import Registry, check_options
 
 MAX_SYMBOLS = 2**30
-"""The most symbols of a codebook that is written down: 128 MiB per bit-plane."""
+"""The most symbols of a codebook that is stored: 128 MiB per bit-plane."""
 
 
 @final
@@ -24,10 +24,10 @@ MAX_SYMBOLS = 2**30
 class Design:
     """A rule that makes codebooks.
 
-    `make(num_classes, bits, seed, **params)` returns one; `bits` is None if the caller leaves the
-    length to the design. `good_columns(num_classes, length)` says whether the design promises that
-    no column of such a codebook is constant, duplicate or complementary. `length(num_classes)` is the
-    length that the design chooses itself; None if it depends on data.
+    `make(num_classes, bits, seed, **params)` returns one; `bits` is None if the design chooses the
+    length. `good_columns(num_classes, length)` says whether the design promises that no column of
+    such a codebook is constant, duplicate or complementary. `length(num_classes)` is the design's
+    default length; None if it depends on data.
     """
 
     make: Callable[..., Codebook]
@@ -46,7 +46,7 @@ DESIGNS: Registry[Design] = Registry("design")
 def register(
     name: str, good_columns: Callable[[int, int], bool], length: Callable[[int], int] | None = None
 ) -> Callable[[Callable[..., Codebook]], Callable[..., Codebook]]:
-    """Decorator that files the function below it as the `make` of the design `name`."""
+    """Decorator that registers a function as the `make` of the design `name`."""
 
     def add(make: Callable[..., Codebook]) -> Callable[..., Codebook]:
         DESIGNS.register(name)(Design(make, good_columns, length))
@@ -67,9 +67,9 @@ def build(
     """The codebook of a named design for `num_classes` classes.
 
     `bits` is the codeword length n, by default the design's own; `params` are the design's options. `parity` check bits
-    are appended (`with_parity`): n + parity columns in all. The same arguments give the same bytes on every platform;
-    where a design computes with prototypes, as far as floating-point arithmetic does. ConfigurationError if an argument
-    is unknown or impossible, CodebookError if the matrix that results is not a valid code.
+    are appended (`with_parity`): n + parity columns in all. The same arguments give the same bytes on every platform
+    (with prototypes, as far as floating-point arithmetic does). ConfigurationError if an argument is unknown or
+    impossible, CodebookError if the resulting matrix is not a valid code.
     """
     chosen = DESIGNS.get(design)
     check_options(f"design {design!r}", chosen.make, params, [*chosen.params(), "parity"])
@@ -103,7 +103,7 @@ def minimal_length(num_classes: int) -> int:
 
 
 def default_length(design: str, num_classes: int) -> int:
-    """The codeword length that a design chooses for so many classes; ConfigurationError if only data tell."""
+    """The default codeword length of a design for `num_classes`; ConfigurationError if it depends on data."""
     length = DESIGNS.get(design).length
     if length is None:
         raise ConfigurationError(f"the length of design {design!r} depends on the data; give bits")
@@ -111,7 +111,7 @@ def default_length(design: str, num_classes: int) -> int:
 
 
 def free_length(design: str, num_classes: int, bits: int | None) -> int:
-    """The length of a design that lets the caller choose it; refused if too short or too large to hold."""
+    """The length of a design that lets the caller choose it; an error if it is too short or too large to hold."""
     needed = minimal_length(num_classes)
     length = default_length(design, num_classes) if bits is None else bits
     if length < needed:
@@ -122,7 +122,7 @@ def free_length(design: str, num_classes: int, bits: int | None) -> int:
 
 
 def fixed_length(design: str, num_classes: int, bits: int | None, length: int, remedy: str) -> int:
-    """The length of a design that leaves no choice; refused if the caller asks for another."""
+    """The length of a design that allows no other; ConfigurationError if the caller asks for another."""
     if bits is not None and bits != length:
         message = f"bits={bits} is not possible: {design} has exactly {length} columns for {num_classes} classes"
         raise ConfigurationError(f"{message}; {remedy}")
@@ -130,27 +130,27 @@ def fixed_length(design: str, num_classes: int, bits: int | None, length: int, r
 
 
 def check_size(design: str, num_classes: int, length: int) -> None:
-    """A CodebookError with the column count if the matrix is too large to be held."""
+    """Raise a CodebookError with the column count if the matrix is too large to hold."""
     if num_classes * length > MAX_SYMBOLS:
         message = f"{design} needs {length:,} columns for {num_classes:,} classes, {num_classes * length:,} "
-        raise CodebookError(message + f"symbols (at most {MAX_SYMBOLS:,} are held); choose a shorter code")
+        raise CodebookError(message + f"symbols (at most {MAX_SYMBOLS:,}); choose a shorter code")
 
 
 STREAM = 1
-"""The random stream of check bits: independent of the bits of the design, which have the same seed."""
+"""The random stream of check bits: independent of the design's bits, which use the same seed."""
 MAX_REDRAWS = 100
-"""Rounds in which check bits that repeat a column are drawn again before they count as impossible."""
+"""Rounds in which check bits that repeat a column are drawn again before giving up."""
 
 
 def with_parity(codebook: Codebook, parity: int, seed: int, good_columns: bool) -> PackedCodebook:
     """The codebook with `parity` check bits appended, each the sum modulo 2 of a random half of the bits of its row.
 
-    Classes that differ in few bits then differ in some of the check bits too. If the columns were promised to be good
-    and enough different ones exist, so are these: checks that repeat a column are drawn again. CodebookError if the
+    Classes that differ in few bits then differ in some check bits, too. If the design promises good columns and enough
+    different ones exist, check bits are also good: those that repeat a column are drawn again. CodebookError if the
     code is ternary or implicit, or allows no further good columns.
     """
     if not isinstance(codebook, PackedCodebook):
-        message = f"parity={parity} is not possible: {codebook.design} is never written out, so that nothing could "
+        message = f"parity={parity} is not possible: {codebook.design} is never written out, so nothing can "
         raise CodebookError(f"{message}be appended to it; choose another design")
     if codebook.is_ternary:
         message = f"parity={parity} is not possible: {codebook.design} is a ternary code, and the parity of bits is "

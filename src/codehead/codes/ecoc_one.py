@@ -1,4 +1,4 @@
-"""ECOC-ONE: a code that grows by the dichotomies that its most confused classes need.
+"""ECOC-ONE: a code that grows by dichotomies that separate its most confused classes.
 
 * S. Escalera, O. Pujol, P. Radeva (2006), "ECOC-ONE: A novel coding and decoding strategy", ICPR 18.
 * O. Pujol, S. Escalera, P. Radeva (2008), "An incremental node embedding technique for error correcting output
@@ -25,10 +25,10 @@ from codehead.errors import ConfigurationError
 from codehead.registry import Registry
 
 VALIDATION_SHARE = 0.15
-"""The share of the training data that `evaluate` should hold out, the paper's."""
+"""The share of the training data that `evaluate` should hold out, as in the paper."""
 
 MIN_ERROR = 1e-3
-"""The least error rate of a column: a smaller one, seen on few samples, would outweigh all other columns."""
+"""The least error rate counted for a column: a smaller one, seen on few samples, would outweigh all other columns."""
 
 
 @register("ecoc_one", good_columns=enough_binary_columns)
@@ -45,27 +45,27 @@ def ecoc_one(
     validation_weight: float = 0.5,
     stop_error: float = 0.05,
 ) -> Codebook:
-    """The columns of `start`, then one at a time for the two classes that are confused most often.
+    """The columns of `start`, then one at a time for the two classes confused most often.
 
-    That goes on until fewer than `stop_error` of all answers are wrong, there are `bits` columns (by default ⌈log2 V⌉
-    more than at the start), or no confused pair allows a column that is not there yet.
+    Columns are added until the error rate is below `stop_error`, there are `bits` columns (by default ⌈log2 V⌉ more
+    than at the start), or no confused pair allows a new column.
 
     Args:
         num_classes: V.
         bits: the most columns n.
         seed: of a `start` that draws at random.
-        prototypes: one vector per class, (V, d), by which sub-partitions are searched.
-        confusion: how often each class was taken for each, as `Confusion.of` reads it; what a column was made for
-            then counts as resolved.
+        prototypes: one vector per class, (V, d), used to search for sub-partitions.
+        confusion: how often each class was taken for each other, as `Confusion.of` reads it; confusions that a column
+            was made for then count as resolved.
         evaluate: instead, a function that trains and validates with a codebook and returns an `Evaluation`; it is
             called for the start and after every column.
         start: a design, a codebook or its file; by default decoc, above 1,024 classes merged_decoc.
         partition: "floating", a sub-partition of the classes by floating search, or "poles", all classes by the
-            nearer of the pair's prototypes; by default the former up to 1,024 classes.
+            nearer of the pair's prototypes; by default "floating" up to 1,024 classes, "poles" above.
         validation_weight: w, the weight of the validation in w · validation + (1 − w) · training.
         stop_error: ε.
 
-    `params["column_weights"]` has ½ ln((1 − e) / e) for every column, e its error rate; see `column_weights`.
+    `params["column_weights"]` holds ½ ln((1 − e) / e) for every column with error rate e; see `column_weights`.
 
     """
     source = _source(num_classes, confusion, evaluate, _share("validation_weight", validation_weight))
@@ -82,18 +82,18 @@ def ecoc_one(
 
 
 def error_weights(errors: Any) -> Floats:
-    """½ ln((1 − e) / e) for the error rates e (n,) of columns, which are taken to be from 0.001 to ½.
+    """½ ln((1 − e) / e) for the error rates e (n,) of columns, clipped to 0.001 … ½.
 
-    The weight of a column that errs half of the time is 0: it says nothing.
+    A column that errs half of the time carries no information: its weight is 0.
     """
     rates = np.clip(np.asarray(errors, dtype=np.float64), MIN_ERROR, 0.5)
     return np.asarray(np.log((1 - rates) / rates) / 2)
 
 
 def column_weights(codebook: Codebook) -> Floats:
-    """How much each column of a codebook counts (n,): 1 where nothing is recorded.
+    """The weight of each column of a codebook (n,): 1 where none is recorded.
 
-    Decoders that look at the size of bit logits use the weights if the bit logits `(…, n)` are multiplied by them.
+    To use them with decoders that depend on the size of bit logits, multiply the bit logits `(…, n)` by them.
     """
     recorded = codebook.params.get("column_weights", [])
     return np.concatenate([np.asarray(recorded, dtype=np.float64), np.ones(codebook.length - len(recorded))])
@@ -147,7 +147,7 @@ def _limit(start: Codebook, bits: int | None) -> int:
 def _grown(
     start: Codebook, limit: int, stop_error: float, source: ConfusionSource, partitions: SubPartitions
 ) -> tuple[Symbols, dict[str, Any]]:
-    """The symbols (V, n), and what is recorded: error rates before every step, pairs, column weights."""
+    """The symbols (V, n), and a record: error rates before every step, pairs, column weights."""
     symbols = start.to_array()
     known = {_key(column) for column in symbols.T}
     errors: list[float] = []
@@ -170,7 +170,7 @@ def _grown(
 
 
 def _new_column(found: Measured, partitions: SubPartitions, known: set[bytes]) -> tuple[Symbols, Integers] | None:
-    """The best column (V,) that is not `known`, for the most confused pair (2,) that has one; None if no pair has."""
+    """The best column (V,) that is not `known`, for the most confused pair (2,) with one; None if there is none."""
     mass = found.mass.copy()
     while mass.any():
         place = int(mass.argmax())
@@ -183,7 +183,7 @@ def _new_column(found: Measured, partitions: SubPartitions, known: set[bytes]) -
 
 
 def _key(column: Symbols) -> bytes:
-    """The same for a column (V,) and its complement, and for no other."""
+    """A key shared by a column (V,) and its complement, and no other."""
     return bytes(column * column[np.flatnonzero(column)[0]]) if column.any() else bytes(column)
 
 
@@ -191,7 +191,7 @@ def _codebook(symbols: Symbols, seed: int | None, params: dict[str, Any]) -> Pac
     return PackedCodebook.from_array(symbols, design="ecoc_one", seed=seed, params=params)
 
 
-# Dichotomies made to tell one pair of classes apart: which others take the side of either.
+# Dichotomies that separate one pair of classes: which other classes join either side.
 #
 # * O. Pujol, S. Escalera, P. Radeva (2008), "An incremental node embedding technique for error correcting output
 #   codes", Pattern Recognition 41: sub-partitions by floating search.
@@ -213,7 +213,7 @@ class SubPartitions(ABC):
 
     @abstractmethod
     def resolved(self, column: Symbols, pair: Integers, pairs: Integers) -> np.ndarray:
-        """Which of `pairs` (p, 2) a column that was made for `pair` is made for: truth values (p,)."""
+        """Which of `pairs` (p, 2) a column that was made for `pair` resolves: truth values (p,)."""
 
 
 PARTITIONS: Registry[type[SubPartitions]] = Registry("partition")
@@ -222,11 +222,11 @@ PARTITIONS: Registry[type[SubPartitions]] = Registry("partition")
 @final
 @PARTITIONS.register("floating")
 class Floating(SubPartitions):
-    """The two classes, and those that make the confusions between the sides many and the sides stay compact.
+    """The two classes, and others that add many confusions between the sides while keeping the sides compact.
 
-    The value of two sides is the confusions between them per class, times d / (d + s₊ + s₋): d is the squared
-    distance of the pair, s₊ and s₋ are the variances of the sides. A class that is seldom confused with the other side,
-    or lies far from its own, therefore stays out. The search (`best_sides`) starts from the pair.
+    The value of two sides is the confusions between them per class, times d / (d + s₊ + s₋), where d is the squared
+    distance of the pair, and s₊ and s₋ are the variances of the sides. So a class that is rarely confused with the
+    other side, or is far from its own, stays out. The search (`best_sides`) starts from the pair.
     """
 
     def __init__(self, vectors: Prototypes) -> None:
@@ -274,8 +274,7 @@ class Poles(SubPartitions):
 class _Sides(Sides):
     """Two sides; every step takes time linear in the number of classes. The classes of a pair never leave.
 
-    Everything about sides is kept in the order +1, −1: sums of squared distances and of confusions to every class are
-    (2, V).
+    Arrays about sides are in the order +1, −1: sums of squared distances and of confusions to every class are (2, V).
     """
 
     def __init__(self, squared: Floats, confused: Floats, pair: Integers) -> None:
@@ -294,7 +293,7 @@ class _Sides(Sides):
         self._mass[side] += sign * self._confused[number]
 
     def moved(self, sign: int) -> Floats:
-        """The value (2, V)."""
+        """The value if each class moved to or from each side: (2, V)."""
         weight = self._member.astype(np.float64)
         size, within = weight.sum(axis=1), (weight * self._distance).sum(axis=1)
         own_size = np.maximum(size + sign, 1)[:, None]  # the last class of a side never leaves it

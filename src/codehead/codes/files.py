@@ -1,7 +1,7 @@
-"""Codebooks on disk: one safetensors file with the planes, and where they came from in its header.
+"""Codebooks on disk: one safetensors file with the planes, and their origin in its header.
 
 The metadata holds one JSON object under "codebook". Its `checksum` covers the symbols, its
-`header_checksum` every other field, so no byte can change unnoticed.
+`header_checksum` every other field, so no change goes unnoticed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Bytes]]:
 
 
 def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
-    """The fields of the header, once its own checksum has been found right."""
+    """The fields of the header, after verifying its checksum."""
     if "codebook" not in metadata:
         raise CheckpointError(f"{path}: the metadata field 'codebook' is missing; this is not a codebook file")
     try:
@@ -81,7 +81,7 @@ def _rebuild(fields: dict[str, Any], planes: Mapping[str, Any]) -> Codebook:
     return PackedCodebook(**{name: fields[name] for name in ORIGIN}, **planes)
 
 
-# The custom design: a coding matrix that the user brings, as an array or in a file.
+# The custom design: a coding matrix that the user supplies, as an array or in a file.
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -103,7 +103,7 @@ def custom(
 ) -> Codebook:
     """A matrix (V, n) of −1, 0, +1 from `array`, or from a .npy, .csv or codebook .safetensors file.
 
-    A codebook file keeps the design, seed and parameters it was saved with.
+    A codebook from a file keeps the design, seed and parameters it was saved with.
     """
     if (array is None) == (path is None):
         raise ConfigurationError("design 'custom' takes its matrix from one of array= and path=; give exactly one")

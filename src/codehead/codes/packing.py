@@ -1,7 +1,7 @@
-"""Bit-planes: how a coding matrix over {−1, 0, +1} is held in one or two bits per symbol, filled at random, compared.
+"""Bit-planes: a coding matrix over {−1, 0, +1} in one or two bits per symbol; random bits; distances of packed rows.
 
 Symbol j of a row is bit j % 8, least significant first, of byte j // 8. The sign plane has a 1
-for +1; the support plane, only kept if there are zeros, a 1 for every symbol that is not 0.
+for +1; the support plane, kept only if there are zeros, has a 1 for every symbol that is not 0.
 Padding bits, and the signs of zeros, are 0, so equal rows have equal bytes.
 """
 
@@ -26,18 +26,18 @@ Integers: TypeAlias = npt.NDArray[np.signedinteger[Any]]
 """Class ids, column numbers, counts."""
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-"""Prototypes and what is computed from them."""
+"""Prototypes and values computed from them."""
 
 
 LEAST_SCANNED = 2**12
 """Codewords below which it takes as little time to score all of them as to scan them."""
 
 CHUNK_SYMBOLS = 2**24
-"""Symbols unpacked at a time where a whole matrix is walked through: bounds the working memory."""
+"""Symbols unpacked at a time when a whole matrix is processed: bounds the working memory."""
 
 
 def slices(count: int, size: int) -> Iterator[slice]:
-    """0 … count − 1 in consecutive pieces of `size`, or 1 if that is less."""
+    """0 … count − 1 in consecutive pieces of `size`, or of 1 if `size` is less."""
     size = max(size, 1)
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
@@ -98,8 +98,8 @@ class RandomBits:
     """A stream of bits from a seed.
 
     Only the raw output of PCG64 is used: NumPy keeps that stream fixed (NEP 19), while the methods
-    of its Generator may change. The words are read as little-endian bytes, whatever the machine.
-    Streams of one seed with different numbers are independent.
+    of its Generator may change. The words are read as little-endian bytes on every machine.
+    Different streams of one seed are independent.
     """
 
     def __init__(self, seed: int, stream: int = 0) -> None:
@@ -121,7 +121,7 @@ class RandomBits:
         return ((high * np.uint64(limit)) >> np.uint64(32)).astype(np.int64)
 
     def normal(self, rows: int, columns: int) -> Floats:
-        """Independent standard normal numbers (rows, columns), the same up to the last digits of log and cos."""
+        """Independent standard normal numbers (rows, columns), reproducible up to the last digits of log and cos."""
         size = rows * columns
         first, second = (self.words(2 * size).reshape(2, size) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         values = np.sqrt(-2.0 * np.log1p(-first)) * np.cos(2.0 * np.pi * second)  # Box, Muller (1958)
@@ -132,7 +132,7 @@ class RandomBits:
         return np.argsort(self.words(count), kind="stable")
 
     def pairs(self, limit: int, count: int) -> tuple[Integers, Integers]:
-        """Two arrays (count,) of integers below `limit`, different from each other at every place."""
+        """Two arrays (count,) of integers below `limit` that differ from each other at every place."""
         left, right = self.below(limit, count), self.below(limit - 1, count)
         return left, right + (right >= left)
 
@@ -141,11 +141,11 @@ class RandomBits:
 #
 # The distance of Allwein, Schapire and Singer (2000), "Reducing Multiclass to Binary":
 # ½ Σ_j (1 − u_j v_j). It is the Hamming distance where no symbol is 0; a place where either symbol is
-# 0 counts ½. Inside this module distances are doubled, to stay integers.
+# 0 counts ½. In this module distances are doubled, so that they are integers.
 
 
 CHUNK_PAIRS = 2**16
-"""Pairs compared at a time: few enough for the intermediate words to stay in a processor's cache."""
+"""Pairs compared at a time: few enough that the intermediate words stay in the processor's cache."""
 
 _ONES_IN_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 
@@ -190,12 +190,12 @@ class PackedRows(NamedTuple):
         return self._replace(planes=self.planes[:, :, rows])
 
     def spread(self) -> PackedRows:
-        """The same rows with an axis of 1 after each, to be compared with every row of another."""
+        """The same rows with an added last axis of size 1, for comparing each with every row of another."""
         return self._replace(planes=self.planes[..., None])
 
 
 def doubled_distances(left: PackedRows, right: PackedRows) -> Integers:
-    """Twice the distances of rows that are paired by broadcasting."""
+    """Twice the distances of rows, paired by broadcasting."""
     shape = np.broadcast_shapes(left.planes.shape[2:], right.planes.shape[2:])
     total = np.zeros(shape, dtype=np.int32)
     is_ternary = len(left.planes) > 1

@@ -1,4 +1,4 @@
-"""Prototypes: one vector per class, by which a design sees which classes are alike."""
+"""Prototypes: one vector per class, from which a design learns which classes are similar."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHUNK_VALUES = 2**22
 LARGEST_VALUE = 1e150
 
 TENSOR = "prototypes"
-"""The tensor that is read from a safetensors file with several."""
+"""The tensor that is read from a safetensors file with several tensors."""
 
 
 @final
@@ -45,12 +45,12 @@ class Prototypes:
 
     @classmethod
     def of(cls, design: str, source: Any, num_classes: int) -> Prototypes:
-        """The prototypes that a caller gave a design: an array (V, d), or a .npy or .safetensors file.
+        """The prototypes that a user gave to a design: an array (V, d), or a .npy or .safetensors file.
 
         ConfigurationError if there are none, or if they do not fit `num_classes`.
         """
         if source is None:
-            message = f"{design!r} looks at the classes: give it prototypes=, an array "
+            message = f"{design!r} needs prototypes: give prototypes=, an array "
             raise ConfigurationError(
                 f"{message}({num_classes}, d) with a vector per class (token embeddings, the rows of a trained "
                 "head, class means), or a .npy or .safetensors file of one"
@@ -63,7 +63,7 @@ class Prototypes:
 
     @classmethod
     def read(cls, source: Any, name: str = "prototypes") -> Prototypes:
-        """An array (rows, d), or the one in a file, checked; `name` is the argument that errors speak of."""
+        """An array (rows, d), or the one in a file, checked; `name` is the argument named in errors."""
         if isinstance(source, (str, Path)):
             readers = {
                 ".npy": partial(np.load, mmap_mode="r", allow_pickle=False),
@@ -102,18 +102,18 @@ class Prototypes:
         return self.values[ids].astype(np.float64)
 
     def chunks(self) -> Iterator[tuple[slice, Floats]]:
-        """Consecutive rows as float64 (rows, d), and which they are."""
+        """Consecutive rows as float64 (rows, d), with their slices."""
         return ((some, self.rows(some)) for some in slices(len(self.values), CHUNK_VALUES // self.shape[1]))
 
     def project(self, ids: np.ndarray, mean: Floats, directions: Floats) -> Floats:
-        """The vectors of `ids` (k,), less `mean` (d,), along the columns of `directions` (d, m): (k, m)."""
+        """The vectors of `ids` (k,), minus `mean` (d,), along the columns of `directions` (d, m): (k, m)."""
         projections = np.empty((len(ids), directions.shape[1]))
         for some in slices(len(ids), CHUNK_VALUES // self.shape[1]):
             projections[some] = (self.rows(ids[some]) - mean) @ directions
         return projections
 
     def mean(self, weights: Floats | None = None) -> Floats:
-        """The mean vector (d,), each vector weighted by one of `weights` (V,) if there are any."""
+        """The mean vector (d,), weighted by `weights` (V,) if they are given."""
         if weights is None:
             return np.sum([chunk.sum(axis=0) for _, chunk in self.chunks()], axis=0) / len(self.values)
         sums = [weights[some] @ chunk for some, chunk in self.chunks()]
@@ -163,11 +163,11 @@ def _tensor(name: str, path: Path) -> np.ndarray:
 
 
 def principal_directions(prototypes: Prototypes, mean: Floats, weights: Floats | None = None) -> Floats:
-    """Orthonormal directions (d, r) of the vectors less their `mean` (d,), the widest first.
+    """Orthonormal directions (d, r) of the vectors minus their `mean` (d,), the widest first.
 
-    Each vector counts as much as its one of `weights` (V,), by default all the same. r is the rank: directions in
-    which the vectors do not differ are left out. Of the two signs, the one that makes the largest component of a
-    direction positive. ConfigurationError if the vectors that count do not differ.
+    The vectors are weighted by `weights` (V,), by default equally. r is the rank: directions in which the vectors do
+    not differ are omitted. Signs are chosen so that the largest component of a direction is positive.
+    ConfigurationError if the vectors that count do not differ.
     """
     rows, dimensions = prototypes.shape
     scatter = np.zeros((dimensions, dimensions))
@@ -188,7 +188,7 @@ def principal_directions(prototypes: Prototypes, mean: Floats, weights: Floats |
 
 
 def random_rotation(values: Floats) -> Floats:
-    """An orthogonal matrix (m, m) from m × m independent normal numbers, uniform over all of them.
+    """An orthogonal matrix (m, m), uniformly distributed, from m × m independent normal numbers.
 
     The Q of a QR factorisation whose R has a positive diagonal (Mezzadri 2007, "How to generate random
     matrices from the classical compact groups").
@@ -197,29 +197,29 @@ def random_rotation(values: Floats) -> Floats:
     return np.asarray(orthogonal * np.where(np.diag(triangle) < 0, -1.0, 1.0))
 
 
-# Equal codewords made distinct by flipping the bits that are least certain.
+# Equal codewords are made distinct by flipping their least certain bits.
 
 
 Margins = Callable[[Integers], Floats]
-"""How certain each bit of the rows `ids` (k,) is: floats (k, n), at least 0."""
+"""Rows `ids` (k,) → how certain each of their bits is: floats (k, n), at least 0."""
 
 TRIED = 2**16
 """Candidates tried at a time."""
 
 MAX_PATTERN_BITS = 62
-"""Flip patterns are numbers of so many bits: every row has more of them than could ever be taken."""
+"""Flip patterns are numbers of at most this many bits, more than could ever be used up."""
 
 KEY_SEED = 0
 """The seed of the hash that identifies rows of more than 64 bits."""
 
 
 def make_distinct(plane: Bytes, length: int, margins: Margins) -> tuple[Bytes, int]:
-    """A binary plane (V, bytes) without equal rows, and how many rows were changed for it.
+    """A binary plane (V, bytes) without equal rows, and how many rows were changed to get it.
 
-    Of equal rows the one whose least certain bit is the most certain stays. Another tries flip patterns:
-    pattern p flips its i-th least certain bit where p has the binary digit i, so that cheap flips come
-    first and, V being at most 2^n, a free codeword is always found. The r-th of the others begins with
-    pattern r: equal prototypes then spread out at once. Near-linear in V unless most codewords are taken.
+    Of equal rows, the one whose least certain bit is the most certain stays. The others try flip patterns:
+    pattern p flips a row's i-th least certain bit where p has the binary digit i, so cheap flips come first
+    and, since V is at most 2^n, a free codeword is always found. The r-th of the others starts with pattern
+    r, so that equal prototypes spread out at once. Near-linear in V unless most codewords are taken.
     """
     weights = _key_weights(length)
     keys = _keys(plane, length, weights)
@@ -240,8 +240,8 @@ def make_distinct(plane: Bytes, length: int, margins: Margins) -> tuple[Bytes, i
 def _key_weights(length: int) -> Words:
     """One word per column (n,), so that a row's key is the XOR of the words of its 1 bits.
 
-    For up to 64 columns keys and rows are one to one; beyond, equal rows have equal keys, and rows that
-    differ have equal keys so seldom (2^-64 a pair) that changing one needlessly does no harm.
+    For up to 64 columns, keys and rows are one to one; beyond, equal rows have equal keys, and different
+    rows have equal keys so rarely (2^-64 per pair) that changing one needlessly does no harm.
     """
     low = np.uint64(1) << np.arange(min(length, 64), dtype=np.uint64)
     return np.concatenate([low, RandomBits(KEY_SEED).words(max(length - 64, 0))])
@@ -255,7 +255,7 @@ def _keys(plane: Bytes, length: int, weights: Words) -> Words:
 
 
 def _movers(keys: Words, margins: Margins) -> tuple[Integers, Integers, Floats]:
-    """The rows that have to change (k,), their rank among their equals, from 1 (k,), their margins (k, n)."""
+    """The rows that must change (k,), their ranks (k,) among equal rows, from 1, and their margins (k, n)."""
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
     members = np.flatnonzero(counts[inverse] > 1)
     sizes = margins(members)
@@ -268,10 +268,10 @@ def _movers(keys: Words, margins: Margins) -> tuple[Integers, Integers, Floats]:
 
 
 def _search(taken: Words, keys: Words, flips: Words, start: Integers) -> Integers:
-    """A flip pattern (k,) for each of `keys` (k,), so that they differ from `taken` and each other.
+    """A flip pattern (k,) for each of `keys` (k,) that makes them differ from `taken` and from each other.
 
-    `flips` (k, bits) is what each digit of a pattern does to a key; row i tries the patterns from
-    `start[i]` on, and after the last one from 0.
+    `flips` (k, bits) is the change that each digit of a pattern makes to a key; row i tries the patterns
+    from `start[i]` on, and after the last one from 0.
     """
     patterns = np.zeros(len(keys), dtype=np.int64)
     pending = np.arange(len(keys))
@@ -284,7 +284,7 @@ def _search(taken: Words, keys: Words, flips: Words, start: Integers) -> Integer
             candidates ^= np.where((tried >> digit) & 1, flips[pending, digit], np.uint64(0))
         _, where = np.unique(np.concatenate([taken, candidates.ravel()]), return_index=True)
         free = np.zeros(candidates.shape, dtype=bool)
-        free.ravel()[where[where >= len(taken)] - len(taken)] = True  # of equal candidates the first
+        free.ravel()[where[where >= len(taken)] - len(taken)] = True  # the first of equal candidates
         found, choice = free.any(axis=0), free.argmax(axis=0)
         chosen = choice[found], np.flatnonzero(found)
         patterns[pending[found]] = tried[chosen]

@@ -1,4 +1,4 @@
-"""How good a code is: row separation, column separation and balance, exact or by sampling; and in notebooks."""
+"""The quality of a code: row separation, column separation and balance, exact or sampled; display in notebooks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from codehead.codes.design import whole_number
 from codehead.codes.packing import PackedRows, Symbols, all_pairs, count_ones, sampled_pairs, transpose
 
 EXACT_LIMIT = 2**28
-"""Default limit of the 64-bit words compared for an exact answer: about 23,000 classes of 64 bits."""
+"""Default limit on 64-bit words compared for an exact answer: about 23,000 classes of 64 bits."""
 
 COLUMN_FACTOR = 8
-"""Columns are few and long, so that a word of theirs costs less: so much more of them is compared."""
+"""How many times more words of columns are compared: columns are few and long, so a word costs less."""
 
 SAMPLES = 2**22
 """Default number of pairs sampled above that limit."""
@@ -29,13 +29,13 @@ SAMPLES = 2**22
 @final
 @dataclass(frozen=True)
 class Quality:
-    """Measures of a codebook; distances count places, a place where either symbol is 0 counts ½.
+    """Measures of a codebook; distances count places, with ½ where either symbol is 0.
 
     * `row_distance_min`, `row_distance_mean`, `row_histogram` (distance → pairs): between codewords.
       Unless `exact`, they come from `pairs` sampled pairs and the minimum is an upper bound.
-    * `correctable_bits`: wrong bits that nearest-codeword decoding is sure to repair, ⌊(d − 1) / 2⌋ for
+    * `correctable_bits`: wrong bits that nearest-codeword decoding always corrects, ⌊(d − 1) / 2⌋ for
       the minimum distance d (an upper bound unless `exact`). A 0 in the true codeword counts as half
-      a wrong bit, since the prediction there is left open.
+      a wrong bit, since any prediction is possible there.
     * `column_distance`: the least min(h, V − h) over pairs of columns at distance h, 0 for a duplicate
       or complementary pair; None for a single column. Sampled unless `columns_exact`.
     * `balance_min`, `balance_max`, `balance_mean`: a column's share of +1 among its non-zero symbols.
@@ -57,16 +57,16 @@ class Quality:
     balance_mean: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; the keys of the histogram become strings, as JSON has them."""
+        """Plain values; the keys of the histogram become strings, as in JSON."""
         return {**asdict(self), "row_histogram": {f"{d:g}": n for d, n in self.row_histogram.items()}}
 
 
 def quality(codebook: Codebook, *, exact_limit: int = EXACT_LIMIT, samples: int = SAMPLES, seed: int = 0) -> Quality:
     """Measure a codebook.
 
-    All pairs of rows are compared if that takes at most `exact_limit` 64-bit words (of columns, eight
-    times as many), otherwise `samples` pairs drawn with `seed` (of columns, fewer as they are longer).
-    one_vs_all is known in closed form at any size.
+    All pairs of rows are compared if that takes at most `exact_limit` 64-bit words (for columns, eight
+    times as many), otherwise `samples` pairs drawn with `seed` (for columns, fewer as they are longer).
+    one_vs_all has a closed form at any size.
     """
     exact_limit, samples = whole_number("exact_limit", exact_limit, 0), whole_number("samples", samples, 1)
     if isinstance(codebook, OneVsAllCodebook):  # any two rows differ in two places, and so do any two columns
@@ -118,23 +118,23 @@ def _shares(columns: PackedRows) -> np.ndarray:
     return positive / (np.maximum(symbols[0], 1) if symbols else columns.length)
 
 
-# A codebook on a page: facts and a picture.
+# A codebook in a notebook: facts and a picture.
 
 
 ROWS, COLUMNS = 64, 256
-"""The most that is shown of a matrix."""
+"""The most rows and columns of a matrix that are shown."""
 SHOWN_LIMIT, SHOWN_SAMPLES = 2**22, 2**14
-"""Words compared, and pairs drawn where that is not enough: a tenth of a second."""
+"""The limit on words compared, and the pairs sampled above it: a tenth of a second."""
 COLOURS = {-1: "#c8553d", 0: "#f2f0eb", 1: "#2b5d8c"}
 """Symbol → colour."""
 LONGEST = 120
-"""Characters of a value."""
+"""The most characters shown of a value."""
 PIXEL = 6
-"""The side of a symbol on the page."""
+"""The side of a symbol on the page, in pixels."""
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Two columns of HTML: names and values, the beginning of long ones."""
+    """An HTML table of names and values; long values are cut off."""
     left = "style='text-align:left'"
     cells = "".join(
         f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(_short(value))}</td></tr>"
@@ -149,7 +149,7 @@ def _short(value: Any) -> str:
 
 
 def html(codebook: Codebook) -> str:
-    """The facts and the first rows of a codebook, as a page that needs nothing else."""
+    """The facts and the first rows of a codebook, as self-contained HTML."""
     symbols = _first(codebook, ROWS)
     height, width = (PIXEL * side for side in symbols.shape)
     image = base64.b64encode(_png(symbols)).decode()
@@ -161,9 +161,9 @@ def html(codebook: Codebook) -> str:
 
 
 def plot(codebook: Codebook, rows: int = ROWS) -> Any:
-    """Draw the first `rows` of a codebook, and the distances between its rows; the two axes of matplotlib.
+    """Plot the first `rows` of a codebook, and the distances between its rows; returns two matplotlib axes.
 
-    ImportError names the extra that brings matplotlib.
+    ImportError names the extra that installs matplotlib.
     """
     pyplot = matplotlib_pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(3, 2))
@@ -172,7 +172,7 @@ def plot(codebook: Codebook, rows: int = ROWS) -> Any:
     axes[0].set(xlabel="column", ylabel="class", title=_shown(codebook, symbols))
     counts = measured.row_histogram
     axes[1].bar(list(counts), [count / measured.pairs for count in counts.values()], color=COLOURS[1])
-    if measured.row_distance_mean > codebook.length / 4:  # far from it, the line would hide the distances
+    if measured.row_distance_mean > codebook.length / 4:  # otherwise the line would squeeze the distances
         axes[1].axvline(codebook.length / 2, color=COLOURS[-1], linestyle="--", label="half of the columns")
         axes[1].legend(frameon=False)
     axes[1].set(xlabel="distance of two rows", ylabel="share of pairs", title=f"row distance: {_separation(measured)}")
@@ -181,7 +181,7 @@ def plot(codebook: Codebook, rows: int = ROWS) -> Any:
 
 
 def matplotlib_pyplot() -> Any:
-    """matplotlib.pyplot; an ImportError names the extra that brings it."""
+    """matplotlib.pyplot; an ImportError names the extra that installs it."""
     try:
         import matplotlib.pyplot as pyplot
     except ImportError as error:
@@ -235,7 +235,7 @@ def _pixels(symbols: Symbols) -> np.ndarray:
 
 
 def _png(symbols: Symbols) -> bytes:
-    """A picture with a pixel per symbol."""
+    """A PNG image with one pixel per symbol."""
     rows, columns = symbols.shape
     lines = np.concatenate([np.zeros((rows, 1), np.uint8), _pixels(symbols).reshape(rows, -1)], axis=1)  # no filter
     header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""A codebook as tensors: the codewords of labels for losses, the whole matrix for decoders; and their checksum."""
+"""A codebook as tensors: codewords of labels for losses, the whole matrix for decoders; and a checksum of tensors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DENSE_CLASSES = 2**14
 
 
 class _Copy(NamedTuple):
-    """A float32 (V, n) working copy, and the planes it was made from, in the state they then had."""
+    """A float32 (V, n) working copy, and the planes it was made from, with their versions at that time."""
 
     values: Tensor
     planes: list[Tensor]
     versions: list[int | None]
 
     def is_of(self, planes: list[Tensor]) -> bool:
-        """Whether these are the planes, whatever was written into them."""
+        """Whether these are the same tensors, even if they were written to."""
         return len(planes) == len(self.planes) and all(a is b for a, b in zip(planes, self.planes, strict=True))
 
 
@@ -36,8 +36,8 @@ class CodewordTable(nn.Module):
 
     The planes are persistent uint8 buffers `sign_plane` and, for a ternary code, `support_plane`, both
     (V, ⌈n / 8⌉); an implicit code has neither. `signs` unpacks the whole matrix and keeps it: a working
-    copy that is in no checkpoint, moves with nothing, and is made anew when a plane was.
-    Where `packed` is set, products look the planes up instead, or unpack for the moment if a gradient may be asked for.
+    copy that is not saved, does not follow the module to a device, and is made anew when a plane changes.
+    With `packed`, products use lookups in the planes instead, or unpack temporarily if a gradient may be needed.
     """
 
     packed: bool = False
@@ -54,7 +54,7 @@ class CodewordTable(nn.Module):
 
     @classmethod
     def empty(cls, num_classes: int, length: int, is_ternary: bool = False, is_implicit: bool = False) -> CodewordTable:
-        """A table whose planes are still all 0, to be filled by `load_state_dict`; meta device allowed."""
+        """A table with all planes 0, to be filled by `load_state_dict`; works on the meta device."""
         table = cls.__new__(cls)
         nn.Module.__init__(table)
         table._declare(num_classes, length)
@@ -83,7 +83,7 @@ class CodewordTable(nn.Module):
     def lookup(self, ids: Tensor) -> Tensor:
         """The codewords of `ids` (…), integers in 0 … V − 1: float32 (…, n) of −1, 0, +1.
 
-        Only the rows of the ids are unpacked; but for an implicit code n = V.
+        Only the rows of the ids are unpacked; for an implicit code, however, n = V.
         """
         if self.sign_plane is None:
             codewords = torch.full((*ids.shape, self.length), -1.0, device=ids.device)
@@ -94,8 +94,8 @@ class CodewordTable(nn.Module):
     def signs(self) -> Tensor:
         """The whole coding matrix: float32 (V, n) of −1, 0, +1; the same tensor until a plane changes.
 
-        An implicit code has no tensor and so no device: its matrix comes on the default device, and
-        only for up to 16,384 classes (a CodebookError above).
+        An implicit code has no tensor and so no device: its matrix is on the default device, and
+        limited to 16,384 classes (a CodebookError above).
         """
         if self.sign_plane is None:
             return 2 * self._identity() - 1
@@ -114,7 +114,7 @@ class CodewordTable(nn.Module):
         return self._bit_product(plus, "positive") + self._bit_product(minus, "negative")
 
     def support_sizes(self) -> Tensor:
-        """How many symbols of every codeword are not 0: `(V,)`, of a ternary code."""
+        """How many symbols of every codeword are not 0: `(V,)`, for a ternary code."""
         assert self.support_plane is not None
         return self._bit_product(torch.ones(self.length, device=self.support_plane.device), "support")
 
@@ -162,7 +162,7 @@ class CodewordTable(nn.Module):
 
     def _unpack(self, rows: Tensor) -> Tensor:
         """Packed rows (…, bytes) → float32 0 or 1 (…, n)."""
-        # One scalar mask per bit: a uint8 shift fails in ONNX export, a mask tensor is a copy to the GPU.
+        # One scalar mask per bit: a uint8 shift fails in ONNX export, a mask tensor would be copied to the GPU.
         bits = torch.stack([(rows & (1 << bit)) != 0 for bit in range(8)], dim=-1)
         return bits.flatten(-2)[..., : self.length].float()
 
@@ -181,7 +181,7 @@ class CodewordTable(nn.Module):
             return kept.values if kept is not None and kept.is_of(planes) else self._matrix(name)
         versions = [_version(plane) for plane in planes]
         if kept is None or not kept.is_of(planes) or kept.versions != versions:
-            with torch.inference_mode(False):  # the copy may serve in training later
+            with torch.inference_mode(False):  # the copy may be used in training later
                 kept = _Copy(self._matrix(name), planes, versions)
             if planes[0].device.type != "meta":
                 self._copies[name] = kept
@@ -210,24 +210,24 @@ class CodewordTable(nn.Module):
 
 
 def _rows(plane: Tensor, ids: Tensor) -> Tensor:
-    """Rows (…, bytes) of a plane; unlike indexing, a negative id is an error."""
+    """Rows (…, bytes) of a plane; unlike in indexing, a negative id is an error."""
     return plane.index_select(0, ids.reshape(-1).long()).view(*ids.shape, plane.shape[-1])
 
 
-# Products with a packed plane by table lookup: eight bits of a row at a time, none of them ever unpacked.
+# Products with a packed plane by table lookup: eight bits of a row at a time, without unpacking.
 #
-# For every byte of a row the 256 sums that its eight weights can come to are written down; a row's sum is then read
-# off, one number per byte (the Four Russians' way to multiply binary matrices: V. Arlazarov et al. 1970).
+# For every byte of a row, the 256 possible sums of its eight weights are computed first; a row's sum then takes one
+# lookup per byte (the Four Russians' method of multiplying binary matrices: V. Arlazarov et al. 1970).
 
 
 BYTE = 8
 ENTRIES = 2**BYTE
 LANES = 4
-"""Positions that are looked up together at least: torch sums single numbers far slower than short rows of them."""
+"""The fewest positions looked up together: torch sums single numbers far more slowly than short rows of them."""
 CHUNK_INDICES = 2**18
 """Bytes of the plane whose indices (4 bytes each) are written out at a time."""
 CHUNK_POSITIONS = 64
-"""Positions whose sums are looked up at a time: more of them do not fit a cache."""
+"""Positions whose sums are looked up at a time: more do not fit in the cache."""
 
 
 def bit_sums(weights: Tensor, plane: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def bit_sums(weights: Tensor, plane: Tensor) -> Tensor:
 
 
 def _entries(weights: Tensor, num_bytes: int) -> Tensor:
-    """What every value of every byte sums up to, `(bytes · 256, positions)`, with LANES positions at least."""
+    """The sum for every value of every byte, `(bytes · 256, positions)`, with at least LANES positions."""
     positions, length = weights.shape
     padded = F.pad(weights, (0, num_bytes * BYTE - length, 0, max(0, LANES - positions)))
     values = torch.arange(ENTRIES, device=weights.device)
@@ -261,25 +261,25 @@ def _look_up(entries: Tensor, plane: Tensor, sums: Tensor) -> None:
         sums[:, some] = found.T[: len(sums)]
 
 
-# A checksum that travels with tensors which change only as a whole, such as codewords and token ids.
+# A checksum that is saved with tensors that change only as a whole, such as codewords and token ids.
 
 
 DIGEST_BYTES = 32
-"""Of a sha256."""
+"""Bytes of a SHA-256 digest."""
 
 
 @final
 class Seal(nn.Module):
-    """The sha256 of tensors, in a buffer `digest` `(32,)` beside them: uint8, zeros as long as it is open.
+    """The SHA-256 of tensors, in a buffer `digest` `(32,)` beside them: uint8, zeros until it is closed.
 
-    Whatever copies a state dict as a whole copies both. Averages, soups and edits in place change the tensors alone.
-    `check` finds it out: it looks anew whenever a tensor is another object or was written to. What is made on the meta
-    device, where there is nothing to look at, is on guard once `close` or `load_state_dict` has filled it.
+    Copying a whole state dict copies both; averages, soups and in-place edits change the tensors alone. `check` detects
+    this: it computes the hash again whenever a tensor is another object or was written to. A seal made on the meta
+    device, which has no data to check, is on guard once `close` or `load_state_dict` has filled it.
     """
 
     digest: Tensor
     on_guard: bool
-    """Whether `check` looks at all."""
+    """Whether `check` does anything."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,20 +289,20 @@ class Seal(nn.Module):
 
     @property
     def is_open(self) -> bool:
-        """Whether it was never closed."""
+        """Whether the seal was never closed."""
         return self.digest.is_meta or not bool(self.digest.any())
 
     def close(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the tensors as they are; on the meta device there is nothing to take yet."""
+        """Record the hash of the tensors as they are; on the meta device there is nothing to record yet."""
         if not _any_meta(tensors):
             device = next(iter(tensors.values())).device
             self.digest = torch.frombuffer(bytearray(_sha256(tensors)), dtype=torch.uint8).to(device)
             self.on_guard = True
 
     def check(self, tensors: Mapping[str, Tensor], owner: str = "") -> None:
-        """Raise a CheckpointError if the tensors, of the module `owner`, are not those that it was closed with.
+        """Raise a CheckpointError if the tensors, of the module `owner`, are not those it was closed with.
 
-        Not inside a compiled graph, and not for tensors that are offloaded.
+        It does nothing inside a compiled graph, or for offloaded tensors.
         """
         if torch.compiler.is_compiling() or not self.on_guard or self.digest.is_meta or _any_meta(tensors):
             return
@@ -319,12 +319,12 @@ class Seal(nn.Module):
         self._seen = state
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if f"{prefix}digest" in state_dict:  # states from before there was a seal have none
+        if f"{prefix}digest" in state_dict:  # states saved before seals existed have none
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
             self.on_guard = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_seen": []}  # copies look for themselves
+        return {**self.__dict__, "_seen": []}  # copies check for themselves
 
 
 def _any_meta(tensors: Mapping[str, Tensor]) -> bool:
@@ -332,7 +332,7 @@ def _any_meta(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _version(values: Tensor) -> int | None:
-    """How often a tensor was written to; None where torch does not count."""
+    """How often a tensor was written to; None if torch does not count it."""
     return None if values.is_inference() else values._version
 
 

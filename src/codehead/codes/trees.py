@@ -1,8 +1,8 @@
-"""Trees over the classes whose columns of equal depth are merged: codes of ⌈log2 V⌉ bits a tree.
+"""Trees over the classes with the columns of each depth merged: codes of ⌈log2 V⌉ bits per tree.
 
 DECOC (Pujol, Radeva, Vitrià 2006) gives every node of a tree a column, −1 and +1 for its two sides and 0
-for the classes outside: V − 1 columns. Nodes of one depth have no class in common, so that their columns
-fit into one. The nodes are halved, so that the tree has the least depth.
+for the classes outside: V − 1 columns. Nodes of one depth have no class in common, so their columns fit
+into one. Nodes are split in half, so the tree has the least depth.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ STEPS = 1
 """Default steps of power iteration from a level's direction towards the principal direction of a node."""
 
 FOREST_TREES = 3
-"""The default number of trees in merged_forest, the number of Forest-ECOC."""
+"""The default number of trees in merged_forest, as in Forest-ECOC."""
 
 MAX_REDRAWS = 200
-"""How often a tree that repeats a column is drawn again before the code counts as impossible."""
+"""How often a tree that repeats a column is drawn again before giving up."""
 
 
 @register("merged_decoc", good_columns=lambda num_classes, length: True, length=minimal_length)
 def merged_decoc(
     num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, steps: int = STEPS
 ) -> Codebook:
-    """The path of a class through one tree: every node is split at the median of a direction.
+    """The path of a class through one tree: every node is split at its median along a direction.
 
-    Level l begins with the l-th principal direction of all classes; `steps` of power iteration turn it
-    towards the principal direction of each node. At 0 a level has one direction, which a linear head
-    learns best; many steps split every node where it is widest.
+    Level l starts from the l-th principal direction of all classes; `steps` of power iteration turn it
+    towards the principal direction of each node. With 0 steps a level has one direction, which a linear
+    head learns best; with many, every node is split along its widest direction.
     """
     remedy = "for a longer code choose merged_forest, or append parity bits (parity=)"
     length = fixed_length("merged_decoc", num_classes, bits, minimal_length(num_classes), remedy)
@@ -50,10 +50,10 @@ def merged_decoc(
 def merged_forest(
     num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, steps: int = STEPS
 ) -> Codebook:
-    """The tree of merged_decoc, then trees whose levels begin with random directions, up to `bits` columns.
+    """The tree of merged_decoc, then trees whose levels start from random directions, up to `bits` columns.
 
-    By default three trees. The last one is cut off where the bits end. A tree with a column that is
-    there already is drawn again.
+    By default there are three trees. The last one is cut off after `bits` columns. A tree that repeats
+    an existing column is drawn again.
     """
     length = free_length("merged_forest", num_classes, bits)
     return _merged("merged_forest", num_classes, length, seed, prototypes, steps)
@@ -97,16 +97,16 @@ def _with_new_tree(
 
 
 def bisect(vectors: Prototypes, mean: Floats, starts: Floats, steps: int) -> tuple[np.ndarray, Integers]:
-    """Split the classes in two at every level of `starts` (levels, d), along a direction of each node.
+    """Split every node of classes in two at each level of `starts` (levels, d), along a direction of the node.
 
-    That direction is what `steps` of power iteration with the node's covariance make of the level's
-    start, so that all nodes of a level turn the side up that lies further along its start. A node of
-    size s becomes ⌈s/2⌉ classes below its median and ⌊s/2⌋ above, so that sizes of one level differ by at
-    most 1. A node of a single class has nothing to split: such classes take turns in going up.
+    The direction is the level's start after `steps` of power iteration with the node's covariance, so in
+    all nodes of a level the upper side lies further along the start. A node of size s becomes ⌈s/2⌉ classes
+    below its median and ⌊s/2⌋ above, so sizes on one level differ by at most 1. A node of a single class
+    cannot be split: such classes alternate between down and up.
 
     Returns:
         upper: whether a class goes up at a level: bool (V, levels).
-        order: the classes from the lowest leaf to the highest (V,).
+        order: the classes (V,) from the lowest leaf to the highest.
 
     """
     num_classes = len(vectors.values)
@@ -133,7 +133,7 @@ def bisect(vectors: Prototypes, mean: Floats, starts: Floats, steps: int) -> tup
 
 
 def _positions(nodes: Floats, start: Floats, steps: int) -> Floats:
-    """Where the members of `nodes` (k, s, d) lie on the direction of their node: (k, s), centred."""
+    """The positions of the members of `nodes` (k, s, d) along the direction of their node: (k, s), centred."""
     direction = np.broadcast_to(start, (len(nodes), len(start)))
     for _ in range(steps):
         along = _along(nodes, direction)

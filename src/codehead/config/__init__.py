@@ -1,4 +1,4 @@
-"""What a decision layer is, in one frozen object, with its price and the budgets that choose it. No torch is needed."""
+"""A decision layer described by one frozen object, its cost, and the budgets that choose it. Needs no torch."""
 
 from codehead.config.decision import DecisionConfig
 from codehead.config.size import DecisionSize, ModelShape

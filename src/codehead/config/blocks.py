@@ -1,4 +1,4 @@
-"""Blocks of keys: YAML → mappings, others laid over them → dataclasses, with errors that name the key."""
+"""Configuration blocks: YAML → mappings, overridden by others → dataclasses; errors name the key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Block = TypeVar("Block")
 
 
 def read_block(kind: type[Block], values: Any, name: str) -> Block:
-    """A dataclass from the values of the block `name`; ConfigurationError for keys or types that it does not have."""
+    """A dataclass from the values of the block `name`; ConfigurationError for unknown keys or wrong types."""
     values = {} if values is None else values
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     check_keys(values, known, name)
@@ -42,7 +42,7 @@ def require_block(values: Any, name: str) -> None:
     for key in values:
         if not isinstance(key, str):
             raise ConfigurationError(
-                f"{name or 'the configuration'} has the key {key!r}; a key is text: mend or quote it"
+                f"{name or 'the configuration'} has the key {key!r}; a key is text: fix or quote it"
             )
 
 
@@ -57,7 +57,7 @@ def check_keys(values: Mapping[str, Any], known: Any, name: str) -> None:
 
 
 def check_types(kind: type, values: Mapping[str, Any], name: str) -> None:
-    """Raise ConfigurationError unless fields of a dataclass that hold plain values have such; numbers are finite."""
+    """Raise ConfigurationError unless a dataclass's plain fields get values of their types, and finite numbers."""
     hints = get_type_hints(kind)
     for key, value in values.items():
         allowed, full = set(get_args(hints[key])) or {hints[key]}, f"{name}.{key}" if name else key
@@ -83,7 +83,7 @@ def require(value: Any, name: str, *, minimum: int, maximum: int = LARGEST) -> N
 
 
 def require_that(holds: bool, name: str, value: Any, remedy: str) -> None:
-    """Raise ConfigurationError, which says what to give, unless something `holds` of the value of the key `name`."""
+    """Raise ConfigurationError with the `remedy` unless a condition `holds` for the value of the key `name`."""
     if not holds:
         raise ConfigurationError(f"{name} is {value!r}; {remedy}")
 
@@ -94,7 +94,7 @@ def require_bool(value: Any, name: str) -> None:
 
 
 def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the values of a run with `overrides` (dotted keys → values) laid over them."""
+    """A copy of a run's values with `overrides` (dotted keys → values) applied."""
     blocks = copy.deepcopy(dict(values))
     for key, value in overrides.items():
         *parents, last = key.split(".")
@@ -109,7 +109,7 @@ def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
 
 def parse_assignment(text: str) -> tuple[str, Any]:
     """`"training.learning_rate=3e-4"` → `("training.learning_rate", 0.0003)`; the value is YAML."""
-    import yaml  # a command that reads none need not wait for it
+    import yaml  # commands that read no YAML need not wait for it
 
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
@@ -131,7 +131,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path, "configuration file", ConfigurationError)
     try:
         values = yaml.load(text, Loader=_loader())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # values: dates and numbers that there are not
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: impossible dates and numbers
         raise ConfigurationError(f"configuration file {str(path)!r} is not valid YAML: {reason(error)}") from None
     if not isinstance(values, dict):
         raise ConfigurationError(f"configuration file {str(path)!r} must hold `key: value` lines")

@@ -1,6 +1,6 @@
 """The best decision layer for a budget of bytes, a codeword length or a speed.
 
-A `plan` is the plainest: a linear head, a binary code, nothing per token.
+A `plan` is the starting point: a linear head, a binary code and no per-token extras.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from codehead.config.decision import DecisionConfig
 
 CODE_SHARE = 0.5
-"""Of the budget: the codewords of all tokens and the rows of the head that predict them."""
+"""Share of the budget for the codewords of all tokens and the rows of the head that predict them."""
 LONGER_SHARE = 0.97
-"""The same with a bias per token and the extra bits of frequent tokens; dense rows get what is left."""
+"""The share including a bias per token and the extra bits of frequent tokens; dense rows get the rest."""
 FREQUENT = 4
-"""One token in so many has extra bits."""
+"""One token in this many has extra bits."""
 STEP = 8
-"""Codeword lengths are multiples of this, unless one is asked for: a packed row takes whole bytes."""
+"""Codeword lengths are multiples of this, since a packed row takes whole bytes, unless the user gives one."""
 SLACK = 1e-6
-"""Bytes: a share that was written with few decimals is not exact in binary."""
+"""Tolerance in bytes: a decimal share is not exact in binary."""
 LONGEST = 1024
-"""Bits: longer codes cost more time than they bring accuracy."""
+"""Bits; longer codes cost more time than their accuracy is worth."""
 COMPLETE = 1.25
-"""Bits of a codeword per hidden number, up to which rows bear int4. What rounding does to each bit adds up: of a
-finished model, codes with two and more lost what the bytes had bought, and codes with half of one gained."""
+"""Codeword bits per hidden dimension, up to which rows are stored in int4. Rounding errors add up over the bits: in a
+finished model, codes with two or more lost what the saved bytes had bought; codes with half a bit gained."""
 
 NUMBER = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?", re.ASCII)
 
 
 def read_share(budget: str | float) -> float:
-    """`"5%"`, `"0.05"` or `0.05` as 0.05; ConfigurationError for anything else than a share above 0, up to 1."""
+    """`"5%"`, `"0.05"` or `0.05` as 0.05; ConfigurationError unless the share is above 0 and at most 1."""
     share = _number(budget, "%", 100)
     if share is None or not 0 < share <= 1:
         raise ConfigurationError(f"budget is {budget!r}; give a share of the old head's bytes, such as 5% or 0.05")
@@ -47,7 +47,7 @@ def read_share(budget: str | float) -> float:
 
 
 def read_speed(speed: str | float) -> float:
-    """`"4x"`, `"4"` or `4` as 4.0; ConfigurationError for anything else than a number above 0."""
+    """`"4x"`, `"4"` or `4` as 4.0; ConfigurationError unless it is a finite number above 0."""
     times = _number(speed, "x", 1)
     if times is None or not 0 < times < math.inf:
         raise ConfigurationError(f"speed is {speed!r}; give how many times fewer multiply-adds, such as 4x")
@@ -57,10 +57,10 @@ def read_speed(speed: str | float) -> float:
 def for_share(plan: DecisionConfig, shape: ModelShape, share: float) -> DecisionConfig:
     """The decision layer for `share` (0 to 1) of the Softmax head's bytes in bf16.
 
-    The longest code within CODE_SHARE of them; a bias per token; the longest extra bits within LONGER_SHARE; dense
-    rows for what is left. With too small a budget, the shortest code there is, without a bias if need be. Rows in int4,
-    or in int8 if that makes codewords too long for int4. ConfigurationError names the least share if even the shortest
-    code is too much.
+    It has the longest code within CODE_SHARE of them, a bias per token, the longest extra bits within LONGER_SHARE, and
+    dense rows for the rest. A budget too small for that gets the shortest code, without a bias if necessary. Rows are
+    in int4, or in int8 if the codewords are too long for int4. ConfigurationError names the smallest possible share if
+    even the shortest code does not fit.
     """
     total = math.floor(share * shape.softmax_bytes + SLACK)
     code = _longest_code(replace(plan, weights="int4"), shape, total)
@@ -68,20 +68,20 @@ def for_share(plan: DecisionConfig, shape: ModelShape, share: float) -> Decision
         least = math.ceil(_bytes(code, shape) / shape.softmax_bytes * 1e4) / 1e4
         raise ConfigurationError(
             f"budget is {share:.2%} of the Softmax head's bytes, but {shape.num_classes:,} codewords of {code.bits} "
-            f"bits and the head for them take {least:.2%}; give that at least"
+            f"bits and the head for them take {least:.2%}; give at least that"
         )
     return _borne(_filled(code, shape, total), _longest_code(replace(plan, weights="int8"), shape, total), shape, total)
 
 
 def for_bits(plan: DecisionConfig, shape: ModelShape, bits: int) -> DecisionConfig:
-    """The decision layer of a codeword length, with all that a budget which comes to it would add.
+    """The decision layer with this codeword length, and the extras that the matching budget would add.
 
-    ConfigurationError if so many bits cannot tell the tokens apart, or weigh more than the Softmax head.
+    ConfigurationError if the bits are too few to tell the tokens apart, or take more bytes than the Softmax head.
     """
     require(bits, "bits", minimum=1)
     least = minimal_length(shape.num_classes)
     if bits < least:
-        raise ConfigurationError(f"bits is {bits}, but {shape.num_classes:,} tokens need codewords of {least} at least")
+        raise ConfigurationError(f"bits is {bits}, but {shape.num_classes:,} tokens need at least {least}")
     code, wide = (replace(plan, bits=bits, weights=weights) for weights in ("int4", "int8"))
     if _bytes(code, shape) > shape.softmax_bytes:
         raise ConfigurationError(
@@ -95,13 +95,13 @@ def for_bits(plan: DecisionConfig, shape: ModelShape, bits: int) -> DecisionConf
 def for_speed(plan: DecisionConfig, shape: ModelShape, times: float) -> DecisionConfig:
     """The largest decision layer with at most 1 / `times` of the Softmax head's multiply-adds per token.
 
-    Of those that budgets come to, so that what was measured at budgets tells what to expect. ConfigurationError names
-    the highest speed if even the shortest code has more.
+    It is one that some budget gives, so that accuracy measured at budgets predicts its own. ConfigurationError names
+    the highest possible speed if even the shortest code is slower.
     """
     codes = [replace(plan, weights="int4", bits=bits) for bits in lengths_for(shape.num_classes)]
     codes = [code for code in codes if _bytes(code, shape) <= shape.softmax_bytes]
     for code in reversed(codes):
-        if _speed(code, shape) >= times:  # what is added to a code only slows it down
+        if _speed(code, shape) >= times:  # extras only make a code slower
             found = for_bits(plan, shape, code.bits or 0)
             if _speed(found, shape) >= times:
                 return found
@@ -113,12 +113,12 @@ def for_speed(plan: DecisionConfig, shape: ModelShape, times: float) -> Decision
 
 
 def _speed(layer: DecisionConfig, shape: ModelShape) -> float:
-    """How many times fewer multiply-adds than Softmax's it takes."""
+    """How many times fewer multiply-adds it takes than Softmax."""
     return shape.softmax_weights / layer.multiply_adds(shape)
 
 
 def _highest_speed(plan: DecisionConfig, shape: ModelShape, codes: list[DecisionConfig]) -> float:
-    """Of the decision layers of these `codes`, the shortest first; 0 if there is none."""
+    """The highest speed of the decision layers of these `codes`, shortest first; 0 if there are none."""
     highest = 0.0
     for code in codes:
         if _speed(code, shape) <= highest:
@@ -133,7 +133,7 @@ def minimal_length(num_classes: int) -> int:
 
 
 def lengths_for(num_classes: int) -> range:
-    """The codeword lengths to choose from that tell so many tokens apart."""
+    """The codeword lengths to choose from that can tell `num_classes` tokens apart."""
     return range(-(-minimal_length(num_classes) // STEP) * STEP, LONGEST + 1, STEP)
 
 
@@ -143,7 +143,7 @@ def bears_int4(layer: DecisionConfig, shape: ModelShape) -> bool:
 
 
 def _number(text: str | float, unit: str, per_unit: float) -> float | None:
-    """The number that a text of ASCII digits says, with or without a unit; None if it says none."""
+    """The number written in ASCII digits, with or without a unit; None if the text is not a number."""
     if isinstance(text, int | float) and not isinstance(text, bool):
         return float(text)
     if not isinstance(text, str):
@@ -157,28 +157,28 @@ def _bytes(layer: DecisionConfig, shape: ModelShape) -> int:
 
 
 def _longest(lengths: range, make: Callable[[int], DecisionConfig], shape: ModelShape, total: float) -> int | None:
-    """The longest code within `total` bytes; None if the shortest is beyond them."""
+    """The longest code within `total` bytes; None if even the shortest is larger."""
     fitting = bisect_right(lengths, total, key=lambda bits: _bytes(make(bits), shape))
     return lengths[fitting - 1] if fitting else None
 
 
 def _longest_code(code: DecisionConfig, shape: ModelShape, total: int) -> DecisionConfig:
-    """The longest code within its share of `total` bytes, or the shortest there is."""
+    """The longest code within its share of `total` bytes, or else the shortest possible."""
     lengths = lengths_for(shape.num_classes)
     bits = _longest(lengths, lambda bits: replace(code, bits=bits), shape, CODE_SHARE * total)
     return replace(code, bits=bits or lengths[0])
 
 
 def _borne(found: DecisionConfig, code: DecisionConfig, shape: ModelShape, total: int) -> DecisionConfig:
-    """What was found with rows in int4; if it does not bear them, a `code` that has them in int8, if it fits."""
+    """The layer `found` with int4 rows; if its codewords are too long for that, `code` with int8 rows, if it fits."""
     keeps = bears_int4(found, shape) or _bytes(code, shape) > total
     return found if keeps else _filled(code, shape, total)
 
 
 def _filled(code: DecisionConfig, shape: ModelShape, total: int) -> DecisionConfig:
-    """With the bias, the extra bits and the dense rows that bring it to `total` bytes.
+    """The code with the bias, extra bits and dense rows that fill `total` bytes.
 
-    Where the most frequent tokens all come to have rows of their own, extra bits would be lost on them.
+    If all frequent tokens get dense rows, extra bits would be wasted on them, so there are none.
     """
     biased = replace(code, token_bias=True)
     found = biased if _bytes(biased, shape) <= total else code
@@ -196,11 +196,11 @@ def _longer(code: DecisionConfig, frequent: int, bits: int) -> DecisionConfig:
 
 
 def _listed(found: DecisionConfig, shape: ModelShape, total: int) -> DecisionConfig:
-    """With the dense rows that bring it to `total` bytes."""
+    """The layer with the dense rows that fill `total` bytes."""
     row = Matrix(1, shape.hidden_size).stored(found.weights) + ID_BYTES
     return replace(found, dense_rows=min((total - _bytes(found, shape)) // row, shape.num_classes))
 
 
 def int4_share(shape: ModelShape) -> float:
-    """What the Softmax head itself takes in int4, with a scale per row, of its bytes in bf16."""
+    """The Softmax head's bytes in int4, with a scale per row, as a share of its bytes in bf16."""
     return Matrix(1, shape.hidden_size).stored("int4") / (FLOAT_BYTES * shape.hidden_size)

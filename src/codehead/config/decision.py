@@ -18,17 +18,17 @@ from codehead.registry import did_you_mean, unknown
 WEIGHTS = ("float", *INTEGER_BITS)
 STARTS = ("random", "old_head")
 LOSSES = ("bitwise", "codeword")
-"""Those that need no look into the registry, which imports torch; so have the defaults of the other parts."""
+"""Built-in losses. Like other parts' defaults, they are accepted without the registry, which imports torch."""
 CODEBOOK_FILE = ".safetensors"
 
 TAKEN = {"code_params": ("num_classes", "bits", "seed"), "head_params": ("hidden_size", "num_bits", "bits", "width")}
-"""Arguments of designs and heads that are fields of their own."""
+"""Arguments of designs and heads that are separate fields of a DecisionConfig."""
 DEFAULT_CODE = "minrandom"
-"""Of a training run that names no code: a head that is trained from nothing needs no more."""
+"""The code of a training run that names none; enough for a head trained from random weights."""
 NEAR_OLD_HEAD = {"code": "additive", "loss": "codeword", "start": "old_head"}
-"""What a layer that takes the place of a trained head is, unless it is told otherwise."""
+"""Defaults for a layer that replaces a trained head."""
 FOUND = ("learned", "custom")
-"""What a codebook calls itself that no design makes: distillation has moved it, or it was replaced."""
+"""Design names of codebooks that no design made: changed by distillation, or replaced."""
 
 DESIGN_NAMES = {
     "minrandom": "MinRandom",
@@ -48,42 +48,42 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionConfig:
-    """What a decision layer is: code, head, loss, decoder, what single tokens have beside the code, and storage.
+    """A decision layer: code, head, loss, decoder, per-token extras and storage.
 
     `DecisionConfig(code="minrandom", bits=50)` is the paper's MinRandom ECOC (50, 0);
-    `DecisionConfig.for_budget(model, "5%")` the layer that codehead recommends for 5% of the Softmax head's bytes.
+    `DecisionConfig.for_budget(model, "5%")` is the layer that codehead recommends for 5% of the Softmax head's bytes.
 
-    Raises ConfigurationError, which names the field, its value and the remedy, for a value that cannot be.
+    Raises ConfigurationError, naming the field, its value and the remedy, for an impossible value.
     """
 
     _given: ClassVar[frozenset[str]] = frozenset()
-    """What a file or command gave; of a coded checkpoint, a loss that was given changes its own, a default does not."""
+    """Fields set in a file or command: only a loss set there replaces that of a coded checkpoint, not the default."""
     code: str | None = _option(None, "Design, or file of a saved codebook; training runs use minrandom by default.")
     bits: int | None = _option(None, "Codeword length n; the design's own by default.")
     code_params: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "An option of the design, or parity; may be repeated."}
     )
-    assignment: str | None = _option(None, "Which token gets which codeword; by default as the design says.")
+    assignment: str | None = _option(None, "How codewords are assigned to tokens; by default, the design decides.")
     head: str = _option("linear", "linear (ECOC), mtl (MTL-ECOC), chain, low_rank or adaptive.")
     width: int | None = _option(None, "Hidden width d of each node of mtl, or of each block of a chain.")
     head_params: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "An option of the head, as in bias=true; may be repeated."}
+        default_factory=dict, metadata={"help": "An option of the head, such as bias=true; may be repeated."}
     )
     loss: str = _option("bitwise", "bitwise, or codeword (normalised over the codewords).")
     decoder: str = _option("likelihood", "How tokens are ranked: likelihood, hamming, …")
     token_bias: bool = _option(False, "A bias for every token. Needs --loss codeword.")
-    dense_rows: int | tuple[int, ...] = _option(0, "Dense rows for so many of the most frequent tokens.")
-    extra_bits: int = _option(0, "Extra bits of the codewords of frequent tokens.")
-    extra_bit_tokens: int | tuple[int, ...] = _option(0, "Tokens that have extra bits, the most frequent ones.")
-    start: str = _option("random", "First weights: random, or old_head (near the Softmax head).")
-    weights: str = _option("float", "What the weights are rounded to at the end: float (not at all), int8 or int4.")
-    packed: bool = _option(False, "Keep codewords packed in memory: a 32nd of the bytes.")
-    seed: int = _option(0, "Seed of the codebook and of the head's first weights.")
+    dense_rows: int | tuple[int, ...] = _option(0, "How many of the most frequent tokens get a dense row.")
+    extra_bits: int = _option(0, "Extra bits in the codewords of frequent tokens.")
+    extra_bit_tokens: int | tuple[int, ...] = _option(0, "How many of the most frequent tokens get extra bits.")
+    start: str = _option("random", "Initial weights: random, or old_head (close to the Softmax head).")
+    weights: str = _option("float", "Final rounding of the weights: float (none), int8 or int4.")
+    packed: bool = _option(False, "Keep codewords packed in memory, in 1/32 of the bytes.")
+    seed: int = _option(0, "Seed of the codebook and of the head's initial weights.")
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if hasattr(value, "tolist"):  # of numpy or torch
+            if hasattr(value, "tolist"):  # from numpy or torch
                 object.__setattr__(self, entry.name, value.tolist())
         for name in ("dense_rows", "extra_bit_tokens"):
             value = getattr(self, name)
@@ -97,7 +97,7 @@ class DecisionConfig:
         self._check_parts()
 
     def __hash__(self) -> int:
-        """Of all fields but the two blocks of options, which are dictionaries."""
+        """The hash of all fields except the two blocks of options, which are dictionaries."""
         blocks = ("code_params", "head_params")
         return hash(tuple(getattr(self, entry.name) for entry in fields(self) if entry.name not in blocks))
 
@@ -110,7 +110,7 @@ class DecisionConfig:
 
     @classmethod
     def for_bits(cls, model: Any, bits: int, **changes: Any) -> DecisionConfig:
-        """The layer of a codeword length, with what a budget that comes to it would add."""
+        """The layer with this codeword length, and the extras that the matching budget would add."""
         return budget.for_bits(cls._plan(changes), ModelShape.of_model(model), bits)
 
     @classmethod
@@ -126,9 +126,9 @@ class DecisionConfig:
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> DecisionConfig:
-        """Of keyword arguments, `code` being a Path perhaps.
+        """From keyword arguments; `code` may be a Path.
 
-        ConfigurationError names one that is none, and what it is called since version 0.2.
+        ConfigurationError for an unknown name; for one of version 0.1, it gives the current name.
         """
         known = [entry.name for entry in fields(cls)]
         for name in values:
@@ -146,7 +146,7 @@ class DecisionConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], place: str = "decision") -> DecisionConfig:
-        """Read a block of a file, of this version or of 0.1; ConfigurationError names a key that is none, or wrong."""
+        """Read a block of a file of this version or 0.1; ConfigurationError names an unknown key or a wrong value."""
         require_block(values, place)
         values = as_of_today(values, place)
         check_keys(values, [entry.name for entry in fields(cls)], place)
@@ -193,23 +193,23 @@ class DecisionConfig:
 
     @property
     def num_extra_bit_tokens(self) -> int:
-        """Tokens whose codewords are longer."""
+        """Tokens with extra bits."""
         return _count(self.extra_bit_tokens)
 
     def length(self, num_classes: int) -> int:
-        """The codeword length n for so many tokens, check bits included."""
+        """The codeword length n for `num_classes` tokens, check bits included."""
         if self.code == "one_vs_all":
             return num_classes
         if self.bits is not None:
             return self.bits + self.parity
         if self.is_codebook_file or self.code in FOUND:
-            raise ConfigurationError(f"code is {self.code!r}, whose length only the codebook itself tells; give bits")
+            raise ConfigurationError(f"code is {self.code!r}, whose length is known only from the codebook; give bits")
         from codehead.codes import default_length
 
         return default_length(self.code or DEFAULT_CODE, num_classes) + self.parity
 
     def size(self, shape: ModelShape) -> DecisionSize:
-        """What it weighs in a model of this shape; codewords packed if it says so."""
+        """Its size in a model of this shape, with packed codewords if `packed` is true."""
         bits = self.length(shape.num_classes)
         size = layer_size(
             self._matrices(shape, bits),
@@ -231,7 +231,7 @@ class DecisionConfig:
     def multiply_adds(self, shape: ModelShape) -> int:
         """Per token: head, dense rows, and the products of the bit logits with the codeword matrices.
 
-        Each symbol of a codeword as a number, as a matrix product has it; additions of biases are not counted. A
+        Every codeword symbol counts as a multiply-add, as in a matrix product; adding biases is not counted. A
         Softmax head has `hidden · V`.
         """
         bits = self.length(shape.num_classes)
@@ -246,7 +246,7 @@ class DecisionConfig:
         return self.code in ("one_vs_one", "sparse_random", "decoc", "forest_ecoc")
 
     def _matrices(self, shape: ModelShape, bits: int) -> Iterator[Matrix]:
-        """The weights of the head and of what single tokens have."""
+        """The weights of the head and of the per-token extras."""
         hidden, further = shape.hidden_size, self.extra_bits * bool(self.extra_bit_tokens) + self.num_dense_rows
         if self.head == "linear":
             yield Matrix(bits, hidden)
@@ -265,7 +265,7 @@ class DecisionConfig:
     # -- what it is called --------------------------------------------------------------------------------------------
 
     def name(self, num_classes: int) -> str:
-        """`MinRandom MTL-ECOC (50, 512)`: as the paper writes it, with what the paper does not have."""
+        """`MinRandom MTL-ECOC (50, 512)`: the paper's notation, extended to codes and heads that it lacks."""
         softmax = {
             "linear": "Softmax",
             "low_rank": f"Low rank {self.head_params.get('rank')}",
@@ -285,7 +285,7 @@ class DecisionConfig:
         return f"code {share:.2g}%" if share < 9.5 else f"code {share:.0f}%"
 
     def told(self, shape: ModelShape) -> str:
-        """In a line: what it is made of."""
+        """A one-line description: shape, parts and bytes."""
         parts = [f"{self.length(shape.num_classes)} bits"]
         if self.extra_bits:
             parts.append(f"{self.extra_bits} extra bits for the {self.num_extra_bit_tokens:,} most frequent tokens")
@@ -299,7 +299,7 @@ class DecisionConfig:
         )
 
     def plot(self, model: Any) -> Any:
-        """Draw its bytes in a model, or ModelShape, beside the Softmax head's: the axes of matplotlib (extra `lab`)."""
+        """Plot its bytes beside the Softmax head's in a model or ModelShape; returns matplotlib axes (extra `lab`)."""
         return plot(self, ModelShape.of_model(model))
 
     def _repr_html_(self) -> str:

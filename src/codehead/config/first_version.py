@@ -1,4 +1,4 @@
-"""What version 0.1 of codehead wrote, as it is written today: decision layers, runs, checkpoints."""
+"""Translates what version 0.1 of codehead wrote to today's form: decision layers, runs, checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REMOVED = {
 
 
 def as_of_today(values: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The values with keys of version 0.1 under today's names; ConfigurationError for what is gone."""
+    """The values with keys of version 0.1 under today's names; ConfigurationError for options that were removed."""
     found = {key: value for key, value in values.items() if key != "keep_head"}
     for key, reason in REMOVED.items():
         if found.pop(key, False):
@@ -29,14 +29,14 @@ def as_of_today(values: Mapping[str, Any], place: str) -> dict[str, Any]:
         if old in found:
             found[new] = found.pop(old)
     if "refined_bits" in values and not found.get("extra_bit_tokens"):
-        del found["extra_bits"]  # had a default of 64, whatever tokens there were
+        del found["extra_bits"]  # its default was 64 even without such tokens
     elif found.get("extra_bit_tokens") and "refined" in values:
         found.setdefault("extra_bits", 64)
-    for key in INTEGER_BITS:  # of a run: what the weights of its decision layer end as
+    for key in INTEGER_BITS:  # in a run: the final form of its decision layer's weights
         value = found.pop(key, False)
         require_bool(value, f"{place}.{key}")
         if value and found.setdefault("weights", key) != key:
-            raise ConfigurationError(f"{place}.{key} is true, but weights end as {found['weights']}; omit one")
+            raise ConfigurationError(f"{place}.{key} is true, but weights is {found['weights']}; omit one")
     if found.get("head") == "tower":
         params = found.get("head_params") or {}
         found |= {"head": "mtl", "head_params": {"groups": 1, **params} if isinstance(params, Mapping) else params}
@@ -44,15 +44,15 @@ def as_of_today(values: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 ENDS = (*INTEGER_BITS, "packed")
-"""Keys of a run that said what its decision layer ends as: fields of that today."""
+"""Keys of a run for the final form of its decision layer; today these are fields of the decision layer."""
 TRUNK = {"trunk_steps": "backbone_steps", "trunk_learning_rate": "backbone_learning_rate"}
 """Keys of `distil` → today's."""
 
 
 def run_as_of_today(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """The values of a run, at this place of a file, with keys of version 0.1 in their place of today.
+    """The values of a run, at this place of a file, with keys of version 0.1 moved to where they belong today.
 
-    ConfigurationError if they have none.
+    ConfigurationError if they no longer belong anywhere.
     """
     blocks = dict(values)
     ends = {key: blocks.pop(key) for key in ENDS if key in blocks}
@@ -82,7 +82,7 @@ OPTIONAL: dict[str, Any] = {
 def checkpoint_as_of_today(entry: dict[str, Any]) -> dict[str, Any]:
     """The entry `quantization_config` as it is written today.
 
-    ConfigurationError names a field that is missing, unknown or impossible, or that asks for what is no longer there.
+    ConfigurationError names a field that is missing, unknown or impossible, or that requests a removed feature.
     """
     check_keys(entry, (*REQUIRED, *OPTIONAL), "")
     missing = [name for name in REQUIRED if name not in entry]
@@ -92,7 +92,7 @@ def checkpoint_as_of_today(entry: dict[str, Any]) -> dict[str, Any]:
     for name in REMOVED:
         if values[name]:
             raise ConfigurationError(
-                f"{name} is {values[name]!r}, which codehead has no longer; load the checkpoint with version 0.1"
+                f"{name} is {values[name]!r}, which codehead no longer supports; load the checkpoint with version 0.1"
             )
     for name in ("rounded", "packed", "token_bias"):
         require_bool(values[name], name)

@@ -1,9 +1,9 @@
-"""What a decision layer weighs in a model, told in ways that are never mixed: parameters, bytes stored, resident, read.
+"""The size of a decision layer, in separate measures: parameters, bytes stored, bytes resident, bytes read per token.
 
-Stored is what a checkpoint holds: weights, packed codebook, ids of tokens, what a decoder has learnt. Decoding by a
-matrix product multiplies the bit logits with the codebook unpacked to float32 (and, for a ternary code, with its
-support): that matrix is resident, and read for every token, beside the weights. Packed codewords need no such matrix:
-what is stored is what is resident and read. Softmax (one_vs_all) has no codebook. A notebook shows it beside Softmax.
+A checkpoint stores weights, packed codebook, token ids and the weights of a fitted decoder. Decoding by a matrix
+product multiplies the bit logits by the codebook unpacked to float32 (and, for a ternary code, by its support): that
+matrix is resident, and read for every token, in addition to the weights. Packed codewords need no such matrix: bytes
+resident and read are those stored. Softmax (one_vs_all) has no codebook. Notebooks show the size beside Softmax's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a model's Softmax head `(num_classes, hidden_size)`, and what else decides on a new one."""
+    """The shape of a model's Softmax head `(num_classes, hidden_size)`, and other facts that a new head depends on."""
 
     hidden_size: int
     """H, the width of a hidden state."""
@@ -42,8 +42,8 @@ class ModelShape:
 
     @classmethod
     def of_config(cls, config: Any) -> ModelShape:
-        """The shape that a configuration of transformers describes; tying is that of the stock model."""
-        whole, text = config, config.get_text_config()  # of a model that sees images too, the whole one is quantised
+        """The shape that a transformers configuration describes; `tied` is that of the stock model."""
+        whole, text = config, config.get_text_config()  # a model that sees images, too, is quantised as a whole
         entry = getattr(whole, "quantization_config", None) or getattr(text, "quantization_config", None) or {}
         entry = entry if isinstance(entry, dict) else entry.to_dict()
         hidden = getattr(text, "word_embed_proj_dim", text.hidden_size)  # OPT-350m projects before its head
@@ -52,12 +52,12 @@ class ModelShape:
 
     @classmethod
     def of_model(cls, model: Any) -> ModelShape:
-        """The shape of a model of transformers that is in memory; a shape is its own."""
+        """The shape of a transformers model in memory; a ModelShape is returned as it is."""
         if isinstance(model, cls):
             return model
         if not hasattr(model, "config"):
             raise ConfigurationError(
-                f"the model is {model!r}; give a model of transformers or a ModelShape; codehead.recommend takes names"
+                f"the model is {model!r}; give a transformers model or a ModelShape; codehead.recommend takes names"
             )
         return cls.of_config(model.config)
 
@@ -68,49 +68,49 @@ class ModelShape:
 
     @property
     def softmax_bytes(self) -> int:
-        """What the Softmax head takes in bf16."""
+        """Bytes of the Softmax head in bf16."""
         return 2 * self.softmax_weights
 
 
 def positions_of(config: Any) -> int | None:
-    """The most tokens that a model with this configuration of transformers takes; None if it sets no limit."""
+    """The most tokens that a model with this transformers configuration takes; None if it sets no limit."""
     text = config.get_text_config()
     limits = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))  # the latter: MPT
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 FLOAT_BYTES = 2
-"""Of a weight in bf16, in which heads are compared; of the scale of a row of integers, too."""
+"""Bytes of a weight in bf16, the format in which heads are compared; also of the scale of an integer row."""
 UNPACKED_BYTES = 4
-"""Of a symbol of an unpacked codeword, in float32."""
+"""Bytes of a symbol of an unpacked codeword, in float32."""
 ID_BYTES = 4
-"""Of the id of a token with a dense row."""
+"""Bytes of the id of a token with a dense row."""
 INTEGER_BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
 class DecisionSize:
-    """The sizes of one decision layer. In a model with tied embeddings the V × H embedding stays besides."""
+    """The sizes of one decision layer. In a model with tied embeddings the V × H embedding remains as well."""
 
     head_parameters: int
-    """With the bias per token."""
+    """Parameters, including the bias per token."""
     bytes_stored: int
-    """What the layer takes on disk."""
+    """Bytes on disk."""
     bytes_resident: int
-    """What is stored, and the unpacked codeword matrix if there is one."""
+    """Bytes in memory: those stored, plus the unpacked codeword matrix if there is one."""
     bytes_read_per_token: int
-    """Weights and codeword matrix, at batch size 1."""
+    """Bytes of weights and codeword matrix, at batch size 1."""
     codebook_bytes: int
-    """The packed codebook, contained in bytes_resident."""
+    """Bytes of the packed codebook, included in bytes_resident."""
 
     @classmethod
     def of(cls, parameters: int, weights: int, codebook: int, unpacked: int) -> DecisionSize:
-        """Of so many parameters, and bytes of weights, of packed codewords, and of codewords unpacked."""
+        """From the number of parameters, and the bytes of weights, packed codewords and unpacked codewords."""
         return cls(parameters, weights + codebook, weights + codebook + unpacked, weights + unpacked, codebook)
 
     @property
     def packed(self) -> DecisionSize:
-        """The sizes where codewords stay packed."""
+        """The sizes if codewords stay packed."""
         return replace(self, bytes_resident=self.bytes_stored, bytes_read_per_token=self.bytes_stored)
 
     def as_dict(self) -> dict[str, int]:
@@ -122,7 +122,7 @@ class DecisionSize:
 class Matrix:
     """One tensor of weights: `rows` of `width` numbers; a bias is one row.
 
-    So is counted what the decision layer itself holds of a chain: at least 8 bits per number, and no product.
+    The part of a chain in the decision layer counts as a bias: at least 8 bits per number, and no matrix product.
     """
 
     rows: int
@@ -131,11 +131,11 @@ class Matrix:
 
     @classmethod
     def of_parameter(cls, shape: Sequence[int], is_bias: bool) -> Matrix:
-        """That of a parameter of a head: as integers, everything along the last axis is a row."""
+        """From the shape of a head's parameter: in integers, everything along the last axis is one row."""
         return cls(prod(shape[:-1]), shape[-1], is_bias or len(shape) == 1)
 
     def parameters(self, weights: str) -> int:
-        """Its numbers; as integers, with a scale per row."""
+        """The number of parameters; for integers, including a scale per row."""
         return self.rows * self.width + (self.rows if weights in INTEGER_BITS else 0)
 
     def stored(self, weights: str) -> int:
@@ -147,7 +147,7 @@ class Matrix:
 
 
 def packed_row(symbols: int) -> int:
-    """Bytes of a row of so many packed symbols."""
+    """Bytes of a row of packed symbols."""
     return -(-symbols // 8)
 
 
@@ -163,7 +163,7 @@ def layer_size(
     dense_rows: int = 0,
     other_bytes: int = 0,
 ) -> DecisionSize:
-    """The sizes of a layer of these matrices, whose codebook has `planes` bit-planes (0: it is not written down)."""
+    """The sizes of a layer with these matrices and a codebook of `planes` bit-planes (0: an implicit code)."""
     matrices = list(matrices)
     further = extra_bit_tokens * packed_row(extra_bits) + (packed_row(num_classes) if extra_bit_tokens else 0)
     codebook = planes * num_classes * packed_row(bits)
@@ -172,18 +172,18 @@ def layer_size(
     return DecisionSize.of(sum(matrix.parameters(weights) for matrix in matrices), stored, codebook, unpacked)
 
 
-# What a notebook shows of a decision layer: its fields, and its price.
+# Display of a decision layer in notebooks: its fields and its cost.
 
 EXAMPLES = {
     "OPT-1.3B": ModelShape(2048, 50_272),
     "Qwen2.5-0.5B": ModelShape(896, 151_936),
     "Gemma-3-270M": ModelShape(640, 262_144),
 }
-"""Heads that the price is told for, where no model is named."""
+"""Heads for which the cost is shown when no model is named."""
 
 
 def html(config: DecisionConfig) -> str:
-    """The fields that differ from the defaults, and the price in some models."""
+    """The fields that differ from the defaults, and the cost in some models."""
     from codehead.codes.quality import table  # imports numpy
 
     prices = {f"in {name}": _price(config, shape) for name, shape in EXAMPLES.items()}
@@ -192,7 +192,7 @@ def html(config: DecisionConfig) -> str:
 
 
 def plot(config: DecisionConfig, shape: ModelShape) -> Any:
-    """Draw the bytes of the layer beside those of the Softmax head, in bf16 and rounded; the axes of matplotlib."""
+    """Plot the layer's bytes beside those of the Softmax head, in bf16 and rounded; returns matplotlib axes."""
     from codehead.codes.quality import COLOURS, matplotlib_pyplot
 
     size, dense = config.size(shape), Matrix(shape.num_classes, shape.hidden_size)

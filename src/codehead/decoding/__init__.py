@@ -1,4 +1,4 @@
-"""Decoding: bit logits → token ids and scores. `decode` is the one door.
+"""Decoding: bit logits → token ids and scores. `decode` is the entry point.
 
 Importing this registers every decoder: the bilinear ones in `decoders`, others in `hard_bits` and `soft_bits`.
 """
@@ -63,12 +63,12 @@ def token_scores(
     """Scores `(…, V)` of every token for bit logits `(…, n)`; larger is better. Never under autocast.
 
     `weights` are those of a decoder that is fitted to predictions, as `fit` returns them; others need none. A score
-    that is out of the range of float32 becomes the end of that range.
+    beyond the range of float32 is clamped to it.
 
     Raises:
-        ConfigurationError: unknown decoder; bit logits of another length than the code, of another
-            kind than floating point, NaN or infinite, or so large that float64 overflows; a decoder that is not
-            fitted, or one that cannot serve a code of this size.
+        ConfigurationError: an unknown decoder; bit logits that do not have the length of the code, are not floating
+            point, are NaN or infinite, or are so large that float64 overflows; a decoder that is not fitted, or that
+            cannot handle a code of this size.
     """
     scored = _scores(bit_logits, table, decoder, weights)
     return scored.finished(scored.values)
@@ -77,7 +77,7 @@ def token_scores(
 def posterior_scores(bit_logits: Tensor, table: CodewordTable) -> Tensor:
     """Log-likelihoods `(…, V)` up to a constant of the position: their softmax is the codeword posterior.
 
-    What models and losses compute: NaN and infinity are not looked for and give NaN, as in a stock model.
+    Models and losses use this: NaN and infinity are not checked for and give NaN, as in a stock model.
     """
     scored = _unchecked_scores(bit_logits, table, "likelihood", None)
     return scored.finished(scored.values)
@@ -90,7 +90,7 @@ def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Wei
 
 
 def _unchecked_scores(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Weights | None) -> Scored:
-    """As the form of the decoder computes them, in float32 or float64. Float32 that would overflow is ranked wider."""
+    """Scores from the decoder's form, in float32 or float64; float32 that would overflow is ranked in float64."""
     part = DECODERS.get(decoder)
     refuse_other_length(bit_logits, table)
     if isinstance(part, FittedDecoder):
@@ -108,7 +108,7 @@ def _unchecked_scores(bit_logits: Tensor, table: CodewordTable, decoder: str, we
 def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> dict[str, Tensor]:
     """The weights of a decoder, fitted to bit logits `(tokens, n)` whose labels `(tokens,)` are known.
 
-    The tokens should not be those that the head was trained on: what it gets wrong is what there is to learn.
+    The tokens should not be those that the head was trained on, since the decoder learns from the head's errors.
 
     Raises:
         ConfigurationError: the decoder has nothing to fit, its weights would be too large for the code, or the bit
@@ -118,7 +118,7 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
     part = DECODERS.get(decoder)
     if not isinstance(part, FittedDecoder):
         fitted = [name for name in DECODERS.names() if isinstance(DECODERS.get(name), FittedDecoder)]
-        raise ConfigurationError(f"decoder {decoder!r} has nothing to fit; those that have: {', '.join(fitted)}")
+        raise ConfigurationError(f"decoder {decoder!r} has nothing to fit; those that do: {', '.join(fitted)}")
     if labels.ndim != 1 or bit_logits.shape != (len(labels), table.length):
         raise ConfigurationError(
             f"bit logits of shape {tuple(bit_logits.shape)} and labels of shape {tuple(labels.shape)} cannot be fitted "
@@ -133,7 +133,7 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
     if float(bit_logits.abs().max()) > torch.finfo(torch.float32).max:
         raise ConfigurationError("bit logits beyond the range of float32 cannot be fitted to; scale them down")
     part.shapes(table)  # refuses a code that is too large before anything is computed
-    # The weights become buffers, which can be loaded into: so not in inference mode, whatever the caller's is.
+    # The weights become buffers that can be loaded into, so they are never made in inference mode.
     with torch.inference_mode(False), torch.no_grad(), no_autocast(bit_logits.device.type):
         return part.fit(wide(bit_logits), labels.to(bit_logits.device).long(), table)
 
@@ -171,12 +171,12 @@ def decode(
     """The `k` nearest tokens of every position for bit logits `(…, n)`.
 
     `ties` orders tokens of equal score: "lowest" id first, or at random by an integer seed. `impl` is "plain", which
-    scores all tokens, "scan", which scores those that may be among the nearest, or "auto" (`codehead.decoding.scan`
-    says which that is, and why). `weights` as for `token_scores`.
+    scores all tokens, "scan", which scores those that may be among the nearest, or "auto", which chooses one of them
+    (`codehead.decoding.scan.choose`). `weights` as for `token_scores`.
 
     Raises:
         ConfigurationError: as `token_scores`; bit logits that are NaN or infinite; k or `ties` out of range; "scan"
-            for scores that are no sums over bits.
+            for scores that are not sums over bits.
     """
     refuse_other_length(bit_logits, table)
     found = scanned(impl, bit_logits, table, decoder, k, ties)
@@ -196,7 +196,7 @@ def scanned(
     ties: str | int = "lowest",
     corrections: Corrections | None = None,
 ) -> Decoded | None:
-    """The k nearest tokens for outputs `(…, n + m + K)` by scanning; None where `impl` means that all are scored.
+    """The k nearest tokens for outputs `(…, n + m + K)` by scanning; None if all tokens are to be scored.
 
     Raises:
         ConfigurationError: as `decode`.

@@ -1,7 +1,7 @@
-"""The registry of decoders, what they make of bit logits, and those that are one bilinear form of them.
+"""The registry of decoders, the forms that they return, and the decoders that are one bilinear form of bit logits.
 
 A decoder is a function from bit logits `(…, n)` to a form that scores codewords; larger scores are better, and a
-distance is returned negated. With bit logits z and soft bits x = tanh(z/2) = 2σ(z) − 1 in the ±1 scale of the codeword.
+distance is returned negated. z are bit logits; x = tanh(z/2) = 2σ(z) − 1 are soft bits, on the codeword's ±1 scale.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from codehead.errors import ConfigurationError
 from codehead.registry import Registry
 
 CHUNK_SYMBOLS = 2**23
-"""Symbols of codewords that are worked on at a time where no single matrix product does it (32 MiB in float32)."""
+"""Codeword symbols processed at a time where one matrix product is not enough (32 MiB in float32)."""
 
 Weights = Mapping[str, Tensor]
-"""What a decoder has learnt from predictions: see `codehead.decoding.decoders`."""
+"""The weights of a fitted decoder by name: see `FittedDecoder`."""
 
 
 class Scored(NamedTuple):
-    """The scores of all tokens, as exact as they can be ranked."""
+    """The scores of all tokens, in a form that ranks them as exactly as possible."""
 
     values: Tensor
     """`(…, V)`: what tokens are ranked by; larger is better."""
     finish: Callable[[Tensor], Tensor] | None = None
-    """What is left to do to values; non-decreasing, and kept back because rounding would make tokens tie."""
+    """The last step from values to scores; non-decreasing, and deferred because rounding would make tokens tie."""
 
     def finished(self, values: Tensor) -> Tensor:
-        """The scores that belong to some of the values."""
+        """The scores of some of the values."""
         return values if self.finish is None else self.finish(values)
 
 
@@ -48,7 +48,7 @@ class Form(Protocol):
 
 
 class ByCodeword(NamedTuple):
-    """Any score at all, computed for some of the codewords at a time: O(n·V) operations a position, none of them fast.
+    """An arbitrary score, computed for some codewords at a time: O(n·V) slow operations per position.
 
     `definition` takes bit logits `(…, 1, n)` and codewords `(rows, n)` and returns scores `(…, rows)`.
     """
@@ -64,10 +64,10 @@ class ByCodeword(NamedTuple):
 
 
 def chunks(table: CodewordTable, like: Tensor, symbols: int) -> Iterator[tuple[slice, Tensor]]:
-    """The coding matrix piece by piece: which rows, and their codewords `(rows, n)`, dtype and device as of `like`.
+    """The coding matrix in pieces: which rows, and their codewords `(rows, n)`, with dtype and device of `like`.
 
-    `symbols` are the numbers computed per row, which bound the rows of a piece. An implicit code is written out as it
-    is needed.
+    `symbols` is how many numbers are computed per row, which limits the rows of a piece. An implicit code is written
+    out as needed.
     """
     rows = max(1, CHUNK_SYMBOLS // max(1, symbols))
     whole = None if table.is_implicit or table.packed else table.signs()
@@ -87,11 +87,11 @@ def chunks(table: CodewordTable, like: Tensor, symbols: int) -> Iterator[tuple[s
 #     score(c) = signed · c + support · |c| + constant
 #
 # where the three terms depend on the bit logits alone. One matrix product with the coding matrix therefore scores all
-# tokens (two if the code is ternary): O(n·V) operations a position, O(V) if the code is one-vs-all.
+# tokens (two if the code is ternary): O(n·V) operations per position, O(V) if the code is one-vs-all.
 #
 # The two products of a ternary code sum `support + signed` where a symbol is +1 and `support − signed` where it is −1:
-# `signed · c` and `support · |c|` themselves would cancel where a large bit logit agrees with the codeword. Bit logits
-# so large that others are lost beside them are read so by every code.
+# `signed · c` and `support · |c|` themselves would cancel where a large bit logit agrees with the codeword. All codes
+# sum this way where bit logits are so large that others are lost beside them.
 
 
 class Terms(NamedTuple):
@@ -102,10 +102,10 @@ class Terms(NamedTuple):
     support: Tensor | None
     """`(…, n)`: weights of the codeword's non-zero positions; None if they do not count."""
     constant: Tensor | None
-    """`(…, 1)`: added to every score; None if scores mean something only up to a constant of the bit logits."""
+    """`(…, 1)`: added to every score; None if scores are defined only up to a constant per position."""
 
     def scores(self, table: CodewordTable) -> Scored:
-        """The scores; the constant stays apart from them."""
+        """The scores, with the constant kept apart."""
         if self.support is not None and self._is_sided(table):
             values, shared = table.sided_product(self.support + self.signed, self.support - self.signed), self.constant
         else:
@@ -121,7 +121,7 @@ class Terms(NamedTuple):
         return table.product(self.signed)
 
     def shared(self, table: CodewordTable) -> Tensor | None:
-        """What is added to all scores alike, `(…, 1)`.
+        """The constant `(…, 1)` added to all scores.
 
         In a binary code every position is in the support, so its weights add the same to every token.
         """
@@ -137,13 +137,13 @@ class Terms(NamedTuple):
 
 
 SEEN = "seen"
-"""The weight that every such decoder has: how many tokens it was fitted to, all 0 before."""
+"""A weight of every fitted decoder: how many tokens it was fitted to; all 0 before."""
 
 
 class FittedDecoder(ABC):
-    """A decoder with weights of its own.
+    """A decoder with weights that are fitted to predictions.
 
-    The weights are int32, also where they stand for other numbers: a model's cast to half precision spares integers.
+    The weights are int32, even where they encode other numbers: casting a model to half precision skips integers.
     """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What single tokens have beside their codewords: dense rows, extra bits, a bias."""
+"""Per-token extras beside the codewords: dense rows, extra bits, a bias."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from codehead.errors import ConfigurationError
 class ShortlistHead(nn.Module):
     """Hidden states `(…, hidden)` → `(…, n + K)`: the bit logits of another head, then a logit per listed token.
 
-    The rows `(K, hidden)` start at zero: a new shortlist changes nothing yet.
+    The rows `(K, hidden)` start at zero, so a new shortlist changes nothing at first.
     """
 
     def __init__(self, bits: nn.Module, hidden_size: int, rows: int) -> None:
@@ -30,7 +30,7 @@ class ShortlistHead(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The `weight` of the head of the bits, which tells device and dtype to those who ask."""
+        """The `weight` of the head of the bits, from which callers read device and dtype."""
         weight: Tensor = self.bits.weight  # type: ignore[assignment]
         return weight
 
@@ -39,19 +39,19 @@ class ShortlistHead(nn.Module):
         return torch.cat([self.bits(hidden), self.rows(hidden)], dim=-1)
 
 
-# Longer codewords for the tokens that occur most: a second code over K of the tokens, added to their scores.
+# Longer codewords for the most frequent tokens: a second code over K of the tokens, added to their scores.
 #
-# Most of a text is a small part of the vocabulary. m more bits for K tokens cost K·m bits and m rows of the head; in
-# the terms of ECOC they are m more ternary columns, 0 for all other tokens, read by their margin (`loss_linear`), as
-# the rows of a shortlist are.
+# Most of a text uses a small part of the vocabulary. m extra bits for K tokens cost K·m bits and m rows of the head. In
+# ECOC terms they are m more ternary columns, 0 for all other tokens, decoded by their margin (`loss_linear`), like the
+# rows of a shortlist.
 
 
 @final
 class Refinement(nn.Module):
-    """Adds ½ c · z to the scores of K tokens, with c the token's m further symbols and z their bit logits.
+    """Adds ½ c · z to the scores of K tokens, with c the token's m extra symbols and z their bit logits.
 
-    The buffer `members` `(⌈V / 8⌉,)` has one bit per token, 1 for those with further symbols; `table` holds these, a
-    row per such token in the order of their ids.
+    The buffer `members` `(⌈V / 8⌉,)` has one bit per token, 1 for those with extra symbols; `table` holds the symbols,
+    one row per such token in the order of their ids.
     """
 
     members: Tensor
@@ -64,7 +64,7 @@ class Refinement(nn.Module):
 
     @classmethod
     def of(cls, num_classes: int, ids: Tensor, plane: Tensor, length: int) -> Refinement:
-        """For the tokens `ids` `(K,)`, ascending, whose further symbols are packed in `plane` `(K, ⌈length / 8⌉)`."""
+        """For the tokens `ids` `(K,)`, ascending, whose extra symbols are packed in `plane` `(K, ⌈length / 8⌉)`."""
         own = cls(num_classes, len(ids), length)
         chosen = torch.zeros(num_classes, dtype=torch.bool)
         chosen[ids.cpu().long()] = True
@@ -74,29 +74,29 @@ class Refinement(nn.Module):
 
     @property
     def length(self) -> int:
-        """m, the further symbols of a token."""
+        """m, the extra symbols of a token."""
         return self.table.length
 
     @property
     def num_tokens(self) -> int:
-        """K."""
+        """K, the tokens with extra symbols."""
         return self.table.num_classes
 
     @property
     def num_marked(self) -> int:
-        """The tokens marked in `members`: K, unless that is damaged."""
+        """The tokens marked in `members`: K, unless `members` is damaged."""
         return int(self._marks().sum())
 
     def set_plane(self, plane: Tensor) -> None:
-        """Other symbols, packed: uint8 `(K, ⌈m / 8⌉)`."""
+        """Replace the symbols by others, packed: uint8 `(K, ⌈m / 8⌉)`."""
         assert self.table.sign_plane is not None  # the code is not implicit
         self.table.sign_plane.copy_(plane)
 
     def ids(self) -> Tensor:
-        """The tokens that have further symbols, ascending: `(K,)`.
+        """The tokens that have extra symbols, ascending: `(K,)`.
 
-        Every token is written to the place of its rank, those without a mark to one that is cut off: of a static shape,
-        which compilers need, and in functions that ONNX has.
+        Every token is written to the place of its rank, those without a mark to one that is cut off: the shape is
+        static, as compilers need, and ONNX has all the functions.
         """
         marks = self._marks()
         places = torch.where(marks, marks.cumsum(0) - 1, self.num_tokens)
@@ -104,17 +104,17 @@ class Refinement(nn.Module):
         return tokens.new_zeros(self.num_tokens + 1).scatter(0, places, tokens)[:-1]
 
     def _marks(self) -> Tensor:
-        """Whether each token has further symbols."""
+        """Whether each token has extra symbols."""
         return torch.stack([(self.members & (1 << bit)) != 0 for bit in range(8)], dim=-1).flatten()[: self.num_classes]
 
     def spread(self, codewords: Tensor) -> Tensor:
-        """Codewords `(V, n)` with the further symbols beside them, 0 for tokens without: `(V, n + m)`."""
+        """Codewords `(V, n)` with the extra symbols appended, 0 for tokens without: `(V, n + m)`."""
         further = codewords.new_zeros(self.num_classes, self.length)
         further[self.ids()] = self.table.signs().to(codewords)
         return torch.cat([codewords, further], dim=1)
 
     def forward(self, scores: Tensor, bit_logits: Tensor, signs: Tensor | None = None) -> Tensor:
-        """Scores `(…, V)` for m further bit logits `(…, m)`; `signs` `(K, m)` are those of the table unless given."""
+        """Scores `(…, V)` for m extra bit logits `(…, m)`; `signs` `(K, m)` are those of the table unless given."""
         with no_autocast(scores.device.type):
             half = wide(bit_logits) / 2
             further = self.table.product(half) if signs is None else half @ signs.to(half.dtype).T
@@ -124,12 +124,12 @@ class Refinement(nn.Module):
         return f"tokens={self.num_tokens}, bits={self.length}"
 
 
-# What single tokens add to their scores: dense rows for some, a bias for every token.
+# Per-token additions to the scores: dense rows for some tokens, a bias for every token.
 #
 # A code of n columns gives scores of rank n. Dense rows lift that limit where it matters, for the K most frequent
-# tokens: each gets a bit logit of its own, added to its score. In the terms of ECOC these are K more ternary columns,
-# +1 for one token and 0 for all others, read by their margin (`loss_linear`). Between the two lie longer codewords for
-# frequent tokens (`codehead.decoding.extras`).
+# tokens: each gets a separate bit logit, added to its score. In ECOC terms these are K more ternary columns, +1 for one
+# token and 0 for all others, decoded by their margin (`loss_linear`). Longer codewords for frequent tokens
+# (`Refinement`) lie between codewords and dense rows.
 
 
 @final
@@ -168,9 +168,9 @@ class Corrections(nn.Module):
         return self.num_bits + self.num_rows
 
     def forward(self, scores: Tensor, outputs: Tensor, signs: Tensor | None = None) -> Tensor:
-        """Corrected scores `(…, V)`, in the dtype of `scores`, for the further outputs `(…, m + K)` of the head.
+        """Corrected scores `(…, V)`, in the dtype of `scores`, for the head's outputs `(…, m + K)` after the n bits.
 
-        `signs` stand for the extra symbols, which are otherwise those of the refinement.
+        `signs` replace the extra symbols of the refinement.
         """
         bits, rows = outputs[..., : self.num_bits], outputs[..., self.num_bits :].to(scores.dtype)
         if self.refinement is not None:
@@ -187,7 +187,7 @@ def choose_tokens(name: str, chosen: int | Sequence[int], counts: Tensor | None,
     """The token ids `(K,)` that an argument `name` means: those given, or the K most frequent of `counts` `(V,)`.
 
     Raises:
-        ConfigurationError: an id is no token or is given twice, or K tokens are asked for without counts or beyond V.
+        ConfigurationError: an id is not a token or is given twice, or K is given without counts or is more than V.
     """
     if isinstance(chosen, bool) or not isinstance(chosen, int):
         return _given(name, chosen, num_classes)
@@ -218,7 +218,7 @@ def _given(name: str, chosen: Any, num_classes: int) -> Tensor:
 
 
 def _integers(values: Any) -> Tensor | None:
-    """A list of whole numbers as a tensor `(K,)`; None if it is no such list."""
+    """A list of whole numbers as a tensor `(K,)`; None if it is not such a list."""
     try:
         found = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):

@@ -1,13 +1,13 @@
 """Sums of table entries over packed nibbles: the fast scan of FAISS, with the error of its 8-bit tables.
 
 Every four bits of a row choose one of sixteen entries of a table, and the score of the row is the sum over its tables.
-FAISS keeps the tables in vector registers and looks 32 rows up at once (F. André, A.-M. Kermarrec, N. Le Scouarnec
+FAISS keeps the tables in vector registers and looks up 32 rows at once (F. André, A.-M. Kermarrec, N. Le Scouarnec
 2015, "Cache locality is not enough: high-performance nearest neighbor search with product quantization fast scan").
 
-Its tables are 8-bit integers. They are rounded here, before FAISS sees them, so that it has nothing left to round and
-the error is known: of a sub-quantizer of fifteen dimensions with 0 and the unit vectors as centroids, the query is the
-table less its first entry. Of sixteen dimensions FAISS would make its tables by a matrix product of a BLAS, which has
-been seen to leave NaN in them; nor is it given tables that are all equal, which it would divide by their span.
+Its tables are 8-bit integers. They are rounded here, so that FAISS has nothing left to round and the error is known:
+sub-quantizers have fifteen dimensions, with 0 and the unit vectors as centroids, so the query is the table minus its
+first entry. With sixteen dimensions FAISS would compute tables by a BLAS matrix product, which has been seen to leave
+NaN in them. FAISS is not given tables that are all constant either, since it would divide by their span.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import numpy as np
 from codehead.errors import ConfigurationError
 
 ENTRIES = 16
-"""Of a table: the values of a nibble."""
+"""Entries of a table, one for each value of a nibble."""
 LARGEST = 255
-"""An entry."""
+"""The largest entry of a table."""
 LARGEST_SUM = 65535
-"""Of entries: FAISS adds them up in 16 bits."""
+"""The largest sum of entries, which FAISS adds up in 16 bits."""
 NIBBLES = np.array([[value >> bit & 1 for value in range(ENTRIES)] for bit in range(4)], dtype=np.float64)
 """`(4, 16)`: the bits of every value, least significant first."""
 
 
 TINY = 1e-290
-"""Below it a table counts as all equal."""
+"""A table with a smaller span counts as constant."""
 COARSE = 3
-"""Nibbles that share the range of a number per row, so that none of them has a large span; one more is finer."""
+"""Nibbles that share the coarse part of a number, so that none has a large span; one more holds the fine part."""
 
 
 class Found(NamedTuple):
@@ -45,7 +45,7 @@ class Found(NamedTuple):
     scores: np.ndarray
     """`(positions, m)`, float64: sums of rounded entries."""
     errors: np.ndarray
-    """`(positions,)`: how far a rounded sum is from the true one at most, of any row, found or not."""
+    """`(positions,)`: the most that the rounded sum of any row, found or not, can differ from the true one."""
 
 
 @functools.cache
@@ -60,7 +60,7 @@ def bit_tables(weights: np.ndarray) -> np.ndarray:
 
 
 def whole_bytes(weights: np.ndarray) -> np.ndarray:
-    """Weights `(positions, n)` of bits, and zeros for those that fill the last byte."""
+    """Weights `(positions, n)` of bits, padded with zeros to whole bytes."""
     filling = -weights.shape[1] % 8
     return np.pad(weights, ((0, 0), (0, filling))) if filling else weights  # np.pad takes as long as a small head
 
@@ -75,7 +75,7 @@ class Ceilings(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray) -> Ceilings:
-        """From values `(rows, numbers)`; as many rows share every level."""
+        """From values `(rows, numbers)`; all levels get equally many rows."""
         levels = np.quantile(values, np.arange(1, ENTRIES + 1) / ENTRIES, axis=0, method="higher").T
         nibbles = np.stack([np.searchsorted(own, column) for own, column in zip(levels, values.T, strict=True)], axis=1)
         nibbles = np.pad(nibbles.astype(np.uint8), ((0, 0), (0, nibbles.shape[1] % 2)))
@@ -97,7 +97,7 @@ class Numbers(NamedTuple):
     tables: np.ndarray
     """`(4, 16)`: the same for every position."""
     error: float
-    """How far a sum of entries is from its number at most."""
+    """The most that a sum of entries can differ from its number."""
 
     @classmethod
     def of(cls, values: np.ndarray) -> Numbers:
@@ -119,8 +119,8 @@ class Numbers(NamedTuple):
 class FastScan:
     """Packed rows `(rows, M / 2)`, uint8, the low nibble first, in the layout of FAISS; they are copied.
 
-    All tables are rounded to the same steps, so that one with large entries coarsens all. `copies` `(M,)` says in how
-    many equal parts each is added up.
+    All tables are rounded with the same step, so one with large entries makes all of them coarser. `copies` `(M,)` says
+    into how many equal parts each table is split.
 
     ConfigurationError if FAISS is not installed.
     """
@@ -161,9 +161,9 @@ class FastScan:
         return Found(ids, found, errors + 1e-12 * (np.abs(offset) + total))
 
     def _found(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """What FAISS finds; asked again where rows are lacking, until it gives the same twice.
+        """What FAISS finds; if rows are missing, the search is repeated until it gives the same result twice.
 
-        FAISS 1.15 has been seen to find nothing at first, of an index and a query of which it then found all.
+        FAISS 1.15 has been seen to find nothing at first, and everything when the same search was repeated.
         """
         scores, ids = self._index.search(query, count)
         while (ids < 0).any():
@@ -173,7 +173,7 @@ class FastScan:
         return scores, ids
 
     def _complete(self, ids: np.ndarray, scores: np.ndarray, least: np.ndarray) -> None:
-        """Put other rows where ids are −1: FAISS does not give rows whose sum is 0, which score the least."""
+        """Fill in rows where ids are −1: FAISS omits rows whose sum is 0, the lowest score."""
         for position in np.flatnonzero(ids[:, -1] < 0):
             known = ids[position][ids[position] >= 0]
             lacking = ids.shape[1] - len(known)
@@ -181,16 +181,16 @@ class FastScan:
             scores[position, len(known) :] = least[position]
 
     def _scale(self, widest: np.ndarray, total: np.ndarray) -> np.ndarray:
-        """`(positions,)`: what entries are multiplied by, so that the largest is 255 and no sum too large."""
+        """The factors `(positions,)` that make the largest entry 255, with no sum too large."""
         scale = LARGEST / np.maximum(widest, TINY)
-        if self._spare:  # rounding adds ½ to every entry at most
+        if self._spare:  # rounding adds at most ½ to every entry
             scale = np.minimum(scale, (LARGEST_SUM - LARGEST - self.tables) / np.maximum(total, TINY))
         return np.where(widest < TINY, 1.0, scale)
 
     def _query(self, entries: np.ndarray, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`(positions, 15 · tables)`: what FAISS multiplies by 1, since one table has a span of 255.
+        """The query `(positions, 15 · tables)`, which FAISS scales by 1, since one table has a span of 255.
 
-        And `(positions, 1)`, the sums of first entries, which are to be added to what it finds.
+        Also `(positions, 1)`, the sums of first entries, which must be added to the scores it finds.
         """
         used = np.zeros((len(entries), self._index.M, ENTRIES), dtype=np.float32)
         used[:, : len(self._sources)] = entries.astype(np.float32).take(self._sources, axis=1)
@@ -202,7 +202,7 @@ class FastScan:
 
 
 def copies(spans: np.ndarray, share: float = 0.25) -> np.ndarray:
-    """In how many parts `(M,)` to add up tables of such spans `(M,)`, for at most that share of tables more."""
+    """How many parts `(M,)` to split tables with these `spans` `(M,)` into, adding at most this share of tables."""
     low, high = spans.sum() / len(spans) * 1e-3, spans.max() + TINY
     for _ in range(40):
         middle = (low + high) / 2
@@ -212,14 +212,14 @@ def copies(spans: np.ndarray, share: float = 0.25) -> np.ndarray:
 
 
 def _repeated(plane: np.ndarray, copies: np.ndarray) -> np.ndarray:
-    """Packed rows with every nibble as often as `copies` `(M,)` say."""
+    """Packed rows with every nibble repeated as `copies` `(M,)` says."""
     nibbles = np.repeat(np.stack([plane & 15, plane >> 4], axis=2).reshape(len(plane), -1), copies, axis=1)
     nibbles = np.pad(nibbles, ((0, 0), (0, nibbles.shape[1] % 2)))
     return nibbles[:, ::2] | nibbles[:, 1::2] << 4
 
 
 def _index(plane: np.ndarray) -> Any:
-    """The index of FAISS over packed rows."""
+    """The FAISS index over packed rows."""
     faiss: Any = import_module("faiss")
     tables = 2 * plane.shape[1]
     whole = faiss.IndexPQ(tables * (ENTRIES - 1), tables, 4, faiss.METRIC_INNER_PRODUCT)

@@ -20,7 +20,7 @@ from codehead.errors import ConfigurationError
 
 
 class Agreement(NamedTuple):
-    """A rule for the counts, both integers: twice the agreements `(…, V)` and the support sizes s, `(V,)` or `(1,)`.
+    """A rule for two integer counts: twice the agreements `(…, V)`, and the support sizes s, `(V,)` or `(1,)`.
 
     Twice, because a bit logit of exactly 0 is half an agreement, as in `hamming`.
     """
@@ -47,7 +47,7 @@ def laplacian(bit_logits: Tensor) -> Agreement:
 
 @DECODERS.register("beta_density")
 def beta_density(bit_logits: Tensor) -> Agreement:
-    """A pessimistic bound of the agreement: see `codehead.decoding.hard_bits`."""
+    """A pessimistic bound on the agreement: see `codehead.decoding.hard_bits`."""
     return Agreement(torch.sign(bit_logits), bounds)
 
 
@@ -61,18 +61,18 @@ def beta_density(bit_logits: Tensor) -> Agreement:
 
 THIRD = 1 / 3
 NODES = 32
-"""Of the Gauss–Legendre rule."""
+"""Nodes of the Gauss–Legendre rule."""
 STEPS = 60
-"""Of Newton's method at most; about six are needed."""
+"""The most steps of Newton's method; about six are needed."""
 ENOUGH = 1e-10
-"""The step that is the last: the number of right digits doubles with each."""
+"""The step size at which to stop: each step doubles the number of correct digits."""
 CHUNK = 2**13
 """Bounds computed at a time."""
 
 
 def bounds(doubled: Tensor, support: Tensor) -> Tensor:
     """The scores `(…, V)` for twice the agreements `(…, V)`, 0 … 2s, and the support sizes s, `(V,)` or `(1,)`."""
-    if doubled.is_meta:  # which sizes occur cannot be seen
+    if doubled.is_meta:  # its sizes are unknown
         return doubled
     sizes, index = support.unique(return_inverse=True)
     rows = [bounds_of_size(int(size)) for size in sizes]
@@ -91,8 +91,7 @@ def bounds_of_size(size: int) -> Tensor:
 def _bounds(alpha: Tensor, beta: Tensor) -> Tensor:
     """Newton's method for the distance from the mode.
 
-    The mass grows with the distance and ever more slowly, since ψ falls away from its mode: so every step falls short
-    of the root, and none goes too far.
+    The mass grows with the distance, ever more slowly since ψ falls away from its mode, so no step overshoots the root.
     """
     size = alpha + beta
     mode = torch.where(size > 0, alpha / size.clamp(min=1), 0.5)  # without symbols ψ is flat, and has no mode
@@ -137,10 +136,10 @@ def _density(t: Tensor, alpha: Tensor, beta: Tensor, log_norm: Tensor) -> Tensor
 LARGEST = 4096
 """The largest matrix that is inverted, in rows: 128 MiB of float64."""
 TOLERANCE = 1e-11
-"""Eigenvalues below this share of the largest are zeros."""
+"""Eigenvalues below this share of the largest count as zero."""
 
 _inverses: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""The inverse of a code, by the working copy of its coding matrix, which a table keeps as long as its planes."""
+"""Inverses, keyed by the working copy of the coding matrix, which a table keeps as long as its planes."""
 
 
 class Mixture(NamedTuple):
@@ -179,12 +178,12 @@ def _inverse(table: CodewordTable) -> Tensor:
     if rows > LARGEST:
         raise ConfigurationError(
             f"decoder 'inverse_hamming' has to invert a matrix of {rows} × {rows} numbers for {table.num_classes} "
-            f"codewords of length {table.length}, which takes {8 * rows**2:,} bytes; the most are {LARGEST} rows: use "
+            f"codewords of length {table.length}, which takes {8 * rows**2:,} bytes; the limit is {LARGEST} rows: use "
             "a shorter code or another decoder"
         )
     signs = table.signs()
     if signs not in _inverses:
-        with torch.inference_mode(False), torch.no_grad():  # it may serve in training later
+        with torch.inference_mode(False), torch.no_grad():  # it may be used in training later
             _inverses[signs] = _of_distances(signs) if _is_small(table) else _of_gram(signs)
     found: Tensor = _inverses[signs]
     return found

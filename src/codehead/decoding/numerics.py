@@ -1,4 +1,4 @@
-"""In what precision scores are computed, and in which order equal ones are ranked."""
+"""The precision in which scores are computed, and the order in which equal scores are ranked."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from codehead.errors import ConfigurationError, DataError
 
 NARROW = 1e3
-"""Up to this size, sums of some hundred bit logits in float32 are right to a hundredth."""
+"""Up to this size, sums of a few hundred bit logits in float32 are accurate to 0.01."""
 UNEVEN = 1e8
 """Beyond this size, a bit logit of about 1 hardly changes a sum in float64."""
 LARGEST = 1e300
-"""Sums of some thousand numbers up to this size do not overflow float64."""
+"""Sums of a few thousand numbers up to this size do not overflow float64."""
 
 
 def require_real(name: str, values: Tensor) -> None:
@@ -33,7 +33,7 @@ def require_whole(name: str, values: Tensor) -> None:
 
 
 def wide(values: Tensor) -> Tensor:
-    """In float32, or float64 if they are: sums of many bits rounded to bfloat16 would tie."""
+    """The values in float32, or in float64 if they already are: sums of many bits rounded to bfloat16 would tie."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -57,17 +57,17 @@ def is_uneven(values: Tensor) -> bool:
 
 
 def _largest(values: Tensor) -> float:
-    """The largest absolute value, NaN if there is one; 0 where looking would wait for a device or break a graph."""
+    """The largest absolute value, NaN if there is one; 0 where checking would wait for a device or break a graph."""
     if values.device.type != "cpu" or torch.compiler.is_compiling() or not values.numel():
         return 0.0
     return float(values.detach().abs().max())
 
 
 def narrowed(scores: Tensor, dtype: torch.dtype, *, shifted: bool) -> Tensor:
-    """Scores `(…, V)` in a dtype that may not hold them: what is out of its range becomes its end.
+    """Scores `(…, V)` in a dtype that may not hold them: those beyond its range are clamped.
 
-    `shifted` log-likelihoods, which are defined up to a constant of the position, have their best at 0: so no
-    probability is lost.
+    If `shifted`, scores that are log-likelihoods up to a constant per position are shifted so that the best is 0 and
+    no probability is lost.
     """
     if scores.dtype == dtype:
         return scores
@@ -78,7 +78,7 @@ def narrowed(scores: Tensor, dtype: torch.dtype, *, shifted: bool) -> Tensor:
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[None]:
-    """Switches automatic mixed precision off on such a device."""
+    """Switch off automatic mixed precision on devices of this type."""
     return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()
 
 
@@ -94,14 +94,14 @@ def top_k(scores: Tensor, k: int, ties: str | int = "lowest") -> Tensor:
     num_classes = scores.shape[-1]
     check_range(num_classes, k)
     if k == 1 and ties == "lowest":
-        return scores.argmax(-1, keepdim=True)  # of equal ones the first
+        return scores.argmax(-1, keepdim=True)  # the first of equal scores
     rank = _tie_rank(num_classes, ties).to(scores.device)
     if scores.device.type != "cpu" or torch.compiler.is_compiling():  # looking for ties would wait for the device
         return _exact(scores, rank, k)
     values, ids = torch.topk(scores, k, dim=-1)
     best = _in_order(ids, values, rank)[0]
     least = values[..., -1:]
-    cut = (scores == least).sum(-1) > (values == least).sum(-1)  # equal scores on both sides of the end
+    cut = (scores == least).sum(-1) > (values == least).sum(-1)  # equal scores on both sides of the cut
     if cut.any():
         best[cut] = _exact(scores[cut], rank, k)
     return best
@@ -114,7 +114,7 @@ def check_range(num_classes: int, k: int) -> None:
 
 
 def _exact(scores: Tensor, rank: Tensor, k: int) -> Tensor:
-    """The whole rule at once, whatever is equal."""
+    """The k best by the full rule, however many scores are equal."""
     if scores.dtype == torch.float64:
         return _by_sorting(scores, rank)[..., :k]
     return torch.topk(_unique_keys(scores, rank), k, dim=-1).indices
@@ -137,7 +137,7 @@ def top_k_among(
 
 
 def _by_sorting(scores: Tensor, rank: Tensor) -> Tensor:
-    """Stable sorting keeps the order of equal scores, so listing the tokens by rank first is the whole rule."""
+    """Stable sorting keeps the order of equal scores, so it is enough to list the tokens by rank first."""
     order = rank.argsort()
     return order[torch.sort(scores[..., order], dim=-1, descending=True, stable=True).indices]
 

@@ -1,8 +1,8 @@
-"""The k best tokens by scanning packed codewords, exactly: nothing is as wide as the vocabulary.
+"""The exact k best tokens by scanning packed codewords, without tensors as wide as the vocabulary.
 
-A scan ranks all tokens by scores that are rounded, with a known error, and gives the best of them. Those that may be
-among the k best are scored exactly, in float64; where tokens that were not given might be too, more are taken, and at
-last all are scored, some at a time. Equal scores are ordered by token id.
+A scan ranks all tokens by rounded scores with a known error, and returns the best. Those that may be among the k best
+are then scored exactly, in float64. If tokens that were not returned might be among them, more are taken, and finally
+all are scored, some at a time. Equal scores are ordered by token id.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from codehead.decoding.numerics import no_autocast, wide
 from codehead.errors import ConfigurationError
 
 FIRST = 64
-"""Tokens taken at first, beyond k."""
+"""Tokens taken in the first round, beyond k."""
 MORE = 16
-"""How many times as many are taken next, before all are scored."""
+"""How many times as many are taken in the second round, before all are scored."""
 CHUNK = 2**13
-"""Tokens that are worked on at a time."""
+"""Tokens processed at a time."""
 ROUNDING = 2.0**-23
 """Twice the relative error of a float32 operation."""
 
 
 class Query(NamedTuple):
-    """What positions ask of tokens: weights of their bits, 1 or 0, in float64."""
+    """The weights that positions give to the bits (1 or 0) of tokens, in float64."""
 
     bits: np.ndarray
-    """`(positions, 8 · bytes)`: of the packed codewords, the signs and then the support."""
+    """`(positions, 8 · bytes)`: weights of packed codewords, the signs and then the support."""
     extra: np.ndarray
-    """`(positions, 8 · bytes)`: of the extra bits."""
+    """`(positions, 8 · bytes)`: weights of the extra bits."""
     rows: np.ndarray
-    """`(positions, K)`: added to the scores of listed tokens."""
+    """`(positions, K)`: added to the scores of tokens with dense rows."""
     constant: np.ndarray
     """`(positions,)`: added to all scores."""
     extra_constant: np.ndarray
     """`(positions,)`: added to scores of tokens with extra bits."""
 
     def at(self, positions: int | list[int]) -> Query:
-        """Some positions, or what one asks."""
+        """The query of some positions, or of one."""
         return Query(*(part[positions] for part in self))
 
     @classmethod
@@ -69,16 +69,16 @@ class Query(NamedTuple):
 
 
 class _Scanner(Protocol):
-    """Some tokens whose scores can be ranked roughly."""
+    """Ranks some tokens by approximate scores."""
 
     def search(self, weights: np.ndarray, constant: np.ndarray, count: int) -> Found:
-        """The `count` best for weights `(positions, bits)` and what `(positions,)` is added to their sums."""
+        """The `count` best for weights `(positions, bits)`, with a constant `(positions,)` added to their sums."""
         ...
 
 
 @final
 class _Fast:
-    """By FAISS, on the CPU."""
+    """A scan by FAISS, on the CPU."""
 
     def __init__(self, plane: np.ndarray, bias: np.ndarray | None) -> None:
         self.numbers = None if bias is None else Numbers.of(bias)
@@ -94,7 +94,7 @@ class _Fast:
 
 @final
 class _Chunked:
-    """By torch, on any device, in float32: some tokens at a time, of which the best are kept."""
+    """A scan by torch, on any device, in float32: some tokens at a time, keeping the best."""
 
     def __init__(self, plane: np.ndarray, bias: np.ndarray | None, device: Any) -> None:
         self.plane = torch.from_numpy(plane).to(device)
@@ -116,25 +116,25 @@ class _Chunked:
         return scores if self.bias is None else scores + self.bias[some]
 
     def _errors(self, weights: np.ndarray, constant: np.ndarray) -> np.ndarray:
-        """As many roundings as there are additions, each of the sum of all magnitudes at most."""
+        """One rounding error per addition, each relative to at most the sum of all magnitudes."""
         size = np.abs(weights).sum(1) + np.abs(constant)
         size = size + (0.0 if self.bias is None else float(self.bias.abs().max()))
         return np.asarray(ROUNDING * (weights.shape[1] + 4) * size)
 
 
 class _Section(NamedTuple):
-    """Tokens that are scored alike."""
+    """Tokens that all have, or all lack, extra bits and dense rows."""
 
     ids: np.ndarray
     """`(tokens,)`, ascending."""
     extra: bool
     """Whether they have extra bits."""
     listed: np.ndarray | None
-    """`(tokens,)`: which rows are theirs; None if they have none."""
+    """`(tokens,)`: the index of each token's dense row; None if they have none."""
     scanner: _Scanner
 
     def search(self, query: Query, count: int) -> Found:
-        """The `count` best tokens; those that have a row all, since it may add anything."""
+        """The `count` best tokens; all tokens if they have dense rows, which may add anything."""
         weights, constant = query.bits, query.constant
         if self.extra:
             weights, constant = np.concatenate([weights, query.extra], axis=1), constant + query.extra_constant
@@ -144,13 +144,13 @@ class _Section(NamedTuple):
         return Found(self.ids[places], scores, errors)
 
     def given(self, count: int) -> int:
-        """How many tokens it gives where `count` are asked for."""
+        """How many tokens `search` returns for this `count`."""
         return min(count, len(self.ids)) if self.listed is None else len(self.ids)
 
 
 @final
 class Scan:
-    """The tokens of a table, with what corrections add to them; `fast` chooses FAISS instead of torch."""
+    """Scans the tokens of a table, with their corrections; `fast` chooses FAISS instead of torch."""
 
     def __init__(self, table: CodewordTable, corrections: Corrections | None = None, *, fast: bool = True) -> None:
         assert table.sign_plane is not None  # an implicit code has nothing to scan
@@ -169,7 +169,7 @@ class Scan:
         self.sections = [self._section(*some) for some in self._parted()]
 
     def _parted(self) -> Iterator[tuple[np.ndarray, bool, bool]]:
-        """The ids of tokens that are scored alike, and whether they have extra bits and rows."""
+        """The ids of the tokens of each section, and whether they have extra bits and dense rows."""
         extra, listed = np.zeros((2, self.num_classes), dtype=bool)
         extra[self.members], listed[self.listed] = True, True
         for has_extra, has_row in ((False, False), (True, False), (False, True), (True, True)):
@@ -214,7 +214,7 @@ class Scan:
             yield (best, scores) if all(scores[-1] > other[position] for other in rest) else None
 
     def exact(self, query: Query, ids: np.ndarray) -> np.ndarray:
-        """Scores `(tokens,)` of some tokens for what one position asks, in float64."""
+        """Scores `(tokens,)` of some tokens for the query of one position, in float64."""
         scores = _sums(self.plane[ids], query.bits) + query.constant
         if len(self.members):
             place, known = _find(self.members, ids)
@@ -236,50 +236,50 @@ class Scan:
 
 
 def _sums(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sums `(tokens,)` of weights `(8 · bytes,)` where packed rows `(tokens, bytes)` have a 1; the same for equal rows.
+    """Sums `(tokens,)` of weights `(8 · bytes,)` where packed rows `(tokens, bytes)` have a 1; equal for equal rows.
 
-    Not as a matrix product, which may add up one row in another order than the next.
+    Not a matrix product, which may add up different rows in different orders.
     """
     bits = np.unpackbits(rows, axis=1, bitorder="little")
     return np.asarray((bits * weights).sum(axis=1))
 
 
 def _find(known: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where those of the ids that are among `known` ones, which ascend, stand there, and which these are."""
+    """The places in `known` (ascending) of those ids that occur there, and a mask of these ids."""
     place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
     found = known[place] == ids
     return place[found], found
 
 
 def _in_order(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best, equal ones by id."""
+    """The k best, with equal scores ordered by id."""
     order = np.lexsort((ids, -scores))[:k]
     return ids[order], scores[order]
 
 
 IMPLEMENTATIONS = ("auto", "plain", "scan")
 MOST = 2**10
-"""Tokens to be found, or positions of a packed code, above which it is."""
+"""The most tokens to find, or positions of a packed code, in a scan: beyond, scoring all tokens is as fast."""
 AROUND = 1e6
-"""Bytes that could be read in the time that the scan of a position takes beside reading codewords."""
+"""Time to scan a position, beyond reading codewords, as bytes that could be read meanwhile."""
 LISTED = 1400
-"""And in the time that a token with a dense row takes: all of these are ranked."""
+"""The same for each token with a dense row, since all of these are ranked."""
 SHARED = 8
-"""Positions that a matrix is multiplied with in the time in which it is read."""
+"""Positions that a matrix can be multiplied with in the time it takes to read it."""
 FLOAT = 32
 """Bits of a symbol in the matrix that a product reads."""
 WIDE = 32
-"""Bytes of every score that is formed: it is written and read several times."""
+"""Bytes moved per score in a product: it is written and read several times."""
 
 
 class Choice(NamedTuple):
-    """How the best tokens are found, and why so."""
+    """How the best tokens are found, and why."""
 
     impl: str
     """"plain" scores all tokens; "scan" only those that may be the best, by FAISS or by torch."""
     why: str
     fast: bool = False
-    """Whether it is FAISS that scans."""
+    """Whether FAISS does the scan."""
 
 
 def refusal(table: CodewordTable, decoder: str) -> str | None:
@@ -287,7 +287,7 @@ def refusal(table: CodewordTable, decoder: str) -> str | None:
     if table.is_implicit:
         return "the code one_vs_all has no codewords: its bit logits are the scores"
     if not _adds_up(DECODERS.get(decoder)):
-        return f"the scores of decoder {decoder!r} are no sums over bits; choose decoder='likelihood'"
+        return f"the scores of decoder {decoder!r} are not sums over bits; choose decoder='likelihood'"
     return None
 
 
@@ -300,10 +300,10 @@ def _adds_up(part: Decoder) -> bool:
 def choose(
     impl: str, table: CodewordTable, decoder: str, corrections: Corrections | None = None, *, k: int = 1, size: int = 1
 ) -> Choice:
-    """What `impl` comes to for k tokens at so many positions (`size`).
+    """What `impl` means for k tokens at `size` positions.
 
     Raises:
-        ConfigurationError: `impl` is unknown, or "scan" where that is impossible.
+        ConfigurationError: `impl` is unknown, or is "scan" where that is impossible.
     """
     if impl not in IMPLEMENTATIONS:
         raise ConfigurationError(f"unknown impl {impl!r}; choose one of {', '.join(IMPLEMENTATIONS)}")
@@ -333,11 +333,11 @@ def choose(
 
 
 def pays(table: CodewordTable, corrections: Corrections | None, size: int) -> bool:
-    """Whether so many positions are scanned faster than multiplied with all codewords, by the bytes that both read.
+    """Whether scanning `size` positions is faster than multiplying them by all codewords, judged by the bytes read.
 
-    A position is scanned for itself; a product reads the codewords, as float32, once for all positions.
+    Each position is scanned separately; a product reads the codewords, as float32, once for all positions.
     """
-    if table.packed:  # nothing is read once for all
+    if table.packed:  # no reading is shared by positions
         return size <= MOST
     refinement = None if corrections is None else corrections.refinement
     tables = [table] if refinement is None else [table, refinement.table]
@@ -358,13 +358,13 @@ def scan_of(table: CodewordTable, corrections: Corrections | None, fast: bool) -
     kept = _KEPT.get(table)
     if kept is None or kept[0][0] != made_from:
         with torch.inference_mode(False), torch.no_grad():
-            kept = ((made_from, tensors), Scan(table, corrections, fast=fast))  # tensors that live keep their ids
+            kept = ((made_from, tensors), Scan(table, corrections, fast=fast))  # tensors that stay alive keep their ids
         _KEPT[table] = kept
     return kept[1]
 
 
 def _tensors(table: CodewordTable, corrections: Corrections | None) -> list[Tensor]:
-    """All that a scan is made from; modules would take as long to list them as FAISS to scan."""
+    """All tensors that a scan is made from; listing them through modules would take as long as a FAISS scan."""
     found = [table.sign_plane, table.support_plane]
     if corrections is not None:
         found += [corrections.token_bias, corrections.shortlist]
@@ -379,12 +379,12 @@ def best_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Ids and scores `(…, k)` of the best tokens for outputs `(…, n)`, with corrections `(…, n + m + K)`.
 
-    Exact, equal scores by id. Outputs must be finite.
+    Exact; equal scores are ordered by id. Outputs must be finite.
     """
     flat = outputs.reshape(-1, outputs.shape[-1]).double()
     with no_autocast(outputs.device.type):
         part = DECODERS.get(decoder)
-        assert not isinstance(part, FittedDecoder)  # `refusal` has seen to it
+        assert not isinstance(part, FittedDecoder)  # `refusal` has checked it
         form = part(flat[:, : table.length])
         assert isinstance(form, Terms)
         query = Query.of(form, table, corrections, flat[:, table.length :])

@@ -1,4 +1,4 @@
-"""Decoders of soft bits that are no single bilinear form: exponential loss, loss-weighted, probabilistic."""
+"""Decoders of soft bits that are not one bilinear form: exponential loss, loss-weighted, probabilistic."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ RowWeights = Callable[[slice, Tensor], Tensor]
 class LogExponentialLoss(NamedTuple):
     """−log Σ_j w_j e^(−c_j z_j); the logarithm ranks as the sum does, and is finite where that overflows.
 
-    e^(∓z) = cosh z ∓ sinh z would make the sum a bilinear form, but one that cancels: a token that agrees with a bit of
-    z = 20 differs from the others by 10⁻⁹ of a term. So +1, −1 and 0 are told apart and only positive numbers added:
-    two matrix products, with matrices made anew for every call. Positions with a margin of which e^±z is out of range
-    are summed by logarithms, codeword by codeword. (Not inside a compiled graph, where that margin counts as LARGEST.)
+    e^(∓z) = cosh z ∓ sinh z would make the sum a bilinear form, but with cancellation: a token that agrees with a bit
+    of z = 20 differs from the others by 10⁻⁹ of a term. So +1, −1 and 0 are kept apart and only positive numbers added:
+    two matrix products, with matrices built anew for every call. Positions with a margin whose e^±z is out of range are
+    summed in logarithms, codeword by codeword. (Not inside a compiled graph, where such a margin counts as LARGEST.)
     """
 
     bit_logits: Tensor
@@ -75,7 +75,7 @@ class LogExponentialLoss(NamedTuple):
         return torch.cat(parts, dim=-1)
 
     def _losses(self, plus: Tensor, minus: Tensor, rows: slice, codewords: Tensor) -> Tensor:
-        """Σ_j w_j e^(−c_j z_j) `(…, rows)`, from e^(−z), which a +1 costs, and e^z, which a −1 costs."""
+        """Σ_j w_j e^(−c_j z_j) `(…, rows)`, from e^(−z), the loss of a +1, and e^z, that of a −1."""
         weights = None if self.weights is None else self.weights(rows, codewords)
         signed = codewords if weights is None else weights * codewords
         zeros = (codewords == 0).to(codewords) if weights is None else weights * (codewords == 0)
@@ -99,14 +99,14 @@ def loss_exponential(bit_logits: Tensor) -> LogExponentialLoss:
 #
 # H(v, j) is the share of the tokens of class v whose hard bit j equals c_vj; at a zero it is 0. The weights are
 # W(v, j) = H(v, j) / Σ_j H(v, j): normalised over the row of a class, not over the classes of a column. The number of
-# tokens of a class cancels, so the hits themselves are kept. A class without a hit, as one that was never seen, weighs
-# its non-zero positions equally (all its positions if it has none).
+# tokens of a class cancels, so the hits themselves are kept. A class without hits, such as one never seen, weighs its
+# non-zero positions equally (all its positions if it has none).
 
 
 HITS = "hits"
 """`(V, n)`: how often the bit of a class was right."""
 MOST_WEIGHTS = 2**28
-"""The most weights that are kept, of 4 bytes each (1 GiB)."""
+"""The most weights that a decoder may have, of 4 bytes each (1 GiB)."""
 
 
 class WeightedMargins(NamedTuple):
@@ -122,14 +122,14 @@ class WeightedMargins(NamedTuple):
 
 
 class LossWeighted(FittedDecoder):
-    """What the weighted decoders share: how their weights are counted."""
+    """Base of the weighted decoders: counts their weights."""
 
     def shapes(self, table: CodewordTable) -> dict[str, tuple[int, ...]]:
         numbers = table.num_classes * table.length
         if numbers > MOST_WEIGHTS:
             raise ConfigurationError(
                 f"a loss-weighted decoder needs a weight for each of {table.num_classes} classes and {table.length} "
-                f"columns, {4 * numbers:,} bytes; the most are {4 * MOST_WEIGHTS:,}, so for this many classes a code "
+                f"columns, {4 * numbers:,} bytes; the limit is {4 * MOST_WEIGHTS:,}, for this many classes a code "
                 f"of length {MOST_WEIGHTS // table.num_classes}: use a shorter code or another decoder"
             )
         return {HITS: (table.num_classes, table.length), SEEN: (table.num_classes,)}
@@ -174,8 +174,8 @@ DECODERS.register("loss_weighted_exponential")(ExponentialLossWeighted())
 # P(c_j | z_j) = 1 / (1 + e^(c_j (A_j z_j + B_j))) is Platt's sigmoid, A and B fitted to every column. K is the
 # probability of the words that belong to no class, shared equally by the V classes: K = (1 − Σ_v Π_v) / V, which makes
 # the probabilities of all classes sum to 1; it is 0 where codewords with zeros overlap and the products exceed 1
-# together. It changes no ranking, so tokens are ranked by the logarithm of their product, which keeps apart what K
-# would drown.
+# together. It changes no ranking, so tokens are ranked by the logarithm of their product, which keeps apart values that
+# K would swamp.
 
 
 SIGMOIDS = "sigmoids"
@@ -183,7 +183,7 @@ SIGMOIDS = "sigmoids"
 
 
 class WithUnclaimed(NamedTuple):
-    """Log-probabilities of codewords, to which the share K of the unclaimed words is still to be added."""
+    """Log-probabilities of codewords, still without the share K of the unclaimed words."""
 
     terms: Terms
 
@@ -195,7 +195,7 @@ class WithUnclaimed(NamedTuple):
 
 
 class Probabilistic(FittedDecoder):
-    """See the module."""
+    """log(Π P(c_j | z_j) + K): see the comment above."""
 
     def shapes(self, table: CodewordTable) -> dict[str, tuple[int, ...]]:
         return {SIGMOIDS: (2, table.length), SEEN: (1,)}
@@ -229,7 +229,7 @@ HALVINGS = 30
 RIDGE = 1e-12
 """Added to the diagonal of the Hessian, which is singular where all outputs of a column are equal."""
 ENOUGH = 1e-10
-"""The slope of the loss, per token, at which a column is done."""
+"""The slope of the loss, per token, at which a column has converged."""
 
 
 def fit_sigmoids(outputs: Tensor, symbols: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ def fit_sigmoids(outputs: Tensor, symbols: Tensor) -> Tensor:
     """
     counts = symbols.abs()
     positive, negative = (symbols > 0).sum(0), (symbols < 0).sum(0)
-    # Not 1 and 0 but a little less sure, as a uniform prior has it: a column that separates its tokens stays finite.
+    # Not 1 and 0 but slightly softer, from a uniform prior: a column that separates its tokens stays finite.
     targets = torch.where(symbols > 0, (positive + 1) / (positive + 2), 1 / (negative + 2.0))
     line = torch.stack([torch.zeros_like(outputs[0]), torch.log((positive + 1.0) / (negative + 1.0))])
     loss = _loss(line, outputs, targets, counts)
@@ -273,7 +273,7 @@ def _newton(line: Tensor, outputs: Tensor, targets: Tensor, counts: Tensor) -> t
 def _descend(
     line: Tensor, step: Tensor, fall: Tensor, loss: Tensor, outputs: Tensor, targets: Tensor, counts: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Take the step in every column, halved until the loss falls; a column where it never does stays."""
+    """Take the step in every column, halved until the loss falls; a column where it never does is left as it was."""
     size = torch.ones_like(fall)
     for _ in range(HALVINGS):
         new_loss = _loss(line + size * step, outputs, targets, counts)

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 IN_CHAIN = "chain."
-"""Before the names of the parameters that a chain has in the decision layer."""
+"""Prefix of the names of a chain's parameters in the decision layer."""
 
 
 def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Module:
@@ -41,13 +41,13 @@ def build(name: str, hidden_size: int, num_bits: int, **options: Any) -> nn.Modu
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError for a head that is none, or an option that it does not have."""
+    """Raise ConfigurationError for an unknown head, or an option that it does not have."""
     head = HEADS.get(name)
     check_options(f"head {name!r}", head, options, list(inspect.signature(head).parameters)[2:])
 
 
 def shapes(name: str, hidden_size: int, num_bits: int, **options: Any) -> dict[str, tuple[int, ...]]:
-    """The parameters of such a head by name, without allocating it; of a chain, also those in the decision layer."""
+    """Shapes of a head's parameters by name, without allocating it; for a chain, also those in the decision layer."""
     with torch.device("meta"):
         head = build(name, hidden_size, num_bits, **options)
         chain = Chain.of(head)
@@ -56,5 +56,5 @@ def shapes(name: str, hidden_size: int, num_bits: int, **options: Any) -> dict[s
 
 
 def count_parameters(name: str, hidden_size: int, num_bits: int, **options: Any) -> int:
-    """Parameters of such a head, counted without allocating it; of a chain, also those in the decision layer."""
+    """The number of a head's parameters, without allocating it; for a chain, also those in the decision layer."""
     return sum(math.prod(form) for form in shapes(name, hidden_size, num_bits, **options).values())

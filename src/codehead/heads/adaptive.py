@@ -6,8 +6,8 @@ https://arxiv.org/abs/1609.04309, in the form of `torch.nn.AdaptiveLogSoftmaxWit
     log p(v) = log softmax(A h)_v                                              for a frequent token v
     log p(v) = log softmax(A h)_cluster + log softmax(E_c D_c h)_v             for a token v of cluster c
 
-A has a row for every frequent token and for every cluster; from one cluster to the next, rarer one, the rank of E_c D_c
-is divided by `div_value`.
+A has a row for every frequent token and for every cluster; from each cluster to the next, rarer one, the rank of
+E_c D_c is divided by `div_value`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from codehead.heads.feedforward import HEADS, LowRankHead
 
 @HEADS.register("adaptive")
 class AdaptiveHead(nn.Module):
-    """Hidden states `(…, hidden)` → log-probabilities `(…, num_bits)` of as many tokens, in float32 or float64.
+    """Hidden states `(…, hidden)` → log-probabilities `(…, num_bits)` of `num_bits` tokens, in float32 or float64.
 
-    `cutoffs` are ranks in the order of frequency: the tokens before the first have rows of their own, every further
-    cutoff and the end of the vocabulary close a cluster. Cluster c = 1, 2, … has rank ⌊hidden / div_value^c⌋, at least
-    1. With `bias` every row of A and every token of a cluster has one.
+    `cutoffs` are ranks by frequency: tokens before the first have full rows; every further cutoff, and the end of the
+    vocabulary, closes a cluster. Cluster c = 1, 2, … has rank ⌊hidden / div_value^c⌋, at least 1. With `bias`, every
+    row of A and every token of a cluster has a bias.
 
     `weight` is A, `(cutoffs[0] + clusters, hidden)`. The buffer `order` `(num_bits,)`, int32, holds the rank of every
-    token: that of its id until `sort_by` is given counts.
+    token: its id, until `sort_by` is given counts.
     """
 
     log_probabilities = True
@@ -66,12 +66,12 @@ class AdaptiveHead(nn.Module):
         self.reset_parameters()
 
     def _rank(self, cluster: int, size: int) -> int:
-        """The rank of a cluster, counted from 1; refused if rows of their own would take no more room."""
+        """The rank of a cluster, counted from 1; an error if full rows would take no more room."""
         rank = max(1, int(self.hidden_size // self.div_value**cluster))
         if rank >= size:
             raise ConfigurationError(
-                f"cutoffs={self.edges[:-1]} leave {size} tokens to cluster {cluster}, which has rank {rank}, and rows "
-                "of their own would be no larger; omit that cutoff, or choose a larger div_value"
+                f"cutoffs={self.edges[:-1]} leave {size} tokens to cluster {cluster}, which has rank {rank}; full rows "
+                "would be no larger; omit that cutoff, or choose a larger div_value"
             )
         return rank
 
@@ -84,14 +84,14 @@ class AdaptiveHead(nn.Module):
             cluster.reset_parameters()  # type: ignore[operator]
 
     def integers(self) -> dict[str, Tensor]:
-        """What the `seal` is the checksum of."""
+        """The integers that `seal` protects."""
         return {"order": self.order}
 
     @torch.no_grad()
     def sort_by(self, counts: Tensor) -> None:
-        """Rank the tokens by how often they occur, counts `(num_bits,)`; among equals the lower id comes first.
+        """Rank the tokens by their `counts` `(num_bits,)`, most frequent first; equal counts by id.
 
-        ConfigurationError if the counts are of another shape. Training should not have begun: rows keep their ranks.
+        ConfigurationError if the counts have another shape. Call it before training: rows stay tied to ranks.
         """
         if counts.shape != self.order.shape:
             raise ConfigurationError(
@@ -118,12 +118,12 @@ class AdaptiveHead(nn.Module):
 
 
 def _log_softmax(scores: Tensor) -> Tensor:
-    """Over the last axis, in float32 or, for float64, in that: log-probabilities in bfloat16 would not sum to 1."""
+    """Over the last axis, in float32 or float64: probabilities in bfloat16 would not sum to 1."""
     return scores.log_softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def _checked(cutoffs: Any, num_bits: int) -> list[int]:
-    """The cutoffs as a list of whole numbers that rise from 1 or more to less than the number of tokens."""
+    """The cutoffs as a list of ascending whole numbers, at least 1 and less than the number of tokens."""
     known = isinstance(cutoffs, list | tuple) and cutoffs and all(type(value) is int for value in cutoffs)
     if not known or not all(before < after for before, after in pairwise([0, *cutoffs, num_bits])):
         raise ConfigurationError(

@@ -1,14 +1,14 @@
-"""Bits that see earlier bits: the likelihood of a codeword as a product along a tree.
+"""Bits conditioned on earlier bits: the likelihood of a codeword as a product along a tree.
 
-Independent bits give every token a score of its bits alone, so that a distribution in which one bit depends on
-another is out of their reach. Here the bits come in blocks, and each block is conditioned on the bits before it, as
-in classifier chains (J. Read et al., 2009) and the binary hierarchical Softmax (F. Morin, Y. Bengio, 2005), but with
-one set of weights per bit in place of one per inner node:
+Independent bits score every token bit by bit, so they cannot express a distribution in which one bit depends on
+another. Here the bits come in blocks, and each block is conditioned on the bits before it, as in classifier chains
+(J. Read et al., 2009) and the binary hierarchical Softmax (F. Morin, Y. Bengio, 2005), but with one set of weights
+per bit instead of one per inner node:
 
     z_i = w_i · act(f_b + B_b c_<b) + bias_i        for the bits i of block b, with c_<b ∈ {−1, +1} all earlier bits
     log p(v) = Σ_{i: free} log σ(c_vi z_i)
 
-A bit that the bits before it force, because only one of its values still leads to a codeword, has probability 1.
+A bit that is forced by the bits before it, because only one value still leads to a codeword, has probability 1.
 What remains is a binary decision at every branching of the tree of codewords, so the V likelihoods sum to 1 by
 construction, for any binary code without equal codewords.
 """
@@ -38,9 +38,9 @@ class Level(NamedTuple):
     parent: Tensor
     """`(M,)`: the prefix without this bit."""
     children: Tensor
-    """`(N, 2)`: the prefix that goes on with −1 and with +1; −1 where no codeword does."""
+    """`(N, 2)`: the prefixes extended by −1 and by +1; −1 where no codeword has such a prefix."""
     branching: Tensor
-    """`(B,)`: the prefixes that go on both ways. For all others the bit is forced."""
+    """`(B,)`: the prefixes that can be extended both ways. For all others the bit is forced."""
     row: Tensor
     """`(B,)`: which of the block's `prefixes` each of these begins with."""
 
@@ -49,7 +49,7 @@ class Block(NamedTuple):
     """Bits that are predicted from the same earlier bits."""
 
     prefixes: Tensor
-    """`(L, start)`, symbols ±1: the earlier bits after which some bit of the block is free, each set once."""
+    """`(L, start)`, symbols ±1: the distinct sets of earlier bits after which some bit of the block is free."""
     row: Tensor
     """`(N,)`: the row of every prefix that ends before the block; 0 for those that are not among them."""
     levels: list[Level]
@@ -60,7 +60,7 @@ class Trie(NamedTuple):
 
     blocks: list[Block]
     free: Tensor
-    """`(V, n)`, bool: whether the bit of a codeword is free, rather than forced by those before it."""
+    """`(V, n)`, bool: whether a bit of a codeword is free, not forced by those before it."""
     leaf: Tensor
     """`(V,)`: the last prefix of every class, which is its codeword."""
     classes: Tensor
@@ -113,7 +113,7 @@ def _member(node: Tensor) -> Tensor:
     return torch.empty(int(node.max()) + 1, dtype=torch.int64, device=node.device).index_put((node,), classes)
 
 
-# The chain head: features for blocks of bits, whose later blocks also see the bits before them.
+# The chain head: features for blocks of bits; later blocks are also given the bits before them.
 
 
 def block_starts(num_bits: int, block: int) -> list[int]:
@@ -126,10 +126,10 @@ class ChainHead(nn.Module):
     """Hidden states `(…, hidden)` → features `(…, blocks · width)` for a `Chain` in the decision layer.
 
     One linear map, without bias: `hidden · blocks · width` parameters. The n bits are cut into blocks of `block` bits,
-    the first of which takes the remainder. The `Chain` adds what the earlier bits say, applies the `activation` and has
-    the parameters of the bits.
+    the first of which takes the remainder. The `Chain` adds the contribution of earlier bits, applies the `activation`
+    and holds the parameters of the bits.
 
-    `weight` is three-dimensional, `(blocks, width, hidden)`, so that it is never taken for a Softmax matrix.
+    `weight` is three-dimensional, `(blocks, width, hidden)`, so that it is never mistaken for a Softmax matrix.
     """
 
     def __init__(
@@ -180,8 +180,8 @@ CHUNK_NUMBERS = 2**24
 class Chain(nn.Module):
     """Conditions blocks of bits on the bits before them; reads features `(…, blocks · width)` of a `ChainHead`.
 
-    Parameters: `weight` `(n, width)` and `bias` `(n,)` of the bits, `context` `(Σ_b start_b, width)`, the rows of every
-    B_b below each other (None with a single block).
+    Parameters: `weight` `(n, width)` and `bias` `(n,)` of the bits, and `context` `(Σ_b start_b, width)`, the stacked
+    rows of all B_b (None with a single block).
     """
 
     context: nn.Parameter | None
@@ -226,12 +226,12 @@ class Chain(nn.Module):
         if self.context is not None:
             hidden = features + codewords.to(features.dtype) @ self._dense_context()
         hidden = self.activation(hidden.unflatten(-1, (self.blocks, self.width)))
-        short = self.blocks * self.block - self.num_bits  # bits that the first block has too few
+        short = self.blocks * self.block - self.num_bits  # bits missing from the first block
         rows = F.pad(self.weight, (0, 0, short, 0)).unflatten(0, (self.blocks, self.block))
         return torch.einsum("...bd,bmd->...bm", hidden, rows).flatten(-2)[..., short:] + self.bias
 
     def check(self, table: CodewordTable) -> None:
-        """Refuse a code that is no tree for this chain; on the meta device, as far as can be seen there.
+        """Refuse a code that does not suit this chain; on the meta device, as far as can be checked there.
 
         Raises:
             ConfigurationError: the code has another length, is ternary or one_vs_all, has equal codewords, or is
@@ -257,12 +257,12 @@ class Chain(nn.Module):
             return self._current_trie(table)
         if self._trie is not None:  # nothing is written to inside a graph
             return self._trie[1]
-        return torch.compiler.disable(self._current_trie)(table)  # as a decorator it would load the compiler with this
+        return torch.compiler.disable(self._current_trie)(table)  # a decorator would load the compiler at import
 
     def _current_trie(self, table: CodewordTable) -> Trie:
         signs = table.signs()
         if self._trie is None or self._trie[0] is not signs:
-            with torch.inference_mode(False):  # it may serve in training later
+            with torch.inference_mode(False):  # it may be used in training later
                 trie = build_trie(signs, self.starts)
             _check_codewords(trie, table)
             self._trie = (signs, trie)
@@ -328,7 +328,7 @@ class Chain(nn.Module):
 def _check_codewords(trie: Trie, table: CodewordTable) -> None:
     if len(trie.classes) < table.num_classes:
         raise ConfigurationError(
-            f"head 'chain' needs a codeword of its own for every token, but {table.num_classes} tokens share "
+            f"head 'chain' needs a different codeword for every token, but {table.num_classes} tokens share "
             f"{len(trie.classes)}; choose a code without equal rows"
         )
     if not all(len(block.prefixes) for block in trie.blocks):
@@ -344,9 +344,9 @@ def _check_codewords(trie: Trie, table: CodewordTable) -> None:
 
 
 WIDTHS = (16, 128)
-"""Beams that are tried before all codewords are scored."""
+"""Beam widths that are tried before all codewords are scored."""
 WORTHWHILE = 16
-"""A beam is tried if there are so many times more codewords than it keeps."""
+"""A beam is tried if there are at least this many times more codewords than it keeps."""
 
 
 def best_tokens(
@@ -354,10 +354,10 @@ def best_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Ids and log-likelihoods `(…, k)` of the k most probable tokens for features `(…, blocks · width)`, best first.
 
-    Exact: the likelihood of a codeword is at most that of its prefix, so where every prefix that a beam has dropped is
-    less likely than the k-th token it found, nothing was missed. (That is certain once the beam is wider than 1 over
-    that token's probability, since w + 1 prefixes of one length cannot all have more than 1 / (w + 1).) Other
-    positions are searched again with a wider beam, and at last by scoring all tokens.
+    Exact: a codeword is at most as likely as its prefix, so nothing was missed if every prefix that a beam dropped is
+    less likely than the k-th token it found. (That is certain once the beam is wider than 1 over that token's
+    probability, since w + 1 prefixes of one length cannot all have more than 1 / (w + 1).) Other positions are searched
+    again with a wider beam, and finally by scoring all tokens.
 
     Raises:
         ConfigurationError: k or `ties` is out of range.
@@ -384,7 +384,7 @@ def best_tokens(
 def _search(
     chain: Chain, features: Tensor, table: CodewordTable, width: int, k: int, ties: str | int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and scores `(tokens, k)` found by a beam, and where `(tokens,)` they are surely the best."""
+    """Ids and scores `(tokens, k)` found by a beam, and where `(tokens,)` they are certainly the best."""
     trie, parts = chain.trie(table), []
     for some in features.split(max(1, CHUNK_NUMBERS // (width * chain.width))):
         leaves, scores, dropped = _beam(chain, some.unflatten(-1, (chain.blocks, chain.width)), trie, width)
@@ -397,7 +397,7 @@ def _search(
 def _beam(chain: Chain, features: Tensor, trie: Trie, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """The likeliest codewords and their log-likelihoods `(tokens, ≤ width)`, and that of the best prefix dropped.
 
-    `features` `(tokens, blocks, width)`. What fills a beam in place of a missing prefix has the score −∞.
+    `features` `(tokens, blocks, width)`. Placeholders for missing prefixes in a beam have the score −∞.
     """
     nodes = torch.zeros(len(features), 1, dtype=torch.int64, device=features.device)
     scores = features.new_zeros(len(features), 1)
@@ -416,7 +416,7 @@ def _beam(chain: Chain, features: Tensor, trie: Trie, width: int) -> tuple[Tenso
 
 
 def _extended(nodes: Tensor, scores: Tensor, logits: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """The prefixes one bit longer than `nodes` `(tokens, w)`, by 0 where there is none, and scores: `(tokens, 2w)`."""
+    """The prefixes one bit longer than `nodes` `(tokens, w)`, 0 where there is none, and scores: `(tokens, 2w)`."""
     children = level.children[nodes]
     exists = children >= 0
     steps = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=-1)

@@ -1,4 +1,4 @@
-"""The registry of heads, and those that are one or two matrix products: linear, low-rank, MTL."""
+"""The registry of heads, and the heads of one or two matrix products: linear, low-rank, MTL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADS: Registry[type[nn.Module]] = Registry("head")
 def gives_log_probabilities(head: nn.Module | type[nn.Module]) -> bool:
     """Whether the outputs of a head are log-probabilities of tokens, as its attribute `log_probabilities` says.
 
-    They are bit logits otherwise, or the features of a chain.
+    Otherwise they are bit logits, or the features of a chain.
     """
     return bool(getattr(head, "log_probabilities", False))
 
@@ -95,13 +95,13 @@ ACTIVATIONS.register("tanh")(torch.tanh)
 class MTLHead(nn.Module):
     """Hidden states `(…, hidden)` → bit logits `(…, num_bits)` by multi-task nodes.
 
-    Node i computes `w_i · act(W_i h)` with its own `W_i` of shape `(width, hidden)`; no biases unless asked for,
-    so there are `num_bits · (hidden · width + width)` parameters. With `groups`, the nodes are cut into so many blocks
-    of neighbours, as equal as can be, the larger ones first, and those of a block share their hidden layer:
-    `groups · hidden · width + num_bits · width` parameters; one group shares everything.
+    Node i computes `w_i · act(W_i h)` with its own `W_i` of shape `(width, hidden)`; without biases (the default) there
+    are `num_bits · (hidden · width + width)` parameters. `groups` divides the nodes into that many blocks of
+    neighbours, as equal as possible, larger ones first; the nodes of a block share their hidden layer:
+    `groups · hidden · width + num_bits · width` parameters. With one group, all nodes share it.
 
-    `weight` is three-dimensional, `(groups, width, hidden)`, on purpose: a checkpoint read without codehead can never
-    take it for the `(vocabulary, hidden)` matrix of a Softmax layer.
+    `weight` is three-dimensional, `(groups, width, hidden)`, on purpose: if a checkpoint is read without codehead,
+    it can never be mistaken for the `(vocabulary, hidden)` matrix of a Softmax layer.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class MTLHead(nn.Module):
         """`(…, hidden)` → `(…, num_bits)`."""
         bias = None if self.bias is None else self.bias.flatten()
         layers = self.activation(F.linear(hidden, self.weight.flatten(0, 1), bias))
-        if self.groups == self.num_bits:  # one product, where the loop below would be over single nodes
+        if self.groups == self.num_bits:  # one product instead of a loop over single nodes
             nodes = layers.unflatten(-1, (self.num_bits, self.width))
             bits = torch.einsum("...nd,nd->...n", nodes, self.output_weight)
         else:
@@ -165,14 +165,14 @@ class MTLHead(nn.Module):
 
 
 INTEGERS = (torch.int8, torch.uint8)
-"""What the weights of a rounded head are kept as."""
+"""The dtypes of the weights of a rounded head."""
 
 
 def last_map(head: nn.Module) -> list[Tensor]:
-    """The weight `(n, …)` and, if there is one, the bias `(n,)` that a row each makes the n bit logits.
+    """The weight `(n, …)` and, if there is one, the bias `(n,)` of the n bit logits, one row each.
 
-    They are `output_weight` and `output_bias` of a head that has them, otherwise weight and bias of a linear map; of a
-    head with dense rows, those of its bits. Of a weight in int8 or int4, the scales of its rows `(n, 1)` stand for it.
+    They are `output_weight` and `output_bias` of a head that has them, otherwise weight and bias of a linear map; for a
+    head with dense rows, those of its bits. A weight in int8 or int4 is represented by the scales of its rows `(n, 1)`.
     ConfigurationError if the head ends in something else, or its bias is in int8, with one scale for all bits.
     """
     bits: Any = head.bits if isinstance(head, ShortlistHead) else head
@@ -188,9 +188,9 @@ def last_map(head: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def scale_outputs(head: nn.Module, scales: Tensor) -> None:
-    """Multiply the bit logits of a head by `scales`, `(n,)`, or `(1,)` for all; dense rows stay.
+    """Multiply the bit logits of a head by `scales`, `(n,)`, or `(1,)` for all; dense rows are unchanged.
 
-    ConfigurationError as `last_map`.
+    ConfigurationError as for `last_map`.
     """
     for rows in last_map(head):
         precision = torch.promote_types(rows.dtype, torch.float32)
@@ -199,7 +199,7 @@ def scale_outputs(head: nn.Module, scales: Tensor) -> None:
 
 
 def _rows(module: Any, name: str) -> Tensor:
-    """The tensor whose rows, multiplied, multiply those of a weight."""
+    """The tensor whose rows to multiply in order to scale the rows of a weight."""
     if not parametrize.is_parametrized(module, name):
         rows: Tensor = getattr(module, name)
         return rows
