@@ -41,7 +41,7 @@ ExampleTokens = Annotated[
 ForwardExamples = Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Dtype of the weights: auto, float32, bfloat16, float16.")]
 
-PACKED = "Keep codewords packed in memory, at a 32nd of the bytes."
+PACKED = "Keep codewords packed in memory, in 1/32 of the bytes."
 Packed = Annotated[bool | None, typer.Option("--packed/--unpacked", help=PACKED, show_default="as the checkpoint says")]
 
 Bits = Annotated[int | None, typer.Option("--bits", help="Codeword length n.", rich_help_panel=DECISION)]
