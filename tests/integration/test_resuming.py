@@ -399,7 +399,7 @@ def test_a_damaged_checkpoint_is_told_before_anything_is_trained_on_it(pretraine
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content if damage == "flipped" else content[:-5])
-    with pytest.raises(CheckpointError, match=f"{checkpoint.name}.* is damaged .*remove it to go on from"):
+    with pytest.raises(CheckpointError, match=f"{checkpoint.name}.* is damaged .*remove it to resume from"):
         train(config, progress=False)
 
 
