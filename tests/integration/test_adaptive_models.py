@@ -169,7 +169,7 @@ def test_what_it_cannot_do_is_refused_and_changes_nothing(options, message):
 
 
 def test_a_model_that_scales_its_logits_is_refused():
-    with pytest.raises(ConfigurationError, match=r"multiplies what its head gives by 0\.25"):
+    with pytest.raises(ConfigurationError, match=r"multiplies its head's outputs by 0\.25"):
         codehead.attach(make("granite"), **ADAPTIVE)
 
 

@@ -290,7 +290,7 @@ def test_attach_twice_and_detach_of_a_stock_model_are_refused(coded):
 
 
 def test_attach_refuses_what_is_no_causal_language_model():
-    with pytest.raises(ConfigurationError, match="not a model of transformers"):
+    with pytest.raises(ConfigurationError, match="not a transformers model"):
         codehead.attach(torch.nn.Linear(2, 2))
     with pytest.raises(ConfigurationError, match="no output embedding"):
         codehead.attach(make("llama").model)

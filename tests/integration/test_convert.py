@@ -170,9 +170,9 @@ def test_the_folder_of_the_model_is_never_written_to(stock, tmp_path):
     kept = shutil.copytree(stock / "model", tmp_path / "model")
     own = {**config(stock, kept).to_dict(), "model": f"{kept}/."}
     for overwrite in (False, True):
-        with pytest.raises(ConfigurationError, match="holds the model that is read"):
+        with pytest.raises(ConfigurationError, match="holds the model that this run reads"):
             run_conversion(RunConfig.from_dict(own), overwrite=overwrite)
-        with pytest.raises(ConfigurationError, match="holds the model that is read"):
+        with pytest.raises(ConfigurationError, match="holds the model that this run reads"):
             train(RunConfig.from_dict(own), overwrite=overwrite, progress=False)
     AutoModelForCausalLM.from_pretrained(kept)
 
@@ -180,7 +180,7 @@ def test_the_folder_of_the_model_is_never_written_to(stock, tmp_path):
 def test_a_checkpoint_of_the_run_that_is_overwritten_is_no_model_for_it(stock, tmp_path):
     inner = shutil.copytree(stock / "model", tmp_path / "out" / "checkpoints" / "checkpoint-4")
     (tmp_path / "out" / "run.json").write_text("{}")
-    with pytest.raises(ConfigurationError, match="holds the model that is read"):
+    with pytest.raises(ConfigurationError, match="holds the model that this run reads"):
         run_conversion(config(stock, tmp_path / "out", model=str(inner)), overwrite=True)
     AutoModelForCausalLM.from_pretrained(inner)
 

@@ -148,7 +148,7 @@ def test_the_size_counts_marks_symbols_rows_and_the_unpacked_matrix():
     [
         ({"extra_bit_tokens": VOCAB + 1}, "extra_bit_tokens=.* is not between 0 and the number of tokens"),
         ({"extra_bit_tokens": [1, 1]}, "extra_bit_tokens is .* give every token id once"),
-        ({"extra_bit_tokens": [7]}, "is one token, whose dense row is smaller; use dense_rows"),
+        ({"extra_bit_tokens": [7]}, "is one token, for which a dense row is smaller; use dense_rows"),
         ({"extra_bits": 3}, "extra_bits=3 is not possible; give a whole number, 5 or more"),
         ({"extra_bits": None}, "extra_bits is None; give a whole number"),
         ({"extra_bits": 2**26}, "extra_bits=67108864 of 20 tokens: .* choose a shorter code"),

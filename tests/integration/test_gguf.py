@@ -123,7 +123,7 @@ def test_a_damaged_file(written, tmp_path):
 
 def test_a_file_of_another_format_or_none(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04")
-    with pytest.raises(CheckpointError, match="does not begin as a GGUF file does"):
+    with pytest.raises(CheckpointError, match="does not start like a GGUF file"):
         load_model(str(tmp_path / "model.gguf"))
     with pytest.raises(ConfigurationError, match="no such file"):
         model_shape(str(tmp_path / "none.gguf"))

@@ -116,7 +116,7 @@ def test_a_cap_that_cannot_be_switched_off_is_one():
 
 def test_a_temperature_under_a_cap_is_refused():
     model = codehead.attach(stock("gemma2"), "one_vs_all", loss="codeword")
-    with pytest.raises(ConfigurationError, match=r"caps its logits softly at 0\.5"):
+    with pytest.raises(ConfigurationError, match=r"soft-caps its logits at 0\.5"):
         calibrate(model, *text_outputs(model, [batch()], 100), per_bit=False)
     model = codehead.attach(stock("gemma2"), "minrandom", bits=16)
     calibrate(model, *text_outputs(model, [batch()], 100))

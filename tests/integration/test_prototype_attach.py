@@ -113,7 +113,7 @@ def test_codewords_are_dealt_out_by_the_method(method):
 
 
 def test_frequencies_are_asked_for():
-    with pytest.raises(ConfigurationError, match="assignment='frequency' asks how often tokens occur: give statistics"):
+    with pytest.raises(ConfigurationError, match="assignment='frequency' needs token counts: give statistics"):
         codehead.attach(make("llama"), "minrandom", assignment="frequency")
 
 

@@ -73,7 +73,7 @@ def test_the_command_that_is_recommended_can_be_pasted(wide, tmp_path, measured,
 def test_without_results_of_such_heads_no_number_is_told(wide, monkeypatch, codehead):
     monkeypatch.setattr("codehead.recommendation.set_ups", lambda: ())
     status, told, _ = codehead("recommend", wide, "--budget", "5%")
-    assert status == 0 and "No experiment of ours covers 5% of the bytes: measure it" in told and "top-1" not in told
+    assert status == 0 and "None of our experiments covers 5% of the bytes: measure it" in told and "top-1" not in told
 
 
 def test_where_the_old_head_fits_itself_it_is_told(wide, measured, codehead):
@@ -115,7 +115,7 @@ def test_python_says_what_the_command_says(wide, measured, codehead):
     assert found.config == recommend(wide, budget=0.05).config == DecisionConfig.for_budget(found.shape, "5%")
     assert found.byte_share == pytest.approx(0.05, rel=0.01)
     untied = recommend(ModelShape(1024, 50_000, tied=False), budget="40%").verdict
-    assert "It saves 70 MB of 102 MB." in untied and untied.endswith("needs no learning: prefer that.")
+    assert "It saves 70 MB of 102 MB." in untied and untied.endswith("needs no training: prefer that.")
 
 
 def test_whether_it_is_faster_is_told(measured, monkeypatch):

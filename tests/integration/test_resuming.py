@@ -399,7 +399,7 @@ def test_a_damaged_checkpoint_is_told_before_anything_is_trained_on_it(pretraine
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content if damage == "flipped" else content[:-5])
-    with pytest.raises(CheckpointError, match=f"{checkpoint.name}.* is damaged .*remove it to go on from"):
+    with pytest.raises(CheckpointError, match=f"{checkpoint.name}.* is damaged .*remove it to resume from"):
         train(config, progress=False)
 
 
@@ -566,7 +566,7 @@ def test_numbers_that_nothing_can_be_learnt_with_are_refused(stories, tmp_path, 
 @pytest.mark.parametrize("name", ["save_only_model", "ignore_data_skip"])
 def test_options_that_a_run_could_not_go_on_with_are_refused(stories, tmp_path, name):
     config = pretraining(stories, tmp_path / "run")
-    with pytest.raises(ConfigurationError, match=f"training.{name} is true, but a run must be able to go on"):
+    with pytest.raises(ConfigurationError, match=f"training.{name} is true, but a run must be resumable"):
         train(replace(config, training={**config.training, name: True}), progress=False)
 
 

@@ -128,7 +128,7 @@ def test_scales_of_int4_err_less_than_the_largest_magnitude_would_have_it():
     assert (errors[0] <= errors[1] * (1 + 1e-5)).all() and errors[0].sum() < 0.95 * errors[1].sum()
 
 
-@pytest.mark.filterwarnings("ignore:the head applies")
+@pytest.mark.filterwarnings("ignore:the head does not apply")
 @pytest.mark.parametrize("layer", LAYERS)
 def test_hidden_states_tell_how_errors_of_int4_are_spread(layer):
     """Outputs change less; what the head is given in the end is of the same kind, not the same."""
@@ -156,7 +156,9 @@ def test_what_is_not_error_corrected_is_told(layer, recwarn):
     codehead.to_int4(coded(LAYERS[layer]), states())
     told = [str(one.message) for one in recwarn if "rounded to the nearest" in str(one.message)]
     assert told == (
-        [f"the head applies {NEAREST[layer]} not as one linear map: rounded to the nearest"] if layer in NEAREST else []
+        [f"the head does not apply {NEAREST[layer]} as one linear map: rounded to the nearest"]
+        if layer in NEAREST
+        else []
     )
 
 

@@ -110,7 +110,7 @@ def test_two_commands_do_not_screen_into_one_folder(place, tmp_path, codehead, w
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--positions", "200"), "give 2,995 of them or more"), (("--mode", "quick"), "choose one of fast, exact")],
+    [(("--positions", "200"), "give at least 2,995 of them"), (("--mode", "quick"), "choose one of fast, exact")],
     ids=["too little text", "unknown mode"],
 )
 def test_what_is_impossible_is_refused_before_the_work(arguments, message, place, tmp_path, codehead, monkeypatch):

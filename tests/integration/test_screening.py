@@ -277,7 +277,7 @@ def test_assisted_decoding_both_ways():
     expected = generate(stock, ids)
     assert torch.equal(generate(stock, ids, assistant_model=model), expected)
     expected = generate(make("llama"), ids)
-    with pytest.warns(UserWarning, match="what an assistant has drafted"):
+    with pytest.warns(UserWarning, match="an assistant's draft is checked"):
         assert torch.equal(generate(model, ids, assistant_model=stock), expected)
 
 

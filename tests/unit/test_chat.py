@@ -114,14 +114,14 @@ def test_conversations_are_cut_and_those_without_an_answer_left_out(tokenizer, r
 def test_without_a_template_the_remedy_is_named(rows):
     bare = train_bpe(["some text"], 300)
     with pytest.raises(
-        ConfigurationError, match=r"no chat template to write them in; give the tokenizer of a chat model"
+        ConfigurationError, match=r"no chat template to write them with; give the tokenizer of a chat model"
     ):
         tokenize(rows({"messages": TALK}), bare, 60)
 
 
 def test_a_template_that_rewrites_the_beginning_is_refused(tokenizer, rows):
     tokenizer.chat_template = FORGETFUL
-    with pytest.raises(DataError, match="otherwise once more follows"):
+    with pytest.raises(DataError, match="differently once more turns follow"):
         tokenize(rows({"messages": TALK}), tokenizer, 200)
 
 
@@ -148,7 +148,7 @@ def test_what_the_template_refuses_names_the_conversation(tokenizer, rows):
         ({"messages": [ASKED]}, "has no turn of the assistant to learn from"),
         ({"prompt": [ASKED, ANSWERED], "completion": [ASKED]}, "has no turn of the assistant to learn from"),
         ({"prompt": [ASKED], "completion": "text"}, "field 'completion' of line 1 of .* is str"),
-        ({"messages": TALK, "tools": [{"name": "f"}]}, "has 'tools': conversations with calls of tools"),
+        ({"messages": TALK, "tools": [{"name": "f"}]}, "has 'tools': conversations with tool calls"),
         ({"messages": [ASKED, {**ANSWERED, "tool_calls": [1]}]}, "message 2 of .* has 'tool_calls'"),
         ({"question": "a", "context": "b", "answer": "c"}, "has a 'context' beside 'question' and 'answer'"),
         ({"messages": []}, "holds no text"),

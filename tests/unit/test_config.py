@@ -121,7 +121,7 @@ def test_finetuning_defaults_to_lora():
         ({"training.save_steps": 0}, "training.save_steps is 0; give a number of steps, or a share of all"),
         ({"training.max_steps": 2**40}, "training.max_steps is 1099511627776; give at most"),
         ({"training.lr_scheduler_kwargs": [1]}, r"training.lr_scheduler_kwargs is \[1\]; it must be a block"),
-        ({"training.resume_from_checkpoint": "x"}, "goes on from its own last checkpoint"),
+        ({"training.resume_from_checkpoint": "x"}, "resumes from its own last checkpoint"),
         ({"decision.code": ["gray"]}, r"code is \['gray'\]; give a name"),
         ({"decision.code_params": {3: 4}}, r"code_params is \{3: 4\}; give a block"),
         ({"decision.code_params": {"bits": 4}}, "code_params has 'bits', which is a field of the decision layer"),

@@ -346,7 +346,7 @@ LAYERS = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:the head applies")
+@pytest.mark.filterwarnings("ignore:the head does not apply")
 @pytest.mark.parametrize("weights", ["float", "int8", "int4"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_its_size_is_that_of_the_model_that_is_built(name, weights):

@@ -1,1 +1,1 @@
-"""What a model reaches and what it costs: metrics, sizes, the text it writes."""
+"""The quality and cost of a model: metrics, sizes, the text it writes."""

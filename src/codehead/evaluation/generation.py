@@ -29,7 +29,7 @@ def generate_text(
 ) -> str:
     """The prompt and its continuation; `write` gets both in pieces (with beams: once, at the end).
 
-    Greedy, unless a temperature, top_k or top_p asks for sampling. `packed` as in `load_model`.
+    Greedy, unless temperature, top_k or top_p asks for sampling. `packed` is that of `load_model`.
     """
     from transformers import set_seed
 

@@ -44,7 +44,7 @@ class Evaluation:
     top1: float
     """Share of tokens that are the decoder's top-1 token."""
     top5: float
-    """Share of tokens among the decoder's first five."""
+    """Share of tokens among the decoder's top five."""
     perplexity: float
     """exp of the mean negative log-likelihood under the codeword posterior, in float32."""
     bits_per_byte: float | None
@@ -61,7 +61,7 @@ class Evaluation:
     """Decoder that ranked the tokens."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The metrics as plain JSON values; what a diverged model makes infinite or undefined is None."""
+        """The metrics as plain JSON values; infinite or undefined ones, of a diverged model, are None."""
         return {key: _defined(value) for key, value in asdict(self).items()}
 
 
@@ -81,9 +81,9 @@ def evaluate(
     Examples have `input_ids`, `labels` (not shifted) and optionally `num_bytes`, each `(length,)`, as
     `training.data.load_examples` gives them; `batch_size` of them go through the model at a time. A stock
     model counts as the one_vs_all code with the codeword loss. Of the tokenizer only the pad token is
-    used. `decoder` ranks the tokens for top-1 and top-5; None is the model's own, for a stock model its logits.
+    used. `decoder` ranks the tokens for top-1 and top-5; None: the model's own, or a stock model's logits.
     `progress` is called with (examples done, examples in all) after every batch. Several `processes`, each with the
-    model and all examples, share out the batches, and all return the same metrics of the whole.
+    model and all examples, share the batches, and all return the same metrics over all examples.
 
     Raises DataError if there is no labelled token, or a label is not below V; ConfigurationError for an unknown
     decoder, or one for a stock model.
@@ -106,9 +106,9 @@ class _Totals:
     top: int = 0
     nats: float = 0.0
     num_bytes: float = 0.0
-    """NaN, unknown for all, as soon as they are for one batch."""
+    """NaN (unknown for all) as soon as one batch has none."""
     nodes: Tensor | float = 0.0
-    """`(3, n)`: of every node the nats, how often it was right, and how often it counted; 0.0 without nodes."""
+    """`(3, n)`: for every node the nats, how often it was right, and how often it counted; 0.0 without nodes."""
 
     @classmethod
     def of(cls, parts: Sequence[_Totals]) -> _Totals:
@@ -135,7 +135,7 @@ class _Totals:
         self.num_bytes += int(batch["num_bytes"][:, 1:][known].sum()) if "num_bytes" in batch else math.nan
 
     def _of_nodes(self) -> dict[str, Any]:
-        """Means over all nodes, and of every node."""
+        """Means over all nodes, and for every node."""
         if isinstance(self.nodes, float):
             return dict.fromkeys(("node_loss", "node_losses", "bit_accuracy", "bit_accuracies"))
         *sums, count = self.nodes
@@ -151,7 +151,7 @@ def _batches(
     batch_size: int,
     processes: Processes = ALONE,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The batches of this process, each with the number of examples that all have come to after it."""
+    """The batches of this process, each with the number of examples that all processes have done after it."""
     device = next(model.parameters()).device
     pad_id = None if tokenizer is None else tokenizer.pad_token_id
     examples = [dataset[i] for i in range(min(1, len(dataset)))]
@@ -165,7 +165,7 @@ def _batches(
 
 @dataclass(frozen=True)
 class _Head:
-    """The last layer of a model, which is taken out while its hidden states are read."""
+    """The last layer of a model, which is detached while its hidden states are read."""
 
     module: nn.Module
     scaling: LogitScaling
@@ -184,7 +184,7 @@ class _Head:
         return len(weight)
 
     def outputs(self, hidden: Tensor, rows: int) -> Iterator[Tensor]:
-        """Outputs `(rows, n + K)` of hidden states `(tokens, hidden)`, in order; V wide ones are formed one by one."""
+        """Outputs `(rows, n + K)` for hidden states `(tokens, hidden)`, in order; V-wide ones a piece at a time."""
         is_wide = self.decision is None or self.decision.table.is_implicit
         for some in hidden.split(rows if is_wide else len(hidden)):
             yield from self.scaling(self.module(some)).split(rows)
@@ -217,7 +217,7 @@ def _scored(
 
 
 def _pieces(head: _Head, read: Callable[..., Tensor], batch: dict[str, Tensor]) -> Pieces:
-    """The labelled positions of a batch, so many at a time that nothing V wide exceeds SCORE_BYTES."""
+    """The labelled positions of a batch, in pieces whose V-wide tensors do not exceed SCORE_BYTES."""
     labels = batch["labels"][:, 1:]
     scored = labels != IGNORED
     if not bool(scored.any()):
@@ -253,12 +253,12 @@ def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, lab
 
 
 def has_nodes(decision: Decision) -> bool:
-    """Whether the bit logits are trained or read as binary problems; the V of a Softmax are not."""
+    """Whether the bit logits are trained or read as binary problems; the V logits of a Softmax are not."""
     return not (decision.table.is_implicit and decision.loss_name == "codeword")
 
 
 def _best(decision: Decision | None, outputs: Tensor, scores: Tensor, decoder: str) -> Tensor:
-    """The first five tokens `(tokens, 5)`; with one_vs_all, the likelihood ranks them as the logits do."""
+    """The top five tokens `(tokens, 5)`; with one_vs_all, the likelihood ranks them as the logits do."""
     k = min(TOP, scores.shape[-1])
     if decision is None or (decision.table.is_implicit and decoder == "likelihood"):
         return scores.topk(k, dim=-1).indices
@@ -299,9 +299,9 @@ def token_confusions(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Confusion:
-    """How often each label met each top-1 token: the counts that `ecoc_one` grows a code by.
+    """How often each label met each top-1 token: the counts from which `ecoc_one` grows a code.
 
-    Arguments and errors are those of `evaluate`. The top-1 token is that of the model's own decoder, for a stock model
+    Arguments and errors are those of `evaluate`. The top-1 token is that of the model's own decoder; for a stock model,
     that of the largest logit.
     """
     head, found = _Head.of(model), []

@@ -1,4 +1,4 @@
-"""What the decision layer of a model weighs, and what those of the paper would (see `codehead.config.size`)."""
+"""The size of a model's decision layer, and of those in the paper (see `codehead.config.size`)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ USUAL = (
 )
 """Softmax and the configurations of the paper (protocol 1 and the length 100 of protocol 3)."""
 CHECKSUM = "seal.digest"
-"""Of integers: no part of a size."""
+"""Checksums of integers, which count for no size."""
 
 
 def model_size(model: nn.Module, *, weight_bytes: int | None = None) -> DecisionSize:
-    """The sizes of a model's decision layer, coded or stock; by default with the bytes of its own dtype."""
+    """The size of a model's decision layer, coded or stock; by default with the bytes of its own dtype."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     if weight_bytes is None:
         weight_bytes = next(head.parameters()).element_size()

@@ -1,9 +1,9 @@
-"""Calibration: a scale per bit, or one for all, under which the codeword posterior is as sure as it is right.
+"""Calibration: a scale per bit, or one for all, with which the codeword posterior is as confident as it is accurate.
 
-Bits that are learnt one by one are read as if they were independent. They err together, so their product is too sure of
-itself, the more so the longer the code. Scales of the bit logits that minimise the negative log-likelihood of held-out
-tokens mend most of that. One for all is temperature scaling (C. Guo et al. 2017, https://arxiv.org/abs/1706.04599);
-one per bit also weighs the bits by what each can be trusted with.
+Bits learnt one by one are decoded as if they were independent. Their errors are correlated, so their product is
+overconfident, the more so the longer the code. Scales of the bit logits that minimise the negative log-likelihood of
+held-out tokens correct most of that. One for all is temperature scaling (C. Guo et al. 2017,
+https://arxiv.org/abs/1706.04599); one per bit also weights the bits by their reliability.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from codehead.models.stock import SOFT_CAP, soft_cap
 from codehead.processes import ALONE, Processes
 
 STORED = 2**29
-"""Outputs kept at most (2 GiB in float32): of one_vs_all, a temperature needs fewer tokens than this leaves."""
+"""The most outputs kept (2 GiB in float32): for one_vs_all too, a temperature needs fewer tokens than this allows."""
 ITERATIONS = 30
 EVALUATIONS = 40
-"""Of L-BFGS, for the common scale and again for one per bit."""
+"""L-BFGS limits, for the common scale and again for one per bit."""
 
 Progress = Callable[[int, int], None]
 """Called with (work done, work in all)."""
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Scales of bit logits, and what they do on the tokens that they were fitted to."""
+    """Scales of bit logits, and their effect on the tokens that they were fitted to."""
 
     scales: tuple[float, ...]
     """One per bit, or a single one for all."""
@@ -64,13 +64,13 @@ def calibrate(
 
     Args:
         model: a coded causal language model, or a `DecisionLayer`.
-        outputs: what its head gives, `(…, n + K)`, for text that it was not trained on.
-        labels: the tokens `(…)` to be predicted there; −100 is ignored.
+        outputs: the outputs of its head, `(…, n + K)`, on text that it was not trained on.
+        labels: the tokens `(…)` to predict there; −100 is ignored.
         per_bit: a scale for every bit; otherwise one for all, a temperature.
         progress: called with (evaluations of the likelihood, the most there can be).
 
-    Dense rows and biases per token stay as they are. With a binary code and neither of them, a temperature keeps the
-    order of tokens, except for rounding.
+    Dense rows and biases per token are unchanged. With a binary code and neither of them, a temperature preserves the
+    ranking of tokens, except for rounding.
 
     Raises:
         ConfigurationError: as `check_calibration`; the shapes do not fit; outputs are not finite.
@@ -100,8 +100,8 @@ def check_calibration(model: nn.Module, per_bit: bool) -> None:
         config: Any = model.config
         removable = getattr(config.get_text_config(), SOFT_CAP, None) is not None
         raise ConfigurationError(
-            f"{type(model).__name__} caps its logits softly at {soft_cap(model):g}: a temperature of the head, before "
-            "the cap, is none of the logits; omit calibration"
+            f"{type(model).__name__} soft-caps its logits at {soft_cap(model):g}: a temperature of the head, before "
+            "the cap, is not one of the logits; omit calibration"
             + (", or take a code other than one_vs_all, under which there is no cap" if removable else "")
         )
     if decision.table.is_implicit and per_bit:
@@ -142,11 +142,11 @@ def text_outputs(
     progress: Progress = lambda done, total: None,
     processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor]:
-    """What the head of a coded model gives at the first labelled positions of a text, and the labels there.
+    """The head outputs of a coded model at the first labelled positions of a text, and the labels there.
 
     Outputs `(tokens, n + K)` and labels `(tokens,)`, on the device of the model, or on the CPU if several `processes`
-    share out the forward passes; no more than STORED outputs. `progress` is called with (positions seen, positions
-    wanted). DataError if there is no labelled position.
+    share the forward passes; no more than STORED outputs. `progress` is called with (positions seen, positions
+    wanted). DataError if no position is labelled.
     """
     limit = max(1, min(tokens, STORED // model.decision.num_outputs))
     return at_labels(model, batches, limit, model.head_outputs, progress, processes)
@@ -175,7 +175,7 @@ class _Objective:
         return nats, gradient
 
     def _note(self, nats: float, log_scales: Tensor) -> None:
-        """Keep the best point: a line search may end at another one."""
+        """Keep the best point: a line search may end at a worse one."""
         if not self.done:
             self.first = nats
         if nats < self.least or self.best is None:

@@ -1,4 +1,4 @@
-"""The card of a checkpoint, `README.md`: what the model is, what it keeps, how to load it, whose licence holds."""
+"""The card of a checkpoint, `README.md`: what the model is, what it keeps, how to load it, which licence applies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TEMPLATE = (
     "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
     "automatically generated."
 )
-"""What transformers fills into the Hub's template of a card for an upload."""
+"""The text that transformers fills into the Hub's card template for an upload."""
 OWN = re.compile(r"<!-- codehead card (\w+)[^\n]*-->\n(.*?)<!-- end of the codehead card -->\n", re.DOTALL)
-"""The part of a card that is written here: the digest of its text, and the text."""
+"""The part of a card that codehead writes: the digest of its text, and the text."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 LOAD = """\
 ```python
@@ -36,16 +36,16 @@ what is added to it."""
 
 @dataclass(frozen=True)
 class Told:
-    """What a model says of itself."""
+    """What a model states in its card."""
 
     what: str
     keeps: str
     extra: str = ""
-    """What is to be installed besides."""
+    """What else must be installed."""
 
 
 class WithCard:
-    """A model that uploads its card, not the one that transformers makes of a template at every upload."""
+    """A model that uploads its own card, not the one that transformers makes from a template at every upload."""
 
     def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
         renew(Path(working_dir), self)
@@ -73,11 +73,11 @@ def write(folder: Path, model: Any, measured: Mapping[str, Any] | None = None, *
 
 
 def publish(card: Path, place: Path) -> None:
-    """Put a new card in its place, where only an older part of ours that nobody has edited gives way to it."""
+    """Put a new card in its place; of an existing card, it replaces only codehead's part, and only if unedited."""
     if os.path.lexists(place):
         try:
             old = place.read_text(encoding="utf-8")
-        except (OSError, ValueError):  # whatever it is, it is not ours
+        except (OSError, ValueError):  # not a card of ours
             return
         own, new = _own(old), _own(card.read_text(encoding="utf-8"))
         if not (own and new):
@@ -87,7 +87,7 @@ def publish(card: Path, place: Path) -> None:
 
 
 def renew(folder: Path, model: Any) -> None:
-    """Put a model's card in the place of transformers' template, whose tags stay, or renew its part of another card."""
+    """Replace transformers' template by a model's card, keeping its tags, or renew codehead's part of another card."""
     from huggingface_hub import ModelCard
 
     place, tags = folder / NAME, TAGS
@@ -101,7 +101,7 @@ def renew(folder: Path, model: Any) -> None:
 
 
 def _own(text: str) -> str:
-    """The part of a card that was written here; nothing if it was edited."""
+    """The part of a card that codehead wrote; empty if it was edited."""
     found = OWN.search(text)
     return found[0] if found and found[1] == _digest(found[2]) else ""
 
@@ -111,7 +111,7 @@ def _digest(text: str) -> str:
 
 
 def _origin(model: Any) -> tuple[str | None, str | None]:
-    """The model that this one was made from, by its name on the Hub, and its licence, as far as they are known here."""
+    """The Hub name of the model that this one was made from, and its licence, as far as known locally."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.repocard import metadata_load
 
@@ -134,7 +134,7 @@ def _rights(base: str | None, licence: str | None) -> str:
 
 
 def _compared(measured: Mapping[str, Any]) -> str:
-    """Both heads on the text that was held out, as the record of a conversion has them."""
+    """Both heads' metrics on held-out text, from the record of a conversion."""
     before, after = measured["before"], measured["after"]
     rows = [
         f"| {name} | {before[key]:{form}} | {after[key]:{form}} |"

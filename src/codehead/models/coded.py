@@ -1,4 +1,4 @@
-"""A causal LM whose output embedding yields bit logits: what is different from its stock class."""
+"""A causal LM whose output embedding yields bit logits: how it differs from its stock class."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ from codehead.models.selection import Selecting, Selection, Step, spread
 
 
 class OwnCausalLM(Selecting, card.WithCard):
-    """What coded and screened models share: a class that is mixed into that of a model, whose name the result keeps."""
+    """The common base of coded and screened models, mixed into a model's class; the result keeps that class's name."""
 
-    # What `own_class` brings.
+    # Set by `own_class`.
     _kind: Any
     _stock_class: Any
 
-    # What the two bring.
+    # Defined by the two subclasses.
     _maker: str
     """The function that makes such a model."""
     _num_tokens: Callable[[], int]
     """V."""
     _entry: Callable[[], dict[str, Any]]
-    """The entry `quantization_config` of the configuration, as the model is now."""
+    """The `quantization_config` entry of the configuration for the model as it is now."""
     _entry_place: Callable[[], str]
-    """The module in which it is saved as a tensor."""
+    """The module under which that entry is saved as a tensor."""
     _state: Callable[[dict[str, Tensor] | None], dict[str, Tensor]]
-    """The tensors to be saved, those given or the model's own."""
+    """The tensors to save: those given, or the model's own."""
 
-    # What the stock class brings.
+    # Defined by the stock class.
     config: Any
     get_input_embeddings: Callable[[], nn.Module]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """`type(model)(config)` and `type(model).from_pretrained` start with the stock model."""
-        if not args and not kwargs:  # an empty shell, as copies and the replicas of DataParallel start
+        if not args and not kwargs:  # an empty shell, for copies and DataParallel replicas
             return object.__new__(cls)
         return cls._stock_class(*args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
-        """The end of `from_pretrained`: what is missing in a checkpoint is not made up."""
+        """The end of `from_pretrained`: tensors missing from a checkpoint are refused, not initialised."""
         super()._adjust_missing_and_unexpected_keys(loading_info)  # type: ignore[misc]
         integrity.refuse_missing(loading_info.missing_keys)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickle by the stock class, which can be imported by name."""
+        """Pickle via the stock class, which can be imported by name."""
         kept = {name: value for name, value in self.__dict__.items() if name != "_selection"}
         return _rebuild, (self._kind, self._stock_class), kept
 
     @classmethod
     def _members(cls, base: Any) -> dict[str, Any]:
-        """What a class has that comes from this one and the stock class `base`."""
+        """Members of the mixed class that depend on the stock class `base`."""
         return {}
 
     def resize_token_embeddings(
@@ -90,7 +90,7 @@ class OwnCausalLM(Selecting, card.WithCard):
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
         """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`.
 
-        CheckpointError if codewords, ids of tokens or weights in int8 or int4 were changed by parts, as in an average.
+        CheckpointError if codewords, token ids or int8 or int4 weights were changed in part, as by averaging.
         """
         save = super().save_pretrained  # type: ignore[misc]
         options |= dict(zip(list(inspect.signature(save).parameters)[1:], args, strict=False))
@@ -107,7 +107,7 @@ class OwnCausalLM(Selecting, card.WithCard):
                 with integrity.staged(save_directory, options.get("variant")) as folder:
                     save(folder, **options)
                     card.write(folder, self)
-            else:  # this process writes nothing, or transformers has more to do with the folder than to fill it
+            else:  # this process writes nothing, or transformers does more with the folder than fill it
                 save(save_directory, **options)
 
 
@@ -118,7 +118,7 @@ def _rebuild(kind: Any, base: Any) -> Any:
 
 @functools.cache
 def own_class(kind: Any, base: Any) -> Any:
-    """The subclass of a stock class with what `kind` brings, under its name: tools keyed on names go on working."""
+    """A subclass of a stock class with `kind` mixed in, under the stock name: tools keyed on names keep working."""
     named = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (kind, base), {**named, "_kind": kind, "_stock_class": base, **kind._members(base)})
 
@@ -126,14 +126,14 @@ def own_class(kind: Any, base: Any) -> Any:
 class CodedCausalLM(OwnCausalLM):
     """Mixed into the class of a model by `attach`.
 
-    A class rather than hooks, because libraries such as PEFT call `base.forward(...)` directly, and hooks do
-    not run then. Bit logits never leave as `.logits`: those have one entry per token, and their softmax is
+    A class rather than hooks, because libraries such as PEFT call `base.forward(...)` directly, which skips
+    hooks. Bit logits are never returned as `.logits`: those have one entry per token, and their softmax is
     the codeword posterior.
     """
 
     _maker = "attach"
 
-    # What the stock class brings; declared, not defined.
+    # Defined by the stock class or `install`; only declared here.
     _labels_position: int  # among the arguments of forward after self
     _kept: stock.Kept
     decision: Decision
@@ -148,9 +148,9 @@ class CodedCausalLM(OwnCausalLM):
         return {"_labels_position": position, "forward": _coded_forward(base)}
 
     def head_outputs(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the head gives for the inputs that `forward` takes: `(batch, length, num_outputs)`, labels ignored.
+        """The head's outputs for the inputs of `forward`: `(batch, length, num_outputs)`; labels are ignored.
 
-        These are n bit logits, with the K logits of dense rows after them, or the features of a chain.
+        These are n bit logits, followed by the K logits of dense rows, or the features of a chain.
         """
         for name in ("labels", "shift_labels", "num_items_in_batch", "output_token_logits"):
             kwargs.pop(name, None)
@@ -159,7 +159,7 @@ class CodedCausalLM(OwnCausalLM):
         return outputs
 
     def _stock_outputs(self, *args: Any, **kwargs: Any) -> Any:
-        """What the stock forward returns, with the outputs of the head in the place of logits."""
+        """The outputs of the stock forward, with the head's outputs in place of logits."""
         if self.training and is_grad_enabled() and not is_compiling():
             stock.ready_to_train(self)
         outputs = self._stock_class.forward(self, *args, **{**kwargs, "return_dict": True})
@@ -167,17 +167,17 @@ class CodedCausalLM(OwnCausalLM):
         return outputs
 
     def bit_logits(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Bit logits `(batch, length, n)` of the inputs that `forward` takes; labels are ignored.
+        """Bit logits `(batch, length, n)` for the inputs of `forward`; labels are ignored.
 
-        A ConfigurationError if they depend on the token, as in a chain: see `model.decision.nodes`.
+        Raises ConfigurationError if they depend on the token, as in a chain: see `model.decision.nodes`.
         """
         return self.decision.bit_logits(self.head_outputs(*args, **kwargs))
 
     def _decide(self, outputs: Any, labels: Tensor | None, num_items: Tensor | int | None, wanted: bool | None) -> Any:
         """Outputs with the loss and the token logits in place of the head's outputs `(batch, length, ·)`.
 
-        `labels` are aligned with them. In training the token logits are computed only when asked for, unless `wanted`
-        says so.
+        `labels` are aligned with the head's outputs. In training with labels, token logits are computed on first
+        access, unless `wanted` decides it.
         """
         own, loss = outputs.logits, None
         if self._selection is not None and labels is None and not torch.compiler.is_compiling():
@@ -197,13 +197,13 @@ class CodedCausalLM(OwnCausalLM):
         return with_logits_on_demand(decided, lambda: self._token_logits(own))
 
     def _token_logits(self, own: Tensor, wanted: bool | None = None) -> Tensor:
-        """`(batch, length, V)` of the head's outputs; refused where a loss of them would not be that of the bits."""
+        """Token logits `(batch, length, V)` of the head's outputs; refused if a loss on them would not be bitwise."""
         if self.training and is_grad_enabled() and wanted is None and self.decision.loss_name == "bitwise":
             guards.refuse_posterior_loss()
         return self.decision.logits(own)
 
     def generate(self, *args: Any, **options: Any) -> Any:
-        """As in transformers; weights that are kept as integers become numbers once, not at every token."""
+        """As in transformers; integer weights are dequantised once, not at every token."""
         with parametrize.cached():
             return super().generate(*args, **options)  # type: ignore[misc]
 
@@ -212,7 +212,7 @@ class CodedCausalLM(OwnCausalLM):
         return chosen if scanned and isinstance(chosen, Selection) else None
 
     def _best(self, own: Tensor, count: int) -> Step:
-        """The best tokens for outputs of the head `(batch, 1, ·)`: by the likelihood of their codewords."""
+        """The best tokens for head outputs `(batch, 1, ·)`, by the likelihood of their codewords."""
         classes = self.decision.table.num_classes
         ids, scores = self.decision.best(own, min(count, classes))
         logits = spread(ids, scores, classes)
@@ -229,7 +229,7 @@ class CodedCausalLM(OwnCausalLM):
         return loss
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """As in transformers, without the head: that of a coded model is tied to nothing."""
+        """As in transformers, without the head: a coded model's head is tied to nothing."""
         ties = super().get_expanded_tied_weights_keys(all_submodels)  # type: ignore[misc]
         return stock.without_head(self, ties)  # type: ignore[arg-type]
 
@@ -268,7 +268,7 @@ class CodedCausalLM(OwnCausalLM):
         super().__setattr__(name, value)
 
     def _is_asked_for_tokens(self, forward: Any) -> bool:
-        """Whether a forward that was about to be set is TRL's, which this class has an answer to."""
+        """Whether a forward about to be set is TRL's, whose request this class answers itself."""
         from codehead.models.trl_trainers import Request  # imports transformers
 
         request = Request.of(forward)
@@ -281,7 +281,7 @@ class CodedCausalLM(OwnCausalLM):
     def _per_token(
         self, outputs: Any, labels: Tensor, shift_labels: Tensor | None, num_items: Tensor | int | None
     ) -> Any:
-        """What a trainer of TRL asked for, of the outputs of the stock forward with `(batch, length, ·)` as logits."""
+        """The per-token values a TRL trainer asked for, from the stock forward's outputs (`.logits`: the head's)."""
         from codehead.models.trl_trainers import PerTokenOutput, Request, per_token
 
         own = outputs.logits[:, :-1] if shift_labels is None else outputs.logits
@@ -292,7 +292,7 @@ class CodedCausalLM(OwnCausalLM):
         return PerTokenOutput(loss=loss, **found, label_mask=known, aux_loss=getattr(outputs, "aux_loss", None))
 
     def add_model_tags(self, tags: list[str] | str) -> None:
-        """As in transformers; a ConfigurationError for a trainer of TRL that would train on something else."""
+        """As in transformers; ConfigurationError for a TRL trainer that would train another objective."""
         from codehead.models.trl_trainers import refuse_trainer
 
         refuse_trainer(tags, sys._getframe(1), lambda model: isinstance(model, CodedCausalLM))
@@ -300,7 +300,7 @@ class CodedCausalLM(OwnCausalLM):
 
 
 def _parted(args: tuple[Any, ...], position: int) -> tuple[tuple[Any, ...], Any]:
-    """Positional arguments of a forward without the labels, and the labels, if they are at `position` among them."""
+    """The positional arguments of a forward without labels, and the labels if they are at `position`."""
     return (args, None) if len(args) <= position else ((*args[:position], None, *args[position + 1 :]), args[position])
 
 
@@ -333,16 +333,16 @@ def _coded_forward(base: Any) -> Callable[..., Any]:
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if as_dict else outputs.to_tuple()
 
-    # accelerate unwraps mixed precision by following __wrapped__ to its end, never to be the stock forward
+    # accelerate undoes mixed precision by following __wrapped__ to its end, which must not be the stock forward
     del forward.__wrapped__
     forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
     return forward
 
 
 def with_logits_on_demand(outputs: Any, compute: Callable[[], Tensor]) -> Any:
-    """The same outputs, whose `.logits` is None no longer: `compute` is called when they are first asked for.
+    """The same outputs with lazy `.logits`: `compute` is called on first access.
 
-    To everything that lists or gathers the entries, they are absent as before.
+    Code that lists or gathers the entries still sees no logits.
     """
     kind: Any = type(outputs)
     later = _on_demand(kind)(**outputs)
@@ -352,7 +352,7 @@ def with_logits_on_demand(outputs: Any, compute: Callable[[], Tensor]) -> Any:
 
 @functools.cache
 def _on_demand(base: Any) -> Any:
-    """A class of outputs like `base` that computes what is asked for as `logits`."""
+    """A subclass of the output class `base` that computes `logits` on first access."""
 
     def get(self: Any, name: str) -> Any:
         value = base.__getattribute__(self, name)

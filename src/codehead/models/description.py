@@ -1,4 +1,4 @@
-"""What `config.json` says of a decision layer."""
+"""The description of a decision layer in `config.json`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from codehead.models.registration import METHOD
 from codehead.version import VERSION
 
 MOST = 2**31 - 1
-"""Of tokens or bits: ids are int32."""
+"""The most tokens or bits: ids are int32."""
 QUANTIZERS = ("bitsandbytes", "torchao", "quanto")
-"""Those of backbones that a coded head was tried with, as transformers calls them."""
+"""The backbone quantizers that a coded head was tested with, by their names in transformers."""
 PIECE = 2**24
-"""Numbers of a head that a checksum looks at at a time."""
+"""Weights of a head that a checksum reads at a time."""
 
 
 def expect_written(entry: dict[str, Any], kept: Tensor) -> None:
-    """Check an entry of `config.json` against what stands among the weights, where it was `written`.
+    """Check an entry of `config.json` against its copy among the weights, which `written` made.
 
-    A CheckpointError names the field that was changed since.
+    A CheckpointError names the field that has changed since.
     """
     try:
         original, entry = _flat(json.loads(bytes(kept.tolist()))), _flat(entry)
@@ -52,7 +52,7 @@ def expect_written(entry: dict[str, Any], kept: Tensor) -> None:
 
 
 def written(entry: dict[str, Any]) -> Tensor:
-    """An entry of `config.json` as bytes (uint8): it lies among the weights, so that the two can be compared."""
+    """An entry of `config.json` as bytes (uint8), stored among the weights so that the two can be compared."""
     return torch.frombuffer(bytearray(_json(entry).encode()), dtype=torch.uint8)
 
 
@@ -70,7 +70,7 @@ def _json(value: Any) -> str:
 
 
 def _seen(decision: Decision) -> dict[str, Any]:
-    """The fields of a DecisionConfig that a decision layer itself tells."""
+    """The fields of a DecisionConfig that a decision layer itself determines."""
     extras = decision.corrections
     refinement = None if extras is None else extras.refinement
     return {
@@ -97,7 +97,7 @@ def weights_checksum(head: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class CodebookFacts:
-    """What a checkpoint says of its codebook; the codewords themselves are among the weights."""
+    """The facts a checkpoint records of its codebook; the codewords themselves are among the weights."""
 
     length: int
     num_classes: int
@@ -112,7 +112,7 @@ class CodebookFacts:
 
     @classmethod
     def of(cls, codebook: Codebook) -> CodebookFacts:
-        """Those of a codebook."""
+        """The facts of a codebook."""
         return cls(codebook.length, codebook.num_classes, codebook.is_ternary, codebook.checksum, codebook.seed)
 
 
@@ -125,13 +125,13 @@ class Description:
     weights."""
     codebook: CodebookFacts
     stock: dict[str, Any]
-    """What was changed in the stock configuration, with the values from before."""
+    """The fields changed in the stock configuration, with their old values."""
     version: str = VERSION
     """Version of codehead that wrote this."""
     fresh: str = ""
-    """sha256 of the random weights that the head began with; empty if it began at the old head, or with one_vs_all."""
+    """sha256 of the head's random initial weights; empty if it started from the old head, or with one_vs_all."""
     backbone: dict[str, Any] | None = None
-    """The entry of the quantizer that has the backbone, if one has (`codehead.models.stock`)."""
+    """The entry of the backbone's quantizer, if it has one (`codehead.models.stock`)."""
 
     def __post_init__(self) -> None:
         if self.backbone is not None:
@@ -170,7 +170,7 @@ class Description:
 
     @classmethod
     def current(cls, model: Any) -> Description:
-        """The description of a coded model as it is now: loss, decoder, codebook or packing may have changed since."""
+        """The description of a coded model as it is now: loss, decoder, codebook or packing may have changed."""
         old, table = cls.from_dict(model.config.quantization_config), model.decision.table
         config, codebook = dataclasses.replace(old.decision, **_seen(model.decision)), old.codebook
         if table.sign_plane is not None and not table.sign_plane.is_meta:  # meta: offloaded, so not replaced
@@ -191,7 +191,7 @@ class Description:
         return dataclasses.replace(self, decision=decision, codebook=CodebookFacts.of(codebook))
 
     def rebuilt(self, table: CodewordTable) -> Codebook:
-        """The codebook of a table under the name that this description gives it; CodebookError if it is none."""
+        """The codebook of a table under the name that this description gives it; CodebookError if it is invalid."""
         return table.to_codebook(self.design, self.codebook.seed, dict(self.decision.code_params))
 
     @classmethod
@@ -211,23 +211,23 @@ class Description:
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry as it stands in `config.json`."""
+        """The entry as in `config.json`."""
         entry = {"quant_method": METHOD, **dataclasses.asdict(self), "decision": self.decision.to_dict()}
         return {key: value for key, value in entry.items() if key != "backbone" or value is not None}
 
     @property
     def design(self) -> str:
-        """What the codebook calls the design that made it."""
+        """The name of the codebook's design."""
         return str(self.decision.code)
 
     @property
     def is_implicit(self) -> bool:
-        """Whether the code is too large to be written down, so that the checkpoint holds no codebook."""
+        """Whether the code is too large to write down, so that the checkpoint holds no codebook."""
         return self.design == "one_vs_all"
 
 
 def _of_codebook(codebook: Codebook) -> dict[str, Any]:
-    """The fields of a DecisionConfig that a codebook tells."""
+    """The fields of a DecisionConfig that a codebook determines."""
     params = dict(codebook.params)
     bits = None if codebook.design == "one_vs_all" else codebook.length - int(params.get("parity", 0))
     return {"code": codebook.design, "bits": bits, "code_params": params, "assignment": None}

@@ -1,7 +1,7 @@
-"""A linear head and a binary code are a Softmax head of low rank: write it out.
+"""A linear head with a binary code is a Softmax head of low rank: write it out.
 
-What stock classes have no place for is a bias per token, which `convert` gives by default. It goes into the LayerNorm
-before the head, or nearly so into its rows.
+Many stock classes have no place for a bias per token, which `convert` adds by default. It goes into the LayerNorm
+before the head exactly, or into the head's rows approximately.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def fold(model: Model, statistics: Statistics | None = None) -> Model:
     """Replace the decision layer by the Softmax head with the same posterior, in place.
 
     The token scores of a binary code are `½ C z` and a linear head gives `z = P h + b`, so the weight is
-    `½ C P`, `(V, hidden)`, and the bias `½ C b`; what extra bits, dense rows and a bias per token add is added to them.
+    `½ C P`, `(V, hidden)`, and the bias `½ C b`; the terms of extra bits, dense rows and a bias per token are added.
     The result is a stock model that every tool reads, without the saving in size.
 
-    Where the stock head has no bias, a LayerNorm before it holds the bias, exactly. Other classes (Llama, Qwen, Gemma)
-    have no place for it. With `statistics` of hidden states, the rows come as near to it as a linear head can: measure
-    the model again. Without, it is there in memory, and `save_pretrained` is refused.
+    If the stock head has no bias, a LayerNorm before it absorbs the bias, exactly. Other classes (Llama, Qwen, Gemma)
+    have no place for it. With `statistics` of hidden states, the rows approximate it as well as a linear head can:
+    measure the model again. Without, the bias exists in memory only, and `save_pretrained` is refused.
 
-    A ConfigurationError says why if the head is not linear or the code is ternary.
+    Raises ConfigurationError if the head is not linear or the code is ternary.
     """
     description = check_foldable(model)
     has_bias = description.stock["bias"]
@@ -75,7 +75,7 @@ def check_foldable(model: Any) -> Description:
 def _without_bias(
     model: Any, weight: Tensor, bias: Tensor, statistics: Statistics | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias where the stock head has none: the bias is left only if there is no place for it."""
+    """Weight and bias for a stock head without bias: a bias remains only if there is no place for it."""
     norm = norm_before_head(model)
     if norm is not None:
         return into_norm(norm, weight, bias), None
@@ -97,7 +97,7 @@ def _dense(model: Any) -> tuple[Tensor, Tensor | None]:
             weight = weight.index_add(0, corrections.refinement.ids(), 0.5 * (symbols @ further))
         weight = weight.index_add(0, corrections.shortlist, rows)
     if corrections is not None and corrections.token_bias is not None:
-        added = wide(corrections.token_bias) / LogitScaling.of(model).scale  # of it the model makes the bias again
+        added = wide(corrections.token_bias) / LogitScaling.of(model).scale  # the model multiplies by the scale again
         bias = added + (0.0 if bias is None else bias)
     return weight, bias
 
@@ -124,7 +124,7 @@ def _spread(values: Tensor, decision: Decision) -> Tensor:
 
 
 def norm_before_head(model: Any) -> nn.LayerNorm | None:
-    """The LayerNorm, with weight and bias, whose output is all that the output embedding is given; None without one."""
+    """The LayerNorm, with weight and bias, whose output is the input of the output embedding; None without one."""
     outputs: list[tuple[nn.LayerNorm, Tensor]] = []
     norms = [part for part in model.modules() if isinstance(part, nn.LayerNorm) and part.bias is not None]
     hooks = [norm.register_forward_hook(lambda part, _, found: outputs.append((part, found))) for norm in norms]
@@ -137,19 +137,19 @@ def norm_before_head(model: Any) -> nn.LayerNorm | None:
 
 
 def _same_memory(first: Tensor, second: Tensor) -> bool:
-    """Whether one is the other, at most in another shape."""
+    """Whether both share their memory, perhaps in different shapes."""
     return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 
 @torch.no_grad()
 def into_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> Tensor:
-    """Let a LayerNorm bring the `bias` `(V,)` of the head after it, in place; the new weight of the head `(V, hidden)`.
+    """Let a LayerNorm supply the `bias` `(V,)` of the head after it, in place; the head's new weight `(V, hidden)`.
 
-    What a LayerNorm gives is γ x̂ + β with Σ x̂_i = 0, so one channel j is redundant: x̂_j = −Σ_{i≠j} x̂_i. With
+    The output of a LayerNorm is γ x̂ + β with Σ x̂_i = 0, so one channel j is redundant: x̂_j = −Σ_{i≠j} x̂_i. With
 
         W'_i = γ_i W_i − γ_j W_j,    W'_j = bias + W β,    γ'_i = 1, β'_i = 0,    γ'_j = 0, β'_j = 1
 
-    the logits are the same. j is the channel that matters least. Only the head may read what the LayerNorm gives.
+    the logits are the same. j is the channel that matters least. Only the head may read the LayerNorm's output.
     """
     scale, shift = wide(norm.weight).to(weight), wide(norm.bias).to(weight)
     scaled = weight * scale
@@ -162,10 +162,10 @@ def into_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def into_rows(weight: Tensor, bias: Tensor, statistics: Statistics) -> Tensor:
-    """The weight `(V, hidden)` of a head that gives nearly what it gives with a `bias` `(V,)`: weight + bias · vᵀ.
+    """The weight `(V, hidden)` of a head that approximates one with a `bias` `(V,)`: weight + bias · vᵀ.
 
-    v is where v · h comes nearest to 1, in least squares over the hidden states h of the statistics. ConfigurationError
-    if these hold counts alone.
+    v is the vector whose v · h is nearest to 1, in least squares over the hidden states h of the statistics.
+    ConfigurationError if these hold counts alone.
     """
     if statistics.mean is None or statistics.covariance is None:
         raise ConfigurationError("these statistics hold counts alone; measure hidden states too (Statistics.of)")

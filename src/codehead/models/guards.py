@@ -1,4 +1,4 @@
-"""A model stays what it is: failed operations leave it as it was, and what would train or sample it wrongly fails."""
+"""Guards of a model: failed operations leave it unchanged, and whatever would train or sample it wrongly is refused."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FUSED_LOSSES = {
     "TrainingArguments(liger_kernel_config={'fused_linear_cross_entropy': False}), or "
     "use_liger_kernel=False",
     "trl": "TRL's fused LM head multiplies the hidden states by lm_head.weight as if it were a Softmax "
-    "head, and this version of it cannot be told what codehead answers in its place; the table in docs/models.md says "
-    "which can. Or train with transformers.Trainer or `codehead finetune`",
+    "head, and in this version codehead cannot answer in its place; the table in docs/models.md says in which it can. "
+    "Or train with transformers.Trainer or `codehead finetune`",
 }
 
 
 def refuse_fused_loss(forward: Any) -> None:
     """Raise a ConfigurationError if `forward`, about to be set on a coded model, bypasses the decision layer.
 
-    Wrappers that call the model's own forward (accelerate's mixed precision, device hooks) are welcome. The
-    function's globals tell where it was written; `__module__` is copied by `functools.wraps`.
+    Wrappers that call the model's own forward (accelerate's mixed precision, device hooks) are allowed. The
+    function's globals show where it was defined; `__module__` is copied by `functools.wraps`.
     """
     function = getattr(forward, "__func__", forward)
     library = str(getattr(function, "__globals__", {}).get("__name__", "")).partition(".")[0]
@@ -41,9 +41,8 @@ def refuse_fused_loss(forward: Any) -> None:
 def guarded(model: nn.Module, path: str, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """The tensors to save, `state` or the model's own, so that no stock model loads without its coded head at `path`.
 
-    A head of several parts has no tensor called `weight`: a stock model would start with a new head, and say so only
-    in a warning. One of an impossible shape makes it stop. Nothing is added where weights are offloaded, and so not at
-    hand.
+    A head of several parts has no tensor called `weight`: a stock model would start with a new head, with only a
+    warning. A `weight` of an impossible shape makes it stop. Nothing is added if weights are offloaded.
     """
     own: dict[str, Tensor] = model.state_dict() if state is None else state
     name = f"{path}.weight"
@@ -53,7 +52,7 @@ def guarded(model: nn.Module, path: str, state: dict[str, Tensor] | None) -> dic
 
 
 def refuse_saving_bias(model: Any) -> None:
-    """Let `save_pretrained` raise a ConfigurationError: loading would leave the bias of the head out."""
+    """Let `save_pretrained` raise a ConfigurationError: loading would drop the bias of the head."""
     model.save_pretrained = functools.partial(_refuse_to_save, type(model).__name__)
 
 
@@ -70,27 +69,27 @@ def allow_saving(model: Any) -> None:
 
 def _refuse_to_save(name: str, *args: Any, **kwargs: Any) -> None:
     raise ConfigurationError(
-        f"a head of {name} has no bias, so a checkpoint would lose that of every token, and be another model. Fold it "
-        "into the rows, approximately: codehead.fold(model, statistics), or codehead fold --data TEXT, which measures "
-        "the loss; or attach without a bias in head_params, and attach or convert with decision.token_bias=false"
+        f"a head of {name} has no bias, so a checkpoint would lose the bias of every token and be another model. Fold "
+        "it into the rows, approximately: codehead.fold(model, statistics), or codehead fold --data TEXT, which "
+        "measures the loss; or attach without bias in head_params, and attach or convert with decision.token_bias=false"
     )
 
 
 def refuse_patched_forward(model: nn.Module, action: str) -> None:
-    """Raise a ConfigurationError if the instance has a forward of its own, which a new class cannot reach."""
+    """Raise a ConfigurationError if the instance has its own forward, which a new class cannot change."""
     if "forward" in vars(model):
         raise ConfigurationError(
             f"cannot {action}: the forward of this {type(model).__name__} was replaced on the instance (by "
-            "device hooks over several devices, mixed precision or a patch), so a change of class would "
-            f"not reach it. {action.capitalize()} before the model is dispatched, prepared or patched; a "
+            "device hooks over several devices, mixed precision or a patch), so a new class would not "
+            f"change it. {action.capitalize()} before the model is dispatched, prepared or patched; a "
             "saved coded model can be loaded with any device_map"
         )
 
 
 def refuse_resize(num_tokens: int, num_classes: int, maker: str) -> None:
-    """Raise a ConfigurationError if an embedding is to get more or fewer rows than the code has classes.
+    """Raise a ConfigurationError if an embedding is to have more or fewer rows than the code has classes.
 
-    The function called `maker` made the model.
+    `maker` names the function that made the model.
     """
     if num_tokens != num_classes:
         raise ConfigurationError(
@@ -101,20 +100,20 @@ def refuse_resize(num_tokens: int, num_classes: int, maker: str) -> None:
 
 
 def refuse_posterior_loss() -> None:
-    """Raise a ConfigurationError where a loss is about to be computed from `.logits` instead of from the bits."""
+    """Raise the ConfigurationError for a loss that is about to be computed from `.logits` instead of from the bits."""
     raise ConfigurationError(
-        "a training forward without labels, or whose .logits are asked for: a loss computed from them (in a "
-        "compute_loss or compute_loss_func of your own, or with label_smoothing_factor > 0) is one of the codeword "
-        "posterior and builds (tokens, vocabulary) tensors; it is not the bitwise loss this model has. Pass labels to "
-        "the model, take its .loss and set label_smoothing_factor=0, or attach with loss='codeword'. To look at logits "
-        "while training, use torch.no_grad(), model.eval() or output_token_logits=True"
+        "a training forward without labels, or one whose .logits are read: a loss computed from them (in your own "
+        "compute_loss or compute_loss_func, or with label_smoothing_factor > 0) is that of the codeword posterior and "
+        "builds (tokens, vocabulary) tensors; it is not this model's bitwise loss. Pass labels to the model, take its "
+        ".loss and set label_smoothing_factor=0, or attach with loss='codeword'. To look at logits while training, use "
+        "torch.no_grad(), model.eval() or output_token_logits=True"
     )
 
 
 def warn_of_frozen_head(model: Any) -> None:
-    """Warn, once, if the head of a coded model has its random weights still and is trained with them frozen.
+    """Warn, once, if a coded model is trained while its head is frozen at its random weights.
 
-    So it is with a LoRA configuration that names the head neither in `modules_to_save` nor in `target_modules`.
+    This happens with a LoRA configuration that names the head neither in `modules_to_save` nor in `target_modules`.
     """
     head, fresh = model.get_output_embeddings(), model.config.quantization_config["fresh"]
     if model._kept.frozen_seen or any(weight.requires_grad for weight in head.parameters()):
@@ -131,7 +130,7 @@ def warn_of_frozen_head(model: Any) -> None:
 
 
 def refuse_nan(bit_logits: Tensor) -> None:
-    """Raise a ConfigurationError if the last position, from which text goes on, is not a number.
+    """Raise a ConfigurationError if bit logits at the last position, from which text continues, are not finite.
 
     Greedy generation would repeat token 0. Earlier positions may be padding.
     """
@@ -143,7 +142,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def all_or_nothing(operation: Function) -> Function:
-    """An operation on a model, its first argument, that leaves the model as it was if it raises anything."""
+    """An operation on a model, its first argument, that leaves the model unchanged if it raises anything."""
 
     @functools.wraps(operation)
     def undone(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -155,9 +154,9 @@ def all_or_nothing(operation: Function) -> Function:
 
 @contextmanager
 def unchanged_by_failure(model: Any) -> Iterator[None]:
-    """Put modules, their classes, parameters, attributes and configurations back if the block raises anything.
+    """Restore modules, their classes, parameters, attributes and configurations if the block raises anything.
 
-    Numbers are not copied: the block may replace tensors, but must not write into them.
+    Values are not copied: the block may replace tensors, but must not write into them.
     """
     kept = [_Kept(part) for part in _parts(model)] if isinstance(model, nn.Module) else []
     try:
@@ -185,7 +184,7 @@ def _parts(model: nn.Module) -> Iterator[Any]:
 
 
 class _Kept:
-    """What one object was: its class, its attributes, and what the containers among them held."""
+    """The state of one object: its class, its attributes, and the contents of the containers among them."""
 
     def __init__(self, part: Any) -> None:
         self.part, self.kind = part, type(part)

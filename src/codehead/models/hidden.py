@@ -1,4 +1,4 @@
-"""What a text shows of a model: the hidden states that its head is given, and how often tokens occur."""
+"""Statistics of a model on a text: the hidden states that reach its head, and how often tokens occur."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from codehead.models.stock import replace_head
 from codehead.processes import ALONE, Processes
 
 PIECE = 2**13
-"""Rows of a head that are turned into float64 at a time."""
+"""Rows of a head converted to float64 at a time."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a text shows of a model: how often tokens occur, and how the hidden states before its head are spread.
+    """Statistics of a model on a text: token counts, and mean and covariance of the hidden states before its head.
 
-    Raises ConfigurationError if an array is of another shape than the others, not finite, or a count is negative.
+    Raises ConfigurationError if shapes do not fit together, values are not finite, or a count is negative.
     """
 
     counts: Tensor
-    """`(V,)`, float64: how often each token is to be predicted."""
+    """`(V,)`, float64: how often each token is the one to predict."""
     mean: Tensor | None = None
     """`(hidden,)`, float64."""
     covariance: Tensor | None = None
@@ -65,8 +65,8 @@ class Statistics:
     def root(self) -> Tensor:
         """The square root of the covariance, `(hidden, hidden)`, float64.
 
-        Fewer positions than `hidden` show fewer directions. What rounding leaves in the others is zero here: its
-        root, 1e-8 of the largest, would pass for a direction that varies.
+        With fewer positions than `hidden`, some directions have no variance. Their rounding errors are set to zero:
+        the root of one, 1e-8 of the largest, would pass for a direction that varies.
         """
         if self.covariance is None:
             raise ConfigurationError("these statistics hold counts alone; measure hidden states too (Statistics.of)")
@@ -75,10 +75,10 @@ class Statistics:
         return (directions * variances.where(variances > smallest, 0).sqrt()) @ directions.T
 
     def seen(self, rows: Tensor) -> Tensor:
-        """Rows `(V, hidden)` of a head as its scores differ: their distances are those of scores, in the mean.
+        """Rows `(V, hidden)` of a head times Σ½, so that distances between them measure differences of scores.
 
-        |w Σ½|² is the variance of `w · h`; directions in which hidden states do not vary make no difference. float32,
-        on the CPU.
+        |w Σ½|² is the variance of `w · h`; directions in which hidden states do not vary do not count. float32, on the
+        CPU. Without a covariance, the rows as they are.
         """
         if self.covariance is None:
             return rows.float().cpu()
@@ -102,7 +102,7 @@ def hidden_states(
     progress: Callable[[int, int], None] = lambda seen, limit: None,
     processes: Processes = ALONE,
 ) -> Tensor:
-    """What the output embedding is given at the first `limit` labelled positions of batches: `(tokens, hidden)`.
+    """The inputs of the output embedding at the first `limit` labelled positions of batches: `(tokens, hidden)`.
 
     As `labelled_states`, without the labels.
     """
@@ -117,13 +117,12 @@ def labelled_states(
     progress: Callable[[int, int], None] = lambda seen, limit: None,
     processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor]:
-    """What the output embedding is given at the first `limit` labelled positions of batches, and the labels there.
+    """The inputs of the output embedding at the first `limit` labelled positions of batches, and the labels there.
 
     Hidden states `(tokens, hidden)`, in the dtype of the model, and labels `(tokens,)`, both on the CPU. Batches hold
     input_ids, labels and, where there is padding, attention_mask, each `(batch, length)`. The output embedding itself
-    is not computed, so nothing is as wide as the vocabulary. `progress` is called with (positions seen, `limit`).
-    Several `processes`, each given all batches, share out the forward passes. DataError if there is no labelled
-    position.
+    is not evaluated, so no tensor is as wide as the vocabulary. `progress` is called with (positions seen, `limit`).
+    Several `processes`, each given all batches, share the forward passes. DataError if no position is labelled.
     """
     with probed(model) as read:
         return at_labels(model, batches, limit, lambda **inputs: read(**inputs).cpu(), progress, processes)
@@ -131,9 +130,9 @@ def labelled_states(
 
 @contextmanager
 def probed(model: Any) -> Iterator[Callable[..., Tensor]]:
-    """Gives a function of the inputs of a model: what they bring to its output embedding, `(batch, length, hidden)`.
+    """Yields a function from a model's inputs to those of its output embedding, `(batch, length, hidden)`.
 
-    The output embedding itself is away meanwhile, and nothing is computed by it.
+    Meanwhile a probe stands in for the output embedding, which computes nothing.
     """
     head = model.get_output_embeddings()
     probe = Probe(torch.zeros(1), next(head.parameters()).dtype)
@@ -159,10 +158,10 @@ def at_labels(
     progress: Callable[[int, int], None],
     processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor]:
-    """What is read, `(batch, length, ·)`, at the first `limit` labelled positions of batches, and the labels there.
+    """The values `(batch, length, ·)` of `read` at the first `limit` labelled positions, and the labels there.
 
-    `read` is called with the inputs of the model, which does not train meanwhile. Both `(tokens, …)`, on the device of
-    what is read, or on the CPU if several `processes` read it. DataError if there is no labelled position.
+    `read` is called with the model's inputs, in eval mode. Both results are `(tokens, …)`, on the device of the values,
+    or on the CPU if several `processes` read them. DataError if no position is labelled.
     """
     device, was_training, seen = next(model.parameters()).device, model.training, 0
     parts: list[tuple[Tensor, Tensor]] = []
@@ -189,7 +188,7 @@ def at_labels(
 
 
 def _check_batch(batch: Any, num_embeddings: int) -> None:
-    """Raise ConfigurationError if this is no batch, or holds ids that a model of so many embeddings does not have."""
+    """Raise ConfigurationError if this is not a batch, or holds ids that are not below `num_embeddings`."""
     if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= set(batch):
         raise ConfigurationError(
             f"a batch is {type(batch).__name__}; give mappings with input_ids and labels, each (batch, length)"

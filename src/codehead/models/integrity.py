@@ -1,7 +1,7 @@
-"""A checkpoint comes back as it was saved: its files, its integers, and the names of its tensors.
+"""Checks that a checkpoint loads as it was saved: its files, its integers, and the names of its tensors.
 
-Weights are saved all or nothing, with their checksums in `codehead.json`. Integers of a coded model stay as they are
-(codewords, ids of tokens, weights in int8 and int4); claims are compared with files; some architectures change names.
+Weights are saved all or nothing, with their checksums in `codehead.json`. The integers of a coded model (codewords,
+token ids, int8 and int4 weights) must not change; configurations are checked against files; some architectures rename.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from codehead.errors import CheckpointError, ConfigurationError
 from codehead.models import card, stock
 
 INDEX = "*.safetensors.index*.json"
-"""What says which file holds which tensor, if there are several."""
+"""The index of which file holds which tensor, if there are several."""
 WEIGHTS = "model*.safetensors*"
 """The weights and their index; adapters saved beside them are not ours."""
 CHUNK = 2**22
@@ -40,12 +40,12 @@ Files = dict[str, dict[str, Any]]
 def staged(folder: str | os.PathLike[str], variant: str | None = None) -> Iterator[Path]:
     """An empty folder to save into; its files move into `folder` once all are written.
 
-    A crash before that leaves `folder` as it was. The manifest moves last: a crash between two moves leaves
+    A crash before that leaves `folder` unchanged. The manifest moves last: a crash between two moves leaves
     either the old manifest, which the new weights contradict, or none.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    for left in target.glob(".saving-*"):  # by a process that was killed: two cannot save into one folder at once
+    for left in target.glob(".saving-*"):  # left by a killed process: two cannot save into one folder at once
         shutil.rmtree(left, ignore_errors=True)
     stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
     try:
@@ -69,9 +69,9 @@ def _publish(stage: Path, target: Path, manifest: str) -> None:
 
 
 def verify(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Check weight files, and the indices of them, against the manifests that lie beside them, if there are any.
+    """Check weight files and their indices against the manifests beside them, if there are any.
 
-    A CheckpointError names the file whose size or checksum differs, or that no manifest knows.
+    A CheckpointError names the file whose size or checksum differs, or which no manifest lists.
     """
     files = [Path(path) for path in paths]
     for folder in dict.fromkeys(path.parent for path in files):
@@ -99,12 +99,12 @@ def indexed(folder: Path) -> list[Path]:
 
 
 def refuse_outside(folder: Path, paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise a CheckpointError for a weight file that lies outside the folder of a checkpoint, or does by its name."""
+    """Raise a CheckpointError for a weight file whose path is outside the folder of a checkpoint."""
     own = os.path.abspath(folder)
     for path in paths:
         if os.path.commonpath([own, os.path.abspath(path)]) != own:
             raise CheckpointError(
-                f"the index of weight files in {folder} names {path}, which is outside of that folder; copy "
+                f"the index of weight files in {folder} names {path}, which is outside that folder; copy "
                 "model.safetensors.index.json again from the original checkpoint"
             )
 
@@ -135,7 +135,7 @@ def _read(manifest: Path) -> Files:
     try:
         files: Files = dict(json.loads(manifest.read_text(encoding="utf-8"))["files"])
         if not all(isinstance(entry, dict) for entry in files.values()):
-            raise TypeError("an entry is no block of size and sha256")
+            raise TypeError("an entry is not a block of size and sha256")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{manifest} is not a readable list of files ({error!r}); copy it again from the original "
@@ -155,7 +155,7 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 SEALS = r"(^|\.)seal\.digest$"
 """The names of checksums of integers (`codehead.codes.table`), as a regular expression."""
 MANY_LAYERS = 1000
-"""Are built in seconds, and are more than any model has."""
+"""Layers that are built in seconds, and more than any model has."""
 
 
 def check_integers(model: Any) -> None:
@@ -165,7 +165,7 @@ def check_integers(model: Any) -> None:
 
 
 def set_guards(model: Any) -> None:
-    """Let integers that were loaded be checked; those that have no checksums, in a checkpoint of old, get them."""
+    """Turn on the checks of loaded integers; those of an old checkpoint without checksums get them now."""
     for _, seal, integers in _sealed(model):
         if seal.is_open:
             seal.close(integers)
@@ -173,7 +173,7 @@ def set_guards(model: Any) -> None:
 
 
 def _sealed(model: Any) -> Iterator[tuple[str, Seal, dict[str, Tensor]]]:
-    """The modules that have a seal by name, with what it is of; that of a rounded weight is in its form."""
+    """The sealed modules by name, with the seal and its integers; a rounded weight's seal is in its parametrization."""
     for name, part in model.named_modules():
         is_rounded = isinstance(part, parametrize.ParametrizationList)
         seal = getattr(part[0] if is_rounded else part, "seal", None)
@@ -182,9 +182,9 @@ def _sealed(model: Any) -> Iterator[tuple[str, Seal, dict[str, Tensor]]]:
 
 
 def check_state(model: Any, state: Mapping[str, Tensor] | None) -> None:
-    """Raise a CheckpointError if a state to be saved in the place of the model's own has other integers.
+    """Raise a CheckpointError if a state to be saved instead of the model's own has other integers.
 
-    That of averaged models may have.
+    A state of averaged models may.
     """
     own = model.state_dict() if state is not None else {}
     for name, values in (state or {}).items():
@@ -193,18 +193,18 @@ def check_state(model: Any, state: Mapping[str, Tensor] | None) -> None:
             continue
         if values.dtype != integers.dtype or not torch.equal(values.to(integers.device), integers):
             raise CheckpointError(
-                f"{name} of the state_dict to be saved is not that of the model: integers that mean something only as "
+                f"{name} of the state_dict to be saved is not that of the model: integers that are meaningful only as "
                 "a whole were changed, as averaging does; take them from the model"
             )
 
 
 def refuse_missing(missing: set[str]) -> None:
-    """Raise a CheckpointError if a checkpoint lacks tensors, which would be random numbers."""
+    """Raise a CheckpointError if a checkpoint lacks tensors, which would be initialised at random."""
     if missing:
         names = sorted(missing)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise CheckpointError(
-            f"the checkpoint lacks {', '.join(names[:3])}{more}: random numbers would stand for them; restore the "
+            f"the checkpoint lacks {', '.join(names[:3])}{more}, which would be random numbers; restore the "
             "weights from the original checkpoint"
         )
 
@@ -212,7 +212,7 @@ def refuse_missing(missing: set[str]) -> None:
 def expect_layers(config: Any) -> None:
     """Raise a CheckpointError if a configuration claims more layers than its files have tensors.
 
-    To build them would take hours, and all memory.
+    Building them would take hours and exhaust the memory.
     """
     layers, folder = getattr(config.get_text_config(), "num_hidden_layers", 0), Path(config._name_or_path)
     if isinstance(layers, int) and layers > MANY_LAYERS and folder.is_dir():
@@ -225,7 +225,7 @@ def expect_layers(config: Any) -> None:
 
 
 def shapes_in(file: str) -> dict[str, list[int]]:
-    """The shapes of the tensors in a file, by name; a file that is cut off has none."""
+    """The shapes of the tensors in a file, by name; CheckpointError for a truncated file."""
     try:
         with safe_open(file, framework="pt") as tensors:
             return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
@@ -242,8 +242,8 @@ def own_names(model: Any) -> list[str]:
 
 
 def names_in_memory(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """The names in files, and under which `from_pretrained` puts each into the model, by its own conversion mapping."""
-    from transformers.conversion_mapping import get_model_conversion_mapping  # a circle: see registration.py
+    """Names in files → the names under which `from_pretrained` loads them, by its own conversion mapping."""
+    from transformers.conversion_mapping import get_model_conversion_mapping  # circular: see registration.py
     from transformers.core_model_loading import WeightConverter, rename_source_key
 
     mapping, state, prefix = get_model_conversion_mapping(model), model.state_dict(), model.base_model_prefix
@@ -261,7 +261,7 @@ def names_in_memory(model: Any, names: Iterable[str]) -> dict[str, str]:
 def refuse_lost_names(model: Any) -> None:
     """Raise a ConfigurationError if a tensor of a coded model's decision layer would not come back from a checkpoint.
 
-    A save and a load of names, without tensors.
+    It simulates saving and loading the names, without the tensors.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -270,5 +270,5 @@ def refuse_lost_names(model: Any) -> None:
         if list(names_in_memory(model, saved).values()) != [name]:
             raise ConfigurationError(
                 f"{type(model).__name__} renames tensors on saving: a checkpoint calls {name} {', '.join(saved)}, and "
-                "it would not be found again on loading; choose another head or another architecture"
+                "loading would not find it again; choose another head or another architecture"
             )

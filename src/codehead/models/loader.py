@@ -1,8 +1,8 @@
 """The loader of coded checkpoints: what `from_pretrained` runs for `quant_method: codehead`.
 
 transformers offers one way to change a model between building and loading it that keeps class,
-`architectures` and `model_type`: a quantizer. Nothing is quantised here, and the quantizer leaves once the
-model is loaded.
+`architectures` and `model_type`: a quantizer. Nothing is quantised here, and the quantizer is removed once
+the model is loaded.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from codehead.models.registration import METHOD
 from codehead.models.rounding import round_parts
 
 Shapes = dict[str, list[int]]
-"""Of tensors in files, by name."""
+"""Shapes of the tensors in files, by name."""
 
 
 class CodeheadConfig(QuantizationConfigMixin):
-    """The entry `quantization_config` of a coded checkpoint, as transformers wants to hold it."""
+    """The entry `quantization_config` of a coded checkpoint, in the class that transformers expects."""
 
     def __init__(self, **entry: Any) -> None:
         self.entry = entry
@@ -59,15 +59,15 @@ class CodeheadConfig(QuantizationConfigMixin):
 
 
 class OwnLoader(HfQuantizer):
-    """What the loaders of coded and of screened checkpoints share: they build, check what was loaded, and leave."""
+    """Base of the loaders of coded and of screened checkpoints: build, check what was loaded, then leave the model."""
 
     @abstractmethod
     def build(self, model: Any, files: Sequence[str]) -> None:
-        """Put empty parts into the model before the weights are loaded; check the files they will be loaded from."""
+        """Put empty parts into the model before the weights are loaded; check the files to load from."""
 
     @abstractmethod
     def finish(self, model: Any) -> None:
-        """Check what was loaded, and let the configuration say what the model is."""
+        """Check what was loaded, and let the configuration describe the model."""
 
     @property
     def is_trainable(self) -> bool:
@@ -77,14 +77,14 @@ class OwnLoader(HfQuantizer):
         return True
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Check the configuration before the model is built: transformers shows it to a loader nowhere else."""
+        """Check the configuration before the model is built: the only hook of a loader that receives it."""
         expect_layers(config)
         return config
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
-        """Build; a class without an output embedding (AutoModel, a classifier) gets the backbone alone."""
+        """Build; a class without an output embedding (AutoModel, a classifier) gets only the backbone."""
         files = [file for file in checkpoint_files or () if file.endswith(".safetensors")]
         if model.get_output_embeddings() is None:
             integrity.verify(files)
@@ -100,7 +100,7 @@ class OwnLoader(HfQuantizer):
 
 
 def expect_additions(model: Any, *names: str) -> None:
-    """Let tensors of a checkpoint that the model has not be no surprise."""
+    """Let a checkpoint hold tensors that the model does not have, without a warning."""
     known = model._keys_to_ignore_on_load_unexpected or ()
     model._keys_to_ignore_on_load_unexpected = {*known, *map(re.escape, names)}
 
@@ -136,7 +136,7 @@ class CodeheadLoader(OwnLoader):
         guard = f"{stock.head_path(model)}.weight"  # of a head of several parts, which has none (`guards.guarded`)
         expect_additions(model, f"decision.{WRITTEN}", *([] if guard in model.state_dict() else [guard]))
         no_surprise = model._keys_to_ignore_on_load_missing or ()
-        model._keys_to_ignore_on_load_missing = {*no_surprise, SEALS}  # which a checkpoint of an old version lacks
+        model._keys_to_ignore_on_load_missing = {*no_surprise, SEALS}  # missing in checkpoints of old versions
         if files:
             _check_tensors(model, stored)
 
@@ -146,7 +146,7 @@ class CodeheadLoader(OwnLoader):
             check_loaded(model, description)
             head, own = (_tensors(part) for part in (model.get_output_embeddings(), model.decision))
             if not any(values.is_meta for values in (*head, *own)):
-                model.decision.to(head[0].device)  # what is offloaded stays there: outputs come to where it is
+                model.decision.to(head[0].device)  # offloaded parts stay where they are: outputs come to them
             model.config.quantization_config = description.to_dict()
         else:
             stock.restore_config(model.config, description.stock)
@@ -158,7 +158,7 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
 
 
 def expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Shapes:
-    """The shapes in the files, once these are found to be those that were saved, with this entry of `config.json`."""
+    """The shapes in the files, after checking that these are the ones saved, with this entry of `config.json`."""
     folder = Path(model.config._name_or_path)
     if folder.is_dir():
         integrity.refuse_outside(folder, files)
@@ -175,7 +175,7 @@ def expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Sha
 
 
 def _expect_planes(model: Any, stored: Shapes, description: Description) -> None:
-    """The codewords in the files are as many and as long as the description says, before anything is built from it."""
+    """Check number and length of the codewords in the files against the description, before building from it."""
     planes: dict[str, tuple[int, int]] = {}
     config, facts = description.decision, description.codebook
     if config.extra_bits:
@@ -193,7 +193,7 @@ def _expect_planes(model: Any, stored: Shapes, description: Description) -> None
 
 
 def built(description: Description, hidden_size: int, dtype: torch.dtype) -> tuple[nn.Module, Decision]:
-    """An empty decision layer on the meta device, as a checkpoint fills it; a CheckpointError if there is none such."""
+    """An empty decision layer on the meta device, for a checkpoint to fill; CheckpointError if it cannot be built."""
     try:
         head, decision = _skeleton(description, hidden_size)
     except CheckpointError:
@@ -241,7 +241,7 @@ def _empty_corrections(description: Description) -> Corrections | None:
 
 
 def expect_vocabulary(description: Description, rows: int) -> None:
-    """Raise a CheckpointError unless the codebook has a codeword for each of so many tokens."""
+    """Raise a CheckpointError unless the codebook has a codeword for each of the `rows` tokens."""
     if description.codebook.num_classes != rows:
         raise CheckpointError(
             f"quantization_config.codebook.num_classes in config.json is {description.codebook.num_classes}, but the "
@@ -255,12 +255,12 @@ def _expect_no_soft_cap(model: Any, decision: Decision) -> None:
     if cap not in (None, stock.NO_CAP) and (not decision.table.is_implicit or decision.log_probabilities):
         raise CheckpointError(
             f"{stock.SOFT_CAP} in config.json is {cap}, which would distort bit logits and log-probabilities; attach "
-            "had set it to null: restore config.json from the original checkpoint"
+            "set it to null: restore config.json from the original checkpoint"
         )
 
 
 def _check_tensors(model: Any, stored: Shapes) -> None:
-    """The files hold the decision layer and nothing more of it, in the shapes that the configuration says."""
+    """Check that the files hold exactly the tensors of the decision layer, in the shapes of the configuration."""
     found = {place: stored[name] for name, place in names_in_memory(model, stored).items()}
     state, own = model.state_dict(), own_names(model)
     for name in own:
@@ -286,7 +286,7 @@ def _expect_shape(name: str, found: list[int] | None, expected: list[int]) -> No
 
 
 def _check_codebook(table: CodewordTable, description: Description) -> None:
-    """The codebook that was loaded is the one the configuration names by its checksum."""
+    """Check that the loaded codebook has the checksum in the configuration."""
     try:
         checksum = description.rebuilt(table).checksum
     except CodeheadError as error:
@@ -300,7 +300,7 @@ def _check_codebook(table: CodewordTable, description: Description) -> None:
 
 
 def _check_shortlist(corrections: Corrections | None) -> None:
-    """The ids of the shortlist are tokens, each listed once; as many tokens are marked as have further symbols."""
+    """Check that the shortlist's ids are distinct tokens, and that as many tokens are marked as have extra bits."""
     if corrections is None or corrections.shortlist.is_meta:
         return
     try:

@@ -15,7 +15,7 @@ from codehead.config import ModelShape
 from codehead.errors import CheckpointError, ConfigurationError
 
 MAGIC = b"GGUF"
-"""The first bytes of every such file."""
+"""The first bytes of every GGUF file."""
 
 
 def is_gguf(name: str) -> bool:
@@ -25,11 +25,11 @@ def is_gguf(name: str) -> bool:
 
 @contextmanager
 def pretrained(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What `from_pretrained` takes for a hub id, a folder or a GGUF file: the place, and options that name the file.
+    """Arguments of `from_pretrained` for a hub id, a folder or a GGUF file: the place, and options that name the file.
 
-    A GGUF file is alone in that place: transformers would take the tokenizer, generation settings and adapters of
-    another model that lie beside it. ConfigurationError if it is missing, or the package that reads it;
-    CheckpointError if it is damaged or of another format.
+    The place holds only the GGUF file: transformers would pick up the tokenizer, generation settings and adapters of
+    another model beside it. ConfigurationError if the file, or the package that reads it, is missing; CheckpointError
+    if it is damaged or of another format.
     """
     if not is_gguf(name):
         yield name, {}
@@ -41,17 +41,17 @@ def pretrained(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield place, {"gguf_file": path.name}
         except (OSError, ImportError, MemoryError):
             raise
-        except Exception as error:  # the readers check nothing: a damaged file fails wherever its numbers lead
+        except Exception as error:  # the readers check nothing: a damaged file may fail anywhere
             raise CheckpointError(f"{name} could not be read as a GGUF file: {error}") from error
 
 
 def _checked(name: str) -> Path:
     path = Path(name).expanduser().resolve()
     if not path.is_file():
-        raise ConfigurationError(f"model {name!r} is a GGUF file by its name, but there is no such file")
+        raise ConfigurationError(f"model {name!r} is named as a GGUF file, but there is no such file")
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise CheckpointError(f"{name} does not begin as a GGUF file does; copy or download it again")
+            raise CheckpointError(f"{name} does not start like a GGUF file; copy or download it again")
     if find_spec("gguf") is None:
         raise ConfigurationError(
             f"model {name!r} is a GGUF file, which the package gguf reads: pip install 'codehead[gguf]'"
@@ -60,7 +60,7 @@ def _checked(name: str) -> Path:
 
 
 def configuration(name: str) -> Any:
-    """The configuration of transformers that a hub id, a folder, a `config.json` or a GGUF file has.
+    """The transformers configuration of a hub id, a folder, a `config.json` or a GGUF file.
 
     ConfigurationError if it cannot be read.
     """
@@ -71,7 +71,7 @@ def configuration(name: str) -> Any:
 
 
 def unpacking(options: dict[str, Any]) -> dict[str, Any]:
-    """The `options` of `pretrained` to load weights with: unpacked, even where transformers has kernels for blocks."""
+    """The `options` of `pretrained` for loading weights: unpacked, even if transformers has kernels for GGUF blocks."""
     import transformers
 
     has_kernels = hasattr(transformers, "GgufConfig")
@@ -87,7 +87,7 @@ def model_shape(name: str) -> ModelShape:
 
 
 def _written_out(place: Path) -> ModelShape | None:
-    """The shape, if a local `config.json` says all of it by the usual names: transformers takes seconds to import."""
+    """The shape, if a local `config.json` gives it by the usual names: importing transformers takes seconds."""
     file = place / "config.json" if place.is_dir() else place
     try:
         values = json.loads(file.read_text(encoding="utf-8")) if file.name == "config.json" else {}

@@ -1,4 +1,4 @@
-"""What a new decision layer takes over from the Softmax head that it replaces: extra bits, dense rows and a start.
+"""What a new decision layer takes from the Softmax head that it replaces: extra bits, dense rows and a start.
 
 The start is near the old head, by least squares over its rows.
 """
@@ -26,18 +26,18 @@ from codehead.layer import Decision
 from codehead.models.hidden import PIECE, Statistics
 
 DESIGN = "additive"
-"""Of the extra bits."""
+"""The design of the extra bits."""
 SAMPLES = 512
-"""Hidden states drawn to see how much a cluster of tokens adds up to."""
+"""Hidden states drawn to estimate the summed probability of a cluster of tokens."""
 LISTED = 1e-6
-"""The weight of a token that has a row of its own: enough to tell it from the others if all have."""
+"""The weight of a token with a dense row: small, but not zero in case all tokens have one."""
 RIDGE = 1e-6
-"""Relative weight of |P|², so that columns that depend on each other are no obstacle."""
+"""Relative weight of |P|², so that linearly dependent columns do no harm."""
 
 
 @dataclass(frozen=True)
 class OldHead:
-    """A Softmax head as a text shows it, if there are statistics of one: which rows and directions matter."""
+    """A Softmax head with the statistics of a text, if there are any: which rows and directions matter."""
 
     weight: Tensor
     """`(V, hidden)`."""
@@ -47,7 +47,7 @@ class OldHead:
 
     @classmethod
     def of(cls, head: nn.Linear, statistics: Statistics | None) -> OldHead:
-        """That of a model; ConfigurationError if the statistics are of another one."""
+        """The head of a model; ConfigurationError if the statistics are those of another model."""
         num_classes, hidden_size = head.weight.shape
         if not isinstance(statistics, Statistics | None):
             raise ConfigurationError(
@@ -72,7 +72,7 @@ class OldHead:
 
     @property
     def counts(self) -> Tensor | None:
-        """How often every token occurs, `(V,)`, if that is known."""
+        """How often every token occurs, `(V,)`; None if unknown."""
         return None if self.statistics is None else self.statistics.counts
 
     @property
@@ -83,29 +83,29 @@ class OldHead:
 
     @property
     def mean(self) -> Tensor:
-        """The mean hidden state `(hidden,)`, float64, zero if it is not known."""
+        """The mean hidden state `(hidden,)`, float64; zero if unknown."""
         known = None if self.statistics is None else self.statistics.mean
         mean = torch.zeros(self.weight.shape[1]) if known is None else known
         return mean.to(self.weight.device, torch.float64)
 
     @property
     def root(self) -> Tensor:
-        """The square root of the covariance `(hidden, hidden)`, float64, the identity if it is not known."""
+        """The square root of the covariance `(hidden, hidden)`, float64; the identity if unknown."""
         known = self.statistics is not None and self.statistics.covariance is not None
         root = self.statistics.root if known else torch.eye(self.weight.shape[1])  # type: ignore[union-attr]
         return root.to(self.weight.device, torch.float64)
 
     def token_weights(self, listed: Tensor | None = None) -> Tensor:
-        """How much every token counts, float64 `(V,)`, on the device of the head: one more than it occurs.
+        """The weight of every token, float64 `(V,)`, on the device of the head: its count plus one.
 
-        Those `listed` `(K,)`, which have rows of their own, count next to nothing.
+        The `listed` tokens `(K,)`, which have dense rows, have next to no weight.
         """
         counts = torch.zeros(len(self.weight)) if self.counts is None else self.counts
         weights = (counts + 1).to(self.weight.device, torch.float64)
         return weights if listed is None else weights.index_fill(0, listed.to(weights.device, torch.int64), LISTED)
 
     def mean_row(self) -> Tensor:
-        """The mean of the rows `(hidden,)` by what the tokens count, float64."""
+        """The mean of the rows `(hidden,)`, weighted by `token_weights`, float64."""
         weights = self.token_weights()
         return torch.stack([w @ rows.double() for w, rows in pieces(weights, self.weight)]).sum(0) / weights.sum()
 
@@ -118,7 +118,7 @@ class OldHead:
             )
 
     def rows(self, argument: str, remedy: str) -> Tensor:
-        """The weight in float32 on the CPU, as the hidden states see it if there are statistics.
+        """The weight in float32 on the CPU, times the root of the covariance if there are statistics.
 
         ConfigurationError, which names the `argument` that needs it and the `remedy`, if it is on the meta device.
         """
@@ -127,7 +127,7 @@ class OldHead:
 
 
 def check_extras(config: DecisionConfig, counts: Tensor) -> None:
-    """Raise the ConfigurationError that a decision layer would, as far as counts `(V,)` tell: for a quick start."""
+    """Raise the ConfigurationError that building the layer would raise, as far as counts `(V,)` show, but early."""
     listed = choose_tokens("dense_rows", config.dense_rows, counts, len(counts))
     longer = choose_tokens("extra_bit_tokens", config.extra_bit_tokens, counts, len(counts))
     _check_extra_bits(longer, config.extra_bits)
@@ -137,18 +137,18 @@ def check_extras(config: DecisionConfig, counts: Tensor) -> None:
 
 
 def weights_of_tokens(config: DecisionConfig, old: OldHead) -> Tensor | None:
-    """How much every token counts for a code `(V,)`, float64; None if nothing tells them apart.
+    """The weight `(V,)` of every token for a code, float64; None if all are equal.
 
-    ConfigurationError as `build_extras` has it for dense rows.
+    ConfigurationError as `build_extras` raises it for dense rows.
     """
     listed = _listed(config, old)
     return old.token_weights(listed) if old.statistics is not None or len(listed) else None
 
 
 def build_extras(config: DecisionConfig, codebook: Codebook, old: OldHead) -> Corrections | None:
-    """What stands beside a codebook, in the dtype of the `old` Softmax head; None if there is nothing.
+    """The per-token extras beside a codebook, in the dtype of the `old` Softmax head; None if there are none.
 
-    ConfigurationError if tokens are counted on by number without statistics, or the code bears no extra bits.
+    ConfigurationError if tokens are given by number without statistics, or the code cannot have extra bits.
     """
     listed = _listed(config, old)
     refinement = _extra_bits(config, codebook, old, listed)
@@ -165,9 +165,9 @@ def _listed(config: DecisionConfig, old: OldHead) -> Tensor:
 def _extra_bits(config: DecisionConfig, codebook: Codebook, old: OldHead, listed: Tensor) -> Refinement | None:
     """The extra symbols of some tokens, or None if there are none.
 
-    An additive code of the rows of the `old` Softmax head, less what a linear head with the codebook can make of them.
-    With statistics the rows are as the hidden states see them, weighted by the counts; the `listed` tokens, which have
-    rows of their own, count next to nothing.
+    An additive code of the rows of the `old` Softmax head, minus their best fit by a linear head with the codebook.
+    With statistics, the rows are multiplied by the root of the covariance and weighted by the counts; the `listed`
+    tokens, which have dense rows, have next to no weight.
     """
     chosen = choose_tokens("extra_bit_tokens", config.extra_bit_tokens, old.counts, codebook.num_classes)
     ids = chosen.long().sort().values
@@ -175,8 +175,8 @@ def _extra_bits(config: DecisionConfig, codebook: Codebook, old: OldHead, listed
         return None
     if not isinstance(codebook, PackedCodebook) or codebook.is_ternary:
         raise ConfigurationError(
-            f"extra_bits makes the codewords of a binary code longer, and {codebook.design!r} is none; choose another "
-            "code, or omit extra_bits"
+            f"extra_bits makes the codewords of a binary code longer, but {codebook.design!r} is not one; choose "
+            "another code, or omit extra_bits"
         )
     old.require_weights(f"extra_bits={config.extra_bits}", "omit extra_bits")
     _check_extra_bits(ids, config.extra_bits)
@@ -194,17 +194,17 @@ def _extra_bits(config: DecisionConfig, codebook: Codebook, old: OldHead, listed
 
 
 def _check_extra_bits(ids: Tensor, length: int) -> None:
-    """Raise ConfigurationError if the tokens `ids` `(K,)` are one, or `length` symbols cannot tell them apart."""
+    """Raise ConfigurationError if `ids` `(K,)` is a single token, or `length` symbols cannot tell the tokens apart."""
     if len(ids) == 1:
         raise ConfigurationError(
-            f"extra_bit_tokens={ids.tolist()} is one token, whose dense row is smaller; use dense_rows"
+            f"extra_bit_tokens={ids.tolist()} is one token, for which a dense row is smaller; use dense_rows"
         )
     if len(ids):
         whole_number("extra_bits", length, minimal_length(len(ids)))
 
 
 def _left_over(codebook: Codebook, old: OldHead, weights: Tensor, ids: Tensor) -> Tensor:
-    """The old rows of some tokens `(K, hidden)` in float32, less the nearest that `½ C P + 1 mᵀ` comes to all rows."""
+    """The old rows of some tokens `(K, hidden)` in float32, minus their rows in the best fit `½ C P + 1 mᵀ` to all."""
     codewords = 0.5 * CodewordTable(codebook).signs().to(old.weight.device)
     solution, common = least_squares(codewords, old.weight, weights)
     return old.weight[ids].float() - codewords[ids] @ solution.float() - common.float()
@@ -214,9 +214,9 @@ def _left_over(codebook: Codebook, old: OldHead, weights: Tensor, ids: Tensor) -
 def initialise(start: str, old: OldHead, head: nn.Module, decision: Decision, scale: float) -> None:
     """Give a fresh head and bias per token their first values.
 
-    `start` is "random" (the head stays as it is; the bias is the log frequency of the tokens if there are statistics,
-    otherwise zero) or "old_head" (see `start_from`). With either, statistics tell an adaptive softmax the order of the
-    tokens. The model multiplies the outputs of its head by `scale`, but not what is added to them.
+    `start` is "random" (the head keeps its values; the bias is the log frequency of the tokens if there are statistics,
+    otherwise zero) or "old_head" (see `start_from`). With either, statistics give an adaptive softmax the order of the
+    tokens. The model multiplies the outputs of its head by `scale`, but not the extras added to them.
     """
     if isinstance(head, AdaptiveHead) and old.counts is not None:
         head.sort_by(old.counts)
@@ -230,15 +230,15 @@ def initialise(start: str, old: OldHead, head: nn.Module, decision: Decision, sc
 def start_from(old: OldHead, head: nn.Module, decision: Decision, scale: float) -> None:
     """Set the weights of a new head so that its token scores are close to those of the `old` Softmax head.
 
-    A linear head with a binary code, or a low-rank head with one_vs_all, whose scores are linear in the hidden state,
-    or an adaptive softmax, which is made of such heads; a linear head with one_vs_all is the old one, and gets its
-    rows. The error in every row of the old weight W `(V, hidden)` counts as often as its token occurs (without
-    statistics, equally), and what is the same for all rows does not count. The bias of the old head, and what the
-    scores of a token are short of in the mean, go into the bias per token where there is one, times the `scale` by
-    which the model multiplies the outputs of its head.
+    This works for a linear head with a binary code, a low-rank head with one_vs_all, whose scores are linear in the
+    hidden state, and an adaptive softmax, which consists of such heads; a linear head with one_vs_all is the old one,
+    and gets its rows. The error in every row of the old weight W `(V, hidden)` is weighted by the count of its token
+    (without statistics, equally), and a part common to all rows does not count. The bias of the old head, and the mean
+    error of a token's scores, go into the bias per token if there is one, times the `scale` by which the model
+    multiplies the outputs of its head.
 
     Raises:
-        ConfigurationError: the head or the code is another, or the old bias has no place.
+        ConfigurationError: for any other head or code, or if the old bias has no place.
     """
     bits = head.bits if isinstance(head, ShortlistHead) else head
     table = decision.table
@@ -262,7 +262,7 @@ def start_from(old: OldHead, head: nn.Module, decision: Decision, scale: float) 
 
 
 def _refuse_lost_bias(old: OldHead, head: nn.Module, decision: Decision) -> None:
-    """Raise ConfigurationError if the old head has a bias, and neither decision layer nor new head one per token."""
+    """Raise ConfigurationError if the old head has a bias, but neither decision layer nor head has one per token."""
     corrected = decision.corrections is not None and decision.corrections.token_bias is not None
     own = getattr(head, "output_bias" if isinstance(head, LowRankHead) else "bias", None) is not None
     if old.bias is None or corrected or (decision.table.is_implicit and own):
@@ -276,8 +276,8 @@ def _refuse_lost_bias(old: OldHead, head: nn.Module, decision: Decision) -> None
 def _start_linear(old: OldHead, head: nn.Module, bits: nn.Linear, decision: Decision, scale: float) -> None:
     """The least-squares solution P `(n, hidden)` of `½ C P + 1 mᵀ = W`.
 
-    What it leaves of the old rows goes into the rows of the shortlist, its mean score into the bias. P is the same
-    whatever the covariance of the hidden states, because every direction has a column of P to itself.
+    Its residual goes into the dense rows, and the residual's mean score into the bias. P does not depend on the
+    covariance of the hidden states, because every direction has its own column of P.
     """
     corrections, codewords = decision.corrections, decision.table.signs()
     if corrections is not None and corrections.refinement is not None:
@@ -301,7 +301,7 @@ def _start_linear(old: OldHead, head: nn.Module, bits: nn.Linear, decision: Deci
 
 
 def _start_low_rank(old: OldHead, head: LowRankHead) -> None:
-    """The map of that rank which keeps most of the scores: the leading right singular vectors of (W − 1 mᵀ) Σ½."""
+    """The map of the head's rank that keeps most of the scores: leading right singular vectors of (W − 1 mᵀ) Σ½."""
     common, root = old.mean_row(), old.root
     scatter = torch.zeros_like(root)
     for w, rows in pieces(old.token_weights(), old.weight):
@@ -322,7 +322,7 @@ def _start_low_rank(old: OldHead, head: LowRankHead) -> None:
 
 
 def _start_adaptive(old: OldHead, head: AdaptiveHead) -> None:
-    """Frequent tokens keep their rows; every cluster starts as a head of low rank, and its own row as their sum."""
+    """Frequent tokens keep their rows; every cluster starts as a low-rank head, and its row as its tokens' log-sum."""
     frequent, *clusters = head.parts()
     head.weight[: len(frequent)] = old.weight[frequent]
     if head.bias is not None:
@@ -343,8 +343,8 @@ def _start_adaptive(old: OldHead, head: AdaptiveHead) -> None:
 def _sum_of(old: OldHead) -> tuple[Tensor, Tensor]:
     """The row r `(hidden,)` and constant c whose `r · h + c` is near log Σ exp(scores), in float64.
 
-    The row is the mean of the tokens' by their counts; the constant is what it is short of in the mean over normally
-    distributed hidden states, of the mean and covariance that were seen (otherwise 0 and 1, as after a normalisation).
+    The row is the mean of the tokens' rows, weighted by their counts; the constant is its mean error over normally
+    distributed hidden states with the measured mean and covariance (otherwise 0 and 1, as after a normalisation).
     """
     slope = old.mean_row()
     noise = torch.randn(SAMPLES, len(slope), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -354,7 +354,7 @@ def _sum_of(old: OldHead) -> tuple[Tensor, Tensor]:
 
 
 def _one(old: OldHead) -> Tensor:
-    """The row `(hidden,)` whose scores come nearest to 1, for a head without a bias."""
+    """The row `(hidden,)` whose scores are nearest to 1, for a head without a bias."""
     return torch.linalg.pinv(old.root @ old.root + torch.outer(old.mean, old.mean), hermitian=True) @ old.mean
 
 
@@ -377,5 +377,5 @@ def least_squares(codewords: Tensor, rows: Tensor, weights: Tensor) -> tuple[Ten
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Matching rows of tensors `(V, …)`, some at a time: in float64 a whole head would take gigabytes."""
+    """Matching rows of tensors `(V, …)`, a piece at a time: in float64 a whole head would take gigabytes."""
     return zip(*(tensor.split(PIECE) for tensor in tensors), strict=True)

@@ -1,7 +1,7 @@
-"""What a forward pass of a few tokens, with known numbers in the place of the head's outputs, shows of a model.
+"""Probes a model by a forward pass of a few tokens, with known numbers in place of the head's outputs.
 
-That is what the model does to the outputs of its head: most nothing, some multiply them, some cap them softly. And
-whether it is a causal language model: it looks back only, and its loss shifts labels.
+This shows what the model does to the outputs of its head: most do nothing, some multiply them, some soft-cap them. And
+it shows whether this is a causal language model: it only looks back, and its loss shifts labels.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ LENGTH = 4
 
 
 class Probe(nn.Module):
-    """Stands where the output embedding is: keeps what it is given, and answers every position with the same numbers.
+    """Replaces the output embedding: keeps its input, and answers every position with the same numbers.
 
     They are float32, so that a factor is not rounded. The weight is empty, but has the dtype of the output embedding's,
-    which some models (Mamba) ask for.
+    which some models (Mamba) read.
     """
 
     seen: Tensor
@@ -45,7 +45,7 @@ class Probe(nn.Module):
 def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
     """The outputs of a model, stock or coded, whose head answers every position with `answer` `(width,)`.
 
-    With them what the head was given, `(2, LENGTH, hidden)`: two sequences that are different from the second token on.
+    Also the head's inputs, `(2, LENGTH, hidden)`, for two sequences that differ from the second token on.
     ConfigurationError if the model cannot be run on them.
     """
     head, modes = model.get_output_embeddings(), [(module, module.training) for module in model.modules()]
@@ -71,7 +71,7 @@ def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
 
 
 def _sequences(model: Any) -> Tensor:
-    """Two sequences of tokens that begin with the same one, `(2, LENGTH)`, without special tokens if possible."""
+    """Two sequences of tokens that start with the same one, `(2, LENGTH)`, without special tokens if possible."""
     num_tokens = model.get_input_embeddings().weight.shape[0]
     special = set(_special(model.config.to_dict()))
     usual = [token for token in range(min(num_tokens, len(special) + 3)) if token not in special]
@@ -89,9 +89,9 @@ def _special(config: dict[str, Any]) -> Iterator[int]:
 
 
 ROUNDING = 1e-4
-"""A factor this near to 1 is none: a soft cap was undone to find it."""
+"""A factor this near to 1 counts as 1: a soft cap was inverted to find it."""
 CLOSE = 1e-2
-"""Outputs this near to what is expected are it: some models round them to a low precision."""
+"""The tolerance for expected outputs: some models round them to a low precision."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,14 @@ class LogitScaling:
 
     @classmethod
     def of(cls, model: Any, width: int = 1) -> LogitScaling:
-        """That of a model, stock or coded, whose head has `width` outputs, from a forward pass of a few tokens.
+        """The scaling of a model, stock or coded, whose head has `width` outputs, from a forward pass of a few tokens.
 
-        Granite divides, Cohere multiplies, and names in configurations mean one or the other; so it is looked at.
-        ConfigurationError on the meta device, or if what leaves the model is anything else.
+        Granite divides, Cohere multiplies, and configuration names mean one or the other; so it is measured.
+        ConfigurationError on the meta device, or if the model changes the outputs in any other way.
         """
         if next(model.parameters()).is_meta:
             raise ConfigurationError(
-                f"what {type(model).__name__} does to its logits is seen by a forward pass, but its weights are on the "
+                f"a forward pass must show how {type(model).__name__} scales its logits, but its weights are on the "
                 "meta device; load them first"
             )
         answer = torch.linspace(1, -1, width)
@@ -127,7 +127,7 @@ class LogitScaling:
         if found.shape != expected.shape or not torch.allclose(found, expected, CLOSE, CLOSE * abs(first)):
             raise ConfigurationError(
                 f"{type(model).__name__} changes the outputs of its head, and not all in proportion (it masks tokens "
-                "or adds to them): that would change bit logits, and which candidates of a screen are best; attach "
+                "or adds to them): that would change bit logits, and the ranking of a screen's candidates; attach "
                 "with code='one_vs_all', or use another architecture"
             )
         return scaling
@@ -135,9 +135,9 @@ class LogitScaling:
 
 @dataclass(frozen=True)
 class SoftmaxHead:
-    """What a stock model makes of hidden states `(…, hidden)`: its logits `(…, V)`, in float32.
+    """A stock model's map from hidden states `(…, hidden)` to logits `(…, V)`, in float32.
 
-    By the module `head` itself and no copy; scaled or capped where the model does so.
+    It uses the module `head` itself, not a copy, and scales or caps as the model does.
     """
 
     head: nn.Linear
@@ -147,7 +147,7 @@ class SoftmaxHead:
         return self.scaling(self.head(hidden.to(self.head.weight)).float())
 
     def of_some(self, hidden: Tensor, ids: Tensor | slice) -> Tensor:
-        """The logits `(…, tokens)` of the tokens `ids` `(tokens,)`, or of a slice of all, alone."""
+        """The logits `(…, tokens)` of only the tokens `ids` `(tokens,)`, or of a slice of all."""
         bias = None if self.head.bias is None else self.head.bias[ids]
         return self.scaling(F.linear(hidden.to(self.head.weight), self.head.weight[ids], bias).float())
 
@@ -162,16 +162,16 @@ REMEDY = (
     "with is_decoder=True)"
 )
 TOLERANCE = 16
-"""How far hidden states may be apart that should be the same, in rounding errors of the largest."""
+"""How far hidden states that should be equal may differ, in rounding errors of the largest."""
 SPREAD = 8.0
-"""The logits with which the loss is looked at lie between this and its negative."""
+"""The logits for probing the loss lie between minus this and this."""
 
 
 def refuse_non_causal(model: Any) -> None:
     """Raise a ConfigurationError unless a stock model is a causal language model.
 
-    Told by a forward pass of a few tokens: an earlier hidden state must not depend on a later token, and the model's
-    own loss must be that of the next token. On the meta device no model runs: there it is told by its class alone.
+    A forward pass of a few tokens shows it: an earlier hidden state must not depend on a later token, and the model's
+    own loss must be that of the next token. On the meta device no model runs: there only the class is checked.
     """
     refuse_other_classes(model)
     if next(model.parameters()).is_meta:
@@ -203,19 +203,19 @@ def refuse_other_classes(model: Any) -> None:
 
 
 def _is_encoder(model: Any) -> bool:
-    """Whether a model could be a decoder (BERT) but is not built as one: told in low precision and without weights."""
+    """Whether a model could be a decoder (BERT) but is not built as one; works in low precision and without weights."""
     causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
     return getattr(model.config, "is_decoder", None) is False and bool(causal) and not any(causal)
 
 
 def _looks_ahead(hidden: Tensor) -> bool:
-    """Whether hidden states `(2, LENGTH, hidden)` of the same first token are different."""
+    """Whether the hidden states `(2, LENGTH, hidden)` of the same first token differ."""
     one, other = hidden[:, 0].float()
     return bool((one - other).abs().max() > TOLERANCE * torch.finfo(hidden.dtype).eps * one.abs().max())
 
 
 def _shifts_labels(outputs: Any, labels: Tensor) -> bool:
-    """Whether the loss is nearer to the cross entropy of the next token than to that of the own one."""
+    """Whether the loss is nearer to the cross entropy of the next token than to that of the current one."""
     loss = getattr(outputs, "loss", None)
     if not isinstance(loss, Tensor):
         return False

@@ -1,7 +1,7 @@
-"""Makes `from_pretrained` of transformers find codehead, without importing transformers or anything else of ours early.
+"""Registers codehead with transformers' `from_pretrained`, without importing transformers or our modules early.
 
-transformers keeps two tables of loaders. What is entered there imports the loader when a checkpoint asks for it: no
-other program pays for it, in time or by a fault.
+transformers keeps two tables of loaders. Our entries import the loader only when a checkpoint asks for it, so that no
+other program pays for it in time or errors.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ LOADER = "codehead.screening.model"
 
 
 def register_loader() -> None:
-    """Enter the loader of coded and screened checkpoints: now, or as soon as transformers has its tables."""
+    """Register the loader of coded and screened checkpoints: now, or as soon as transformers has its tables."""
     if not _entered() and not any(isinstance(finder, _Registration) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Registration())
 
 
 class _Registration:
-    """A finder of modules that finds none: it enters the loader when the tables are there.
+    """A module finder that finds nothing: it registers the loader when the tables exist.
 
-    They are after the import of their module. When that is under way already, because torch was first imported from
-    within it, they are at the next import of a part of transformers, such as that of a model.
+    They exist after the import of their module. If that is already in progress, because torch was first imported from
+    within it, the next import of a part of transformers, such as a model's, registers the loader.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
@@ -44,7 +44,7 @@ class _Registration:
         return None
 
     def _followed(self, name: str, path: Sequence[str] | None, target: Any) -> ModuleSpec | None:
-        """The module as the other finders find it; the loader is entered once it is executed."""
+        """The module as the other finders find it; the loader is registered once it is executed."""
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec is not None and spec.loader is not None:
@@ -59,15 +59,15 @@ class _Registration:
 
 
 def _entered() -> bool:
-    """Enter the loader if the tables are there; whether there is nothing left to do. Raises nothing."""
+    """Register the loader if the tables exist; returns whether nothing is left to do. Raises nothing."""
     tables = getattr(sys.modules.get(REGISTRY), "__dict__", {})
     if "AUTO_QUANTIZATION_CONFIG_MAPPING" not in tables:  # the second of the two
         return False
     try:
         tables["AUTO_QUANTIZATION_CONFIG_MAPPING"][METHOD] = _Config
         tables["AUTO_QUANTIZER_MAPPING"][METHOD] = _loader
-    except Exception as error:  # a fault of ours must not be one of transformers
-        import logging  # seldom needed
+    except Exception as error:  # our errors must not break transformers
+        import logging  # rarely needed
 
         logging.getLogger("codehead").warning(f"codehead cannot register its loader with transformers: {error!r}")
     return True

@@ -1,7 +1,7 @@
-"""Weights of a decision layer as integers with a scale per row: of 8 bits, half of bf16's bytes, or of 4, a quarter.
+"""Weights of a decision layer as integers with a scale per row: 8 bits, half of bf16's bytes, or 4 bits, a quarter.
 
-The integers are turned back into numbers whenever they are used, so that every part of a decision layer works as
-before; they cannot be trained, their scales can.
+The integers are dequantised whenever they are used, so that every part of a decision layer works as before; they cannot
+be trained, but their scales can.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from codehead.models.surgery import Model, describe
 DAMPING = 0.01
 """Added to the diagonal of the second moments, relative to its mean, as GPTQ does."""
 BLOCK = 128
-"""Columns whose errors reach the columns after them together."""
+"""Columns whose errors are passed on to later columns together."""
 ROWS = 2**12
-"""Rows that are rounded at a time: what that takes is a multiple of their bytes."""
+"""Rows rounded at a time: rounding takes a multiple of their bytes."""
 
 Rounding = Callable[[Tensor], Tensor]
 
 
 def error_corrected(weight: Tensor, spread: Tensor, group: int, rounding: Callable[[Tensor], Rounding]) -> Tensor:
-    """A weight `(rows, hidden)` rounded column by column, the error of each spread over those still to be rounded.
+    """A weight `(rows, hidden)` rounded column by column; columns not yet rounded compensate for each column's error.
 
-    `spread` is that of `error_spread` (E. Frantar et al. 2022, "GPTQ", https://arxiv.org/abs/2210.17323). `rounding`
-    makes of the next `group` columns, as the errors so far have left them, how a column of them is rounded. float32, on
-    the CPU. A row does not depend on the others: of a large weight give some thousand at a time.
+    `spread` is that of `error_spread` (E. Frantar et al. 2022, "GPTQ", https://arxiv.org/abs/2210.17323). From the next
+    `group` columns, corrected for the errors so far, `rounding` makes the function that rounds one of them. float32, on
+    the CPU. Rows are independent: give a few thousand rows of a large weight at a time.
     """
     left, hidden = weight.to("cpu", torch.float64, copy=True), weight.shape[1]
     for first in range(0, hidden, group):
@@ -60,7 +60,7 @@ def error_spread(moments: Tensor) -> Tensor:
 
 
 def _round_block(left: Tensor, spread: Tensor, nearest: Rounding) -> Tensor:
-    """Round some columns in place, each in view of the errors before it; their errors `(rows, columns)`."""
+    """Round some columns in place, each corrected for the errors before it; their errors `(rows, columns)`."""
     errors = torch.empty_like(left)
     for column in range(left.shape[1]):
         rounded = nearest(left[:, column : column + 1].float()).double()
@@ -74,9 +74,9 @@ INT8, INT4 = 8, 4
 LARGEST = 127
 LARGEST_NIBBLE = 7
 POSITIONS = 512
-"""Of hidden states that a head is looked at with at a time: some heads answer with something V wide."""
+"""Hidden states run through a head at a time: some heads have V-wide outputs."""
 SHARES = [percent / 100 for percent in range(50, 101, 2)]
-"""Of its largest magnitude, what the largest integer of a row may stand for."""
+"""Shares of a row's largest magnitude that its largest integer may stand for."""
 
 
 @all_or_nothing
@@ -85,7 +85,7 @@ def to_int8(model: Model) -> Model:
     """Round the weights of a coded model's head, dense rows and bias per token to int8, in place.
 
     Every row (everything along the last axis) gets one scale, the largest magnitude over 127; a bias is one row.
-    ConfigurationError if the model has no decision layer, or is rounded already.
+    ConfigurationError if the model has no decision layer or is already rounded.
     """
     _check(model)
     return _round(model, INT8, {})
@@ -99,10 +99,10 @@ def to_int4(model: Model, hidden: Tensor | None = None) -> Model:
     Every row gets the scale with the smallest error. `hidden` `(tokens, hidden)` are the inputs of the head at a few
     thousand positions of text like yours (`codehead.models.hidden.hidden_states`): later columns then compensate for
     the error of each column (`error_corrected`). Without `hidden`, each weight is rounded to the nearest, which loses
-    more. So, with a warning, are weights that a head does not apply as one linear map: the last layer of "mtl". The
-    rounding errors of the bits add up: for codewords much longer than the hidden size use `to_int8`.
+    more. Weights that a head does not apply as one linear map (the last layer of "mtl") are rounded so too, with a
+    warning. The rounding errors of bits add up: for codewords much longer than the hidden size use `to_int8`.
 
-    ConfigurationError if the model has no decision layer, or is rounded already, or `hidden` does not fit.
+    ConfigurationError if the model has no decision layer or is already rounded, or `hidden` does not fit.
     """
     _check(model)
     head = model.get_output_embeddings()  # type: ignore[operator]
@@ -112,25 +112,25 @@ def to_int4(model: Model, hidden: Tensor | None = None) -> Model:
     ]
     if hidden is not None and unseen:
         warnings.warn(
-            f"the head applies {', '.join(unseen)} not as one linear map: rounded to the nearest", stacklevel=2
+            f"the head does not apply {', '.join(unseen)} as one linear map: rounded to the nearest", stacklevel=2
         )
     return _round(model, INT4, moments)
 
 
 def check_unrounded(model: Any) -> None:
-    """Raise ConfigurationError unless a model is coded and the weights of its decision layer are no integers yet."""
+    """Raise ConfigurationError unless a model is coded and the weights of its decision layer are not yet integers."""
     description = describe(model, "round")
     if description.decision.weights != "float":
         raise ConfigurationError(
             f"the weights of this decision layer are {description.decision.weights} already; omit weights, or give the "
-            "checkpoint before it"
+            "checkpoint before rounding"
         )
 
 
 def round_parts(
     head: nn.Module, decision: nn.Module, bits: int, moments: Mapping[tuple[int, int], Tensor] | None = None
 ) -> None:
-    """Put integers in the place of all weights of a head, and of those of a decision; `moments` as `input_moments`."""
+    """Replace all weights of a head and of a decision by integers; `moments` as from `input_moments`."""
     for module, name in _weights(head):
         weight = module.get_parameter(name)
         nibbles = bits == INT4 and _is_matrix(name, weight)
@@ -140,10 +140,10 @@ def round_parts(
 
 
 def input_moments(head: nn.Module, hidden: Tensor) -> dict[tuple[int, int], Tensor]:
-    """The second moments, on the CPU, of what each weight of a head is multiplied with for hidden states `(tokens, H)`.
+    """The second moments, on the CPU, of the inputs of each weight of a head at hidden states `(tokens, H)`.
 
-    Known by address and size of the weight, of those that are applied as one linear map. None of those that are given
-    nothing but zeros. ConfigurationError if some are given values that are not finite.
+    Keyed by address and size of the weight, for weights that are applied as one linear map. Weights whose inputs are
+    all zeros have none. ConfigurationError if inputs are not finite.
     """
     with _Inputs() as inputs:
         for some in hidden.split(POSITIONS):
@@ -154,13 +154,13 @@ def input_moments(head: nn.Module, hidden: Tensor) -> dict[tuple[int, int], Tens
 
 
 def rounded_weights(module: nn.Module) -> int:
-    """How many weights of a module and those in it are integers."""
+    """How many weights of a module and its submodules are integers."""
     lists: list[Any] = [part for part in module.modules() if isinstance(part, parametrize.ParametrizationList)]
     return sum(part[0].count(part.original0) for part in lists if isinstance(part[0], _Bytes))
 
 
 def _check(model: Any) -> None:
-    """Raise ConfigurationError unless the weights of a coded model's decision layer are there, and no integers yet."""
+    """Raise ConfigurationError unless the weights of a coded model's decision layer are loaded and not yet integers."""
     check_unrounded(model)
     if any(values.is_meta for part in (model.get_output_embeddings(), model.decision) for values in part.parameters()):
         raise ConfigurationError("weights that are offloaded cannot be rounded; load the model without a device_map")
@@ -174,26 +174,26 @@ def _round(model: Model, bits: int, moments: Mapping[tuple[int, int], Tensor]) -
 
 
 def _put(module: nn.Module, name: str, form: _Bytes) -> None:
-    """Integers in the place of one weight."""
+    """Replace one weight by integers."""
     weight = module.get_parameter(name)
     trained = weight.requires_grad
-    weight.requires_grad_(False)  # of integers there is no gradient
+    weight.requires_grad_(False)  # integers have no gradient
     parametrize.register_parametrization(module, name, form, unsafe=True)
-    form.moments = None  # it is rounded
+    form.moments = None  # no longer needed
     parts: Any = module.parametrizations[name]  # type: ignore[index]
     integers = parts.original0.data
-    del parts.original0  # a parameter, which would tell its dtype to those who ask for that of the head
+    del parts.original0  # as a parameter, its dtype would pass for that of the head
     parts.register_buffer("original0", integers)
     form.seal.close({"original0": integers})
     parts.original1.requires_grad_(trained)
 
 
 def _checked(hidden: Tensor, head: Any) -> Tensor:
-    """Hidden states as a head takes them; ConfigurationError if they are none of its model."""
+    """Hidden states as a head takes them; ConfigurationError if they do not fit it."""
     width = head.weight.shape[-1]
     if hidden.ndim != 2 or hidden.shape[1] != width:
         raise ConfigurationError(
-            f"hidden has shape {tuple(hidden.shape)}; give (tokens, {width}), what the head is given"
+            f"hidden has shape {tuple(hidden.shape)}; give (tokens, {width}), the inputs of the head"
         )
     if not hidden.isfinite().all() or not hidden.any():
         raise ConfigurationError("hidden holds NaN or infinite values, or only zeros; give hidden states of a text")
@@ -201,7 +201,7 @@ def _checked(hidden: Tensor, head: Any) -> Tensor:
 
 
 def _is_matrix(name: str, weight: Tensor) -> bool:
-    """Whether a weight is no bias; those of several towers or nodes have two dimensions, too."""
+    """Whether a weight is not a bias; biases of several towers or nodes have two dimensions, too."""
     return weight.ndim > 1 and not name.endswith("bias")
 
 
@@ -210,7 +210,7 @@ def _key(weight: Tensor) -> tuple[int, int]:
 
 
 class _Inputs(TorchFunctionMode):
-    """Adds up the second moments of what linear maps are given, by `_key` of their weights."""
+    """Adds up the second moments of the inputs of linear maps, by `_key` of their weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,13 +224,13 @@ class _Inputs(TorchFunctionMode):
 
 
 def _weights(root: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The modules that hold weights, and the names of these in them."""
+    """The modules that hold weights, and the names of the weights in them."""
     parts = [(module, *entry) for module in root.modules() for entry in module.named_parameters(recurse=False)]
     return [(module, name) for module, name, weight in parts if weight.numel()]
 
 
 class _Bytes(nn.Module):
-    """Integers `(…, width)` and the scale of each row ↔ the weights that they stand for."""
+    """Integers `(…, width)` and the scale of each row ↔ the weights that they represent."""
 
     moments: Tensor | None = None
 
@@ -261,13 +261,13 @@ class _Nibbles(_Bytes):
 
     def forward(self, packed: Tensor, scale: Tensor) -> Tensor:
         self.seal.check({"original0": packed})
-        integers = scale.new_empty(*packed.shape[:-1], self.width)  # filled: stack takes three times as long
+        integers = scale.new_empty(*packed.shape[:-1], self.width)  # filled in place: stack takes three times as long
         integers[..., ::2] = packed & 15
         integers[..., 1::2] = packed[..., : self.width // 2] >> 4
-        return integers.sub_(LARGEST_NIBBLE + 1).mul_(scale)  # in place: fresh memory costs more than the numbers
+        return integers.sub_(LARGEST_NIBBLE + 1).mul_(scale)  # in place: new memory costs more than the arithmetic
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, nn.Parameter]:
-        if weight.is_meta:  # to be loaded: only shapes count
+        if weight.is_meta:  # to be loaded: only shapes matter
             half = torch.empty_like(weight[..., : (self.width + 1) // 2], dtype=torch.uint8)
             return half, nn.Parameter(torch.empty_like(weight[..., :1]))
         spread = None if self.moments is None else error_spread(self.moments)
@@ -295,11 +295,11 @@ def _integers(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _positive(scale: Tensor) -> Tensor:
-    return torch.where(scale > 0, scale, torch.ones_like(scale))  # of a row of zeros
+    return torch.where(scale > 0, scale, torch.ones_like(scale))  # a row of zeros
 
 
 def _least_squares_scale(weight: Tensor) -> Tensor:
-    """Of each row `(rows, 1)`, the one of several scales with which it errs least when rounded to int4."""
+    """For each row `(rows, 1)`, the scale among several with the least error when it is rounded to int4."""
     values, largest = weight.float(), weight.abs().amax(-1, keepdim=True) / LARGEST_NIBBLE
     best, least = largest, torch.full_like(largest, torch.inf, dtype=torch.float32)
     for share in SHARES:

@@ -1,9 +1,9 @@
-"""Generation that knows the logits of a few tokens, those that matter, and computes all where others might.
+"""Generation from the logits of the few tokens that matter, with all logits computed where others might matter.
 
-Greedy text needs the best token, and sampling that is cut by top_k or min_p the best few. So a step of `generate` may
-work on logits that are −∞ but for these, as long as nothing that comes after can choose another token. What is applied
-to logits either lowers those of some tokens, which the best known score shows to be harmless, or depends on the best
-ones alone; everything else takes all logits.
+Greedy text needs the best token, and sampling cut by top_k or min_p needs the best few. So a step of `generate` may
+work on logits that are −∞ for all other tokens, as long as no later processor can choose one of those. A supported
+processor either lowers the logits of some tokens, which the known scores show to be harmless, or depends only on the
+best ones; everything else takes all logits.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ import torch
 from torch import Tensor
 
 FEW = 64
-"""Tokens that are found where it is not known beforehand how many will do."""
+"""Tokens to find where it is not known beforehand how many suffice."""
 MOST = 512
-"""The largest top_k that is worth it."""
+"""The largest top_k for which this is worthwhile."""
 
 
 class Step(NamedTuple):
-    """The tokens that are known at one step of generation."""
+    """The tokens whose logits are known at one step of generation."""
 
     ids: Tensor
     """`(batch, m)`."""
     logits: Tensor
-    """`(batch, 1, V)`: −∞ for tokens that are not known, until the model caps them."""
+    """`(batch, 1, V)`: −∞ for all other tokens, until the model caps them."""
     floor: Tensor
-    """`(batch,)`: no token that is not known has a larger logit."""
+    """`(batch,)`: no other token has a larger logit."""
     everything: Callable[[], Tensor]
-    """Gives all logits, `(batch, 1, V)`."""
+    """Computes all logits, `(batch, 1, V)`."""
 
 
 def spread(ids: Tensor, logits: Tensor, num_classes: int) -> Tensor:
-    """Logits `(…, k)` of tokens `(…, k)` among those of all, `(…, V)`, −∞ for the others."""
+    """Logits `(…, k)` of tokens `(…, k)` scattered to all tokens `(…, V)`, −∞ for the others."""
     return logits.new_full((*ids.shape[:-1], num_classes), -torch.inf).scatter_(-1, ids, logits)
 
 
 class Selection:
-    """Stands for the logits processors of one generation, and asks for all logits where a token is not certain.
+    """Replaces the logits processors of one generation, and asks for all logits where a token is not certain.
 
     `count` tokens are enough at most steps, `least` of them at some. `steps` and `whole` count the tokens chosen, and
-    those of them for which all logits were computed.
+    those of them that took all logits.
     """
 
     def __init__(self, count: int, lowering: int, processors: Any, *, sampling: bool, least: int = 1) -> None:
@@ -57,7 +57,7 @@ class Selection:
         """Scores `(batch, V)` as the processors would leave them, −∞ for tokens that cannot be chosen."""
         step, self.step = self.step, None
         self.steps += len(scores)
-        if step is None:  # the model gave all logits
+        if step is None:  # the model computed all logits
             self.whole += len(scores)
             return self.processors(input_ids, scores)
         lowered = self.lowering(input_ids, scores)
@@ -84,7 +84,7 @@ def select(processors: Any, config: Any) -> Selection | str:
     )  # fmt: skip
     cuts = (known.TemperatureLogitsWarper, known.TopKLogitsWarper, known.TopPLogitsWarper, known.MinPLogitsWarper)
     if (config.output_logits or config.output_scores) and not config.is_assistant:  # a draft's are not for users
-        return "the logits of all tokens are to be returned"
+        return "the logits of all tokens must be returned"
     lowering = 0
     while lowering < len(processors) and type(processors[lowering]) in lowers:
         if getattr(processors[lowering], "penalty", 1.0) < 1:
@@ -110,13 +110,13 @@ def _sampling(processors: Any, lowering: int, config: Any) -> Selection | str:
 
 
 class Selecting:
-    """Mixed into the class of a model whose forward can give a `Step` instead of all logits."""
+    """Mixed into the class of a model whose forward can leave a `Step` instead of computing all logits."""
 
     _selection: Selection | None = None
-    """The generation that is under way."""
+    """The selection of the generation in progress."""
 
     def _may_select(self, chosen: Selection | str) -> Selection | None:
-        """The selection, if this model can serve it; here a model may say openly that it does not."""
+        """The selection, if this model supports it; a model may warn here that it does not."""
         return None if isinstance(chosen, str) else chosen
 
     def _sample(self, input_ids: Tensor, logits_processor: Any, **options: Any) -> Any:
@@ -126,7 +126,7 @@ class Selecting:
 
     @contextmanager
     def _selecting(self, processors: Any, config: Any) -> Iterator[Any]:
-        """Gives what stands for the processors meanwhile."""
+        """Yields the replacement of the processors."""
         outer, self._selection = self._selection, self._may_select(select(processors, config))
         try:
             yield processors if self._selection is None else self._selection

@@ -1,7 +1,7 @@
-"""What a stock model looked like before it was coded, how it is put back, and coded heads on quantised ones (QLoRA).
+"""The stock model before it was coded, how it is restored, and coded heads on quantised backbones (QLoRA).
 
-transformers has one slot for a quantizer. In memory it stays that of the backbone, with all that PEFT and the Trainer
-look for; in `config.json` the entry of codehead wraps the other's. The head itself is never quantised.
+transformers has one slot for a quantizer. In memory it stays the backbone's, with everything PEFT and the Trainer look
+for; in `config.json` codehead's entry wraps the backbone's. The head itself is never quantised.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ FIXED_SOFT_CAPS = ("logits_soft_cap", "output_logit_soft_cap")
 TIED = "tie_word_embeddings"
 """Whether weights are tied; some configurations do not say."""
 NO_CAP = 2.0**100
-"""A soft cap that changes nothing, for configurations that allow no None; of a float16, `logits / cap` would be 0."""
+"""A soft cap that changes nothing, for configurations that forbid None; in float16, `logits / cap` would be 0."""
 GGUF = "gguf"
-"""How transformers calls the quantisation of a model that it read from a GGUF file. Where it has no kernels for the
-blocks of the file, it unpacks them to ordinary weights, yet goes on holding the model to be quantised, and refuses to
-save it."""
+"""The quantisation method that transformers gives a model read from a GGUF file. If it has no kernels for the blocks of
+the file, it unpacks them to ordinary weights, yet still treats the model as quantised, and refuses to save it."""
 
 
 @dataclass
@@ -42,12 +41,12 @@ class Kept:
     """Kept with a coded model but neither trained nor saved, because it is not a module."""
 
     head: nn.Module | None
-    """The stock head, which `detach` puts back."""
+    """The stock head, which `detach` restores."""
     loss_type: str | None
     frozen_seen: bool = False
-    """Whether the model was found training with a frozen head: it is looked at once."""
+    """Whether the model was found training with a frozen head: this is checked once."""
     request: Any = None
-    """What a trainer of TRL asked for (`codehead.models.trl_trainers`)."""
+    """The request of a TRL trainer (`codehead.models.trl_trainers`)."""
 
 
 def head_path(model: nn.Module) -> str:
@@ -69,14 +68,14 @@ def replace_head(model: nn.Module, head: nn.Module) -> None:
 
 
 def soft_cap(model: Any) -> float | None:
-    """The cap in `cap · tanh(logits / cap)`, where the configuration of a model names one."""
+    """The cap in `cap · tanh(logits / cap)`, if the configuration of a model names one."""
     config = model.config.get_text_config()
     caps = (getattr(config, name, None) for name in (SOFT_CAP, *FIXED_SOFT_CAPS))
     return next((float(cap) for cap in caps if cap not in (None, NO_CAP)), None)
 
 
 def refuse_fixed_soft_cap(model: Any) -> None:
-    """Raise a ConfigurationError where logits are soft-capped for good: bit logits would be distorted."""
+    """Raise a ConfigurationError if the soft cap of logits cannot be switched off: it would distort bit logits."""
     config = model.config.get_text_config()
     fixed = [name for name in FIXED_SOFT_CAPS if getattr(config, name, None) is not None]
     fixed += [
@@ -90,7 +89,7 @@ def refuse_fixed_soft_cap(model: Any) -> None:
 
 
 def before(model: Any, old: nn.Linear, *, capped: bool) -> dict[str, Any]:
-    """What `alter` is about to change: tying, whether heads have a bias and, unless it stays `capped`, the soft cap."""
+    """Fields that `alter` will change: tying, whether heads have a bias and, unless it stays `capped`, the soft cap."""
     has_bias = old.bias is not None and not guards.refuses_saving(model)
     values = {"bias": has_bias, TIED: bool(getattr(model.config, TIED, False))}
     cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
@@ -98,7 +97,7 @@ def before(model: Any, old: nn.Linear, *, capped: bool) -> dict[str, Any]:
 
 
 def alter(model: Any, stock: dict[str, Any]) -> None:
-    """Untie the head and switch soft-capping off where `stock` records it, in a configuration of the model's own."""
+    """Untie the head and switch soft-capping off where `stock` records it, in the model's own copy of the config."""
     _own_config(model)
     others = without_head(model, model.get_expanded_tied_weights_keys(all_submodels=True))
     if hasattr(model.config, TIED):
@@ -112,17 +111,17 @@ def alter(model: Any, stock: dict[str, Any]) -> None:
 
 
 def refuse_half(model: Any, outputs: Tensor) -> None:
-    """Raise a ConfigurationError where a soft cap that is switched off by a large value would make zeros of float16."""
+    """Raise a ConfigurationError if a soft cap switched off by a large value would turn float16 outputs into zeros."""
     cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
     if cap == NO_CAP and outputs.dtype == torch.float16:
         raise ConfigurationError(
-            f"{type(model).__name__} soft-caps its logits, and its configuration allows only a large value in place of "
-            "none, which float16 cannot hold; use bfloat16 or float32"
+            f"{type(model).__name__} soft-caps its logits, and its configuration allows only a large value instead of "
+            "None, which float16 cannot hold; use bfloat16 or float32"
         )
 
 
 def without_head(model: nn.Module, ties: dict[str, str]) -> dict[str, str]:
-    """Of tied weights those that are not the head's."""
+    """The tied weights that are not the head's."""
     head = f"{head_path(model)}."
     return {name: source for name, source in ties.items() if not name.startswith(head) and not source.startswith(head)}
 
@@ -138,14 +137,14 @@ def _own_config(model: nn.Module) -> None:
 
 
 def router_coefficient(model: Any) -> float:
-    """The weight of the load balancing loss of a mixture of experts, where its class keeps it."""
+    """The weight of the load balancing loss of a mixture of experts, from the model or its configuration."""
     config = model.config.get_text_config()
     for holder, name in ((model, "router_aux_loss_coef"), (config, "router_aux_loss_coef"), (config, "aux_loss_coef")):
         if getattr(holder, name, None) is not None:
             return float(getattr(holder, name))
     raise ConfigurationError(
         f"{type(model).__name__} reports a load balancing loss but no weight for it; set "
-        "model.config.router_aux_loss_coef (0 leaves it out)"
+        "model.config.router_aux_loss_coef (0 omits it)"
     )
 
 
@@ -175,44 +174,44 @@ def tied_head(model: Any) -> nn.Linear:
 
 
 def is_unpacked(model: Any) -> bool:
-    """Whether a model was read from a GGUF file, and all of its weights are ordinary numbers now."""
+    """Whether a model was read from a GGUF file, and all its weights are now ordinary floats."""
     method = getattr(model, "quantization_method", None)
     return bool(method == GGUF and all(values.is_floating_point() for values in model.parameters()))
 
 
 def clear_marks(model: Any) -> None:
-    """Let transformers take an unpacked model for what it is: a stock one, which can be trained and saved."""
+    """Let transformers treat an unpacked model as what it is: a stock one, which can be trained and saved."""
     if is_unpacked(model):
         model.hf_quantizer.remove_quantization_config(model)
         vars(model.config).pop("_is_quantized", None)
 
 
 def check_backbone(model: Any) -> None:
-    """Raise a ConfigurationError if a head cannot be attached to a model that is quantised as it is."""
+    """Raise a ConfigurationError if a head cannot be attached to a model quantised in this way."""
     method = str(getattr(model.quantization_method, "value", model.quantization_method))
     if method not in QUANTIZERS:
         raise ConfigurationError(
-            f"cannot attach to a model quantised with {method}: a coded head goes on backbones quantised with "
+            f"cannot attach to a model quantised with {method}: a coded head works on backbones quantised with "
             f"{', '.join(QUANTIZERS)}. Load the model unquantised, a GGUF file with "
             "quantization_config=GgufConfig(dequantize=True)"
         )
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or not head.weight.is_floating_point():
         raise ConfigurationError(
-            f"cannot attach to a model whose output embedding is quantised with {method}: a coded head begins at its "
-            "rows. Leave it out: llm_int8_skip_modules=['lm_head'] (bitsandbytes), modules_to_not_convert=['lm_head'] "
+            f"cannot attach to a model whose output embedding is quantised with {method}: a coded head starts from its "
+            "rows. Exclude it: llm_int8_skip_modules=['lm_head'] (bitsandbytes), modules_to_not_convert=['lm_head'] "
             "(torchao, quanto)"
         )
 
 
 def quantizer_entry(model: Any) -> dict[str, Any] | None:
-    """What `config.json` would say of the quantizer of a model; None if there is none."""
+    """The entry of a model's quantizer in `config.json`; None if there is none."""
     quantizer = getattr(model, "hf_quantizer", None)
     return None if quantizer is None else json.loads(json.dumps(quantizer.quantization_config.to_dict()))
 
 
 def give_back_quantizer(model: Any) -> None:
-    """Put the configuration of the backbone's quantizer where the entry of codehead is; nothing if it has none."""
+    """Replace codehead's entry by the configuration of the backbone's quantizer; remove it if there is none."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
         del model.config.quantization_config
@@ -221,22 +220,22 @@ def give_back_quantizer(model: Any) -> None:
 
 
 def ready_to_train(model: Any) -> None:
-    """Undo what bitsandbytes does to weights of 4 bits when it evaluates on a CPU: no gradient comes through it."""
+    """Undo bitsandbytes' repacking of 4-bit weights for evaluation on a CPU: no gradient passes through it."""
     if getattr(model, "is_quantized", False):
         for module in model.modules():
             state = getattr(module._parameters.get("weight"), "quant_state", None)
             if getattr(state, "packing_format_for_cpu", False):
-                module.state_dict()  # to save them, it undoes that by itself
+                module.state_dict()  # bitsandbytes undoes the repacking for saving
 
 
 def was_quantised(model: Any) -> bool:
-    """Whether the backbone was quantised in its checkpoint; transformers cannot undo how it names those tensors."""
+    """Whether the backbone was quantised in its checkpoint; transformers cannot revert its renaming of tensors."""
     return bool(getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False))
 
 
 @contextmanager
 def saving_quantised(model: Any, state: dict[str, Tensor]) -> Iterator[None]:
-    """Let `save_pretrained` of transformers, which asks a quantizer for the tensors to save, write those of `state`."""
+    """Let transformers' `save_pretrained`, which asks the quantizer for the tensors to save, write those of `state`."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
         yield
@@ -250,7 +249,7 @@ def saving_quantised(model: Any, state: dict[str, Tensor]) -> Iterator[None]:
 
 
 def with_head(entry: dict[str, Any], loader: Any) -> Any:
-    """The quantizer of the backbone of a checkpoint, by its entry, which lets the loader of the head work after it."""
+    """The quantizer of a checkpoint's backbone, made from its entry; it runs the loader of the head after its own."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     quantizer: Any = AutoHfQuantizer.from_config(dict(entry), pre_quantized=True)
@@ -261,7 +260,7 @@ def with_head(entry: dict[str, Any], loader: Any) -> Any:
 
 @functools.cache
 def _class_with_head(kind: Any) -> Any:
-    """A class of quantizers like `kind` that loads a head too, and is `kind` again once the model is loaded."""
+    """A subclass of the quantizer `kind` that also loads a head, and becomes `kind` again once the model is loaded."""
 
     class WithHead(kind):
         head_loader: Any

@@ -1,4 +1,4 @@
-"""Attach a decision layer to a model of transformers in place, and take it off again."""
+"""Attach a decision layer to a transformers model in place, and detach it again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from codehead.models.registration import METHOD
 Model = TypeVar("Model", bound=nn.Module)
 
 FROM_OLD_HEAD = {**NEAR_OLD_HEAD, "token_bias": True}
-"""What `attach` gives a model unless it is told a code: all that codehead recommends and no text is needed for."""
+"""What `attach` uses if no code is given: codehead's recommendation as far as it needs no text."""
 
 
 def is_coded(model: object) -> bool:
@@ -55,21 +55,21 @@ def attach(
     """Replace the Softmax head of a causal language model by an error-correcting output code, in place.
 
     Args:
-        model: any causal LM of transformers, `(hidden → V)` by its output embedding.
-        decision: a DecisionConfig, the name of a design, the file of a saved codebook, or a Codebook. Without it, and
-            without `code` among the fields, an additive code of the old head's rows, with its loss and its start.
-        statistics: what text like yours shows of the model: how often tokens occur, and where hidden states vary.
-            They choose the tokens with dense rows and extra bits, order the tokens of an adaptive softmax, tell a
-            design that looks at the old head which rows and directions matter, and begin biases at log frequencies.
+        model: any transformers causal LM whose output embedding maps `(hidden → V)`.
+        decision: a DecisionConfig, the name of a design, the path of a saved codebook, or a Codebook. Without it, and
+            without `code` among the fields: an additive code of the old head's rows, with the loss and start that fit.
+        statistics: token counts, and how hidden states vary, on text like yours. They choose the tokens with dense rows
+            and extra bits, order the tokens of an adaptive softmax, tell a design that looks at the old head which rows
+            and directions matter, and initialise biases to log frequencies.
         keep_head: keep the old head in memory, for `detach`; a tied model can always be detached.
-        fields: fields of DecisionConfig, which change those of `decision`.
+        fields: fields of DecisionConfig; they override those of `decision`.
 
     A design that looks at the classes (additive, itq, merged_decoc, …) takes `code_params={"prototypes": …}`, by
-    default the rows of the model's own Softmax head, which mean something only if that head was trained.
+    default the rows of the model's own Softmax head, which are meaningful only if that head was trained.
 
     Raises:
-        ConfigurationError: the model or an option does not allow it; nothing has changed then.
-        CodebookError: the code has another number of classes than the model has tokens.
+        ConfigurationError: the model or an option does not allow it; the model is unchanged.
+        CodebookError: the code's number of classes is not the model's number of tokens.
 
     Returns:
         The same model, now coded.
@@ -109,7 +109,7 @@ def attach(
 def _described(
     decision: DecisionConfig | str | Path | Codebook | None, fields: Mapping[str, Any]
 ) -> tuple[DecisionConfig, Codebook | None]:
-    """The description that `attach` is given, and the finished codebook if it is given one."""
+    """The description given to `attach`, and the finished codebook if one was given."""
     if isinstance(decision, Codebook):
         return DecisionConfig.from_fields({"code": decision.design, **fields}), decision
     if isinstance(decision, DecisionConfig):
@@ -127,15 +127,15 @@ def _described(
 
 
 def _keeps_soft_cap(model: Any, config: DecisionConfig, codebook: Codebook) -> bool:
-    """Whether the outputs of the new head are capped as the old ones were; what cannot be, is refused."""
+    """Whether the new head's outputs keep the model's soft cap; ConfigurationError if head and model do not fit."""
     tokens = gives_log_probabilities(HEADS.get(config.head))
     if tokens:
-        Tokens(CodewordTable(codebook)).check()  # before a head for so few tokens is made
+        Tokens(CodewordTable(codebook)).check()  # refuses too few tokens before the head is built
         factor = LogitScaling.of(model).scale
         if factor != 1:
             raise ConfigurationError(
-                f"{type(model).__name__} multiplies what its head gives by {factor:g}, which would make other numbers "
-                f"of the log-probabilities of head {config.head!r}; choose another head"
+                f"{type(model).__name__} multiplies its head's outputs by {factor:g}, which would distort the "
+                f"log-probabilities of head {config.head!r}; choose another head"
             )
     capped = codebook.design == "one_vs_all" and not tokens
     if not capped:
@@ -144,7 +144,7 @@ def _keeps_soft_cap(model: Any, config: DecisionConfig, codebook: Codebook) -> b
 
 
 def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | None = None) -> None:
-    """Make a model coded whose configuration says so already; the `old` head is kept for `detach`."""
+    """Make a model coded whose configuration already describes it so; keep the `old` head for `detach`."""
     kept = stock.Kept(old, model.loss_type)
     stock.replace_head(model, head.train(model.training))
     model.decision = decision.train(model.training)
@@ -158,10 +158,9 @@ def install(model: Any, head: nn.Module, decision: Decision, old: nn.Module | No
 
 @all_or_nothing
 def detach(model: Model) -> Model:
-    """Put the Softmax head from before `attach` back, in place: tied to the embedding again if it was.
+    """Restore the Softmax head from before `attach`, in place; tied to the embedding again if it was.
 
-    A ConfigurationError tells if the old head was not kept, as after `keep_head=False` or loading from a
-    checkpoint.
+    Raises ConfigurationError if the old head was not kept: after `keep_head=False`, or loading from a checkpoint.
     """
     target: Any = model
     if hasattr(target, "_detach"):  # screened: nothing was replaced
@@ -198,7 +197,7 @@ def uninstall(model: Any, head: nn.Linear) -> None:
 
 
 def describe(model: Any, action: str) -> Description:
-    """The description of a coded model; a ConfigurationError for another names the `action` that cannot be."""
+    """The description of a coded model; for any other, a ConfigurationError that names the refused `action`."""
     if not is_coded(model):
         raise ConfigurationError(
             f"cannot {action}: this {type(model).__name__} has no decision layer; attach one first, or "
@@ -209,15 +208,15 @@ def describe(model: Any, action: str) -> Description:
 
 def _check(model: Any) -> nn.Linear:
     """The output embedding of a model that a decision layer can be attached to."""
-    from transformers import PreTrainedModel  # at module level it would be a circle: see registration.py
+    from transformers import PreTrainedModel  # at module level it would be circular: see registration.py
 
     if is_coded(model) or hasattr(model, "_detach"):
         kind = "decision layer" if is_coded(model) else "screen"
         raise ConfigurationError(f"this model has a {kind} already; codehead.detach(model) it first")
     if not isinstance(model, PreTrainedModel):
         raise ConfigurationError(
-            f"cannot attach to a {type(model).__name__}: it is not a model of transformers. Attach to the "
-            "model itself before wrapping it (PEFT, torch.compile); for models of your own there is "
+            f"cannot attach to a {type(model).__name__}: it is not a transformers model. Attach to the "
+            "model itself before wrapping it (PEFT, torch.compile); for your own models use "
             "codehead.DecisionLayer"
         )
     method = getattr(model, "quantization_method", None) if getattr(model, "is_quantized", False) else None
@@ -226,7 +225,7 @@ def _check(model: Any) -> nn.Linear:
     entry = getattr(model.config, "quantization_config", None)
     if isinstance(entry, dict) and entry.get("quant_method") == METHOD:
         raise ConfigurationError(
-            "the configuration of this model is that of a coded one, but it has no decision layer: it was built from "
+            "this model's configuration describes a coded model, but it has no decision layer: it was built from "
             "the config.json of a coded checkpoint. Load the checkpoint with from_pretrained, or build the model from "
             "a stock configuration"
         )
@@ -237,10 +236,10 @@ def _check(model: Any) -> nn.Linear:
 
 
 def _codebook(config: DecisionConfig, old: OldHead) -> Codebook:
-    """The codebook that a description means, with one codeword per row of the `old` output embedding.
+    """The codebook of a description, with one codeword per row of the `old` output embedding.
 
-    A design that looks at the classes sees these rows, as the hidden states see them if there are statistics and
-    weighted by what single tokens count if it takes weights, unless `code_params` have something else to look at.
+    A design that looks at the classes gets these rows unless `code_params` give it others: multiplied by the root of
+    the hidden states' covariance if there are statistics, and with per-token weights if the design takes them.
     """
     code = str(config.code)
     if config.is_codebook_file:
@@ -252,7 +251,7 @@ def _codebook(config: DecisionConfig, old: OldHead) -> Codebook:
 
 
 def _fitting(codebook: Codebook, config: DecisionConfig, old: OldHead) -> Codebook:
-    """A finished codebook; ConfigurationError or CodebookError if it is not of this description, or this model."""
+    """A finished codebook; ConfigurationError or CodebookError if it does not fit the description or the model."""
     if config.code_params or (config.bits is not None and config.bits != codebook.length):
         raise ConfigurationError(
             f"bits={config.bits} and code_params={config.code_params} describe a code to be built, but code is a "
@@ -268,18 +267,18 @@ def _fitting(codebook: Codebook, config: DecisionConfig, old: OldHead) -> Codebo
 
 
 def _looked_at(config: DecisionConfig, options: list[str], old: OldHead) -> dict[str, np.ndarray]:
-    """What a design that looks at classes sees of the `old` output embedding."""
+    """The parameters that a design which looks at classes gets from the `old` output embedding."""
     seen = {"prototypes": old.rows(f"code={config.code!r}", "give code_params={'prototypes': ...}").numpy()}
     weights = weights_of_tokens(config, old) if "weights" in options else None
     return seen if weights is None else {**seen, "weights": weights.cpu().numpy()}
 
 
 def _assigned(codebook: Codebook, config: DecisionConfig, old: OldHead) -> Codebook:
-    """The codewords dealt out anew, in view of the rows of an output embedding and of the counts."""
+    """The codewords reassigned to tokens, by the rows of the output embedding or the token counts."""
     method = str(config.assignment)
     if method == "frequency" and old.counts is None:
         raise ConfigurationError(
-            "assignment='frequency' asks how often tokens occur: give statistics, with counts over text like yours"
+            "assignment='frequency' needs token counts: give statistics with counts over text like yours"
         )
     seen = None
     if method.startswith("similar"):
@@ -289,7 +288,7 @@ def _assigned(codebook: Codebook, config: DecisionConfig, old: OldHead) -> Codeb
 
 
 def build_head(config: DecisionConfig, hidden_size: int, num_bits: int, further: int) -> nn.Module:
-    """The head of a description, with so many rows for extra bits and dense rows if there are any."""
+    """The head of a description, with `further` rows for extra bits and dense rows, if any."""
     head = heads.build(config.head, hidden_size, num_bits, **config.head_options)
     return ShortlistHead(head, hidden_size, further) if further else head
 
@@ -297,9 +296,9 @@ def build_head(config: DecisionConfig, hidden_size: int, num_bits: int, further:
 def _seeded_head(
     config: DecisionConfig, hidden_size: int, num_bits: int, further: int
 ) -> tuple[nn.Module, Chain | None]:
-    """A head, and the chain it is for, with their own initial weights.
+    """A head, and its chain if it has one, with initial weights.
 
-    Made on the CPU so that a seed means the same on every device.
+    Built on the CPU so that a seed gives the same weights on every device.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(config.seed)

@@ -1,7 +1,7 @@
-"""What the trainers of TRL ask of a model: log-probability, entropy and more of every label, never logits.
+"""What TRL's trainers ask of a model: log-probability, entropy and more of every label, never logits.
 
 TRL replaces the forward of a model by one that multiplies hidden states with `lm_head.weight` in pieces. A coded model
-keeps its own forward, takes note of what was asked for, and answers `model(..., labels=..., fused_lm_head=True)`.
+keeps its own forward, notes the request, and answers `model(..., labels=..., fused_lm_head=True)`.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from codehead.layer import Decision
 from codehead.losses import CHUNK_SCORES, IGNORE
 
 ANSWERING = ("sft", "dpo", "kto", "grpo", "rloo")
-"""The trainers, by their tags, that take what they train on from `fused_lm_head=True` and nothing else."""
+"""The tags of the trainers that train only on the answers to `fused_lm_head=True`."""
 
 
 @dataclass
 class PerTokenOutput(ModelOutput):
-    """Per token `(batch, length − 1)`, or `(batch, length)` of labels that were shifted; 0 where a label is −100.
+    """Values per token `(batch, length − 1)`, or `(batch, length)` for shifted labels; 0 where a label is −100.
 
-    Fields that were not asked for are None.
+    Fields that were not requested are None.
     """
 
     loss: Tensor | None = None
     """Scalar: the loss of the decision layer, without that of a router."""
     log_probs: Tensor | None = None
-    """Of the label; with the bitwise loss, that loss negated (`NegatedLosses`)."""
+    """The label's; with the bitwise loss, that loss negated (`NegatedLosses`)."""
     entropy: Tensor | None = None
-    """Of the distribution of the next token, in nats."""
+    """Entropy of the distribution of the next token, in nats."""
     log_sum_sq_probs: Tensor | None = None
     """log Σ p², without gradient."""
     mean_logits: Tensor | None = None
-    """Over the vocabulary, without gradient."""
+    """The mean score over the vocabulary, without gradient."""
     is_top1: Tensor | None = None
     """Whether the label is the most probable token."""
     label_mask: Tensor | None = None
@@ -53,7 +53,7 @@ class PerTokenOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class Request:
-    """What a trainer wants to know of the distribution of the next token."""
+    """The values of the next token's distribution that a trainer asks for."""
 
     fields: tuple[str, ...] = ("log_probs",)
     temperature: float = 1.0
@@ -61,7 +61,7 @@ class Request:
 
     @classmethod
     def of(cls, forward: Any) -> Request | None:
-        """That of a forward which TRL is about to set; None for another, ConfigurationError for an option of no use."""
+        """The request of a forward that TRL is about to set; None for any other, ConfigurationError if refused."""
         function = getattr(forward, "__func__", forward)
         if not str(getattr(function, "__globals__", {}).get("__name__", "")).startswith("trl."):
             return None
@@ -77,9 +77,9 @@ class Request:
 
 
 class NegatedLosses(Tensor):
-    """The bitwise loss of every token, negated: it stands where TRL looks for log-probabilities, which it is not.
+    """The bitwise loss of every token, negated, where TRL expects log-probabilities, which it is not.
 
-    It can be negated again, as the loss of `SFTTrainer` is; whatever else is made of it raises a ConfigurationError.
+    It can be negated again, as in the loss of `SFTTrainer`; any other use raises a ConfigurationError.
     """
 
     @classmethod
@@ -87,7 +87,7 @@ class NegatedLosses(Tensor):
         name = func.__name__
         if name not in ("neg", "__get__", "register_hook", "clone", "detach", "__repr__"):
             raise ConfigurationError(
-                f"{name} of log-probabilities, as in DPO, GRPO or SFTConfig(loss_type='dft'), where a model has the "
+                f"{name} of log-probabilities, as in DPO, GRPO or SFTConfig(loss_type='dft'), but this model has the "
                 "bitwise loss: it trains bits, not the probability of tokens. Set "
                 "model.decision.loss_name = 'codeword', or attach with loss='codeword'"
             )
@@ -96,9 +96,9 @@ class NegatedLosses(Tensor):
 
 
 def per_token(decision: Decision, outputs: Tensor, labels: Tensor, request: Request) -> dict[str, Tensor]:
-    """What was asked for of labels `(batch, length)` aligned with the outputs of a head `(batch, length, ·)`.
+    """The requested values of labels `(batch, length)` aligned with the outputs of a head `(batch, length, ·)`.
 
-    Token scores `(tokens, V)` are made CHUNK_SCORES at a time, and none for a bitwise loss and its gradient.
+    Token scores `(tokens, V)` are formed CHUNK_SCORES at a time, and none for a bitwise loss and its gradient.
     """
     known = labels != IGNORE
     own, wanted, is_bitwise = outputs[known], labels[known], decision.loss_name == "bitwise"
@@ -113,7 +113,7 @@ def per_token(decision: Decision, outputs: Tensor, labels: Tensor, request: Requ
 
 
 def _in_pieces(decision: Decision, own: Tensor, labels: Tensor, request: Request) -> dict[str, Tensor]:
-    """What was asked for, each `(tokens,)`; more than one piece is computed again for the gradient."""
+    """The requested values, each `(tokens,)`; if there are several pieces, they are recomputed for the gradient."""
     rows = max(1, CHUNK_SCORES // decision.table.num_classes)
     pieces = list(zip(own.split(rows), labels.split(rows), strict=True))
     measure: Callable[..., tuple[Tensor, ...]] = partial(_measured, decision, request)
@@ -140,17 +140,17 @@ MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def refuse_trainer(tags: Iterable[str] | str, caller: FrameType, is_coded: Callable[[Any], bool]) -> None:
-    """Raise a ConfigurationError if the trainer that gives a coded model its tags trains on something else.
+    """Raise a ConfigurationError if the trainer that tags a coded model would train on something else.
 
-    A trainer of TRL shows itself to a model in no other way. `caller` is its constructor: there stands the reference
-    model, which TRL loads from the checkpoint that the policy came from, coded or not.
+    A TRL trainer is visible to a model in no other way. `caller` is its constructor, which holds the reference model,
+    loaded by TRL from the checkpoint that the policy came from, coded or not.
     """
     names = {tags} if isinstance(tags, str) else set(tags)
     if "trl" not in names:
         return
     if not names & set(ANSWERING):
         raise ConfigurationError(
-            f"a trainer of TRL tagged {', '.join(sorted(names - {'trl'}))} does not ask a coded model for "
+            f"a TRL trainer tagged {', '.join(sorted(names - {'trl'}))} does not ask a coded model for "
             "log-probabilities; it may multiply by lm_head.weight as if that were a Softmax head. Those that ask: "
             f"{', '.join(ANSWERING)}; or train with transformers.Trainer or `codehead finetune`"
         )
@@ -158,7 +158,7 @@ def refuse_trainer(tags: Iterable[str] | str, caller: FrameType, is_coded: Calla
     reference = getattr(trainer, "ref_model", None)
     if reference is not None and caller.f_locals.get("ref_model") is None and not is_coded(reference):
         raise ConfigurationError(
-            f"{type(trainer).__name__} loaded a stock model as the reference of a coded one, from where the model was "
-            "loaded before it was coded. Save the coded model and load it again, or give ref_model="
+            f"{type(trainer).__name__} loaded a stock model as the reference of a coded one: it reads the checkpoint "
+            "from before the model was coded. Save the coded model and load it again, or give ref_model="
             "copy.deepcopy(model)"
         )

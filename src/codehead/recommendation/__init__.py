@@ -1,4 +1,4 @@
-"""Which decision layer fits a budget, what it costs, and what our experiments predict of it."""
+"""Which decision layer fits a budget, what it costs, and the accuracy our experiments predict."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Recommendation:
 
     @property
     def byte_share(self) -> float:
-        """Its bytes stored, of the Softmax head's in bf16."""
+        """Its stored bytes, as a share of the Softmax head's in bf16."""
         return self.config.byte_share(self.shape)
 
     @property
     def evidence(self) -> list[SetUp]:
-        """Our experiments: on pretrained models, then on small ones; of each, the nearest hidden size first."""
+        """Our experiments: on pretrained models, then on small ones; the nearest hidden size first in each group."""
         size = self.shape.hidden_size
         return sorted(set_ups(), key=lambda some: (some.model is None, abs(math.log(some.hidden_size / size))))
 
@@ -62,7 +62,7 @@ class Recommendation:
                 return (
                     f"In a small model (H = {some.hidden_size:,}, {some.results}) {kept}; a real model may lose more."
                 )
-        return f"No experiment of ours covers {share} of the bytes: measure it with convert."
+        return f"None of our experiments covers {share} of the bytes: measure it with convert."
 
     def _saves(self) -> str:
         saved = self.shape.softmax_bytes - self.config.size(self.shape).bytes_stored
@@ -82,7 +82,7 @@ class Recommendation:
         share = int4_share(self.shape)
         if round(self.byte_share, 2) < round(share, 2):
             return "For the same answers, faster: codehead screen."
-        return f"The old head in int4 takes {share:.0%} and needs no learning: prefer that."
+        return f"The old head in int4 takes {share:.0%} and needs no training: prefer that."
 
 
 def recommend(
@@ -107,7 +107,7 @@ def recommend(
 
 
 def shape_of(model: Any) -> ModelShape:
-    """The shape of a model that is named, in memory, or described already."""
+    """The shape of a model given by name, in memory, or as a ModelShape."""
     if isinstance(model, ModelShape):
         return model
     if hasattr(model, "get_output_embeddings"):
@@ -128,7 +128,7 @@ def check_stock(shape: ModelShape) -> None:
         )
 
 
-# What a decision layer from `budget` can be expected to keep of a Softmax head: our results at other budgets.
+# How much of a Softmax head's accuracy a decision layer of a budget should keep, from our results at other budgets.
 #
 # `expected.json` beside this file holds them; `benchmarks/expectations.py` renders it from result files.
 
@@ -136,7 +136,7 @@ def check_stock(shape: ModelShape) -> None:
 FILE = Path(__file__).with_name("expected.json")
 METRICS = ("top1_share", "perplexity_ratio")
 EDGE = 0.01
-"""Relative: a budget that is so near to the least or the largest measured one counts as that."""
+"""Relative: a budget this close to the smallest or the largest measured one counts as that one."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Value:
 
 @dataclass(frozen=True)
 class SetUp:
-    """One experiment: a model, a way in which heads learnt, and what they kept at several budgets."""
+    """One experiment: a model, how its heads were trained, and what they kept at several budgets."""
 
     results: str
     """The folder of the result files."""
@@ -157,22 +157,22 @@ class SetUp:
     hidden_size: int
     num_classes: int
     learnt: str
-    """How, in words."""
+    """How the heads were trained, in words."""
     seeds: int
     points: tuple[tuple[float, dict[str, Value]], ...]
-    """Share of the Softmax head's bytes, rising, and each of METRICS there."""
+    """Shares of the Softmax head's bytes, ascending, each with the METRICS there."""
     model: str | None = None
-    """The name of a pretrained model; None for a small one that learnt for minutes."""
+    """The name of a pretrained model; None for a small one trained for minutes."""
 
     @property
     def measured(self) -> tuple[float, float]:
-        """The least and the largest share of bytes."""
+        """The smallest and the largest share of bytes."""
         return self.points[0][0], self.points[-1][0]
 
     def at(self, share: float) -> dict[str, Value] | None:
-        """Each metric at a share of bytes, between the two next measured ones linear in log bytes; None beyond them.
+        """Each metric at a share of bytes, interpolated linearly in log bytes; None outside the measured range.
 
-        So are half widths: that of a mean between two is not wider.
+        Half widths are interpolated too: a weighted mean of two has no wider one.
         """
         for (low, before), (high, after) in pairwise(self.points):
             if low * (1 - EDGE) <= share <= high * (1 + EDGE):

@@ -1,4 +1,4 @@
-"""Screening a model or a checkpoint, and what it would gain: nothing is learnt."""
+"""Screen a model or a checkpoint, without training, and time what that would gain."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ OWN_TEXT = "text that the model wrote"
 POSITIONS = 12_000
 """Hidden states: a quarter for the code, half for the calibration, a quarter for the measurement."""
 WRITTEN = 128
-"""Tokens of a text that the model writes itself."""
+"""Tokens per text that the model writes itself."""
 WRITERS = 16
-"""Texts that it writes at once."""
+"""Texts written at once."""
 
 
 def screen(
@@ -55,20 +55,20 @@ def screen(
 
     Args:
         model: any causal LM of transformers with a linear output embedding, tied or not.
-        batches: text like yours, as `input_ids` and `labels` `(batch, length)`; without, the model writes its own.
+        batches: text like yours, as `input_ids` and `labels` `(batch, length)`; None: the model writes its own.
         mode: "fast" takes the best of some candidates, with a promised recall. "exact" gives the greedy text of the
-            dense head: it takes that head wherever a token that is no candidate might win.
-        bits: n of the code; None takes the length with which a step reads least.
-        recall: in mode "fast", the share of positions where the dense head's choice has to be a candidate.
+            dense head: it falls back to that head wherever a token outside the candidates might win.
+        bits: n of the code; None: the length at which a step reads least.
+        recall: in mode "fast", the share of positions where the dense head's choice must be a candidate.
         certificate: of mode "exact": "calibrated" (a stated failure probability) or "proof" (longer codes).
-        positions: hidden states that are used.
-        hidden: hidden states `(positions, H)` that were measured before, instead of `batches`.
+        positions: the number of hidden states to use.
+        hidden: hidden states `(positions, H)` measured earlier, instead of `batches`.
         data: where the text comes from, for the record.
-        progress: called as the work goes on.
+        progress: called as the work proceeds.
 
     Raises:
         ConfigurationError: the model cannot be screened, an argument is impossible, or the recall cannot be promised
-            from so few positions or with so few bits; nothing has changed then.
+            from so few positions or with so few bits; the model is unchanged.
 
     Returns:
         The same model, now screened.
@@ -113,8 +113,8 @@ def check(
     positions: int = POSITIONS,
     bits: int | None = None,
 ) -> nn.Linear:
-    """The head of a model that can be screened so; a ConfigurationError otherwise, before any work."""
-    from transformers import PreTrainedModel  # at module level it would be a circle: see models/registration.py
+    """The head of a model that can be screened with these options; ConfigurationError otherwise, before any work."""
+    from transformers import PreTrainedModel  # at module level it would be circular: see models/registration.py
 
     if mode not in MODES:
         raise ConfigurationError(f"mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
@@ -122,14 +122,14 @@ def check(
         raise ConfigurationError(f"certificate={certificate!r} is unknown; choose one of {', '.join(CERTIFICATES)}")
     require(positions, "positions", minimum=1)
     if not isinstance(recall, float) or not 0 < recall < 1:
-        raise ConfigurationError(f"recall={recall!r} is not between 0 and 1; a share of positions, such as 0.999")
+        raise ConfigurationError(f"recall={recall!r} is not between 0 and 1; give a share of positions such as 0.999")
     if is_coded(model) or is_screened(model):
         raise ConfigurationError("this model has a decision layer or a screen already; codehead.detach(model) it first")
     if not isinstance(model, PreTrainedModel):
-        raise ConfigurationError(f"cannot screen a {type(model).__name__}: it is not a model of transformers")
+        raise ConfigurationError(f"cannot screen a {type(model).__name__}: it is not a transformers model")
     if getattr(model, "is_quantized", False):
         raise ConfigurationError(
-            "cannot screen a quantised model: config.json has one place for a quantizer; load it unquantised"
+            "cannot screen a quantised model: config.json has room for only one quantizer; load it unquantised"
         )
     guards.refuse_patched_forward(model, "screen")
     head = model.get_submodule(stock.head_path(model))
@@ -148,7 +148,7 @@ def check(
     if bits is not None:
         require(bits, "bits", minimum=1, maximum=MAX_DIGITS * head.in_features)
     refuse_non_causal(model)
-    for width in (head.out_features, 1):  # what stands in the way is told now, not when the first text is written
+    for width in (head.out_features, 1):  # report obstacles now, not when the first text is written
         LogitScaling.of(model, width)
     if mode == "fast":
         order_statistic(positions * 3 // 4 - positions // 4, recall, CONFIDENCE)
@@ -156,7 +156,7 @@ def check(
 
 
 def own_text(model: Any, positions: int, progress: Progress) -> list[dict[str, Tensor]]:
-    """Text of so many tokens, drawn from the model after its first token: all of it before its head is looked into."""
+    """At least `positions` tokens sampled from the model; a list, since its head must not be probed until all exist."""
     config = model.config.get_text_config()
     first = (getattr(config, name, None) for name in ("bos_token_id", "eos_token_id"))
     start = next((token for token in first if isinstance(token, int)), 0)
@@ -175,16 +175,16 @@ def own_text(model: Any, positions: int, progress: Progress) -> list[dict[str, T
 
 
 def room(model: Any) -> int:
-    """Tokens of a text that the model may be given."""
+    """The longest text, in tokens, that the model takes."""
     return positions_of(model.config) or 2**20
 
 
-# From a checkpoint to a screened one: hidden states survive a stop.
+# From a checkpoint to a screened one; hidden states survive an interruption.
 
 
 STAGE = ".hidden"
 HIDDEN = f"{STAGE}.safetensors"
-"""In the folder of the screened checkpoint, until that is written: what took longest."""
+"""In the output folder until the screened checkpoint is written: the hidden states, which take longest to compute."""
 BLOCK, BATCH = 256, 8
 
 
@@ -202,10 +202,10 @@ def screen_checkpoint(
     """Screen the model called `name` as `screen` does, and save it with its tokenizer.
 
     Raises:
-        ConfigurationError, DataError, CheckpointError: as loading, reading and screening do; `out` holds no more than
-            the hidden states then.
+        ConfigurationError, DataError, CheckpointError: from loading, reading and screening; `out` then holds at most
+            the hidden states.
     """
-    from codehead.training.data import check_vocabulary  # training needs an extra, `screen` none
+    from codehead.training.data import check_vocabulary  # training needs an extra; `screen` does not
     from codehead.training.folder import locked
     from codehead.training.model import load_model
     from codehead.training.provenance import file_records
@@ -237,9 +237,9 @@ def screen_checkpoint(
 
 
 def _kept(out: Path, described: dict[str, Any], measured: Callable[[], Tensor]) -> Tensor:
-    """The hidden states that a stopped screening left in a folder, or those measured now, which are kept there.
+    """The hidden states that an interrupted screening left in a folder, or else measured now and saved there.
 
-    ConfigurationError if what was left is of something else than is `described`.
+    ConfigurationError if those left there are not of what is `described`.
     """
     from codehead.training.folder import first_difference
     from codehead.training.loop import Stages
@@ -270,14 +270,14 @@ def text_batches(data: str, tokenizer: Any, text_field: str | None, block: int) 
 
 
 PREFIX = 512
-"""Bits that are scanned of a large vocabulary's code."""
+"""Bits scanned of a large vocabulary's code."""
 TURNS = 9
-"""Of both, one after the other; the least time of each is told, which other programs disturbed least."""
+"""Timings of each head, in turn; the minimum is reported, as the one that other programs disturbed least."""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Milliseconds of the step from a hidden state to the best token, in float32, of one sequence."""
+    """Milliseconds of the step from a hidden state to the best token, in float32, for one sequence."""
 
     hidden_size: int
     num_classes: int
@@ -292,7 +292,7 @@ class Gain:
 
     @property
     def pays(self) -> bool:
-        """Whether there is something to gain."""
+        """Whether screening is faster."""
         return self.ratio > 1
 
     @property
@@ -316,9 +316,9 @@ class Gain:
 
 @torch.no_grad()
 def gain(hidden_size: int, num_classes: int, *, bits: int = 1024, candidates: int = 256) -> Gain:
-    """Time a head `(hidden_size → num_classes)`, dense and screened, with rows and codewords that mean nothing.
+    """Time a head `(hidden_size → num_classes)`, dense and screened, with meaningless rows and codewords.
 
-    Codes are about as long as `screen` makes them, and scanned in two stages where it does so.
+    Codes are about as long as those of `screen`, and scanned in two stages where it does so.
 
     Raises:
         ConfigurationError: FAISS is not installed.
@@ -334,7 +334,7 @@ def gain(hidden_size: int, num_classes: int, *, bits: int = 1024, candidates: in
 
 
 def _meaningless(weight: Tensor, bits: int, candidates: int) -> Screen:
-    """A screen that is ready, of random codewords."""
+    """A ready screen of random codewords."""
     classes, size = weight.shape
     rank = min(bits, size)
     prefix, scanned = (PREFIX, SCANNED) if is_large(classes, bits) else (0, 0)

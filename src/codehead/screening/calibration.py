@@ -1,11 +1,11 @@
-"""The code that screens a head, measured: its length, its candidates, and what may be promised of them.
+"""Calibrates the code that screens a head: its length, its candidates, and what may be promised of them.
 
-A token that is no candidate scores at most its score by the code plus what the code may leave out. With r the residual
-of its row and h′ the white hidden state this is r · h′ ≤ Σ_b ‖r_b‖ ‖h′_b‖ over blocks of coordinates b, by Cauchy and
-Schwarz: a proof. A factor below 1 on one block of all coordinates is not: it is chosen so that the residuals of the
-winners stay below it at positions set aside, and a new position, drawn as they were, breaks it with the probability
-that the order statistic says (V. Vovk, A. Gammerman, G. Shafer 2005, "Algorithmic Learning in a Random World", chapter
-2; V. Vovk 2012, "Conditional validity of inductive conformal predictors", proposition 2a).
+A token outside the candidates scores at most its score by the code plus what the code leaves out. With r the residual
+of its row and h′ the whitened hidden state, that is r · h′ ≤ Σ_b ‖r_b‖ ‖h′_b‖ over blocks of coordinates b, by
+Cauchy-Schwarz: a proof. A factor below 1 on one block of all coordinates is not a proof: it is chosen so that the
+residuals of the winners stay below it at held-out positions, and a new position, drawn as they were, exceeds it with
+the probability that the order statistic gives (V. Vovk, A. Gammerman, G. Shafer 2005, "Algorithmic Learning in a Random
+World", chapter 2; V. Vovk 2012, "Conditional validity of inductive conformal predictors", proposition 2a).
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 LENGTHS = (256, 384, 512, 640, 768, 1024)
-"""Codes that are tried: longer ones need fewer candidates."""
+"""Code lengths to try: longer codes need fewer candidates."""
 EXACT_DIGITS, PROOF_DIGITS, PROOF_BLOCKS = 8 / 3, 4, 16
-"""Bits per hidden number of mode "exact", and of its proofs, whose bound is summed over so many blocks."""
+"""Bits per hidden coordinate in mode "exact" and for its proofs, and the blocks that a proof's bound is summed over."""
 FEW, MOST = 256, 4096
 """Candidates: the fewest of mode "exact", and the most of mode "fast"."""
 TRIED, FIRST = 256, 2**18
-"""Positions that tell how many candidates mode "exact" begins with, and how many are looked at for it."""
+"""Positions that decide how many candidates mode "exact" starts with, and the most that are looked at for it."""
 SAVED = 8e6
-"""Bytes of codewords that have to be saved before a prefix alone is scanned."""
+"""Bytes of codewords that a prefix must save before it is scanned alone."""
 SCANNED = 4096
-"""Tokens that a prefix leaves."""
+"""Tokens that a prefix keeps."""
 SPARE = 8
-"""How many times as many these are as the prefix needs at the positions that a code is fitted to: text of other kinds
+"""How many times fewer tokens the prefix must need at the positions that a code is fitted to: text of other kinds
 needs more."""
 APART = 4
-"""How much longer a byte of rows that lie apart takes to read than one of codewords."""
+"""How many times longer a byte of scattered rows takes to read than one of codewords."""
 RESERVE = 4
-"""How many times as many tokens other positions need as those that a code is fitted to."""
+"""How many times more tokens other positions need than those that a code is fitted to."""
 STEP = 16
-"""Candidates are a multiple of it: kernels then add up a row as they do among all rows."""
+"""Candidates are a multiple of this: kernels then sum up a row as they do among all rows."""
 CONFIDENCE = 0.95
 CHUNK = 64
 """Positions whose logits are computed at a time."""
@@ -64,7 +64,7 @@ class Positions(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Positions a code is fitted to, others that say what may be promised of it, and others that measure it."""
+    """Separate positions to fit a code, to calibrate what is promised of it, and to measure it."""
 
     statistics: Statistics
     fitted: Positions
@@ -73,7 +73,7 @@ class Parts(NamedTuple):
 
 
 def parted(head: nn.Linear, hidden: Tensor, progress: Progress) -> Parts:
-    """Hidden states parted in the order of the text, with what the dense head finds best."""
+    """Hidden states split in the order of the text, with the dense head's best tokens."""
     first, second = len(hidden) // 4, len(hidden) * 3 // 4
     if first < 2:
         raise ConfigurationError(f"{len(hidden)} hidden states are too few to screen by; give more text")
@@ -90,7 +90,7 @@ def parted(head: nn.Linear, hidden: Tensor, progress: Progress) -> Parts:
 
 
 def fast(head: nn.Linear, parts: Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
-    """A code whose length is chosen where it was fitted, and as many candidates as other positions need."""
+    """A code whose length is chosen where it is fitted, with as many candidates as the calibration positions need."""
     wanted = order_statistic(len(parts.calibration.best), recall, CONFIDENCE)
     made = _short(head, parts, bits, recall, progress)
     most = min(MOST, head.out_features)
@@ -110,9 +110,9 @@ def fast(head: nn.Linear, parts: Parts, bits: int | None, recall: float, progres
 
 
 def _short(head: nn.Linear, parts: Parts, bits: int | None, recall: float, progress: Progress) -> Screen:
-    """The code of so many bits, or of the length with which a step reads least, as far as fitted positions tell.
+    """The code of `bits` bits, or of the length at which a step reads least, judged at the positions it is fitted to.
 
-    Where scanning all bits would read much, the longest code is taken, and a prefix of it scanned.
+    Where scanning all bits would read too much, the longest code is taken and only a prefix of it scanned.
     """
     classes, possible = head.out_features, sorted({min(length, MAX_DIGITS * head.in_features) for length in LENGTHS})
     lengths = possible if bits is None else [bits]
@@ -127,19 +127,19 @@ def _short(head: nn.Linear, parts: Parts, bits: int | None, recall: float, progr
 
 
 def is_large(classes: int, bits: int) -> bool:
-    """Whether codes of so many bits for so many tokens are scanned by a prefix."""
+    """Whether only a prefix is scanned of codes of `bits` bits for `classes` tokens."""
     return classes > SCANNED and classes * (bits - LENGTHS[0]) > 8 * SAVED
 
 
 def _cost(made: Screen, head: nn.Linear, parts: Parts, recall: float, progress: Progress) -> float:
-    """Bytes that a step reads, those of rows weighted by the time they take."""
+    """Bytes that a step reads, with those of rows weighted by their reading time."""
     ranks = _ranks(made, parts.fitted, min(MOST, head.out_features), progress)
     rows = RESERVE * _needed(ranks, math.ceil((1 + recall) / 2 * len(ranks)))
     return made.plane.nbytes + APART * rows * head.weight[0].nbytes
 
 
 def _prefixed(made: Screen, head: nn.Linear, parts: Parts, recall: float, progress: Progress) -> Screen:
-    """The same code, of which the shortest prefix is scanned that leaves the dense head's choices, or all of it."""
+    """The same code, scanned by the shortest prefix that keeps the dense head's choices, or in full."""
     whole, few = made.settings, SCANNED // SPARE
     for prefix in (length for length in LENGTHS if length < whole.bits):
         trial = Screen(replace(whole, prefix=prefix, scanned=few))
@@ -153,12 +153,12 @@ def _prefixed(made: Screen, head: nn.Linear, parts: Parts, recall: float, progre
 
 
 def _needed(ranks: np.ndarray, wanted: int) -> int:
-    """How many candidates hold the `wanted`-th of the ranks in ascending order."""
+    """How many candidates include the `wanted`-th of the ranks in ascending order, a multiple of STEP."""
     return -(-(int(np.sort(ranks)[wanted - 1]) + 1) // STEP) * STEP
 
 
 def exact(head: nn.Linear, parts: Parts, kind: str, bits: int | None, progress: Progress) -> Screen:
-    """A code with norms of its residuals; their factor is calibrated unless it is to be a proof."""
+    """A code with norms of its residuals; their factor is calibrated, or 1 for a proof."""
     classes, size = head.weight.shape
     proof = kind == "proof"
     length = 8 * round((PROOF_DIGITS if proof else EXACT_DIGITS) * size / 8) if bits is None else bits
@@ -182,9 +182,9 @@ def exact(head: nn.Linear, parts: Parts, kind: str, bits: int | None, progress: 
 
 
 def _first(made: Screen, head: nn.Linear, positions: Positions, progress: Progress) -> int:
-    """With how many candidates a step of mode "exact" begins: as many as let it read least in all its rounds."""
+    """How many candidates a step of mode "exact" starts with: those with which it reads least over all its rounds."""
     classes = head.out_features
-    most, few = min(FIRST, max(1, classes // MORE)), len(positions.best) // TRIED + 1  # of more, the dense head decides
+    most, few = min(FIRST, max(1, classes // MORE)), len(positions.best) // TRIED + 1  # beyond, the dense head decides
     needed = []
     for start in range(0, len(positions.best), few * CHUNK):
         hidden, best = (part[start : start + few * CHUNK : few] for part in positions)
@@ -199,7 +199,7 @@ def _first(made: Screen, head: nn.Linear, positions: Positions, progress: Progre
 
 
 def _bytes(made: Screen, head: nn.Linear, needed: np.ndarray, count: int) -> float:
-    """What a step of mode "exact" reads in the mean, where so many candidates are needed `(positions,)`."""
+    """Mean bytes that a step of mode "exact" reads, where `needed` candidates `(positions,)` are required."""
     total, tried = np.zeros(len(needed)), 0
     while not tried or count <= head.out_features // MORE:
         total += (needed > tried) * (made.bytes_read + APART * count * head.weight[0].nbytes)
@@ -208,7 +208,7 @@ def _bytes(made: Screen, head: nn.Linear, needed: np.ndarray, count: int) -> flo
 
 
 def _coded(head: nn.Linear, parts: Parts, settings: Settings, progress: Progress) -> Screen:
-    """A screen that is ready, of a code of so many bits."""
+    """A ready screen of a code of `settings.bits` bits."""
     code = fit(head.weight, parts.statistics, settings.bits)
     coded = int((code.digits > 0).sum())
     made = Screen(replace(settings, rank=code.digits.numel() if settings.blocks else coded))
@@ -235,14 +235,14 @@ def _fill(made: Screen, code: TransformCode, head: nn.Linear, progress: Progress
 
 
 def _ready(made: Screen, head: nn.Linear, hidden: Tensor) -> None:
-    """Build the index, with tables that are balanced at usual hidden states."""
+    """Build the index, with tables balanced for typical hidden states."""
     made.prepare(head.weight, head.bias)
     made.set("spans", made.search.spans(hidden[:: max(1, len(hidden) // 256)]))
     made.prepare(head.weight, head.bias)
 
 
 def _ranks(made: Screen, positions: Positions, most: int, progress: Progress) -> np.ndarray:
-    """Where the dense head's choice stands among the candidates `(positions,)`, 0 for the first; `most` if nowhere."""
+    """The rank `(positions,)` of the dense head's choice among the candidates, 0 for the first; `most` if absent."""
     found = []
     for start in range(0, len(positions.best), CHUNK):
         some = slice(start, start + CHUNK)
@@ -264,10 +264,10 @@ def _shortfalls(made: Screen, head: nn.Linear, positions: Positions) -> Tensor:
 
 
 def order_statistic(count: int, share: float, confidence: float) -> int:
-    """Which of `count` values in ascending order, 1 for the least, a new one does not exceed with probability `share`.
+    """The rank, from 1, of the value among `count` ascending ones that bounds a new one with probability `share`.
 
-    Over draws of the values that probability is at least `share` with this `confidence`. Values need only be
-    exchangeable. The least m with P(Binomial(count, share) ≥ m) ≤ 1 − confidence.
+    Over draws of the values, that probability is at least `share` with this `confidence`. Values need only be
+    exchangeable. It is the least m with P(Binomial(count, share) ≥ m) ≤ 1 − confidence.
 
     Raises:
         ConfigurationError: there are too few values for that.
@@ -283,8 +283,8 @@ def order_statistic(count: int, share: float, confidence: float) -> int:
     if not failures:
         needed = math.ceil(math.log(1 - confidence) / math.log(share))
         raise ConfigurationError(
-            f"a recall of {share:.4%} cannot be promised with {confidence:.0%} confidence from {count:,} positions; "
-            f"give {needed:,} of them or more, half of all positions, or promise less"
+            f"a recall of {share:.4%} cannot be promised with {confidence:.0%} confidence from {count:,} calibration "
+            f"positions, half of all; give at least {needed:,} of them, or a lower recall"
         )
     return count - failures + 1
 

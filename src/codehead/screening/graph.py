@@ -53,22 +53,22 @@ class ScreenedGraph(nn.Module):
 
 
 def exportable(model: Any) -> ScreenedGraph:
-    """The head of a screened model for `torch.onnx.export`; its input is what the head is given, of one position each.
+    """The head of a screened model for `torch.onnx.export`; its input is the head's, one position per sequence.
 
-    ConfigurationError if the model is not screened, or in mode "exact": whether its candidates suffice is decided while
-    it runs.
+    ConfigurationError if the model is not screened, or in mode "exact": whether its candidates suffice is known only
+    when it runs.
     """
     head = screened_head(model)
     if head.screen.settings.mode == "exact":
         raise ConfigurationError(
-            "a screen of mode 'exact' takes the dense head where its candidates are not certain, which no graph can; "
+            "mode 'exact' falls back to the dense head where its candidates are not certain, which a graph cannot do; "
             "screen with mode='fast'"
         )
     return ScreenedGraph(head.screen, head, LogitScaling.of(model)).eval()
 
 
 def _rows(screen: Screen) -> Tensor:
-    """What the codewords say of every row, in white coordinates: `(V, rank)`, less what all rows have in common."""
+    """Every row decoded from its codeword, in whitened coordinates `(V, rank)`, without the part common to all rows."""
     parts = []
     for plane in screen.plane.split(PIECE):
         bits = np.unpackbits(plane.numpy(), axis=1, count=screen.settings.bits, bitorder="little")

@@ -1,4 +1,4 @@
-"""A Softmax head that computes the logits of candidates alone while a generation needs no others."""
+"""A Softmax head that computes only the logits of candidates while generation needs no others."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from codehead.models.selection import Selection, Step, spread
 from codehead.screening.screen import Screen
 
 MORE = 4
-"""How many times as many candidates are taken where the first do not include the best token for certain."""
+"""The factor on candidates where the first ones do not include the best token for certain."""
 LANES = 8
-"""Partial sums that every kernel of matrix products keeps at least, so that H / 8 roundings are all that a sum has."""
+"""The fewest partial sums that a matrix product kernel keeps, so that a sum has at most H / 8 roundings."""
 
 
 class Scored(NamedTuple):
@@ -28,30 +28,30 @@ class Scored(NamedTuple):
     logits: Tensor
     """`(positions, m)`."""
     floor: Tensor
-    """`(positions,)`: no other token has more."""
+    """`(positions,)`: no other token scores more."""
 
 
 class ScreenedLinear(nn.Linear):
-    """The output embedding of a model `(hidden → V)` with a `Screen`; its rows, tied or not, are those from before.
+    """The output embedding of a model `(hidden → V)` with a `Screen`; its rows, tied or not, are unchanged.
 
-    Without a selection under way it is the linear layer that it was.
+    Without an active selection it is the original linear layer.
     """
 
     screen: Screen
     selection: Selection | None = None
     scaling: LogitScaling
-    """What the model does to what its head gives: it scales or caps."""
+    """How the model scales or caps the outputs of its head."""
 
     @classmethod
     def of(cls, weight: Tensor, screen: Screen) -> ScreenedLinear:
-        """A head that belongs to no model, of rows `(V, H)` that the screen is ready for."""
+        """A head outside any model, with rows `(V, H)` that the screen is ready for."""
         head: Any = cls(weight.shape[1], weight.shape[0], bias=False, device="meta")
         head.weight, head.screen, head.scaling = nn.Parameter(weight, requires_grad=False), screen, LogitScaling()
         made: ScreenedLinear = head
         return made
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """`(batch, length, hidden)` → logits `(batch, length, V)`; of the last position, −∞ but for candidates."""
+        """`(batch, length, hidden)` → logits `(batch, length, V)`; selecting, of the last position's candidates."""
         if self.selection is None or torch.compiler.is_compiling():
             return super().forward(hidden)
         last = hidden[:, -1:]
@@ -66,7 +66,7 @@ class ScreenedLinear(nn.Linear):
     def best(self, hidden: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
         """Ids and logits `(positions, k)` of the best tokens at hidden states `(positions, hidden)`; equal ones by id.
 
-        Nothing is as wide as the vocabulary, unless the dense head is needed, or as fast.
+        No tensor is as wide as the vocabulary, unless the dense head is needed or just as fast.
         """
         scored = self.candidates(hidden, k, k)
         if scored is None:
@@ -77,9 +77,9 @@ class ScreenedLinear(nn.Linear):
         return scored.ids.gather(1, places[:, :k]), logits[:, :k]
 
     def candidates(self, hidden: Tensor, count: int = 1, least: int = 1) -> Scored | None:
-        """At least `count` tokens of every position `(positions, hidden)`, which in mode "exact" hold the `least` best.
+        """At least `count` tokens of every position `(positions, hidden)`; in mode "exact" they hold the `least` best.
 
-        None if all logits are needed for that, or are computed as fast.
+        None if that takes all logits, or if computing them all is as fast.
         """
         count = max(self.screen.settings.candidates, count)
         if not self.screen.pays(len(hidden), self.weight):
@@ -88,7 +88,7 @@ class ScreenedLinear(nn.Linear):
         return scored if self.screen.settings.mode == "fast" else self._sure(hidden, scored, count, least)
 
     def _sure(self, hidden: Tensor, found: Scored, count: int, least: int) -> Scored | None:
-        """These `count` candidates of a position `(1, hidden)`, or more; None if others may be of the `least` best."""
+        """These `count` candidates of a position `(1, hidden)`, or more; None if others may be in the `least` best."""
         while not certain(found.logits[0], float(found.floor), least):
             count *= MORE
             if count > self.out_features // MORE:
@@ -106,20 +106,20 @@ class ScreenedLinear(nn.Linear):
         return Scored(ids, logits, logits.amin(1) if rest is None else _above(rest, logits))
 
     def _logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Of some tokens `(m,)` at one position `(1, hidden)`: `(1, m)`."""
+        """Logits `(1, m)` of some tokens `(m,)` at one position `(1, hidden)`."""
         bias = None if self.bias is None else self.bias.index_select(0, ids)
         return F.linear(hidden, self.weight.index_select(0, ids), bias)
 
 
 def _above(values: np.ndarray, like: Tensor) -> Tensor:
-    """The numbers in the dtype of a tensor that are not below some values `(positions,)`."""
+    """Values `(positions,)` rounded up to the dtype of a tensor."""
     wanted = torch.from_numpy(values)
     rounded = wanted.to(like)
     return torch.where(rounded.double() >= wanted, rounded, torch.nextafter(rounded, rounded.new_tensor(torch.inf)))
 
 
 def rounding(hidden: Tensor, rows: Tensor) -> Tensor:
-    """How far scores `(rows,)` of one hidden state `(H,)` may be from those that another kernel computes.
+    """How far scores `(rows,)` of one hidden state `(H,)` may differ from those of another kernel.
 
     Twice the bound H / 8 · u · Σ |w h| of a sum in that many partial sums (N. Higham 2002, "Accuracy and Stability of
     Numerical Algorithms", section 4.2), u being half the spacing of the dtype.
@@ -130,7 +130,7 @@ def rounding(hidden: Tensor, rows: Tensor) -> Tensor:
 
 
 def certain(scores: Tensor, rest: float, count: int) -> bool:
-    """Whether `count` of the candidates' scores `(m,)` are above `rest`, what others score at most."""
+    """Whether `count` of the candidates' scores `(m,)` are above `rest`, the most that others score."""
     return int((scores > rest).sum()) >= count
 
 

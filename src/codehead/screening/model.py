@@ -1,4 +1,4 @@
-"""A causal LM whose Softmax head is screened: what is different from its stock class, and how checkpoints load."""
+"""A causal LM whose Softmax head is screened: how it differs from its stock class, and how its checkpoints load."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ FIELD = "screening"
 class ScreenedCausalLM(OwnCausalLM):
     """Mixed into the class of a model by `screen`.
 
-    `generate` computes the logits of candidates where no other token can be chosen, and the dense head's otherwise,
-    which it says once. Outside of `generate` the model is the stock model. `steps` and `whole` count the tokens
-    generated, and those of them that took the dense head.
+    `generate` computes only the candidates' logits where no other token can be chosen, and otherwise all logits of the
+    dense head, with one warning per reason. Outside of `generate` the model is the stock model. `steps` and `whole`
+    count the tokens generated, and those of them that took the dense head.
     """
 
     _maker = "screen"
@@ -69,14 +69,14 @@ class ScreenedCausalLM(OwnCausalLM):
         return super()._beam_search(*args, **options)  # type: ignore[misc]
 
     def _assisted_decoding(self, *args: Any, **options: Any) -> Any:
-        self._may_select("what an assistant has drafted is checked with all logits")
+        self._may_select("an assistant's draft is checked with all logits")
         return super()._assisted_decoding(*args, **options)  # type: ignore[misc]
 
     def obstacle(self) -> str | None:
         """Why the code cannot be used now; prepares it otherwise."""
         head: Any = self.get_output_embeddings()  # type: ignore[attr-defined]
         if not isinstance(head, ScreenedLinear):
-            return "another module stands where the screened head was (LoRA on the head?); screen the merged model"
+            return "another module has replaced the screened head (LoRA on the head?); screen the merged model"
         reason = head.screen.obstacle(head.weight)
         if reason is not None:
             return reason
@@ -134,7 +134,7 @@ class ScreenedCausalLM(OwnCausalLM):
         )
 
     def _detach(self) -> Any:
-        """The stock model, bit for bit: nothing but the code is taken away."""
+        """The stock model, bit for bit: only the code is removed."""
         guards.refuse_patched_forward(self, "detach")  # type: ignore[arg-type]
         head: Any = screened_head(self)
         del head.screen
@@ -168,21 +168,21 @@ def is_screened(model: object) -> bool:
 
 
 def screened_head(model: Any) -> ScreenedLinear:
-    """The head of a screened model; a ConfigurationError if something else stands there."""
+    """The head of a screened model; ConfigurationError if another module is in its place."""
     head = model.get_output_embeddings()
     if not isinstance(head, ScreenedLinear):
         raise ConfigurationError(
-            f"the output embedding of this {type(model).__name__} is a {type(head).__name__} and no screened head; "
-            "codehead.screen(model, …) makes one, of a model without adapters on its head"
+            f"the output embedding of this {type(model).__name__} is a {type(head).__name__}, not a screened head; "
+            "codehead.screen(model, …) makes one if there are no adapters on the head"
         )
     return head
 
 
-# The loader of screened checkpoints: a coded checkpoint's, where `quantization_config` has the field `screening`.
+# The loader of screened checkpoints: those whose `quantization_config` has the field `screening`.
 
 
 class ScreeningConfig(QuantizationConfigMixin):
-    """The entry `quantization_config` of a screened checkpoint, as transformers wants to hold it."""
+    """The entry `quantization_config` of a screened checkpoint, in the class that transformers expects."""
 
     def __init__(self, **entry: Any) -> None:
         unknown = [key for key in entry if key not in ("quant_method", FIELD)]
@@ -219,22 +219,22 @@ class ScreeningLoader(OwnLoader):
 
 
 def expect_head(settings: Settings, shape: tuple[int, ...], head: object) -> None:
-    """Raise a CheckpointError unless a head of this shape is as large as the one that was screened."""
+    """Raise CheckpointError unless the head has the shape of the one that was screened."""
     if shape != (settings.num_classes, settings.hidden_size):
         raise CheckpointError(
-            f"quantization_config.screening in config.json is of {settings.num_classes} rows of {settings.hidden_size} "
-            f"numbers, but the head of the model is {head}; restore config.json from the original checkpoint"
+            f"quantization_config.screening in config.json is for {settings.num_classes} rows of "
+            f"{settings.hidden_size} numbers, but the head is {head}; restore config.json from the original checkpoint"
         )
 
 
 def _check_screen(model: Any, stored: Shapes) -> None:
-    """The files hold the screen and nothing more of it, in the shapes that the configuration says."""
+    """Check that the files hold exactly the tensors of the screen, in the shapes of the configuration."""
     prefix = f"{stock.head_path(model)}.screen."
     description = f"{prefix}{WRITTEN}"
     expect_additions(model, description)
     own = {name: list(values.shape) for name, values in model.state_dict().items() if name.startswith(prefix)}
     found = {place: stored[name] for name, place in names_in_memory(model, stored).items() if place.startswith(prefix)}
-    own[description] = found.get(description, [])  # of any length, but there
+    own[description] = found.get(description, [])  # of any length, but present
     for name in sorted({*own, *found}):
         if own.get(name) != found.get(name):
             raise CheckpointError(

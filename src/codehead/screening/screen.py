@@ -1,4 +1,4 @@
-"""The code of a head's rows as a checkpoint holds it, and the search in it: hidden states → the tokens that may win."""
+"""The code of a head's rows as stored in a checkpoint, and the search in it: hidden states → tokens that may win."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from codehead.errors import CheckpointError
 MODES = ("fast", "exact")
 CERTIFICATES = ("calibrated", "proof")
 AROUND = 4e6
-"""Bytes that could be read in the time that a step takes beside reading codewords and rows."""
+"""Overhead of a step beyond reading codewords and rows, in bytes that could be read in that time."""
 PROBES = 64
-"""Rows of a head by which it is known again."""
+"""Rows by which a head is recognised."""
 ROUNDS = 4
-"""In which the bits that were not scanned are read, of half as many tokens each."""
+"""Rounds in which the unscanned bits are read, each for half as many tokens."""
 FLOAT32 = 1e-6
-"""What float32 may have done to bit logits, as a share of all they add up to."""
+"""The largest error of float32 in bit logits, as a share of the sum of their magnitudes."""
 BYTES = (np.arange(256) >> np.arange(8)[:, None] & 1).astype(np.float32)
 """`(8, 256)`: the bits of every byte, least significant first."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a screen is, as `config.json` says it."""
+    """The description of a screen, as in `config.json`."""
 
     num_classes: int
     hidden_size: int
     bits: int
-    """n: of every token."""
+    """n: bits of every token."""
     mode: str = "fast"
     """"fast" takes the best of the candidates; "exact" only if no other token can be better."""
     candidates: int = 256
@@ -46,17 +46,17 @@ class Settings:
     prefix: int = 0
     """Bits that are scanned, a multiple of 8; 0: all of them, as in mode "exact"."""
     scanned: int = 0
-    """Tokens that the prefix leaves, for all bits to choose candidates from."""
+    """Tokens that the prefix keeps; all bits then choose the candidates among them."""
     rank: int = 0
     """Coordinates of the hidden state that are computed."""
     blocks: int = 0
-    """Of coordinates whose residual norms are kept; 0 in mode "fast"."""
+    """Blocks of coordinates whose residual norms are stored; 0 in mode "fast"."""
     factor: float = 1.0
-    """Of the norms: 1 is a proof."""
+    """The factor on the norms; 1 makes the bound a proof."""
     promised: float = 0.0
-    """The share of positions where the best token is a candidate (fast), or the bound holds (exact), at least."""
+    """The least share of positions where the best token is a candidate (fast), or the bound holds (exact)."""
     confidence: float = 0.0
-    """With which that was promised, over draws of the calibration positions."""
+    """The confidence of that promise, over draws of the calibration positions."""
     calibration_positions: int = 0
     measured: float = 0.0
     """The share of held-out positions where the best token was a candidate."""
@@ -66,12 +66,12 @@ class Settings:
 
     @property
     def scanned_bits(self) -> int:
-        """Of every token."""
+        """Bits of every token that are scanned."""
         return self.prefix or self.bits
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Settings:
-        """As `asdict` wrote it; a CheckpointError for anything else."""
+        """Settings from the output of `asdict`; CheckpointError for anything else."""
         try:
             found = cls(**entry)
         except TypeError as error:
@@ -89,12 +89,12 @@ class Settings:
 
 @final
 class Screen(nn.Module):
-    """A code for the rows of a head, and the white coordinates h′ of hidden states that it reads.
+    """A code for the rows of a head, and the whitened coordinates h′ of hidden states that it reads.
 
-    Numbers are kept as the bits of float32, so that no cast of the model rounds them. Buffers: `plane` `(V, bytes)`;
-    `mean` `(H,)` and `white` `(rank, H)`, h′ = white · (h − mean); `common` `(rank,)`, what all rows have in common;
-    `coordinates` and `sizes` `(n,)`, bit logit j being sizes[j] · h′[coordinates[j]]; `norms` `(V, blocks)`, of
-    residuals; `spans` `(M,)`, how wide the tables of a scan usually are; `probes` `(PROBES,)`, norms of some rows.
+    Floats are stored as the bits of float32, so that no cast of the model rounds them. Buffers: `plane` `(V, bytes)`;
+    `mean` `(H,)` and `white` `(rank, H)`, h′ = white · (h − mean); `common` `(rank,)`, the part common to all rows;
+    `coordinates` and `sizes` `(n,)`, bit logit j being sizes[j] · h′[coordinates[j]]; `norms` `(V, blocks)` of
+    residuals; `spans` `(M,)`, the usual widths of a scan's tables; `probes` `(PROBES,)`, norms of some rows.
     """
 
     plane: Tensor
@@ -128,7 +128,7 @@ class Screen(nn.Module):
 
     @property
     def bytes_read(self) -> int:
-        """By the step of one position, without the rows of its candidates."""
+        """Bytes read by the step of one position, without the rows of its candidates."""
         scanned = self.settings.num_classes * row_bytes(self.settings.scanned_bits)
         rest = self.settings.scanned * (self.plane.shape[1] - row_bytes(self.settings.scanned_bits))
         norms = self.settings.num_classes * -(-self.settings.blocks // 2)  # four bits each
@@ -143,8 +143,8 @@ class Screen(nn.Module):
         return None
 
     def pays(self, positions: int, weight: Tensor) -> bool:
-        """Whether scanning for so many positions is faster than multiplying all rows `(V, H)` once for all of them."""
-        if self.settings.mode == "exact":  # where one is not certain, the dense head works for all
+        """Whether scanning for `positions` positions is faster than one product with all rows `(V, H)` for all."""
+        if self.settings.mode == "exact":  # if one position is not certain, the dense head computes all
             return positions == 1
         rows = self.settings.candidates * weight[0].nbytes
         return positions == 1 or positions * (self.bytes_read + rows + AROUND) < weight.nbytes * max(
@@ -152,11 +152,11 @@ class Screen(nn.Module):
         )
 
     def integers(self) -> dict[str, Tensor]:
-        """What changes only as a whole, for its checksum."""
+        """The buffers, which change only as a whole, for their checksum."""
         return dict(self.named_buffers(recurse=False))
 
     def knows(self, weight: Tensor) -> bool:
-        """Whether these are the rows `(V, H)` that the code was made for, in whatever dtype."""
+        """Whether these are the rows `(V, H)` that the code was made for, in any dtype."""
         return bool(torch.allclose(probes(weight), self.get("probes").cpu(), rtol=2**-8, atol=1e-6))
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -165,13 +165,13 @@ class Screen(nn.Module):
 
     @property
     def search(self) -> Search:
-        """The index; `prepare` makes it."""
+        """The index that `prepare` built."""
         assert self._search is not None
         return self._search
 
     @property
     def is_ready(self) -> bool:
-        """Whether the index is there."""
+        """Whether the index is built."""
         return self._search is not None
 
     def _biases(self, weight: Tensor, bias: Tensor | None) -> np.ndarray:
@@ -199,7 +199,7 @@ class Candidates(NamedTuple):
     ids: np.ndarray
     """`(positions, m)`, int64."""
     rest: np.ndarray | None
-    """`(positions,)`, in mode "exact": what the other tokens score at most, if the bound holds."""
+    """`(positions,)`, in mode "exact": an upper bound on the scores of the other tokens, if the bound holds."""
 
 
 @final
@@ -220,7 +220,7 @@ class Search:
         self.scan = FastScan(np.concatenate(planes, axis=1), parts)
 
     def best(self, hidden: Tensor, count: int) -> Candidates:
-        """The `count` tokens that may score best, by hidden states `(positions, H)`: by score, or by what bounds it."""
+        """The `count` tokens that may score best at hidden states `(positions, H)`, by their scores or bounds."""
         white = self.whitened(hidden)
         logits = self.bit_logits(white)
         found = self.scan.search(self.tables(white, logits), min(max(count, self.settings.scanned), self.classes))
@@ -242,7 +242,7 @@ class Search:
         return np.asarray(white.numpy().take(self.coordinates, axis=1) * self.sizes)
 
     def tables(self, white: Tensor, logits: np.ndarray) -> np.ndarray:
-        """`(positions, M, 16)`: of the bits, of the bounds of residuals, and of what every token scores at the mean."""
+        """Tables `(positions, M, 16)` of the bits, of the residual bounds, and of every token's score at the mean."""
         bits = bit_tables(logits[:, : self.settings.scanned_bits])
         parts = [bits, self.numbers.tables[None].repeat(len(white), axis=0)]
         if self.ceilings is not None:
@@ -251,13 +251,13 @@ class Search:
         return np.concatenate(parts, axis=1)
 
     def spans(self, hidden: Tensor) -> Tensor:
-        """How wide every table `(M,)` usually is at hidden states `(positions, H)`."""
+        """The usual width of every table `(M,)` at hidden states `(positions, H)`."""
         white = self.whitened(hidden)
         tables = self.tables(white, self.bit_logits(white))
         return torch.from_numpy(np.quantile(np.ptp(tables, axis=2), 0.9, axis=0))
 
     def _refined(self, found: Found, logits: np.ndarray, count: int) -> np.ndarray:
-        """The best `(positions, count)` of what was found, best first; every round reads bits of the better half."""
+        """The best `(positions, count)` of the tokens found, best first; every round reads bits of the better half."""
         last = whole_bytes(logits[:, self.settings.scanned_bits :])
         tables = last.reshape(len(logits), -1, 8) @ BYTES
         kept = []
@@ -271,20 +271,20 @@ class Search:
         return np.stack(kept)
 
     def bounds(self, hidden: Tensor, count: int) -> np.ndarray:
-        """What all but the first 1, 2, … `count` tokens score at most, `(positions, count)`, in mode "exact"."""
+        """Upper bounds `(positions, count)` on scores of all but the first 1, 2, … `count` tokens, in mode "exact"."""
         white = self.whitened(hidden)
         logits = self.bit_logits(white)
         return self._bounds(self.scan.search(self.tables(white, logits), count), white, logits)
 
     def _rest(self, found: Found, white: Tensor, logits: np.ndarray) -> np.ndarray:
-        """What tokens that were not found score at most `(positions,)`."""
+        """Upper bounds `(positions,)` on the scores of tokens that were not found."""
         if found.ids.shape[1] >= self.classes:
             return np.full(len(logits), -np.inf)
         last = Found(found.ids[:, -1:], found.scores[:, -1:], found.errors)
         return self._bounds(last, white, logits)[:, 0]
 
     def _bounds(self, found: Found, white: Tensor, logits: np.ndarray) -> np.ndarray:
-        """What those that were found score at most, and those after them `(positions, m)`."""
+        """Upper bounds `(positions, m)` on the scores of the tokens found, and of those after them."""
         every, logits = (white @ self.common).double().numpy(), logits.astype(np.float64)
         size = np.abs(logits).sum(1) + np.abs(every)
         added = every - logits.sum(1) / 2 + found.errors + self.numbers.error + FLOAT32 * size
@@ -292,7 +292,7 @@ class Search:
 
 
 def _sums(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Sums `(m,)` of the entries of a table `(bytes, 256)` that rows `(m, bytes)` name."""
+    """Sums `(m,)` of the entries of a table `(bytes, 256)` that rows `(m, bytes)` select."""
     entries = table.ravel().take(rows + np.arange(0, table.size, table.shape[1]))
     return np.einsum("ij->i", entries)  # half the time of sum(axis=1)
 
@@ -305,6 +305,6 @@ def block_norms(values: Tensor, blocks: int) -> Tensor:
 
 
 def probes(weight: Tensor) -> Tensor:
-    """Norms `(PROBES,)` of some rows of a head, by which it is known again."""
+    """Norms `(PROBES,)` of some rows of a head, by which it is recognised."""
     some = torch.linspace(0, len(weight) - 1, PROBES).long().to(weight.device)
     return weight.detach()[some].float().norm(dim=1).cpu()

@@ -1,11 +1,11 @@
 """Codewords that score the rows of a Softmax head without learning: transform coding in the basis where scores vary.
 
 A score w · h is w · μ + y · h′, with μ and Σ the mean and covariance of hidden states, h′ = Uᵀ Σ^-½ (h − μ) white and
-y = Uᵀ Σ½ w. U are the principal directions of Σ½ WᵀW Σ½ over all rows W, so that the coordinates of y do not covary
-either, and the squared error of y is that of scores, in the mean. The coordinates get bits by reverse water-filling and
-are rounded to even cells in natural binary (A. Gersho, R. Gray 1992, "Vector Quantization and Signal Compression",
-chapter 8; T. Cover, J. Thomas 2006, "Elements of Information Theory", section 10.3.3); w · μ is a bias per token. Every
-bit is a symbol ±1 that adds ± half its bit logit: a code of n bits and a linear head, as in `codehead.attach`.
+y = Uᵀ Σ½ w. U are the principal directions of Σ½ WᵀW Σ½ over all rows W, so that the coordinates of y are uncorrelated
+too, and the squared error of y is the mean squared error of scores. The coordinates get bits by reverse water-filling
+and are rounded to uniform cells in natural binary (A. Gersho, R. Gray 1992, "Vector Quantization and Signal
+Compression", chapter 8; T. Cover, J. Thomas 2006, "Elements of Information Theory", section 10.3.3); w · μ is a bias
+per token. A bit is a symbol ±1 that adds ± half its bit logit: n bits and a linear head, as in `codehead.attach`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Of 1e-4, 0.01, 0.1 and 1, the one with which most steps of exact mode were certa
 96% on text like that of the calibration and 78% on other text, against 90% and 67% with 1e-4.
 """
 SAMPLE = 2**12
-"""Rows that the sizes of cells are fitted to."""
+"""Rows that cell sizes are fitted to."""
 FACTORS = np.geomspace(0.7, 1.5, 9)
-"""Of the usual size of a cell, tried."""
+"""Multiples of the usual cell size to try."""
 
 
 class Encoded(NamedTuple):
@@ -41,12 +41,12 @@ class Encoded(NamedTuple):
     plane: np.ndarray
     """`(rows, ⌈n / 8⌉)`, uint8."""
     residual: Tensor
-    """`(rows, H)`, float32: y less what the codeword says of it."""
+    """`(rows, H)`, float32: y minus its decoded codeword."""
 
 
 @dataclass(frozen=True)
 class TransformCode:
-    """A code for the rows `(V, H)` of a head: which coordinates have how many bits, and in which order."""
+    """A code for the rows `(V, H)` of a head: how many bits each coordinate has, and their order."""
 
     mean: Tensor
     """μ `(H,)`, float64."""
@@ -57,7 +57,7 @@ class TransformCode:
     centre: Tensor
     """`(H,)`, float64: the mean of y over all rows, which adds the same to every score."""
     steps: Tensor
-    """`(H,)`, float64: the size of a cell; where there are no bits, unused."""
+    """`(H,)`, float64: the size of a cell; unused where there are no bits."""
     digits: Tensor
     """`(H,)`, int64: bits of every coordinate."""
 
@@ -79,7 +79,7 @@ class TransformCode:
         return torch.cat([torch.arange(int(count)) for count in self.digits])
 
     def encode(self, rows: Tensor) -> Encoded:
-        """Some rows `(rows, H)` of the head."""
+        """Encode some rows `(rows, H)` of the head."""
         values = rows.float() @ self.directions.float() - self.centre.float()
         steps, digits = self.steps.float(), self.digits
         levels = _levels(values, steps, digits)
@@ -90,10 +90,10 @@ class TransformCode:
 
 
 def fit(weight: Tensor, statistics: Statistics, bits: int) -> TransformCode:
-    """The code of `bits` bits for the rows `(V, H)` of a head, in view of the hidden states of some text.
+    """The code of `bits` bits for the rows `(V, H)` of a head, given the hidden states of some text.
 
     Raises:
-        ConfigurationError: there are no hidden states in the statistics, or not so many bits to give.
+        ConfigurationError: the statistics have no hidden states, or `bits` is out of range.
     """
     if statistics.mean is None or statistics.covariance is None:
         raise ConfigurationError("these statistics hold counts alone; measure hidden states too (Statistics.of)")
@@ -126,7 +126,7 @@ def _moments(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_steps(code: TransformCode, weight: Tensor) -> TransformCode:
-    """The same code with the cells that err least for some of the rows."""
+    """The same code with the cell sizes of least error on some of the rows."""
     some = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
     values = weight.detach()[some.to(weight.device)].cpu().float() @ code.directions.float() - code.centre.float()
     usual = code.steps * (1.26 + 0.345 * code.digits) * 2.0 ** (1 - code.digits)
@@ -140,7 +140,7 @@ def _with_steps(code: TransformCode, weight: Tensor) -> TransformCode:
 
 
 def pieces(weight: Tensor, progress: Callable[[int, int], None] = lambda done, total: None) -> Iterator[Tensor]:
-    """The rows of a head some at a time, float32 on the CPU; `progress` is called with (rows done, all)."""
+    """The rows of a head in pieces, float32 on the CPU; `progress` is called with (rows done, all)."""
     done = 0
     for rows in weight.detach().split(PIECE):
         yield rows.cpu().float()
@@ -154,5 +154,5 @@ def _levels(values: Tensor, steps: Tensor, digits: Tensor) -> Tensor:
 
 
 def _values(levels: Tensor, steps: Tensor, digits: Tensor) -> Tensor:
-    """The middles of cells; 0 where there are no bits."""
+    """The centres of cells; 0 where there are no bits."""
     return torch.where(digits > 0, (levels + (0.5 - 2.0 ** (digits - 1)).to(steps)) * steps, 0.0)

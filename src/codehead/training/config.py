@@ -28,32 +28,32 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 SET_ELSEWHERE = {
     "output_dir": "set output_dir at the top level instead",
     "seed": "set seed at the top level instead",
-    "resume_from_checkpoint": "omit it, for a run goes on from its own last checkpoint",
+    "resume_from_checkpoint": "omit it: a run resumes from its own last checkpoint",
 }
 SOFTMAX_ONLY = {
     "label_smoothing_factor": "smoothing is defined on V logits, which a coded head never forms in training",
     "use_liger_kernel": "its fused loss reads the head as V rows, and would train the wrong objective",
 }
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-"""Of `training`: the Trainer would divide by them."""
+"""Keys of `training` that the Trainer divides by."""
 NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "num_train_epochs",
     "logging_steps", "save_total_limit", "dataloader_num_workers", "label_smoothing_factor", "neftune_noise_alpha",
     "eval_delay",
 )  # fmt: skip
-"""Of `training`: rates and sizes that the Trainer takes as they are, and fails on when all is ready."""
+"""Keys of `training`: rates and sizes that the Trainer does not check and would fail on only after setup."""
 INTERVALS = ("save_steps", "eval_steps")
-"""Of `training`: numbers of steps, or shares of all steps."""
+"""Keys of `training`: numbers of steps, or shares of all steps."""
 BLOCKS = ("lr_scheduler_kwargs", "accelerator_config")
 BELOW_ONE = ("adam_beta1", "adam_beta2")
 LARGEST_SEED = 2**32 - 1
-"""Of numpy's global generator, which a run seeds too."""
+"""The limit of numpy's global generator, which a run also seeds."""
 LARGEST_COUNT = 2**31 - 1
 """Steps and examples per step: far beyond what any run has."""
 LARGEST_RANK = 2**16
-"""Of LoRA: far beyond the hidden size of any model."""
+"""LoRA ranks: far beyond the hidden size of any model."""
 LARGEST_VOCABULARY = 2**22
-"""Entries of a tokenizer that is trained here; its trainer sets memory aside for all of them at once."""
+"""Entries of a tokenizer trained here; its trainer reserves memory for all of them at once."""
 
 
 def require_rate(value: float | None, name: str) -> None:
@@ -68,11 +68,11 @@ class DataConfig:
     train: str | list[str]  # several sources are read one after the other
     validation: str | None = None
     test: str | None = None
-    validation_fraction: float = 0.0  # of the training documents; only without `validation`
+    validation_fraction: float = 0.0  # share of the training documents; only without `validation`
     subset: str | None = None  # configuration name of a hub dataset
     text_field: str | None = None  # None: the fields of instruction records if there are any, else `text`
-    as_text: bool = False  # read instruction records as plain text, prompt and response in a row
-    block_size: int = 256  # tokens per example, in blocks of text and as the limit of a record
+    as_text: bool = False  # read instruction records as plain text, the prompt followed by the response
+    block_size: int = 256  # tokens per block of text, and at most per record
     max_documents: int | None = None  # of the training source
     max_validation_documents: int | None = None
 
@@ -125,18 +125,18 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a new decision layer learns from the Softmax head that it replaces, before the training proper."""
+    """How a new decision layer learns from the Softmax head that it replaces, before the main training."""
 
     steps: int = 500
     batch_tokens: int = 512  # positions per step
-    learning_rate: float | None = None  # of the head and of what corrects tokens; falls to zero along a cosine. None:
+    learning_rate: float | None = None  # of the head and the per-token extras; falls to zero along a cosine. None:
     # 1e-3, or 1% of the root mean square of a row of weights if that is less
     code_learning_rate: float = 1e-2  # of the numbers whose signs are the code; 0 keeps the code as it is
-    tokens: int = 200_000  # positions of the training text whose hidden states are learnt from, kept in memory
-    label_weight: float = 0.0  # of the labels' own cross entropy; the old head's distribution has the rest
-    backbone_steps: int = 0  # after it, of LoRA on the backbone (`lora`, no dropout) with the head; 0: it stays frozen
-    backbone_learning_rate: float = 1e-3  # in these steps; the head's is no more than learning_rate, by default 1% of
-    # the root mean square of its median row
+    tokens: int = 200_000  # positions of the training text to learn from; their hidden states stay in memory
+    label_weight: float = 0.0  # of the labels' cross entropy; the rest goes to the old head's distribution
+    backbone_steps: int = 0  # then steps of LoRA on the backbone (`lora`, no dropout) with the head; 0: it stays frozen
+    backbone_learning_rate: float = 1e-3  # in these steps; the head's is at most learning_rate, by default 1% of the
+    # root mean square of its median row
     seed: int = 0  # of the order of positions
 
     def __post_init__(self) -> None:
@@ -152,9 +152,9 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the bits of a decision layer are scaled in the end, so that the codeword posterior is honest."""
+    """How the bit logits of a decision layer are scaled at the end, so that the codeword posterior is calibrated."""
 
-    tokens: int = 20_000  # positions of text that was not learnt from
+    tokens: int = 20_000  # positions of held-out text
     per_bit: bool = True  # a scale for every bit; otherwise one for all, a temperature
 
     def __post_init__(self) -> None:
@@ -162,7 +162,7 @@ class Calibration:
 
 
 UNSET = ("calibrate", "head_learning_rate")
-"""Keys of a run that are written down only if they are set."""
+"""Keys of a run that are recorded only if they are set."""
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,14 @@ class RunConfig:
     tokenizer: str | dict[str, Any] | None = None  # None: the model's own
     decision: DecisionConfig | None = None
     distil: Distillation | None = None  # a new decision layer learns from the old head first; None: it does not
-    calibrate: Calibration | None = None  # in the end, on the validation data; None: it is not
+    calibrate: Calibration | None = None  # at the end, on the validation data; None: no calibration
     adapt: str | None = None  # None: lora for an existing model, full for a new one
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: dict[str, Any] = field(default_factory=dict)
-    head_learning_rate: float | None = None  # of the decision layer in the training. None: training.learning_rate, but
-    # for a code that has learnt its tokens no more than 1% of the root mean square of its median row
+    head_learning_rate: float | None = None  # of the decision layer in training. None: training.learning_rate, but at
+    # most 1% of the root mean square of its median row for a code already fitted to its tokens
     seed: int = 0
-    dtype: str = "float32"  # in which an existing model is loaded; `training.bf16` sets the arithmetic
+    dtype: str = "float32"  # to load an existing model in; `training.bf16` sets the arithmetic
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -215,7 +215,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values; `from_dict` restores it.
 
-        What UNSET names is there if it is set: runs that are older than these keys keep the checksums of their values.
+        Keys in UNSET are included only if set, so that runs older than these keys keep their checksums.
         """
         values = {**asdict(self), "decision": None if self.decision is None else self.decision.to_dict()}
         return {key: value for key, value in values.items() if key not in UNSET or value is not None}
@@ -318,7 +318,7 @@ class RunConfig:
         require_that(ends, "training.num_train_epochs", epochs, "give a number above 0, or max_steps")
 
     def _check_ranges(self) -> None:
-        """Of the numbers in `training`: those that fail only when all is ready, or spoil the weights."""
+        """Check numbers in `training` that would otherwise fail only after setup, or ruin the weights."""
         for key, value in self.training.items():
             name = f"training.{key}"
             if value is None:

@@ -1,8 +1,8 @@
-"""Records of conversations, in the shapes people have → examples with loss on the assistant's turns alone.
+"""Records of conversations, in the usual shapes → examples with loss on the assistant's turns alone.
 
-They are written in the tokenizer's own chat template. Which tokens are the assistant's is what the template says
-itself, by `{% generation %}` around them. Where it does not, a turn begins where the messages before it end with the
-prompt for a generation, and ends where the template ends it.
+They are written with the tokenizer's own chat template. The template marks the assistant's tokens with
+`{% generation %}`. If it does not, a turn begins where the messages before it end with the generation prompt, and ends
+where the template ends it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 LISTS = ("messages", "conversations")
-"""Fields that hold a whole conversation: of OpenAI and TRL, of ShareGPT."""
+"""Fields that hold a whole conversation: OpenAI's and TRL's, and ShareGPT's."""
 PAIRS = (("prompt", "response"), ("question", "answer"))
 """Fields of one question and its answer, as text."""
 SYSTEM = ("system", "system_prompt")
-"""Fields of what stands before the first message."""
+"""Fields of the text before the first message."""
 KEYS = (("role", "content"), ("from", "value"))
 ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {"human": "user", "gpt": "assistant"}
 UNREAD = ("tools", "functions", "tool_calls", "function_call")
-"""What would change how a conversation is written, and is not read here."""
+"""Fields that would change how a conversation is written, and are not supported here."""
 
 Message = dict[str, str]
 
 
 def conversation(record: Mapping[str, Any], place: str) -> dict[str, Any] | None:
-    """`{messages, given}` of a record: its messages, and how many of them come first that carry no loss.
+    """`{messages, given}` of a record: its messages, and how many of the first ones carry no loss.
 
-    None if the record is no conversation; DataError, which calls it by `place`, if it is a broken one, or one in which
-    the assistant says nothing.
+    None if the record is not a conversation; DataError, which names it by `place`, if it is malformed or has no turn
+    of the assistant.
     """
     found = _found(record, place)
     if found is None:
@@ -54,7 +54,7 @@ def conversation(record: Mapping[str, Any], place: str) -> dict[str, Any] | None
 
 
 def _found(record: Mapping[str, Any], place: str) -> tuple[list[Message], int] | None:
-    """The messages of a record in any of the shapes, and how many are given."""
+    """The messages of a record in any of the shapes, and how many of them carry no loss."""
     for field in LISTS:
         if field in record:
             return _messages(record, field, place), 0
@@ -92,14 +92,14 @@ def _message(value: Any, place: str) -> Message:
 
 
 def _text(content: Any, place: str) -> str:
-    """Text as it is, or the parts of a list of texts in a row."""
+    """Text as it is; the parts of a list of texts are joined."""
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
         return "".join(_text(part.get("text"), place) for part in content)
     return text_of(content, f"the content of {place}", "text (no images, no sound)")
 
 
 def text_of(value: Any, what: str, expected: str) -> str:
-    """A value that is valid text; DataError, which calls it `what`, if it is not what was `expected`."""
+    """A value that is valid text; DataError, which names it `what`, if it is not what was `expected`."""
     if not isinstance(value, str):
         raise DataError(f"{what} is {type(value).__name__}; expected {expected}")
     try:
@@ -112,7 +112,7 @@ def text_of(value: Any, what: str, expected: str) -> str:
 def _refuse_tools(value: Mapping[str, Any], place: str) -> None:
     for key in UNREAD:
         if value.get(key):
-            raise DataError(f"{place} has {key!r}: conversations with calls of tools are not read; omit the record")
+            raise DataError(f"{place} has {key!r}: conversations with tool calls are not supported; omit the record")
 
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -125,8 +125,8 @@ def tokenize_chats(
 ) -> Dataset:
     """Conversations → one example each, cut at `block_size` tokens; only the assistant's turns have labels.
 
-    Conversations in which the assistant says nothing within the block are left out. Raises ConfigurationError if the
-    tokenizer has no chat template, DataError if that cannot write a conversation or does not tell its turns apart, or
+    Conversations in which the assistant says nothing within the block are dropped. Raises ConfigurationError if the
+    tokenizer has no chat template, DataError if the template cannot write a conversation or tell its turns apart, or
     if no example is left of the rows called `name`.
     """
     require_offsets(tokenizer)
@@ -151,7 +151,7 @@ def _examples(batch: dict[str, list[Any]], template: _Template, block_size: int)
 
 
 class _Template:
-    """The chat template of a tokenizer, and what it says of whose turn a token belongs to."""
+    """The chat template of a tokenizer, and which tokens are the assistant's by it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -163,7 +163,7 @@ class _Template:
     def example(self, messages: list[Message], given: int) -> dict[str, list[int]]:
         """`input_ids`, `labels` and `num_bytes` of a conversation, whose first `given` messages carry no loss.
 
-        Special tokens count no bytes: the template has written them, they are no text.
+        Special tokens count no bytes: the template wrote them, and they are not text.
         """
         text = self.render(messages)
         encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -180,14 +180,14 @@ class _Template:
         """The text of messages; with `open_turn`, up to where the assistant's next turn begins."""
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
-        except Exception as error:  # a template is a program of its own
+        except Exception as error:  # a template is a program and may raise anything
             raise DataError(
-                f"the chat template cannot write the conversation {_beginning(messages)}: {reason(error)}; mend "
+                f"the chat template cannot write the conversation {_beginning(messages)}: {reason(error)}; fix "
                 "or omit the record"
             ) from error
 
     def _marked(self, messages: list[Message], given: int, text: str, offsets: Sequence[Span]) -> list[bool]:
-        """Whether each token is the assistant's, as the template marks it, and in none of the `given` messages."""
+        """Whether each token is the assistant's, by the template's marks, and outside the `given` messages."""
         encoded: Any = self.tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         spoken = any(message["role"] == "assistant" for message in messages[:given])
         start = self._begins(messages, given, text) if spoken else 0
@@ -195,16 +195,16 @@ class _Template:
         return [bool(own) and begin >= start for own, (begin, _) in tokens]
 
     def _derived(self, messages: list[Message], given: int, text: str, offsets: Sequence[Span]) -> list[bool]:
-        """The same by what the template writes for the messages up to each turn."""
+        """The same, derived from what the template writes for the messages up to each turn."""
         numbers = [number for number in range(given, len(messages)) if messages[number]["role"] == "assistant"]
         turns = [self._turn(messages, number, text) for number in numbers]
         return [any(start <= begin < end for start, end in turns) for begin, _ in offsets]
 
     def _turn(self, messages: list[Message], number: int, text: str) -> Span:
-        """Where a turn stands in the text: from its first word to the special token that ends it, if there is one."""
+        """The span of a turn in the text: from its first word to the special token that ends it, if there is one."""
         start, through = self._begins(messages, number, text), self.render(messages[: number + 1])
         _require_prefix(through, text, messages)
-        said = through.rstrip()  # a generation stops at the special token, and never comes to a line break after it
+        said = through.rstrip()  # generation stops at the special token, before any line break after it
         return start, len(said) if said.endswith(tuple(self.special.values())) else len(through)
 
     def _begins(self, messages: list[Message], number: int, text: str) -> int:
@@ -219,7 +219,7 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
         return str(tokenizer.get_chat_template())
     except ValueError:
         raise ConfigurationError(
-            "the data are conversations, but the tokenizer has no chat template to write them in; give the tokenizer "
+            "the data are conversations, but the tokenizer has no chat template to write them with; give the tokenizer "
             "of a chat model of the same family (--tokenizer), save one with its chat_template set, or read the data "
             "as text (data.as_text)"
         ) from None
@@ -228,8 +228,8 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
 def _require_prefix(part: str, text: str, messages: list[Message]) -> None:
     if not text.startswith(part):
         raise DataError(
-            f"the chat template writes the beginning of the conversation {_beginning(messages)} otherwise once more "
-            "follows (some drop what the assistant thought), so its turns cannot be told apart; mark them in the "
+            f"the chat template writes the start of the conversation {_beginning(messages)} differently once more "
+            "turns follow (some drop the assistant's thinking), so its turns cannot be told apart; mark them in the "
             "template with {% generation %}, or end each conversation after one turn of the assistant"
         )
 

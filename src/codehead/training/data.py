@@ -1,4 +1,4 @@
-"""The data of a run: sources → tokenised datasets, batches of them, and the text as learners look at it."""
+"""The data of a run: sources → tokenised datasets, batches of them, and the training text for decision layers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def load_rows(data: DataConfig, seed: int) -> Rows:
 def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str = "the text") -> Dataset:
     """Examples with `input_ids`, `labels` (−100 where no loss) and `num_bytes`, each `(length,)`.
 
-    DataError, which calls the rows by `name`, if there are none.
+    DataError, which names the rows by `name`, if there are none.
     """
     kinds = {"text": tokenize_text, "messages": tokenize_chats, "prompt": tokenize_records}
     tokenise = next(tokenise for column, tokenise in kinds.items() if column in rows.column_names)
@@ -78,7 +78,7 @@ def load_examples(
     as_text: bool = False,
     max_documents: int | None = None,
 ) -> Dataset:
-    """One source, tokenised: what `evaluation.evaluate` takes."""
+    """One source, tokenised, as `evaluation.evaluate` takes it."""
     rows = read_rows(source, split=split, subset=subset, text_field=text_field, as_text=as_text, limit=max_documents)
     return tokenize(rows, tokenizer, block_size)
 
@@ -109,7 +109,7 @@ def check_labels(examples: Dataset, vocab_size: int) -> None:
 class Collator:
     """Pads examples to the longest of the batch: labels with −100, byte counts with 0.
 
-    `pad_id` is None for a tokenizer without a pad token. Padding is masked, so token 0 serves as well.
+    `pad_id` is None for a tokenizer without a pad token. Padding is masked, so token 0 will do.
     """
 
     def __init__(self, pad_id: int | None, *, with_bytes: bool = False) -> None:
@@ -128,31 +128,31 @@ class Collator:
     def batches(
         self, examples: Sequence[Mapping[str, Any]] | Dataset, size: int, order: Sequence[int] | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """Batches of so many examples, in this order, or their own."""
+        """Batches of `size` examples, in the given `order` or their own."""
         order = range(len(examples)) if order is None else order
         for start in range(0, len(order), size):
             yield self([examples[i] for i in order[start : start + size]])
 
 
 STATISTICS_TOKENS = 32_768
-"""Positions whose hidden states tell how they vary: for a code, a start, and rounding."""
+"""Positions at which the statistics of hidden states are measured: for a code, a start, and rounding."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Tokenised training text, read when it is first looked at."""
+    """Tokenised training text, read on first use."""
 
     load: Callable[[], Dataset]
     pad_id: int | None
-    seed: int = 0  # of the order in which examples are looked at
+    seed: int = 0  # of the order in which examples are read
 
     @classmethod
     def of(cls, rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str, seed: int) -> Text:
-        """Rows that errors call by `name`, tokenised when they are looked at."""
+        """Rows that errors name by `name`, tokenised on first use."""
         return cls(partial(tokenize, rows, tokenizer, block_size, name), tokenizer.pad_token_id, seed)
 
     def read(self) -> Text:
-        """Itself, read: what is wrong with the text is told now."""
+        """Itself, after reading the text, so that errors in it are raised now."""
         _ = self.examples
         return self
 
@@ -162,7 +162,7 @@ class Text:
         return self.load()
 
     def counts(self, num_tokens: int) -> np.ndarray:
-        """How often each token is a label, int64 `(num_tokens,)`; ids of `num_tokens` or more are left out."""
+        """How often each token is a label, int64 `(num_tokens,)`; ids of `num_tokens` or more are ignored."""
         labels = self.examples.data.column("labels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         known = labels[(labels >= 0) & (labels < num_tokens)]
         return np.bincount(known, minlength=num_tokens)

@@ -1,11 +1,11 @@
 """Distillation of a decision layer from the Softmax head that it replaces: head, extras and code; then the backbone.
 
 The code is learnt too: every symbol is the sign of a real number, and gradients reach that number as if the sign were
-the identity (straight-through; Y. Bengio, N. Léonard, A. Courville 2013, https://arxiv.org/abs/1308.3432). In the end
-rows that have become equal are made distinct in the symbols that are nearest to changing.
+the identity (straight-through; Y. Bengio, N. Léonard, A. Courville 2013, https://arxiv.org/abs/1308.3432). At the end,
+rows that have become equal are made distinct by changing the symbols nearest to a change of sign.
 
-The backbone learns to serve its new decision layer by LoRA on its attention, together with the head. The teacher is
-the model as it was, backbone and head: it is there as long as the adapters can be switched off.
+The backbone adapts to its new decision layer by LoRA on its attention, trained together with the head. The teacher is
+the original model, backbone and head: switching the adapters off restores its backbone.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from codehead.training.loop import ResumableLoop, Stages, refuse_divergence
 from codehead.training.model import merge, with_lora
 
 MARGIN = 1.0
-"""Where the numbers behind the symbols begin, ±; gradients pass while they are between −1 and +1."""
+"""Initial magnitude of the numbers behind the symbols; gradients pass while they are between −1 and +1."""
 RATE = "distil.learning_rate or distil.code_learning_rate"
 RELATIVE_RATE = 1e-2
-"""Without a learning rate: of the root mean square of a row of weights."""
+"""The default learning rate, as a share of the root mean square of a row of weights."""
 LARGE = 0.1
-"""Rows of larger weights, and biases, learn as if that were their root mean square."""
+"""Rows of larger weights, and biases, learn as if this were their root mean square."""
 TOLERANCE = 0.01
-"""Nats, 1% of perplexity: by so much a head may end worse than it began."""
+"""Nats (1% of perplexity) by which a head may end worse than it began."""
 CHECKED = 2048
-"""Positions at which that is looked at."""
+"""Positions at which this is checked."""
 WARM_UP = 20
-"""Steps over which rates rise, a twentieth of all at most: Adam's first ones move every number by its rate, however
-sure it is, and lead far from a start that is near its aim."""
+"""Warm-up steps, at most a twentieth of all: Adam's first steps move every number by the full rate, whatever its
+gradient, and would lead far away from a good start."""
 STEADY = 0.01
-"""Of the median root mean square of a tensor's rows: how far its weights move in a step at most."""
+"""The most a tensor's weights move in a step, as a share of the median root mean square of its rows."""
 GRADIENT_SCALE = 2.0**10
-"""Of gradients on their way through the backbone, so that in float16 small ones are not lost (P. Micikevicius et al.
-2018, https://arxiv.org/abs/1710.03740)."""
+"""Scale of gradients in the backbone's backward pass, so that small ones survive float16 (P. Micikevicius et al. 2018,
+https://arxiv.org/abs/1710.03740)."""
 BETAS = (0.9, 0.99)
-"""Adam's averages: shorter than usual, since hundreds of steps are few."""
+"""Adam's averages: shorter than usual, since there are only hundreds of steps."""
 
 Batch = dict[str, Tensor]
 """input_ids, attention_mask and labels, `(batch, length)`."""
@@ -76,18 +76,18 @@ def distil(
 ) -> None:
     """Fit the decision layer of a coded model to a teacher's distributions over tokens, in place.
 
-    Minimises the Kullback-Leibler divergence of the codeword posterior from the teacher's softmax over the positions
-    whose hidden states `(tokens, hidden)` are given, with Adam; rates rise over the first WARM_UP steps and fall to
-    zero along a cosine. With the `likely` tokens of the positions, a step compares the scores of some tokens only. No
-    more than CHUNK_SCORES scores are formed at a time. With `stages`, it goes on where it was stopped. Where
-    `options.label_weight` is not 0, it is the weight of the cross entropy of the `labels` `(tokens,)` at the same
-    positions: a teacher that is wrong, or surer than it is right, is then not followed all the way.
+    Minimises the Kullback-Leibler divergence of the codeword posterior from the teacher's softmax with Adam, at the
+    positions whose hidden states `(tokens, hidden)` are given; rates rise over the first WARM_UP steps and fall to
+    zero along a cosine. Given the `likely` tokens of the positions, a step compares the scores of only some tokens. No
+    more than CHUNK_SCORES scores are formed at a time. With `stages`, it resumes where it was stopped. A non-zero
+    `options.label_weight` is the weight of the cross entropy of the `labels` `(tokens,)` at the same positions: it
+    corrects a teacher that is wrong or overconfident.
 
     Raises:
-        ConfigurationError: the code is ternary, the bits form a chain, or labels are asked for and not given.
-        CodeheadError: it diverged; the model is as it was.
+        ConfigurationError: the code is ternary, the bits form a chain, or labels are needed but not given.
+        CodeheadError: it diverged; the model is unchanged.
 
-    Where it ends worse than it began, by more than TOLERANCE, the model stays as it was, with a warning.
+    If it ends worse than it began by more than TOLERANCE, the model is left unchanged, with a warning.
     """
     decision = model.decision
     _check(decision, options, labels)
@@ -120,18 +120,18 @@ def distil(
     if ended <= begun + TOLERANCE:
         student.write_back(model, options.seed)
         return
-    relative = f"{RELATIVE_RATE:g} of what rows measure, {RELATIVE_RATE * LARGE:g} at most"
+    relative = f"{RELATIVE_RATE:g} of each row's size, at most {RELATIVE_RATE * LARGE:g}"
     told = relative if options.learning_rate is None else f"{options.learning_rate:.2g}"
     warnings.warn(
-        f"distillation raised the divergence from {begun:.3g} to {ended:.3g} nats, so the new head was put "
-        f"back; give a smaller {RATE} (it learnt at {told} and {options.code_learning_rate:.2g})",
+        f"distillation raised the divergence from {begun:.3g} to {ended:.3g} nats, so the new head was reset "
+        f"to its start; give a smaller {RATE} (they were {told} and {options.code_learning_rate:.2g})",
         stacklevel=2,
     )
 
 
 @dataclass(frozen=True)
 class _Aim:
-    """What is minimised: the divergence of a student from its teacher, and a share of the labels' cross entropy."""
+    """The objective: the divergence of a student from its teacher, mixed with the labels' cross entropy."""
 
     student: _Student
     teacher: Scores
@@ -144,7 +144,7 @@ class _Aim:
 
     @torch.enable_grad()
     def learn(self, chosen: Tensor, generator: torch.Generator) -> float:
-        """The mean over chosen positions, whose gradients are added."""
+        """The mean over chosen positions; adds its gradients."""
         given, known = self._at(chosen)
         if self.likely is not None and isinstance(self.teacher, SoftmaxHead):
             tokens = self.likely.draw(chosen, generator)
@@ -152,7 +152,7 @@ class _Aim:
         return imitate(self.student.scores, given, self.teacher, given, known, self.label_weight, self.num_classes)
 
     def nats(self) -> float:
-        """The mean over CHECKED positions, evenly spread, or all if there are fewer."""
+        """The mean over CHECKED evenly spaced positions, or all if there are fewer."""
         chosen = torch.linspace(0, len(self.hidden) - 1, min(CHECKED, len(self.hidden)), dtype=torch.float64).long()
         return sum(map(self._sum, chosen.split(max(1, CHUNK_SCORES // self.num_classes)))) / len(chosen)
 
@@ -162,19 +162,19 @@ class _Aim:
         return float(divergence(self.student.scores(given), self.teacher, given, known, self.label_weight))
 
     def _at(self, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Hidden states, and labels where they count, on the device of the student."""
+        """Hidden states, and labels if they have weight, on the student's device."""
         known = None if self.labels is None or not self.label_weight else self.labels[chosen].to(self.device)
         return self.hidden[chosen].to(self.device, torch.float32), known
 
 
 def _share_of_rate(step: int, steps: int) -> float:
-    """Of the learning rate, at a step."""
+    """The share of the learning rate that applies at a step."""
     warm_up = min(WARM_UP, steps // 20)
     return min(1.0, (step + 1) / (warm_up + 1)) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def row_sizes(values: Tensor) -> Tensor:
-    """The root mean square of every row of weights `(…, rows, 1)`, LARGE at most, and for vectors and rows of zeros."""
+    """The root mean square of every row of weights `(…, rows, 1)`, at most LARGE; LARGE for vectors and zero rows."""
     if values.dim() < 2:
         return torch.full_like(values[..., :1], LARGE)
     sizes = values.square().mean(-1, keepdim=True).sqrt()
@@ -182,21 +182,21 @@ def row_sizes(values: Tensor) -> Tensor:
 
 
 def steady_rate(values: Tensor) -> float:
-    """The rate at which a tensor of a head keeps what it knows: STEADY of the median size of its rows.
+    """A rate at which training does not undo what a head's tensor has learnt: STEADY times its median row size.
 
-    A single number is the scale of a bias in int8, and its size is its magnitude.
+    A single number is the scale of an int8 bias; its size is its magnitude.
     """
     values = values.detach().float()
     return STEADY * float((values.abs() if values.numel() == 1 else row_sizes(values)).median())
 
 
 class _Student:
-    """float32 copies of what is trained; the model stays as it is until the end.
+    """float32 copies of the trained tensors; the model is unchanged until the end.
 
-    `weights` are learnt; each times its one of `scales` is what the model has. `units` gives the scales of a tensor of
-    weights. Those of `row_sizes` put rows in units of their size: a step of Adam moves all numbers about equally far,
-    but some rows of a head are a hundred times larger than others. `numbers` holds the tensors whose signs are the
-    code, `(V, n)` and, where some codewords are longer, `(K, m)`; none for one_vs_all, which has nothing to learn.
+    `weights` are learnt; multiplied by their `scales` they are the model's tensors. `units` gives the scales of a
+    tensor. `row_sizes` puts rows in units of their size: a step of Adam moves all numbers about equally far, but some
+    rows of a head are a hundred times larger than others. `numbers` holds the tensors whose signs are the code,
+    `(V, n)` and, with extra bits, `(K, m)`; it is empty for one_vs_all, whose code cannot be learnt.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class _Student:
         self.numbers = [(MARGIN * table.signs()).clone().requires_grad_() for table in tables]
 
     def checksum(self) -> str:
-        """Of the code, by which a kept state tells whether it belongs to this one."""
+        """The checksum of the code, by which a saved state is matched to it."""
         digest = hashlib.sha256()
         for numbers in self.numbers:
             digest.update(pack_bits((numbers.detach().cpu() >= 0).numpy()).tobytes())
@@ -235,7 +235,7 @@ class _Student:
         return corrected
 
     def of_some(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """The scores `(tokens, K)` of the tokens `ids` `(K,)`, ascending, alone."""
+        """The scores `(tokens, K)` of only the tokens `ids` `(K,)`, ascending."""
         halves = self.scaling(torch.func.functional_call(self.head, self._of(self.head), (hidden,))) / 2
         bits, others = halves[:, : self.table.length], halves[:, self.table.length :]
         scores = (bits @ _Sign.apply(self.numbers[0].index_select(0, ids)).T).float()
@@ -268,20 +268,20 @@ class _Student:
             codebook = _codebook(self.numbers[0].detach().cpu(), seed, old.design)
             model.decision.replace_codebook(codebook)
             model.config.quantization_config = old.of_another(codebook).to_dict()
-        if self.refinement is not None:  # its rows may be equal: the codewords before them are not
+        if self.refinement is not None:  # its rows may be equal: the codewords they extend are not
             self.refinement.set_plane(torch.from_numpy(pack_bits((self.numbers[1] >= 0).cpu().numpy())))
             model.decision.reseal()
 
 
 def _shared(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Where in `ids` `(K,)`, ascending, and where in `others` those are that are in both."""
+    """The positions in `ids` `(K,)`, ascending, and in `others` of the ids they share."""
     places = torch.searchsorted(ids, others).clamp(max=len(ids) - 1)
     rows = (ids[places] == others).nonzero().flatten()
     return places[rows], rows
 
 
 def _codebook(latent: Tensor, seed: int, start: str) -> PackedCodebook:
-    """The signs of numbers `(V, n)`, a number's distance from zero being the certainty of its symbol."""
+    """The signs of numbers `(V, n)`; a number's magnitude is the certainty of its symbol."""
 
     def margins(ids: Integers) -> Floats:
         return latent[torch.as_tensor(ids)].abs().double().numpy()
@@ -295,7 +295,7 @@ def _codebook(latent: Tensor, seed: int, start: str) -> PackedCodebook:
 
 
 class _Sign(torch.autograd.Function):
-    """+1 or −1; its gradient is that of the identity where the number lies between −1 and +1, otherwise zero."""
+    """+1 or −1; its gradient is that of the identity for numbers between −1 and +1, otherwise zero."""
 
     @staticmethod
     def forward(ctx: Any, numbers: Tensor) -> Tensor:
@@ -327,12 +327,12 @@ def learn_together(
     progress: Callable[[int, int], None] = lambda done, steps: None,
     stages: Stages | None = None,
 ) -> None:
-    """Train LoRA on the backbone of a coded model, and its decision layer but the code: `options.backbone_steps` steps.
+    """Train LoRA on a coded model's backbone, and its decision layer except the code, `options.backbone_steps` steps.
 
-    Minimises what `distil` does, over the batches that `draw` gives: the divergence from the old model, whose head is
-    the `teacher`, mixed with the labels' cross entropy by `options.label_weight`. In the end the adapters are folded
-    into the backbone, in place. With `stages`, it goes on where it was stopped. A head of one_vs_all gives all V
-    outputs of a batch at once.
+    Minimises the objective of `distil` over batches from `draw`: the divergence from the old model, whose head is the
+    `teacher`, mixed with the labels' cross entropy by `options.label_weight`. At the end the adapters are merged into
+    the backbone, in place. With `stages`, it resumes where it was stopped. A one_vs_all head computes all V outputs of
+    a batch at once.
     """
     dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
     model.eval()
@@ -361,7 +361,7 @@ def learn_together(
             learn()
             loop.step()
             progress(loop.done, options.backbone_steps)
-        learn()  # the last step may be the one that ruined it
+        learn()  # checks the last step too
     for values in learnt:
         values.data = values.data.to(dtype)
     merge(adapted)
@@ -370,7 +370,7 @@ def learn_together(
 
 
 def _groups(adapted: Any, options: Distillation) -> list[dict[str, Any]]:
-    """What is learnt: adapters, and the decision layer at no more than its own rate, or what keeps what it knows."""
+    """Parameter groups: the adapters, and the decision layer at its own rate or `steady_rate`, capped at theirs."""
     found = [(name, values) for name, values in adapted.named_parameters() if values.requires_grad]
     groups = [{"params": [values for name, values in found if "lora_" in name], "lr": options.backbone_learning_rate}]
     for values in (values for name, values in found if "lora_" not in name):
@@ -380,7 +380,7 @@ def _groups(adapted: Any, options: Distillation) -> list[dict[str, Any]]:
 
 
 def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_weight: float) -> float:
-    """Those of the loss over the labelled positions of a batch, none if there are none; returns it in nats."""
+    """Add gradients of the mean loss over a batch's labelled positions, if any; returns the loss in nats."""
     labelled = batch["labels"][:, 1:] != IGNORE
     if not bool(labelled.any()):
         return 0.0
@@ -393,7 +393,7 @@ def _gradients(adapted: Any, model: Any, teacher: Scores, batch: Batch, label_we
     nats = imitate(model.decision.logits, given, teacher, hidden, wanted, label_weight, num_classes)
     assert given.grad is not None
     outputs.backward((GRADIENT_SCALE * given.grad).to(outputs.dtype))
-    own = {id(values) for values in model.decision.parameters()}  # which have theirs already
+    own = {id(values) for values in model.decision.parameters()}  # whose gradients are not scaled
     for values in adapted.parameters():
         if values.grad is not None and id(values) not in own:
             values.grad /= GRADIENT_SCALE

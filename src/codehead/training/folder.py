@@ -1,6 +1,6 @@
-"""Folders that are written into: by one process at a time, checkpoints as a whole; and the folder of a run.
+"""Output folders: one process writes at a time, and checkpoints are written as a whole; and the folder of a run.
 
-That tells what may be written into it, and where an unfinished run goes on.
+That one knows what may be written into it, and where an unfinished run resumes.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ TEMPORARY = f".{RECORD}.tmp"
 CHECKPOINTS = "checkpoints"
 STAGES = "conversion"
 STATE = "trainer_state.json"
-"""What the Trainer writes last into a checkpoint."""
+"""The file that the Trainer writes last into a checkpoint."""
 BEGUN_WITH = {
     "weights": "the model has changed since. Bring the old one back",
-    "codebook": "another machine, library or number of threads fits it differently. Go on where the run began",
+    "codebook": "another machine, library or number of threads fits it differently. Resume where the run began",
 }
-"""What the provenance of a run has a checksum of, and why it may be another one where the run goes on."""
+"""Checksums in the provenance of a run, and why each may differ when the run resumes."""
 MISSING = object()
-UNSET = (None, MISSING)  # a key that is younger than the record is not there
+UNSET = (None, MISSING)  # a record lacks the keys that are newer than it
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of a folder; the system lifts the lock of one that was killed.
+    """Keep every other process out of a folder; the system lifts the lock of a killed process.
 
-    A folder that is made for the lock, and in which nothing has come to lie, goes with it. Raises ConfigurationError if
-    another process is in the folder.
+    A folder that is created for the lock is removed with it if it is still empty. Raises ConfigurationError if another
+    process is using the folder.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no file that is open
+        with suppress(OSError):  # Windows does not remove open files
             (folder / LOCK).unlink()
         lock.release()
         for place in made:
@@ -70,15 +70,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def save_whole(model: Any, tokenizer: Any, folder: Path, measured: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint beside the one in a folder, then in its place; files of other names stay.
+    """Write a checkpoint beside the one in a folder, then replace that one; files with other names stay.
 
-    What was `measured`, `before` and `after` a conversion, stands in the card.
+    The card shows the metrics `measured` `before` and `after` a conversion.
 
-    If the writing fails, by a full disk for instance, the old checkpoint is as it was. A process that is killed while
-    the files change places leaves a folder without weights, never a mixture of two models.
+    If writing fails, on a full disk for instance, the old checkpoint is unchanged. A process that is killed while the
+    files are moved leaves a folder without weights, never a mixture of two models.
     """
     stage = folder / STAGE
-    shutil.rmtree(stage, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(stage, ignore_errors=True)  # left by a killed process
     try:
         with library_bars_hidden():
             model.save_pretrained(stage)
@@ -98,7 +98,7 @@ def save_whole(model: Any, tokenizer: Any, folder: Path, measured: Mapping[str, 
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files in a folder that hold the weights of a model, or tell of them."""
+    """The files in a folder that hold or list the weights of a model."""
     return [file for pattern in WEIGHTS for file in folder.glob(pattern)]
 
 
@@ -108,10 +108,10 @@ def _order(file: Path) -> tuple[bool, str]:
 
 
 class RunFolder:
-    """`output_dir` of one run: `run.json`, `checkpoints/`, and in the end the model and tokenizer.
+    """`output_dir` of one run: `run.json`, `checkpoints/`, and at the end the model and tokenizer.
 
-    While a decision layer learns from the old head, `conversion/` keeps what that has come to. Of several processes,
-    the first one writes.
+    While a decision layer learns from the old head, `conversion/` holds its progress. Of several processes, the first
+    one writes.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -122,9 +122,9 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out, but those of the same run; nothing is left behind if nothing comes of the run.
+        """Keep out all processes except those of the same run; a run that achieves nothing leaves nothing behind.
 
-        Raises ConfigurationError if another run is at work here, or there are files but no run.
+        Raises ConfigurationError if another run is using the folder, or it holds files but no run.
         """
         self.check_foreign()
         if not is_main():
@@ -138,17 +138,17 @@ class RunFolder:
                     self.checkpoints.rmdir()
 
     def check(self, data: list[dict[str, Any]]) -> None:
-        """Whether a run over these data files (name, sha256, bytes) may start or go on here.
+        """Check that a run over these data files (name, sha256, bytes) may start or resume here.
 
-        A run that has come to nothing yet stands in no other's way. Raises ConfigurationError if the folder, which is
-        `locked`, holds a run of another configuration or of other data, or a finished run.
+        A run that has saved no work blocks no other. Raises ConfigurationError if the folder, which is `locked`, holds
+        a run of another configuration or of other data, or a finished run.
         """
         if self._is_empty():
             return
         where = f"output_dir {str(self.path)!r}"
         record = read_record(self.path)
         if record["status"] == "finished":
-            self.stages.remove()  # of a process that was killed after its last record
+            self.stages.remove()  # left by a process that was killed after its last record
         elif not self._has_work():
             return
         difference = first_difference(record["config"], self.config)
@@ -166,12 +166,12 @@ class RunFolder:
             raise ConfigurationError(f"{where} holds this run, finished; use --overwrite to repeat it")
 
     def check_foreign(self) -> None:
-        """Raise ConfigurationError if the model is read from here, or there are files but no run: somebody else's."""
+        """Raise ConfigurationError if the model is read from this folder, or it holds files but no run."""
         for name in ("model", "tokenizer"):
             source = self.config.get(name)
             if isinstance(source, str) and self._holds(Path(source).expanduser().resolve()):
                 raise ConfigurationError(
-                    f"output_dir {str(self.path)!r} holds the {name} that is read; choose another output_dir"
+                    f"output_dir {str(self.path)!r} holds the {name} that this run reads; choose another output_dir"
                 )
         if not self._is_empty() and not (self.path / RECORD).exists():
             raise ConfigurationError(
@@ -179,7 +179,7 @@ class RunFolder:
             )
 
     def _is_empty(self) -> bool:
-        """Whether nothing is there but what a process leaves that ends before its first record."""
+        """Whether the folder holds nothing but what a process leaves that ends before its first record."""
         if not self.path.is_dir():
             return True
         left = {path.name for path in self.path.iterdir()} - {TEMPORARY, LOCK}
@@ -190,7 +190,7 @@ class RunFolder:
         return source == self.path.resolve() or self.checkpoints.resolve() in (source, *source.parents)
 
     def clear_work(self) -> None:
-        """Remove stages and checkpoints, from which a run would go on; `check_foreign` comes first."""
+        """Remove the stages and checkpoints from which a run would resume; call `check_foreign` first."""
         if not is_main():
             return
         self.stages.remove()
@@ -198,16 +198,16 @@ class RunFolder:
             _remove(checkpoint)
 
     def _has_work(self) -> bool:
-        """Whether there is anything that a run has come to."""
+        """Whether a run has saved any work here."""
         return self.last_checkpoint() is not None or self.stages.exist() or bool(weight_files(self.path))
 
     @contextmanager
     def begun(self, origin: Mapping[str, Any], overwrite: bool) -> Iterator[Stages]:
-        """The stages that precede training; the folder is this run's from here on, its provenance being `origin`.
+        """The stages that precede training; from here on the folder is this run's, with the provenance `origin`.
 
-        A mistake in configuration or data that comes to light in the first process, or a learning that diverges there,
-        leaves the folder as if nothing had begun, so that it does not stand in the way of its correction; a finished
-        run that was to be overwritten is still there then.
+        If a CodeheadError ends a new run's stages (a mistake in configuration or data, or divergence), the folder is
+        as if nothing had begun, so that it does not block the corrected run; a finished run that was to be overwritten
+        is still there.
         """
         record = self.path / RECORD
         earlier = record.read_text(encoding="utf-8") if record.exists() else None
@@ -224,7 +224,7 @@ class RunFolder:
             raise
 
     def _take_back(self, earlier: str | None) -> None:
-        """Remove what has begun; an `earlier` record is the folder's again."""
+        """Remove what has begun; restore the `earlier` record, if there is one."""
         if not is_main():
             return
         self.stages.remove()
@@ -234,22 +234,22 @@ class RunFolder:
             (self.path / RECORD).write_text(earlier, encoding="utf-8")
 
     def spent(self) -> dict[str, Any]:
-        """`started_at` and `wall_seconds` of the processes whose work a run goes on from; {} if none."""
+        """`started_at` and `wall_seconds` of the processes whose work a run resumes; {} if none."""
         return self._earlier("started_at", "wall_seconds")
 
     def begun_with(self) -> dict[str, Any]:
-        """What the run that is here began with, of BEGUN_WITH; {} if it begins only now."""
+        """The values of BEGUN_WITH that the run in this folder began with; {} if it begins only now."""
         return self._earlier(*BEGUN_WITH)
 
     def _earlier(self, *keys: str) -> dict[str, Any]:
-        """What the provenance of an unfinished run holds of some keys; {} if there is none to go on with."""
+        """Some keys in the provenance of an unfinished run; {} if there is none to resume."""
         if self.last_checkpoint() is None and not self.stages.exist():
             return {}
         earlier = read_record(self.path)["provenance"]
         return {key: earlier[key] for key in keys if key in earlier}
 
     def check_beginning(self, origin: Mapping[str, Any]) -> None:
-        """Raise ConfigurationError if the run would go on with something else than it began with."""
+        """Raise ConfigurationError if the run would resume with another model or codebook than it began with."""
         for key, begun in self.begun_with().items():
             if begun is not None and origin.get(key, begun) != begun:
                 raise ConfigurationError(
@@ -271,7 +271,7 @@ class RunFolder:
     def rotate(self, limit: int | None, best: str | None) -> None:
         """Keep `limit` checkpoints, the last and the one named `best` among them; None or 0 keeps all.
 
-        The last is that of the most steps: the times of files tell nothing where a clock was set.
+        The last is the one of the most steps: file times mean nothing if a clock was changed.
         """
         found = _numbered(self.checkpoints)
         if not is_main() or not limit or limit < 0:
@@ -281,9 +281,9 @@ class RunFolder:
             _remove(checkpoint)
 
     def best_of(self, checkpoint: Path) -> Path | None:
-        """The checkpoint in this folder that was the best when another was written; None if none was.
+        """The checkpoint in this folder that was the best when `checkpoint` was written; None if none was.
 
-        The Trainer notes its path, which is another where the folder was moved. CheckpointError if it is gone.
+        The Trainer notes its path, which is outdated if the folder was moved. CheckpointError if it is gone.
         """
         noted = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("best_model_checkpoint")
         if noted is None:
@@ -297,12 +297,12 @@ class RunFolder:
         return best
 
     def finish(self, values: Mapping[str, Any]) -> None:
-        """Write the record of a finished run, once nothing but its results and checkpoints is left."""
+        """Write the record of a finished run, after removing its stages."""
         self.stages.remove()
         self.write("finished", values)
 
     def write(self, status: str, values: Mapping[str, Any]) -> None:
-        """Write `run.json` in one step."""
+        """Write `run.json` atomically."""
         if not is_main():
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -312,7 +312,7 @@ class RunFolder:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             os.replace(temporary, self.path / RECORD)
         finally:
-            temporary.unlink(missing_ok=True)  # of a full disk
+            temporary.unlink(missing_ok=True)  # left when the disk is full
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_weights(checkpoint: Path) -> None:
-    """Raise CheckpointError, which tells how to go on, if weights of a checkpoint are damaged."""
+    """Raise CheckpointError, which says how to resume, if weights of a checkpoint are damaged."""
     files = sorted(checkpoint.glob("*.safetensors"))
     try:
         verify(file for file in files if file.match(OWN_WEIGHTS))
@@ -337,13 +337,13 @@ def check_weights(checkpoint: Path) -> None:
             shapes_in(str(file))
     except CheckpointError as error:
         raise CheckpointError(
-            f"{str(checkpoint)!r} is damaged ({error}); remove it to go on from the checkpoint before it, or from the "
+            f"{str(checkpoint)!r} is damaged ({error}); remove it to resume from the checkpoint before it, or from the "
             "beginning"
         ) from error
 
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """The first key with another value, as `training.seed is 1, was 0`; the folder's own name is left out."""
+    """The first key with another value, as `training.seed is 1, was 0`; `output_dir` is ignored."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     for key in [*before, *(key for key in after if key not in before)]:
         was, now = before.get(key, MISSING), after.get(key, MISSING)
@@ -370,7 +370,7 @@ def _numbered(checkpoints: Path) -> list[Path]:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """Whether the Trainer has written its last file."""
+    """Whether the checkpoint has the file that the Trainer writes last."""
     try:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -379,6 +379,6 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, which is incomplete from the first file on."""
+    """Remove a checkpoint; the first file removed makes it incomplete."""
     (checkpoint / STATE).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)

@@ -1,9 +1,9 @@
-"""Learning from a Softmax head by all tokens, or by those that matter at some positions, and a few others.
+"""Distillation from a Softmax head over all tokens, or over those that matter at some positions and a few others.
 
-Of a large vocabulary nearly all tokens are next to impossible at any position. A step therefore compares the scores of
-those that the text's mean makes likely, those that are likely at one of its positions, and a random draw of the others,
-which stands for all of these: each counts as often as it would have to be drawn (sampled Softmax; Y. Bengio,
-J.-S. Senécal 2008, "Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model").
+Most tokens of a large vocabulary are next to impossible at any position. A step therefore compares the scores of the
+tokens that are likely over the whole text, those that are likely at one of its positions, and a random sample of the
+others, weighted to stand for all of them (sampled Softmax; Y. Bengio, J.-S. Senécal 2008, "Adaptive Importance Sampling
+to Accelerate Training of a Neural Probabilistic Language Model").
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from codehead.processes import ALONE, Processes
 from codehead.training.model import is_native
 
 Scores = Callable[[Tensor], Tensor]
-"""Whatever a model is given at some positions `(tokens, ·)` → token scores `(tokens, V)`."""
+"""Inputs of a head at some positions `(tokens, ·)` → token scores `(tokens, V)`."""
 
 
 def imitate(
@@ -38,9 +38,9 @@ def imitate(
 ) -> float:
     """Add the gradients of the mean loss over some positions; returns it in nats.
 
-    It is the Kullback-Leibler divergence of the student's softmax, of what is `given` to it, from the teacher's, of
-    `hidden`; with labels `(tokens,)`, that and their cross entropy, which has the `label_weight`. No more than
-    CHUNK_SCORES scores of the `num_classes` tokens are formed at a time, as many as one position has at least.
+    The loss is the Kullback-Leibler divergence of the student's softmax on `given` from the teacher's on `hidden`; with
+    labels `(tokens,)`, it is mixed with their cross entropy, which has the `label_weight`. No more than CHUNK_SCORES
+    scores of the `num_classes` tokens are formed at a time, but at least those of one position.
     """
     rows = max(1, CHUNK_SCORES // num_classes)
     known = [None] * -(-len(hidden) // rows) if labels is None else labels.split(rows)
@@ -53,7 +53,7 @@ def imitate(
 
 
 def divergence(scores: Tensor, teacher: Scores, hidden: Tensor, labels: Tensor | None, label_weight: float) -> Tensor:
-    """What `imitate` minimises, summed over positions with token scores `(tokens, V)`, a scalar in nats."""
+    """The loss of `imitate`, summed over positions with token scores `(tokens, V)`: a scalar in nats."""
     with torch.no_grad():
         likely = teacher(hidden).float().log_softmax(-1)
     found = scores.log_softmax(-1)
@@ -62,18 +62,18 @@ def divergence(scores: Tensor, teacher: Scores, hidden: Tensor, labels: Tensor |
 
 
 ALWAYS = 4096
-"""Tokens, the likeliest over all positions, whose scores are compared at every step."""
+"""The likeliest tokens over all positions, whose scores are compared at every step."""
 DRAWN = 2048
-"""Of the others, at every step, or a few more."""
+"""The other tokens sampled at every step; a few more to reach a multiple of SIZES."""
 SIZES = 1024
-"""Of how many tokens a step's number of them is a multiple: oneDNN keeps what it has compiled for every new size of a
-product, a megabyte or more of each."""
+"""A step's number of tokens is a multiple of this: oneDNN caches a compiled kernel for every new size of a product, a
+megabyte or more each."""
 LIKELY = 16
-"""Tokens kept of each position."""
+"""Tokens kept per position."""
 TOGETHER = 2**26
-"""Token scores of the positions that are looked up together: for these the rows of the head are read once."""
+"""Token scores of positions that are looked up together, so that the rows of the head are read once for all."""
 CACHED = 2**22
-"""Token scores at a time: memory of that size is used again and not given back to the system."""
+"""Token scores at a time: memory blocks of that size are reused and not returned to the system."""
 
 
 class Chosen(NamedTuple):
@@ -87,14 +87,14 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True)
 class LikelyTokens:
-    """What a Softmax head says at some positions, looked up once."""
+    """The likely tokens of a Softmax head at some positions, looked up once."""
 
     ids: Tensor
     """`(positions, LIKELY)`, int32: the likeliest tokens of each."""
     log_sums: Tensor
-    """`(positions,)`, float32: what a score is short of to be a log probability."""
+    """`(positions,)`, float32: subtracted from a score, it gives a log probability."""
     expected: Tensor
-    """`(V,)`, float64: how often each token is to be expected over all positions."""
+    """`(V,)`, float64: the expected count of each token over all positions."""
 
     @classmethod
     def of(
@@ -104,11 +104,11 @@ class LikelyTokens:
         progress: Callable[[int, int], None] = lambda done, total: None,
         processes: Processes = ALONE,
     ) -> LikelyTokens:
-        """Of hidden states `(positions, hidden)`, shared out; `progress` is called with (positions done, all)."""
+        """Those of hidden states `(positions, hidden)`, shared by `processes`; `progress` gets (done, all)."""
         size, device = len(teacher.head.weight), teacher.head.weight.device
         rows, step = min(max(1, TOGETHER // size), len(hidden)), max(1, CACHED // size)
         scores, expected = torch.empty(rows, size, device=device), torch.zeros(size, dtype=torch.float64)
-        # Made at once: tensors that are kept one by one lie among those that are freed, whose memory is then lost.
+        # Allocated at once: kept tensors scattered among freed ones would fragment the memory.
         ids, log_sums = torch.zeros(len(hidden), min(LIKELY, size), dtype=torch.int32), torch.zeros(len(hidden))
         pieces = zip(hidden.split(rows), ids.split(rows), log_sums.split(rows), strict=True)
         for number, (some, *kept) in enumerate(pieces):
@@ -135,7 +135,7 @@ class LikelyTokens:
 
 
 def _look(scores: Tensor, ids: Tensor, log_sums: Tensor) -> Tensor:
-    """Fill `ids` and `log_sums` from scores `(positions, V)`, which are lost; how often a token is expected `(V,)`."""
+    """Fill `ids` and `log_sums` from scores `(positions, V)`, which it overwrites; the expected counts `(V,)`."""
     log_sums.copy_(scores.logsumexp(-1))
     ids.copy_(scores.topk(ids.shape[1], -1).indices)
     return scores.sub_(log_sums.to(scores.device)[:, None]).exp_().sum(0).double().cpu()
@@ -145,7 +145,7 @@ def _look(scores: Tensor, ids: Tensor, log_sums: Tensor) -> Tensor:
 def _scored(teacher: SoftmaxHead, hidden: Tensor, room: Tensor) -> Tensor:
     """Scores of hidden states `(positions, hidden)`, in as many rows of `room` `(≥ positions, V)`.
 
-    Some tokens at a time: their rows of the head, perhaps made bf16, are read once for all positions.
+    In blocks of tokens: their rows of the head, perhaps cast to bf16, are read once for all positions.
     """
     rows, size = room.shape
     with in_bf16(hidden.device):
@@ -155,7 +155,7 @@ def _scored(teacher: SoftmaxHead, hidden: Tensor, room: Tensor) -> Tensor:
 
 
 def is_worth_it(num_classes: int) -> bool:
-    """Whether so many tokens are more than a step would compare anyway."""
+    """Whether `num_classes` tokens are well more than a step would compare anyway."""
     return num_classes > 2 * (ALWAYS + DRAWN)
 
 
@@ -166,7 +166,7 @@ def imitate_some(
     log_sums: Tensor,
     chosen: Chosen,
 ) -> float:
-    """Add the gradients of the mean divergence over positions `(positions, hidden)`, as chosen tokens tell it; nats.
+    """Add gradients of the mean divergence over positions `(positions, hidden)`, estimated from chosen tokens; nats.
 
     `student` gives the scores of tokens at hidden states; of teacher and student no more than CHUNK_SCORES are formed
     at a time.
@@ -184,6 +184,6 @@ def imitate_some(
 
 
 def in_bf16(device: torch.device) -> torch.autocast:
-    """Matrix products in bf16 where these are fast: what they round away is less than what a step leaves to chance."""
+    """Matrix products in bf16 where these are fast: their rounding errors are smaller than the noise of sampling."""
     fast = device.type != "cpu" or is_native(torch.bfloat16)
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)

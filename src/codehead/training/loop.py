@@ -1,5 +1,5 @@
-"""A long computation that can be stopped at any time and goes on with the numbers of one that never was: its stages,
-kept in a folder, how it is shown, and a loop of optimizer steps, which ends when the loss is no longer a number.
+"""Long computations that can be stopped at any time and resume with the numbers of one that never stopped: stages saved
+in a folder, a progress display, and a loop of optimizer steps, which ends when the loss is no longer finite.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NOTES = "notes"
 class Stages:
     """Results of stages by name: plain values and tensors in `NAME.safetensors`.
 
-    Files are written in one step, so that whatever is there is whole. Without a path nothing is kept. Of several
+    Files are written atomically, so that whatever is there is complete. Without a path nothing is saved. Of several
     processes the first one writes, and all read.
     """
 
@@ -42,7 +42,7 @@ class Stages:
         self.path = path
 
     def values(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The kept values of a stage; computed, and kept, if there are none. Floats come back as they were."""
+        """The saved values of a stage, or else computed and saved. Floats come back as they were."""
         kept = self.load(name)
         if kept is None:
             kept = {}, compute()
@@ -50,7 +50,7 @@ class Stages:
         return kept[1]
 
     def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The kept tensors of a stage, on the CPU; computed, and kept, if there are none."""
+        """The saved tensors of a stage, on the CPU, or else computed and saved."""
         kept = self.load(name)
         if kept is None:
             kept = compute(), {}
@@ -58,7 +58,7 @@ class Stages:
         return kept[0]
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> None:
-        """Keep tensors, and plain values with them, in the place of what was kept under that name."""
+        """Save tensors, and plain values with them, replacing whatever was saved under that name."""
         if self.path is None or not is_main():
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ class Stages:
         os.replace(temporary, self.path / f"{name}.safetensors")  # a killed process leaves the old file or the new one
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The tensors and values that `save` kept under a name; None if there are none."""
+        """The tensors and values that were saved under a name; None if there are none."""
         if self.path is None or not (kept := self.path / f"{name}.safetensors").exists():
             return None
         try:
@@ -81,7 +81,7 @@ class Stages:
             ) from error
 
     def room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor on the CPU to be filled; where stages are kept it lies in a file there, mapped into memory."""
+        """A tensor on the CPU to be filled; if stages are saved, it is a memory-mapped file among them."""
         if self.path is None or not is_main():
             return torch.empty(shape, dtype=dtype)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -89,11 +89,11 @@ class Stages:
         return mapped.view(shape)
 
     def exist(self) -> bool:
-        """Whether anything is kept."""
+        """Whether anything is saved."""
         return self.path is not None and self.path.is_dir() and any(self.path.iterdir())
 
     def remove(self) -> None:
-        """Forget everything, and remove the folder unless somebody else has put something into it."""
+        """Delete everything saved, and the folder unless it holds other files."""
         if self.path is None or not is_main() or not self.path.is_dir():
             return
         for kind in KINDS:
@@ -109,7 +109,7 @@ Show = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Work:
-    """What goes with a long computation: to whom it is shown, where it is kept, and which processes share it."""
+    """What a long computation needs: a progress display, stages to save into, and the processes that share it."""
 
     show: Show = lambda stage, done, total: None
     stages: Stages = field(default_factory=Stages)
@@ -117,11 +117,11 @@ class Work:
 
 
 SILENT = Work()
-"""Shown to nobody, kept nowhere, done alone."""
+"""Not displayed, not saved, done by one process."""
 
 
 LINE_SECONDS = 10  # between two lines
-RECENT_SECONDS = 120  # what the time left is reckoned from: a machine may be busy for a while
+RECENT_SECONDS = 120  # the time left is estimated from these: a machine may be busy for a while
 
 
 class Lines:
@@ -136,9 +136,9 @@ class Lines:
         self.stage = ""
 
     def show(self, stage: str, done: int, total: int, detail: str = "", *, always: bool = False) -> None:
-        """Tell that `done` of `total` units of work are done, unless the last line is too young.
+        """Print that `done` of `total` units of work are done, unless the last line is too recent.
 
-        Where another total or less work behind tells of other work, its clock starts anew.
+        A different total, or less work done than before, means other work, and restarts the clock.
         """
         if not self.recent or done < self.recent[-1][1] or self.total not in (None, total):
             self.first = (time.monotonic(), done)
@@ -158,13 +158,13 @@ class Lines:
         )
 
     def _note(self, now: float, done: int) -> None:
-        """Keep this moment, and of those before it the recent ones."""
+        """Add this moment, and drop those that are no longer recent."""
         self.recent.append((now, done))
         while len(self.recent) > 2 and self.recent[1][0] < now - RECENT_SECONDS:
             self.recent.popleft()
 
     def _seconds_left(self, total: int) -> float | None:
-        """At the rate of the last minutes, or of all the time if that is higher: one long wait does not mean days.
+        """At the rate of the last minutes, or the overall rate if that is higher: one long wait does not mean days.
 
         None before any work is done.
         """
@@ -210,14 +210,14 @@ def refuse_divergence(loss: float, step: int, rate: str = "training.learning_rat
 
 
 SAVE_STEPS = 50
-"""Steps that a killed process loses at most; Ctrl-C loses the one it falls into."""
+"""The most steps that a killed process loses; Ctrl-C loses only the current one."""
 
 
 class ResumableLoop:
-    """Optimizer, schedule and random numbers of a loop, kept as the stage `name`; begins where that one was.
+    """Optimizer, schedule and random numbers of a loop, saved as the stage `name`; resumes from that stage.
 
-    Everything that the loop changes must be a parameter of the optimizer. `done` counts whole steps. `origin` is a
-    checksum of what the loop begins with: what was kept of another one is refused.
+    Everything that the loop changes must be a parameter of the optimizer. `done` counts completed steps. `origin` is a
+    checksum of what the loop begins with: a saved state with another one is refused.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class ResumableLoop:
             self._restore(*state)
 
     def step(self) -> None:
-        """Take the step that the gradients say; keep the state every SAVE_STEPS steps."""
+        """Take an optimizer step; save the state every SAVE_STEPS steps."""
         self._whole = False
         self.optimizer.step()
         self.schedule.step()
@@ -251,7 +251,7 @@ class ResumableLoop:
 
     @contextmanager
     def saved_at_the_end(self) -> Iterator[None]:
-        """Keep the state when the loop ends, by Ctrl-C too."""
+        """Save the state when the loop ends, also by Ctrl-C."""
         try:
             yield
         except KeyboardInterrupt:
@@ -261,7 +261,7 @@ class ResumableLoop:
         self.save()
 
     def save(self) -> None:
-        """Keep the state, unless it is kept already."""
+        """Save the state, unless it is saved already."""
         if self.done == self.kept:
             return
         tensors = {f"parameters.{i}": values for i, values in enumerate(self._parameters())}
@@ -288,9 +288,9 @@ class ResumableLoop:
         same = found == shapes and len(notes["groups"]) == len(self.optimizer.param_groups)
         if not same or notes.get("origin") != self.origin:
             raise CheckpointError(
-                f"the kept state of {self.name!r} in {str(self.stages.path)!r} has other parameters or another code "
+                f"the saved state of {self.name!r} in {str(self.stages.path)!r} has other parameters or another code "
                 "than this loop: it was begun by another version of codehead, or by another machine, library or number "
-                "of threads, which fits a code differently. Go on where it began, or remove that folder to start again"
+                "of threads, which fits a code differently. Resume where it began, or remove that folder to start again"
             )
         for i, values in enumerate(parameters):
             values.copy_(tensors[f"parameters.{i}"])

@@ -1,6 +1,6 @@
-"""The model of a run: loaded or built from an architecture, in which dtype, and what of it is trained.
+"""The model of a run: loaded or built from an architecture, its dtype, and which parts are trained.
 
-That is everything, the head alone, or LoRA on the attention with the head.
+These are all of it, the head alone, or LoRA on the attention together with the head.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 def device_of(config: RunConfig) -> torch.device:
-    """The accelerator that this process will train on: of several processes each has its own."""
+    """The accelerator that this process will train on; each of several processes has its own."""
     device = torch.device("cpu") if config.training.get("use_cpu") else default_device()
     return device if device.type == "cpu" else torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def default_device() -> torch.device:
-    """The accelerator, if there is one that knows float64, which measures are taken in: Apple's does not."""
+    """The accelerator, if there is one with float64, in which metrics are computed: Apple's has none."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
 
@@ -45,13 +45,13 @@ def default_device() -> torch.device:
 def load_model(
     name: str, *, dtype: str = "float32", packed: bool | None = None, device: torch.device | None = None
 ) -> Any:
-    """Load a coded or stock checkpoint, its codewords `packed` in memory or not, by default as it says itself.
+    """Load a coded or stock checkpoint, its codewords `packed` in memory or not, by default as the checkpoint says.
 
     `name` is a hub id, a folder, or a GGUF file, whose weights are unpacked. `dtype` is one of DTYPES, where `auto`
     depends on the `device` it will compute on (by default that of `default_device`), or "stored": the checkpoint's own.
 
-    ConfigurationError names the model that cannot be loaded, or has no codewords; CheckpointError a damaged file, or
-    weights that are not numbers.
+    ConfigurationError names a model that cannot be loaded or has no codewords; CheckpointError names a damaged file or
+    weights that are NaN.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -74,7 +74,7 @@ def load_model(
     _check_sizes(model.config, f"model {name!r}")
     if named.is_gguf(name):
         stock.clear_marks(model)
-        model.name_or_path = model.config.name_or_path = ""  # the place that it was read from is gone
+        model.name_or_path = model.config.name_or_path = ""  # the folder it was read from is gone
     _refuse_nan(model, name)
     if packed is not None and not is_coded(model):
         option = "--packed" if packed else "--unpacked"
@@ -90,7 +90,7 @@ def load_model(
 
 
 def _check_sizes(config: Any, name: str) -> None:
-    """Raise ConfigurationError for a number of layers or a size below one, which transformers builds without a word."""
+    """Raise ConfigurationError for a number of layers or a size below one, which transformers accepts silently."""
     inner = config.get_text_config()
     for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
         size = getattr(inner, key, 1)
@@ -132,9 +132,9 @@ def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
 
 
 def _causal(model: nn.Module) -> nn.Module:
-    """The same model, which must be a causal language model; a loss that it leaves open (GPT-2) is named.
+    """The same model, which must be a causal language model; sets its `loss_type` if it has none (GPT-2).
 
-    By its name the Trainer knows to count shifted labels.
+    From the loss type the Trainer knows to count shifted labels.
     """
     if not is_coded(model):
         refuse_non_causal(model)
@@ -144,7 +144,7 @@ def _causal(model: nn.Module) -> nn.Module:
 
 
 def _check_architecture(model_type: str, options: dict[str, Any]) -> None:
-    """Configurations of transformers accept any key, and ignore what they do not know: refuse it instead."""
+    """Refuse unknown keys: configurations of transformers accept any key, and ignore those they do not know."""
     from transformers import CONFIG_MAPPING
 
     if model_type not in CONFIG_MAPPING:
@@ -159,7 +159,7 @@ def _check_architecture(model_type: str, options: dict[str, Any]) -> None:
 
 
 def max_length(model: Any) -> int | None:
-    """The most tokens that the model has positions for; None if it sets no limit."""
+    """The largest number of tokens that the model has positions for; None without a limit."""
     return positions_of(model.config)
 
 
@@ -176,7 +176,7 @@ INSTRUCTIONS = {
     torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"),
     torch.float16: ("amx_fp16", "avx512_fp16", "fp16_arith"),
 }
-"""What torch calls the instructions, x86 and ARM, of which one is enough."""
+"""Torch's names for the x86 and ARM instructions, any of which is enough."""
 
 
 def in_native_dtype(model: Any, device: torch.device) -> Any:
@@ -198,12 +198,12 @@ def is_native(dtype: torch.dtype) -> bool:
 
 
 def capabilities() -> Mapping[str, Any]:
-    """What the processor can do, as torch tells it; a torch too old for that tells of nothing."""
+    """What the processor can do, according to torch; empty if torch is too old to report it."""
     found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return found
 
 
-# What of it is trained.
+# Which parts of it are trained.
 
 
 def adapt(model: nn.Module, config: RunConfig) -> nn.Module:
@@ -226,7 +226,7 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
-    """A model of which adapters, and the head as it is, are trained; `merge` makes it plain again."""
+    """A model that trains only adapters and the whole head; `merge` makes it plain again."""
     import peft
 
     names, found = find_targets(model, options)
@@ -246,7 +246,7 @@ def with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
 
 
 def find_targets(model: nn.Module, options: LoraConfig) -> tuple[list[str], list[str]]:
-    """The names that `target_modules` means, and the modules they match; ConfigurationError if there are none."""
+    """The names that `target_modules` stands for, and the modules they match; ConfigurationError if there are none."""
     targets = options.target_modules
     if targets == "auto":
         targets = attention_projections(model)

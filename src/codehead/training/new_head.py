@@ -1,4 +1,4 @@
-"""A new decision layer for a model: chosen by a budget, fitted to the text that it learns from, rounded in the end.
+"""A new decision layer for a model: chosen by a budget, fitted to the training text, rounded at the end.
 
 Its code may grow on that text, by columns for the tokens that are confused.
 """
@@ -41,9 +41,9 @@ from codehead.training.model import find_targets
 
 
 def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, str]:
-    """The run of these values with the decision layer of a budget, which learns from the old head; and it in words.
+    """The run of these values with the decision layer of a budget, distilled from the old head; and the layer in words.
 
-    ConfigurationError if they name a decision layer themselves.
+    ConfigurationError if the values name a decision layer themselves.
     """
     for name in ("decision", "distil"):
         require_block(values.get(name) or {}, name)
@@ -61,14 +61,14 @@ def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, str]:
 
 
 READ_BATCHES = 8
-"""Batches whose hidden states are kept together: what a killed process reads again."""
+"""Batches whose hidden states are saved together: the most that is read again after a process was killed."""
 
 
 def fit_decision_layer(model: Any, config: RunConfig, text: Text | None, work: Work = SILENT) -> Any:
-    """The model with the decision layer that `config.decision` describes, started as `start` and `distil` say.
+    """The model with the decision layer that `config.decision` describes, initialised as `start` and `distil` say.
 
-    Where `work` has stages, hidden states are read once, and a distillation goes on where it was stopped. Several
-    processes share out what is read; the first one learns, and the others take up what it kept.
+    If `work` has stages, hidden states are read once, and distillation resumes where it was stopped. Several processes
+    share the reading; the first one trains, and the others load what it saved.
     """
     assert config.decision is not None
     decision = replace(config.decision, code=config.decision.code or DEFAULT_CODE, weights="float", packed=False)
@@ -80,14 +80,14 @@ def fit_decision_layer(model: Any, config: RunConfig, text: Text | None, work: W
     if text is None:
         raise ConfigurationError(
             "decision.dense_rows, token_bias, extra_bits, start, assignment, an adaptive head and a code that grows "
-            "look at training text; give data.train"
+            "need training text; give data.train"
         )
     counts = text.counts(len(model.get_output_embeddings().weight))
     check_extras(decision, torch.from_numpy(counts))
     if not looks:
         return attach(model, decision, statistics=Statistics(torch.from_numpy(counts)))
     if config.distil is not None and config.distil.backbone_steps:
-        find_targets(model, config.lora)  # told before anything is learnt
+        find_targets(model, config.lora)  # fails before anything is learnt
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
     hidden, labels = _read(model, text, batch_size_of(config), tokens, work)
     teacher = softmax_head(model)
@@ -103,7 +103,7 @@ def fit_decision_layer(model: Any, config: RunConfig, text: Text | None, work: W
 def _looked_up(
     teacher: SoftmaxHead, config: RunConfig, decision: DecisionConfig, hidden: Tensor, work: Work
 ) -> LikelyTokens | None:
-    """What the old head says at the positions to learn from; None where a step compares the scores of all tokens."""
+    """The old head's likely tokens at the training positions; None if a step compares the scores of all tokens."""
     options, has_codewords = config.distil, decision.code != "one_vs_all"
     if options is None or options.label_weight or not has_codewords or not is_worth_it(len(teacher.head.weight)):
         return None
@@ -115,7 +115,7 @@ def _looked_up(
 def _attach(
     model: Any, decision: DecisionConfig, counts: np.ndarray, hidden: Tensor, labels: Tensor, show: Show
 ) -> None:
-    """Give a model the decision layer that suits what a text shows of it."""
+    """Attach the decision layer, fitted to the statistics of a text."""
     show("starting the new head", 0, 1)
     statistics = Statistics.of(counts, hidden[:STATISTICS_TOKENS])
     if grows(decision):
@@ -138,7 +138,7 @@ def _learn(
     likely: LikelyTokens | None,
     work: Work,
 ) -> None:
-    """Let the decision layer learn from the old head, and then the backbone with it, as `config.distil` says."""
+    """Train the decision layer on the old head, and then the backbone with it, as `config.distil` says."""
     assert config.distil is not None
     options, stages = config.distil, work.stages
 
@@ -174,7 +174,7 @@ def _read(model: Any, text: Text, size: int, tokens: int, work: Work) -> tuple[T
 
 
 def _read_piece(model: Any, batches: list[dict[str, Tensor]], seen: int, tokens: int, work: Work) -> dict[str, Tensor]:
-    """As many positions of some batches as are left of `tokens` after the `seen` ones."""
+    """The positions of some batches, as far as `tokens` leaves room after the `seen` ones."""
 
     def progress(done: int, left: int) -> None:
         work.show("reading text", seen + done, tokens)
@@ -190,9 +190,9 @@ def _counts(decision: DecisionConfig) -> bool:
 
 
 def looks_at_text(config: RunConfig, text: Text | None) -> bool:
-    """Whether the decision layer depends on hidden states; a code that looks at the old head needs them not, but gains.
+    """Whether the decision layer uses hidden states; a code that looks at the old head needs none, but gains from them.
 
-    A new model has neither.
+    A new model has no old head to look at.
     """
     decision = config.decision
     if decision is None:
@@ -203,7 +203,7 @@ def looks_at_text(config: RunConfig, text: Text | None) -> bool:
 
 
 def _sees_classes(decision: DecisionConfig) -> bool:
-    """Whether code or assignment look at the rows of the old head."""
+    """Whether the code or the assignment looks at the rows of the old head."""
     if str(decision.assignment).startswith("similar"):
         return True
     if decision.code is None or decision.is_codebook_file:
@@ -213,7 +213,7 @@ def _sees_classes(decision: DecisionConfig) -> bool:
 
 
 def check_end(model: Any, config: RunConfig) -> None:
-    """Raise ConfigurationError, before anything is learnt, if the model cannot end as a run wants it to."""
+    """Raise ConfigurationError, before any training, if the model cannot be calibrated, rounded or packed as asked."""
     if config.calibrate is not None:
         check_calibration(model, config.calibrate.per_bit)
     if is_coded(model) and config.decision is not None:
@@ -224,9 +224,9 @@ def check_end(model: Any, config: RunConfig) -> None:
 
 
 def finish(model: Any, config: RunConfig, text: Text, work: Work = SILENT) -> Any:
-    """The model with its decision layer as `decision.weights` and `decision.packed` say, in place.
+    """The model with its decision layer stored as `decision.weights` and `decision.packed` say, in place.
 
-    For int4 the training `text`, which several processes share out, tells how hidden states vary.
+    For int4, several processes share the reading of the training `text`, to measure how hidden states vary.
     """
     if config.decision is None:
         return model
@@ -248,9 +248,9 @@ def finish(model: Any, config: RunConfig, text: Text, work: Work = SILENT) -> An
 GROWING = "ecoc_one"
 STEPS, BATCH, LEARNING_RATE = 300, 1024, 1e-2
 TOLD = ("confusion", "evaluate")
-"""With one of these the design is told what is confused, and need not find out in rounds."""
+"""Either of these tells the design what is confused, so that no rounds are needed."""
 HELD_OUT = 0.25
-"""Of the positions: what is confused is counted there."""
+"""The share of positions at which confusions are counted."""
 PIECE = 1024
 """Positions decoded at a time."""
 
@@ -285,16 +285,16 @@ def grown(decision: DecisionConfig, prototypes: Tensor, hidden: Tensor, labels: 
 
 
 def _start(options: dict[str, Any], shared: Mapping[str, Any]) -> Codebook:
-    """The code of the first round: `options.start`, which is taken out, or one balanced tree."""
+    """The code of the first round: `options.start`, removed from the options, or one balanced tree."""
     start = options.pop("start", "merged_decoc")
     if isinstance(start, Codebook):
         return start
-    nothing = ([0], [0], [1])  # nothing is confused, so that no column is added
+    nothing = ([0], [0], [1])  # nothing is confused, so no column is added
     return build(GROWING, start=start, confusion=nothing, **shared)
 
 
 def _lengths(first: int, last: int | None, rounds: int) -> list[int]:
-    """The codeword length after every round, in nearly equal steps; by default twice the first in the end."""
+    """The codeword length after every round, in nearly equal steps; by default it ends at twice the first."""
     final = 2 * first if last is None else int(last)
     if final - first < rounds:
         raise ConfigurationError(
@@ -305,7 +305,7 @@ def _lengths(first: int, last: int | None, rounds: int) -> list[int]:
 
 
 def _confusion(code: Codebook, hidden: Tensor, labels: Tensor, seed: int) -> Confusion:
-    """What a linear head on this code takes for what, on positions that it was not trained on."""
+    """Which tokens a linear head on this code confuses, at held-out positions."""
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.rand(len(hidden), generator=generator) < HELD_OUT
     layer = _trained(code, hidden[~held_out], labels[~held_out], generator)

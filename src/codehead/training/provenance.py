@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "pe
 
 
 def provenance(*, seed: int | None = None, sources: Iterable[str | None] = ()) -> dict[str, Any]:
-    """What a result must record besides its configuration; `sources` are the data files it read."""
+    """Everything a result must record besides its configuration; `sources` are the data files it read."""
     return {
         "codehead": _version("codehead"),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -52,9 +52,9 @@ def named_files(values: Any) -> list[dict[str, Any]]:
 
 
 def file_record(source: str) -> dict[str, Any]:
-    """Name, sha256 and bytes of a data file; of a hub id the name alone.
+    """Name, sha256 and bytes of a data file; only the name of a hub id.
 
-    A process reads a file once, unless it changes.
+    A process hashes a file once, unless it changes.
     """
     path = Path(source).expanduser()
     if not path.is_file():
@@ -123,9 +123,9 @@ def _version(package: str) -> str | None:
 
 
 class Clock:
-    """Keeps the provenance of a run, with the seconds since it `began` (`time.monotonic`), in `run.json`.
+    """Saves the provenance of a run, with the seconds since it `began` (`time.monotonic`), in `run.json`.
 
-    What an earlier process had spent on the run is added. A killed one has spent what was kept last.
+    The time of earlier processes of the run is added; of a killed one, the time it saved last.
     """
 
     def __init__(self, folder: RunFolder, origin: Mapping[str, Any], began: float) -> None:
@@ -137,12 +137,12 @@ class Clock:
         return {"provenance": {**self.origin, "wall_seconds": round(time.monotonic() - self.began, 3)}}
 
     def keep(self) -> None:
-        """Write them to `run.json`, of a run that goes on."""
+        """Write the record to `run.json`, as that of a running run."""
         self.folder.write("running", self.record())
 
     @contextmanager
     def kept_when_stopped(self) -> Iterator[None]:
-        """Keep them if what is done meanwhile is stopped."""
+        """Write the record if the block is stopped."""
         try:
             yield
         except BaseException:

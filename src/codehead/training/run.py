@@ -1,4 +1,4 @@
-"""One training run: a thin layer over transformers' Trainer that can be killed and goes on where it was."""
+"""One training run: a thin layer over transformers' Trainer that can be killed and resumed."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ DEFAULTS = {
     "logging_nan_inf_filter": False,
 }
 KEPT_CHECKPOINTS = 2
-"""Unless `training.save_total_limit` says otherwise."""
+"""Checkpoints kept unless `training.save_total_limit` says otherwise."""
 NO_WAY_BACK = {
     "save_only_model": "its checkpoints lack the optimizer",
     "ignore_data_skip": "it would learn from some examples twice",
 }
-"""Options of the Trainer with which a run that was stopped could not come to the same numbers."""
+"""Trainer options with which a stopped run could not resume to the same numbers."""
 
 
 def train(
@@ -72,9 +72,9 @@ def train(
 ) -> Path:
     """Run `config` to its end and return `output_dir`: a checkpoint with tokenizer and `run.json`.
 
-    An unfinished run of the same configuration goes on from its last complete checkpoint, with the loss
+    An unfinished run of the same configuration resumes from its last complete checkpoint, with the loss
     curve of a run that was never stopped. Raises ConfigurationError if the folder holds anything else
-    (unless `overwrite`), or another process is at work in it; DataError for unusable data.
+    (unless `overwrite`), or another process is using it; DataError for unusable data.
     """
     folder = RunFolder(config)
     with folder.locked(), library_bars_hidden(), peft_warnings_hidden():
@@ -97,7 +97,7 @@ def _run(
     origin["weights"] = None if isinstance(config.model, dict) else weights_checksum(model)
     if not overwrite:
         folder.check_beginning(origin)
-    distils = config.distil is not None  # that takes long enough to be killed in, so it is kept
+    distils = config.distil is not None  # takes long enough to be killed, so its progress is saved
     stages_of_run = folder.begun(origin, overwrite) if distils else nullcontext(Stages())
     with stages_of_run as stages:
         stopped = Clock(folder, origin, began).kept_when_stopped() if distils else nullcontext()
@@ -133,7 +133,7 @@ def _run(
 
 
 def _loaded(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    """The model to train, as it is before anything is done to it, which the tokenizer and the blocks of text fit."""
+    """The model to train, before any change; ConfigurationError if tokenizer or block size do not fit it."""
     if isinstance(config.model, dict):
         model = new_model(config.model, tokenizer)
     else:
@@ -146,12 +146,11 @@ def _loaded(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
 def _built(model: Any, config: RunConfig, text: Text, work: Work) -> nn.Module:
     """The model with the decision layer that `config.decision` asks for; None keeps the one it has.
 
-    `text` is what the model will be trained on: a new decision layer that looks at text, or learns from the old head
-    before the training, does so there, on the accelerator if there is one; the stages of `work` keep what that has
-    come to.
+    `text` is the training text: a new decision layer that looks at text, or learns from the old head before training,
+    uses it, on the accelerator if there is one; the stages of `work` save the progress.
     """
     if config.adapt == "lora":
-        find_targets(model, config.lora)  # told before anything is learnt
+        find_targets(model, config.lora)  # fails before anything is learnt
     if config.decision is not None and is_coded(model):
         model = _reread(model, config.decision)
     elif config.decision is not None:
@@ -164,7 +163,7 @@ def _built(model: Any, config: RunConfig, text: Text, work: Work) -> nn.Module:
 
 
 def _reread(model: Any, decision: DecisionConfig) -> Any:
-    """A coded model with another loss or decoder; how it is stored in the end may change too, but no code or head."""
+    """A coded model with another loss or decoder; its final storage may change too, but not its code or head."""
     given = decision.to_dict()
     fixed = sorted(set(given) - {"loss", "decoder", "weights", "packed"})
     if fixed:
@@ -178,7 +177,7 @@ def _reread(model: Any, decision: DecisionConfig) -> Any:
 
 
 def _checkpoint(folder: RunFolder) -> Path | None:
-    """The checkpoint that a run goes on from; CheckpointError if its weights are damaged."""
+    """The checkpoint that a run resumes from; CheckpointError if its weights are damaged."""
     folder.drop_incomplete()
     checkpoint = folder.last_checkpoint()
     if checkpoint is not None:
@@ -187,7 +186,7 @@ def _checkpoint(folder: RunFolder) -> Path | None:
 
 
 def _texts(config: RunConfig, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> tuple[Text, Text | None]:
-    """The training text, tokenised when it is looked at, and the validation text, tokenised now."""
+    """The training text, tokenised on first use, and the validation text, tokenised now."""
     size, seed = config.data.block_size, config.seed
     text = Text.of(rows.train, tokenizer, size, "the training data", seed)
     if rows.validation is None:
@@ -198,22 +197,22 @@ def _texts(config: RunConfig, rows: Rows, tokenizer: PreTrainedTokenizerBase) ->
 def _ended(
     model: Any, config: RunConfig, text: Text, validation: Text | None, show: Show
 ) -> tuple[Any, dict[str, Any]]:
-    """The trained model, plain, calibrated and finished, and what `run.json` tells of the calibration."""
+    """The trained model, merged, calibrated and finished, and the calibration's entries in `run.json`."""
     model = merge(model)
     told = {} if config.calibrate is None else _calibrate(model, config, validation)
     return finish(model, config, text, Work(show)), told
 
 
 def _shown(wanted: bool) -> AbstractContextManager[Show]:
-    """Where the learning before the training is shown; nowhere unless `wanted`."""
+    """Progress of the work before and after training; not shown unless `wanted`."""
     return shown() if wanted else nullcontext(SILENT.show)
 
 
 class _Keeper(TrainerCallback):
-    """Keeps the folder of a run: `run.json` from the first step on, and no more than `limit` checkpoints.
+    """Maintains the folder of a run: `run.json` from the first step on, and no more than `limit` checkpoints.
 
-    `clock` starts the clock, which writes `run.json`; the wall time is kept at every checkpoint. Whether the run
-    `replaces` another counts when the first step is due: whatever can be wrong with the configuration has been found.
+    `clock` starts the clock, which writes `run.json`; the wall time is saved at every checkpoint. A run that `replaces`
+    another clears it only when the first step is due, after every check of the configuration.
     """
 
     def __init__(
@@ -239,20 +238,20 @@ class _Keeper(TrainerCallback):
 
 def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
     """The literal TrainingArguments of the run; ConfigurationError for values that transformers refuses."""
-    pin_memory = torch.accelerator.is_available()  # without one, torch warns of it
+    pin_memory = torch.accelerator.is_available()  # without one, torch warns
     on_cpu = device_of(config).type == "cpu"
     shown = {"run_name": output_dir.parent.name}  # by Weights & Biases, MLflow
     values: dict[str, Any] = {
         "dataloader_pin_memory": pin_memory, "use_cpu": on_cpu, **DEFAULTS, **shown, **config.training
     }  # fmt: skip
-    values["save_total_limit"] = None  # the Trainer goes by the times of files, `RunFolder.rotate` by steps
+    values["save_total_limit"] = None  # the Trainer orders by file times, `RunFolder.rotate` by steps
     for key, reason in NO_WAY_BACK.items():
         if values.get(key):
-            raise ConfigurationError(f"training.{key} is true, but a run must be able to go on: {reason}; remove it")
+            raise ConfigurationError(f"training.{key} is true, but a run must be resumable: {reason}; remove it")
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), seed=config.seed, **values)
         for reporter in get_reporting_integration_callbacks(arguments.report_to):
-            reporter()  # raises if its library is missing, as it would when all is ready to train
+            reporter()  # raises if its library is missing, now rather than after setup
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigurationError(f"training: transformers refuses these arguments: {error}") from error
     _check_sharding(arguments)
@@ -268,7 +267,7 @@ def _trainer(
     shown_as: str | None,
     rates: Mapping[str, float],
 ) -> Trainer:
-    """Of training and validation data; `shown_as` is the title of its progress, None for none."""
+    """A Trainer on training and validation data; `shown_as` is the title of its progress, None for no display."""
     for examples in datasets:
         if examples is not None:
             check_labels(examples, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
@@ -285,7 +284,7 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)
     if trainer.is_deepspeed_enabled:
         raise ConfigurationError(
-            "DeepSpeed is untested here, and the end of a run would not put its shards together; use FSDP2 "
+            "DeepSpeed is untested here, and its shards would not be gathered at the end of a run; use FSDP2 "
             "(training.fsdp=true)"
         )
     _logs_in_sight(trainer)
@@ -293,23 +292,23 @@ def _trainer(
 
 
 def _check_sharding(arguments: TrainingArguments) -> None:
-    """Raise ConfigurationError for shards that were wanted where accelerate makes none."""
+    """Raise ConfigurationError if sharding is requested where accelerate does none."""
     if arguments.fsdp and arguments.distributed_state.distributed_type.value in ("NO", "MULTI_CPU"):
         raise ConfigurationError(
-            "training.fsdp is set, but accelerate shards nothing here: it does so only in several processes with an "
-            "accelerator each; start the run by torchrun or accelerate launch on such a machine, or remove the key"
+            "training.fsdp is set, but accelerate shards nothing here: it needs several processes with an accelerator "
+            "each; start the run with torchrun or accelerate launch on such a machine, or remove the key"
         )
 
 
 def _logs_in_sight(trainer: Trainer) -> None:
-    """TensorBoard's files go into the folder of the run, not of its checkpoints, unless the environment says where."""
+    """Put TensorBoard's files into the run's folder, not its checkpoints', unless the environment names one."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(Path(str(trainer.args.output_dir)).parent / default_logdir())
 
 
 def _one_mlflow_run(trainer: Trainer) -> AbstractContextManager[Any]:
-    """The run that MLflow keeps training and evaluation in; transformers would end it before the evaluation."""
+    """One MLflow run for both training and evaluation; transformers would end it before the evaluation."""
     if "mlflow" not in trainer.args.report_to or not trainer.is_world_process_zero():
         return nullcontext()
     import mlflow
@@ -330,7 +329,7 @@ def _train(trainer: Trainer, checkpoint: Path | None, *, has_validation: bool) -
 
 
 def _calibrate(model: nn.Module, config: RunConfig, validation: Text | None) -> dict[str, Any]:
-    """Scale the bits on the validation data; what `run.json` tells of it."""
+    """Scale the bit logits on the validation data; returns the entries for `run.json`."""
     assert config.calibrate is not None and validation is not None  # RunConfig asks for the data
     outputs = text_outputs(model, validation.batches(batch_size_of(config)), config.calibrate.tokens)
     found = calibrate(model, *outputs, per_bit=config.calibrate.per_bit)

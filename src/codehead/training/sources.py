@@ -45,7 +45,7 @@ def read_rows(
 
     A local file ends in .txt (documents separated by blank lines), .jsonl, .json (a list of records) or
     .parquet. A hub id may name its split after a colon: `roneneldan/TinyStories:train[:1%]`. Empty texts
-    are left out; with `as_text`, records become texts. Raises DataError for missing, empty or malformed data.
+    are dropped; with `as_text`, records become texts. Raises DataError for missing, empty or malformed data.
     """
     from datasets import Dataset
 
@@ -67,12 +67,12 @@ def read_rows(
 
 
 def texts_of(row: Mapping[str, Any]) -> list[str]:
-    """The texts of a row; of a conversation, what each message says."""
+    """The texts of a row; for a conversation, the content of each message."""
     return [message["content"] for message in row["messages"]] if "messages" in row else list(row.values())
 
 
 def check_source(source: str) -> None:
-    """Raise DataError for a local file that does not exist, or of a kind that cannot be read."""
+    """Raise DataError for a local file that does not exist or has an unknown suffix."""
     if _is_local(source):
         _reader(Path(source).expanduser())
 
@@ -86,7 +86,7 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
 def to_row(record: Any, text_field: str | None, place: str) -> Row:
     """One record in the shape of its kind; `place` ("record 3 of 'a.json'") names it in errors.
 
-    A field of the name `text_field` comes first, then instruction fields, conversations, and a field called `text`.
+    The field `text_field` takes precedence, then instruction fields, conversations, and a field called `text`.
     """
     if not isinstance(record, Mapping):
         raise DataError(f"{place} is {type(record).__name__}; expected an object with named fields")
@@ -169,7 +169,7 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parsed(text: str, path: Path, line: int | None = None) -> Any:
-    """The value in a JSON text, all of a file or one `line` of it."""
+    """The value of a JSON text: a whole file, or one `line` of it."""
     hint = "" if line else "; one record per line needs the suffix .jsonl"
     try:
         return json.loads(text)
@@ -207,7 +207,7 @@ def _hub(source: str, split: str, subset: str | None) -> Iterator[tuple[str, Any
     name, _, chosen = source.partition(":")
     try:
         dataset = load_dataset(name, subset, split=chosen or split)
-    except Exception as error:  # a data set of the hub raises whatever its files and its builder raise
+    except Exception as error:  # a hub data set raises whatever its files and builder raise
         raise DataError(
             f"{source!r} is neither a local file nor a data set that could be loaded from the hub: {reason(error)}; "
             "check the name"

@@ -25,7 +25,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     with loading("tokenizer", name), named.pretrained(name) as (place, options):
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        tokenizer("a")  # some values of its files are looked at only now
+        tokenizer("a")  # some values in its files are checked only now
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -62,9 +62,9 @@ Columns = dict[str, list[list[int]]]
 def byte_counts(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
     """How many UTF-8 bytes of `text` each token adds, from the (start, end) characters of the tokens.
 
-    A token counts `text[end of the tokens before it : its end]`, so spaces that the tokenizer leaves out
-    of its offsets go to the token after them, a character in several tokens to the first of these, and
-    the sum is the byte length of the text. Special tokens, at (0, 0), count nothing.
+    A token counts `text[end of the tokens before it : its end]`, so spaces missing from the offsets count
+    for the token after them, a character in several tokens for the first of these, and the sum is the
+    byte length of the text. Special tokens, at (0, 0), count nothing.
     """
     if not offsets:
         return []
@@ -77,10 +77,10 @@ def byte_counts(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
 def tokenize_text(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str = "the text"
 ) -> Dataset:
-    """Documents → blocks of `block_size` tokens: all documents in a row, each ended by the eos token.
+    """Documents → blocks of `block_size` tokens: all documents concatenated, each ended by the eos token.
 
-    The tokens that do not fill the last block are dropped. Raises DataError, which calls them by `name`, if there is no
-    full block.
+    Tokens that do not fill the last block are dropped. Raises DataError, which names them by `name`, if no block is
+    full.
     """
     require_offsets(tokenizer)
     return _blocks(map_rows(rows, lambda batch: _documents(batch["text"], tokenizer)), block_size, name)
@@ -91,8 +91,8 @@ def tokenize_records(
 ) -> Dataset:
     """Prompts and responses → one example each, cut at `block_size` tokens; only the response has labels.
 
-    Prompt and response are tokenised apart, so that the prompt's tokens are those of a prompt at
-    generation. Records whose prompt alone fills the block are left out.
+    Prompt and response are tokenised separately, so that the prompt's tokens are the same as at
+    generation. Records whose prompt alone fills the block are dropped.
     """
     require_offsets(tokenizer)
     examples = map_rows(rows, lambda batch: _records(batch["prompt"], batch["response"], tokenizer, block_size))
@@ -104,7 +104,7 @@ def tokenize_records(
 
 
 def prompt_ids(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of every prompt as `tokenize_records` makes them: what a model must see to be asked for a response."""
+    """The tokens of every prompt as in `tokenize_records`: what a model must see to give a response."""
     require_offsets(tokenizer)
     return [ids for ids, _ in _prompts(prompts, tokenizer)]
 
@@ -144,7 +144,7 @@ def _records(prompts: list[str], responses: list[str], tokenizer: PreTrainedToke
 
 
 def _prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
-    """Ids and byte counts of every prompt, special tokens included, but not the eos that ends a text."""
+    """Ids and byte counts of every prompt, with special tokens except the eos that ends a text."""
     eos = _eos(tokenizer)
     encoded = _encode(tokenizer, prompts, special=True)
     ended = [len(ids) > 1 and ids[-1] == eos for ids, _ in encoded]  # some tokenizers end every text themselves
@@ -198,7 +198,7 @@ def _byte_positions(text: str) -> np.ndarray:
 
 
 def _last_token(offsets: Sequence[tuple[int, int]]) -> int:
-    """Index of the last token with text of its own; it also takes what the tokenizer drops at the end."""
+    """Index of the last token with text of its own; it also counts what the tokenizer drops at the end."""
     return next((i for i in reversed(range(len(offsets))) if offsets[i][1] > 0), len(offsets) - 1)
 
 
@@ -209,9 +209,9 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ConfigurationError for a tokenizer that does not tell where its tokens stand in the text."""
+    """Raise ConfigurationError for a tokenizer that does not give the offsets of its tokens in the text."""
     if not tokenizer.is_fast:
         raise ConfigurationError(
-            f"tokenizer {type(tokenizer).__name__} tells no character offsets, which the byte counts need; "
+            f"tokenizer {type(tokenizer).__name__} gives no character offsets, which the byte counts need; "
             "use a fast tokenizer (one with a tokenizer.json)"
         )

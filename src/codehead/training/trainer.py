@@ -1,6 +1,6 @@
-"""The Trainer of transformers: evaluation as narrow as the training, and resuming that leaves no trace.
+"""The Trainer of transformers, with evaluation that forms no logits, and resuming that leaves no trace.
 
-A decision layer that knows its tokens already learns at rates of its own, beside those of the backbone.
+A decision layer that is already fitted to its tokens has learning rates of its own, beside those of the backbone.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def decision_rates(
     """A learning rate for each trained tensor of the decision layer, by its name in the `model` that is trained.
 
     `paths` are the modules of the decision layer. The rate is `config.head_learning_rate`; by default that of the run,
-    and for a code that is `knowing` its tokens no more than `steady_rate`: the rows of a code serve all tokens at once,
-    so that a score adds up what hundreds of them moved by, and steps that suit a backbone undo what the head knows.
-    Empty if all learns at the rate of the run. ConfigurationError if the head is to have a rate of its own and cannot.
+    but at most `steady_rate` for a code that is `knowing` its tokens: every token uses all rows of a code, so a score
+    adds up the changes of hundreds of rows, and steps that suit a backbone undo what the head has learnt. Empty if
+    everything learns at the run's rate. ConfigurationError if the head cannot have the rate of its own that is asked.
     """
     if config.head_learning_rate is None and not knowing:
         return {}
@@ -56,7 +56,7 @@ def decision_rates(
 
 
 def knows_its_tokens(model: Any, config: RunConfig) -> bool:
-    """Whether a run begins with a code that was near an old head, or was trained before."""
+    """Whether a run begins with a code that was fitted to an old head, or trained before."""
     if not is_coded(model) or model.decision.table.is_implicit or config.is_pretraining:
         return False
     stored = getattr(named.configuration(str(config.model)), "quantization_config", None) or {}
@@ -67,7 +67,7 @@ def knows_its_tokens(model: Any, config: RunConfig) -> bool:
 
 
 def give_own_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float]) -> None:
-    """Move the parameters of a `model` named in `rates` into groups of their own, before the first step."""
+    """Move the parameters named in `rates` into optimizer groups of their own, before the first step."""
     own = {id(values): rates[name] for name, values in model.named_parameters() if name in rates}
     groups = list(optimizer.param_groups)
     for group in groups:
@@ -80,16 +80,16 @@ def give_own_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rates: Ma
 
 
 SUMS = "NarrowTrainer"
-"""Where a checkpoint keeps the sums of losses, among the states of callbacks."""
+"""The key of the sums of losses among the callback states of a checkpoint."""
 
 
 class NarrowTrainer(Trainer):
-    """Asks a coded model for its evaluation loss alone: no `(batch, length, V)` logits are formed.
+    """Asks a coded model only for its evaluation loss: no `(batch, length, V)` logits are formed.
 
-    `own_rates` are learning rates of parameters, by name, that do not learn at the rate of the others.
+    `own_rates` are the learning rates, by name, of parameters that do not learn at the rate of the others.
 
-    It goes on from a checkpoint with the numbers of a training that was never stopped: losses that were summed and not
-    logged yet are in the checkpoint, every data order is fixed by the seed, a training that was at its end takes no
+    It resumes from a checkpoint with the numbers of a training that was never stopped: the checkpoint holds losses that
+    were summed but not logged yet, every data order is fixed by the seed, a training that was at its end takes no
     further step, and `train_loss` is the mean over all steps.
     """
 
@@ -109,7 +109,7 @@ class NarrowTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; what it refuses is told."""
+        """As in transformers; values that it refuses raise ConfigurationError."""
         with _refusing("schedule"):
             return super().create_scheduler(*args, **kwargs)
 
@@ -123,9 +123,9 @@ class NarrowTrainer(Trainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """As in transformers, which divides by the steps of the last process alone; CodeheadError for a NaN.
+        """As in transformers, but `train_loss` is the mean over all steps, even after resuming; CodeheadError for NaN.
 
-        That needs logging_nan_inf_filter=False.
+        Finding NaN needs logging_nan_inf_filter=False.
         """
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
@@ -133,7 +133,7 @@ class NarrowTrainer(Trainer):
         refuse_divergence(logs.get("loss", 0.0), self.state.global_step)
 
     def recall(self) -> None:
-        """Go on with the sums of the checkpoint, and take no step if it was the last one."""
+        """Restore the sums of the checkpoint, and take no step if it was the last one."""
         states = self.state.stateful_callbacks
         self.is_over = states["TrainerControl"]["args"]["should_training_stop"]
         if SUMS in states:
@@ -152,7 +152,7 @@ class NarrowTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.is_over:  # transformers looks only after a step
+        if self.is_over:  # transformers checks only after a step
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
@@ -163,10 +163,10 @@ class NarrowTrainer(Trainer):
 
 
 class _Ends(TrainerCallback):
-    """Tells the trainer when the state of a checkpoint is there; evaluates and saves when an epoch is closed.
+    """Tells the trainer when the state of a checkpoint is loaded; evaluates and saves only when an epoch is over.
 
-    That is after the last step of it, or of all. The Trainer would save first; what it logs and evaluates at the end of
-    an epoch would be missing in a run that goes on from there.
+    That is after its last step, or the last of all. The Trainer would save first, and a run resumed from there would
+    lack what is logged and evaluated at the end of the epoch.
     """
 
     def __init__(self, trainer: NarrowTrainer) -> None:
@@ -204,7 +204,7 @@ class RichProgress(TrainerCallback):
         self._tell(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step < state.max_steps:  # the last step is told when its loss is logged
+        if state.global_step < state.max_steps:  # the last step is shown when its loss is logged
             self._tell(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -218,7 +218,7 @@ class RichProgress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Take the bar away, also after an interruption; what is evaluated then has a line."""
+        """Remove the bar, also after an interruption; a later evaluation prints a line."""
         self.under_way.close()
         if self.console.is_terminal and is_main():
             self.show = Lines(self.console).show
@@ -231,7 +231,7 @@ class RichProgress(TrainerCallback):
 
 @contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """ConfigurationError for values of `training` that the makers of a `what` refuse."""
+    """Raise ConfigurationError for values of `training` that the `what` (optimizer, schedule) refuses."""
     try:
         yield
     except (ValueError, TypeError, OverflowError) as error:
@@ -241,9 +241,9 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 class _SeededLengths(LengthGroupedSampler):
-    """Batches of like lengths in an order that depends on seed and epoch alone.
+    """Batches of similar lengths in an order that depends only on seed and epoch.
 
-    The sampler of transformers draws from the global random state, so that a resumed run gets another order.
+    The sampler of transformers draws from the global random state, so a resumed run would get another order.
     """
 
     def __init__(self, plain: LengthGroupedSampler, seed: int) -> None:
@@ -260,11 +260,11 @@ class _SeededLengths(LengthGroupedSampler):
         return iter(super().__iter__())
 
 
-# A model that was trained in shards (FSDP2), as one again.
+# Gathering a model that was trained in shards (FSDP2).
 
 
 def skeleton(model: nn.Module) -> nn.Module:
-    """A copy whose parameters take no memory, for `filled`; to be made before a model is sharded."""
+    """A copy whose parameters take no memory, for `filled`; make it before the model is sharded."""
     empty: dict[int, Any] = {}
     for values in model.parameters():
         empty[id(values)] = nn.Parameter(torch.empty_like(values, device="meta"), values.requires_grad)
