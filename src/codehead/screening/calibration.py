@@ -266,8 +266,8 @@ def _shortfalls(made: Screen, head: nn.Linear, positions: Positions) -> Tensor:
 def order_statistic(count: int, share: float, confidence: float) -> int:
     """The rank, from 1, of the value among `count` ascending ones that bounds a new one with probability `share`.
 
-    Over draws of the values, that probability is at least `share` with this `confidence`. Values need only be
-    exchangeable. It is the least m with P(Binomial(count, share) ≥ m) ≤ 1 − confidence.
+    Over independent draws of the values, from any distribution, that probability is at least `share` with this
+    `confidence`. It is the least m with P(Binomial(count, share) ≥ m) ≤ 1 − confidence.
 
     Raises:
         ConfigurationError: there are too few values for that.

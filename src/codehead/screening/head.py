@@ -121,8 +121,8 @@ def _above(values: np.ndarray, like: Tensor) -> Tensor:
 def rounding(hidden: Tensor, rows: Tensor) -> Tensor:
     """How far scores `(rows,)` of one hidden state `(H,)` may differ from those of another kernel.
 
-    Twice the bound H / 8 · u · Σ |w h| of a sum in that many partial sums (N. Higham 2002, "Accuracy and Stability of
-    Numerical Algorithms", section 4.2), u being half the spacing of the dtype.
+    Twice the bound (H / 8 + 8) · u · Σ |w h| of a sum in 8 partial sums (N. Higham 2002, "Accuracy and Stability of
+    Numerical Algorithms", section 4.2), u being half the spacing of the dtype; of a 16-bit one, of its last rounding.
     """
     unit = torch.finfo(hidden.dtype).eps / 2
     steps = hidden.shape[-1] / LANES + LANES if hidden.dtype in (torch.float32, torch.float64) else 2

@@ -206,8 +206,8 @@ class RunFolder:
         """The stages that precede training; from here on the folder is this run's, with the provenance `origin`.
 
         If a CodeheadError ends a new run's stages (a mistake in configuration or data, or divergence), the folder is
-        as if nothing had begun, so that it does not block the corrected run; a finished run that was to be overwritten
-        is still there.
+        as if nothing had begun, so that it does not block the corrected run; the model of a
+        finished run that was to be overwritten is still there.
         """
         record = self.path / RECORD
         earlier = record.read_text(encoding="utf-8") if record.exists() else None

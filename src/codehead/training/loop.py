@@ -210,7 +210,7 @@ def refuse_divergence(loss: float, step: int, rate: str = "training.learning_rat
 
 
 SAVE_STEPS = 50
-"""The most steps that a killed process loses; Ctrl-C loses only the current one."""
+"""The most steps that a stopped process loses; Ctrl-C between two steps loses none."""
 
 
 class ResumableLoop:
