@@ -2,10 +2,11 @@
 
 A score w · h is w · μ + y · h′, with μ and Σ the mean and covariance of hidden states, h′ = Uᵀ Σ^-½ (h − μ) white and
 y = Uᵀ Σ½ w. U are the principal directions of Σ½ cov(W) Σ½ over the rows W, so that the coordinates of y are
-uncorrelated too, and the squared error of y is the mean squared error of scores, but for a ridge on Σ. The coordinates get bits by reverse water-filling
-and are rounded to uniform cells in natural binary (A. Gersho, R. Gray 1992, "Vector Quantization and Signal
-Compression", chapter 8; T. Cover, J. Thomas 2006, "Elements of Information Theory", section 10.3.3); w · μ is a bias
-per token. A bit is a symbol ±1 that adds ± half its bit logit: n bits and a linear head, as in `codehead.attach`.
+uncorrelated too, and the squared error of y is the mean squared error of scores, but for a ridge on Σ. The coordinates
+get bits by reverse water-filling and are rounded to uniform cells in natural binary (A. Gersho, R. Gray 1992, "Vector
+Quantization and Signal Compression", chapter 8; T. Cover, J. Thomas 2006, "Elements of Information Theory", section
+10.3.3); w · μ is a bias per token. A bit is a symbol ±1 that adds ± half its bit logit: n bits and a linear head, as in
+`codehead.attach`.
 """
 
 from __future__ import annotations
