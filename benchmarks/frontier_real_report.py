@@ -237,7 +237,7 @@ def filled(path: Path, name: str, table: str) -> None:
 
 
 def sentence(heads: list[Head]) -> str:
-    """What the codes of Gemma keep, and what they lose in a language that they did not learn from."""
+    """What the codes of Gemma keep, and what they lose in a language that was not in their training text."""
     codes = [head for head in heads if head.kind == "code"]
     kept, lost = [head.pooled(MIXTURE) for head in codes], [head.pooled(["german"])["lost"] for head in codes]
     shares, top1, ratios, nats = (
@@ -250,8 +250,8 @@ def sentence(heads: list[Head]) -> str:
         )
     )
     text = (
-        f"On Gemma-3-270M, V = 262,144, codes of {shares} of the bytes keep {top1} of top-1 at {ratios} the "
-        f"perplexity. On German, which they did not learn from, they lose {nats} nats a token: train on every "
+        f"On Gemma-3-270M (V = 262,144), codes of {shares} of the bytes keep {top1} of top-1 accuracy at {ratios} the "
+        f"perplexity. On German, which was not in their training text, they lose {nats} nats per token: train on every "
         "language that your model will write."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)

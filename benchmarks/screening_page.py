@@ -187,7 +187,7 @@ def summary() -> str:
     limits = " and ".join(f"{_faster(model, 'no head'):.2f} ×" for model in MODELS)
     text = (
         f"Without any head, generation would be {limits} as fast. In mode `exact`, {exact} "
-        "are the dense head's. Times are of one sequence on a CPU, float32 "
+        "are those of the dense head. Times are for one sequence on a CPU in float32 "
         "([how they were measured](docs/screening.md#what-it-gains))."
     )
     header = ["Head", "Head step", "Dense head's choice kept", "Greedy tokens identical", "Speed of generation"]
