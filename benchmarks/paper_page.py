@@ -1,4 +1,4 @@
-"""The tables of docs/paper.md: the paper's claims beside what the committed result files say.
+"""The tables of docs/paper.md: the paper's claims beside figures from the committed result files.
 
 python benchmarks/paper_page.py
 """
@@ -238,7 +238,7 @@ def _smallest(protocol: str, metric: str) -> str:
     keeping = [row for row in measured if row.values[metric].mean >= ENOUGH]
     if keeping:
         return _told(protocol, min(keeping, key=_size_share), metric)
-    return f"none; the most is {_told(protocol, max(measured, key=lambda row: row.values[metric].mean), metric)}"
+    return f"none; the best is {_told(protocol, max(measured, key=lambda row: row.values[metric].mean), metric)}"
 
 
 def _size_share(row: Row) -> float:
@@ -251,7 +251,7 @@ def _told(protocol: str, row: Row, metric: str) -> str:
 
 
 def budget() -> str:
-    """How long the real model learnt, in words."""
+    """How long the real model was trained, in words."""
     files = sorted((RESULTS / REAL).glob("*.json"))
     found = [Result.read(path) for path in files]
     training = found[0].config["run"]["training"]
