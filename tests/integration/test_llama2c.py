@@ -96,7 +96,7 @@ def written(model):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "0 bytes, which are no checkpoint"),
+        (b"", "0 bytes, which is not a checkpoint"),
         (bytes(1001), "1001 bytes"),
         (bytes(1000), "243 numbers, which do not fit what it begins with"),
         (b"ak42" + bytes(996), "243 numbers, which do not fit"),

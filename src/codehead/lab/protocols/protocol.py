@@ -226,7 +226,7 @@ class Protocol:
         for name, part in self.backbones.items():
             if (part or {}).get("decision") is not None:
                 raise ConfigurationError(
-                    f"backbones.{name}.decision is {part['decision']!r}, but backbones are trained with Softmax; remove it"
+                    f"backbones.{name}.decision is {part['decision']!r}, but backbones train with Softmax; remove it"
                 )
         for setting, setting_part in self.settings.items():
             shared = merged(self.base, setting_part).get("decision")
