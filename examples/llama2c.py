@@ -50,7 +50,7 @@ def read_model(path: Path) -> LlamaForCausalLM:
     head = Header(*struct.unpack("7i", data[:HEADER]))
     values, shapes = np.frombuffer(data, dtype="<f4", offset=HEADER), _shapes(head)
     if len(values) != sum(math.prod(shape) for _, shape in shapes):
-        raise ValueError(f"{str(path)!r} holds {len(values):,} numbers, which do not match its header, {head}")
+        raise ValueError(f"{str(path)!r} holds {len(values):,} numbers, which do not fit its header, {head}")
     model = LlamaForCausalLM(_config(head))
     state = model.state_dict()
     for name, shape in shapes:
