@@ -1,9 +1,9 @@
-"""Time and memory of codes over a whole vocabulary: each built in a process of its own.
+"""Time and memory of codes over a whole vocabulary, each built in a separate process.
 
     python benchmarks/codes_at_scale.py --out results/benchmarks/codes-at-scale-cpu.json
 
-Prototypes are drawn from Gaussian clusters; a tenth of the vocabulary is confused with like tokens. Peak memory is the
-largest resident set of the process, prototypes and Python included.
+Prototypes are drawn from Gaussian clusters; a tenth of the vocabulary is confused with similar tokens. Peak memory is
+the largest resident set of the process, prototypes and Python included.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ SEED = 0
 CLUSTERS = 2_000
 QWEN, GEMMA = 151_936, 262_144
 Job = tuple[int, int, Callable[[np.ndarray], codes.Codebook]]
-"""Classes, dimensions of the prototypes, and what is made of them."""
+"""Classes, dimensions of the prototypes, and the function that builds a code from them."""
 
 
 def grown(vectors: np.ndarray) -> codes.Codebook:
-    """ECOC-ONE from one tree to 50 columns, by counts of tokens taken for their cluster's next."""
+    """ECOC-ONE from one tree to 50 columns, by counts of tokens mistaken for the next one in their cluster."""
     rng = np.random.default_rng(SEED)
     labels = rng.choice(len(vectors), len(vectors) // 10, replace=False)
     choices = (labels + CLUSTERS) % len(vectors)  # of the same cluster
@@ -41,7 +41,7 @@ def grown(vectors: np.ndarray) -> codes.Codebook:
 
 
 def dealt(method: str) -> Callable[[np.ndarray], codes.Codebook]:
-    """MinRandom of 50 bits, dealt out by a method."""
+    """MinRandom with 50 bits, assigned by a method."""
 
     def run(vectors: np.ndarray) -> codes.Codebook:
         code = codes.build("minrandom", len(vectors), bits=50, seed=SEED, candidates=1)

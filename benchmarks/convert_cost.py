@@ -3,8 +3,8 @@ r"""Time and memory of `codehead convert` by stage, on a real model.
     python benchmarks/convert_cost.py --model real-models/gemma-3-270m --data mix.jsonl --budget 2% \
         --out results/benchmarks/convert-gemma3.json
 
-Memory is sampled twenty times a second while a stage runs: all that is resident, and what of it is no file that is
-mapped into memory, which a system short of memory can drop. A table of the result is written beside it.
+Memory is sampled twenty times a second while a stage runs: the resident set, and the part of it outside mapped files
+(a system short of memory can drop those). A table of the result is written beside it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from codehead.lab.result import Result
 GIB = 2**30
 TIMES, KINDS = ("seconds", "processor_seconds"), ("resident", "unmapped")
 EVERY = 0.05
-"""Seconds between two looks at the memory."""
+"""Seconds between memory samples."""
 
 
 class Stages:
-    """Seconds, those of processors and the peaks of memory of every stage, in their order."""
+    """Wall seconds, processor seconds and peak memory of every stage, in order."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, float]] = {}
@@ -47,13 +47,13 @@ class Stages:
             print(f"{stage} …", flush=True)
 
     def look(self) -> None:
-        """Note the memory of now."""
+        """Record the current memory."""
         now, peaks = memory(), self._entry()
         for kind, size in now.items():
             peaks[kind] = max(peaks[kind], size)
 
     def close(self) -> None:
-        """Add the time since the last stage was closed."""
+        """Add the time since the last stage ended."""
         now, entry = clocks(), self._entry()
         for name, value in now.items():
             entry[name] += value - self.since[name]
@@ -64,12 +64,12 @@ class Stages:
 
 
 def clocks() -> dict[str, float]:
-    """What the clocks say, in seconds."""
+    """The clocks, in seconds."""
     return dict(zip(TIMES, (time.monotonic(), time.process_time()), strict=True))
 
 
 def memory() -> dict[str, int]:
-    """Bytes that are resident, and those of them that lie in no file."""
+    """Resident bytes, and those of them outside mapped files."""
     status = Path("/proc/self/status").read_text()
     sizes = {key: 1024 * int(re.search(rf"{key}:\s+(\d+) kB", status)[1]) for key in ("VmRSS", "RssAnon")}
     return {"resident": sizes["VmRSS"], "unmapped": sizes["RssAnon"]}
@@ -77,7 +77,7 @@ def memory() -> dict[str, int]:
 
 @contextmanager
 def watched(stages: Stages) -> Iterator[None]:
-    """Look at the memory all the time, from a thread."""
+    """Sample the memory continuously, from a thread."""
     ended = threading.Event()
 
     def look() -> None:
@@ -95,7 +95,7 @@ def watched(stages: Stages) -> Iterator[None]:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """The cost of every stage, and what the new head keeps."""
+    """The cost of every stage, and the accuracy that the new head keeps."""
     names = ("budget", "tokens", "steps", "backbone_steps")
     stages, sizes = Stages(), {name: getattr(options, name) for name in names}
     with tempfile.TemporaryDirectory() as folder, watched(stages):
@@ -105,14 +105,14 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def num_parameters(model: str) -> int:
-    """Of a stock model, tied weights counted once."""
+    """Bytes of a stock model, tied weights counted once."""
     with torch.device("meta"):
         stock = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
     return sum(weight.numel() for weight in stock.parameters())
 
 
 def table(result: Result) -> str:
-    """The stages of a result as Markdown, and what came of them."""
+    """The stages of a result as Markdown, and the outcome."""
     found, config, hardware = result.metrics, result.config, result.provenance["hardware"]
     costs, before, after = found["stages"], found["before"], found["after"]
     whole = {kind: max(cost[kind] for cost in costs.values()) for kind in KINDS}

@@ -50,7 +50,7 @@ def layers(hidden_size: int, num_classes: int, device: torch.device) -> dict[str
 
 
 def layer_of(config: DecisionConfig, shape: ModelShape) -> DecisionLayer:
-    """The layer before training; extra bits at random, since time does not depend on which they are."""
+    """The layer before training; extra bits are random, since they do not affect the time."""
     design = str(config.code)
     codebook = codes.build(design, shape.num_classes, bits=config.bits, seed=SEED, **_fast(design))
     head = heads.build(config.head, shape.hidden_size, codebook.length, **config.head_options)
@@ -69,7 +69,7 @@ def layer_of(config: DecisionConfig, shape: ModelShape) -> DecisionLayer:
 
 
 def stored(trained: dict[str, DecisionLayer]) -> dict[str, DecisionLayer]:
-    """The same layers as they are kept when training is over: rows in int4, codewords packed."""
+    """The same layers as stored after training: rows in int4, codewords packed."""
     found = {}
     for name in (f"budget-{share:.0%}" for share in BUDGETS):
         found[f"{name}-int4"] = layer = copy.deepcopy(trained[name])

@@ -1,11 +1,11 @@
-"""Codings and decodings of `codehead.sklearn.OutputCodeClassifier` beside scikit-learn's own multi-class strategies.
+"""Codings and decodings of `codehead.sklearn.OutputCodeClassifier` against scikit-learn's own multi-class strategies.
 
     OMP_NUM_THREADS=1 python benchmarks/estimator.py --out results/benchmarks/estimator.json
 
 Ten data sets, 5 × 2 cross-validation, linear SVM and logistic regression as dichotomizers: accuracy, and processor
 seconds to fit and to predict; log loss and calibration error of the probabilities; predictions per second at 1,000
-classes. Every finished data set is kept in --parts, from where an interrupted run goes on; the result file has what
-estimator_summary.py makes of them.
+classes. Every finished data set is kept in --parts, from where an interrupted run resumes; the result file has the
+summary by estimator_summary.py.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ CODINGS_OF_MANY = ("dense_random", "sparse_random", "itq")
 CODE_SIZES = {"clusters-1000": 0.1}
 CODE_SIZE = 1.5
 FOLDS = 2
-"""Of the scores that decoders and calibration are fitted to."""
+"""Folds of the scores that decoders and calibration are fitted to."""
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call returns, and its processor seconds."""
+    """The result of a call, and its processor seconds."""
     start = time.process_time()
     value = run()
     return value, time.process_time() - start
 
 
 def scaled(X: Any, train: np.ndarray, test: np.ndarray) -> tuple[Any, Any]:
-    """Both halves, scaled as the first is."""
+    """Both halves, with the scaling of the first."""
     scaler = make_pipeline(StandardScaler() if isinstance(X, np.ndarray) else MaxAbsScaler()).fit(X[train])
     return scaler.transform(X[train]), scaler.transform(X[test])
 
@@ -76,7 +76,7 @@ def scaled(X: Any, train: np.ndarray, test: np.ndarray) -> tuple[Any, Any]:
 def coding(
     base: BaseEstimator, code: str, size: float, seed: int, X: Any, y: Any, Z: Any, truth: Any
 ) -> dict[str, Any]:
-    """One code, trained once and decoded in every way: accuracies, and the seconds of the default."""
+    """One code, trained once, with every decoder: accuracies, and the seconds of the default."""
     classifier = OutputCodeClassifier(base, code=code, code_size=size, random_state=seed)
     _, fit_seconds = timed(lambda: classifier.fit(X, y))
     _, predict_seconds = timed(lambda: classifier.predict(Z))
@@ -154,7 +154,7 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
 
 
 def data_set(name: str) -> dict[str, Any]:
-    """Everything measured on one data set."""
+    """All measurements on one data set."""
     X, y = PROBLEMS[name]()
     y = np.asarray(y)
     num_classes, size = len(np.unique(y)), CODE_SIZES.get(name, CODE_SIZE)
@@ -199,7 +199,7 @@ def speed(num_classes: int = 1000, features: int = 64, repeats: int = 5) -> list
 
 
 def kept(path: Path, measure: Callable[[], Any]) -> Any:
-    """A part that was measured before, or is now."""
+    """A part, measured before or now."""
     if not path.exists():
         started, start = utc_now(), time.monotonic()
         found = measure()

@@ -1,4 +1,4 @@
-"""Ten classification problems that ship with scikit-learn or are drawn from a seed: nothing is downloaded."""
+"""Ten classification problems, shipped with scikit-learn or drawn from a seed: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Problem = tuple[Any, np.ndarray]
 
 
 def covtype_like() -> Problem:
-    """Seven classes as unequal as those of covtype, in 54 features of which 12 say something."""
+    """Seven classes as unequal as covtype's, in 54 features, 12 of them informative."""
     return datasets.make_classification(
         2000,
         54,
@@ -33,14 +33,14 @@ def covtype_like() -> Problem:
 
 
 def letter_like() -> Problem:
-    """26 classes of two clusters each in 16 features, as many as letter has."""
+    """26 classes of two clusters each in 16 features, the numbers of the data set letter."""
     return datasets.make_classification(
         2600, 16, n_informative=16, n_redundant=0, n_classes=26, class_sep=2.0, random_state=SEED
     )
 
 
 def shells() -> Problem:
-    """Five nested shells: no linear dichotomizer can part one from the others."""
+    """Five nested shells: no linear dichotomizer can separate one from the others."""
     return datasets.make_gaussian_quantiles(n_samples=1500, n_features=5, n_classes=5, random_state=SEED)
 
 

@@ -36,7 +36,7 @@ class Measured:
         return float(self.sets[name]["methods"][code]["accuracy"][decoder])
 
     def combinations(self) -> list[tuple[str, str]]:
-        """Every coding with every decoding, and the baselines, of the data sets that have them all."""
+        """Every coding with every decoding, and the baselines, on the data sets that have them all."""
         methods = self.sets[self.ranked[0]]["methods"]
         return [(code, decoder) for code, found in methods.items() for decoder in found["accuracy"]]
 
@@ -71,7 +71,7 @@ def percent(value: float) -> str:
 
 
 def equal_length(found: Measured) -> str:
-    """Ours with its defaults against scikit-learn's of as many columns, data set by data set."""
+    """Ours with its defaults against scikit-learn's with as many columns, by data set."""
     header = ["data set", "classes", "columns"]
     for kind in found.kinds:
         header += [f"{kind}: scikit-learn", "ours", "difference"]
@@ -113,7 +113,7 @@ def combinations(found: Measured) -> str:
 
 
 def many_classes(found: Measured) -> str:
-    """Accuracy on the data sets of so many classes that only some codings were trained."""
+    """Accuracy on the data sets with too many classes to train all codings."""
     names = [name for name in found.sets if name not in found.ranked]
     rows = []
     for code in found.sets[names[0]]["methods"]:
@@ -198,7 +198,7 @@ def colour(name: str) -> str:
 
 
 def draw_ranks(axis: Any, names: list[str], ranks: np.ndarray, gap: float) -> None:
-    """Mean ranks on a line, the best at the left; bars join those that do not differ."""
+    """Mean ranks on a line, the best at the left; bars join ranks that do not differ significantly."""
     order, count = np.argsort(ranks), len(ranks)
     half = (count + 1) // 2
     low, high = np.floor(ranks.min()), np.ceil(ranks.max())

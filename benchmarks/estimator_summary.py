@@ -1,4 +1,4 @@
-"""What is kept of the runs of benchmarks/estimator.py: means over folds, and by fold only what an interval needs."""
+"""Summary of the runs of benchmarks/estimator.py: means over folds, and by fold only what intervals need."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _by_kind(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _method(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Columns of the first fold; mean accuracy by decoder; median time, in times of scikit-learn's on the same fold."""
+    """Columns of the first fold; mean accuracy by decoder; median time, relative to scikit-learn's on the same fold."""
 
     def times(what: str) -> float:
         return float(np.median([run[name][what] / run[THEIRS][what] for run in runs]))
@@ -50,7 +50,7 @@ def _method(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _paired(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Accuracies by fold of ours with its defaults and of scikit-learn's."""
+    """Accuracies by fold of ours with its defaults, and of scikit-learn's."""
     return {
         "ours": [run["codings"][OURS]["accuracy"][DEFAULT] for run in runs],
         "theirs": [run["baselines"][THEIRS]["accuracy"]["own"] for run in runs],

@@ -25,15 +25,15 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 FOLDERS = "frontier-*"
 REAL = "benchmarks/frontier-real-*.json"
 MIXTURE = ("dolly", "books", "wikitext")
-"""The test sets of a real model that are held-out text of what its heads learnt from."""
-SHARES = dict(zip(METRICS, ("share", "perplexity_ratio"), strict=True))  # what the summary calls them
+"""The test sets of a real model that are held-out text of the mixture its heads learnt from."""
+SHARES = dict(zip(METRICS, ("share", "perplexity_ratio"), strict=True))  # their names in the summary
 BY_SIZE: dict[str, Any] = {
     "code": "additive", "bits": 16, "extra_bits": 0, "extra_bit_tokens": 0, "dense_rows": 0, "token_bias": True,
     "seed": 0, "weights": "int4", "packed": True, "start": "old_head",
 }  # fmt: skip
-"""What a budget decides of a decision layer, what makes no difference, or what is told apart, all set alike."""
+"""Fields set by a budget, fields without influence, and fields distinguished elsewhere, all set alike."""
 CODES = ("additive", "itq")
-"""Those that budgets come to, and have come to before: what they kept is less, and there is more of it."""
+"""Designs that budgets give now or gave before: the older ones kept less, but have more results."""
 DIGITS = 6
 _OURS = DecisionConfig(loss="codeword", **BY_SIZE)
 
@@ -46,7 +46,7 @@ def render(results: Path) -> dict[str, Any]:
 
 
 def _real(path: Path) -> dict[str, Any]:
-    """What codes kept of a pretrained model's head, as `benchmarks/frontier_real.py` measured it."""
+    """The accuracy that codes kept of a pretrained model's head, measured by `benchmarks/frontier_real.py`."""
     result = Result.read(path)
     codes = [head for head in result.metrics["heads"].values() if "decision" in head]
     hidden_size, num_classes = result.config["shape"]
@@ -99,7 +99,7 @@ def _set_ups(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _way(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a cell did to come to its decision layer: it was converted without training, or a run of its own."""
+    """How a cell got its decision layer: by conversion without training, or by its own run."""
     converted: Mapping[str, Any] | None = (config.get(FILE_KEY) or {}).get("convert")
     return config["run"] if converted is None else converted
 
@@ -140,7 +140,7 @@ def _learnt(run: Mapping[str, Any]) -> str:
 
 
 def _shape(evidence: Evidence, coded: Result) -> ModelShape:
-    """H and V of the model, from what its heads weigh."""
+    """H and V of the model, from the sizes of its heads."""
     size, bits = coded.metrics["size"], coded.metrics["decision"]["bits"]
     num_classes = size["codebook_bytes"] // row_bytes(bits)
     setting, cell = coded.config["setting"], coded.config["reference"]

@@ -1,10 +1,10 @@
-"""What heads of few bytes keep of a real model's Softmax head, on hidden states that frontier_real_states.py has kept.
+"""How much of a real model's Softmax head small heads keep, on hidden states stored by frontier_real_states.py.
 
     python benchmarks/frontier_real.py head --cache FOLDER --model FOLDER --head code-0.05
     python benchmarks/frontier_real.py collect --cache FOLDER --out results/benchmarks/frontier-real-1.json
 
 Codes come from the functions of `convert`: attached, distilled and rounded (`--no-calibrate`). The backbone is
-never computed, so every figure compares heads on the same hidden states. Killed, a head goes on where it was.
+never computed, so every figure compares heads on the same hidden states. A head that was killed resumes.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from codehead.training.model import load_model
 from codehead.training.provenance import provenance, utc_now
 
 SETS = ("valid", "dolly", "books", "wikitext", "alpaca", "stories", "german", "python")
-"""Text that choices were made on, and what is tested on."""
+"""The text for choices, and the test sets."""
 BEST = (1, 8, 32, 128, 512)
-"""How many of a head's best tokens are looked through for the old head's choice."""
+"""How many of a head's best tokens are searched for the old head's choice."""
 PIECE = 80
 """Positions scored at a time."""
 ROWS = {"low_rank": "int8", "adaptive": "int4"}
-"""What each trained baseline keeps more with, in the protocols of the toys."""
+"""The better setting for each trained baseline, from the protocols on small models."""
 QUANTISED = {"int8": (8, 64), "int4": (4, 64), "int3": (3, 64), "int2": (2, 32)}
 
 
@@ -59,7 +59,7 @@ def states(cache: Path, name: str, count: int | None = None) -> tuple[Tensor, Te
 
 
 def looked_up(cache: Path, teacher: Any, hidden: Tensor) -> LikelyTokens:
-    """What the old head says at the positions to learn from, kept for all heads."""
+    """The old head's likely tokens at the training positions, stored for all heads."""
 
     def told(done: int, total: int) -> None:
         print(f"looking up {done} of {total}", flush=True) if not done % 8500 else None
@@ -83,7 +83,7 @@ def largest(kind: str, share: float, shape: ModelShape) -> DecisionConfig:
 
 
 def trained(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """A model with the head of a kind and a budget, made as `convert` makes it, and how."""
+    """A model with the head of a kind and a budget, built as `convert` builds it, and how it was built."""
     kind, _, budget = name.removeprefix("trained_").partition("-")
     shape = shape_of(options.model)
     is_code = kind == "code"
@@ -109,7 +109,7 @@ def trained(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]
     stages = Stages(options.cache / name)
     distil(model, teacher, hidden, learning, told, stages, labels, likely if is_code else None)
     spent = time.process_time() - started
-    learnt = spent * options.steps / len(seen) if seen else None  # of all steps, also if it was stopped between them
+    learnt = spent * options.steps / len(seen) if seen else None  # of all steps, even if it was stopped between them
     given = hidden[:STATISTICS_TOKENS].float()
     to_int4(model, given) if decision.weights == "int4" else to_int8(model)
     seconds = {"start": started - start, "learning": learnt}
@@ -120,7 +120,7 @@ def trained(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]
 
 
 def baseline(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The weight `(V, H)` that a compressed Softmax head stands for, and its bytes."""
+    """The weight `(V, H)` that a compressed Softmax head represents, and its bytes."""
     weight = load_model(options.model, dtype="float32").get_output_embeddings().weight.detach()
     hidden, labels = states(options.cache, "learn", options.positions)
     kind, *how = name.split("-")
@@ -151,7 +151,7 @@ def low_rank(weight: Tensor, hidden: Tensor, share: float) -> tuple[Tensor, dict
 
 @torch.no_grad()
 def measured(score: Any, weight: Tensor, hidden: Tensor, labels: Tensor, octaves: Tensor) -> dict[str, Any]:
-    """Sums over the positions of a set, in all and for each octave of the frequency of the token that follows."""
+    """Sums over the positions of a set, in total and by octave of the next token's frequency."""
     kept: list[Tensor] = []
     for some, wanted in zip(hidden.split(PIECE), labels.split(PIECE), strict=True):
         given = some.float()
@@ -191,7 +191,7 @@ def scoring(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Make a head and measure it on every test set; its file is written last."""
+    """Build a head and measure it on every test set; its file is written last."""
     start, name = time.monotonic(), options.head
     model, how = (trained if name.startswith(("code", "adaptive", "trained")) else baseline)(name, options)
     score = scoring(model)
@@ -225,7 +225,7 @@ def main() -> None:
     """Parse the command line and do one part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["head", "collect"])
-    parser.add_argument("--cache", type=Path, required=True, help="folder that frontier_real_states.py has filled")
+    parser.add_argument("--cache", type=Path, required=True, help="folder written by frontier_real_states.py")
     parser.add_argument("--model", required=True)
     parser.add_argument(
         "--head",

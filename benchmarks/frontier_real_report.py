@@ -23,14 +23,14 @@ KINDS = {
     "code": "code", "int": "quantised", "adaptive": "adaptive softmax", "trained_low_rank": "low rank, trained",
     "low_rank": "low rank", "trimmed": "trimmed vocabulary",
 }  # fmt: skip
-"""What a key begins with, and what it stands for."""
+"""Beginnings of keys, and their meanings."""
 BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
-"""Aims set beforehand: share of top-1 and perplexity ratio."""
+"""Targets set beforehand: share of top-1 and perplexity ratio."""
 IN_README = ("int4-corrected", "code-0.25", "int3-corrected", "code-0.1", "code-0.05", "code-0.02")
 
 
 class Head:
-    """What one head kept."""
+    """The measurements of one head."""
 
     def __init__(self, key: str, found: dict[str, Any]) -> None:
         self.key, self.share, self.sets, self.how = key, float(found["byte_share"]), found["sets"], found
@@ -45,12 +45,12 @@ class Head:
         return figures([self.sets[name]["all"] for name in names])
 
     def octave(self, number: int) -> dict[str, float]:
-        """Of the tokens of one octave, over the sets of the mixture."""
+        """The figures of one octave's tokens, over the sets of the mixture."""
         return figures([self.sets[name]["by_octave"].get(str(number)) for name in MIXTURE])
 
 
 def figures(sums: list[dict[str, Any] | None]) -> dict[str, float]:
-    """Shares, means and the perplexity ratio of sums; infinite where a token has become impossible."""
+    """Shares, means and the perplexity ratio of sums; infinite where a token became impossible."""
     parts = [some for some in sums if some]
 
     def total(name: str) -> float:
@@ -118,7 +118,7 @@ def octaves(heads: list[Head]) -> str:
 
 
 def bars(heads: list[Head]) -> str:
-    """The aims, and what was reached."""
+    """The targets and the results."""
     rows = []
     for share, (top1, ratio) in BARS.items():
         found = next((head for head in heads if head.key == f"code-{share}"), None)
@@ -129,7 +129,7 @@ def bars(heads: list[Head]) -> str:
 
 
 def learning(heads: list[Head]) -> str:
-    """What each code is and how long it learnt."""
+    """The composition of each code and how long it was trained."""
     rows = []
     for head in heads:
         if head.kind == "code":
@@ -169,7 +169,7 @@ def readme(heads: list[Head]) -> str:
 
 
 def picking(heads: list[Head]) -> str:
-    """What every choice costs and keeps."""
+    """The size and accuracy of every choice."""
     rows = []
     for head in heads:
         own = head.pooled(MIXTURE)
@@ -227,7 +227,7 @@ def rare(heads: list[Head], path: Path) -> None:
 
 
 def filled(path: Path, name: str, table: str) -> None:
-    """Put a table between its marks in a page."""
+    """Put a table between its markers in a page."""
     pattern = rf"(<!-- real: {name} -->\n).*?(<!-- end of real -->)"
     text = path.read_text(encoding="utf-8")
     page, count = re.subn(pattern, lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text, flags=re.DOTALL)
@@ -237,7 +237,7 @@ def filled(path: Path, name: str, table: str) -> None:
 
 
 def sentence(heads: list[Head]) -> str:
-    """What the codes of Gemma keep, and what they lose in a language that they did not learn from."""
+    """What the codes of Gemma keep, and what they lose in a language that was not in their training text."""
     codes = [head for head in heads if head.kind == "code"]
     kept, lost = [head.pooled(MIXTURE) for head in codes], [head.pooled(["german"])["lost"] for head in codes]
     shares, top1, ratios, nats = (
@@ -250,15 +250,15 @@ def sentence(heads: list[Head]) -> str:
         )
     )
     text = (
-        f"On Gemma-3-270M, V = 262,144, codes of {shares} of the bytes keep {top1} of top-1 at {ratios} the "
-        f"perplexity. On German, which they did not learn from, they lose {nats} nats a token: train on every "
+        f"On Gemma-3-270M (V = 262,144), codes of {shares} of the bytes keep {top1} of top-1 accuracy at {ratios} the "
+        f"perplexity. On German, which was not in their training text, they lose {nats} nats per token: train on every "
         "language that your model will write."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 def report(name: str) -> list[Head]:
-    """Fill the page of a result and draw its pictures; returns what it shows."""
+    """Fill the page of a result and draw its pictures; returns the heads."""
     metrics, page = Result.read(RESULTS / f"{name}.json").metrics["heads"], PAGES / name / "report.md"
     heads = sorted((Head(key, found) for key, found in metrics.items()), key=lambda head: head.share)
     chosen = [head for head in heads if head.key in IN_README]

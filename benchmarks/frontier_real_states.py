@@ -1,7 +1,7 @@
-"""Final hidden states of a real model over a mixture of texts and over other domains, kept in memory-mapped files.
+"""Final hidden states of a real model over a mixture of texts and over other domains, stored in memory-mapped files.
 
-`learn`, `valid` and the three tests of the mixture come from different documents; the other domains are tested only.
-Killed, it goes on where it was.
+`learn`, `valid` and the three tests of the mixture come from different documents; the other domains are used for tests
+only. A killed run resumes.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def blocks(texts: list[str], tokenizer, count: int) -> np.ndarray:
 
 
 def sets(data: Path, tokenizer, positions: int) -> dict[str, np.ndarray]:
-    """Blocks of every set by its name; `learn` is mixed, so that each beginning of it is the mixture."""
+    """Blocks of every set by its name; `learn` is shuffled, so that any prefix of it has the mixture's proportions."""
     count = -(-positions // (BLOCK - 1))
     learn, valid, tests = [], [], {}
     for name, share in MIXTURE.items():
@@ -124,7 +124,7 @@ def compute(model, ids: np.ndarray, name: str, cache: Path, until: int) -> None:
 
 
 def main() -> None:
-    """Parse the command line and compute what is missing."""
+    """Parse the command line and compute the missing sets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", type=Path, required=True)

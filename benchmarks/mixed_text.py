@@ -1,10 +1,11 @@
-"""Text of several kinds, for measurements of real models: what a code is fitted to, and what it has not seen.
+"""Text of several kinds for measuring real models: text that a code is fitted to, and unseen text.
 
     python benchmarks/mixed_text.py DATA --out FOLDER
 
 Of `DATA` (dolly/train.jsonl, wikitext2/valid.txt, books/*.txt, alpaca/alpaca.json, multi30k/train.de.gz,
 tinystories/stories.jsonl) and of Python's standard library it writes `mix.jsonl`, passages of Dolly, WikiText and books
-in random order; `DOMAIN.jsonl` for each kind; and `prompts.jsonl`, the beginnings of passages that are in none of them.
+in random order; `DOMAIN.jsonl` for each kind; and `prompts.jsonl`, the beginnings of passages that are in none of these
+files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PASSAGE = 1200
 """Characters, about 300 tokens."""
 MIXED = ("dolly", "wikitext", "books")
 PASSAGES = {"mix": 400, "prompts": 40}
-"""Of every kind in the mixture, and prompts of every kind; all the rest is in the files of the kinds."""
+"""Passages per kind in the mixture, and prompts per kind; the rest goes into the files of the kinds."""
 MOST = 60
 """Passages in the file of a kind."""
 PROMPT = 160
@@ -60,7 +61,7 @@ def _cut(text: str) -> Iterator[str]:
 
 
 def files(data: Path) -> dict[str, list[dict[str, str]]]:
-    """What every file holds."""
+    """The content of every file."""
     prompts, mix, found = [], [], {}
     for kind, passages in kinds(data).items():
         own, rest = passages[: PASSAGES["prompts"]], passages[PASSAGES["prompts"] :]

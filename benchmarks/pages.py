@@ -6,7 +6,7 @@ import re
 
 
 def filled(text: str, name: str, table: str) -> str:
-    """The page with a table between its marks."""
+    """The page with a table between its markers."""
     pattern = rf"(<!-- benchmark: {name} -->\n).*?(<!-- end of benchmark -->)"
     page, count = re.subn(pattern, lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text, flags=re.DOTALL)
     if count != 1:

@@ -1,4 +1,4 @@
-"""The tables of docs/paper.md: the paper's claims beside what the committed result files say.
+"""The tables of docs/paper.md: the paper's claims beside figures from the committed result files.
 
 python benchmarks/paper_page.py
 """
@@ -48,21 +48,21 @@ class Head:
 
     @property
     def row(self) -> Row:
-        """What its result files say."""
+        """The figures from its result files."""
         return next(row for row in rows(self.protocol) if self._is(row))
 
     def _is(self, row: Row) -> bool:
         return (row.cell, row.setting) == (self.cell, self.setting)
 
     def linked(self, text: str) -> str:
-        """A text with a link to the result file of the first seed; those of others lie beside it."""
+        """A text with a link to the first seed's result file; those of other seeds are beside it."""
         name = "--".join(part for part in (self.setting, self.cell, "seed-0") if part)
         return f"[{text}](../results/{self.protocol}/{name}.json)"
 
 
 @dataclass(frozen=True)
 class Share:
-    """The paper says that a head keeps so much of Softmax; our heads of that size stand beside it."""
+    """The paper's claim that a head keeps a share of Softmax, and our heads of that size."""
 
     claim: str
     kept: float
@@ -86,7 +86,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Gain:
-    """The paper says that one head beats another: in F1, or in the loss per node."""
+    """The paper's claim that one head beats another, in F1 or in the loss per node."""
 
     claim: str
     said: str
@@ -164,7 +164,7 @@ def _said(number: int, better: tuple[str, int, int], worse: tuple[str, int, int]
 
 
 def claims() -> str:
-    """What the paper says of accuracy, and what we found."""
+    """The paper's claims about accuracy, and our results."""
     small = {name: Head("small-1", name) for name in ("minrandom-50", "minimal-mtl", "minrandom-50-mtl")}
     real = {name: Head(REAL, name) for name in (*small, "converted-15", "converted-50")}
     lines = [
@@ -238,7 +238,7 @@ def _smallest(protocol: str, metric: str) -> str:
     keeping = [row for row in measured if row.values[metric].mean >= ENOUGH]
     if keeping:
         return _told(protocol, min(keeping, key=_size_share), metric)
-    return f"none; the most is {_told(protocol, max(measured, key=lambda row: row.values[metric].mean), metric)}"
+    return f"none; the best is {_told(protocol, max(measured, key=lambda row: row.values[metric].mean), metric)}"
 
 
 def _size_share(row: Row) -> float:
@@ -251,7 +251,7 @@ def _told(protocol: str, row: Row, metric: str) -> str:
 
 
 def budget() -> str:
-    """How long the real model learnt, in words."""
+    """How long the real model was trained, in words."""
     files = sorted((RESULTS / REAL).glob("*.json"))
     found = [Result.read(path) for path in files]
     training = found[0].config["run"]["training"]

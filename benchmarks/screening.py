@@ -1,4 +1,4 @@
-"""Time of the head step of a model, screened and by other methods, on hidden states of its own.
+"""Time of a model's head step, screened and with other methods, on its own hidden states.
 
 Needs `pip install onnx onnxruntime onnxscript` beside codehead[fast,train].
 
@@ -8,10 +8,11 @@ Needs `pip install onnx onnxruntime onnxscript` beside codehead[fast,train].
     python benchmarks/screening.py texts --model FOLDER --screened FOLDER --prompts FILE --out results/….json
 
 Text and prompts are those of `benchmarks/mixed_text.py`. `head`: methods take turns within every repeat, on positions
-that nothing was fitted to; before each step as many bytes are read as the backbone has (`--between`), so that no head
-is in a cache, or none. Medians, and the recall of the dense head's choice. `generation`: tokens per second with the
-dense head, screened, and with no head at all, which is the limit. `texts`: how many greedy tokens are the dense head's;
-in mode "exact", which works on one sequence at a time, both heads choose at every hidden state of one text.
+that nothing was fitted to; before each step as many bytes are read as the backbone has (`--between`, which may be 0),
+so that no head is in a cache. Medians, and the recall of the dense head's choice. `generation`: tokens per second with
+the dense head, screened, and with no head at all, which is the limit. `texts`: how many greedy tokens are the dense
+head's; in mode "exact", which works on one sequence at a time, both heads choose at every hidden state of the same
+text.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ PLACES = ("model", "data", "screened", "prompts")
 RABITQ_DIGITS = (1, 2)
 RANKS = (128, 256)
 ROUNDS = 3
-"""Times that a prompt is gone on with, where speed is measured."""
+"""Continuations of each prompt when measuring speed."""
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    """Tell no progress."""
+    """Show no progress."""
 
 
 def states(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -71,7 +72,7 @@ def states(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
 
 
 def screens(head: nn.Linear, hidden: Tensor, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Head]]:
-    """The modes of screening that are wanted, each as its own calibration makes it."""
+    """The requested modes of screening, each with its own calibration."""
     parts = calibration.parted(head, hidden, quiet)
     for name, make in {
         "screen fast": lambda: calibration.fast(head, parts, None, 0.999, quiet),
@@ -95,7 +96,7 @@ def best_of(head: ScreenedLinear, hidden: Tensor) -> Tensor:
 
 
 def heads(weight: Tensor, hidden: Tensor, threads: int, only: list[str]) -> dict[str, Head]:
-    """All methods whose name begins as one of `only` does; clusters up to the first with the recall of the screen."""
+    """All methods whose name begins with one of `only`; clusters up to the first that reaches the screen's recall."""
     head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     head.weight.data = weight
     tried = hidden[-500:]
@@ -172,7 +173,7 @@ def measure_heads(options: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def measure_items(options: argparse.Namespace) -> dict[str, Any]:
-    """The best `--best` rows of many short ones, for sure: screened in mode "exact" and dense, in turns."""
+    """The exact best `--best` rows of many short ones: screened in mode "exact" and dense, in turns."""
     weight, hidden = states(options)
     rows = nn.Linear(weight.shape[1], 1, bias=False)
     rows.weight, rows.out_features = nn.Parameter(weight, requires_grad=False), len(weight)
@@ -199,7 +200,7 @@ def measure_items(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class NoHead(nn.Linear):
-    """Gives the same logits for whatever it is given: what a head of no cost at all would leave of a step."""
+    """Returns the same logits for any input: a step with a head that costs nothing."""
 
     kept: Tensor | None = None
 
@@ -221,7 +222,7 @@ def both(options: argparse.Namespace) -> tuple[dict[str, Any], Any, dict[str, li
 
 
 def settings_of(model: Any) -> dict[str, Any]:
-    """The screen of a model, with the name of its text in place of a path."""
+    """The screen of a model, with the name of its text instead of a path."""
     settings = model.screen.settings
     return {**asdict(settings), "data": Path(settings.data).name}
 
@@ -250,7 +251,7 @@ def measure_generation(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def written(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> Tensor:
-    """What a model goes on with, greedily: `(prompts, tokens)`."""
+    """A model's greedy continuations: `(prompts, tokens)`."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     whole = model.eval().generate(
         **inputs, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=tokenizer.pad_token_id
@@ -261,7 +262,7 @@ def written(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> Tens
 def identical(
     models: dict[str, Any], tokenizer: Any, prompts: list[str], options: argparse.Namespace
 ) -> dict[str, int]:
-    """How many tokens are the dense head's until a text differs: all that follows is of another text."""
+    """How many tokens are the dense head's before a text first differs: later tokens belong to a different text."""
     same = total = 0
     compare = followed if models["screened"].screen.settings.mode == "exact" else compared
     step = 1 if compare is followed else options.batch
@@ -281,7 +282,7 @@ def compared(models: dict[str, Any], tokenizer: Any, prompts: list[str], tokens:
 def followed(models: dict[str, Any], tokenizer: Any, prompts: list[str], tokens: int) -> Tensor:
     """Which tokens `(1, tokens)` of the screened model's text the dense head chooses at the same hidden states."""
     model, chosen = models["screened"], []
-    ends = torch.tensor(model.generation_config.eos_token_id).reshape(-1)  # `written` lets no text end
+    ends = torch.tensor(model.generation_config.eos_token_id).reshape(-1)  # `written` ignores ends of text
 
     def choose(head: Any, inputs: tuple[Tensor], _: Tensor) -> None:
         logits = F.linear(inputs[0][:, -1:], head.weight, head.bias)[0]
@@ -296,7 +297,7 @@ def followed(models: dict[str, Any], tokenizer: Any, prompts: list[str], tokens:
 def speeds(models: dict[str, Any], tokenizer: Any, prompts: list[str], options: argparse.Namespace) -> dict[str, float]:
     """Median tokens per second with one sequence."""
     rates: dict[str, list[float]] = {name: [] for name in models}
-    for prompt in [prompts[0], *prompts * ROUNDS]:  # the first time is no measurement
+    for prompt in [prompts[0], *prompts * ROUNDS]:  # the first run is a warm-up
         for name, model in models.items():
             start = time.perf_counter()
             written(model, tokenizer, [prompt], options.tokens)
@@ -328,7 +329,7 @@ def public(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def recorded(name: str, options: argparse.Namespace, measure: Callable[[argparse.Namespace], Any]) -> Any:
-    """What is measured, written to `options.out` with its provenance."""
+    """The measurements, written to `options.out` with their provenance."""
     started, start = utc_now(), time.monotonic()
     metrics = measure(options)
     record = {

@@ -1,7 +1,7 @@
-"""Heads that `benchmarks/screening.py` compares: each gives the best token of hidden states, exactly or nearly so.
+"""Heads that `benchmarks/screening.py` compares: each gives the best token for hidden states, exactly or approximately.
 
 A head is a function of hidden states `(batch, H)`, float32, to token ids `(batch,)`, with the bytes that a step reads.
-Methods that only find candidates multiply the rows of REFINED of them with the hidden state.
+Methods that only find candidates multiply the rows of REFINED candidates with the hidden state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Step = Callable[[Tensor], Tensor]
 REFINED = 256
 """Candidates whose rows are multiplied."""
 PROBES = (8, 16, 32, 64, 128, 256)
-"""Clusters that are looked into, tried until the recall is that of the screen."""
+"""Numbers of clusters to search, tried until the recall reaches the screen's."""
 
 
 @dataclass
@@ -33,19 +33,19 @@ class Head:
 
     step: Step
     bytes_read: int
-    """Of a step for one position: weights, codes, and rows of candidates."""
+    """Bytes read in a step for one position: weights, codes, and rows of candidates."""
     build_seconds: float = 0.0
 
 
 def built(make: Callable[[], tuple[Step, int]]) -> Head:
-    """A head, with the seconds that its making took."""
+    """A head, with the seconds that building it took."""
     start = time.perf_counter()
     step, read = make()
     return Head(step, read, time.perf_counter() - start)
 
 
 def refined(weight: Tensor, candidates: Callable[[np.ndarray], np.ndarray]) -> Step:
-    """The best of the candidates `(batch, k)` that are found for hidden states, by their rows; −1 is none."""
+    """The best of the candidates `(batch, k)` found for hidden states, by their rows; −1 means none."""
 
     def step(hidden: Tensor) -> Tensor:
         found = torch.from_numpy(candidates(hidden.numpy())).clamp(min=0)
@@ -113,7 +113,7 @@ def onnx_model(weight: Tensor) -> Any:
 
 
 def save(model: Any, path: str) -> None:
-    """Write a model, its weights in a file beside it."""
+    """Write a model, with its weights in a file beside it."""
     import onnx
 
     onnx.save(onnx.ModelProto.FromString(model.SerializeToString()), path, save_as_external_data=True)
@@ -130,7 +130,7 @@ def onnx_step(path: str, threads: int) -> Step:
 
 
 def rabitq(weight: Tensor, digits: int) -> tuple[Step, int]:
-    """RaBitQ codes of the rows, randomly rotated, at so many bits per dimension, by the fast scan of FAISS."""
+    """RaBitQ codes of the randomly rotated rows, at `bits` per dimension, with FAISS's fast scan."""
     classes, size = weight.shape
     whole = 64 * -(-size // 64)
     rotation = faiss.RandomRotationMatrix(size, whole)
@@ -144,7 +144,7 @@ def rabitq(weight: Tensor, digits: int) -> tuple[Step, int]:
 
 
 def low_rank(weight: Tensor, hidden: Tensor, rank: int) -> tuple[Step, int]:
-    """Scores in the `rank` directions in which they vary most, then exact rows (SVD-softmax, K. Shim et al. 2017)."""
+    """Scores in the `rank` directions of largest variance, then exact rows (SVD-softmax, K. Shim et al. 2017)."""
     mean = hidden.mean(0)
     variances, vectors = torch.linalg.eigh(torch.cov((hidden - mean).T.double()))
     root = (vectors * variances.clamp(min=0).sqrt()) @ vectors.T
@@ -161,7 +161,7 @@ def low_rank(weight: Tensor, hidden: Tensor, rank: int) -> tuple[Step, int]:
 
 
 def clustered(weight: Tensor) -> Iterator[tuple[str, Head]]:
-    """Rows in clusters of which some are looked into (multi-probe), more and more of them."""
+    """Rows in clusters, of which more and more are searched (multi-probe)."""
     classes, size = weight.shape
     clusters = int(4 * classes**0.5)
     start = time.perf_counter()

@@ -1,12 +1,12 @@
-"""How many tokens different bounds leave possible as a head's choice, on hidden states of a real model.
+"""How many tokens different bounds leave as possible choices of a head, on hidden states of a real model.
 
     python benchmarks/screening_bounds.py --model FOLDER --data TEXT --out results/benchmarks/screening-NAME-bounds.json
 
 A token is possible at a position if its bound is not below the best score there: an exact method multiplies the rows of
-all that are. Counts only, no times. `norms`: ‖w‖ ‖h‖. `clusters`: CSV-Decode (arXiv 2511.21702), c · h + R ‖h‖ for the
-centroid and radius of the token's cluster. `code`: both certificates of mode "exact". `code by parts`: RecJPQPrune
-(arXiv 2505.00560), which scores tokens by the same codewords, half a byte after the other, the best half bytes first,
-until the best of those that are left cannot win; here it is the tokens whose codewords are read that count.
+all possible tokens. Counts only, no times. `norms`: ‖w‖ ‖h‖. `clusters`: CSV-Decode (arXiv 2511.21702), c · h + R ‖h‖
+for the centroid and radius of the token's cluster. `code`: both certificates of mode "exact". `code by parts`:
+RecJPQPrune (arXiv 2505.00560), which scores tokens by the same codewords, one half byte at a time, the best half bytes
+first, until none of the remaining tokens can win; here the count is of tokens whose codewords are read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIECE = 50
 
 
 class Left(NamedTuple):
-    """What a bound leaves."""
+    """The tokens that a bound leaves."""
 
     tokens: np.ndarray
     """`(positions,)`: how many tokens are possible."""
@@ -40,7 +40,7 @@ class Left(NamedTuple):
 
 
 def by_norms(weight: Tensor, hidden: Tensor, best: Tensor) -> Left:
-    """Cauchy and Schwarz with the whole row."""
+    """Cauchy–Schwarz with the whole row."""
     norms = weight.norm(dim=1)
     counts = [(norms * h.norm() >= score).sum() for h, score in zip(hidden, best, strict=True)]
     return Left(np.array([int(count) for count in counts]), norms.nbytes)
@@ -58,7 +58,7 @@ def by_clusters(weight: Tensor, hidden: Tensor, best: Tensor, count: int) -> Lef
 
 
 def by_code(made: Screen, hidden: Tensor, best: Tensor) -> Left:
-    """What the certificate of mode "exact" says, of the tokens in the order of their bounds."""
+    """The certificate of mode "exact", over the tokens in the order of their bounds."""
     classes, counts = made.settings.num_classes, []
     for some, scores in zip(hidden.split(PIECE), best.split(PIECE), strict=True):
         bounds = made.search.bounds(some, classes // 4)
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True, help="text: hub id or local file")
     parser.add_argument("--positions", type=int, default=12_000)
-    parser.add_argument("--tried", type=int, default=500, help="held-out positions that bounds are tried at")
+    parser.add_argument("--tried", type=int, default=500, help="held-out positions for testing the bounds")
     parser.add_argument("--by-parts", type=int, default=20, help="of these, for the slowest to count")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(namespace=argparse.Namespace(shape=None, screened=None, prompts=None))

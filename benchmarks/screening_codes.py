@@ -2,11 +2,11 @@
 
     python benchmarks/screening_codes.py --model FOLDER --data TEXT --out results/benchmarks/screening-NAME-codes.json
 
-Every code approximates the white rows y of a head (see `codehead.screening.transform_coding`), and every token has its
-bias w · μ besides. Counts only, no times of a step. `transform coding` is what screening uses. `RaBitQ` (arXiv
+Every code approximates the white rows y of a head (see `codehead.screening.transform_coding`), and every token also has
+its bias w · μ. Counts only, no step times. `transform coding` is what screening uses. `RaBitQ` (arXiv
 2405.12497): signs of as many principal coordinates as there are bits, rotated at random, scaled per token. `additive`:
 residual quantisation (Y. Chen et al. 2010) by FAISS, a beam of 4, books of 256 entries. `learned` starts from transform
-coding and learns for recall: the cross-entropy of the dense head's choice in a softmax over the candidates that the
+coding and is trained for recall: the cross-entropy of the dense head's choice in a softmax over the candidates that the
 code finds; `head learned` leaves the codewords as they are, `all learned` changes them too.
 """
 
@@ -31,28 +31,28 @@ from codehead.screening.transform_coding import TransformCode, fit
 
 BITS = (256, 512)
 BEST = (16, 64, 256, 1024)
-"""How many of a code's best tokens are looked through."""
+"""How many of a code's best tokens are searched."""
 PIECE = 64
 """Positions at a time."""
 SAMPLE, BEAM = 2**14, 4
-"""Rows that the books of additive codes are fitted to, and how many codewords are gone on with."""
+"""Rows that the books of additive codes are fitted to, and the beam width."""
 BATCH, CANDIDATES = 128, 256
-"""Of a step of learning: positions, and tokens that its softmax is over."""
+"""Per training step: positions, and tokens in its softmax."""
 RATES = (1e-4, 1e-3)
-"""Of learning, tried; of these the one with which a part of the positions finds more is taken."""
+"""Learning rates to try; the one with the higher recall on a part of the positions is used."""
 NEAR = 0.005
-"""How far from changing its sign a learned bit begins."""
+"""The initial distance of a learned bit from its sign change."""
 
 
 class White(NamedTuple):
-    """A head and its hidden states in coordinates where all directions of a hidden state are alike."""
+    """A head and its hidden states in coordinates where the hidden states are white."""
 
     rows: Tensor
     """`(V, H)`: y."""
     biases: Tensor
     """`(V,)`."""
     learn: Positions
-    """To fit and to learn from; the last tenth chooses the rate."""
+    """For fitting and training; the last tenth chooses the rate."""
     test: Positions
 
 
@@ -70,7 +70,7 @@ def white(weight: Tensor, hidden: Tensor) -> tuple[White, TransformCode]:
 
 
 def ranks(rows: Tensor, biases: Tensor, positions: Positions) -> np.ndarray:
-    """Where the dense head's choice stands among all tokens by approximate rows `(V, H)`: 0 for the first."""
+    """The rank of the dense head's choice among all tokens by approximate rows `(V, H)`: 0 for the first."""
     found = []
     for some, best in zip(positions.hidden.split(PIECE), positions.best.split(PIECE), strict=True):
         scores = torch.addmm(biases, some, rows.T)
@@ -79,7 +79,7 @@ def ranks(rows: Tensor, biases: Tensor, positions: Positions) -> np.ndarray:
 
 
 def transform(weight: Tensor, code: TransformCode, of: White) -> Tensor:
-    """What transform coding says of the rows."""
+    """The rows as approximated by transform coding."""
     return torch.cat([of_some - code.encode(rows).residual for rows, of_some in _split(weight, of.rows)])
 
 
@@ -88,7 +88,7 @@ def _split(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def rabitq(rows: Tensor, bits: int) -> Tensor:
-    """Signs of rotated coordinates, each row scaled so that its own score is not biased; other coordinates are 0."""
+    """Signs of rotated coordinates, each row scaled so that its own score is unbiased; other coordinates are 0."""
     used = rows[:, :bits]
     noise = torch.randn(used.shape[1], used.shape[1], generator=torch.Generator().manual_seed(SEED))
     rotated = used @ torch.linalg.qr(noise).Q
@@ -98,7 +98,7 @@ def rabitq(rows: Tensor, bits: int) -> Tensor:
 
 
 def additive(rows: Tensor, bits: int) -> Tensor:
-    """What residual quantisation says of the rows."""
+    """The rows as approximated by residual quantisation."""
     quantizer = faiss.ResidualQuantizer(rows.shape[1], bits // 8, 8)
     quantizer.max_beam_size = BEAM
     some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED))[:SAMPLE]
@@ -117,7 +117,7 @@ class Learned(nn.Module):
         self.head = nn.Parameter(head.clone())
 
     def scores(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """`(positions, k)` of some tokens `(positions, k)`; the sign of a bit passes gradients on as they are."""
+        """`(positions, k)` of some tokens `(positions, k)`; gradients pass through the sign unchanged."""
         kept = self.bits(tokens)
         symbols = kept + (kept.sign() - kept).detach()
         return (symbols @ (hidden @ self.head.T)[:, :, None])[..., 0] + self.biases(tokens)[..., 0]
@@ -138,7 +138,7 @@ def start(weight: Tensor, code: TransformCode, biases: Tensor) -> Learned:
 
 
 def learn(model: Learned, positions: Positions, rate: float, codewords: bool, steps: int) -> None:
-    """Learn for recall, in a softmax over the candidates that the code finds."""
+    """Train for recall, in a softmax over the candidates that the code finds."""
     model.bits.requires_grad_(codewords)
     tables = [model.bits, model.biases] if codewords else [model.biases]
     share = {"params": [model.head], "lr": rate * float(model.head.detach().abs().max())}
@@ -162,7 +162,7 @@ def learn(model: Learned, positions: Positions, rate: float, codewords: bool, st
 
 
 def best_learned(make: Callable[[], Learned], positions: Positions, codewords: bool, steps: int) -> Learned:
-    """What the better of the rates makes of a code."""
+    """A code trained with the better of the rates."""
     cut = len(positions.best) * 9 // 10
     kept, held = (Positions(*(part[piece] for part in positions)) for piece in (slice(cut), slice(cut, None)))
     found = []

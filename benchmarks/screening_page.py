@@ -1,4 +1,4 @@
-"""What README and `docs/screening.md` say of screening, from the result files of `benchmarks/screening.py`.
+"""Text and tables on screening in README and `docs/screening.md`, from the result files of `benchmarks/screening.py`.
 
 python benchmarks/screening_page.py
 """
@@ -22,16 +22,16 @@ SHAPES = ("50272", "151936")
 """Vocabularies whose rows are random."""
 MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma-3-270M"}
 NONE = 2e-4
-"""Where a share of 0 is drawn."""
+"""The place where a share of 0 is drawn."""
 TICKS = (1, 2, 5, 10, 20, 50, 100)
 """Milliseconds."""
 MODES = {"fast": "fast", "exact": "exact, calibrated"}
 UNDRAWN = ("onnxruntime fp32", "torch int8")
-"""Heads that lie upon others in the picture."""
+"""Heads that would cover others in the picture."""
 
 
 def read(model: str, what: str) -> dict[str, Any] | None:
-    """The metrics of one measurement of a model; None if it was not made."""
+    """The metrics of one measurement of a model; None if there is none."""
     path = RESULTS / f"screening-{model}-{what}.json"
     if not path.is_file():
         return None
@@ -46,7 +46,7 @@ def rows(head: list[str], body: list[list[str]]) -> str:
 
 
 def heads(model: str) -> str:
-    """The head step by every method, the fastest first."""
+    """The head step with every method, the fastest first."""
     metrics = read(model, "head")
     assert metrics is not None
     kinds = {"milliseconds": "cold", "milliseconds_warm": "warm"}
@@ -122,7 +122,7 @@ def bounds() -> str:
 
 
 def clusters() -> str:
-    """Clusters that are looked into, and heads measured in turns with them, one sequence."""
+    """Numbers of clusters searched, and heads that took turns with them, one sequence."""
     body = [
         [
             f"{MODELS[model]}, {name}", f"{one['recall']:.2%}", f"{one['bytes_read'] / 1e6:.1f}",
@@ -178,7 +178,7 @@ def identical(metrics: dict[str, Any]) -> str:
 
 
 def summary() -> str:
-    """What README says: the head step, greedy text and whole generation of both models."""
+    """README's text: the head step, greedy text and whole generation of both models."""
     exact = " and ".join(
         f"{identical(found)} greedy tokens of {title}"
         for model, title in MODELS.items()
@@ -187,7 +187,7 @@ def summary() -> str:
     limits = " and ".join(f"{_faster(model, 'no head'):.2f} ×" for model in MODELS)
     text = (
         f"Without any head, generation would be {limits} as fast. In mode `exact`, {exact} "
-        "are the dense head's. Times are of one sequence on a CPU, float32 "
+        "are those of the dense head. Times are for one sequence on a CPU in float32 "
         "([how they were measured](docs/screening.md#what-it-gains))."
     )
     header = ["Head", "Head step", "Dense head's choice kept", "Greedy tokens identical", "Speed of generation"]

@@ -2,7 +2,7 @@
 
     python benchmarks/screening_profile.py --model FOLDER --screened FOLDER --data TEXT --out FILE
 
-Each position is timed cold, 400 MB being read before it as a backbone does, and hot, one after the other.
+Each position is timed cold, after reading 400 MB as a backbone does, and hot, back to back.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REST = "other calls of NumPy and torch"
 
 
 def timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
-    """The same function, whose milliseconds are kept."""
+    """The same function, with its milliseconds recorded."""
 
     def run(*arguments: Any) -> Any:
         start = time.perf_counter()

@@ -2,10 +2,10 @@
 
     python benchmarks/training_memory.py --out results/benchmarks/training-memory-cpu.json --pages
 
-Every case runs in a process of its own, the cases of a shape in turns. Memory is what a step needs beyond the model and
-the hidden states, gradients of the weights included. On a CPU it is the growth of the process at its peak, as the Linux
-kernel counts it, so the buffers of libraries are in it; on a GPU it is what torch allocates. `--pages` writes the
-result into the page about losses and README; with `--render`, from a result file that is there already.
+Every case runs in a separate process; the cases of a shape take turns. Memory is what a step needs beyond the model and
+the hidden states, including the gradients of the weights. On a CPU it is the process's peak growth as counted by the
+Linux kernel, which includes library buffers; on a GPU it is torch's allocation. `--pages` writes the result into the
+page about losses and README; with `--render`, from an existing result file.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def softmax(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Model
 
 
 def stock(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """What transformers' models do."""
+    """The loss of transformers' models."""
     return F.cross_entropy(F.linear(hidden, weight).float(), labels)
 
 
@@ -87,7 +87,7 @@ def coded(loss: str) -> Callable[[ModelShape], nn.Module]:
 
 
 def of_budget(shape: ModelShape) -> nn.Module:
-    """The code that gets 5% of the bytes, which only the codeword loss trains."""
+    """The code with 5% of the bytes, which only the codeword loss trains."""
     return layer_of(DecisionConfig.for_budget(shape, 0.05, code="dense_random"), shape)
 
 
@@ -107,7 +107,7 @@ ON_GPU = {"Softmax, Liger": "liger_kernel", "Softmax, Cut Cross-Entropy": "cut_c
 
 
 def measure(case: str, shape: ModelShape, tokens: int) -> dict[str, float]:
-    """The peak of one step in this process, and the median time of as many as take LONGEST."""
+    """The peak of one step in this process, and the median time over as many steps as fit into LONGEST."""
     torch.manual_seed(SEED)
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     layer = CASES[case](shape).to(device, dtype)
@@ -134,7 +134,7 @@ def measure(case: str, shape: ModelShape, tokens: int) -> dict[str, float]:
 
 
 def resident(device: str, peak: bool = False, reset: bool = False) -> int:
-    """Bytes of memory that are used now, or were at the peak since the last reset."""
+    """Bytes of memory in use now, or at the peak since the last reset."""
     if device == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()
@@ -191,7 +191,7 @@ def table(result: Result) -> str:
 
 
 def sentence(result: Result) -> str:
-    """What a step needs at one of the shapes, by the losses that matter."""
+    """The memory of a step at one of the shapes, for the losses that matter."""
     size, tokens = "151936", result.config["tokens"]
     needs = {name: f"{one['extra_bytes'] / 1e9:.2f} GB" for name, one in result.metrics[size].items()}
     text = (
@@ -204,7 +204,7 @@ def sentence(result: Result) -> str:
 
 
 def page(path: Path, result: Result) -> str:
-    """A page with this result in it."""
+    """A page with this result."""
     text = sentence(result) if path.name == "README.md" else table(result)
     return filled(path.read_text(encoding="utf-8"), MARK, text)
 
@@ -216,7 +216,7 @@ def cells_of(one: dict[str, float]) -> Iterator[str]:
 
 
 def share(ratio: float) -> str:
-    """In percent, with a digit after the point where it is small."""
+    """In per cent, with one decimal where it is small."""
     return f"{ratio:.0%}" if ratio >= 0.1 else f"{ratio:.1%}"
 
 

@@ -1,10 +1,11 @@
-"""Handwritten digits, patch by patch: the decision layer over an output space that is no text.
+"""Handwritten digits, patch by patch: the decision layer over an output space that is not text.
 
     python examples/digits.py --out digits.png
 
-The 8 × 8 digits of scikit-learn become sequences of 16 patches of 2 × 2 pixels, each one of 256 patches that k-means
-finds. A GRU is told a digit and draws it patch by patch. Softmax, independent bits and a chain of bits take turns as
-its last layer; nothing else changes. Needs scikit-learn and matplotlib; takes a minute or two on one core.
+The 8 × 8 digits of scikit-learn become sequences of 16 patches of 2 × 2 pixels, each replaced by the nearest of 256
+k-means centroids. A GRU is given a digit and draws it patch by patch. Softmax, independent bits and a chain of bits
+take turns as its last layer; nothing else changes. Needs scikit-learn and matplotlib; takes a minute or two on one
+core.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TEST = 360  # images
 
 @dataclass(frozen=True)
 class Data:
-    """Images as patches, and what the patches look like."""
+    """Images as patches, and the pixels of each patch."""
 
     patches: Tensor  # (images, 16), numbers of patches
     digits: Tensor  # (images,)
@@ -49,7 +50,7 @@ def load() -> Data:
 
 
 def layers(looks: np.ndarray) -> dict[str, DecisionLayer]:
-    """Three last layers. The code is a tree over the patches' looks: like patches share their first bits."""
+    """Three last layers. The code is a tree over the patches' pixels: similar patches share their first bits."""
     tree = codes.build("merged_decoc", KINDS, prototypes=looks)
     every = codes.build("one_vs_all", KINDS)
     return {
@@ -60,7 +61,7 @@ def layers(looks: np.ndarray) -> dict[str, DecisionLayer]:
 
 
 class Painter(nn.Module):
-    """Told a digit, reads the patches so far and says what comes next. Before the first, it reads patch number 256."""
+    """Given a digit, reads the patches so far and predicts the next. Before the first, it reads patch number 256."""
 
     def __init__(self, last: DecisionLayer) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ def picture(rows: dict[str, Tensor], looks: np.ndarray, path: Path) -> None:
 
 
 def main(steps: int, out: Path) -> dict[str, float]:
-    """Train the three, print what they cost and predict, draw; the bits per patch of each."""
+    """Train the three, print their sizes and losses, and draw; returns the bits per patch of each."""
     data = load()
     ten = torch.arange(10)
     rows = {"scikit-learn's": torch.stack([data.patches[TEST:][data.digits[TEST:] == digit][0] for digit in ten])}

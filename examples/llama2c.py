@@ -1,4 +1,4 @@
-"""A model of llama2.c as transformers loads it, to be given another decision layer.
+"""Convert a model of llama2.c for transformers, so that it can get another decision layer.
 
     python examples/llama2c.py stories260K.bin tok512.bin --out stories260K
     codehead convert stories260K --data stories.jsonl --budget 15% --out stories260K-coded
@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 BYTES = 256
-"""Pieces after the special ones that stand for single bytes."""
+"""Pieces for single bytes, which follow the special ones."""
 SPACE = "▁"
 HEADER = 28
 """Bytes."""
@@ -43,14 +43,14 @@ class Header(NamedTuple):
 
 
 def read_model(path: Path) -> LlamaForCausalLM:
-    """The model in a checkpoint; ValueError if the file is none of version 0, or not whole."""
+    """The model in a checkpoint; ValueError if the file is not of version 0, or incomplete."""
     data = path.read_bytes()
     if len(data) < HEADER or len(data) % 4:
-        raise ValueError(f"{str(path)!r} holds {len(data)} bytes, which are no checkpoint; copy or download it again")
+        raise ValueError(f"{str(path)!r} holds {len(data)} bytes, which is not a checkpoint; copy or download it again")
     head = Header(*struct.unpack("7i", data[:HEADER]))
     values, shapes = np.frombuffer(data, dtype="<f4", offset=HEADER), _shapes(head)
     if len(values) != sum(math.prod(shape) for _, shape in shapes):
-        raise ValueError(f"{str(path)!r} holds {len(values):,} numbers, which do not fit what it begins with, {head}")
+        raise ValueError(f"{str(path)!r} holds {len(values):,} numbers, which do not fit its header, {head}")
     model = LlamaForCausalLM(_config(head))
     state = model.state_dict()
     for name, shape in shapes:
@@ -77,7 +77,7 @@ def _config(head: Header) -> LlamaConfig:
 
 
 def _shapes(head: Header) -> list[tuple[str, tuple[int, ...]]]:
-    """What follows the header, in order; the two tables of rotations are not read."""
+    """The tensors after the header, in order; the two tables of rotations are not read."""
     layers, dim, hidden = head.n_layers, head.dim, head.hidden_dim
     size = dim // max(head.n_heads, 1)
     keys = size * head.n_kv_heads
@@ -99,7 +99,7 @@ def _shapes(head: Header) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _named(name: str, values: Tensor, head: Header) -> dict[str, Tensor]:
-    """The tensors by the names that transformers gives them."""
+    """The tensors under their names in transformers."""
     if name == "rotations":
         return {}
     if name.startswith(("model.", "lm_head.")):
@@ -110,12 +110,12 @@ def _named(name: str, values: Tensor, head: Header) -> dict[str, Tensor]:
 
 
 def _halves(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a projection `(heads · size, dim)`: llama2.c turns neighbours, transformers the two halves of a head."""
+    """Rows of a projection `(heads · size, dim)`: llama2.c rotates neighbours, transformers two halves."""
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a vocabulary: pairs by their scores, and bytes for what has no piece."""
+    """The tokenizer of a vocabulary: pairs merged by score, bytes for text without a piece."""
     pieces = [text.decode("utf-8").replace(" ", SPACE) for text in _pieces(path.read_bytes())]
     pieces[: len(SPECIAL)] = SPECIAL
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
@@ -135,7 +135,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def _pieces(data: bytes) -> list[bytes]:
-    """What every token says; each is stored with its score, four bytes, and its length."""
+    """The text of every token; each is stored with its score, four bytes, and its length."""
     found, start = [], 4
     while start < len(data):
         _, length = struct.unpack_from("fi", data, start)

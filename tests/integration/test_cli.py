@@ -160,7 +160,7 @@ def test_ctrl_c_while_the_new_head_learns_tells_that_this_was_kept(codehead, pla
     arguments = ("--train", place / "text.txt", "--out", tmp_path / "run", "--block-size", 16, "--budget", "60%")
     status, _, err = codehead("finetune", "--model", place / "model", *arguments, "--set", "training.use_cpu=true")
     assert status == 130
-    assert "What the new head has learnt was saved" in " ".join(err.split())
+    assert "The new head's progress was saved" in " ".join(err.split())
 
 
 # --- progress without a terminal

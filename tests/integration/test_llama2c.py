@@ -96,9 +96,9 @@ def written(model):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "0 bytes, which are no checkpoint"),
+        (b"", "0 bytes, which is not a checkpoint"),
         (bytes(1001), "1001 bytes"),
-        (bytes(1000), "243 numbers, which do not fit what it begins with"),
+        (bytes(1000), "243 numbers, which do not fit its header"),
         (b"ak42" + bytes(996), "243 numbers, which do not fit"),
         (struct.pack("7i", 16, 24, 2, 4, 2, 20, 12) + bytes(4000), "1,000 numbers, which do not fit"),
     ],

@@ -488,7 +488,7 @@ def test_baselines_are_the_run_of_the_reference_with_a_compressed_head(
     ("cells", "message"),
     [
         ({"int4": {"baseline": {"bits": 0, "keep": 3}}}, "baseline.bits is 0"),
-        ({"int4": {"baseline": {}}}, "or convert: give one"),
+        ({"int4": {"baseline": {}}}, "or convert; give one of these"),
         ({"code": {"baseline": {"convert": {}}}}, "baseline.convert has no decision"),
         ({"code": {"baseline": {"convert": {"decision": {"code": "itqq"}}}}}, "unknown design 'itqq'"),
         (

@@ -44,7 +44,7 @@ def test_vllm_finds_it_by_its_entry_point():
 
 def test_other_architectures_are_refused_with_the_reason(folder):
     config = CodeheadConfig.from_config(json.loads((folder / "config.json").read_text())["quantization_config"])
-    with pytest.raises(ConfigurationError, match=r"OPTForCausalLM cannot be served.*hand its head"):
+    with pytest.raises(ConfigurationError, match=r"OPTForCausalLM cannot be served.*replace its head"):
         config.maybe_update_config(str(folder), OPTConfig(architectures=["OPTForCausalLM"]))
     for name in ARCHITECTURES:
         config.maybe_update_config(str(folder), OPTConfig(architectures=[name]))

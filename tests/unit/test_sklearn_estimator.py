@@ -421,7 +421,7 @@ def test_batches_that_cannot_work_are_refused() -> None:
         OutputCodeClassifier(sgd).partial_fit(X, Y)
     with pytest.raises(ConfigurationError, match="a classifier needs 2 classes or more"):
         OutputCodeClassifier(sgd).partial_fit(X, Y, classes=["ant"])
-    with pytest.raises(ConfigurationError, match="no samples are kept back; use fit"):
+    with pytest.raises(ConfigurationError, match="no samples are held out; use fit"):
         OutputCodeClassifier(sgd, calibration="platt").partial_fit(X, Y, classes=np.unique(Y))
     started = OutputCodeClassifier(sgd, random_state=0).partial_fit(X, Y, classes=np.unique(Y))
     with pytest.raises(ConfigurationError, match="differ from those of the first call"):

@@ -1,4 +1,4 @@
-"""Commands that advise: which decision layer fits, what the usual ones weigh, how good a code is, what is installed."""
+"""Commands that advise: which decision layer fits, how large the usual ones are, how good a code is; and `doctor`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _tell_gain(model: str, others: dict[str, Any], as_json: bool) -> None:
 
     given = [f"{name}={value}" for name, value in others.items() if value is not None]
     if given:
-        raise ConfigurationError(f"--faster keeps the old head, but {given[0]} asks for another; omit one of the two")
+        raise ConfigurationError(f"--faster keeps the old head, but {given[0]} asks for a new one; omit one of the two")
     shape = shape_of(model)
     check_stock(shape)
     found, line = gain(shape.hidden_size, shape.num_classes), command("codehead", "screen", model, "--out", "FOLDER")
@@ -81,7 +81,7 @@ def _tell_gain(model: str, others: dict[str, Any], as_json: bool) -> None:
 
 
 def _commands(model: str, budget: str | None, bits: int | None, speed: str | None) -> dict[str, str]:
-    """What builds the decision layer: on a frozen backbone and, of a budget, with one that learns from the text."""
+    """The commands that build the decision layer: on a frozen backbone and, for a budget, training the backbone too."""
     given = (("--budget", budget), ("--bits", bits), ("--speed", speed))
     asked = next(((name, str(value)) for name, value in given if value), ("--budget", DEFAULT_BUDGET))
     text, end = "YOUR_TEXT", ("--out", "FOLDER")
@@ -140,11 +140,11 @@ def _cost_table(found: Recommendation) -> Table:
 
 
 def _evidence_table(found: Recommendation) -> Table:
-    """What our experiments came to at its share of the bytes, those with a hidden size like the model's first."""
+    """Our experiments' results at its share of the bytes, those with a hidden size like the model's first."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    title = f"What heads of {found.byte_share:.2%} of the bytes kept of Softmax's in our experiments. Yours may differ."
+    title = f"What heads of {found.byte_share:.2%} of the bytes kept of Softmax in our experiments. Yours may differ."
     table = Table(box=SIMPLE_HEAD, show_edge=False, title=title, title_justify="left", title_style="")
     for name in ("top-1 accuracy", "perplexity"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -181,11 +181,11 @@ SIZES = {
     "bytes read\nper token": ("bytes_read_per_token", ","),
 }
 NOTES = (
-    "Weights in bf16. Resident: weights, packed codebook, and the codeword matrix that the matmul decoder keeps "
+    "Weights in bf16. Resident: weights, packed codebook, and the codeword matrix that decoding keeps "
     "unpacked in float32. Read per token: weights and that matrix."
 )
 TIED = (
-    "This model ties its head to the input embedding, which stays ({embedding} bytes): a code saves what is read "
+    "This model ties its head to the input embedding, which stays ({embedding} bytes): a code reduces what is read "
     "per token, not memory."
 )
 UNTIED = "The input embedding is not counted. If a model ties its head to it, the embedding stays."
@@ -236,7 +236,7 @@ def _show_sizes(shape: ModelShape, rows: list[dict[str, Any]]) -> None:
 
 
 MAX_BARS, BAR_WIDTH = 16, 40
-"""Bars of the histogram of row distances, and characters of the longest, at most."""
+"""The most bars in the histogram of row distances, and the most characters in a bar."""
 
 
 def code(
@@ -252,7 +252,7 @@ def code(
         list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="An option of the design; may be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Safetensors file to write.", show_default=False)] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the --out file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Build a codebook and show how good it is: row and column separation, balance, size."""
@@ -291,7 +291,7 @@ def _identity(codebook: Codebook) -> dict[str, Any]:
 
 
 def _measures(codebook: Codebook, measured: Quality) -> Table:
-    """The table of measures; what was only sampled says so."""
+    """The table of measures; those from a sample say so."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -316,12 +316,12 @@ def _measures(codebook: Codebook, measured: Quality) -> Table:
 
 
 def _bound(exact: bool, pairs: int) -> tuple[str, str]:
-    """What stands before a least distance, and the pairs that it was found among."""
+    """The sign before a minimum distance, and the pairs that it was found among."""
     return ("", f"all {pairs:,} pairs") if exact else ("≤ ", f"a sample of {pairs:,} pairs")
 
 
 def _histogram(measured: Quality) -> Table:
-    """Bars of the row distances, in classes of equal width."""
+    """Bars of the row distances, in bins of equal width."""
     from rich.table import Table
 
     bins = _bins(measured.row_histogram)
@@ -338,7 +338,7 @@ def _histogram(measured: Quality) -> Table:
 
 
 def _bins(histogram: dict[float, int]) -> list[tuple[str, int]]:
-    """The histogram as (label, pairs), each distance on its own if there are few, else in ranges."""
+    """The histogram as (label, pairs): single distances if there are few, else ranges."""
     if len(histogram) <= MAX_BARS:
         return [(f"{distance:g}", pairs) for distance, pairs in histogram.items()]
     least, most = min(histogram), max(histogram)
@@ -371,7 +371,7 @@ def _installation() -> dict[str, str]:
 
     from codehead.decoding import fast_scan
 
-    scanning = "not installed: codes are scored one and all (pip install 'codehead[fast]')"
+    scanning = "not installed: every codeword is scored (pip install 'codehead[fast]')"
     if fast_scan.available():
         import faiss
 
@@ -399,4 +399,4 @@ def _decoding_of(name: str) -> str:
     if is_coded(model):
         choice = model.decision.choice()
         return f"coded, decoded by {choice.impl}: {choice.why}"
-    return "stock: codehead screen makes its head faster"
+    return "stock; codehead screen can make its head faster"

@@ -1,4 +1,4 @@
-"""Commands that make a checkpoint of another: `attach`, `convert`, `screen`, `calibrate`, `fold`; and `generate`."""
+"""Commands that make a checkpoint from another: `attach`, `convert`, `screen`, `calibrate`, `fold`; and `generate`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def attach(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
     **decision: Any,
 ) -> None:
-    """Replace the Softmax head of a model by a code and save it.
+    """Replace a model's Softmax head with a code and save it.
 
     Without --code, the new head is an additive code that starts near the old one. With --code, it is untrained.
     """
@@ -62,7 +62,7 @@ def convert(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Distillation steps.")] = 500,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of text to learn from.")] = 200_000,
     backbone_steps: Annotated[
-        int, typer.Option("--backbone-steps", min=0, help="Optional further steps, with LoRA on the backbone.")
+        int, typer.Option("--backbone-steps", min=0, help="Optional steps that also train the backbone, with LoRA.")
     ] = 0,
     max_documents: opt.MaxDocuments = None,
     text_field: opt.TextField = None,
@@ -78,10 +78,10 @@ def convert(
     assignments: opt.Assignments = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
-    """Replace a trained model's head by a coded one of a few percent of the bytes, distilled from the old head.
+    """Replace a trained model's head with a coded one of a few percent of the bytes, distilled from the old head.
 
     The backbone stays frozen unless you set --backbone-steps. One document in twenty is held out, and both heads are
-    measured on it. To resume a stopped conversion, give the same command again, without --overwrite.
+    measured on it. To resume a stopped conversion, repeat the command without --overwrite.
     """
     from codehead.conversion import conversion_config, run_conversion
     from codehead.processes import is_main
@@ -108,7 +108,7 @@ def screen(
     out: Annotated[Path, typer.Option("--out", help="Folder of the screened checkpoint.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Text like yours: hub id or local file. Without it, the model writes some."),
+        typer.Option("--data", help="Text like yours: hub id or local file. Without it, the model generates some."),
     ] = None,
     mode: Annotated[
         str, typer.Option("--mode", help="fast (a promised recall), or exact (the dense head's greedy text).")
@@ -130,9 +130,9 @@ def screen(
     dtype: opt.Dtype = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Add a code to a model that finds the few tokens worth scoring. Nothing is trained, no weight changes.
+    """Add a code that finds the few tokens worth scoring. Nothing is trained, no weight changes.
 
-    To resume after a stop, give the same command again: hidden states are kept in --out until the end.
+    To resume after a stop, repeat the command: hidden states are kept in --out until the end.
     """
     from codehead.screening.build import HIDDEN, screen_checkpoint
     from codehead.training.loop import shown
@@ -148,7 +148,7 @@ def screen(
 
 
 def told(settings: Settings) -> str:
-    """What was promised, and what was measured."""
+    """The promise and the measurement."""
     code = f"{settings.bits} bits per token; {settings.candidates} of {settings.num_classes:,} rows are scored"
     measured = f"{settings.measured:.3%} at {settings.test_positions:,} other positions"
     if settings.mode == "fast":
@@ -167,7 +167,7 @@ def told(settings: Settings) -> str:
 
 
 HELD_OUT = 0.2
-"""Of the documents: measured before and after, not fitted to."""
+"""The share of the documents that is held out and measured before and after."""
 
 
 def calibrate(
@@ -184,7 +184,7 @@ def calibrate(
     batch_size: opt.ForwardExamples = 8,
     dtype: opt.Dtype = "auto",
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Seed of the choice of held-out documents.")
+        int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Seed for choosing the held-out documents.")
     ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
@@ -219,9 +219,9 @@ def fold(
     batch_size: opt.ForwardExamples = 8,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Write a coded model out as the stock model with the same logits, for tools that know no codes (GGUF, ONNX, MLX).
+    """Write a coded model out as the stock model with the same logits, for tools that lack codes (GGUF, ONNX, MLX).
 
-    The saving in size is given up. A bias per token, which convert gives by default, has no place in Llama, Qwen or
+    The head is full-size again. A bias per token, which convert adds by default, has no place in Llama, Qwen or
     Gemma: with --data it is approximated, and the model measured before and after on a fifth of the documents.
     """
     from codehead.conversion import run_folding
@@ -257,7 +257,7 @@ def _measured_run(
     batch_size: int,
     **more: Any,
 ) -> RunConfig:
-    """A run that changes a checkpoint, and measures it before and after on documents that are held out."""
+    """A run that changes a checkpoint and measures it before and after on held-out documents."""
     from codehead.training.config import RunConfig
 
     text = {
@@ -273,16 +273,20 @@ def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0.0, help="Temperature of sampling; greedy without it.")
+        float | None, typer.Option("--temperature", min=0.0, help="Sampling temperature; greedy if omitted.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among the k best.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among the k best tokens.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Nucleus sampling.")] = None,
-    num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beam search; text comes at the end.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Seed of sampling.")] = 0,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="In place of the model's own.")] = None,
+    num_beams: Annotated[
+        int, typer.Option("--num-beams", min=1, help="Number of beams; the text is shown at the end.")
+    ] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Seed for sampling.")] = 0,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="Tokenizer to use instead of the model's own.")
+    ] = None,
     packed: opt.Packed = None,
 ) -> None:
-    """Continue a prompt and show the text as it comes."""
+    """Continue a prompt and show the text as it is generated."""
     from codehead.evaluation.generation import generate_text
 
     try:
@@ -316,7 +320,7 @@ MEASURES = {
 
 
 def _change(run: Callable[..., dict[str, Any]], config: RunConfig, overwrite: bool, *names: str) -> dict[str, Any]:
-    """Change a model, and print what was measured `before` and `after` it in columns of these names; the record."""
+    """Change a model, print the measurements `before` and `after` in columns of these names; return the record."""
     from rich.console import Console
 
     from codehead.training.loop import shown

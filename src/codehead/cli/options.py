@@ -31,12 +31,12 @@ Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other key, as in --set training.warmup_steps=100."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again, removing the run in the output folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over, removing the run in the output folder.")]
 LARGEST_SEED = 2**32 - 1  # numpy's
 
 ExampleTokens = Annotated[
     int | None,
-    typer.Option("--block-size", min=2, help="Tokens per example.", show_default="256, or all that the model takes"),
+    typer.Option("--block-size", min=2, help="Tokens per example.", show_default="256, or as many as the model takes"),
 ]
 ForwardExamples = Annotated[int, typer.Option("--batch-size", min=1, help="Examples per forward pass.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Dtype of the weights: auto, float32, bfloat16, float16.")]
@@ -54,7 +54,7 @@ Speed = Annotated[
 
 TextField = Annotated[str | None, typer.Option("--text-field", help="Field that holds the text.", rich_help_panel=DATA)]
 MaxDocuments = Annotated[
-    int | None, typer.Option("--max-documents", help="Most documents to read.", rich_help_panel=DATA)
+    int | None, typer.Option("--max-documents", help="Maximum number of documents to read.", rich_help_panel=DATA)
 ]
 
 
@@ -76,7 +76,7 @@ RUN_OPTIONS = {
     "validation_fraction": _RunOption(float, "data.validation_fraction", "Share of the documents to hold out.", DATA),
     "text_field": _RunOption(str, "data.text_field", "Field that holds the text.", DATA),
     "block_size": _RunOption(int, "data.block_size", "Tokens per example.", DATA),
-    "max_documents": _RunOption(int, "data.max_documents", "Most documents to read.", DATA),
+    "max_documents": _RunOption(int, "data.max_documents", "Maximum number of documents to read.", DATA),
     "learning_rate": _RunOption(float, "training.learning_rate", "Learning rate."),
     "max_steps": _RunOption(int, "training.max_steps", "Optimizer steps."),
     "epochs": _RunOption(float, "training.num_train_epochs", "Passes over the training text."),
@@ -97,7 +97,7 @@ KEYS = {
 
 
 def block_size_for(model: str) -> int:
-    """256 tokens, or all that a model takes; what cannot be read is told when it is loaded."""
+    """256 tokens, or as many as a model takes; loading reports a model that cannot be read."""
     from codehead.models.named import model_shape
 
     try:
@@ -150,7 +150,7 @@ def run_options(command: Command) -> Command:
 
 
 def _with(command: Command, options: Sequence[inspect.Parameter]) -> Command:
-    """The command with further options, but for those that it has itself."""
+    """The command with more options, except those that it already has."""
     signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
     own = [
         entry.replace(annotation=hints[entry.name])
@@ -221,13 +221,13 @@ def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
     )
 
 
-# Where a command may write: told before any work is done.
+# Where a command may write: checked before any work is done.
 
 
 def check_folder(out: Path) -> None:
     """Raise ConfigurationError if the folder of --out cannot be made or written into.
 
-    A file may stand in its place or above it, its name be too long, its place be read-only.
+    Causes: a file in its place or above it, a name that is too long, a place that is read-only.
     """
     _refuse_files(out)
     _try(out)
@@ -240,7 +240,7 @@ def _refuse_files(out: Path) -> None:
 
 
 def _try(out: Path) -> None:
-    """Raise ConfigurationError if nothing can be made at the place of --out; leaves nothing there."""
+    """Raise ConfigurationError if nothing can be written at --out; leaves nothing there."""
     try:
         with suppress(FileNotFoundError):
             out.lstat()  # raises for a name that is too long

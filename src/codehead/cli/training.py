@@ -31,7 +31,7 @@ def pretrain(
 ) -> None:
     """Train a new model from scratch, with Softmax or a code as its decision layer.
 
-    To resume a stopped run from its last complete checkpoint, give the same command again.
+    To resume a stopped run from its last complete checkpoint, repeat the command.
     """
     from codehead.training.config import RunConfig
 
@@ -68,7 +68,7 @@ def finetune(
     """Adapt an existing model: its own decision layer, or a new one given by --code or --budget.
 
     With --budget, the new head is first distilled from the old one; then backbone and head are trained on the text, and
-    the head is rounded. To resume a stopped run from its last complete checkpoint, give the same command again.
+    the head is rounded. To resume a stopped run from its last complete checkpoint, repeat the command.
     """
     from codehead.training.config import RunConfig
     from codehead.training.new_head import within
@@ -90,7 +90,7 @@ def finetune(
 
 
 def run_training(config: RunConfig, overwrite: bool) -> None:
-    """Train; on Ctrl-C say what was saved and leave with status 130."""
+    """Train; on Ctrl-C, say what was saved and exit with status 130."""
     from codehead.training.run import train
 
     check_folder(Path(config.output_dir).expanduser())
@@ -111,7 +111,7 @@ def _what_was_saved(config: RunConfig) -> str:
     folder = RunFolder(config)
     checkpoint = folder.last_checkpoint()
     if checkpoint is None and folder.stages.exist():
-        return "What the new head has learnt was saved. The same command (without --overwrite) resumes from there."
+        return "The new head's progress was saved. The same command (without --overwrite) resumes from there."
     if checkpoint is None:
         return "No checkpoint was saved yet: the same command starts from the beginning."
     return f"Saved: {checkpoint}. The same command (without --overwrite) resumes from there."

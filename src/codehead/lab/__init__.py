@@ -1,1 +1,1 @@
-"""The lab: protocols, reports, baselines, scores of answers, the demo. It imports the library, never the other way."""
+"""The lab: protocols, reports, baselines, scores of answers, the demo. It imports the library, never the reverse."""

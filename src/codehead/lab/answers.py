@@ -28,13 +28,13 @@ class Answers:
 
     prompts: list[str]
     references: list[str]
-    """The responses that the rows hold."""
+    """The responses in the rows."""
     answers: list[str]
-    """What the model wrote, without special tokens and surrounding whitespace; can be empty."""
+    """The model's answers, without special tokens and surrounding whitespace; can be empty."""
     new_tokens: list[int]
-    """Tokens generated, the one that ended the answer included."""
+    """Tokens generated, including the one that ended the answer."""
     skipped: int
-    """Rows left out: their prompt and the new tokens exceed the positions of the model."""
+    """Rows skipped: their prompt and the new tokens exceed the model's positions."""
 
     def samples(self, count: int) -> list[dict[str, str]]:
         """The first `count` answers as `{prompt, reference, answer}`, for a result file."""
@@ -53,7 +53,7 @@ def generate_answers(
 ) -> Answers:
     """Answer the prompt of every row greedily with a coded or stock model, on the device it is on.
 
-    `rows` has `prompt` and `response`, as `training.sources.read_rows` gives them; prompts are tokenised as for
+    `rows` has `prompt` and `response`, as returned by `training.sources.read_rows`; prompts are tokenised as for
     training. An answer ends at an eos token of the tokenizer or model, or after `max_new_tokens`. Nothing else of
     the model's generation config counts (no sampling, no penalties). Batches are padded on the left, which leaves
     the answers as they are one at a time. `progress` is called with (prompts done, prompts in all).
@@ -92,7 +92,7 @@ def score_answers(
     samples: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """What a result holds of the answers to `rows`: how they were made, their BERTScore, the first as text.
+    """The entry of a result about answers to `rows`: how they were made, their BERTScore, the first as text.
 
     Without an encoder `bertscore` is None.
 
@@ -115,9 +115,9 @@ def score_answers(
 def fitting_prompts(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_new_tokens: int
 ) -> dict[int, list[int]]:
-    """Token ids by the number of the row, for the rows whose prompt and answer the model has positions for.
+    """Token ids by row number, for rows whose prompt and answer fit the model's positions.
 
-    Raises the errors that `generate_answers` has for its rows and its tokenizer.
+    Raises the errors of `generate_answers` about rows and tokenizer.
     """
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     prompts = _prompts(rows, tokenizer)
@@ -149,14 +149,14 @@ def _prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[int
 
 @contextmanager
 def _greedy(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Iterator[set[int]]:
-    """Within it, `model.generate` is greedy and nothing else; gives the ids of the tokens that end an answer."""
+    """Makes `model.generate` purely greedy; yields the ids of the tokens that end an answer."""
     from transformers import GenerationConfig
 
     own, was_training = model.generation_config, model.training
     listed = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     ends = {int(token) for token in (tokenizer.eos_token_id, *listed) if token is not None}
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    # generate() fills what a config leaves open from the model's own, so that one steps aside
+    # generate() fills unset values from the model's own config, so that one is replaced
     model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=sorted(ends), pad_token_id=pad
     )
@@ -170,7 +170,7 @@ def _greedy(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int)
 
 @torch.no_grad()
 def _continue(model: Any, prompts: list[list[int]]) -> list[list[int]]:
-    """The new tokens after every prompt, padded behind the end to the longest of the batch."""
+    """The new tokens after every prompt, padded on the right to the longest of the batch."""
     length = max(map(len, prompts))
     padding = [length - len(ids) for ids in prompts]
     pad = model.generation_config.pad_token_id

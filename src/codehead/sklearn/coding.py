@@ -1,4 +1,4 @@
-"""Which codeword each class of a training set gets: what a design is shown of it, what no dichotomizer could learn."""
+"""The codeword of each class in a training set: the data that a design sees, and codes that cannot be learnt."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ SIZED = ("dense_random", "sparse_random", "minrandom", "additive", "itq", "merge
 """The designs of any length: `code_size` times the number of classes, as in scikit-learn."""
 
 FEW_COLUMNS = 64
-"""In random codes of more columns no two classes are left alike, so that they need not be looked at."""
+"""Random codes with more columns leave no two classes alike, so this need not be checked."""
 
 REDRAWS = 32
-"""How many seeds are tried where a code of few columns leaves two classes alike."""
+"""Seeds to try if a code of few columns leaves two classes alike."""
 
 DATA_OPTIONS = ("prototypes", "samples", "labels")
-"""The options by which a design is told of the data."""
+"""The options that pass the data to a design."""
 
 
 class TrainingSet(NamedTuple):
-    """What a design may look at: N samples `X`, their class ids `y` (N,), what else goes to `fit`, weights included.
+    """The data that a design may look at: samples `X`, class ids `y` (N,), other arguments of `fit`, weights included.
 
-    `estimator` is the classifier of the dichotomizers, which may know how X becomes numbers; `parallel` trains them.
+    `estimator` is the dichotomizers' classifier, which may turn X into numbers; `parallel` trains the dichotomizers.
     """
 
     X: Any
@@ -64,9 +64,9 @@ class TrainingSet(NamedTuple):
         return np.asarray(sums.toarray() if sp.issparse(sums) else sums) / totals[:, None]
 
     def described_to(self, design: str) -> dict[str, Any]:
-        """The options by which the design learns of the data: all samples if it takes so many, else class means.
+        """The options that pass the data to the design: all samples if it takes that many, else class means.
 
-        A design that does not look at the data leaves X untouched. A DataError if one does and X gives no numbers.
+        A design that does not look at the data leaves X untouched. DataError if one does and X yields no numbers.
         """
         options = DESIGNS.get(design).params()
         if "prototypes" not in options:
@@ -105,7 +105,7 @@ def class_codebook(classifier: Any, data: TrainingSet, seed: int) -> Codebook:
 
 
 def _drawn(design: str, num_classes: int, bits: int | None, seed: int, options: dict[str, Any]) -> Codebook:
-    """The design's codebook for the seed or, where a random one of few columns leaves two classes alike, the next."""
+    """The design's codebook for the seed, or the next one if a random code of few columns leaves two classes alike."""
     first = build(design, num_classes, bits=bits, seed=seed, **options)
     if first.seed is None or first.length > FEW_COLUMNS or alike(first.to_array()) is None:
         return first
@@ -114,7 +114,7 @@ def _drawn(design: str, num_classes: int, bits: int | None, seed: int, options: 
 
 
 def _length(code_size: float, num_classes: int) -> int:
-    """The columns that `code_size` stands for; refused if they are too few to tell the classes apart."""
+    """The number of columns for `code_size`; refused if too few to tell the classes apart."""
     if isinstance(code_size, bool) or not isinstance(code_size, (int, float, np.number)) or not 0 < code_size < np.inf:
         raise ConfigurationError(f"code_size={code_size!r} is not possible; give a positive number, or bits=")
     length, needed = int(num_classes * code_size), minimal_length(num_classes)
@@ -146,7 +146,7 @@ def alike(matrix: Symbols) -> tuple[int, int] | None:
 def check_separates(matrix: Symbols, classes: Sequence[Any], *, is_given: bool) -> None:
     """Raise a CodebookError if the columns that can be learnt leave two classes alike.
 
-    A given matrix may have no column of zeros either; a random design may, where there are fewer different columns
+    A given matrix may not have a column of zeros either; a random design may, if there are fewer distinct columns
     than it has to draw.
     """
     empty = np.flatnonzero(~matrix.any(axis=0))
@@ -164,20 +164,20 @@ def check_separates(matrix: Symbols, classes: Sequence[Any], *, is_given: bool) 
         )
 
 
-# The numbers that a design which looks at the data is shown: the samples themselves, or what a pipeline makes of them.
+# The numbers that a design sees if it looks at the data: the samples themselves, or the output of a pipeline.
 #
-# Dichotomizers may take what no design can compute with: text, categories, missing values. A pipeline says itself how
-# these become numbers.
+# Dichotomizers may accept data that no design can compute with: text, categories, missing values. A pipeline defines
+# how these become numbers.
 
 
 def numeric_features(X: Any, ids: Integers, estimator: Any, design: str) -> Any:
     """Finite features of the samples, float64 (N, d), dense or CSR.
 
-    These are X itself or, where it is no such matrix, what the steps of a pipeline before its classifier make of it,
-    fitted to all samples and their class ids (N,).
+    These are X itself or, if X is not such a matrix, the output of the pipeline steps before its classifier, fitted to
+    all samples and their class ids (N,).
 
     Raises:
-        DataError: there is no such pipeline, a step of it fails, or its features are not finite numbers either.
+        DataError: there is no such pipeline, one of its steps fails, or its features are not finite numbers either.
     """
     remedy = "make estimator a pipeline whose first steps turn X into finite numbers, "
     found = "X is not a matrix of finite numbers"
@@ -199,11 +199,11 @@ def numeric_features(X: Any, ids: Integers, estimator: Any, design: str) -> Any:
     ) from reason
 
 
-# What a code confuses, found by training its dichotomizers without some of the samples: for designs that grow.
+# The confusions of a code, found by training its dichotomizers on part of the samples: for designs that grow.
 
 
 class HeldOutEvaluation:
-    """The `evaluate` of `ecoc_one`: a codebook → confusions on 15% of the samples, and on those learnt from.
+    """The `evaluate` of `ecoc_one`: a codebook → confusions on 15% of the samples, and on the training samples.
 
     A column is trained once, however many codebooks it is in. Classes are decided by likelihood.
     """
@@ -218,7 +218,7 @@ class HeldOutEvaluation:
         self._scores: dict[bytes, dict[str, Floats]] = {}
 
     def __call__(self, codebook: Codebook) -> Evaluation:
-        """Confusions as labels, answers and counts, and the share of wrong bits in the samples held out."""
+        """Confusions as labels, answers and counts, and the share of wrong bits in the held-out samples."""
         matrix = codebook.to_array()
         self._train_new(matrix)
         columns = [self._scores[column.tobytes()] for column in matrix.T]
@@ -240,13 +240,13 @@ class HeldOutEvaluation:
 
 
 def _split(ids: Integers, seed: int) -> tuple[Integers, Integers]:
-    """The numbers of the samples to learn from, at least one of every class, and of those held out, at random."""
+    """Indices of the training samples, at least one of every class, and of the held-out samples, at random."""
     order = np.random.RandomState(seed).permutation(len(ids))
     is_first = np.zeros(len(ids), dtype=bool)
     is_first[np.unique(ids[order], return_index=True)[1]] = True
     count = min(max(1, round(VALIDATION_SHARE * len(ids))), int((~is_first).sum()))
     if not count:
-        message = "every class has a single sample, so none can be held out to find what is confused"
+        message = "every class has a single sample, so none can be held out to find confusions"
         raise ConfigurationError(f"{message}; give more data, or code_params={{'confusion': …}}")
     test = order[~is_first][:count]
     return np.setdiff1d(order, test), test

@@ -1,4 +1,4 @@
-"""Dichotomizers, a binary classifier for every column of a code: how they are trained, and decide between classes."""
+"""Dichotomizers, one binary classifier per column of a code: how they are trained and decide between classes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from codehead.decoding.soft_bits import fit_sigmoids
 from codehead.errors import ConfigurationError, DataError
 
 SURE = float(np.finfo(np.float32).eps)
-"""Probabilities are taken to be no nearer to 0 or 1 than this: bit logits of at most ±15.9."""
+"""Probabilities are clipped to this distance from 0 and 1: bit logits of at most ±15.9."""
 
 
 class ConstantDichotomizer(ClassifierMixin, BaseEstimator):
-    """Stands for a column that asks nothing of the classes it was trained on: the answer is always `side`, 0 or 1."""
+    """Replaces a dichotomizer whose training classes are all on one side: the answer is always `side`, 0 or 1."""
 
     def __init__(self, side: int = 1) -> None:
         self.side = side
@@ -55,11 +55,11 @@ def fit_columns(
     parallel: Parallel,
     trained: Sequence[Any] | None = None,
 ) -> list[Any]:
-    """A fitted clone of the estimator for each column of `symbols` (N, n), what the code has for each sample.
+    """A fitted clone of the estimator for each column of `symbols` (N, n), the code's symbols for each sample.
 
-    If dichotomizers are `trained` already, they after a further batch: one whose column looks at no sample of it stays
-    as it is, one that is constant, as its column has looked at none before, becomes a clone of the estimator. `params`
-    go to `fit` or `partial_fit`, those with a value per sample reduced to the samples of the column.
+    With `trained` dichotomizers, these are trained on a further batch: one whose column looks at no sample of the batch
+    stays as it is; a constant one, whose column has seen no sample before, becomes a clone of the estimator. `params`
+    go to `fit` or `partial_fit`; those with a value per sample are reduced to the samples of the column.
     """
     X = X if symbols.all() else indexable(X)[0]  # rows can be chosen, if they will be
     learners = trained or [None] * symbols.shape[1]
@@ -102,11 +102,11 @@ def subset(params: dict[str, Any], chosen: Integers, num_samples: int) -> dict[s
 
 
 def bit_scores(estimators: Sequence[Any], X: Any, stacked: Any = None) -> Floats:
-    """What the dichotomizers say of the samples, float64 (N, n): positive means +1.
+    """The dichotomizers' scores of the samples, float64 (N, n): positive means +1.
 
-    The decision function where there is one, else the logit of the probability. `stacked` is what
-    `codehead.sklearn.dichotomizers.stack` made of the estimators, if anything: then it takes one matrix product.
-    A DataError if a score is not finite: no class is nearest then.
+    The decision function where there is one, else the logit of the probability. `stacked` is the result of
+    `codehead.sklearn.dichotomizers.stack` for the estimators, if any: then one matrix product is enough.
+    DataError if a score is not finite: then no class is nearest.
     """
     if stacked is None:
         scores = np.stack([_score(estimator, X) for estimator in estimators], axis=1)
@@ -143,7 +143,9 @@ def out_of_fold_scores(
 
 def _folds(X: Any, y: Integers, cv: Any) -> list[tuple[Integers, Integers]]:
     try:
-        with warnings.catch_warnings():  # a class too rare to be in every fold is no trouble: others tell columns apart
+        with (
+            warnings.catch_warnings()
+        ):  # a class too rare to be in every fold does no harm: other classes fit the columns
             warnings.filterwarnings("ignore", message="The least populated class in y")
             return list(check_cv(cv, y, classifier=True).split(X, y))
     except ValueError as error:
@@ -154,18 +156,18 @@ def _folds(X: Any, y: Integers, cv: Any) -> list[tuple[Integers, Integers]]:
         raise ConfigurationError(f"{message}; {remedy}") from error
 
 
-# Linear dichotomizers as one: n decision functions in a single matrix product, and that of the code folded into it.
+# Linear dichotomizers as one: n decision functions in a single matrix product, with the code's product folded in.
 
 
 CHUNK_SCORES = 2**18
-"""Scores of classes that are computed at a time to find the best: 2 MiB, which a processor's cache holds."""
+"""Class scores computed at a time to find the best: 2 MiB, which fits into a processor's cache."""
 
 
 def stack(estimators: Sequence[Any]) -> Any:
-    """A linear model whose decision function (N, n) has those of all estimators; None if they are not all linear.
+    """A linear model with the decision functions (N, n) of all estimators; None if they are not all linear.
 
-    Linear is what has scikit-learn's own linear decision function, and dense coefficients (1, d) or (d,). The model is
-    a copy of the first estimator, so that it checks its input as that does.
+    Linear means scikit-learn's own linear decision function and dense coefficients (1, d) or (d,). The model is a copy
+    of the first estimator, so that it checks its input in the same way.
     """
     if not all(_is_linear(estimator, type(estimators[0])) for estimator in estimators):
         return None
@@ -187,7 +189,7 @@ def fold(stacked: Any, matrix: Floats, slope: Floats, offset: Floats) -> Any:
 
 
 def best_class(scores: Callable[[slice], Floats], num_samples: int, num_classes: int) -> Integers:
-    """The classes (N,) of the highest `scores` (rows, V), of equal ones the first; few scores are held at a time."""
+    """The classes (N,) with the highest `scores` (rows, V), the first of equal ones, in little memory."""
     pieces = slices(num_samples, CHUNK_SCORES // num_classes)
     return np.concatenate([scores(some).argmax(axis=1) for some in pieces])
 
@@ -203,16 +205,16 @@ def _is_linear(estimator: Any, kind: type) -> bool:
 # From scores of dichotomizers to probabilities: Platt's sigmoid for every bit, one temperature for the posterior.
 #
 # The sigmoids bring all bits to one scale, that of logits (`codehead.decoding.soft_bits`). The codeword posterior
-# takes the errors of the bits for independent; dichotomizers trained on the same samples err together, the more so the
-# longer the code, so that it is far too sure. One temperature for its log-probabilities mends most of that (C. Guo and
+# treats the errors of the bits as independent; dichotomizers trained on the same samples err together, more so for
+# longer codes, so it is overconfident. One temperature for its log-probabilities corrects most of this (C. Guo and
 # others, "On Calibration of Modern Neural Networks", 2017) and changes no ranking.
 
 
 LOG_SHARPNESS = (-8.0, 3.0)
-"""Where the logarithm of 1 / temperature is looked for."""
+"""Search range for the logarithm of 1 / temperature."""
 
 FITTED_SCORES = 2**24
-"""The most scores of classes that the temperature is fitted to (128 MiB); of more samples every k-th is taken."""
+"""The most class scores that the temperature is fitted to (128 MiB); with more samples, every k-th is used."""
 
 
 @final
@@ -226,7 +228,7 @@ class Calibration:
 
     @classmethod
     def fit(cls, scores: Floats, ids: Integers, table: CodewordTable) -> Calibration:
-        """From scores (M, n) that the dichotomizers gave to samples they were not trained on, of the classes `ids`."""
+        """Fit to the dichotomizers' scores (M, n) of samples that they were not trained on, of the classes `ids`."""
         symbols = table.lookup(torch.from_numpy(ids)).double()
         slope, offset = -fit_sigmoids(torch.from_numpy(scores), symbols).numpy()
         some = slice(None, None, 1 + len(ids) * table.num_classes // FITTED_SCORES)
@@ -239,7 +241,7 @@ class Calibration:
 
 
 def _sharpness(log_products: Floats, ids: Integers) -> float:
-    """The factor under which the softmax of the scores (M, V) has the least cross entropy."""
+    """The factor that minimises the cross entropy of the softmax of the scores (M, V)."""
 
     def cross_entropy(log_factor: float) -> float:
         scaled = np.exp(log_factor) * log_products
@@ -248,7 +250,7 @@ def _sharpness(log_products: Floats, ids: Integers) -> float:
     return float(np.exp(minimize_scalar(cross_entropy, bounds=LOG_SHARPNESS, method="bounded").x))
 
 
-# From what the dichotomizers say to scores of classes: calibration, decoder and its weights, for one code.
+# From the dichotomizers' scores to scores of classes: calibration, decoder and its weights, for one code.
 
 
 @final
@@ -277,11 +279,11 @@ class ClassDecision:
         return self._decoded(scores, self.decoder)
 
     def best(self, scores: Floats) -> Integers:
-        """The classes (N,) of the highest scores, of equal ones the first."""
+        """The classes (N,) with the highest scores, the first of equal ones."""
         return best_class(lambda some: self.class_scores(scores[some]), len(scores), self.table.num_classes)
 
     def folded(self, stacked: Any) -> Any:
-        """A linear model that ranks the classes as decoder and stacked dichotomizers do, if it costs less; else None.
+        """A linear model that ranks classes as decoder and stacked dichotomizers do, if it costs less; else None.
 
         Likelihood on a binary code, and the linear loss on any, rank by the product of codewords and bit logits.
         """

@@ -56,27 +56,27 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         code: the name of a design (`codehead.codes.DESIGNS`), a `Codebook`, or a matrix (V or more, n) of −1, 0, +1
             whose rows belong to the sorted classes. Where it has zeros, a column is trained without these classes.
         code_size: the columns of a design of any length, as a share of the number of classes.
-        bits: their number instead.
-        code_params: options of the design, e.g. `{"candidates": 64}`. A design that looks at the classes is given the
-            training data if it is given no prototypes here. It computes with finite numbers: where X holds text,
-            categories or missing values, those that the first steps of a pipeline make of X, given as `estimator`.
+        bits: the number of columns instead.
+        code_params: options of the design, e.g. `{"candidates": 64}`. A design that looks at the classes gets the
+            training data unless prototypes are given here. It needs finite numbers: if X holds text, categories or
+            missing values, pass a pipeline as `estimator`, whose first steps turn X into numbers.
         decoder: a name in `codehead.decoding.DECODERS`.
         calibration: None, or "platt": the scores of every dichotomizer are turned into log-odds by a sigmoid fitted to
             scores out of fold, and probabilities are tempered (`codehead.sklearn.dichotomizers`).
-        cv: folds for calibration and for decoders that are fitted: a number, or a splitter of scikit-learn. Without
-            those two nothing is split.
-        random_state: an int is the seed of the design; None or a RandomState have one drawn.
+        cv: folds for calibration and for fitted decoders: a number, or a splitter of scikit-learn. Without these
+            two, nothing is split.
+        random_state: an int is the seed of the design; with None or a RandomState, one is drawn.
         n_jobs: joblib's number of parallel trainings.
-        verbose: above 0, joblib tells the progress.
+        verbose: above 0, joblib prints progress.
 
     Attributes:
         classes_: the sorted labels (V,).
         code_book_: the coding matrix, int8 (V, n).
         codebook_: the same with its origin: design, parameters, checksum, `save`.
         estimators_: n fitted dichotomizers, whose classes are 0 (for −1) and 1; a `ConstantDichotomizer` for a column
-            that has not both symbols, which decoding leaves out.
+            that lacks +1 or −1, which decoding skips.
         calibration_: a `Calibration`, or None.
-        n_features_in_, feature_names_in_: as of the first dichotomizer, if it has them.
+        n_features_in_, feature_names_in_: those of the first dichotomizer, if it has them.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any, sample_weight: Any = None, **fit_params: Any) -> OutputCodeClassifier:
         """Choose a codeword for every class and train the dichotomizers.
 
-        `sample_weight` (N,) is handed to estimators that take it. With scikit-learn's metadata routing enabled,
+        `sample_weight` (N,) is passed to estimators that accept it. With scikit-learn's metadata routing enabled,
         it and `fit_params` go where the estimator requests them.
         """
         check_parameters(self)
@@ -128,10 +128,10 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     ) -> OutputCodeClassifier:
         """Train the dichotomizers further with a batch.
 
-        The first call needs `classes`, all labels there will be; it chooses their codewords. A design that looks at
-        the classes sees the first batch only, which must have samples of all. Until a column of a ternary code has seen
-        a sample of its classes, a `ConstantDichotomizer` stands for it. Neither calibration nor decoders that
-        are fitted are possible, as they need scores of samples that the dichotomizers were not trained on.
+        The first call needs `classes`, all labels of all batches; it chooses their codewords. A design that looks at
+        the classes sees only the first batch, which must have samples of all of them. Until a column of a ternary code
+        has seen a sample of its classes, a `ConstantDichotomizer` replaces it. Calibration and fitted decoders are not
+        possible, because they need scores of samples that the dichotomizers were not trained on.
         """
         check_parameters(self)
         check_learns_in_batches(self)
@@ -151,12 +151,12 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     @property
     def calibration_(self) -> Calibration | None:
-        """What turns scores into bit logits and makes probabilities less sure; None without calibration."""
+        """The calibration that turns scores into bit logits and tempers probabilities; None without one."""
         check_is_fitted(self)
         return self._decision.calibration
 
     def predict(self, X: Any) -> Any:
-        """The labels (N,) whose codewords the decoder scores highest; of equal scores the first class."""
+        """The labels (N,) whose codewords the decoder scores highest; the first class of equal scores."""
         check_is_fitted(self)
         if self._folded is None:
             return self.classes_[self._decision.best(self._bit_scores(X))]
@@ -176,7 +176,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> Floats:
         """The codeword posterior (N, V), whatever the decoder: the softmax of the likelihood scores, tempered.
 
-        With `calibration=None` it is far too sure of itself.
+        With `calibration=None` it is overconfident.
         """
         return np.exp(self.predict_log_proba(X))
 
@@ -186,7 +186,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         return np.asarray(log_softmax(self._decision.log_products(scores), axis=1))
 
     def get_metadata_routing(self) -> MetadataRouter:
-        """What the estimator requests is handed on by `fit` and `partial_fit`."""
+        """`fit` and `partial_fit` pass on what the estimator requests."""
         mapping = MethodMapping().add(caller="fit", callee="fit").add(caller="partial_fit", callee="partial_fit")
         return MetadataRouter(owner=self).add(estimator=self.estimator, method_mapping=mapping)
 
@@ -206,7 +206,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             self._join_linear()
 
     def _choose_code(self, X: Any, ids: Integers, params: dict[str, Any]) -> CodewordTable:
-        """Settle the code and which of its columns are asked; the table has these columns."""
+        """Fix the code and the columns in use; the table has these columns."""
         data = TrainingSet(X, ids, params, len(self.classes_), self.estimator, Parallel(n_jobs=self.n_jobs))
         self.codebook_ = codebook = class_codebook(self, data, seed_of(self.random_state))
         check_kernel(self, codebook.is_ternary)
@@ -228,7 +228,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         return Parallel(n_jobs=self.n_jobs, verbose=self.verbose)
 
     def _settled(self) -> OutputCodeClassifier:
-        """The classifier itself, once what follows from the dichotomizers is noted."""
+        """Record what follows from the dichotomizers; returns the classifier."""
         self._join_linear()
         for name in ("n_features_in_", "feature_names_in_"):
             known = [getattr(estimator, name) for estimator in self._dichotomizers() if hasattr(estimator, name)]
@@ -237,21 +237,21 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         return self
 
     def _join_linear(self) -> None:
-        """Make one model of linear dichotomizers, and one of these and the code, by which predictions are fast."""
+        """Combine linear dichotomizers into one model, and these with the code into another, for fast predictions."""
         self._stacked = stack(self._dichotomizers())
         self._folded = self._decision.folded(self._stacked)
 
     def _dichotomizers(self) -> list[Any]:
-        """Those of the columns that are asked."""
+        """Those of the columns in use."""
         return [estimator for estimator, asked in zip(self.estimators_, self._asked, strict=True) if asked]
 
     def _bit_scores(self, X: Any) -> Floats:
-        """What the dichotomizers of the asked columns say: (N, n)."""
+        """Scores of the dichotomizers of the columns in use: (N, n)."""
         check_is_fitted(self)
         return bit_scores(self._dichotomizers(), X, self._stacked)
 
 
-# What `OutputCodeClassifier` is called with: checked early, and refused with a remedy.
+# The arguments of `OutputCodeClassifier`: checked early, and refused with a remedy.
 
 
 CALIBRATIONS = (None, "platt")
@@ -264,7 +264,7 @@ def check_parameters(classifier: Any) -> None:
         raise ConfigurationError(f"estimator={estimator!r} is no classifier; give one, e.g. sklearn.svm.LinearSVC()")
     if not hasattr(estimator, "decision_function") and not hasattr(estimator, "predict_proba"):
         message = f"estimator={estimator!r} has neither decision_function nor predict_proba"
-        raise ConfigurationError(f"{message}, so its answers have no strength; choose one that has")
+        raise ConfigurationError(f"{message}, so its answers carry no confidence; choose an estimator with one of them")
     DECODERS.get(classifier.decoder)
     if calibration not in CALIBRATIONS:
         hint = did_you_mean(calibration, ["platt"])
@@ -277,19 +277,19 @@ def needs_scores_out_of_fold(classifier: Any) -> bool:
 
 
 def check_kernel(classifier: Any, is_ternary: bool) -> None:
-    """A ConfigurationError if training on some of the samples would tear a precomputed kernel matrix."""
+    """Raise ConfigurationError if training on part of the samples would break a precomputed kernel matrix."""
     reduced = is_ternary or needs_scores_out_of_fold(classifier)
     if reduced and get_tags(classifier.estimator).input_tags.pairwise:
-        message = "a precomputed kernel cannot be used with a ternary code, calibration or a decoder that is fitted"
+        message = "a precomputed kernel cannot be used with a ternary code, calibration or a fitted decoder"
         raise ConfigurationError(f"{message}: they train on some of the samples; give features and a kernel function")
 
 
 def check_learns_in_batches(classifier: Any) -> None:
-    """A ConfigurationError if there is something to fit that batches do not allow."""
+    """Raise ConfigurationError for a calibration or decoder that cannot be fitted in batches."""
     if needs_scores_out_of_fold(classifier):
         message = f"partial_fit cannot fit calibration={classifier.calibration!r} and decoder={classifier.decoder!r}"
         raise ConfigurationError(
-            f"{message}: no samples are kept back; use fit, or calibration=None and another decoder"
+            f"{message}: no samples are held out; use fit, or calibration=None and another decoder"
         )
 
 
@@ -301,7 +301,7 @@ def seed_of(random_state: Any) -> int:
 
 
 def checked_labels(classifier: Any, X: Any, y: Any) -> Any:
-    """`y` as an array (N,) of classes; what X holds is the estimator's business."""
+    """`y` as an array (N,) of classes; the estimator checks X."""
     y = validate_data(classifier, X="no_validation", y=y)
     check_consistent_length(X, y)
     check_classification_targets(y)
@@ -317,9 +317,11 @@ def checked_classes(classes: Any, known: Any) -> Any:
             )
         return known
     if classes is None:
-        raise ConfigurationError("classes must be passed on the first call to partial_fit: all labels there will be")
+        raise ConfigurationError("classes must be passed on the first call to partial_fit: all labels of all batches")
     if len(np.unique(classes)) < 2:
-        raise ConfigurationError(f"classes={classes!r}: a classifier needs 2 classes or more; name all there will be")
+        raise ConfigurationError(
+            f"classes={classes!r}: a classifier needs 2 classes or more; name the labels of all batches"
+        )
     return np.unique(classes)
 
 
@@ -343,14 +345,14 @@ def class_ids(y: Any, classes: Any) -> Integers:
 
 
 def routed(classifier: Any, method: str, sample_weight: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """What goes to the estimator's `method`, "fit" or "partial_fit", besides the samples and their sides."""
+    """Arguments of the estimator's `method`, "fit" or "partial_fit", besides the samples and their sides."""
     if sample_weight is not None:
         params = {**params, "sample_weight": np.asarray(sample_weight)}
     if get_config()["enable_metadata_routing"]:
         return dict(process_routing(classifier, method, **params).estimator[method])
     unknown = [name for name in params if name != "sample_weight"]
     if unknown:
-        message = f"{method} got {', '.join(unknown)}, which only metadata routing can hand to the estimator"
+        message = f"{method} got {', '.join(unknown)}, which only metadata routing can pass to the estimator"
         raise ConfigurationError(f"{message}; call sklearn.set_config(enable_metadata_routing=True)")
     if params and not has_fit_parameter(classifier.estimator, "sample_weight"):
         message = f"sample_weight was given, but {type(classifier.estimator).__name__}.fit does not take it"

@@ -1,6 +1,6 @@
-"""The plug-in for vLLM: its quantization method, and a coded and a screened head in the place of vLLM's.
+"""The plug-in for vLLM: its quantization method, and the coded and screened heads that replace vLLM's.
 
-All other layers are stock. The heads are made from the tensors that vLLM's loader brings.
+All other layers are stock. The heads are built from the tensors that vLLM's loader passes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ARCHITECTURES = (
     "GPT2LMHeadModel", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "LlamaForCausalLM",
     "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
 )  # fmt: skip
-"""Models of which vLLM hands the head to a quantization method and leaves its outputs as they are."""
+"""Models whose head vLLM leaves to a quantization method, without changing its outputs."""
 
 
 class CodedHead(QuantizeMethodBase):
@@ -61,7 +61,7 @@ class CodedHead(QuantizeMethodBase):
         layer.load_weights = self.receive
 
     def receive(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Keep what the loader brings, by names within the head, until all files are read."""
+        """Keep the loader's tensors, by their names within the head, until all files are read."""
         found = dict(weights)
         self.received |= found
         return set(found)
@@ -82,7 +82,7 @@ class CodedHead(QuantizeMethodBase):
         self.received = {}
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`(rows, hidden)` → `(rows, V)`, padded as vLLM pads; −∞ but for the best tokens where these are enough."""
+        """`(rows, hidden)` → `(rows, V)`, padded as vLLM pads; −∞ except for the best tokens where these are enough."""
         outputs, classes = layer.head(x), self.description.codebook.num_classes
         count = None if self.config.few is None else self.config.few.of(len(x))
         if count is None or layer.decision.choice().impl != "scan":
@@ -92,7 +92,7 @@ class CodedHead(QuantizeMethodBase):
 
 
 class ScreenedHead(UnquantizedEmbeddingMethod):
-    """The stock head, and beside it a code that finds the tokens worth scoring where these are enough."""
+    """The stock head, plus a code that finds the tokens worth scoring where these are enough."""
 
     supports_pre_processed_weights = False
     screened: ScreenedLinear | None = None
@@ -146,14 +146,14 @@ class ScreenedHead(UnquantizedEmbeddingMethod):
     def obstacle(self, rows: Tensor, screen: Screen) -> str | None:
         """Why the code cannot be used."""
         if self.config.few is None:
-            return "start with --logits-processors codehead.vllm.requests:FewTokens, and greedy and top_k need few"
+            return "start with --logits-processors codehead.vllm.requests:FewTokens, so that greedy and top_k need few"
         reason = screen.obstacle(rows)
         if reason is not None:
             return reason
         return None if screen.knows(rows) else "the rows of the head are not those that its code was made for"
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`(rows, hidden)` → `(rows, V)`, padded as vLLM pads; −∞ but for candidates where these are enough."""
+        """`(rows, hidden)` → `(rows, V)`, padded as vLLM pads; −∞ except for candidates where these are enough."""
         count = None if self.screened is None else self.config.few.of(len(x))
         if self.screened is None or count is None or bias is not None:
             return super().apply(layer, x, bias)
@@ -176,13 +176,13 @@ def _fill(module: nn.Module, tensors: Tensors) -> None:
     refuse_missing({name for name in left.missing_keys if not re.search(SEALS, name)})
     if left.unexpected_keys:
         raise CheckpointError(
-            f"tensor {left.unexpected_keys[0]} of the checkpoint has no place in what quantization_config in "
-            "config.json describes; restore config.json and the weights from the original checkpoint"
+            f"tensor {left.unexpected_keys[0]} of the checkpoint does not fit quantization_config in "
+            "config.json; restore config.json and the weights from the original checkpoint"
         )
 
 
 def _expect_description(tensors: Tensors, name: str, entry: dict[str, Any]) -> None:
-    """Compare the entry of `config.json` with its copy among the tensors, and take that out."""
+    """Compare the entry in `config.json` with its copy among the tensors, and remove the copy."""
     kept = tensors.pop(name, None)
     if kept is not None:
         expect_written(entry, kept)
@@ -195,11 +195,11 @@ def _padded(layer: Any, logits: Tensor) -> Tensor:
 
 @register_quantization_config(METHOD)
 class CodeheadConfig(QuantizationConfig):
-    """The entry `quantization_config` of a coded or screened checkpoint, as vLLM wants to hold it.
+    """The entry `quantization_config` of a coded or screened checkpoint, in the form that vLLM expects.
 
     Raises:
-        ConfigurationError: the architecture or the way it is served was not made to work.
-        CheckpointError: the entry or the files are not those that were saved.
+        ConfigurationError: the architecture, or the way it is served, is not supported.
+        CheckpointError: the entry or the files differ from those that were saved.
     """
 
     few: FewTokens | None = None
@@ -232,8 +232,8 @@ class CodeheadConfig(QuantizationConfig):
         unknown = sorted({*(getattr(hf_config, "architectures", None) or ())} - {*ARCHITECTURES})
         if unknown:
             raise ConfigurationError(
-                f"{unknown[0]} cannot be served with a codehead decision layer: vLLM may not hand its head to a "
-                "plug-in (OPT), or changes what the head gives (Granite, Cohere), and is untested. Use "
+                f"{unknown[0]} cannot be served with a codehead decision layer: vLLM may not let a plug-in "
+                "replace its head (OPT), or changes the head's output (Granite, Cohere), and it is untested. Use "
                 f"transformers (`transformers serve`), or one of {', '.join(ARCHITECTURES)}"
             )
         integrity.verify(sorted(Path(model_name).glob(integrity.WEIGHTS.removesuffix("*"))))
@@ -251,12 +251,12 @@ class CodeheadConfig(QuantizationConfig):
         return method
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
-        """The decision layer, which lies beside the head in files, goes to it; some models put a prefix before it."""
+        """Moves the decision layer, stored beside the head, into the head; some models put a prefix before it."""
         return WeightsMapper(orig_to_new_regex={regex.compile(r"^(?:\w+\.)?decision\."): "lm_head.decision."})
 
 
 def register() -> None:
-    """What vLLM calls in every process; the decorator above has done it.
+    """vLLM calls this in every process; the decorator above has done the work.
 
-    So it is on import, because vLLM reports a plug-in that cannot be imported, and goes on.
+    Registration happens on import, because vLLM reports a plug-in that cannot be imported and continues.
     """

@@ -1,4 +1,4 @@
-"""How many of the best tokens the requests under way need: some, so that others need no logits, or all."""
+"""How many of the best tokens the current requests need: a few, so that others need no logits, or all."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ HARMLESS = {
     "flat_logprobs", "detokenize", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output",
     "output_kind", "stream_interval", "skip_clone", "output_text_buffer_length", "skip_reading_prefix_cache",
 }  # fmt: skip
-"""Parameters that look at no logits, or only at those of the best tokens; any other has to be at its default."""
+"""Parameters that use no logits, or only those of the best tokens; all others must be at their defaults."""
 
 
 def needed(params: Any) -> int | None:
-    """How many of the best tokens a request needs, one more than it may choose; None for all.
+    """How many of the best tokens a request needs, one more than it can choose from; None for all.
 
-    Temperature, min_p and top_p change nothing: vLLM applies them to what top_k leaves, or by the best token alone.
+    Temperature, min_p and top_p make no difference: vLLM applies them to the tokens that top_k leaves, or relative to
+    the best token.
     """
     default = SamplingParams()
     for name in params.__struct_fields__:
@@ -38,7 +39,7 @@ def needed(params: Any) -> int | None:
 
 
 class FewTokens(LogitsProcessor):
-    """Changes no logits: tells the head how many the requests of a step need.
+    """Changes no logits, but tells the head how many tokens the requests of a step need.
 
     `vllm serve --logits-processors codehead.vllm.requests:FewTokens` switches it on. Written for vLLM's model runner 1.
     """
@@ -65,9 +66,9 @@ class FewTokens(LogitsProcessor):
             self._size = batch_update.batch_size
 
     def of(self, rows: int) -> int | None:
-        """How many of the best tokens are enough for logits of so many rows; None if all are needed.
+        """How many of the best tokens are enough for this many rows of logits; None if all are needed.
 
-        All are where rows are not the requests' own, as in log-probabilities of a prompt.
+        All are needed where rows are not the requests' own, as for log-probabilities of a prompt.
         """
         known = len(self._requests) == self._size == rows
         return max(self._requests.values()) if known and rows else None

@@ -29,9 +29,11 @@ def evaluate(
         typer.Option("--tasks", help="Tasks of lm-evaluation-harness, comma-separated: names, groups, or .yaml files."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the --out file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="In place of the model's own.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="Tokenizer to use instead of the model's own.")
+    ] = None,
     batch_size: opt.ForwardExamples = 8,
     block_size: opt.ExampleTokens = None,
     decoder: Annotated[
@@ -47,7 +49,7 @@ def evaluate(
     new_tokens: Annotated[
         int | None,
         typer.Option(
-            "--new-tokens", min=1, help="Tokens per timed generation.", show_default="32, or what the model takes"
+            "--new-tokens", min=1, help="Tokens per timed generation.", show_default="32, or as many as the model takes"
         ),
     ] = None,
     repeats: Annotated[
@@ -64,10 +66,10 @@ def evaluate(
     ] = None,
     prompts: Annotated[
         int | None,
-        typer.Option("--prompts", min=1, help="How many of the first records to answer.", show_default="128"),
+        typer.Option("--prompts", min=1, help="Records to answer, from the start of the data.", show_default="128"),
     ] = None,
     answer_tokens: Annotated[
-        int | None, typer.Option("--answer-tokens", min=1, help="Most tokens per answer.", show_default="64")
+        int | None, typer.Option("--answer-tokens", min=1, help="Maximum tokens per answer.", show_default="64")
     ] = None,
     num_fewshot: Annotated[
         int | None, typer.Option("--num-fewshot", min=0, help="Examples before a question.", show_default="the task's")
@@ -105,7 +107,7 @@ def evaluate(
 
 
 def _check_kind(data: str | None, tasks: list[str] | None, of_data: dict[str, Any], of_tasks: dict[str, Any]) -> None:
-    """Raise ConfigurationError unless one of --data and --tasks is given, with its own options only."""
+    """Raise ConfigurationError unless one of --data and --tasks is given, with only its own options."""
     if (data is None) == (not tasks):
         raise ConfigurationError(
             "give either --data (a text) or --tasks (names of lm-evaluation-harness, or .yaml files), not "
@@ -149,7 +151,7 @@ def _show(table: Table, out: Path | None) -> None:
 
 
 def _task_table(result: Result) -> Table:
-    """A line for every metric of every task, then of the groups that have a value of their own."""
+    """A line for every metric of every task, then of the groups with values of their own."""
     from rich.table import Table
 
     table = Table(title=f"{result.name} on {', '.join(result.config['tasks'])}")
@@ -199,7 +201,7 @@ def _data_table(result: Result) -> Table:
 
 
 def _answer_lines(answers: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """How many answers there are, and their BERTScore; nothing without an encoder."""
+    """The number of answers and their BERTScore; nothing without an encoder."""
     if answers is None:
         return []
     scores = answers["bertscore"]

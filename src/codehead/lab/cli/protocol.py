@@ -1,4 +1,4 @@
-"""`codehead protocol`: run the cells of a protocol, report what was measured; and `codehead demo`."""
+"""`codehead protocol`: run the cells of a protocol, report the measurements; and `codehead demo`."""
 
 from __future__ import annotations
 
@@ -54,20 +54,22 @@ def run(
     ] = Path("runs"),
     data_dir: Annotated[
         Path | None,
-        typer.Option("--data-dir", help="What ${CODEHEAD_DATA} stands for in the file.", show_default=False),
+        typer.Option("--data-dir", help="Value of ${CODEHEAD_DATA} in the file.", show_default=False),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Only cells whose name contains this; may be repeated.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many backbones, then cells, to run in parallel.")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Number of backbones, then cells, to run in parallel.")
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate, show the plan with its cost, run nothing.")
     ] = False,
 ) -> None:
     """Run every cell that has no result yet, into OUT/NAME/results.
 
-    A cell that fails keeps its traceback in OUT/NAME/failures and stops no other.
-    Run the command again to go on, or to retry it.
+    A cell that fails leaves its traceback in OUT/NAME/failures; the others continue.
+    Run the command again to resume, or to retry failed cells.
     """
     from codehead.lab.protocols.protocol import find
 
@@ -87,7 +89,7 @@ def report(
 ) -> None:
     """Print the table and write report.html, report.md and pictures, from the result files alone.
 
-    Files that do not match their checksum are named and left out; the exit status is then 1.
+    Files that do not match their checksum are named and omitted; the exit status is then 1.
     """
     from rich.console import Console
 
@@ -103,7 +105,7 @@ def report(
 def embed(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with marked tables.")],
 ) -> None:
-    """Rewrite the tables that documents mark with `<!-- results: FOLDER [SETTING] -->` from the result files."""
+    """Rewrite the tables marked in documents with `<!-- results: FOLDER [SETTING] -->` from the result files."""
     from codehead.lab.reports.tables import embed
 
     for document in documents:
@@ -111,7 +113,7 @@ def embed(
 
 
 def show_report(results: Path, to: Path, console: Console) -> bool:
-    """Print the tables of a folder of results and write its page; whether every file was whole."""
+    """Print the tables of a folder of results and write its page; returns whether every file was intact."""
     from codehead.lab.reports.evidence import read_evidence
     from codehead.lab.reports.report import render
     from codehead.lab.reports.summary import by_setting, setting_title, summarise
@@ -142,7 +144,7 @@ def _show_plan(protocol: Protocol, out: Path, only: list[str], jobs: int, variab
     faster = f", with --jobs {jobs} up to {jobs} times faster" if jobs > 1 else ""
     console.print(
         f"{len(left)} of {len(steps)} runs are left: about {_duration(known)} of training{unknown}{faster}; evaluation "
-        "and the compression of heads come on top."
+        "and the compression of heads take more time."
     )
 
 
@@ -188,7 +190,7 @@ def _run(protocol: Protocol, out: Path, only: list[str], jobs: int, variables: d
 
 
 def _teller(folder: Path, cells: int) -> Report:
-    """Prints what becomes of the runs in a folder, and how many of the `cells` are left."""
+    """Prints the outcome of the runs in a folder, and how many of the `cells` are left."""
     from rich.console import Console
 
     from codehead.lab.result import failure_path
@@ -205,11 +207,11 @@ def _teller(folder: Path, cells: int) -> Report:
 
 
 RECENT_CELLS = 4
-"""What the time left is reckoned from: a machine may be busy for a while."""
+"""Runs that the estimate of the time left is based on: a machine may be busy for a while."""
 
 
 class _Left:
-    """Counts cells and tells how long the others will take, by the last ones that were run."""
+    """Counts cells and estimates how long the others will take from the last ones that were run."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
@@ -217,7 +219,7 @@ class _Left:
         self.restart()
 
     def restart(self) -> str:
-        """Nothing to tell of what is no cell, such as a backbone; its time does not count."""
+        """Nothing for runs that are not cells, such as a backbone; their time does not count."""
         self.ended = time.monotonic()
         return ""
 
@@ -252,7 +254,7 @@ def demo(
     """Compare six decision layers on a small model, in about five minutes on two cores.
 
     Pretrains a small OPT on the documentation strings of the standard library and teaches it to answer questions
-    about them: with Softmax, with the paper's heads, and with a head that `codehead convert` makes. It can be stopped
+    about them: with Softmax, with the paper's heads, and with a head from `codehead convert`. It can be stopped
     and resumed.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

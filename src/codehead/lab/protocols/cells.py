@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 
 
 def run_cell(cell: Cell, callbacks: Sequence[TrainerCallback] = ()) -> Result:
-    """Train the cell (going on where a killed run stopped) and measure it on the test split.
+    """Train the cell (resuming a killed run) and measure it on the test split.
 
-    A finished run of the same configuration over the same data is not trained again, nor measured the same way twice.
+    A finished run of the same configuration on the same data is neither trained again nor measured twice the same way.
     The provenance is that of the training, with the data of this protocol, and that of the backbone's training.
     """
     record = train_once(cell.run, callbacks)
@@ -59,7 +59,7 @@ def run_cell(cell: Cell, callbacks: Sequence[TrainerCallback] = ()) -> Result:
         "train_seconds": record["provenance"]["wall_seconds"],
         "history": [entry for entry in record["log_history"] if "loss" in entry],
     }
-    data = file_records(cell.run.data.sources)  # a shared run may have been trained beside other test data
+    data = file_records(cell.run.data.sources)  # a shared run may have been trained with other test data
     provenance = {**record["provenance"], "data": data, **cell.of_code_files, "measured": metrics.pop("measured")}
     if cell.backbone is not None:
         backbone = Path(cell.backbone.run.output_dir)
@@ -92,7 +92,7 @@ def describe(model: Any) -> dict[str, Any] | None:
 
 
 def _measured_once(cell: Cell) -> dict[str, Any]:
-    """The measurements of a trained run; they lie beside it, so that protocols that share the run share them."""
+    """The measurements of a trained run; stored beside it, so that protocols that share the run share them."""
     asked = {
         "test": file_record(str(cell.run.data.test)),
         "validation": file_record(str(cell.run.data.validation)),
@@ -109,7 +109,7 @@ def _measured_once(cell: Cell) -> dict[str, Any]:
 
 
 def _measure(cell: Cell, stages: Stages) -> dict[str, Any]:
-    """The measurements of a trained run, or of what a baseline makes of it; `stages` keep how far a conversion came."""
+    """The measurements of a trained run, or of a baseline made from it; `stages` keep the state of a conversion."""
     run, protocol, tokenizer = cell.run, cell.protocol, load_tokenizer(cell.run.output_dir)
     model = load_model(run.output_dir).to(device_of(run))
     compressed = None
@@ -138,7 +138,7 @@ def _measure(cell: Cell, stages: Stages) -> dict[str, Any]:
 def _examples(config: RunConfig, split: str) -> Any:
     """The tokenised examples of the test or the validation split."""
     source = getattr(config.data, split)
-    assert source is not None  # resolve asks for it
+    assert source is not None  # resolve requires it
     return load_examples(
         source,
         load_tokenizer(config.output_dir),
@@ -167,14 +167,14 @@ def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str,
     )
 
 
-# Runs in a store: each is trained once, goes on where it was stopped, or is found trained.
+# Runs in a store: each is trained once, resumed if it was stopped, or found already trained.
 
 
 def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """Train, or go on with an unfinished run, or do nothing if it is finished; returns its `run.json`.
+    """Train, or resume an unfinished run, or do nothing if it is finished; returns its `run.json`.
 
-    The folder is named by the content of what training reads, so a run in it that seems to differ was begun with
-    its files in another place, or beside other test data: it starts again.
+    The folder is named after the content that training reads, so a run in it that seems to differ was begun with its
+    files in another place, or with other test data: it starts again.
     """
     if is_trained(config):
         return read_record(Path(config.output_dir))
@@ -196,14 +196,14 @@ def is_trained(config: RunConfig) -> bool:
         return False
 
 
-# One coded model under several decoders: the same outputs of its head, ranked in different ways.
+# One coded model under several decoders: the same head outputs, ranked in different ways.
 
 
 @torch.no_grad()
 def _decoders(model: Any, config: RunConfig, protocol: Protocol) -> dict[str, dict[str, float]]:
-    """`top1` and `top5` on the test split under each decoder; those that learn are fitted on the validation split.
+    """`top1` and `top5` on the test split under each decoder; decoders with weights are fitted on the validation split.
 
-    The model's outputs must be bit logits alone: a shortlist, a bias per token or a chain can be read in one way only.
+    The model's outputs must be bit logits only: dense rows, a bias per token or a chain work with one decoder only.
     """
     table = model.decision.table
     tested = _outputs(model, config, "test", protocol.batch_size)
@@ -235,7 +235,7 @@ def _hits(
     return {"top1": first / len(labels), "top5": top / len(labels)}
 
 
-# How long the cells of one seed take to generate: all of them in turns, on the same prompts.
+# Generation times of the cells of one seed: all take turns, on the same prompts.
 
 
 ARITHMETIC = {"bf16": "bfloat16", "fp16": "float16"}  # option of the Trainer → dtype
@@ -251,8 +251,8 @@ def time_cells(cells: Sequence[Cell]) -> Result:
     """Measure the cells of `timed_entries`, which must be trained, unless that was done before.
 
     Seconds to generate exactly `new_tokens` after every prompt, and tokens per second at batch size 1; an
-    end-of-text token ends nothing, so all cells do the same work. Medians over repeats, the cells taking turns: all
-    their models lie in memory at once, in the dtype of `generation_dtype`.
+    end-of-text token is ignored, so all cells do the same work. Medians over repeats, the cells taking turns: all
+    models are in memory at once, in the dtype of `generation_dtype`.
     """
     protocol, setting, seed = cells[0].protocol, cells[0].entry.setting, cells[0].entry.seed
     options = protocol.timing
@@ -282,7 +282,7 @@ def time_cells(cells: Sequence[Cell]) -> Result:
 
 
 def generation_dtype(run: RunConfig, device: torch.device) -> str:
-    """What a run's model is timed in: on an accelerator the arithmetic that it trains in, else `dtype`."""
+    """The dtype in which a run's model is timed: on an accelerator the one that it trains in, else `dtype`."""
     if device.type != "cpu":
         for option, dtype in ARITHMETIC.items():
             if run.training.get(option):

@@ -20,8 +20,8 @@ from codehead.registry import did_you_mean
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 PAPER_PROTOCOLS = (1, 2, 3, 4)
-PREPARED = ("train", "subset", "text_field", "as_text", "max_documents")  # keys of `data` that a split is made from
-BASELINE = ("baseline", FILE_KEY)  # the key of a cell that measures a baseline, and what older files call it
+PREPARED = ("train", "subset", "text_field", "as_text", "max_documents")  # keys of `data` that define a split
+BASELINE = ("baseline", FILE_KEY)  # the key of a cell that measures a baseline, and its older name
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TimingConfig:
     """Time of generating exactly `new_tokens` after each prompt, all cells of the first seed in turns."""
 
     prompts: int = 32
-    prompt_tokens: int = 32  # of a text, where the test split holds no prompts
+    prompt_tokens: int = 32  # used for plain text, where the test split has no prompts
     new_tokens: int = 32
     batch_size: int = 16
     repeats: int = 5
@@ -66,7 +66,7 @@ class Entry:
     """Fields of RunConfig without output_dir; variables are not expanded, `decision.width` may be "half" and
     `model` the name of a backbone."""
     baseline: BaselineConfig | None = None
-    """The cell is the reference's run with its head compressed so; None if it is a run of its own."""
+    """How the cell compresses the head of the reference's run; None if it is a separate run."""
 
     @property
     def key(self) -> str:
@@ -75,24 +75,24 @@ class Entry:
 
     @property
     def backbone(self) -> str | None:
-        """Name of the backbone that the cell starts from; None for a model of its own."""
+        """Name of the backbone that the cell starts from; None if it has its own model."""
         model = self.config.get("model")
         return model["backbone"] if isinstance(model, dict) and "backbone" in model else None
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a YAML file of a protocol says. Raises ConfigurationError for anything that cannot run.
+    """The content of a protocol's YAML file. Raises ConfigurationError for anything that cannot run.
 
-    `base`, every setting and every cell are partial RunConfigs, laid over each other in this order. A model
-    `{backbone: NAME}` is the one that `backbones` describes: it is trained once, before the cells. A cell
+    `base`, every setting and every cell are partial RunConfigs, merged in this order. A model `{backbone: NAME}` is
+    described under `backbones`: it is trained once, before the cells. A cell
     `{baseline: …}` (BaselineConfig) trains nothing: it measures the reference's run with a compressed head.
     """
 
     name: str
     base: dict[str, Any]
     cells: dict[str, dict[str, Any]]
-    reference: str  # the cell that shares are taken of, normally the Softmax
+    reference: str  # the cell that counts as 100% in shares, normally Softmax
     seeds: tuple[int, ...] = (0,)
     settings: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     backbones: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Protocol:
     answers: AnswersConfig | None = None
     timing: TimingConfig | None = None
     decoders: tuple[str, ...] = ()
-    """Decoders that every code of independent bits is read with, beside its own; top-1 and top-5 on the test split."""
+    """Decoders tried on every code of independent bits, besides its own; top-1 and top-5 on the test split."""
     paper: int | None = None  # number of the paper's protocol that this one repeats
     description: str = ""
 
@@ -141,7 +141,7 @@ class Protocol:
         return tuple(self._entries())
 
     def plan(self, only: Iterable[str] = ()) -> list[Entry]:
-        """The entries, or those whose key contains one of the given strings, but not as a part of a longer number:
+        """The entries, or those whose key contains one of the given strings, but not within a longer number:
         `seed-1` does not select `seed-10`.
         """
         wanted = list(only)
@@ -171,13 +171,13 @@ class Protocol:
             return None
         if name == self.reference or len(part) != 1:
             raise ConfigurationError(
-                f"cells.{name} is a baseline of {self.reference!r}, of whose run it compresses the head: it can be "
-                "neither that cell itself nor have other keys"
+                f"cells.{name} is a baseline of {self.reference!r}, whose head it compresses: it cannot be that "
+                "cell itself or have other keys"
             )
         return read_block(BaselineConfig, part[keys[0]], f"cells.{name}.{keys[0]}")
 
     def _check_shapes(self) -> None:
-        """A YAML file can hold anything in the place of a block or a list."""
+        """Check blocks and lists: a YAML file can hold anything in their place."""
         require_block(self.base, "base")
         require_block(self.base.get("data") or {}, "base.data")
         for name in ("settings", "cells", "backbones"):
@@ -211,7 +211,7 @@ class Protocol:
                 )
 
     def _check_shared(self) -> None:
-        """The split documents are those of all cells, so none can have others or read them in another way."""
+        """All cells share the split documents, so none can have others or read them differently."""
         shared = (*PREPARED, "validation", "test") if self.split is not None else ()
         for name, part in [*self.settings.items(), *self.cells.items()]:
             for key in shared:
@@ -222,11 +222,11 @@ class Protocol:
                     )
 
     def _check_decisions(self) -> None:
-        """A Softmax must not become coded, nor a backbone, by what is set where nobody looks for it."""
+        """A Softmax cell or a backbone must not become coded through a setting elsewhere."""
         for name, part in self.backbones.items():
             if (part or {}).get("decision") is not None:
                 raise ConfigurationError(
-                    f"backbones.{name}.decision is {part['decision']!r}, but a backbone learns with Softmax; remove it"
+                    f"backbones.{name}.decision is {part['decision']!r}, but backbones train with Softmax; remove it"
                 )
         for setting, setting_part in self.settings.items():
             shared = merged(self.base, setting_part).get("decision")
@@ -234,8 +234,8 @@ class Protocol:
             for name, part in self.cells.items():
                 if shared and not {"decision", *BASELINE} & set(part or {}):
                     raise ConfigurationError(
-                        f"cell {name!r} names no decision, but {place}.decision is {shared!r}, which would make it a "
-                        "coded one; give it `decision: null` for Softmax, or `decision: {}` for what is shared"
+                        f"cell {name!r} names no decision, but {place}.decision is {shared!r}, which would make it "
+                        "coded; give it `decision: null` for Softmax, or `decision: {}` for the shared layer"
                     )
 
     def _check_split(self) -> None:
@@ -262,7 +262,7 @@ class Protocol:
 
 
 def merged(base: Mapping[str, Any], part: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`part` laid over `base`: blocks are merged, everything else is replaced."""
+    """`part` merged into `base`: blocks are merged, everything else is replaced."""
     result = copy.deepcopy(dict(base))
     for key, value in (part or {}).items():
         old = result.get(key)
@@ -283,7 +283,7 @@ def expand(value: Any, variables: Mapping[str, str]) -> Any:
 
 
 def _whole_numbers(part: str) -> re.Pattern[str]:
-    """Finds `part` where it cuts no number in two."""
+    """Finds `part` where it does not split a number."""
     before = r"(?<!\d)(?<!\d\.)" if part[:1].isdigit() else ""
     after = r"(?!\.?\d)" if part[-1:].isdigit() else ""
     return re.compile(before + re.escape(part) + after)
@@ -300,7 +300,7 @@ def _is_share(value: Any) -> bool:
     return isinstance(value, float) and 0 < value < 0.5
 
 
-# The protocols that come with codehead, each one YAML file in this folder.
+# The protocols that ship with codehead, one YAML file each.
 
 
 FOLDER = Path(__file__).with_name("catalogue")
@@ -312,9 +312,9 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Protocol:
-    """A protocol by its name here, or from a YAML file of one's own.
+    """A protocol by its name here, or from your own YAML file.
 
-    Raises ConfigurationError if there is neither, or for what the file says.
+    Raises ConfigurationError if there is neither, or if the file is invalid.
     """
     if (FOLDER / f"{name}.yaml").is_file():
         return Protocol.from_yaml(FOLDER / f"{name}.yaml")

@@ -1,4 +1,4 @@
-"""Entries of a protocol file → checked cells that carry everything that is needed to train and to measure them."""
+"""Entries of a protocol file → checked cells with everything needed to train and measure them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from codehead.training.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class Backbone:
-    """The model that cells start from, where a protocol brings its own: trained with Softmax, once."""
+    """The model that cells start from, if a protocol has its own: trained once, with Softmax."""
 
     name: str
     run: RunConfig
 
     @property
     def key(self) -> str:
-        """What reports and failures call its training."""
+        """The name of its training in reports and failures."""
         return f"backbone {self.name}"
 
 
@@ -45,13 +45,13 @@ class Cell:
     """How it is measured: batch size, answers, decoders."""
     entry: Entry
     run: RunConfig
-    """What is trained, in its folder of the store; of a baseline the reference's run."""
+    """The run, in its folder of the store; for a baseline the reference's run."""
     backbone: Backbone | None
-    """None for a model of its own."""
+    """None if it has its own model."""
     result: Path
     """The file of its result."""
     source: dict[str, Any]
-    """`model` and `tokenizer`, of the backbone if there is one, before either is made."""
+    """`model` and `tokenizer`, the backbone's if there is one, before either exists."""
 
     @property
     def key(self) -> str:
@@ -65,7 +65,7 @@ class Cell:
 
     @property
     def baseline(self) -> BaselineConfig | None:
-        """What is done to the head of the reference's run; None if it is a run of its own."""
+        """How the head of the reference's run is compressed; None if it is a separate run."""
         return self.entry.baseline
 
     @cached_property
@@ -75,7 +75,7 @@ class Cell:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What the result says of its cell; free of local paths, because variables are not expanded."""
+        """The cell's description in its result; free of local paths, because variables are not expanded."""
         protocol, entry = self.protocol, self.entry
         return {
             "protocol": protocol.name,
@@ -94,21 +94,21 @@ class Cell:
 
     @property
     def of_baseline(self) -> dict[str, Any]:
-        """What files say of the baseline; nothing if there is none."""
+        """The baseline's description in files; nothing if there is none."""
         if self.baseline is None:
             return {}
         return {FILE_KEY: self.baseline.as_dict(), **of_files(self.baseline.as_dict())}
 
     @property
     def measures(self) -> dict[str, Any]:
-        """What is measured beside accuracy, likelihood and size."""
+        """Measurements besides accuracy, likelihood and size."""
         protocol = self.protocol
         decoders = {"decoders": list(protocol.decoders)} if protocol.decoders else {}
         return {"answers": asdict(protocol.answers) if protocol.answers is not None else None, **decoders}
 
     @property
     def of_code_files(self) -> dict[str, Any]:
-        """`files`, the records of those that the decision layer is made of, or nothing."""
+        """`files`, the records of the decision layer's files, or nothing."""
         baseline = None if self.baseline is None else self.baseline.as_dict()
         return of_files(
             {"decision": None if self.run.decision is None else self.run.decision.to_dict(), FILE_KEY: baseline}
@@ -118,7 +118,7 @@ class Cell:
 def resolve(protocol: Protocol, context: Context, out: Path, entries: Sequence[Entry]) -> list[Cell]:
     """The cells of some entries of a protocol, whose results belong to the folder `out`.
 
-    Runs are named by the content of what they read, so what a protocol prepares must be there before they are trained.
+    Runs are named after the content that they read, so a protocol's data must be prepared before they are trained.
     Raises ConfigurationError for a configuration that cannot run.
     """
     names = dict.fromkeys(entry.backbone for entry in entries if entry.backbone is not None)
@@ -127,7 +127,7 @@ def resolve(protocol: Protocol, context: Context, out: Path, entries: Sequence[E
 
 
 def half_width(hidden_size: int, num_classes: int, num_bits: int) -> int:
-    """The d whose MTL head n·(H·d + d) is as near as can be to half of the Softmax head's V·H parameters."""
+    """The d whose MTL head n·(H·d + d) is nearest to half of the Softmax head's V·H parameters."""
     return max(1, round(num_classes * hidden_size / 2 / (num_bits * (hidden_size + 1))))
 
 
@@ -152,7 +152,7 @@ def _resolved(protocol: Protocol, entry: Entry, context: Context, out: Path, bac
 
 
 def _backbone_run(protocol: Protocol, name: str, context: Context) -> RunConfig:
-    """Without `data.train` of its own it learns from the training split of the protocol, read as text."""
+    """Without its own `data.train`, it is trained on the protocol's training split, read as text."""
     values = expand(protocol.backbones[name], context.variables)
     data = values.setdefault("data", {})
     if not data.get("train"):
@@ -165,7 +165,7 @@ def _backbone_run(protocol: Protocol, name: str, context: Context) -> RunConfig:
 def _values(entry: Entry, context: Context) -> dict[str, Any]:
     """The fields of a run with variables expanded, prepared data and tokenizer in their places."""
     values = expand(entry.config, context.variables)
-    if context.data:  # its files hold the field `text`, whatever the source's was called
+    if context.data:  # prepared files have the field `text`, whatever its name in the source
         values = merged(values, {"data": {**context.data, "text_field": None, "as_text": False, "max_documents": None}})
     spec = entry.config.get("tokenizer")
     if isinstance(spec, dict):
@@ -179,7 +179,7 @@ def _bits(decision: Mapping[str, Any], num_classes: int) -> int:
     return load(str(config.code)).length if config.is_codebook_file else config.length(num_classes)
 
 
-# The configuration of the model that a cell will train, before there is one.
+# The configuration of the model that a cell will train, before the model exists.
 
 
 def source_architecture(source: Mapping[str, Any]) -> Any:
@@ -196,7 +196,7 @@ def source_architecture(source: Mapping[str, Any]) -> Any:
     options.setdefault("vocab_size", _entries(source["tokenizer"]))
     try:
         return AutoConfig.for_model(model["model_type"], **options)
-    except Exception as error:  # an architecture raises whatever its parts make of a value
+    except Exception as error:  # an architecture can raise anything for a bad value
         raise ConfigurationError(f"model {model!r} cannot be built: {reason(error)}; change it") from error
 
 
@@ -205,21 +205,21 @@ def _entries(tokenizer: Any) -> int:
     return int(tokenizer["vocab_size"]) if isinstance(tokenizer, dict) else len(load_tokenizer(tokenizer))
 
 
-# What would stop a run, told before anything is written; and which results are there already.
+# Problems that would stop a run, found before anything is written; and results that exist already.
 
 
 def check_runs(protocol: Protocol, cells: Sequence[Cell], context: Context) -> None:
     """Look for the encoder and for every source that the cells and their backbones need.
 
-    Nothing is written, but an encoder of the hub is fetched. Raises ConfigurationError, also for two cells that are
-    the same run and would write into one folder, and DataError for a source that does not exist.
+    Nothing is written, but an encoder on the hub is downloaded. Raises ConfigurationError, also for two cells that
+    are the same run and would write into one folder, and DataError for a source that does not exist.
     """
-    if protocol.answers is not None and protocol.answers.encoder is not None:  # what could not be scored in the end
+    if protocol.answers is not None and protocol.answers.encoder is not None:  # answers that could not be scored
         find_encoder(protocol.answers.encoder, protocol.answers.encoder_layers)
     runs = [cell.backbone.run for cell in cells if cell.backbone is not None] + [cell.run for cell in cells]
     needed = [*prepared_sources(protocol, context), *(source for run in runs for source in run.data.sources)]
     for source in dict.fromkeys(needed):
-        if source not in context.data.values():  # those are made from the others
+        if source not in context.data.values():  # made from other results
             check_source(source)
     _check_folders([cell for cell in cells if cell.baseline is None])
     for cell in {(cell.entry.setting, cell.name): cell for cell in cells}.values():
@@ -228,7 +228,7 @@ def check_runs(protocol: Protocol, cells: Sequence[Cell], context: Context) -> N
 
 
 def is_finished(cell: Cell) -> bool:
-    """Whether the cell has a result; ConfigurationError if it is one of another configuration."""
+    """Whether the cell has a result; ConfigurationError if that has another configuration."""
     if not cell.result.is_file():
         return False
     configs = ({**config, "description": None} for config in (Result.read(cell.result).config, cell.record))
@@ -241,7 +241,7 @@ def is_finished(cell: Cell) -> bool:
 
 
 def check_data(cell: Cell) -> None:
-    """Refuse a result over other data, which its configuration, free of local paths, does not tell apart.
+    """Refuse a result on other data, which its configuration, free of local paths, does not reveal.
 
     The data must be prepared. Raises ConfigurationError.
     """
@@ -253,16 +253,16 @@ def check_data(cell: Cell) -> None:
         )
     if provenance.get("files", []) != cell.of_code_files.get("files", []):
         raise ConfigurationError(
-            f"{str(cell.result)!r} was measured with another code: a file that it is made of has changed since; remove "
+            f"{str(cell.result)!r} was measured with another code: one of its files has changed since; remove "
             "it or choose another --out"
         )
 
 
 def _check_baseline(cell: Cell, baseline: BaselineConfig) -> None:
-    """Raise ConfigurationError, before anything is trained, if a head of a known shape cannot be so compressed."""
+    """Raise ConfigurationError, before anything is trained, if a head of known shape cannot be compressed this way."""
     try:
         shape = ModelShape.of_config(cell.architecture)
-    except ConfigurationError:  # a hub that cannot be reached: what is wrong is told when the model is loaded
+    except ConfigurationError:  # a hub that cannot be reached: loading the model reports the problem
         return
     if baseline.bits is not None and shape.hidden_size % baseline.group:
         raise ConfigurationError(

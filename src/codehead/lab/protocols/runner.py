@@ -1,4 +1,4 @@
-"""Runs the cells of a protocol: resumable, in parallel, and one failure stops nothing but itself; or tells the plan."""
+"""Runs the cells of a protocol, or shows the plan: resumable, in parallel; a failure stops no other cell."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Report = Callable[[str, str], None]
 
 @dataclass
 class Outcome:
-    """What became of the cells, by key; `failed` may also name a backbone or a timing."""
+    """The outcome of the cells, by key; `failed` may also name a backbone or a timing."""
 
     finished: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
@@ -52,20 +52,20 @@ def run_protocol(
     report: Report = lambda key, status: None,
     callbacks: Callbacks = lambda key: [],
 ) -> Outcome:
-    """Run what is not finished yet: results go to `out/results`, tracebacks to `out/failures`, models to the store.
+    """Run everything unfinished: results go to `out/results`, tracebacks to `out/failures`, models to the store.
 
     Backbones come first, each once; then the cells; then, once all cells of the first seed have a result, their
-    times. Whatever can be wrong with the protocol, its data and its encoder is told before anything is written.
+    times. Problems with the protocol, its data and its encoder are reported before anything is written.
 
     Args:
         store: folder of prepared data and trained models, which protocols may share; by default `out/store`. It is
-            locked: one command at a time works in it.
+            locked: one command at a time uses it.
         only: keep the cells whose key contains one of these strings.
         jobs: processes that train backbones, then run cells, at the same time; 1 stays in this process.
-        variables: what `${NAME}` stands for; by default the environment.
+        variables: values of `${NAME}`; by default the environment.
         report: called with (key, "finished" | "reused" | "failed") whenever a cell, `backbone NAME` or
             `timing SETTING` is done.
-        callbacks: gives the Trainer callbacks for a key; only without further processes.
+        callbacks: returns the Trainer callbacks for a key; only without other processes.
 
     Raises:
         ConfigurationError: a cell's configuration is invalid, `out` holds a result of another one or of other data,
@@ -82,7 +82,7 @@ def run_protocol(
         finished = {cell.key for cell in cells if is_finished(cell)}
         was_prepared = context.is_prepared
         prepare(protocol, context)
-        if not was_prepared:  # runs are named by the content of what was prepared
+        if not was_prepared:  # runs are named after the content of the prepared data
             cells = resolve(protocol, context, out, entries)
         run = _Run(protocol, out, context, jobs, report, callbacks)
         run.reuse([cell for cell in cells if cell.key in finished])
@@ -104,7 +104,7 @@ class _Run:
     outcome: Outcome = field(default_factory=Outcome)
 
     def reuse(self, cells: Sequence[Cell]) -> None:
-        """Note the cells that have a result, once all of them are known to be over the same data."""
+        """Note the cells that have a result, after checking that all are on the same data."""
         for cell in cells:
             check_data(cell)
         for cell in cells:
@@ -112,7 +112,7 @@ class _Run:
             self.report(cell.key, "reused")
 
     def with_backbones(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Train the backbones that the cells start from, each once; returns the cells whose backbone is there."""
+        """Train the backbones that the cells start from, each once; returns the cells whose backbone exists."""
         backbones = {cell.backbone.name: cell.backbone for cell in cells if cell.backbone is not None}
         trained = [backbone for backbone in backbones.values() if is_trained(backbone.run)]
         for backbone in trained:
@@ -126,7 +126,7 @@ class _Run:
         return [cell for cell in cells if cell.entry.backbone not in lost]
 
     def run_cells(self, cells: Sequence[Cell]) -> None:
-        """Train and measure the cells; then the baselines, once the runs whose heads they compress are there."""
+        """Train and measure the cells; then the baselines, once the runs whose heads they compress exist."""
         self._run_some([cell for cell in cells if cell.baseline is None])
         baselines = [cell for cell in cells if cell.baseline is not None]
         alone = [cell for cell in baselines if not is_trained(cell.run)]  # they train the run themselves
@@ -135,13 +135,13 @@ class _Run:
             self._run_some([cell])
 
     def _run_some(self, cells: Sequence[Cell]) -> None:
-        """Do cells that may run at the same time."""
+        """Run cells that may run at the same time."""
         tasks = [self._task(cell.key, partial(_write_cell, cell)) for cell in cells]
         if tasks:
             self.outcome.finished.extend(self._do(tasks))
 
     def time(self, cells: Sequence[Cell]) -> None:
-        """Time every setting whose cells of the first seed all have a result, be they among `cells` or not."""
+        """Time every setting whose cells of the first seed all have a result, whether they are among `cells` or not."""
         known = {cell.key: cell for cell in cells}
         for setting in self.protocol.settings if self.protocol.timing is not None else ():
             entries = timed_entries(self.protocol, setting)
@@ -156,7 +156,7 @@ class _Run:
         return Task(key, work, failure_path(self.out, key))
 
     def _do(self, tasks: Sequence[Task]) -> list[str]:
-        """Do the tasks, in processes if there are to be several; returns the keys of those that did not fail."""
+        """Run the tasks, in several processes if requested; returns the keys of those that did not fail."""
         done = []
         for task, failed in run_tasks(tasks, self.jobs, self.callbacks):
             self._tell(task.key, failed)
@@ -179,7 +179,7 @@ def _refuse_without(backbone: str | None) -> None:
     raise CodeheadError(f"it starts from the backbone {backbone!r}, which could not be trained; see its own traceback")
 
 
-# Tasks one after the other, or in processes of their own; a failure belongs to its task alone.
+# Tasks one after the other, or in separate processes; a failure affects only its own task.
 
 
 Callbacks = Callable[[str], list[Any]]
@@ -187,7 +187,7 @@ Callbacks = Callable[[str], list[Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """Work under a name, in a form that can be sent to another process."""
+    """Named work, in a form that can be sent to another process."""
 
     key: str
     work: Callable[[Sequence[Any]], Any]
@@ -197,9 +197,9 @@ class Task:
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, callbacks: Callbacks) -> Iterator[tuple[Task, bool]]:
-    """Do the tasks, up to `jobs` at the same time; gives each when it is done, with whether it failed.
+    """Run the tasks, up to `jobs` at the same time; yields each when it is done, with whether it failed.
 
-    `callbacks` are those for a key; without other processes only. Raises CodeheadError if a process was killed.
+    `callbacks` returns those for a key; only without other processes. Raises CodeheadError if a process was killed.
     """
     jobs = min(jobs, len(tasks))
     if jobs > 1:
@@ -211,10 +211,10 @@ def run_tasks(tasks: Sequence[Task], jobs: int, callbacks: Callbacks) -> Iterato
 
 @library_bars_hidden()
 def fails(work: Callable[[], Any], failure: Path) -> bool:
-    """Do the work and tell whether it failed; the traceback of a failure is kept in a file, an old one removed."""
+    """Do the work and return whether it failed; the traceback is kept in a file, an old one removed."""
     try:
         work()
-    except Exception:  # whatever it is belongs to this work alone
+    except Exception:  # any error concerns only this work
         failure.parent.mkdir(parents=True, exist_ok=True)
         failure.write_text(traceback.format_exc(), encoding="utf-8")
         return True
@@ -235,7 +235,7 @@ def _in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, bool
             yield waiting[future], future.result()
     except BrokenProcessPool:
         raise CodeheadError(
-            f"a process was killed, perhaps for want of memory; run the same command again to go on, "
+            f"a process was killed, perhaps out of memory; run the same command again to resume, "
             f"with less than --jobs {jobs}"
         ) from None
     finally:
@@ -243,25 +243,25 @@ def _in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, bool
 
 
 def usable_cores() -> int:
-    """Those that this process may run on, which can be fewer than the machine has."""
+    """The cores that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(threads: int) -> None:
-    """Begin a process of the pool: its share of the cores, and an end together with its parent's."""
+    """Set up a process of the pool: its share of the cores, and that it ends with its parent."""
     torch.set_num_threads(threads)
     Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Otherwise a process whose parent was killed would go on, beside the one that the next command starts."""
+    """Otherwise a process whose parent was killed would continue, beside those that the next command starts."""
     parent = parent_process()
     assert parent is not None  # this is the process of a pool
     parent.join()
     os._exit(1)
 
 
-# What would be run, told before it starts: the runs in their order, what each will cost, and which are done.
+# The plan, shown before it starts: the runs in order, the cost of each, and which are done.
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ class Step:
     trains: bool = True  # False: it compresses the head of another run
 
     def seconds(self, speed: float) -> float | None:
-        """About how long its training takes on a machine of this speed; 0 if none is left, None if nobody can tell."""
+        """Estimated training time on a machine of this speed; 0 if nothing is left, None if unknown."""
         if self.is_done or not self.trains:
             return 0.0
         return None if self.cost is None else self.cost.seconds(speed)
@@ -285,7 +285,7 @@ def plan_steps(
 ) -> list[Step]:
     """Validate everything and list the runs: each backbone before the first cell that starts from it.
 
-    Nothing is written, but an encoder of the hub is fetched. Raises the errors with which `run_protocol` would refuse.
+    Nothing is written, but an encoder on the hub is downloaded. Raises the errors that `run_protocol` would raise.
     """
     context = locate(protocol, store, variables)
     cells = resolve(protocol, context, out, protocol.plan(only))
@@ -307,11 +307,11 @@ def plan_steps(
 def _cost(run: RunConfig, cell: Cell) -> Cost | None:
     try:
         return run_cost(run, cell.architecture)
-    except ConfigurationError:  # a hub that cannot be reached: the plan goes on without its cost
+    except ConfigurationError:  # a hub that cannot be reached: the plan omits this cost
         return None
 
 
-# What a run will about cost, told before it starts: operations, time on this machine, memory.
+# The estimated cost of a run, before it starts: operations, time on this machine, memory.
 
 
 EFFICIENCY = 0.35  # of the speed of one large matrix product, in a training step of a small model
@@ -339,8 +339,8 @@ class Cost:
 def run_cost(run: RunConfig, architecture: Any) -> Cost:
     """Cost of training `run`, whose model has the transformers configuration `architecture`.
 
-    Two operations per weight and token forwards and four backwards, two of these where the weights are frozen; what
-    does not multiply weights (attention scores, norms, the optimizer) is left out of the time.
+    Two operations per weight and token forward and four backward (two where the weights are frozen); operations that
+    do not multiply weights (attention scores, norms, the optimizer) are not counted in the time.
     """
     architecture = architecture.get_text_config()
     hidden, layers, vocabulary = architecture.hidden_size, architecture.num_hidden_layers, architecture.vocab_size

@@ -1,4 +1,4 @@
-"""Where prepared data and trained models lie: in folders named by what made them, so that nothing is made twice."""
+"""The store of prepared data and trained models: folders named after their inputs, so that nothing is made twice."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 
 WEIGHTS = ("config.json", "*.safetensors", "tokenizer.json")
-YOUNGER = ("distil",)  # keys that older stores do not know: unset, they count for nothing
-DIGITS = 12  # of the checksum, in a folder's name
+YOUNGER = ("distil",)  # keys that older stores do not know: ignored if unset
+DIGITS = 12  # digits of the checksum in a folder's name
 
 
 class Store:
-    """A folder that several protocols may share: what two of them have in common is trained once."""
+    """A folder that several protocols may share: a run that two of them have in common is trained once."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().resolve()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other command out of the store; the system lifts the lock of a process that was killed.
+        """Keep every other command out of the store; the system releases the lock of a killed process.
 
         Raises ConfigurationError if another command is in it.
         """
@@ -57,8 +57,8 @@ class Store:
     def run_folder(self, values: Mapping[str, Any]) -> Path:
         """The folder of a run: all fields of RunConfig, variables expanded, whatever output_dir says.
 
-        Data, and files that a code is made of, count by their content, models by their weights, and those trained in
-        this store by the run that made them; what a run does not read (its test data) does not count.
+        Data and files of a code are identified by content, models by their weights, and models trained in this store by
+        the run that made them; data that a run does not read (its test data) does not count.
         """
         data = {key: value for key, value in values["data"].items() if key != "test"}
         sources = [data["train"]] if isinstance(data["train"], str) else data["train"]
@@ -75,7 +75,7 @@ class Store:
         return self.root / f"{_slug(values)}-{digest(identity)}"
 
     def _identify(self, value: Any) -> Any:
-        """A folder of this store by its name, another by the checksums of its files, anything else as it is."""
+        """A folder of this store by its name, another by the checksums of its files, anything else unchanged."""
         if not isinstance(value, str):
             return value
         path = Path(value).expanduser()
@@ -90,13 +90,13 @@ def folder_record(folder: Path) -> list[dict[str, Any]]:
 
 
 def of_files(values: Any) -> dict[str, Any]:
-    """`files`, the records of those that are named in some values, or nothing."""
+    """`files`, the records of the files named in some values, or nothing."""
     found = named_files(values)
     return {"files": found} if found else {}
 
 
 def _slug(values: Mapping[str, Any]) -> str:
-    """What a person sees of a run in a folder's name: `minrandom-50-mtl-80-seed-0`."""
+    """The readable part of a run's folder name: `minrandom-50-mtl-80-seed-0`."""
     decision = values.get("decision") or {}
     parts = [decision.get(key) for key in ("code", "bits", "head", "width", "loss")] if decision else ["softmax"]
     words = [Path(str(part)).stem for part in parts if part is not None]
@@ -108,23 +108,23 @@ def digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(values).encode("utf-8")).hexdigest()[:DIGITS]
 
 
-# What all cells of a protocol share: the split of the documents and the tokenizers, made once.
+# Shared by all cells of a protocol: the split of the documents and the tokenizers, made once.
 
 
 READING = ("subset", "text_field", "as_text")  # how a source is read
 SPLITS = ("train", "validation", "test")
-LEFTOVERS = ".data-*.tmp"  # folders of preparations that did not come to their end
+LEFTOVERS = ".data-*.tmp"  # folders of preparations that did not finish
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the cells of a protocol find on this machine."""
+    """The files that the cells of a protocol use on this machine."""
 
     store: Store
     variables: dict[str, str]
-    """What `${NAME}` stands for."""
+    """Values of `${NAME}`."""
     folder: Path | None
-    """Folder of what was prepared; None if there is nothing to prepare."""
+    """Folder of prepared data; None if there is nothing to prepare."""
     data: dict[str, str]
     """The file of each split; empty if the protocol names its own."""
     tokenizers: dict[str, str]
@@ -132,14 +132,14 @@ class Context:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether the data and the tokenizers are there."""
+        """Whether the data and the tokenizers exist."""
         return self.folder is None or self.folder.is_dir()
 
 
 def prepare(protocol: Protocol, context: Context) -> None:
-    """Write the split documents and the trained tokenizers into the store, unless they are there already.
+    """Write the split documents and the trained tokenizers into the store, unless they exist already.
 
-    Nobody else may prepare in the store at the same time: what a killed process left there is removed. Raises
+    Nobody else may prepare in the store at the same time: leftovers of a killed process are removed. Raises
     DataError if the source cannot be read or a split is left empty.
     """
     for leftover in context.store.root.glob(LEFTOVERS):
@@ -163,7 +163,7 @@ def locate(protocol: Protocol, store: Store, variables: Mapping[str, str]) -> Co
 
 
 def prepared_sources(protocol: Protocol, context: Context) -> list[str]:
-    """What `prepare` reads; empty if there is nothing to prepare."""
+    """The inputs of `prepare`; empty if there is nothing to prepare."""
     if context.folder is None:
         return []
     return _train_sources(expand(protocol.base["data"], context.variables))
@@ -178,7 +178,7 @@ def split_of(text: str, shares: Mapping[str, float]) -> str:
 
 
 def _write_in_one_step(protocol: Protocol, folder: Path, data: Mapping[str, Any]) -> None:
-    """Fill a temporary folder and give it its name at the end: a folder with that name is complete."""
+    """Fill a temporary folder and rename it at the end: a folder with the final name is complete."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True)
     options: dict[str, Any] = {key: data[key] for key in READING if key in data}
@@ -213,7 +213,7 @@ def _write_tokenizers(rows: Dataset, specs: Sequence[Mapping[str, Any]], folder:
 
 
 def _tokenizer_specs(protocol: Protocol) -> list[Mapping[str, Any]]:
-    """Every different tokenizer that the cells want trained."""
+    """All distinct tokenizers that the cells need trained."""
     specs = [entry.config["tokenizer"] for entry in protocol.entries if isinstance(entry.config.get("tokenizer"), dict)]
     return list({canonical_json(spec): spec for spec in specs}.values())
 
@@ -231,7 +231,7 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fingerprint(protocol: Protocol, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What the prepared files depend on."""
+    """The values that the prepared files depend on."""
     return {
         "sources": file_records(_train_sources(data)),
         "options": {key: data.get(key) for key in (*READING, "max_documents")},

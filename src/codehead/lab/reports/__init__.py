@@ -1,1 +1,1 @@
-"""Reports: tables and pictures, rendered from result files and from nothing else."""
+"""Reports: tables and pictures, rendered from result files alone."""

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, style, and the way from panels to a PNG, and labels that do not collide."""
+"""Shared by all pictures: colours, style, panels to PNG, and labels that do not collide."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's colours, told apart with every kind of colour vision (https://jfly.uni-koeln.de/color/).
+# Okabe and Ito's colours, distinguishable with every kind of colour vision (https://jfly.uni-koeln.de/color/).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))  # one style per turn through the palette
 INK, LABEL, TICK, EDGE, GRID, PAPER = "#222222", "#333333", "#555555", "#888888", "#E6E6E6", "#FFFFFF"
@@ -57,7 +57,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: `draw` fills them; `alt` says in words what is to be seen."""
+    """One pair of axes: `draw` fills them; `alt` describes the content in words."""
 
     title: str
     alt: str
@@ -77,7 +77,7 @@ class Picture:
 
     @property
     def alt(self) -> str:
-        """What all panels show, in words."""
+        """A description of all panels."""
         return "; ".join(panel.alt for panel in self.panels)
 
 
@@ -128,12 +128,12 @@ def _handle(plt: Any, key: Key) -> Any:
 
 
 def _columns(keys: Sequence[Key], width: float) -> int:
-    """How many entries fit beside each other in `width` inches."""
+    """How many entries fit side by side in `width` inches."""
     entry = 0.65 + 0.085 * max(len(key.name) for key in keys)
     return max(1, min(len(keys), int(width / entry)))
 
 
-# How a family of heads looks in every picture, and how ticks are named.
+# The look of each family of heads in every picture, and tick labels.
 
 
 FAMILIES = {
@@ -182,13 +182,13 @@ def as_count(value: float, _: Any = None) -> str:
 
 SIZE = 8.5  # points
 HEIGHT = 1.15 * SIZE  # of a line of text
-ROOM = 4.0  # points that labels keep from each other
+ROOM = 4.0  # points between labels
 GAP = 9.0  # points from a marker's centre to its label
 MARKER = 5.0  # half the width of a marker, in points
 FAR = 20.0  # a label this far away needs a line to its point
 LEADER = "#888888"
 CAP = 3.0  # half the width of an error bar's cap, in points
-FREE = 0.1  # square points that a label may cover to be nearer by a point
+FREE = 0.1  # square points that a label may cover to be one point nearer
 BEYOND = 1e4  # points beyond the frame
 SIDES = (("left", 1.0), ("right", -1.0))
 STEP = 4.0  # points between the marks that keep labels off a line
@@ -258,7 +258,7 @@ def place_labels(
 
 
 def _covered_by(x: float, y: float, width: float, place: Place) -> Boxes:
-    """What a label covers, and the line to its point if it is far."""
+    """The area of a label, and the line to its point if it is far."""
     alignment, dx, dy = place
     left = x + dx - {"left": 0.0, "center": width / 2, "right": width}[alignment]
     label = (left, y + dy - HEIGHT / 2, left + width, y + dy + HEIGHT / 2)
@@ -290,7 +290,7 @@ def _overlap(boxes: Boxes, taken: np.ndarray) -> float:
 
 @cache
 def _width(text: str) -> float:
-    """Of a label with some room, in points."""
+    """The box of a label with a margin, in points."""
     from matplotlib.textpath import TextPath
 
     return float(TextPath((0, 0), text, size=SIZE).get_extents().width) + ROOM

@@ -1,4 +1,4 @@
-"""The result files of a folder: the whole ones for the report, the damaged ones by name for its notice."""
+"""The result files of a folder: the intact ones for the report, the names of damaged ones for its notice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRIC_KEYS = {"test", "size", "decision", "history"}
 
 @dataclass(frozen=True)
 class Damaged:
-    """A file that no number may be taken from."""
+    """A file whose numbers must not be used."""
 
     name: str  # relative to the folder
     reason: str
@@ -26,14 +26,14 @@ class Damaged:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a report is made from."""
+    """The sources of a report."""
 
     results: Mapping[Any, Result]  # by file name
     timings: Mapping[str, Result] = field(default_factory=dict)  # by setting
     damaged: tuple[Damaged, ...] = ()
 
     def timing(self, setting: str) -> Mapping[str, Mapping[str, Any]]:
-        """What was timed at a setting, by cell; empty if nothing was."""
+        """The times at a setting, by cell; empty if there are none."""
         timing = self.timings.get(setting or EVERY_SETTING)
         return timing.metrics["cells"] if timing else {}
 
@@ -42,13 +42,13 @@ def read_evidence(folder: str | Path) -> Evidence:
     """Read every result file of a protocol's `results` folder and its timings.
 
     Raises:
-        DataError: no file is whole, two protocols share the folder, or two files hold the same run.
+        DataError: no file is intact, two protocols share the folder, or two files hold the same run.
     """
     return _checked(_gathered(Path(folder)), folder)
 
 
 def read_results(folder: str | Path) -> list[Result]:
-    """The results of a folder in which no file may be damaged.
+    """The results of a folder; no file may be damaged.
 
     Raises DataError as `read_evidence` does, and CheckpointError for a damaged file.
     """
@@ -59,7 +59,7 @@ def read_results(folder: str | Path) -> list[Result]:
 
 
 def check_one_protocol(results: Mapping[str, Result]) -> None:
-    """Refuse what must not be averaged: results of two protocols, one run counted twice, a cell that was changed."""
+    """Refuse results that must not be averaged: two protocols, one run counted twice, a cell that was changed."""
     first_of: dict[str, str] = {}
     made_of: dict[tuple[str, str], tuple[str, Any]] = {}
     run_of: dict[tuple[str, str, int], str] = {}
@@ -82,7 +82,7 @@ def check_one_protocol(results: Mapping[str, Result]) -> None:
 
 
 def _but_for_seeds(config: Mapping[str, Any]) -> Any:
-    """What a cell runs, whatever its seed."""
+    """The content of a cell, without its seed."""
 
     def pruned(value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -129,7 +129,7 @@ def _read(
     return results
 
 
-# Where the numbers of a report come from, gathered from the provenance of its result files.
+# The origin of a report's numbers, gathered from the provenance of its result files.
 
 
 DIGITS = 16  # of a checksum, enough to compare by eye
@@ -189,7 +189,7 @@ def _trained(results: Iterable[Result]) -> list[str]:
 
 
 def _measured(results: Iterable[Result]) -> list[str]:
-    """When and where: a run that protocols share is measured when the first of them asks for it."""
+    """When and where: a run that protocols share is measured when the first of them needs it."""
     measured = [result.provenance["measured"] for result in results if result.provenance.get("measured")]
     if not measured:
         return []
@@ -268,7 +268,7 @@ def _timing(timing: Result, setting: str) -> str:
 
 
 def _counted(texts: Iterable[str]) -> list[str]:
-    """Every different text once, the most frequent first, with its count if there are several."""
+    """Each distinct text once, the most frequent first, with counts if there are several."""
     counts = Counter(text for text in texts if text)
     if len(counts) < 2:
         return list(counts)

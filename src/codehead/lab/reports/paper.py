@@ -23,7 +23,7 @@ ENCODER = "roberta-large"
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row of a table. What the table does not give is None."""
+    """One row of a table. Values that the table lacks are None."""
 
     design: str | None  # None: Softmax
     head: str = "mtl"
@@ -112,7 +112,7 @@ TABLES = {
 }
 
 
-# The paper's table of a protocol beside ours: which of our heads stands for which of the paper's rows.
+# The paper's table of a protocol beside ours: which of our heads corresponds to which of the paper's rows.
 
 
 FAMILY_OF = {"OPT-1.3B": "opt", "Qwen2-1.5B": "qwen", "TinyLlama-1.1B": "llama"}  # part of the name of our setting
@@ -120,7 +120,7 @@ Pair = tuple[PaperRow, Row | None]
 
 
 def compare(number: int, rows: Sequence[Row], encoder: str = "another encoder") -> list[Table]:
-    """Our rows in the shape of table `number` of the paper: one table per setting, of protocol 4 one over all.
+    """Our rows in the form of table `number` of the paper: one table per setting, for protocol 4 one for all.
 
     `encoder` names that of our BERTScore.
     """
@@ -211,7 +211,7 @@ def _our_size(row: Row | None, reference: Row | None) -> tuple[str, ...]:
 
 
 def _scores(paper: PaperTable, pairs: Sequence[Pair], setting: str, encoder: str) -> Table:
-    """Protocols 2 to 4: loss per node and BERTScore; without answers, our top-1 stands beside."""
+    """Protocols 2 to 4: loss per node and BERTScore; without answers, our top-1 instead."""
     metric = "f1" if any(row and "f1" in row.values for _, row in pairs) else "top1"
     theirs = ("Loss/node", "P", "R", "F1", "of highest")
     ours = ("Configuration", "Loss/node", *(("P", "R", "F1") if metric == "f1" else ("Top-1",)), "of highest")
@@ -233,7 +233,7 @@ def _scores(paper: PaperTable, pairs: Sequence[Pair], setting: str, encoder: str
 
 
 def _our_scores(row: Row, metric: str, best: float) -> tuple[str, ...]:
-    """Means alone, as in the paper; their intervals are in the full table."""
+    """Means only, as in the paper; their intervals are in the full table."""
     share = percent(row.values[metric].mean / best) if metric in row.values and best else ABSENT
     loss = node_loss(row).split(" ±")[0]
     if metric == "top1":
@@ -265,7 +265,7 @@ def _about_scores(paper: PaperTable, metric: str, encoder: str) -> str:
 
 
 def _caption(paper: PaperTable, pairs: Sequence[Pair], setting: str, about: str) -> str:
-    """What stands beside what, and what may be compared."""
+    """Which rows are side by side, and what may be compared."""
     where = f", {setting_title(setting)}" if setting else ""
     matched = any(wanted.head == "mtl" and wanted.design and row for wanted, row in pairs)
     how = " Hidden widths are matched by their order, codeword lengths by n, Minimal with Minimal."

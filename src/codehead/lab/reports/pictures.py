@@ -48,12 +48,12 @@ NOTE = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
 
 
 def pictures(rows: Sequence[Row], results: Sequence[Result]) -> list[Picture]:
-    """Top-1 against parameters and the curves always, the rest where there is something to show."""
+    """Always top-1 against parameters and the curves; the rest if there is something to show."""
     tradeoffs = [tradeoff(rows, metric) for metric in METRICS if any(metric in row.values for row in rows)]
     return [*frontier(rows), *tradeoffs, *all_curves(results), *analyses(rows)]
 
 
-# What pictures have in common: the points of a family of heads, the line of Softmax.
+# Shared by pictures: the points of a family of heads, the line of Softmax.
 
 
 def families_of(rows: Sequence[Row]) -> list[str]:
@@ -86,20 +86,20 @@ def _told(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-# What is left of Softmax for how many of its bytes: codes beside everything else that makes a head smaller.
+# Accuracy kept against bytes: codes beside all other ways to make a head smaller.
 
 
 LEFT = {
     "share": ("Top-1 accuracy", "top-1 accuracy, share of Softmax", (0.75, 1.25)),
     "perplexity_ratio": ("Perplexity", "perplexity, times Softmax’s", (0.5, 2.5)),
 }
-"""Metric → title, name of its axis, limits: what lies beyond is off the picture, so that the rest can be told apart;
-the note below and the table have it."""
+"""Metric → title, name of its axis, limits: values beyond them are cut off, so that the rest can be told apart; the
+note below and the table have them."""
 BYTES = "bytes of the head, share of Softmax in bf16"
 
 
 def frontier(rows: Sequence[Row]) -> list[Picture]:
-    """One picture per setting, a panel per metric; none if the rows are not weighed in bytes, or all weigh the same."""
+    """One picture per setting, a panel per metric; none if the rows have no bytes, or all have the same."""
     found = []
     weighed = [row for row in rows if row.byte_share is not None and not row.is_reference]
     for setting, group in by_setting(weighed).items():
@@ -116,7 +116,7 @@ def frontier(rows: Sequence[Row]) -> list[Picture]:
 
 
 def _budget(row: Row) -> float:
-    """The share of Softmax's bytes in steps of a thousandth."""
+    """The share of Softmax's bytes, to a thousandth."""
     return round(_share(row), 3)
 
 
@@ -131,7 +131,7 @@ def _is_beyond(row: Row, metric: str) -> bool | None:
 
 
 def _left_out(rows: Sequence[Row]) -> str:
-    """What a note tells of the rows that a panel has no room for."""
+    """The note on rows that a panel has no room for."""
     texts = {"share": "{:.1%}", "perplexity_ratio": "{:.3g}×"}
     beyond = []
     for row in rows:
@@ -217,7 +217,7 @@ def _draw_tradeoff(axis: Any, rows: Sequence[Row], metric: str, top: float) -> N
 
 
 def _short(row: Row) -> str:
-    """`Minimal (13, 0)`: the kind of head is told by the colour."""
+    """`Minimal (13, 0)`: the colour shows the kind of head."""
     return row.name.replace(" MTL-ECOC", "").replace(" ECOC", "")
 
 
@@ -283,7 +283,7 @@ def _draw_curves(axis: Any, lines: Sequence[tuple[Key, Sequence[Result]]], unit:
     axis.set(ylabel=unit, xlabel="optimizer steps")
 
 
-# What drives accuracy: codeword length and hidden width, everything else being equal.
+# What drives accuracy: codeword length and hidden width, all else equal.
 
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -293,7 +293,7 @@ Line = list[tuple[int, Estimate]]
 
 
 def analyses(rows: Sequence[Row]) -> list[Picture]:
-    """Those of the pictures that the rows have something to show in."""
+    """The pictures for which the rows have data."""
     found = [
         _along(rows, "length", "Codeword length", "codeword length n (bits)", "bits", _length_series),
         _along(rows, "width", "Hidden width", "hidden width d", "width", _width_series),
@@ -321,7 +321,7 @@ def _along(
     axis_key: str,
     series_of: Callable[[str, Mapping[str, Any]], str | None],
 ) -> Picture | None:
-    """Metrics along a property of the head, everything else being equal; None without two points of a series."""
+    """Metrics along a property of the head, all else equal; None without two points in a series."""
     found = {setting: _series(group, axis_key, series_of) for setting, group in by_setting(rows).items()}
     names = dict.fromkeys(one for series in found.values() for one in series)
     keys = {

@@ -1,4 +1,4 @@
-"""A folder of results → a page that stands alone, and Markdown with pictures."""
+"""A folder of results → a self-contained page, and Markdown with pictures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Report:
-    """The parts in the order of reading."""
+    """The parts in reading order."""
 
     title: str
     subtitle: str
@@ -61,7 +61,7 @@ class Report:
 
 
 def compose(folder: str | Path) -> Report:
-    """Everything that the result files of a folder have to say; raises DataError as `read_evidence` does."""
+    """The whole content of a folder's result files; raises DataError as `read_evidence` does."""
     evidence = read_evidence(folder)
     results, rows = list(evidence.results.values()), summarise(evidence)
     config = results[0].config
@@ -82,7 +82,7 @@ def compose(folder: str | Path) -> Report:
 
 
 def _newest(results: Sequence[Result]) -> Result:
-    """The result that was measured last: a protocol's description may change as seeds are added."""
+    """The latest result: a protocol's description may change as seeds are added."""
     return max(results, key=lambda result: str(result.provenance.get("started_at", "")))
 
 
@@ -95,7 +95,7 @@ def _tables(rows: Sequence[Row]) -> list[Table]:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What was written, and the files that were left out of it."""
+    """The files written, and the result files omitted."""
 
     page: Path  # report.html, which needs no other file
     markdown: Path  # report.md, with two pictures beside it
@@ -105,8 +105,8 @@ class Rendered:
 def render(results_folder: str | Path, out: str | Path | None = None) -> Rendered:
     """Write `report.html`, `report.md` and its pictures into `out` (default: `report` beside the results).
 
-    Damaged files are named in the report and left out of every number. Raises DataError if no file is whole or if they
-    are of several protocols.
+    Damaged files are named in the report and excluded from every number. Raises DataError if no file is intact or if
+    they come from several protocols.
     """
     folder = Path(out) if out is not None else Path(results_folder).parent / "report"
     report = compose(results_folder)
@@ -114,7 +114,7 @@ def render(results_folder: str | Path, out: str | Path | None = None) -> Rendere
     return Rendered(write_page(report, folder), write_markdown(report, folder), report.damaged)
 
 
-# The numbers of a protocol in sentences, each of them a fact of the tables.
+# The numbers of a protocol in sentences, each a fact from the tables.
 
 
 BUDGETS = (0.02, 0.15, 0.55)  # largest share of the Softmax head's bytes, or parameters where bytes are not known
@@ -122,14 +122,14 @@ METRICS = {"share": "top-1 accuracy", "f1_share": "BERTScore F1"}
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """One paragraph per setting, one on what cannot be compared, and one on what the intervals allow to say."""
+    """One paragraph per setting, one on rows that cannot be compared, and one on the intervals."""
     paragraphs = [_of_setting(setting, group) for setting, group in by_setting(rows).items()]
     whole = [paragraph for paragraph in (*paragraphs, _without_reference(rows), _certainty(rows)) if paragraph]
     return [paragraph.replace(" ± ", "\u00a0±\u00a0") for paragraph in whole]  # no line ends inside a number
 
 
 def _of_setting(setting: str, rows: Sequence[Row]) -> str:
-    """What the best heads within growing budgets reach; a budget that changes nothing is not told."""
+    """Results of the best heads within growing budgets; a budget that changes nothing is omitted."""
     sentences = []
     unit = "bytes" if all(row.byte_share is not None for row in rows) else "parameters"
     told: dict[str, Row] = {}
@@ -186,7 +186,7 @@ def _overlap(one: Estimate, other: Estimate) -> bool:
 
 
 def _without_reference(rows: Sequence[Row]) -> str:
-    """Which rows have no shares of the reference, and for want of which of its seeds."""
+    """Which rows have no shares of the reference, and which of its seeds are missing."""
     told = [
         f"{setting_title(row.setting)}: {row.name} (seed {seeds})" if row.setting else f"{row.name} (seed {seeds})"
         for row in rows
@@ -205,7 +205,7 @@ def _certainty(rows: Sequence[Row]) -> str:
     return f"± is the half-width of the 95% t-interval over seeds.{single}"
 
 
-# Generated answers side by side. Whatever a model wrote is made harmless to look at; escaping is the template's.
+# Generated answers side by side. A model's text is made safe to display; the template escapes it.
 
 
 QUESTION_LENGTH = 400  # characters
@@ -228,7 +228,7 @@ class Sample:
 
 
 def samples(results: Sequence[Result], rows: Sequence[Row]) -> list[Sample]:
-    """The prompts that the heads of one setting were all given, with their answers at the smallest seed."""
+    """The prompts that all heads of one setting were given, with their answers at the smallest seed."""
     order = {(row.setting, row.cell): number for number, row in enumerate(rows)}
     found = []
     for setting in sorted({result.config["setting"] for result in results}, key=setting_size):
@@ -247,7 +247,7 @@ def samples(results: Sequence[Result], rows: Sequence[Row]) -> list[Sample]:
 
 
 def instruction_of(prompt: str) -> tuple[str, str]:
-    """Instruction and input of an Alpaca prompt; of another prompt its end, where the question stands."""
+    """Instruction and input of an Alpaca prompt; of another prompt its end, where the question is."""
     match = INSTRUCTION.search(prompt)
     if match:
         return harmless(match["instruction"], QUESTION_LENGTH), harmless(match["input"] or "", QUESTION_LENGTH)
@@ -281,7 +281,7 @@ def _of_group(setting: str, group: Sequence[Result]) -> list[Sample]:
 
 
 def _is_invisible(letter: str) -> bool:
-    """Control, format (bidirectional marks) and surrogate characters, but not what ends lines and joins emoji."""
+    """Control, format (bidirectional marks) and surrogate characters, except line ends and emoji joiners."""
     return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn") and letter not in "\n\t\u200d"
 
 
@@ -307,7 +307,7 @@ def page(report: Report) -> str:
 
 
 def write_markdown(report: Report, folder: Path) -> Path:
-    """Write `report.md` and its pictures, of which it has two at most."""
+    """Write `report.md` and its pictures, at most two."""
     shown = chosen(report.pictures)
     for picture in shown:
         (folder / f"{picture.name}.png").write_bytes(png(picture))
@@ -315,7 +315,7 @@ def write_markdown(report: Report, folder: Path) -> Path:
 
 
 def chosen(pictures: Sequence[Picture]) -> list[Picture]:
-    """Those that tell most, the first of FIRST."""
+    """The most informative ones, the first of FIRST."""
 
     def place(picture: Picture) -> int:
         names = (number for number, name in enumerate(FIRST) if f"{picture.name}-".startswith(f"{name}-"))

@@ -14,17 +14,17 @@ from codehead.config.decision import design_name
 from codehead.lab.reports.evidence import Evidence
 from codehead.lab.result import Result
 
-# What results are called in tables and pictures, and which of them share a colour.
+# The names of results in tables and pictures, and which of them share a colour.
 
 
 LEARNT = ("converted", "labelled", "joint", "trained")
-"""Families of codes with the codeword loss that learnt from a Softmax head and end in integers, by how: see `_way`."""
+"""Families of codes with the codeword loss, distilled from a Softmax head and rounded, by method: see `_way`."""
 OVER_TOKENS = ("softmax", "codeword", "refined", *LEARNT, "peer")
 """Families whose training loss is one over V tokens, not over bits."""
 
 
 def label_of(result: Result) -> str:
-    """The configuration as the paper writes it: `MinRandom MTL-ECOC (50, 512)`; and what the paper does not have."""
+    """The configuration as the paper writes it, `MinRandom MTL-ECOC (50, 512)`, plus parts that the paper lacks."""
     decision, peer = result.metrics["decision"], result.metrics.get("peer")
     if peer is not None and not peer.get("convert"):
         return _label_of_peer(peer)
@@ -45,7 +45,7 @@ def _asked(result: Result) -> Mapping[str, Any]:
 
 
 def _told(result: Result) -> list[str]:
-    """In a word or two, how a decision layer learnt from a Softmax head; none for a plain conversion."""
+    """A word or two on how a decision layer learnt from a Softmax head; empty for a plain conversion."""
     distil = _distillation(result)
     weight = distil.get("label_weight", 0)
     words = {
@@ -59,8 +59,8 @@ def _told(result: Result) -> list[str]:
 def _way(result: Result) -> str:
     """How a decision layer learnt from a Softmax head; nothing if it did not.
 
-    "converted" with a frozen backbone, "labelled" with the text's own tokens, "joint" with the backbone, in place of
-    a finished head; "trained" before a training of its own.
+    "converted" with a frozen backbone, "labelled" with the text's own tokens, "joint" with the backbone, to replace a
+    trained head; "trained" if followed by training.
     """
     distil = _distillation(result)
     if not distil:
@@ -71,18 +71,18 @@ def _way(result: Result) -> str:
 
 
 def _distillation(result: Result) -> Mapping[str, Any]:
-    """The options of learning from a Softmax head, of a conversion or before a training; empty without any."""
+    """The options for learning from a Softmax head, in a conversion or before training; empty if there are none."""
     peer, run = result.metrics.get("peer"), result.config.get("run") or {}
     return (run if peer is None else peer.get("convert") or {}).get("distil") or {}
 
 
 def backbone_steps(distil: Mapping[str, Any]) -> int:
-    """Steps in which the backbone learnt too, also under the name of version 0.1."""
+    """Steps that also trained the backbone, also under the name of version 0.1."""
     return int(distil.get("backbone_steps") or distil.get("trunk_steps") or 0)
 
 
 def _label_of_code(decision: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Of what a decision layer is; `asked` tells how many of its bits are check bits, and who has which codeword."""
+    """The name of a decision layer; `asked` gives its number of check bits and its assignment."""
     if decision["head"] == "low_rank" and decision["design"] == "one_vs_all":
         return f"Low rank {decision['rank']}"
     if decision["head"] == "adaptive":
@@ -124,12 +124,12 @@ def family_of(result: Result) -> str:
     return "codeword" if decision["loss"] == "codeword" else decision["head"]
 
 
-# Short names for tables and pictures: `code 5%`, where a cell is called after its share of the bytes.
+# Short names for tables and pictures: `code 5%`, if a cell is named after its share of the bytes.
 
 
 NUMBER = re.compile(r"-(\d+(?:\.\d+)?)(?=-|$)")
 NEAR = 2.0
-"""How many times a cell's number may differ from the per cent that its head takes, and still stand for them."""
+"""The factor by which the number in a cell's name may differ from its head's per cent and still mean it."""
 
 
 def short_name(result: Result, label: str, byte_share: float | None) -> str:
@@ -151,8 +151,8 @@ T_975 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-DIGITS = 12  # that a number in the name of a setting is filled up to, to be sorted
-FINAL_SHARE = 0.1  # of the logged steps: what "final training loss" is averaged over
+DIGITS = 12  # digits to which a number in a setting's name is padded for sorting
+FINAL_SHARE = 0.1  # share of the logged steps that "final training loss" is averaged over
 TEST_METRICS = ("top1", "top5", "perplexity", "bits_per_byte", "node_loss", "bit_accuracy")
 ANSWER_METRICS = ("precision", "recall", "f1")  # BERTScore
 SHARES = {
@@ -167,14 +167,14 @@ TIMED = ("answer_seconds", "tokens_per_second")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and the half width of its 95% t-interval (None for a single seed)."""
+    """A mean over seeds and the half-width of its 95% t-interval (None for a single seed)."""
 
     mean: float
     half_width: float | None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """The estimate of one value per seed."""
+        """The estimate from one value per seed."""
         count = len(values)
         if count < 2:
             return cls(fmean(values), None)
@@ -183,12 +183,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One head at one setting. A metric that its results do not have is missing from `values`."""
+    """One head at one setting. A metric that its results lack is missing from `values`."""
 
     name: str  # a short one
     label: str  # the full description
     cell: str
-    family: str  # what shares a colour: softmax, linear, mtl, codeword, refined, one of LEARNT, or peer (no code)
+    family: str  # heads of one colour: softmax, linear, mtl, codeword, refined, one of LEARNT, or peer (no code)
     setting: str
     seeds: int
     parameters: int  # of the head
@@ -200,10 +200,10 @@ class Row:
     bytes_resident: int | None = None  # weights and codebook
     byte_share: float | None = None  # of the reference's bytes, both stored with weights in bf16
     times: dict[str, float] = field(default_factory=dict)
-    """TIMED, all of one seed: medians of interleaved repeats, which one slow moment of the machine does not move."""
+    """TIMED, all of one seed: medians of interleaved repeats, robust to a slow moment of the machine."""
     decoders: dict[str, dict[str, Estimate]] = field(default_factory=dict)
-    """Name of a decoder → `top1`, and `share` of the reference's: the same outputs read in other ways."""
-    unmatched: tuple[int, ...] = ()  # seeds that the reference has no result of: then there are no SHARES
+    """Name of a decoder → `top1`, and `share` of the reference's: the same outputs with other decoders."""
+    unmatched: tuple[int, ...] = ()  # seeds missing from the reference: then there are no SHARES
 
 
 def summarise(results: Iterable[Result] | Evidence) -> list[Row]:
@@ -249,7 +249,7 @@ def setting_size(setting: str) -> tuple[float, str]:
 
 
 def setting_title(setting: str) -> str:
-    """`10M` is a number of tokens; other names stand for themselves."""
+    """`10M` is a number of tokens; other names are shown as they are."""
     return f"{setting} tokens" if math.isfinite(setting_size(setting)[0]) else setting
 
 
@@ -286,7 +286,7 @@ def _row(group: list[Result], references: list[Result], timed: Mapping[str, Any]
 
 
 def _measured(result: Result) -> dict[str, Any]:
-    """Everything measured of one run, by name; None for what it does not have."""
+    """All measurements of one run, by name; None for missing ones."""
     bertscore = (result.metrics.get("answers") or {}).get("bertscore") or {}
     return {
         **{name: result.metrics["test"].get(name) for name in TEST_METRICS},
@@ -296,7 +296,7 @@ def _measured(result: Result) -> dict[str, Any]:
 
 
 def _by_decoder(group: Sequence[Result], whole: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, Estimate]]:
-    """What every decoder made of all runs of a group; nothing if some run was not read with it."""
+    """The results of every decoder over all runs of a group; without decoders that some run lacks."""
     read = [result.metrics.get("decoders") or {} for result in group]
     found = {}
     for name in read[0]:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 ABSENT = "–"
-LABEL_WIDTH = 18  # "MinRandom MTL-ECOC", which is broken before its numbers in a narrow terminal
-TERMINAL, DOCUMENT, REPORT = 0, 1, 2  # in order of the room they have
+LABEL_WIDTH = 18  # "MinRandom MTL-ECOC", wrapped before its numbers in a narrow terminal
+TERMINAL, DOCUMENT, REPORT = 0, 1, 2  # in order of available width
 
 
 @dataclass(frozen=True)
 class Heading:
-    """What stands above a column, and above it and its neighbours of the same group."""
+    """The heading of a column, and of its group."""
 
     text: str
     group: str = ""
@@ -40,18 +40,18 @@ class Table:
     caption: str
     headings: tuple[Heading, ...]
     rows: tuple[tuple[str, ...], ...]
-    strong: frozenset[int] = frozenset()  # rows to set apart: the reference
-    names: tuple[tuple[str, str], ...] = ()  # what short names stand for
+    strong: frozenset[int] = frozenset()  # rows to highlight: the reference
+    names: tuple[tuple[str, str], ...] = ()  # the meaning of short names
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """Group headings with the number of columns under each; empty if no column has one."""
+        """Group headings with the number of columns under each; empty if there are none."""
         spans = [(name, len(list(members))) for name, members in groupby(self.headings, lambda heading: heading.group)]
         return spans if any(name for name, _ in spans) else []
 
     @property
     def starts(self) -> list[bool]:
-        """Whether a column begins another group than its neighbour's."""
+        """Whether a column begins a new group."""
         names = [heading.group for heading in self.headings]
         return [number > 0 and name != names[number - 1] for number, name in enumerate(names)]
 
@@ -69,7 +69,7 @@ class Column:
 
 
 def columns(rows: Sequence[Row], room: int = DOCUMENT) -> list[Column]:
-    """The columns that there is room for and that at least one row fills."""
+    """The columns that fit and that at least one row fills."""
     return [
         column for column in _usual(rows) if column.room <= room and any(column.text(row) != ABSENT for row in rows)
     ]
@@ -104,12 +104,12 @@ def markdown(table: Table, *, with_groups: bool = False) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The table for a document: the columns that a reader compares heads by."""
+    """The table for a document: the columns for comparing heads."""
     return markdown(table_of(rows, room=DOCUMENT))
 
 
 def rich_table(rows: Sequence[Row], title: str = "") -> RichTable:
-    """The table for a terminal, without the columns that only a document has room for."""
+    """The table for a terminal, without the columns that fit only into a document."""
     from rich import box
     from rich.table import Table as RichTable
 
@@ -155,7 +155,7 @@ def mean_of(row: Row, name: str, told: Callable[[float], str]) -> str:
 
 
 def node_loss(row: Row) -> str:
-    """Final mean training loss per node; a loss over V tokens is none."""
+    """Final mean training loss per node; empty for a loss over V tokens."""
     is_bitwise = row.family not in OVER_TOKENS
     return number(row.values.get("train_loss"), 4) if is_bitwise else ABSENT
 
@@ -171,7 +171,7 @@ def _loss_without_interval(row: Row) -> str:
 
 
 def _usual(rows: Sequence[Row]) -> list[Column]:
-    """Every column that a table of these rows may have. A terminal has room for the loss or for F1."""
+    """All possible columns for these rows. A terminal has room for the loss or for F1."""
     differ = len({row.seeds for row in rows}) > 1
     scored = any("f1" in row.values for row in rows)
     weighed = any(row.byte_share is not None for row in rows)
@@ -204,7 +204,7 @@ def _usual(rows: Sequence[Row]) -> list[Column]:
 
 
 def _parameters(row: Row) -> str:
-    """Nothing for a Softmax head that was quantised or trimmed: its numbers are not what it had before."""
+    """Nothing for a quantised or trimmed Softmax head: its parameter count no longer applies."""
     return ABSENT if row.family == "peer" and row.decision is None else f"{row.parameters:,}"
 
 
@@ -226,14 +226,14 @@ def _three_digits(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-# Which code is read best by which decoder: top-1 accuracy of the same outputs, ranked in different ways.
+# The best decoder for each code: top-1 accuracy of the same outputs under different decoders.
 
 
 GROUPS = {"share": "Top-1, of Softmax", "top1": "Top-1"}
 
 
 def decoder_tables(rows: Sequence[Row]) -> list[Table]:
-    """A table per setting in which codes were read by several decoders; the best code comes first."""
+    """A table per setting in which codes were tried with several decoders; the best code comes first."""
     tables = []
     for setting, group in by_setting(rows).items():
         shown = [row for row in group if row.decoders]
@@ -256,7 +256,7 @@ def _text(row: Row, decoder: str, metric: str) -> str:
     return ABSENT if found is None else percent(found[metric])
 
 
-# Keeps the tables of documents equal to the result files they come from.
+# Keeps tables in documents in step with their result files.
 #
 # A document marks the place with a folder of results, relative to the document, and optionally a setting and cells:
 #
@@ -292,7 +292,7 @@ def embed(document: str | Path) -> bool:
 
 
 def rendered(text: str, folder: Path) -> str:
-    """`text` with every marked table made from its results, found relative to `folder`."""
+    """`text` with every marked table rebuilt from its results, found relative to `folder`."""
     return BLOCK.sub(lambda block: f"{block['open']}\n{_marked_table(folder, block)}\n{block['close']}", text)
 
 
