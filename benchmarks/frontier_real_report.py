@@ -26,7 +26,9 @@ KINDS = {
 """Beginnings of keys, and their meanings."""
 BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
 """Targets set beforehand: share of top-1 and perplexity ratio."""
-IN_README = ("int4-corrected", "code-0.25", "int3-corrected", "code-0.1", "code-0.05", "code-0.02")
+IN_README = ("int4-corrected", "code-0.25", "code-0.1", "code-0.05", "code-0.02")
+COMPARED = (*IN_README, "int3-corrected")
+"""By the frequency of tokens."""
 
 
 class Head:
@@ -173,7 +175,7 @@ def picking(heads: list[Head]) -> str:
     rows = []
     for head in heads:
         own = head.pooled(MIXTURE)
-        needs = "training" if head.kind == "code" else "nothing"
+        needs = "training" if "distil" in head.how else "nothing"
         rows.append(
             [
                 head.name,
@@ -261,7 +263,7 @@ def report(name: str) -> list[Head]:
     """Fill the page of a result and draw its pictures; returns the heads."""
     metrics, page = Result.read(RESULTS / f"{name}.json").metrics["heads"], PAGES / name / "report.md"
     heads = sorted((Head(key, found) for key, found in metrics.items()), key=lambda head: head.share)
-    chosen = [head for head in heads if head.key in IN_README]
+    chosen = [head for head in heads if head.key in COMPARED]
     for table, make in {"overall": overall, "domains": domains, "learning": learning}.items():
         filled(page, table, make(heads))
     filled(page, "octaves", octaves(chosen))

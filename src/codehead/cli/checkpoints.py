@@ -29,7 +29,8 @@ def attach(
 ) -> None:
     """Replace a model's Softmax head with a code and save it.
 
-    Without --code, the new head is an additive code that starts near the old one. With --code, it is untrained.
+    Without --code, the new head is an additive code that starts near the old one, with loss codeword. With --code, the
+    defaults below apply: random weights, unless --start old_head.
     """
     from codehead.evaluation.size import model_size
     from codehead.models.surgery import attach as attach_to
@@ -71,7 +72,7 @@ def convert(
     dtype: opt.Dtype = "auto",
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate/--no-calibrate", help="Fit a temperature to a tenth of the text, set aside for it."),
+        typer.Option("--calibrate/--no-calibrate", help="Fit a temperature on text set aside: 4,096 tokens at most."),
     ] = True,
     packed: Annotated[bool, typer.Option("--packed/--unpacked", help=opt.PACKED)] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Seed of all random choices.")] = 0,
