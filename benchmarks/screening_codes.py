@@ -5,7 +5,8 @@
 Every code approximates the white rows y of a head (see `codehead.screening.transform_coding`), and every token also has
 its bias w · μ. Counts only, no step times. `transform coding` is what screening uses. `RaBitQ` (arXiv
 2405.12497): signs of as many principal coordinates as there are bits, rotated at random, scaled per token. `additive`:
-residual quantisation (Y. Chen et al. 2010) by FAISS, a beam of 4, books of 256 entries. `learned` starts from transform
+residual quantisation (Y. Chen et al. 2010) by FAISS with books of 256 entries, a beam of 4; `additive, nibbles` with
+books of 16, as a scan in registers can look them up. `learned` starts from transform
 coding and is trained for recall: the cross-entropy of the dense head's choice in a softmax over the candidates that the
 code finds; `head learned` leaves the codewords as they are, `all learned` changes them too.
 """
@@ -186,7 +187,8 @@ def codes(
             model = best_learned(lambda c=code: start(weight, c, of.biases), of.learn, codewords, options.steps)
             yield name, bits, model.rows, model.biases.weight.detach()[:, 0], of
         yield "RaBitQ", bits, rabitq(of.rows, bits), of.biases, of
-        yield "additive", bits, additive(of.rows, bits), of.biases, of
+        yield "additive", bits, additive(of.rows, bits, 8), of.biases, of
+        yield "additive, nibbles", bits, additive(of.rows, bits, 4), of.biases, of
 
 
 @torch.no_grad()
