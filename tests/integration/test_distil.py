@@ -240,7 +240,7 @@ def test_the_sizes_of_rows_that_learn():
     ("nats", "rate", "weight"), [(None, 1e30, 0.0), (None, 1e30, 0.5), (None, 0.3, 0.0), (float("nan"), 1e30, 0.5)]
 )
 def test_a_head_that_does_not_learn_is_not_kept(nats, rate, weight, monkeypatch):
-    expected = pytest.warns(UserWarning, match="the new head was put back")
+    expected = pytest.warns(UserWarning, match="the new head was reset to its start")
     if nats is not None:
         expected = pytest.raises(CodeheadError, match="diverged")
         monkeypatch.setattr("codehead.training.distil.imitate", lambda *args: nats)

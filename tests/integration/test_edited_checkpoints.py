@@ -161,7 +161,7 @@ ALIASES = {
     "decision.table": "codebook in the weights",
     "decision.description": "quantization_config among the weights",
     "decision.corrections.shortlist": "shortlist",
-    "decision.corrections.refinement": "further symbols",
+    "decision.corrections.refinement": "extra bits",
     "seal.digest": "seal.digest",
 }
 """What errors of content call the fields and tensors whose names contain this."""

@@ -101,7 +101,7 @@ def test_two_commands_do_not_screen_into_one_folder(place, tmp_path, codehead, w
     with locked(out):
         status, _, errors = codehead("screen", place / "model", "--out", out, *OPTIONS)
     assert status == 2
-    assert "another command is at work" in errors
+    assert "another command is using" in errors
     out.mkdir()
     (out / LOCK).touch()  # of a process that was killed
     assert codehead("screen", place / "model", "--out", out, *OPTIONS)[0] == 0

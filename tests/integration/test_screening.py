@@ -245,7 +245,7 @@ def test_bfloat16_and_copies_keep_the_code(tmp_path):
 
 @pytest.mark.parametrize(("way", "reason"), [
     ({"do_sample": True, "top_k": 0}, "sampling without top_k"), ({"num_beams": 2}, "beams"),
-    ({"num_beams": 2, "do_sample": True, "top_k": 5}, "beams"), ({"prompt_lookup_num_tokens": 2}, "drafted"),
+    ({"num_beams": 2, "do_sample": True, "top_k": 5}, "beams"), ({"prompt_lookup_num_tokens": 2}, "draft is checked"),
 ], ids=str)  # fmt: skip
 def test_a_dense_path_is_announced_once(way, reason):
     model, ids = screened(), tokens(1, 6)

@@ -36,7 +36,7 @@ OPEN = [
 @pytest.fixture
 def counted(monkeypatch):
     """Lets tiny models scan, and counts the selections, their steps, and the steps with all logits."""
-    monkeypatch.setattr(scan, "LEAST", 1)
+    monkeypatch.setattr(scan, "LEAST_SCANNED", 1)
     monkeypatch.setattr(scan, "pays", lambda *_: True)
     monkeypatch.setattr(selection, "FEW", 3)
     seen: list[Selection] = []

@@ -211,7 +211,7 @@ def test_what_a_budget_does_not_choose_can_be_changed():
             lambda: DecisionConfig.for_budget(ModelShape(64, 300), "20%", bitss=5),
             "no field 'bitss'; did you mean 'bits'",
         ),
-        (lambda: DecisionConfig.for_budget("some/model"), "the model is 'some/model'; give a model of transformers"),
+        (lambda: DecisionConfig.for_budget("some/model"), "the model is 'some/model'; give a transformers model"),
         (lambda: ModelShape(True, 300), "hidden_size of the model is True; give a whole number"),
         (lambda: ModelShape(64, float("nan")), "num_classes of the model is nan; give a whole number"),
     ],

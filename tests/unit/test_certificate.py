@@ -24,7 +24,7 @@ def test_the_order_statistic_is_the_least_that_covers(count, share, confidence):
 
 
 def test_too_few_positions_are_refused_with_how_many_would_do():
-    with pytest.raises(ConfigurationError, match="give 2,995 of them"):
+    with pytest.raises(ConfigurationError, match="give at least 2,995 of them"):
         order_statistic(2994, 0.999, 0.95)
     assert order_statistic(2995, 0.999, 0.95) == 2995
 
