@@ -201,7 +201,7 @@ def sizes() -> str:
         found = [_size(Head(protocol, cell)) for protocol in ("small-1", REAL)]
         lines.append([said.label, *_said_size(said, softmax), *found[0], *found[1]])
     ours = [Head(REAL, cell) for cell in ("converted-15", "converted-50")]
-    lines += [[head.row.label, "–", "–", "–", "–", *_size(head)] for head in ours if head.is_measured]
+    lines += [[head.row.name, "–", "–", "–", "–", *_size(head)] for head in ours if head.is_measured]
     header = ["Head"]
     for where in ("the paper", "small-1", REAL):
         header += [f"{where}: parameters", "time"]
@@ -272,10 +272,11 @@ def budget() -> str:
 
 def rates() -> str:
     """The learning rates that were tried, and what heads reached with them on the validation split."""
+    short = {row.label: row.name for row in rows(REAL)}
     tried: dict[str, list[Result]] = {}
     for path in sorted((RESULTS / RATES).glob("*.json")):
         result = Result.read(path)
-        tried.setdefault(label_of(result), []).append(result)
+        tried.setdefault(short.get(label_of(result), label_of(result)), []).append(result)
     lines = []
     for label, results in tried.items():
         for result in sorted(results, key=_rate):
