@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from codehead import codes, heads
 from codehead.codes.packing import row_bytes
 from codehead.config import DecisionConfig, ModelShape
-from codehead.decoding.extras import Corrections, Refinement, ShortlistHead
+from codehead.decoding.extras import Corrections, ExtendedHead, Refinement
 from codehead.lab.result import Result
 from codehead.layer import DecisionLayer
 from codehead.models.rounding import INT4, round_parts
@@ -64,7 +64,7 @@ def layer_of(config: DecisionConfig, shape: ModelShape) -> DecisionLayer:
         config.token_bias,
         Refinement.of(shape.num_classes, torch.arange(tokens), plane, bits) if tokens else None,
     )
-    head = ShortlistHead(head, shape.hidden_size, corrections.num_outputs)
+    head = ExtendedHead(head, shape.hidden_size, corrections.num_outputs)
     return DecisionLayer(codebook, head, config.loss, corrections=corrections)
 
 

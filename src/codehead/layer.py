@@ -297,7 +297,7 @@ class DecisionLayer(nn.Module):
         if outputs is not None and outputs != self.decision.num_outputs:
             raise ConfigurationError(
                 f"the head gives {outputs} outputs but the decision layer reads {self.decision.num_outputs}; build the "
-                "head with num_bits=codebook.length, inside a ShortlistHead if there are dense rows"
+                "head with num_bits=codebook.length, inside an ExtendedHead if there are dense rows"
             )
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from codehead import heads
 from codehead.codes import build
-from codehead.decoding.extras import Corrections, ShortlistHead
+from codehead.decoding.extras import Corrections, ExtendedHead
 from codehead.errors import ConfigurationError, DataError
 from codehead.heads.feedforward import scale_outputs
 from codehead.layer import DecisionLayer
@@ -112,7 +112,7 @@ def test_pieces_change_nothing(layer, monkeypatch):
 def test_folding_is_scaling_the_outputs(name, listed):
     torch.manual_seed(0)
     head = heads.build(name.split()[0], HIDDEN, 9, **SCALABLE[name])
-    head = (ShortlistHead(head, HIDDEN, listed) if listed else head).double()
+    head = (ExtendedHead(head, HIDDEN, listed) if listed else head).double()
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     hidden, scales = torch.randn(20, HIDDEN).double(), torch.rand(9).double() + 0.5
@@ -128,7 +128,7 @@ def corrected():
     torch.manual_seed(0)
     corrections = Corrections(CLASSES, torch.tensor([3, 8]), token_bias=True)
     torch.nn.init.normal_(corrections.token_bias)
-    head = ShortlistHead(heads.build("linear", HIDDEN, 16), HIDDEN, 2)
+    head = ExtendedHead(heads.build("linear", HIDDEN, 16), HIDDEN, 2)
     torch.nn.init.normal_(head.rows.weight)
     return DecisionLayer(build("minrandom", CLASSES, bits=16), head, loss="codeword", corrections=corrections)
 
@@ -177,7 +177,7 @@ def test_a_head_that_ends_in_no_linear_map_is_refused():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_integers_are_scaled_by_the_scales_of_their_rows(name, bits):
     torch.manual_seed(0)
-    head = ShortlistHead(heads.build(name.split()[0], HIDDEN, 9, **{**SCALABLE[name], "bias": False}), HIDDEN, 2)
+    head = ExtendedHead(heads.build(name.split()[0], HIDDEN, 9, **{**SCALABLE[name], "bias": False}), HIDDEN, 2)
     torch.nn.init.normal_(head.rows.weight)
     round_parts(head, torch.nn.Module(), bits)
     hidden, scales = torch.randn(20, HIDDEN), torch.rand(9) + 0.5

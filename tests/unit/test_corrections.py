@@ -13,7 +13,7 @@ from codehead import heads
 from codehead.codes import build
 from codehead.codes.table import CodewordTable
 from codehead.decoding import decode, token_scores
-from codehead.decoding.extras import Corrections, ShortlistHead, choose_tokens
+from codehead.decoding.extras import Corrections, ExtendedHead, choose_tokens
 from codehead.errors import ConfigurationError
 from codehead.layer import Decision, DecisionLayer
 
@@ -86,7 +86,7 @@ def test_new_dense_rows_change_nothing_yet():
     codebook = build("minrandom", V, bits=BITS)
     head = heads.build("linear", 8, BITS)
     layer = DecisionLayer(
-        codebook, ShortlistHead(head, 8, 2), "codeword", corrections=Corrections(V, torch.tensor([3, 1]), True)
+        codebook, ExtendedHead(head, 8, 2), "codeword", corrections=Corrections(V, torch.tensor([3, 1]), True)
     )
     hidden = torch.randn(5, 8)
     assert torch.equal(layer(hidden), token_scores(head(hidden), CodewordTable(codebook)))
@@ -97,7 +97,7 @@ def test_dense_rows_learn_what_the_code_cannot():
     torch.manual_seed(0)
     codebook = build("minimal", 16)
     layer = DecisionLayer(
-        codebook, ShortlistHead(heads.build("linear", 16, 4), 16, 16), "codeword",
+        codebook, ExtendedHead(heads.build("linear", 16, 4), 16, 16), "codeword",
         corrections=Corrections(16, torch.arange(16), False),
     )  # fmt: skip
     hidden, labels = torch.eye(16), torch.arange(16).flip(0)

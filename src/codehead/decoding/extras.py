@@ -16,10 +16,10 @@ from codehead.errors import ConfigurationError
 # A head with dense rows for a shortlist of tokens beside its bits.
 
 
-class ShortlistHead(nn.Module):
-    """Hidden states `(…, hidden)` → `(…, n + K)`: the bit logits of another head, then a logit per listed token.
+class ExtendedHead(nn.Module):
+    """Hidden states `(…, hidden)` → `(…, n + K)`: the bit logits of another head, then those of K rows.
 
-    The rows `(K, hidden)` start at zero, so a new shortlist changes nothing at first.
+    The rows `(K, hidden)`, of extra bits and dense rows, start at zero: they change nothing at first.
     """
 
     def __init__(self, bits: nn.Module, hidden_size: int, rows: int) -> None:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from codehead.codes.design import whole_number
 from codehead.codes.table import CodewordTable
-from codehead.decoding.extras import ShortlistHead
+from codehead.decoding.extras import ExtendedHead
 from codehead.decoding.numerics import narrowed, no_autocast, roomy, top_k, top_k_among, wide
 from codehead.errors import ConfigurationError
 from codehead.heads.feedforward import ACTIVATIONS, HEADS
@@ -202,7 +202,7 @@ class Chain(nn.Module):
     @classmethod
     def of(cls, head: nn.Module) -> Chain | None:
         """The chain that the features of a `ChainHead` are for; None for any other head."""
-        bits = head.bits if isinstance(head, ShortlistHead) else head
+        bits = head.bits if isinstance(head, ExtendedHead) else head
         return cls(bits.num_bits, bits.width, bits.block, bits.activation) if isinstance(bits, ChainHead) else None
 
     @property

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from codehead.codes.design import whole_number
-from codehead.decoding.extras import ShortlistHead
+from codehead.decoding.extras import ExtendedHead
 from codehead.errors import ConfigurationError
 from codehead.registry import Registry
 
@@ -175,7 +175,7 @@ def last_map(head: nn.Module) -> list[Tensor]:
     head with dense rows, those of its bits. A weight in int8 or int4 is represented by the scales of its rows `(n, 1)`.
     ConfigurationError if the head ends in something else, or its bias is in int8, with one scale for all bits.
     """
-    bits: Any = head.bits if isinstance(head, ShortlistHead) else head
+    bits: Any = head.bits if isinstance(head, ExtendedHead) else head
     prefix = "output_" if hasattr(bits, "output_weight") else ""
     if not prefix and not isinstance(bits, nn.Linear):
         raise ConfigurationError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codehead.decoding.extras import ShortlistHead
+from codehead.decoding.extras import ExtendedHead
 from codehead.decoding.numerics import wide
 from codehead.errors import ConfigurationError
 from codehead.heads.feedforward import LowRankHead
@@ -86,7 +86,7 @@ def _without_bias(
 def _dense(model: Any) -> tuple[Tensor, Tensor | None]:
     """Weight `(V, hidden)` and bias `(V,)`, in float32 or float64."""
     head, decision = model.get_output_embeddings(), model.decision
-    has_rows, corrections = isinstance(head, ShortlistHead), decision.corrections
+    has_rows, corrections = isinstance(head, ExtendedHead), decision.corrections
     matrix, offset = _linear_map(head.bits if has_rows else head)
     weight = _spread(matrix, decision)
     bias = None if offset is None else _spread(offset, decision)

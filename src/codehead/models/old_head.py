@@ -17,7 +17,7 @@ from codehead.codes.codebook import Codebook, PackedCodebook
 from codehead.codes.design import minimal_length, whole_number
 from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
-from codehead.decoding.extras import Corrections, Refinement, ShortlistHead, choose_tokens
+from codehead.decoding.extras import Corrections, ExtendedHead, Refinement, choose_tokens
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.head_outputs import CorrectedBits
 from codehead.heads.adaptive import AdaptiveHead
@@ -240,7 +240,7 @@ def start_from(old: OldHead, head: nn.Module, decision: Decision, scale: float) 
     Raises:
         ConfigurationError: for any other head or code, or if the old bias has no place.
     """
-    bits = head.bits if isinstance(head, ShortlistHead) else head
+    bits = head.bits if isinstance(head, ExtendedHead) else head
     table = decision.table
     _refuse_lost_bias(old, bits, decision)
     if isinstance(bits, LowRankHead) and table.is_implicit:
@@ -291,7 +291,7 @@ def _start_linear(old: OldHead, head: nn.Module, bits: nn.Linear, decision: Deci
     if corrections is None:
         return
     listed = corrections.shortlist.long()
-    if isinstance(head, ShortlistHead):
+    if isinstance(head, ExtendedHead):
         rows = old.weight[listed].double() - codewords[listed].double() @ solution - common
         head.rows.weight.copy_(torch.cat([solution[len(solution) - corrections.num_bits :], rows]))
     if corrections.token_bias is not None:

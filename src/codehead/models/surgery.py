@@ -16,7 +16,7 @@ from codehead.codes.table import CodewordTable
 from codehead.config import DecisionConfig
 from codehead.config.blocks import require_that
 from codehead.config.decision import NEAR_OLD_HEAD
-from codehead.decoding.extras import ShortlistHead
+from codehead.decoding.extras import ExtendedHead
 from codehead.errors import CodebookError, ConfigurationError
 from codehead.head_outputs import Tokens
 from codehead.heads.chain import Chain
@@ -290,7 +290,7 @@ def _assigned(codebook: Codebook, config: DecisionConfig, old: OldHead) -> Codeb
 def build_head(config: DecisionConfig, hidden_size: int, num_bits: int, further: int) -> nn.Module:
     """The head of a description, with `further` rows for extra bits and dense rows, if any."""
     head = heads.build(config.head, hidden_size, num_bits, **config.head_options)
-    return ShortlistHead(head, hidden_size, further) if further else head
+    return ExtendedHead(head, hidden_size, further) if further else head
 
 
 def _seeded_head(
