@@ -306,7 +306,8 @@ class Gain:
             return f"{timed}\nScreening gains nothing here."
         return (
             f"{timed}\nScreen it: mode fast finds the same token at a promised share of positions, 99.9% by "
-            "default; mode exact gives the dense head's greedy text and gains less. On a GPU neither should gain anything."
+            "default; mode exact gives the dense head's greedy text and gains less. On a GPU neither should gain "
+            "anything."
         )
 
     def as_dict(self) -> dict[str, Any]:
