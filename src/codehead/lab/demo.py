@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from codehead.errors import CodeheadError, DataError
 from codehead.lab.protocols.protocol import Protocol
 from codehead.lab.protocols.runner import Callbacks, Report, run_protocol
 from codehead.lab.result import RESULTS, failure_path, replace_file
 
+MOST_THREADS = 4  # the model is so small that more get in each other's way
 TEXT = "DEMO_TEXT"  # the variable that stands for the folder of the text, so that results hold no local path
 
 
@@ -33,6 +36,7 @@ def run_demo(
     """
     text = out / "text"
     write_text(text)
+    torch.set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
     outcome = run_protocol(protocol, out, variables={TEXT: str(text)}, report=report, callbacks=callbacks)
     if outcome.failed:
         raise CodeheadError(
