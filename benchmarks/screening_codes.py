@@ -45,6 +45,10 @@ NEAR = 0.005
 """The initial distance of a learned bit from its sign change."""
 
 
+Approximate = tuple[Tensor, Tensor]
+"""White rows `(V, H)` as a code has them, and biases `(V,)`."""
+
+
 class White(NamedTuple):
     """A head and its hidden states in coordinates where the hidden states are white."""
 
@@ -57,7 +61,7 @@ class White(NamedTuple):
     test: Positions
 
 
-def white(weight: Tensor, hidden: Tensor) -> tuple[White, TransformCode]:
+def white(weight: Tensor, hidden: Tensor) -> White:
     """The white rows of a head and the hidden states as they see them; a quarter of the positions is for the test."""
     head = nn.Linear(weight.shape[1], 1, bias=False)
     head.weight, head.out_features = nn.Parameter(weight, requires_grad=False), len(weight)
@@ -67,7 +71,7 @@ def white(weight: Tensor, hidden: Tensor) -> tuple[White, TransformCode]:
     rows = weight @ code.directions.float() - code.centre.float()
     given = (hidden - code.mean.float()) @ code.inverse.T.float()
     learn, test = Positions(given[:cut], best[:cut]), Positions(given[cut:], best[cut:])
-    return White(rows, weight @ code.mean.float(), learn, test), code
+    return White(rows, weight @ code.mean.float(), learn, test)
 
 
 def ranks(rows: Tensor, biases: Tensor, positions: Positions) -> np.ndarray:
@@ -98,9 +102,9 @@ def rabitq(rows: Tensor, bits: int) -> Tensor:
     return F.pad(approximate, (0, rows.shape[1] - used.shape[1]))
 
 
-def additive(rows: Tensor, bits: int) -> Tensor:
-    """The rows as approximated by residual quantisation."""
-    quantizer = faiss.ResidualQuantizer(rows.shape[1], bits // 8, 8)
+def additive(rows: Tensor, bits: int, digits: int) -> Tensor:
+    """The rows as approximated by residual quantisation with books of 2^digits entries."""
+    quantizer = faiss.ResidualQuantizer(rows.shape[1], bits // digits, digits)
     quantizer.max_beam_size = BEAM
     some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED))[:SAMPLE]
     quantizer.train(rows[some].numpy())
@@ -175,37 +179,40 @@ def best_learned(make: Callable[[], Learned], positions: Positions, codewords: b
     return min(found, key=lambda one: one[:2])[2]
 
 
-def codes(
-    weight: Tensor, hidden: Tensor, options: argparse.Namespace
-) -> Iterator[tuple[str, int, Tensor, Tensor, White]]:
-    """Every code: its name, its bits, approximate rows and biases."""
-    of, _ = white(weight, hidden)
-    for bits in options.bits:
-        code = fit(weight, Statistics.of(torch.zeros(len(weight)), hidden[: len(of.learn.best)]), bits)
-        yield "transform coding", bits, transform(weight, code, of), of.biases, of
-        for name, codewords in (("transform coding, head learned", False), ("transform coding, all learned", True)):
-            model = best_learned(lambda c=code: start(weight, c, of.biases), of.learn, codewords, options.steps)
-            yield name, bits, model.rows, model.biases.weight.detach()[:, 0], of
-        yield "RaBitQ", bits, rabitq(of.rows, bits), of.biases, of
-        yield "additive", bits, additive(of.rows, bits, 8), of.biases, of
-        yield "additive, nibbles", bits, additive(of.rows, bits, 4), of.biases, of
+def codes(weight: Tensor, hidden: Tensor, of: White, bits: int, steps: int) -> dict[str, Callable[[], Approximate]]:
+    """Every code of so many bits, by its name."""
+    code = fit(weight, Statistics.of(torch.zeros(len(weight)), hidden[: len(of.learn.best)]), bits)
+
+    def learned(codewords: bool) -> Approximate:
+        model = best_learned(lambda: start(weight, code, of.biases), of.learn, codewords, steps)
+        return model.rows, model.biases.weight.detach()[:, 0]
+
+    return {
+        "transform coding": lambda: (transform(weight, code, of), of.biases),
+        "transform coding, head learned": lambda: learned(codewords=False),
+        "transform coding, all learned": lambda: learned(codewords=True),
+        "RaBitQ": lambda: (rabitq(of.rows, bits), of.biases),
+        "additive": lambda: (additive(of.rows, bits, 8), of.biases),
+        "additive, nibbles": lambda: (additive(of.rows, bits, 4), of.biases),
+    }
 
 
 @torch.no_grad()
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Recall of the dense head's choice by every code."""
     weight, hidden = states(options)
-    found: dict[str, Any] = {}
-    began = time.perf_counter()
-    for name, bits, rows, biases, of in codes(weight, hidden, options):
-        seconds = time.perf_counter() - began
-        places = ranks(rows, biases, of.test)
-        found[f"{name}, {bits} bits"] = told = {
-            "bits": bits, "positions": len(places), "seconds": round(seconds),
-            "recall": {str(count): float((places < count).mean()) for count in BEST},
-        }  # fmt: skip
-        print(name, bits, told, flush=True)
-        began = time.perf_counter()
+    of, found = white(weight, hidden), {}
+    for bits in options.bits:
+        for name, make in codes(weight, hidden, of, bits, options.steps).items():
+            if options.only and name not in options.only:
+                continue
+            began = time.perf_counter()
+            places = ranks(*make(), of.test)
+            found[f"{name}, {bits} bits"] = told = {
+                "bits": bits, "positions": len(places), "seconds": round(time.perf_counter() - began),
+                "recall": {str(count): float((places < count).mean()) for count in BEST},
+            }  # fmt: skip
+            print(name, told, flush=True)
     return {"shape": list(weight.shape), "codes": found}
 
 
@@ -217,6 +224,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=40_000)
     parser.add_argument("--bits", type=int, nargs="+", default=list(BITS))
     parser.add_argument("--steps", type=int, default=500, help="of learning")
+    parser.add_argument("--only", nargs="*", default=[], help="names of codes")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(namespace=argparse.Namespace(shape=None, screened=None, prompts=None))
     recorded("screening-codes", options, measure)
