@@ -48,7 +48,7 @@ def render(results: Path) -> dict[str, Any]:
 def _real(path: Path) -> dict[str, Any]:
     """The accuracy that codes kept of a pretrained model's head, measured by `benchmarks/frontier_real.py`."""
     result = Result.read(path)
-    codes = [head for head in result.metrics["heads"].values() if "decision" in head]
+    codes = [head for name, head in result.metrics["heads"].items() if name.startswith("code")]
     hidden_size, num_classes = result.config["shape"]
     steps = " to ".join(map(str, sorted({head["distil"]["steps"] for head in codes})))
     return {
