@@ -124,13 +124,18 @@ def test_a_real_model_is_told_first(tmp_path):
     other = {**sums, "new_top1": 0.0}
     sets = {name: {"all": other if name == "german" else sums} for name in ("dolly", "books", "wikitext", "german")}
     code = {"decision": {}, "distil": {"steps": 90}, "sets": sets}
-    heads = {"b": {**code, "byte_share": 0.05}, "a": {**code, "byte_share": 0.02}, "int4": {"byte_share": 0.3}}
+    heads = {
+        "code-b": {**code, "byte_share": 0.05},
+        "code-a": {**code, "byte_share": 0.02},
+        "int4": {"byte_share": 0.3},
+    }
+    heads["adaptive"] = {**code, "byte_share": 0.03, "distil": {"steps": 9}}  # a baseline that was trained is no code
     config = {"shape": [32, 1000], "model": "Some-135M"}
     Result("x", config, {"heads": heads}, {}).write(tmp_path / "benchmarks/frontier-real-1.json")
     write(tmp_path / "frontier-1", CELLS)
     found, _ = render(tmp_path)["set_ups"]
     assert (found["model"], found["hidden_size"], found["seeds"]) == ("Some-135M", 32, 1)
-    assert [point["byte_share"] for point in found["points"]] == [0.02, 0.05]
+    assert [point["byte_share"] for point in found["points"]] == [0.02, 0.05] and "90 steps" in found["learnt"]
     assert found["points"][0]["top1_share"]["mean"] == pytest.approx(0.9)
     assert found["points"][0]["perplexity_ratio"]["mean"] == pytest.approx(math.exp(0.2), abs=1e-6)
 
