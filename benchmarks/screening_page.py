@@ -225,7 +225,7 @@ def page(text: str) -> str:
     for model in (*MODELS, *SHAPES):
         if read(model, "head"):
             text = filled(text, f"head-{model}", heads(model))
-    for made in (texts, generation, coded, items, bounds, profile, clusters):
+    for made in (texts, generation, coded, items, bounds, profile, clusters, codes):
         text = filled(text, made.__name__, made())
     return text
 
