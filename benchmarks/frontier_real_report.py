@@ -259,6 +259,25 @@ def sentence(heads: list[Head]) -> str:
     return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
+def conversion() -> str:
+    """The time and the outcome of `convert` itself, without steps of the backbone and with them."""
+    alone, more = (Result.read(RESULTS / f"convert-smollm2{kind}.json") for kind in ("", "-backbone"))
+    config = more.config
+
+    def told(result: Result) -> str:
+        before, after = result.metrics["before"], result.metrics["after"]
+        minutes = sum(stage["processor_seconds"] for stage in result.metrics["stages"].values()) / 60
+        kept, ratio = after["top1"] / before["top1"], after["perplexity"] / before["perplexity"]
+        return f"{minutes:.0f} minutes and keeps {kept:.1%} of top-1 accuracy at {ratio:.2f} × the perplexity"
+
+    text = (
+        f"On one core, `codehead convert {config['model']} --budget {config['budget']}` with {config['tokens']:,} "
+        f"tokens and {config['steps']} steps takes {told(alone)}. With {config['backbone_steps']} further steps of the "
+        f"backbone it takes {told(more)}."
+    )
+    return textwrap.fill(text, 120, break_on_hyphens=False)
+
+
 def report(name: str) -> list[Head]:
     """Fill the page of a result and draw its pictures; returns the heads."""
     metrics, page = Result.read(RESULTS / f"{name}.json").metrics["heads"], PAGES / name / "report.md"
@@ -279,6 +298,8 @@ def main() -> None:
     filled(ROOT / "README.md", "table", readme(heads))
     filled(ROOT / "docs/picking.md", "picking", picking(heads))
     filled(ROOT / "docs/results.md", "results", readme(heads))
+    for path in (ROOT / "README.md", ROOT / "docs/convert.md"):
+        filled(path, "convert", conversion())
     on_gemma = sentence(report(GEMMA))
     for page in (ROOT / "README.md", ROOT / "docs/results.md"):
         filled(page, "gemma", on_gemma)
