@@ -243,12 +243,12 @@ def sentence(heads: list[Head]) -> str:
     codes = [head for head in heads if head.kind == "code"]
     kept, lost = [head.pooled(MIXTURE) for head in codes], [head.pooled(["german"])["lost"] for head in codes]
     shares, top1, ratios, nats = (
-        " and ".join(part)
+        f"{', '.join(part[:-1])} and {part[-1]}"
         for part in (
-            (f"{head.share:.0%}" for head in codes),
-            (f"{one['top1']:.1%}" for one in kept),
-            (f"{one['ratio']:.2f} ×" for one in kept),
-            (f"{one:.1f}" for one in lost),
+            [f"{head.share:.0%}" for head in codes],
+            [f"{one['top1']:.1%}" for one in kept],
+            [f"{one['ratio']:.2f} ×" for one in kept],
+            [f"{one:.1f}" for one in lost],
         )
     )
     text = (
