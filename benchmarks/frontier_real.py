@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from frontier_real_states import MIXTURE
 from torch import Tensor, nn
 
 from codehead.config import DecisionConfig, ModelShape
@@ -212,6 +213,9 @@ def collect(options: argparse.Namespace) -> None:
     """One result file of all heads that have been measured."""
     files = sorted(options.cache.glob("*.json"))
     heads = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    for head in heads.values():  # of other text, the page tells the sums alone
+        for name in set(SETS) - set(MIXTURE):
+            head["sets"].get(name, {}).pop("by_octave", None)
     shape = shape_of(options.model)
     config = {
         "model": Path(options.model).name, "shape": [shape.hidden_size, shape.num_classes],

@@ -6,16 +6,23 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
+from types import NoneType
 from typing import Any, Generic, TypeVar
 
 from codehead.errors import ConfigurationError
 
 T = TypeVar("T")
-PLAIN: dict[str, tuple[type, str]] = {
-    "bool": (bool, "true or false"), "int": (Integral, "a whole number"), "float": (Real, "a number"),
-    "str": (str, "text"), "None": (type(None), "null"),
-}  # fmt: skip
-"""Annotation of an option → the type of its values, and what error messages call it."""
+PLAIN: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+}
+"""Types of plain values, and what error messages call them."""
+ANNOTATED = {"None": NoneType, **{kind.__name__: kind for kind in (int, float, str, bool)}}
+WIDER = {int: Integral, float: Real}
+"""Numbers of numpy are numbers too."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -36,14 +43,15 @@ def check_options(part: str, make: Callable[..., Any], options: Mapping[str, Any
         if name not in known:
             hint = did_you_mean(name, known) or "."
             raise ConfigurationError(f"{part} has no option {name!r}{hint} Its options: {', '.join(known) or 'none'}")
-        kinds = str(inspect.signature(make).parameters[name].annotation).split(" | ")
-        if all(kind in PLAIN for kind in kinds) and not any(_is_of(value, kind) for kind in kinds):
-            wanted = " or ".join(PLAIN[kind][1] for kind in kinds)
+        annotation = str(inspect.signature(make).parameters[name].annotation)
+        kinds = [ANNOTATED.get(part, object) for part in annotation.split(" | ")]
+        if object not in kinds and not any(_is_of(value, kind) for kind in kinds):
+            wanted = " or ".join(PLAIN[kind] for kind in kinds)
             raise ConfigurationError(f"{name}={value!r} is not possible for {part}; give {wanted}")
 
 
-def _is_of(value: Any, kind: str) -> bool:
-    return isinstance(value, PLAIN[kind][0]) and (kind == "bool" or not isinstance(value, bool))
+def _is_of(value: Any, kind: type) -> bool:
+    return isinstance(value, WIDER.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
 
 
 class Registry(Generic[T]):

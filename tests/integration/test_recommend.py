@@ -122,9 +122,10 @@ def test_whether_it_is_faster_is_told(measured, monkeypatch):
     wide, small = ModelShape(1024, 50_000), ModelShape(64, 300)
     assert "It is faster on a CPU" in recommend(wide).verdict
     assert "gains no time" in recommend(small, budget="20%").verdict
+    assert "heads of more than 5% were not timed" in recommend(wide, budget="20%").verdict
     monkeypatch.setattr("codehead.recommendation.find_spec", lambda name: None)
     times = recommend(wide).config.multiply_adds(wide) / wide.softmax_weights
-    assert f"Without FAISS (codehead[fast]) a token takes {times:.2g} times" in recommend(wide).verdict
+    assert f"A token takes {times:.2g} times the multiply-adds of Softmax; without FAISS" in recommend(wide).verdict
 
 
 def test_a_model_in_memory_is_recommended_for(measured):

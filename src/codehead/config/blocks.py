@@ -13,9 +13,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from codehead.boundaries import read_text, reason
 from codehead.errors import ConfigurationError
-from codehead.registry import did_you_mean
+from codehead.registry import PLAIN, did_you_mean
 
-PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 LARGEST = 2**63 - 1
 """The largest whole number that torch and Arrow take."""
 Block = TypeVar("Block")
