@@ -137,7 +137,10 @@ def clusters() -> str:
 
 def codes() -> str:
     """How often the dense head's choice is among the best tokens of each code, by model."""
-    found = {title: metrics["codes"] for model, title in MODELS.items() if (metrics := read(model, "codes"))}
+    found: dict[str, dict[str, Any]] = {}
+    for model, title in MODELS.items():
+        for path in sorted(RESULTS.glob(f"screening-{model}-codes*.json")):
+            found[title] = found.get(title, {}) | json.loads(path.read_text(encoding="utf-8"))["metrics"]["codes"]
     best = list(next(iter(next(iter(found.values())).values()))["recall"])[1:]
     names = dict.fromkeys(name for one in found.values() for name in one)
     body = [
