@@ -87,7 +87,10 @@ def screens(head: nn.Linear, hidden: Tensor, wanted: Callable[[str], bool]) -> I
         weight = head.weight.detach()
         read = made.bytes_read + settings.candidates * weight[0].nbytes
         step = partial(best_of, ScreenedLinear.of(weight, made))
-        yield f"{name} ({settings.bits} bits, {settings.candidates} rows)", Head(step, read, seconds)
+        search = made.search
+        index = search.scan._index.codes.size() + sum(part.nbytes for part in search.rounds)
+        held = weight.nbytes + sum(own.nbytes for own in made.buffers()) + index
+        yield f"{name} ({settings.bits} bits, {settings.candidates} rows)", Head(step, read, held, seconds)
 
 
 def best_of(head: ScreenedLinear, hidden: Tensor) -> Tensor:
@@ -157,6 +160,7 @@ def measure_heads(options: argparse.Namespace) -> dict[str, Any]:
         name: {
             "recall": recall(head, test[: options.recall_positions], best),
             "bytes_read": head.bytes_read,
+            "bytes_held": head.bytes_held,
             "build_seconds": round(head.build_seconds, 1),
             "milliseconds": {},
             "milliseconds_warm": {},

@@ -1,6 +1,7 @@
 """Heads that `benchmarks/screening.py` compares: each gives the best token for hidden states, exactly or approximately.
 
-A head is a function of hidden states `(batch, H)`, float32, to token ids `(batch,)`, with the bytes that a step reads.
+A head is a function of hidden states `(batch, H)`, float32, to token ids `(batch,)`, with the bytes that a step reads and
+those that are in memory.
 Methods that only find candidates multiply the rows of REFINED candidates with the hidden state.
 """
 
@@ -34,14 +35,16 @@ class Head:
     step: Step
     bytes_read: int
     """Bytes read in a step for one position: weights, codes, and rows of candidates."""
+    bytes_held: int
+    """Bytes in memory, those of the old head's rows included where they are multiplied."""
     build_seconds: float = 0.0
 
 
-def built(make: Callable[[], tuple[Step, int]]) -> Head:
-    """A head, with the seconds that building it took."""
+def built(make: Callable[[], tuple[Step, int] | tuple[Step, int, int]]) -> Head:
+    """A head, with the seconds that building it took; one that reads all it has need not say what it holds."""
     start = time.perf_counter()
-    step, read = make()
-    return Head(step, read, time.perf_counter() - start)
+    step, read, *held = make()
+    return Head(step, read, held[0] if held else read, time.perf_counter() - start)
 
 
 def refined(weight: Tensor, candidates: Callable[[np.ndarray], np.ndarray]) -> Step:
@@ -129,7 +132,7 @@ def onnx_step(path: str, threads: int) -> Step:
     return lambda hidden: torch.from_numpy(session.run(None, {"hidden": hidden.numpy()})[0])
 
 
-def rabitq(weight: Tensor, digits: int) -> tuple[Step, int]:
+def rabitq(weight: Tensor, digits: int) -> tuple[Step, int, int]:
     """RaBitQ codes of the randomly rotated rows, at `bits` per dimension, with FAISS's fast scan."""
     classes, size = weight.shape
     whole = 64 * -(-size // 64)
@@ -139,11 +142,12 @@ def rabitq(weight: Tensor, digits: int) -> tuple[Step, int]:
     index = faiss.IndexPreTransform(rotation, inner)
     index.train(weight.numpy())
     index.add(weight.numpy())
-    read = classes * (whole * digits // 8 + 8) + REFINED * size * 4
-    return refined(weight, lambda hidden: index.search(hidden, REFINED)[1]), read
+    codes = classes * (whole * digits // 8 + 8)
+    step = refined(weight, lambda hidden: index.search(hidden, REFINED)[1])
+    return step, codes + REFINED * size * 4, codes + weight.nbytes
 
 
-def low_rank(weight: Tensor, hidden: Tensor, rank: int) -> tuple[Step, int]:
+def low_rank(weight: Tensor, hidden: Tensor, rank: int) -> tuple[Step, int, int]:
     """Scores in the `rank` directions of largest variance, then exact rows (SVD-softmax, K. Shim et al. 2017)."""
     mean = hidden.mean(0)
     variances, vectors = torch.linalg.eigh(torch.cov((hidden - mean).T.double()))
@@ -157,7 +161,8 @@ def low_rank(weight: Tensor, hidden: Tensor, rank: int) -> tuple[Step, int]:
         scores = (torch.from_numpy(some) - mean) @ project.T @ rows.T + bias
         return scores.topk(REFINED, dim=1, sorted=False).indices.numpy()
 
-    return refined(weight, candidates), rows.nbytes + bias.nbytes + REFINED * weight.shape[1] * 4
+    short = rows.nbytes + bias.nbytes
+    return refined(weight, candidates), short + REFINED * weight.shape[1] * 4, short + weight.nbytes
 
 
 def clustered(weight: Tensor) -> Iterator[tuple[str, Head]]:
@@ -177,4 +182,6 @@ def clustered(weight: Tensor) -> Iterator[tuple[str, Head]]:
             index.nprobe = probes
             return torch.from_numpy(index.search(hidden.numpy(), 1)[1][:, 0])
 
-        yield f"clusters, {probes} probed", Head(step, (clusters + classes * probes // clusters) * size * 4, seconds)
+        row = size * 4
+        read, held = (clusters + classes * probes // clusters) * row, (clusters + classes) * row
+        yield f"clusters, {probes} probed", Head(step, read, held, seconds)
