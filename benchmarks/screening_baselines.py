@@ -1,8 +1,8 @@
 """Heads that `benchmarks/screening.py` compares: each gives the best token for hidden states, exactly or approximately.
 
-A head is a function of hidden states `(batch, H)`, float32, to token ids `(batch,)`, with the bytes that a step reads and
-those that are in memory.
-Methods that only find candidates multiply the rows of REFINED candidates with the hidden state.
+A head is a function of hidden states `(batch, H)`, float32, to token ids `(batch,)`, with the bytes that a step reads
+and those that are in memory. Methods that only find candidates multiply the rows of REFINED candidates with the hidden
+state.
 """
 
 from __future__ import annotations
