@@ -1,4 +1,4 @@
-"""Text and tables on screening in README and `docs/screening.md`, from the result files of `benchmarks/screening.py`.
+"""Text and tables on screening in README and its two pages, from the result files of `benchmarks/screening*.py`.
 
 python benchmarks/screening_page.py
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from pages import filled
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "benchmarks"
-PAGE = ROOT / "docs" / "screening.md"
+PAGES = (ROOT / "docs" / "screening.md", ROOT / "docs" / "results" / "screening" / "report.md")
+"""What a user needs, and everything measured."""
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "screening.png"
 SHAPES = ("50272", "151936")
@@ -25,6 +27,21 @@ NONE = 2e-4
 """The place where a share of 0 is drawn."""
 TICKS = (1, 2, 5, 10, 20, 50, 100)
 """Milliseconds."""
+COSTS = ("recall", "MB read", "MB held", "build, s")
+COMPARED = {
+    "torch fp32": "dense", "onnxruntime int4": "int4 in onnxruntime", "screen fast": "screened, `fast`",
+    "screen exact, calibrated": "screened, `exact`",
+}  # fmt: skip
+"""Heads in the table for users."""
+HEADS = {"torch fp32": "the dense head", "onnxruntime int4": "int4 in onnxruntime"}
+AIMS = (
+    ("smollm2", "fast", "onnxruntime int4", 3), ("smollm2", "fast", "torch fp32", 10),
+    ("gemma3", "fast", "onnxruntime int4", 6), ("gemma3", "fast", "torch fp32", 16),
+    ("smollm2", "exact, calibrated", "torch fp32", 5), ("gemma3", "exact, calibrated", "torch fp32", 5),
+    ("smollm2", "exact, proof", "torch fp32", 2.5), ("gemma3", "exact, proof", "torch fp32", 2.5),
+)  # fmt: skip
+"""Model, mode, another head, and how many times faster the mode was to be."""
+GENERATION = {"smollm2": 1.18, "gemma3": 1.8}
 MODES = {"fast": "fast", "exact": "exact, calibrated"}
 UNDRAWN = ("onnxruntime fp32", "torch int8")
 """Heads that would cover others in the picture."""
@@ -45,22 +62,67 @@ def rows(head: list[str], body: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def heads(model: str) -> str:
+def heads(model: str, what: str = "head") -> str:
     """The head step with every method, the fastest first."""
-    metrics = read(model, "head")
+    metrics = read(model, what)
     assert metrics is not None
     kinds = {"milliseconds": "cold", "milliseconds_warm": "warm"}
     found = sorted(metrics["heads"].items(), key=lambda item: item[1]["milliseconds"]["1"])
     batches = list(found[0][1]["milliseconds"])
     columns = [f"batch {batch}, {kind}" for batch in batches for kind in kinds.values()]
     body = [
-        [
-            name, f"{one['recall']:.2%}", f"{one['bytes_read'] / 1e6:.1f}",
-            *(f"{one[key][batch]:.2f}" for batch in batches for key in kinds),
-        ]
-        for name, one in found
-    ]  # fmt: skip
-    return rows(["head", "recall", "MB read", *columns], body)
+        [name, *costs(one), *(f"{one[key][batch]:.2f}" for batch in batches for key in kinds)] for name, one in found
+    ]
+    return rows(["head", *COSTS, *columns], body)
+
+
+def costs(one: dict[str, Any]) -> list[str]:
+    """The recall, memory and time of building of a head; the oldest result files do not have the bytes held."""
+    held = f"{one['bytes_held'] / 1e6:.0f}" if "bytes_held" in one else "–"
+    return [f"{one['recall']:.2%}", f"{one['bytes_read'] / 1e6:.1f}", held, f"{one['build_seconds']:.0f}"]
+
+
+def steps() -> str:
+    """The head step of both models: the dense head, the fastest baseline and the modes of screening."""
+    body = []
+    for model, title in MODELS.items():
+        one_thread, two = (read(model, what) for what in ("head", "head-2-threads"))
+        assert one_thread and two
+        again = {name.split(" (")[0]: one["milliseconds"] for name, one in two["heads"].items()}
+        for name, one in one_thread["heads"].items():
+            short = name.split(" (")[0]
+            if short in COMPARED:
+                times = [*one["milliseconds"].values(), again[short]["1"]]
+                body.append([f"{title}, {COMPARED[short]}", *costs(one), *(f"{time:.1f}" for time in times)])
+    batches = [f"batch {batch}" for batch in one["milliseconds"]]
+    return rows(["head", *COSTS, *batches, "batch 1, two threads"], body)
+
+
+def aims() -> str:
+    """What was aimed at beside what was reached, with caches cold and warm."""
+    body = [
+        [f"{MODELS[model]}, one sequence: {mode}", f"{aim:g} × {HEADS[other]}", *faster(model, mode, other)]
+        for model, mode, other, aim in AIMS
+    ]
+    for model, title in MODELS.items():
+        body.append(
+            [f"{title}, 16 sequences: fast", f"1 × {HEADS['torch fp32']}", *faster(model, "fast", "torch fp32", "16")]
+        )
+        body.append(
+            [f"{title}, generation", f"{GENERATION[model]:g} × dense", f"{_faster(model, 'screened'):.2f} ×", "–"]
+        )
+    return rows(["", "aim", "cold", "warm"], body)
+
+
+def faster(model: str, mode: str, other: str, batch: str = "1") -> list[str]:
+    """How many times faster a mode is than another head, caches cold and warm, as measured in turns."""
+    for what in ("head", "proof"):
+        measured = read(model, what) or {"heads": {}}
+        found = {name.split(" (")[0].removeprefix("screen "): one for name, one in measured["heads"].items()}
+        if mode in found:
+            kinds = ("milliseconds", "milliseconds_warm")
+            return [f"{found[other][kind][batch] / found[mode][kind][batch]:.1f} ×" for kind in kinds]
+    return ["–", "–"]
 
 
 def texts() -> str:
@@ -191,7 +253,7 @@ def summary() -> str:
     text = (
         f"Without any head, generation would be {limits} as fast. In mode `exact`, {exact} "
         "are those of the dense head. Times are for one sequence on a CPU in float32 "
-        "([how they were measured](docs/screening.md#what-it-gains))."
+        "([how they were measured](docs/results/screening/report.md))."
     )
     header = ["Head", "Head step", "Dense head's choice kept", "Greedy tokens identical", "Speed of generation"]
     body = [line for model in MODELS for line in _in_readme(model)]
@@ -224,12 +286,14 @@ def _faster(model: str, kind: str) -> float:
 
 
 def page(text: str) -> str:
-    """The page with its tables from the result files."""
-    for model in (*MODELS, *SHAPES):
-        if read(model, "head"):
-            text = filled(text, f"head-{model}", heads(model))
-    for made in (texts, generation, coded, items, bounds, profile, clusters, codes):
-        text = filled(text, made.__name__, made())
+    """A page with its tables from the result files."""
+    makers = {
+        made.__name__: made for made in (steps, aims, texts, generation, coded, items, bounds, profile, clusters, codes)
+    }
+    makers |= {f"head-{model}": partial(heads, model) for model in (*MODELS, *SHAPES)}
+    makers |= {f"head-2-threads-{model}": partial(heads, model, "head-2-threads") for model in MODELS}
+    for name in re.findall("<!-- benchmark: (.*?) -->", text):
+        text = filled(text, name, makers[name]())
     return text
 
 
@@ -266,7 +330,8 @@ def draw(path: Path) -> None:
 def main() -> None:
     """Write the pages and the picture."""
     README.write_text(filled(README.read_text(encoding="utf-8"), "screening", summary()), encoding="utf-8")
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
     draw(PICTURE)
 
 
