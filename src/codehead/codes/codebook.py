@@ -75,14 +75,12 @@ class ColumnFaults(NamedTuple):
 
 def enough_binary_columns(num_classes: int, length: int) -> bool:
     """Whether twice `length` columns exist: V classes can be split in two in 2^(V−1) − 1 ways."""
-    columns: int = 2 ** (num_classes - 1) - 1
-    return 2 * length <= columns
+    return 2 * length <= 2 ** (num_classes - 1) - 1
 
 
 def enough_ternary_columns(num_classes: int, length: int) -> bool:
     """Whether twice `length` columns exist: up to the sign, (3^V − 2^(V+1) + 1) / 2 have both a +1 and a −1."""
-    columns: int = (3**num_classes - 2 ** (num_classes + 1) + 1) // 2
-    return 2 * length <= columns
+    return 2 * length <= (3**num_classes - 2 ** (num_classes + 1) + 1) // 2
 
 
 def repeats(keys: Bytes) -> Repeats:
@@ -94,7 +92,7 @@ def repeats(keys: Bytes) -> Repeats:
     return Repeats(items, first[items])
 
 
-def repeated_rows(sign: Bytes, support: Bytes | None) -> Repeats:
+def repeated_rows(sign: Bytes, support: Bytes | None = None) -> Repeats:
     """Which rows of the planes (V, bytes) equal an earlier row."""
     return repeats(sign if support is None else np.concatenate([sign, support], axis=1))
 
@@ -253,17 +251,29 @@ class PackedCodebook(Codebook):
     ) -> PackedCodebook:
         """Pack a matrix (V, n) of −1, 0 and +1; any other value raises a CodebookError."""
         symbols = _as_symbols(array)
-        sign, support = pack(symbols)
         params = {**(params or {}), **({"allow_duplicates": True} if allow_duplicates else {})}
-        num_classes, length = symbols.shape
+        return cls.from_planes(design, symbols.shape[1], *pack(symbols), seed=seed, params=params)
+
+    @classmethod
+    def from_planes(
+        cls,
+        design: str,
+        length: int,
+        sign_plane: Bytes,
+        support_plane: Bytes | None = None,
+        *,
+        seed: int | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> PackedCodebook:
+        """The codebook of one or two planes (V, ⌈length / 8⌉)."""
         return cls(
-            num_classes=num_classes,
+            num_classes=len(sign_plane),
             length=length,
             design=design,
             seed=seed,
-            params=params,
-            sign_plane=sign,
-            support_plane=support,
+            params=params or {},
+            sign_plane=sign_plane,
+            support_plane=support_plane,
         )
 
     def __post_init__(self) -> None:

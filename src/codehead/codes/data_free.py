@@ -67,20 +67,14 @@ def one_vs_one(num_classes: int, bits: int | None, seed: int) -> Codebook:
     for row in range(num_classes):  # row by row: the unpacked matrix would take 16 times the memory
         sign[row] = pack_bits(first == row)
         support[row] = sign[row] | pack_bits(second == row)
-    return PackedCodebook(
-        num_classes=num_classes,
-        length=length,
-        design="one_vs_one",
-        sign_plane=sign,
-        support_plane=support,
-    )
+    return PackedCodebook.from_planes("one_vs_one", length, sign, support)
 
 
 @register("minimal", good_columns=lambda num_classes, length: True, length=minimal_length)
 def minimal(num_classes: int, bits: int | None, seed: int) -> Codebook:
     """The class number in binary, most significant bit first, with −1 for 0."""
     length = fixed_length("minimal", num_classes, bits, minimal_length(num_classes), LONGER)
-    return _binary("minimal", length, binary_plane(np.arange(num_classes), length))
+    return PackedCodebook.from_planes("minimal", length, binary_plane(np.arange(num_classes), length))
 
 
 @register("gray", good_columns=lambda num_classes, length: True, length=minimal_length)
@@ -91,17 +85,13 @@ def gray(num_classes: int, bits: int | None, seed: int) -> Codebook:
     """
     length = fixed_length("gray", num_classes, bits, minimal_length(num_classes), LONGER)
     numbers = np.arange(num_classes)
-    return _binary("gray", length, binary_plane(numbers ^ (numbers >> 1), length))
+    return PackedCodebook.from_planes("gray", length, binary_plane(numbers ^ (numbers >> 1), length))
 
 
 def binary_plane(numbers: np.ndarray, length: int) -> Bytes:
     """The `length` binary digits of each of `numbers` (V,), most significant first, as a plane (V, bytes)."""
     weights = 1 << np.arange(length - 1, -1, -1)
     return pack_bits((numbers[:, None] & weights) != 0)
-
-
-def _binary(design: str, length: int, plane: Bytes) -> Codebook:
-    return PackedCodebook(num_classes=len(plane), length=length, design=design, sign_plane=plane)
 
 
 # Designs with random columns: dense_random, sparse_random and minrandom.
@@ -182,16 +172,7 @@ def best(design: str, draw: Draw, length: int, seed: int, candidates: int) -> Co
     source = RandomBits(seed)
     draws = (draw(source) for _ in range(candidates))
     planes = next(draws) if candidates == 1 else max(draws, key=lambda planes: separation(planes, length))
-    sign, support = _parts(planes)
-    return PackedCodebook(
-        num_classes=len(sign),
-        length=length,
-        design=design,
-        seed=seed,
-        params={"candidates": candidates},
-        sign_plane=sign,
-        support_plane=support,
-    )
+    return PackedCodebook.from_planes(design, length, *planes, seed=seed, params={"candidates": candidates})
 
 
 def separation(planes: Bytes, length: int) -> tuple[int, int]:
@@ -230,7 +211,7 @@ def renew_columns(symbols: SymbolSource, source: RandomBits, planes: Bytes, leng
     """Draw constant, duplicate and complementary columns again, in place; return whether there were any."""
     num_classes = planes.shape[1]
     for redraws in range(MAX_REDRAWS):
-        faulty = column_faults(*_parts(planes), length).columns
+        faulty = column_faults(planes[0], planes[1] if len(planes) > 1 else None, length).columns
         if not len(faulty):
             return redraws > 0
         drawn = symbols(source, num_classes, len(faulty))
@@ -262,16 +243,10 @@ def _crowded(source: RandomBits, num_classes: int, length: int) -> Bytes:
     return binary_plane(source.permutation(2**length)[:num_classes], length)[None]
 
 
-def _parts(planes: Bytes) -> tuple[Bytes, Bytes | None]:
-    """The sign plane of a draw, and its support plane if it has one."""
-    return planes[0], planes[1] if len(planes) > 1 else None
-
-
 def _faulty_rows(planes: Bytes) -> np.ndarray:
     """Rows (count,) that equal an earlier one, and in a ternary draw those of zeros only."""
-    sign, support = _parts(planes)
-    equal = repeated_rows(sign, support).items
-    return equal if support is None else np.union1d(equal, np.flatnonzero(~support.any(axis=1)))
+    equal = repeated_rows(*planes).items
+    return equal if len(planes) == 1 else np.union1d(equal, np.flatnonzero(~planes[1].any(axis=1)))
 
 
 def _impossible(num_classes: int, length: int) -> CodebookError:
