@@ -41,7 +41,6 @@ class Prototypes:
     """Vectors `values` (V, d) of any real type, finite and not all equal; arithmetic is done in float64."""
 
     values: np.ndarray
-    name: str = "prototypes"
 
     @classmethod
     def of(cls, design: str, source: Any, num_classes: int) -> Prototypes:
@@ -75,7 +74,7 @@ class Prototypes:
         if values.ndim != 2 or values.dtype.kind not in "fiu" or not values.size:
             message = f"{name} is {values.dtype} {values.shape}; give numbers (rows, dimensions), a vector per row"
             raise ConfigurationError(message)
-        own = cls(values, name)
+        own = cls(values)
         first, differ = own.rows(slice(1)), False
         for some, chunk in own.chunks():
             differ = differ or bool(np.any(chunk != first))
@@ -94,8 +93,7 @@ class Prototypes:
     @property
     def shape(self) -> tuple[int, int]:
         """V and d."""
-        rows, dimensions = self.values.shape
-        return rows, dimensions
+        return self.values.shape
 
     def rows(self, ids: np.ndarray | slice) -> Floats:
         """Some of the vectors, as float64 (…, d)."""
