@@ -78,10 +78,7 @@ def padding_mask(length: int) -> Bytes:
 
 def words(plane: Bytes) -> Words:
     """Plane (rows, bytes) → 64-bit words (rows, ⌈bytes / 8⌉), filled up with zeros."""
-    rows, width = plane.shape
-    padded = np.zeros((rows, -(-width // 8) * 8), dtype=np.uint8)
-    padded[:, :width] = plane
-    return padded.view(np.uint64)
+    return np.pad(plane, ((0, 0), (0, -plane.shape[1] % 8))).view(np.uint64)
 
 
 def transpose(plane: Bytes, length: int) -> Bytes:

@@ -230,8 +230,7 @@ def _shown(codebook: Codebook, symbols: Symbols) -> str:
 def _pixels(symbols: Symbols) -> np.ndarray:
     """The colours of symbols: uint8 (rows, columns, 3)."""
     palette = np.array([list(bytes.fromhex(COLOURS[symbol][1:])) for symbol in (-1, 0, 1)], dtype=np.uint8)
-    found: np.ndarray = palette[symbols.astype(np.intp) + 1]
-    return found
+    return palette[symbols.astype(np.intp) + 1]
 
 
 def _png(symbols: Symbols) -> bytes:
