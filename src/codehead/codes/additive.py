@@ -57,26 +57,25 @@ class _Draft(NamedTuple):
     drawn: bool  # whether chance had a part in it
 
 
+# Prototypes, how much each counts, the codeword length, a source of random bits → a draft.
+Quantiser = Callable[[Prototypes, Floats | None, int, RandomBits], _Draft]
+
+
 def _codebook(
-    design: str,
-    num_classes: int,
-    bits: int | None,
-    seed: int,
-    prototypes: Any,
-    weights: Any,
-    found: Callable[[Prototypes, Floats | None, int, RandomBits], _Draft],
+    design: str, num_classes: int, bits: int | None, seed: int, prototypes: Any, weights: Any, quantised: Quantiser
 ) -> Codebook:
-    """The codebook of the draft that `found` makes from prototypes, each counted by its weight."""
+    """The codebook of the draft made from prototypes, each counted by its weight."""
     length = free_length(design, num_classes, bits)
     vectors = Prototypes.of(design, prototypes, num_classes)
     origin, importance = {"prototypes": vectors.origin()}, None
     if weights is not None:
         importance = class_weights(weights, num_classes)
         origin["weights"] = Prototypes(importance[:, None]).origin()
-    draft = found(vectors, importance, length, RandomBits(seed))
+    draft = quantised(vectors, importance, length, RandomBits(seed))
     plane, collisions, draws = _mended(draft, length)
-    params, own_seed = {"collisions": collisions, **origin}, seed if draft.drawn or draws else None
-    return PackedCodebook.from_planes(design, length, plane, seed=own_seed, params=params)
+    params = {"collisions": collisions, **origin}
+    drawn_from = seed if draft.drawn or draws else None
+    return PackedCodebook(length=length, design=design, seed=drawn_from, params=params, sign_plane=plane)
 
 
 def _mended(draft: _Draft, length: int) -> tuple[Bytes, int, int]:

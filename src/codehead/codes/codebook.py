@@ -92,11 +92,6 @@ def repeats(keys: Bytes) -> Repeats:
     return Repeats(items, first[items])
 
 
-def repeated_rows(sign: Bytes, support: Bytes | None = None) -> Repeats:
-    """Which rows of the planes (V, bytes) equal an earlier row."""
-    return repeats(sign if support is None else np.concatenate([sign, support], axis=1))
-
-
 def column_faults(sign: Bytes, support: Bytes | None, length: int) -> ColumnFaults:
     """The constant, duplicate and complementary columns of the planes (V, bytes) of `length` columns."""
     columns = transpose(sign, length)
@@ -109,14 +104,14 @@ def column_faults(sign: Bytes, support: Bytes | None, length: int) -> ColumnFaul
     lowest = present[everyone, byte] & -present[everyone, byte]
     flip = (columns[everyone, byte] & lowest) != 0
     keys = np.where(flip[:, None], columns ^ present, columns)
-    return ColumnFaults(np.flatnonzero(constant), repeated_rows(keys, None if support is None else present))
+    own = keys if support is None else np.concatenate([keys, present], axis=1)
+    return ColumnFaults(np.flatnonzero(constant), repeats(own))
 
 
 def avoidable_faults(plane: Bytes, length: int) -> Integers:
     """The faulty columns of a binary plane (V, bytes); none if too few good columns exist to require them."""
-    if not enough_binary_columns(len(plane), length):
-        return np.empty(0, dtype=np.intp)
-    return column_faults(plane, None, length).columns
+    enough = enough_binary_columns(len(plane), length)
+    return column_faults(plane, None, length).columns if enough else np.empty(0, dtype=np.intp)
 
 
 DENSE_SYMBOLS = 2**32
@@ -236,6 +231,9 @@ class PackedCodebook(Codebook):
     `params["allow_duplicates"]` is true.
     """
 
+    num_classes: int = 0
+    """V; by default, as many as the planes have rows."""
+
     sign_plane: Bytes = field(repr=False)
     support_plane: Bytes | None = field(default=None, repr=False)
 
@@ -251,32 +249,12 @@ class PackedCodebook(Codebook):
     ) -> PackedCodebook:
         """Pack a matrix (V, n) of −1, 0 and +1; any other value raises a CodebookError."""
         symbols = _as_symbols(array)
-        params = {**(params or {}), **({"allow_duplicates": True} if allow_duplicates else {})}
-        return cls.from_planes(design, symbols.shape[1], *pack(symbols), seed=seed, params=params)
-
-    @classmethod
-    def from_planes(
-        cls,
-        design: str,
-        length: int,
-        sign_plane: Bytes,
-        support_plane: Bytes | None = None,
-        *,
-        seed: int | None = None,
-        params: dict[str, Any] | None = None,
-    ) -> PackedCodebook:
-        """The codebook of one or two planes (V, ⌈length / 8⌉)."""
-        return cls(
-            num_classes=len(sign_plane),
-            length=length,
-            design=design,
-            seed=seed,
-            params=params or {},
-            sign_plane=sign_plane,
-            support_plane=support_plane,
-        )
+        own = {**(params or {}), **({"allow_duplicates": True} if allow_duplicates else {})}
+        return cls(length=symbols.shape[1], design=design, seed=seed, params=own, **pack(symbols))
 
     def __post_init__(self) -> None:
+        if not self.num_classes:
+            object.__setattr__(self, "num_classes", len(self.sign_plane))
         super().__post_init__()
         if self.design == "one_vs_all":
             raise CodebookError("one_vs_all is never written out; use codehead.codes.build('one_vs_all', num_classes)")
@@ -286,7 +264,7 @@ class PackedCodebook(Codebook):
             raise CodebookError("sign_plane has a 1 where support_plane has a 0; the sign of a zero is 0")
         if self.support_plane is not None and (self.support_plane == padding_mask(self.length)).all():
             object.__setattr__(self, "support_plane", None)  # no zeros: a binary code has one form only
-        equal = repeated_rows(self.sign_plane, self.support_plane)
+        equal = repeats(np.concatenate([*self.planes.values()], axis=1))
         if len(equal.items) and not self.params.get("allow_duplicates"):
             message = f"equal codewords for the classes {equal}: their tokens could not be told apart; "
             raise CodebookError(message + "make the rows distinct, or pass allow_duplicates=True")

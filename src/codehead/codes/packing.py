@@ -57,10 +57,10 @@ def unpack_bits(plane: Bytes, length: int) -> Bytes:
     return np.unpackbits(plane, axis=-1, count=length, bitorder="little")
 
 
-def pack(symbols: Symbols) -> tuple[Bytes, Bytes | None]:
-    """Symbols (rows, length) over {−1, 0, +1} → sign plane, and support plane if there is a zero."""
-    support = None if np.all(symbols) else pack_bits(symbols != 0)
-    return pack_bits(symbols > 0), support
+def pack(symbols: Symbols) -> dict[str, Any]:
+    """Symbols (rows, length) over {−1, 0, +1} → `sign_plane` and, if there is a zero, `support_plane`."""
+    support = {} if np.all(symbols) else {"support_plane": pack_bits(symbols != 0)}
+    return {"sign_plane": pack_bits(symbols > 0), **support}
 
 
 def unpack(sign: Bytes, support: Bytes | None, length: int) -> Symbols:

@@ -103,11 +103,10 @@ class CodewordTable(nn.Module):
 
     def product(self, weights: Tensor) -> Tensor:
         """The coding matrix times weights `(…, n)`, float32 or float64: `(…, V)`. Not for an implicit code."""
-        assert self.sign_plane is not None
         if not self._looks_up(weights):
             return weights @ self._whole("signs").to(weights.dtype).T
         shared = weights.sum(-1, keepdim=True) if self.support_plane is None else self._bit_product(weights, "support")
-        return 2 * bit_sums(weights, self.sign_plane) - shared
+        return 2 * bit_sums(weights, self._plane("positive")) - shared
 
     def sided_product(self, plus: Tensor, minus: Tensor) -> Tensor:
         """The sums of `plus` `(…, n)` where a codeword is +1 and of `minus` where it is −1: `(…, V)`. Not implicit."""
@@ -150,8 +149,8 @@ class CodewordTable(nn.Module):
         """The table as a validated codebook, whose checksum can be compared with a recorded one."""
         if self.sign_plane is None:
             return OneVsAllCodebook(self.num_classes)
-        planes = (plane.cpu().numpy() for plane in self.buffers())
-        return PackedCodebook.from_planes(design, self.length, *planes, seed=seed, params=params)
+        planes: dict[str, Any] = {name: plane.cpu().numpy() for name, plane in self.named_buffers()}
+        return PackedCodebook(length=self.length, design=design, seed=seed, params=params or {}, **planes)
 
     def _unpack(self, rows: Tensor) -> Tensor:
         """Packed rows (…, bytes) → float32 0 or 1 (…, n)."""
@@ -251,10 +250,6 @@ def _look_up(entries: Tensor, plane: Tensor, sums: Tensor) -> None:
 # A checksum that is saved with tensors that change only as a whole, such as codewords and token ids.
 
 
-DIGEST_BYTES = 32
-"""Bytes of a SHA-256 digest."""
-
-
 @final
 class Seal(nn.Module):
     """The SHA-256 of tensors, in a buffer `digest` `(32,)` beside them: uint8, zeros until it is closed.
@@ -270,7 +265,7 @@ class Seal(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("digest", torch.zeros(DIGEST_BYTES, dtype=torch.uint8))
+        self.register_buffer("digest", torch.zeros(32, dtype=torch.uint8))
         self.on_guard = not self.digest.is_meta
         self._seen: list[tuple[Tensor, int | None]] = []
 

@@ -71,7 +71,7 @@ def _merged(
     while columns.shape[1] < length:
         columns = _with_new_tree(vectors, mean, columns, min(depth, length - columns.shape[1]), steps, source)
     params = {"prototypes": vectors.origin(), "steps": steps}
-    return PackedCodebook.from_planes(design, length, pack_bits(columns), seed=seed, params=params)
+    return PackedCodebook(length=length, design=design, seed=seed, params=params, sign_plane=pack_bits(columns))
 
 
 def _with_new_tree(
