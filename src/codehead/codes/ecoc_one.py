@@ -30,6 +30,8 @@ VALIDATION_SHARE = 0.15
 MIN_ERROR = 1e-3
 """The least error rate counted for a column: a smaller one, seen on few samples, would outweigh all other columns."""
 
+Measure = Callable[[Codebook], Measured]
+
 
 @register("ecoc_one", good_columns=enough_binary_columns)
 def ecoc_one(
@@ -103,7 +105,7 @@ def column_weights(codebook: Codebook) -> Floats:
 
 def _source(
     num_classes: int, confusion: Any, evaluate: Callable[[Codebook], Any] | None, weight: float
-) -> tuple[Callable[[Codebook], Measured], dict[str, Any]]:
+) -> tuple[Measure, dict[str, Any]]:
     """What measures the confusions of a code, and what a codebook records about it."""
     if (confusion is None) == (evaluate is None):
         raise ConfigurationError(
@@ -149,14 +151,12 @@ def _limit(start: Codebook, bits: int | None) -> int:
 
 
 def _grown(
-    start: Codebook,
-    limit: int,
-    stop_error: float,
-    measure: Callable[[Codebook], Measured],
-    partitions: Floating | Poles,
-    counts_are_fixed: bool,
+    start: Codebook, limit: int, stop_error: float, measure: Measure, partitions: Floating | Poles, is_fixed: bool
 ) -> tuple[Symbols, dict[str, Any]]:
-    """The symbols (V, n), and a record: error rates before every step, pairs, column weights."""
+    """The symbols (V, n), and a record: error rates before every step, pairs, column weights.
+
+    If the counts are fixed, a new column resolves some of them; otherwise they are measured again.
+    """
     symbols = start.to_array()
     known = {_key(column) for column in symbols.T}
     errors: list[float] = []
@@ -173,7 +173,7 @@ def _grown(
         known.add(_key(column))
         symbols = np.column_stack([symbols, column])
         pairs.append(pair.tolist())
-        if counts_are_fixed:
+        if is_fixed:
             found = found.without(partitions.resolved(column, pair, found.pairs))
         else:
             found = measure(_codebook(symbols, start.seed, {}))
