@@ -13,21 +13,11 @@ import numpy as np
 from safetensors import safe_open
 
 from codehead.boundaries import read_array
-from codehead.codes.packing import (
-    CHUNK_SYMBOLS,
-    Bytes,
-    Floats,
-    Integers,
-    RandomBits,
-    Words,
-    pack_bits,
-    slices,
-    unpack_bits,
-)
+from codehead.codes.packing import Bytes, Floats, Integers, RandomBits, Words, pack_bits, slices, unpack_bits
 from codehead.errors import ConfigurationError
 
 CHUNK_VALUES = 2**22
-"""Numbers turned into float64 at a time (32 MiB), so that a large array is never held twice."""
+"""Numbers of 8 bytes computed with at a time (32 MiB), so that a large array is never held twice."""
 
 LARGEST_VALUE = 1e150
 
@@ -247,7 +237,7 @@ def _key_weights(length: int) -> Words:
 
 def _keys(plane: Bytes, length: int, weights: Words) -> Words:
     """The key of every row (V,)."""
-    pieces = slices(len(plane), CHUNK_SYMBOLS // length // 8)
+    pieces = slices(len(plane), CHUNK_VALUES // length)
     parts = [np.bitwise_xor.reduce(unpack_bits(plane[some], length) * weights, axis=1) for some in pieces]
     return np.concatenate(parts)
 
