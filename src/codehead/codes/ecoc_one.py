@@ -120,8 +120,8 @@ def _source(
     return partial(evaluated, evaluate, weight), {"validation_weight": weight}
 
 
-def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
         raise ConfigurationError(f"{name}={value!r} is not possible; give a number from 0 to 1")
     return float(value)
 
