@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codehead.codes.codebook import Codebook, PackedCodebook, avoidable_faults, enough_binary_columns
-from codehead.codes.design import free_length, register
+from codehead.codes.design import MAX_REDRAWS, free_length, register
 from codehead.codes.packing import Bytes, Floats, Integers, RandomBits, pack_bits, slices, unpack_bits
 from codehead.codes.prototypes import (
     CHUNK_VALUES,
@@ -31,9 +31,6 @@ ITERATIONS = 50
 ROTATION_ROWS = 2**16
 """The most prototypes that determine a rotation: those of the largest weight, or else a random sample."""
 
-MAX_REDRAWS = 100
-"""Rounds in which faulty columns are drawn again before the code counts as impossible."""
-
 
 @register("itq", good_columns=enough_binary_columns, length=lambda num_classes: LENGTH)
 def itq(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None, weights: Any = None) -> Codebook:
@@ -50,61 +47,51 @@ def itq(num_classes: int, bits: int | None, seed: int, *, prototypes: Any = None
     return _codebook("itq", num_classes, bits, seed, prototypes, weights, _rotated)
 
 
-class _Good(NamedTuple):
-    """A sign plane (V, bytes) with distinct rows and good columns."""
+class _Draft(NamedTuple):
+    """A sign plane (V, bytes) that may have equal rows and faulty columns, and how to mend them."""
 
     plane: Bytes
-    collisions: int  # rows that had to change to be distinct
+    margins: Callable[[Bytes, Integers], Floats]  # plane, ids (k,) → what it costs to flip each of their bits (k, n)
+    redrawn: Callable[[Bytes, Integers], Bytes]  # plane, faulty columns → the plane with others in their place
+    rank: int  # of the prototypes
     drawn: bool  # whether chance had a part in it
 
 
+# Prototypes, how much each counts, the codeword length, a source of random bits → a draft.
+Quantiser = Callable[[Prototypes, Floats | None, int, RandomBits], _Draft]
+
+
 def _codebook(
-    design: str,
-    num_classes: int,
-    bits: int | None,
-    seed: int,
-    prototypes: Any,
-    weights: Any,
-    found: Callable[[Prototypes, Floats | None, int, RandomBits], _Good],
+    design: str, num_classes: int, bits: int | None, seed: int, prototypes: Any, weights: Any, quantised: Quantiser
 ) -> Codebook:
-    """The codebook of the plane that `found` makes from prototypes, each counted by its weight."""
+    """The codebook of the draft made from prototypes, each counted by its weight."""
     length = free_length(design, num_classes, bits)
     vectors = Prototypes.of(design, prototypes, num_classes)
-    params, importance = {"prototypes": vectors.origin()}, None
+    origin, importance = {"prototypes": vectors.origin()}, None
     if weights is not None:
         importance = class_weights(weights, num_classes)
-        params["weights"] = Prototypes(importance[:, None]).origin()
-    good = found(vectors, importance, length, RandomBits(seed))
-    return PackedCodebook(
-        num_classes=num_classes,
-        length=length,
-        design=design,
-        seed=seed if good.drawn else None,
-        params={"collisions": good.collisions, **params},
-        sign_plane=good.plane,
-    )
+        origin["weights"] = Prototypes(importance[:, None]).origin()
+    draft = quantised(vectors, importance, length, RandomBits(seed))
+    plane, collisions, draws = _mended(draft, length)
+    params = {"collisions": collisions, **origin}
+    drawn_from = seed if draft.drawn or draws else None
+    return PackedCodebook(length=length, design=design, seed=drawn_from, params=params, sign_plane=plane)
 
 
-def _good(
-    plane: Bytes,
-    length: int,
-    margins: Callable[[Bytes, Integers], Floats],
-    redrawn: Callable[[Bytes, Integers], Bytes],
-    rank: int,
-    drawn: bool,
-) -> _Good:
-    """The plane with rows made distinct by `margins` and faulty columns, if good ones exist, `redrawn`."""
+def _mended(draft: _Draft, length: int) -> tuple[Bytes, int, int]:
+    """The plane with distinct rows and, if they exist, good columns; rows changed; how often columns were redrawn."""
+    plane = draft.plane
     for draws in range(MAX_REDRAWS):
-        distinct, collisions = make_distinct(plane, length, partial(margins, plane))
+        distinct, collisions = make_distinct(plane, length, partial(draft.margins, plane))
         faulty = avoidable_faults(distinct, length)
         if not len(faulty):
-            return _Good(distinct, collisions, drawn or draws > 0)
-        plane = redrawn(plane, faulty)
-    message = f"bits={length} is too many for these {len(plane)} prototypes of rank {rank}: they do not yield as many "
-    raise CodebookError(f"{message}different columns; ask for fewer bits")
+            return distinct, collisions, draws
+        plane = draft.redrawn(plane, faulty)
+    message = f"bits={length} is too many for these {len(plane)} prototypes of rank {draft.rank}: they do not yield "
+    raise CodebookError(f"{message}as many different columns; ask for fewer bits")
 
 
-def _rotated(vectors: Prototypes, weights: Floats | None, length: int, source: RandomBits) -> _Good:
+def _rotated(vectors: Prototypes, weights: Floats | None, length: int, source: RandomBits) -> _Draft:
     """The signs of rotated components."""
     mean = vectors.mean(weights)
     basis = principal_directions(vectors, mean, weights)
@@ -120,7 +107,7 @@ def _rotated(vectors: Prototypes, weights: Floats | None, length: int, source: R
         directions[:, faulty] = basis @ source.normal(basis.shape[1], len(faulty))
         return plane()
 
-    return _good(plane(), length, margins, redrawn, basis.shape[1], drawn=True)
+    return _Draft(plane(), margins, redrawn, basis.shape[1], drawn=True)
 
 
 def _directions(
@@ -192,7 +179,7 @@ def additive(num_classes: int, bits: int | None, seed: int, *, prototypes: Any =
     that repeat others are replaced by the signs of random projections. `seed` is for these, and for the rotation from
     which a code of up to SHORT_LENGTH bits may have started.
     """
-    return _codebook("additive", num_classes, bits, seed, prototypes, weights, partial(_summed, _fitted))
+    return _codebook("additive", num_classes, bits, seed, prototypes, weights, _fitted)
 
 
 @dataclass(frozen=True)
@@ -222,28 +209,13 @@ class _Components:
             yield rows, self.values[rows].astype(np.float64)
 
 
-class _Sums(NamedTuple):
-    """An approximation of the components: bits, a plane (V, bytes), times vectors (length, k)."""
-
-    plane: Bytes
-    vectors: Floats
-    drawn: bool  # whether chance had a part in it
-
-
-def _summed(
-    sums: Callable[[_Components, int, RandomBits], _Sums],
-    vectors: Prototypes,
-    weights: Floats | None,
-    length: int,
-    source: RandomBits,
-) -> _Good:
-    """The codewords with which `sums` approximates the prototypes."""
-    components = _Components.of(vectors, weights, length)
-    found = sums(components, length, source)
+def _summed(components: _Components, plane: Bytes, vectors: Floats, source: RandomBits, drawn: bool) -> _Draft:
+    """The codewords of a plane (V, bytes), which times the vectors (length, k) approximate the components."""
+    length = len(vectors)
 
     def margins(plane: Bytes, ids: Integers) -> Floats:
         chosen = components.values[ids].astype(np.float64)
-        costs = np.abs(_pulls(chosen.T, _signs(plane[ids], length).T, found.vectors)).T
+        costs = np.abs(_pulls(chosen.T, _signs(plane[ids], length).T, vectors)).T
         return np.asarray(components.weights[ids, None] * costs)
 
     def redrawn(plane: Bytes, faulty: Integers) -> Bytes:
@@ -254,26 +226,29 @@ def _summed(
             bits[rows, faulty] = values @ directions >= 0
         return pack_bits(bits)
 
-    return _good(found.plane, length, margins, redrawn, components.values.shape[1], found.drawn)
+    return _Draft(plane, margins, redrawn, components.values.shape[1], drawn)
 
 
-def _fitted(components: _Components, length: int, source: RandomBits) -> _Sums:
-    """The sums nearest to the components, over the possible starts."""
-    found = _in_turns(components, _binary_expansions(components, length), length, drawn=False)
-    if length > min(SHORT_LENGTH, components.values.shape[1]):
-        return found
-    other = _in_turns(components, _rotated_signs(components, length, source), length, drawn=True)
-    return min(found, other, key=lambda sums: _squared_error(components, sums))
+def _fitted(vectors: Prototypes, weights: Floats | None, length: int, source: RandomBits) -> _Draft:
+    """The sums nearest to the prototypes, over the possible starts."""
+    components = _Components.of(vectors, weights, length)
+    found, drawn = _in_turns(components, _binary_expansions(components, length), length), False
+    if length <= min(SHORT_LENGTH, components.values.shape[1]):
+        other = _in_turns(components, _rotated_signs(components, length, source), length)
+        drawn = _squared_error(components, *other) < _squared_error(components, *found)
+        found = other if drawn else found
+    return _summed(components, *found, source, drawn)
 
 
-def _expanded(components: _Components, length: int, source: RandomBits) -> _Sums:
+def _expanded(vectors: Prototypes, weights: Floats | None, length: int, source: RandomBits) -> _Draft:
     """The sums of a transform code: components rounded one by one."""
+    components = _Components.of(vectors, weights, length)
     plane = _binary_expansions(components, length)
-    return _Sums(plane, _least_squares(components, plane, length), drawn=False)
+    return _summed(components, plane, _least_squares(components, plane, length), source, drawn=False)
 
 
-def _in_turns(components: _Components, plane: Bytes, length: int, drawn: bool) -> _Sums:
-    """Vectors and bits fitted to each other, from the bits of a plane."""
+def _in_turns(components: _Components, plane: Bytes, length: int) -> tuple[Bytes, Floats]:
+    """A plane (V, bytes) and vectors (length, k), fitted to each other from the bits of a plane."""
 
     def turned(plane: Bytes, vectors: Floats, rows: slice, values: Floats) -> np.ndarray:
         return flipped(values.T, _signs(plane[rows], length).T, vectors).T > 0
@@ -281,14 +256,14 @@ def _in_turns(components: _Components, plane: Bytes, length: int, drawn: bool) -
     for _ in range(ROUNDS):
         vectors = _least_squares(components, plane, length)
         plane = components.plane(length, partial(turned, plane, vectors))
-    return _Sums(plane, _least_squares(components, plane, length), drawn)
+    return plane, _least_squares(components, plane, length)
 
 
-def _squared_error(components: _Components, sums: _Sums) -> float:
+def _squared_error(components: _Components, plane: Bytes, vectors: Floats) -> float:
     """The squared error over all classes, multiplied by their weights."""
-    length, total = len(sums.vectors), 0.0
+    length, total = len(vectors), 0.0
     for rows, values in components.chunks(length):
-        left = values - _signs(sums.plane[rows], length) @ sums.vectors
+        left = values - _signs(plane[rows], length) @ vectors
         total += float(components.weights[rows] @ np.square(left).sum(axis=1))
     return total
 
@@ -380,4 +355,4 @@ def transform_coding(
     (`params["collisions"]` counts them). Columns that repeat others, if there are more bits than the prototypes can
     fill, are replaced by the signs of random projections, drawn with `seed`.
     """
-    return _codebook("transform_coding", num_classes, bits, seed, prototypes, weights, partial(_summed, _expanded))
+    return _codebook("transform_coding", num_classes, bits, seed, prototypes, weights, _expanded)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from codehead.codes.codebook import Codebook, PackedCodebook
-from codehead.codes.design import whole_number
+from codehead.codes.design import minimal_length, whole_number
 from codehead.codes.packing import Floats, Integers, PackedRows, RandomBits, all_pairs, doubled_distances, slices
 from codehead.codes.prototypes import CHUNK_VALUES, Prototypes
 from codehead.codes.trees import bisect
 from codehead.errors import CodebookError, ConfigurationError
-from codehead.registry import did_you_mean
+from codehead.registry import unknown
 
 METHODS = ("identity", "random", "frequency", "similar_near", "similar_far")
 
@@ -27,9 +27,7 @@ SWEEPS = 30
 def check_method(method: str) -> None:
     """Raise ConfigurationError for an unknown method."""
     if method not in METHODS:
-        raise ConfigurationError(
-            f"unknown method {method!r}{did_you_mean(method, METHODS)}. Known: {', '.join(METHODS)}"
-        )
+        raise unknown("method", method, METHODS)
 
 
 def assign(
@@ -64,15 +62,15 @@ def assign(
         raise CodebookError(f"the rows of {codebook.design} are never written down, so they have no other order")
     seed, sweeps = whole_number("seed", seed, 0), whole_number("sweeps", sweeps, 0)
     rows = PackedRows.from_planes(*codebook.planes.values(), length=codebook.length)
-    source = RandomBits(seed)
     if method == "identity":
         return _in_order(codebook, np.arange(codebook.num_classes), {"method": method})
     if method == "random":
-        return _in_order(codebook, source.permutation(codebook.num_classes), {"method": method, "seed": seed})
+        held = RandomBits(seed).permutation(codebook.num_classes)
+        return _in_order(codebook, held, {"method": method, "seed": seed})
     if method == "frequency":
         return _by_frequency(codebook, rows, _counts(counts, codebook.num_classes))
     vectors = Prototypes.of(method, prototypes, codebook.num_classes)
-    return _by_likeness(codebook, rows, vectors, method, source, seed, sweeps)
+    return _by_likeness(codebook, rows, vectors, method, seed, sweeps)
 
 
 def _in_order(codebook: PackedCodebook, held: Integers, record: dict[str, Any]) -> PackedCodebook:
@@ -131,15 +129,9 @@ def _least_distance(rows: PackedRows, ids: Integers) -> float:
 
 
 def _by_likeness(
-    codebook: PackedCodebook,
-    rows: PackedRows,
-    vectors: Prototypes,
-    method: str,
-    source: RandomBits,
-    seed: int,
-    sweeps: int,
+    codebook: PackedCodebook, rows: PackedRows, vectors: Prototypes, method: str, seed: int, sweeps: int
 ) -> PackedCodebook:
-    pairs = near_pairs(vectors)
+    pairs, source = near_pairs(vectors), RandomBits(seed)
     held = np.arange(codebook.num_classes)
     before = _mean_distance(rows, held, pairs)
     order = None
@@ -177,10 +169,7 @@ def _any_partners(held: Integers, source: RandomBits) -> Integers:
 def _close_partners(held: Integers, order: Integers, pairs: Integers, source: RandomBits) -> Integers:
     """Partners (V,) that hold a codeword close to that of a neighbour, in the `order` of similar codewords."""
     num_classes = len(held)
-    place = np.empty_like(order)
-    place[order] = np.arange(num_classes)
-    owner = np.empty_like(held)
-    owner[held] = np.arange(num_classes)
+    place, owner = np.argsort(order), np.argsort(held)  # the inverse permutations
     edges = pairs[source.below(len(pairs), num_classes)]
     turned = source.below(2, num_classes)
     mover, neighbour = edges[np.arange(num_classes), turned], edges[np.arange(num_classes), 1 - turned]
@@ -241,8 +230,7 @@ def near_pairs(vectors: Prototypes) -> Integers:
     candidates = np.concatenate([_close_by(leaf_order(vectors, source)) for _ in range(TREES)], axis=1)
     candidates.sort(axis=1)
     apart = _distances(vectors, candidates)
-    repeated = np.zeros(candidates.shape, dtype=bool)
-    repeated[:, 1:] = candidates[:, 1:] == candidates[:, :-1]
+    repeated = np.diff(candidates, axis=1, prepend=-1) == 0
     own = np.arange(len(candidates))[:, None]
     apart[repeated | (candidates == own)] = np.inf
     nearest = np.argsort(apart, axis=1, kind="stable")[:, :NEIGHBOURS]
@@ -255,14 +243,13 @@ def near_pairs(vectors: Prototypes) -> Integers:
 def leaf_order(vectors: Prototypes, source: RandomBits) -> Integers:
     """The classes (V,) from the lowest to the highest leaf of a random balanced tree: similar ones are close."""
     num_classes, dimensions = vectors.shape
-    starts = source.normal((num_classes - 1).bit_length(), dimensions)
+    starts = source.normal(minimal_length(num_classes), dimensions)
     return bisect(vectors, vectors.mean(), starts, ORDER_STEPS)[1]
 
 
 def _close_by(order: Integers) -> Integers:
     """For each class, those up to REACH places before and after it in `order`: (V, 2·REACH)."""
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
+    places = np.argsort(order)  # the inverse permutation
     offsets = np.r_[-REACH:0, 1 : REACH + 1]
     return order[np.clip(places[:, None] + offsets, 0, len(order) - 1)]
 

@@ -75,14 +75,12 @@ class ColumnFaults(NamedTuple):
 
 def enough_binary_columns(num_classes: int, length: int) -> bool:
     """Whether twice `length` columns exist: V classes can be split in two in 2^(V−1) − 1 ways."""
-    columns: int = 2 ** (num_classes - 1) - 1
-    return 2 * length <= columns
+    return 2 * length <= 2 ** (num_classes - 1) - 1
 
 
 def enough_ternary_columns(num_classes: int, length: int) -> bool:
     """Whether twice `length` columns exist: up to the sign, (3^V − 2^(V+1) + 1) / 2 have both a +1 and a −1."""
-    columns: int = (3**num_classes - 2 ** (num_classes + 1) + 1) // 2
-    return 2 * length <= columns
+    return 2 * length <= (3**num_classes - 2 ** (num_classes + 1) + 1) // 2
 
 
 def repeats(keys: Bytes) -> Repeats:
@@ -92,11 +90,6 @@ def repeats(keys: Bytes) -> Repeats:
     first = first[inverse]
     items = np.flatnonzero(first < np.arange(len(keys)))
     return Repeats(items, first[items])
-
-
-def repeated_rows(sign: Bytes, support: Bytes | None) -> Repeats:
-    """Which rows of the planes (V, bytes) equal an earlier row."""
-    return repeats(sign if support is None else np.concatenate([sign, support], axis=1))
 
 
 def column_faults(sign: Bytes, support: Bytes | None, length: int) -> ColumnFaults:
@@ -111,14 +104,14 @@ def column_faults(sign: Bytes, support: Bytes | None, length: int) -> ColumnFaul
     lowest = present[everyone, byte] & -present[everyone, byte]
     flip = (columns[everyone, byte] & lowest) != 0
     keys = np.where(flip[:, None], columns ^ present, columns)
-    return ColumnFaults(np.flatnonzero(constant), repeated_rows(keys, None if support is None else present))
+    own = keys if support is None else np.concatenate([keys, present], axis=1)
+    return ColumnFaults(np.flatnonzero(constant), repeats(own))
 
 
 def avoidable_faults(plane: Bytes, length: int) -> Integers:
     """The faulty columns of a binary plane (V, bytes); none if too few good columns exist to require them."""
-    if not enough_binary_columns(len(plane), length):
-        return np.empty(0, dtype=np.intp)
-    return column_faults(plane, None, length).columns
+    enough = enough_binary_columns(len(plane), length)
+    return column_faults(plane, None, length).columns if enough else np.empty(0, dtype=np.intp)
 
 
 DENSE_SYMBOLS = 2**32
@@ -238,6 +231,9 @@ class PackedCodebook(Codebook):
     `params["allow_duplicates"]` is true.
     """
 
+    num_classes: int = 0
+    """V; by default, as many as the planes have rows."""
+
     sign_plane: Bytes = field(repr=False)
     support_plane: Bytes | None = field(default=None, repr=False)
 
@@ -253,20 +249,12 @@ class PackedCodebook(Codebook):
     ) -> PackedCodebook:
         """Pack a matrix (V, n) of −1, 0 and +1; any other value raises a CodebookError."""
         symbols = _as_symbols(array)
-        sign, support = pack(symbols)
-        params = {**(params or {}), **({"allow_duplicates": True} if allow_duplicates else {})}
-        num_classes, length = symbols.shape
-        return cls(
-            num_classes=num_classes,
-            length=length,
-            design=design,
-            seed=seed,
-            params=params,
-            sign_plane=sign,
-            support_plane=support,
-        )
+        own = {**(params or {}), **({"allow_duplicates": True} if allow_duplicates else {})}
+        return cls(length=symbols.shape[1], design=design, seed=seed, params=own, **pack(symbols))
 
     def __post_init__(self) -> None:
+        if not self.num_classes:
+            object.__setattr__(self, "num_classes", len(self.sign_plane))
         super().__post_init__()
         if self.design == "one_vs_all":
             raise CodebookError("one_vs_all is never written out; use codehead.codes.build('one_vs_all', num_classes)")
@@ -276,7 +264,7 @@ class PackedCodebook(Codebook):
             raise CodebookError("sign_plane has a 1 where support_plane has a 0; the sign of a zero is 0")
         if self.support_plane is not None and (self.support_plane == padding_mask(self.length)).all():
             object.__setattr__(self, "support_plane", None)  # no zeros: a binary code has one form only
-        equal = repeated_rows(self.sign_plane, self.support_plane)
+        equal = repeats(np.concatenate([*self.planes.values()], axis=1))
         if len(equal.items) and not self.params.get("allow_duplicates"):
             message = f"equal codewords for the classes {equal}: their tokens could not be told apart; "
             raise CodebookError(message + "make the rows distinct, or pass allow_duplicates=True")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -148,7 +147,7 @@ def _saved(path: Path) -> tuple[np.ndarray, ...]:
         return tuple(file[key] for key in ("labels", "choices", "counts", "num_classes"))
 
 
-# Where the confusions of a growing code come from: counted once, or measured with every new column.
+# The confusions of a growing code: counted once, or measured with every new column.
 
 
 class Evaluation(NamedTuple):
@@ -165,71 +164,40 @@ class Evaluation(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Pairs (p, 2) of different classes, how often they are confused (p,), and the error rate of all answers."""
+    """Which classes a code confuses: the pairs (p, 2) of different classes, and how often they are confused (p,)."""
 
+    confusion: Confusion
     pairs: Integers
     mass: Floats
-    error: float
+    error: float  # of all answers
+    rates: Floats | None = None  # error rates (n,) of the columns, if they were measured
 
+    @classmethod
+    def counted(cls, confusion: Confusion) -> Measured:
+        """By fixed counts."""
+        pairs, mass = confusion.pairs()
+        return cls(confusion, pairs, mass, float(mass.sum()) / confusion.total)
 
-class ConfusionSource(ABC):
-    """Measures which classes a code confuses."""
-
-    origin: dict[str, Any]
-    """What a codebook records about it."""
-
-    _confusion: Confusion
-    _errors: Floats | None = None
-
-    @abstractmethod
-    def look(self, codebook: Codebook) -> Measured:
-        """The current confusions of the code."""
-
-    def resolve(self, pairs: np.ndarray) -> None:  # noqa: B027  (nothing to do if the next look measures again)
-        """A column was added for those pairs of the last look that are true in `pairs` (p,)."""
+    def without(self, resolved: np.ndarray) -> Measured:
+        """The same, less the confusions of the pairs that are true in `resolved` (p,)."""
+        mass = np.where(resolved, 0.0, self.mass)
+        return self._replace(mass=mass, error=float(mass.sum()) / self.confusion.total)
 
     def column_errors(self, symbols: Symbols) -> Floats:
-        """The error rates (n,) of the columns of the code of the last look."""
-        return self._confusion.column_errors(symbols) if self._errors is None else self._errors
+        """The error rates (n,) of the columns of the code (V, n), estimated unless they were measured."""
+        return self.confusion.column_errors(symbols) if self.rates is None else self.rates
 
 
-@final
-class Counted(ConfusionSource):
-    """Fixed counts; the confusions that a column was made for count as resolved."""
-
-    def __init__(self, confusion: Confusion) -> None:
-        self.origin = confusion.origin()
-        self._confusion = confusion
-        self._pairs, self._mass = confusion.pairs()
-
-    def look(self, codebook: Codebook) -> Measured:
-        return Measured(self._pairs, self._mass, float(self._mass.sum()) / self._confusion.total)
-
-    def resolve(self, pairs: np.ndarray) -> None:
-        self._mass = np.where(pairs, 0.0, self._mass)
-
-
-@final
-class Evaluated(ConfusionSource):
-    """Confusions on a validation and a training set, measured by a callback for each codebook.
-
-    Their shares are mixed, w · validation + (1 − w) · training.
-    """
-
-    def __init__(self, evaluate: Callable[[Codebook], Any], weight: float) -> None:
-        self.origin = {"validation_weight": weight}
-        self._evaluate, self._weight = evaluate, weight
-
-    def look(self, codebook: Codebook) -> Measured:
-        found = self._evaluate(codebook)
-        found = found if isinstance(found, Evaluation) else Evaluation(found)
-        mixed = Confusion.of(found.validation, codebook.num_classes, "the validation of evaluate()")
-        if found.training is not None:
-            training = Confusion.of(found.training, codebook.num_classes, "the training of evaluate()")
-            mixed = mixed.mixed(training, self._weight)
-        self._confusion = mixed
-        self._errors = None if found.column_errors is None else _rates(found.column_errors, codebook.length)
-        return Measured(*mixed.pairs(), mixed.error)
+def evaluated(evaluate: Callable[[Codebook], Any], weight: float, codebook: Codebook) -> Measured:
+    """By a callback: the shares of its confusions, mixed as `weight` · validation + (1 − `weight`) · training."""
+    found = evaluate(codebook)
+    found = found if isinstance(found, Evaluation) else Evaluation(found)
+    mixed = Confusion.of(found.validation, codebook.num_classes, "the validation of evaluate()")
+    if found.training is not None:
+        training = Confusion.of(found.training, codebook.num_classes, "the training of evaluate()")
+        mixed = mixed.mixed(training, weight)
+    rates = None if found.column_errors is None else _rates(found.column_errors, codebook.length)
+    return Measured(mixed, *mixed.pairs(), mixed.error, rates)
 
 
 def _rates(errors: Any, length: int) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -14,27 +15,10 @@ from codehead.codes.codebook import (
     column_faults,
     enough_binary_columns,
     enough_ternary_columns,
-    repeated_rows,
+    repeats,
 )
-from codehead.codes.design import (
-    DESIGNS,
-    check_size,
-    fixed_length,
-    free_length,
-    minimal_length,
-    register,
-    whole_number,
-)
-from codehead.codes.packing import (
-    Bytes,
-    PackedRows,
-    RandomBits,
-    all_pairs,
-    pack_bits,
-    row_bytes,
-    sampled_pairs,
-    unpack_bits,
-)
+from codehead.codes.design import check_size, fixed_length, free_length, minimal_length, register, whole_number
+from codehead.codes.packing import Bytes, PackedRows, RandomBits, all_pairs, pack_bits, sampled_pairs, unpack_bits
 from codehead.errors import CodebookError
 
 
@@ -62,25 +46,17 @@ def one_vs_one(num_classes: int, bits: int | None, seed: int) -> Codebook:
     check_size("one_vs_one", num_classes, length)
     fixed_length("one_vs_one", num_classes, bits, length, "omit bits")
     first, second = np.triu_indices(num_classes, 1)
-    sign = np.empty((num_classes, row_bytes(length)), dtype=np.uint8)
-    support = np.empty_like(sign)
-    for row in range(num_classes):  # row by row: the unpacked matrix would take 16 times the memory
-        sign[row] = pack_bits(first == row)
-        support[row] = sign[row] | pack_bits(second == row)
-    return PackedCodebook(
-        num_classes=num_classes,
-        length=length,
-        design="one_vs_one",
-        sign_plane=sign,
-        support_plane=support,
-    )
+    # Row by row: the unpacked matrix would take 16 times the memory.
+    sign = np.stack([pack_bits(first == row) for row in range(num_classes)])
+    support = sign | np.stack([pack_bits(second == row) for row in range(num_classes)])
+    return PackedCodebook(length=length, design="one_vs_one", sign_plane=sign, support_plane=support)
 
 
 @register("minimal", good_columns=lambda num_classes, length: True, length=minimal_length)
 def minimal(num_classes: int, bits: int | None, seed: int) -> Codebook:
     """The class number in binary, most significant bit first, with −1 for 0."""
     length = fixed_length("minimal", num_classes, bits, minimal_length(num_classes), LONGER)
-    return _binary("minimal", length, binary_plane(np.arange(num_classes), length))
+    return PackedCodebook(length=length, design="minimal", sign_plane=binary_plane(np.arange(num_classes), length))
 
 
 @register("gray", good_columns=lambda num_classes, length: True, length=minimal_length)
@@ -91,17 +67,13 @@ def gray(num_classes: int, bits: int | None, seed: int) -> Codebook:
     """
     length = fixed_length("gray", num_classes, bits, minimal_length(num_classes), LONGER)
     numbers = np.arange(num_classes)
-    return _binary("gray", length, binary_plane(numbers ^ (numbers >> 1), length))
+    return PackedCodebook(length=length, design="gray", sign_plane=binary_plane(numbers ^ (numbers >> 1), length))
 
 
 def binary_plane(numbers: np.ndarray, length: int) -> Bytes:
     """The `length` binary digits of each of `numbers` (V,), most significant first, as a plane (V, bytes)."""
     weights = 1 << np.arange(length - 1, -1, -1)
     return pack_bits((numbers[:, None] & weights) != 0)
-
-
-def _binary(design: str, length: int, plane: Bytes) -> Codebook:
-    return PackedCodebook(num_classes=len(plane), length=length, design=design, sign_plane=plane)
 
 
 # Designs with random columns: dense_random, sparse_random and minrandom.
@@ -142,21 +114,17 @@ def sparse_length(num_classes: int) -> int:
 @register("dense_random", good_columns=enough_binary_columns, length=dense_length)
 def dense_random(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
     """Every symbol −1 or +1 with probability ½; ⌈10·log2 V⌉ columns unless `bits` is given."""
-    return _random("dense_random", _dense, num_classes, bits, seed, candidates)
+    length = free_length("dense_random", num_classes, bits)
+    draw = partial(distinct, _dense, num_classes, length, enough_binary_columns(num_classes, length))
+    return best("dense_random", draw, length, seed, candidates)
 
 
 @register("sparse_random", good_columns=enough_ternary_columns, length=sparse_length)
 def sparse_random(num_classes: int, bits: int | None, seed: int, *, candidates: int = 8) -> Codebook:
     """Symbols 0 (½), −1 (¼), +1 (¼), no row all 0; ⌈15·log2 V⌉ columns unless `bits` is given."""
-    return _random("sparse_random", _sparse, num_classes, bits, seed, candidates)
-
-
-def _random(
-    design: str, symbols: SymbolSource, num_classes: int, bits: int | None, seed: int, candidates: int
-) -> Codebook:
-    length = free_length(design, num_classes, bits)
-    good_columns = DESIGNS.get(design).good_columns(num_classes, length)
-    return best(design, partial(distinct, symbols, num_classes, length, good_columns), length, seed, candidates)
+    length = free_length("sparse_random", num_classes, bits)
+    draw = partial(distinct, _sparse, num_classes, length, enough_ternary_columns(num_classes, length))
+    return best("sparse_random", draw, length, seed, candidates)
 
 
 @register("minrandom", good_columns=enough_binary_columns, length=lambda num_classes: MINRANDOM_LENGTH)
@@ -182,16 +150,8 @@ def best(design: str, draw: Draw, length: int, seed: int, candidates: int) -> Co
     source = RandomBits(seed)
     draws = (draw(source) for _ in range(candidates))
     planes = next(draws) if candidates == 1 else max(draws, key=lambda planes: separation(planes, length))
-    sign, support = _parts(planes)
-    return PackedCodebook(
-        num_classes=len(sign),
-        length=length,
-        design=design,
-        seed=seed,
-        params={"candidates": candidates},
-        sign_plane=sign,
-        support_plane=support,
-    )
+    own: dict[str, Any] = dict(zip(("sign_plane", "support_plane"), planes, strict=False))
+    return PackedCodebook(length=length, design=design, seed=seed, params={"candidates": candidates}, **own)
 
 
 def separation(planes: Bytes, length: int) -> tuple[int, int]:
@@ -205,8 +165,8 @@ def separation(planes: Bytes, length: int) -> tuple[int, int]:
 def distinct(symbols: SymbolSource, num_classes: int, length: int, good_columns: bool, source: RandomBits) -> Bytes:
     """A draw with distinct rows and, if asked for, good columns."""
     for _ in range(MAX_REDRAWS):
-        if symbols is _dense and 2**length <= 4 * num_classes:
-            planes = _crowded(source, num_classes, length)
+        if symbols is _dense and 2**length <= 4 * num_classes:  # needs many of all rows: without replacement
+            planes = binary_plane(source.permutation(2**length)[:num_classes], length)[None]
         else:
             planes = symbols(source, num_classes, length)
             renew_rows(symbols, source, planes, length)
@@ -230,7 +190,7 @@ def renew_columns(symbols: SymbolSource, source: RandomBits, planes: Bytes, leng
     """Draw constant, duplicate and complementary columns again, in place; return whether there were any."""
     num_classes = planes.shape[1]
     for redraws in range(MAX_REDRAWS):
-        faulty = column_faults(*_parts(planes), length).columns
+        faulty = column_faults(planes[0], planes[1] if len(planes) > 1 else None, length).columns
         if not len(faulty):
             return redraws > 0
         drawn = symbols(source, num_classes, len(faulty))
@@ -257,21 +217,10 @@ def _sparse(source: RandomBits, count: int, length: int) -> Bytes:
     return np.stack([source.plane(count, length) & support, support])
 
 
-def _crowded(source: RandomBits, num_classes: int, length: int) -> Bytes:
-    """Distinct rows if a large part of all 2^length rows is needed: drawn without replacement."""
-    return binary_plane(source.permutation(2**length)[:num_classes], length)[None]
-
-
-def _parts(planes: Bytes) -> tuple[Bytes, Bytes | None]:
-    """The sign plane of a draw, and its support plane if it has one."""
-    return planes[0], planes[1] if len(planes) > 1 else None
-
-
 def _faulty_rows(planes: Bytes) -> np.ndarray:
     """Rows (count,) that equal an earlier one, and in a ternary draw those of zeros only."""
-    sign, support = _parts(planes)
-    equal = repeated_rows(sign, support).items
-    return equal if support is None else np.union1d(equal, np.flatnonzero(~support.any(axis=1)))
+    equal = repeats(np.concatenate(planes, axis=1)).items
+    return equal if len(planes) == 1 else np.union1d(equal, np.flatnonzero(~planes[1].any(axis=1)))
 
 
 def _impossible(num_classes: int, length: int) -> CodebookError:

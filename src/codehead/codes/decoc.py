@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from functools import cache
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 
@@ -113,7 +113,7 @@ def _data(design: str, num_classes: int, prototypes: Any, samples: Any, labels: 
     numbers = np.asarray(labels)
     _check_samples(vectors, numbers, num_classes)
     order = np.argsort(numbers, kind="stable")
-    by_class = Prototypes(vectors.rows(order), "samples")
+    by_class = Prototypes(vectors.rows(order))
     return Data(by_class.squared_distances(), numbers[order], {"samples": by_class.origin()})
 
 
@@ -150,29 +150,23 @@ class _Forest:
     """Splits of nodes, none of them used twice."""
 
     def __init__(self, data: Data) -> None:
-        self._data = data
-        self._unused: dict[Members, list[Partition]] = {}
+        # The partitions of a node that no tree has used yet, the best first.
+        self._unused = cache(lambda members: ranked_partitions(data.likeness(members)))
 
     def split(self, members: Members) -> Partition:
         """The best partition of a node that no tree has used yet and whose sides can be split further."""
-        left = self._left(members)
+        left = self._unused(members)
         for place, partition in enumerate(left):
             if self._leads_on(members, partition):
                 return left.pop(place)
         message = f"every partition of the classes {members[:5]} is in an earlier tree"
         raise CodebookError(f"trees: {message}; ask for fewer trees")
 
-    def _left(self, members: Members) -> list[Partition]:
-        """The partitions of a node that no tree has used yet, the best first."""
-        if members not in self._unused:
-            self._unused[members] = ranked_partitions(self._data.likeness(members))
-        return self._unused[members]
-
     def _can_be_split(self, members: Members) -> bool:
         """Whether a new tree can have this node; assumed for more than a few classes."""
         if len(members) == 1 or len(members) > LOOKED_AHEAD:
             return True
-        return any(self._leads_on(members, partition) for partition in self._left(members))
+        return any(self._leads_on(members, partition) for partition in self._unused(members))
 
     def _leads_on(self, members: Members, partition: Partition) -> bool:
         """Whether a new tree can have both sides of a partition."""
@@ -242,18 +236,15 @@ class Likeness:
         return float(self.information(within, self.kernel[side].sum(), self.sizes[side].sum()))
 
 
-class Sides(ABC):
+class Sides(Protocol):
     """Sides that classes join and leave."""
 
-    @abstractmethod
     def moved(self, sign: int) -> Floats:
         """The value of the sides if each class joined (+1) or left (−1), in any shape; −∞ if it cannot."""
 
-    @abstractmethod
     def move(self, place: int, sign: int) -> None:
         """Let the class at a place of these values join or leave."""
 
-    @abstractmethod
     def taken(self) -> np.ndarray:
         """A copy of the current sides."""
 
@@ -289,7 +280,8 @@ def best_sides(sides: Sides, best: BestSides, most: int) -> BestSides:
     return best
 
 
-class _Side(Sides):
+@final
+class _Side:
     """One side of a partition; every step takes time linear in the number of classes."""
 
     def __init__(self, likeness: Likeness) -> None:

@@ -139,7 +139,7 @@ def check_size(design: str, num_classes: int, length: int) -> None:
 STREAM = 1
 """The random stream of check bits: independent of the design's bits, which use the same seed."""
 MAX_REDRAWS = 100
-"""Rounds in which check bits that repeat a column are drawn again before giving up."""
+"""Rounds in which columns that repeat another are drawn again before giving up."""
 
 
 def with_parity(codebook: Codebook, parity: int, seed: int, good_columns: bool) -> PackedCodebook:

@@ -7,28 +7,30 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
 from codehead.codes.codebook import Codebook, PackedCodebook, enough_binary_columns
-from codehead.codes.confusion import Confusion, ConfusionSource, Counted, Evaluated, Measured
-from codehead.codes.decoc import MAX_CLASSES, Sides, best_sides
+from codehead.codes.confusion import Confusion, Measured, evaluated
+from codehead.codes.decoc import MAX_CLASSES, best_sides
 from codehead.codes.design import DESIGNS, build, check_size, minimal_length, register
 from codehead.codes.files import load
 from codehead.codes.packing import Floats, Integers, Symbols
 from codehead.codes.prototypes import Prototypes
 from codehead.errors import ConfigurationError
-from codehead.registry import Registry
+from codehead.registry import unknown
 
 VALIDATION_SHARE = 0.15
 """The share of the training data that `evaluate` should hold out, as in the paper."""
 
 MIN_ERROR = 1e-3
 """The least error rate counted for a column: a smaller one, seen on few samples, would outweigh all other columns."""
+
+Measure = Callable[[Codebook], Measured]
 
 
 @register("ecoc_one", good_columns=enough_binary_columns)
@@ -68,15 +70,17 @@ def ecoc_one(
     `params["column_weights"]` holds ½ ln((1 − e) / e) for every column with error rate e; see `column_weights`.
 
     """
-    source = _source(num_classes, confusion, evaluate, _share("validation_weight", validation_weight))
+    measure, origin = _source(num_classes, confusion, evaluate, _share("validation_weight", validation_weight))
     stop_error = _share("stop_error", stop_error)
     vectors = Prototypes.of("ecoc_one", prototypes, num_classes)
     name = partition if partition is not None else ("floating" if num_classes <= MAX_CLASSES else "poles")
-    partitions = PARTITIONS.get(name)(vectors)
+    if name not in PARTITIONS:
+        raise unknown("partition", name, PARTITIONS)
+    partitions = PARTITIONS[name](vectors)
     first = _start(num_classes, seed, start, prototypes)
     limit = _limit(first, bits)
-    symbols, record = _grown(first, limit, stop_error, source, partitions)
-    params = {"prototypes": vectors.origin(), "partition": name, "confusion": source.origin, "stop_error": stop_error}
+    symbols, record = _grown(first, limit, stop_error, measure, partitions, evaluate is None)
+    params = {"prototypes": vectors.origin(), "partition": name, "confusion": origin, "stop_error": stop_error}
     begun = {"design": first.design, "length": first.length, "checksum": first.checksum}
     return _codebook(symbols, first.seed, {**params, "start": begun, **record})
 
@@ -101,21 +105,23 @@ def column_weights(codebook: Codebook) -> Floats:
 
 def _source(
     num_classes: int, confusion: Any, evaluate: Callable[[Codebook], Any] | None, weight: float
-) -> ConfusionSource:
+) -> tuple[Measure, dict[str, Any]]:
+    """What measures the confusions of a code, and what a codebook records about it."""
     if (confusion is None) == (evaluate is None):
         raise ConfigurationError(
             "design 'ecoc_one' adds columns where classes are confused: give it either confusion=, how often each "
             "class was taken for each, or evaluate=, a function that trains with a codebook and measures that"
         )
     if evaluate is None:
-        return Counted(Confusion.of(confusion, num_classes))
+        counts = Confusion.of(confusion, num_classes)
+        return lambda codebook: Measured.counted(counts), counts.origin()
     if not callable(evaluate):
         raise ConfigurationError(f"evaluate={evaluate!r} cannot be called; give a function of a codebook")
-    return Evaluated(evaluate, weight)
+    return partial(evaluated, evaluate, weight), {"validation_weight": weight}
 
 
-def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
         raise ConfigurationError(f"{name}={value!r} is not possible; give a number from 0 to 1")
     return float(value)
 
@@ -145,15 +151,18 @@ def _limit(start: Codebook, bits: int | None) -> int:
 
 
 def _grown(
-    start: Codebook, limit: int, stop_error: float, source: ConfusionSource, partitions: SubPartitions
+    start: Codebook, limit: int, stop_error: float, measure: Measure, partitions: Floating | Poles, is_fixed: bool
 ) -> tuple[Symbols, dict[str, Any]]:
-    """The symbols (V, n), and a record: error rates before every step, pairs, column weights."""
+    """The symbols (V, n), and a record: error rates before every step, pairs, column weights.
+
+    If the counts are fixed, a new column resolves some of them; otherwise they are measured again.
+    """
     symbols = start.to_array()
     known = {_key(column) for column in symbols.T}
     errors: list[float] = []
     pairs: list[list[int]] = []
+    found = measure(start)
     while True:
-        found = source.look(start if not pairs else _codebook(symbols, start.seed, {}))
         errors.append(found.error)
         if found.error < stop_error or symbols.shape[1] == limit:
             break
@@ -161,15 +170,18 @@ def _grown(
         if new is None:
             break
         column, pair = new
-        source.resolve(partitions.resolved(column, pair, found.pairs))
         known.add(_key(column))
         symbols = np.column_stack([symbols, column])
         pairs.append(pair.tolist())
-    weights = error_weights(source.column_errors(symbols))
+        if is_fixed:
+            found = found.without(partitions.resolved(column, pair, found.pairs))
+        else:
+            found = measure(_codebook(symbols, start.seed, {}))
+    weights = error_weights(found.column_errors(symbols))
     return symbols, {"errors": errors, "pairs": pairs, "column_weights": weights.tolist()}
 
 
-def _new_column(found: Measured, partitions: SubPartitions, known: set[bytes]) -> tuple[Symbols, Integers] | None:
+def _new_column(found: Measured, partitions: Floating | Poles, known: set[bytes]) -> tuple[Symbols, Integers] | None:
     """The best column (V,) that is not `known`, for the most confused pair (2,) with one; None if there is none."""
     mass = found.mass.copy()
     while mass.any():
@@ -196,32 +208,14 @@ def _codebook(symbols: Symbols, seed: int | None, params: dict[str, Any]) -> Pac
 # * O. Pujol, S. Escalera, P. Radeva (2008), "An incremental node embedding technique for error correcting output
 #   codes", Pattern Recognition 41: sub-partitions by floating search.
 # * P. Pudil, J. Novovičová, J. Kittler (1994), "Floating search methods in feature selection".
-
-
-class SubPartitions(ABC):
-    """A way to make columns (V,) over {−1, 0, +1} that tell a pair of classes apart."""
-
-    @abstractmethod
-    def __init__(self, vectors: Prototypes) -> None: ...
-
-    @abstractmethod
-    def columns(self, pair: Integers, pairs: Integers, mass: Floats) -> Iterator[Symbols]:
-        """Columns with +1 for the first class of `pair` (2,) and −1 for the second, the best first.
-
-        `mass` (p,) is how often the classes of `pairs` (p, 2) are confused.
-        """
-
-    @abstractmethod
-    def resolved(self, column: Symbols, pair: Integers, pairs: Integers) -> np.ndarray:
-        """Which of `pairs` (p, 2) a column that was made for `pair` resolves: truth values (p,)."""
-
-
-PARTITIONS: Registry[type[SubPartitions]] = Registry("partition")
+#
+# `columns` are (V,) over {−1, 0, +1}, with +1 for the first class of `pair` (2,) and −1 for the second, the best first;
+# `mass` (p,) is how often the classes of `pairs` (p, 2) are confused. `resolved` tells which of `pairs` a column that
+# was made for `pair` resolves: truth values (p,).
 
 
 @final
-@PARTITIONS.register("floating")
-class Floating(SubPartitions):
+class Floating:
     """The two classes, and others that add many confusions between the sides while keeping the sides compact.
 
     The value of two sides is the confusions between them per class, times d / (d + s₊ + s₋), where d is the squared
@@ -249,8 +243,7 @@ class Floating(SubPartitions):
 
 
 @final
-@PARTITIONS.register("poles")
-class Poles(SubPartitions):
+class Poles:
     """All classes, each on the side of the nearer of the two prototypes: near-linear in V."""
 
     def __init__(self, vectors: Prototypes) -> None:
@@ -271,7 +264,11 @@ class Poles(SubPartitions):
         return np.asarray((pairs == pair).all(axis=1))
 
 
-class _Sides(Sides):
+PARTITIONS: dict[str, type[Floating] | type[Poles]] = {"floating": Floating, "poles": Poles}
+
+
+@final
+class _Sides:
     """Two sides; every step takes time linear in the number of classes. The classes of a pair never leave.
 
     Arrays about sides are in the order +1, −1: sums of squared distances and of confusions to every class are (2, V).

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ def load(path: str | Path) -> Codebook:
     if planes.keys() != PLANES[fields["kind"]]:
         expected = sorted(PLANES[fields["kind"]])
         raise CheckpointError(f"{path}: the tensors are {sorted(planes)}, but kind={fields['kind']!r} has {expected}")
+    own: dict[str, Any] = {name: fields[name] for name in ORIGIN} | planes
     try:
-        codebook = _rebuild(fields, planes)
+        codebook = PackedCodebook(**own) if planes else OneVsAllCodebook(fields["num_classes"])
     except CodeheadError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if codebook.checksum != fields["checksum"]:
@@ -73,12 +74,6 @@ def _fields(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
         if name not in fields:
             raise CheckpointError(f"{path}: the header field {name!r} is missing")
     return dict(fields)
-
-
-def _rebuild(fields: dict[str, Any], planes: Mapping[str, Any]) -> Codebook:
-    if fields["kind"] == "one_vs_all":
-        return OneVsAllCodebook(fields["num_classes"])
-    return PackedCodebook(**{name: fields[name] for name in ORIGIN}, **planes)
 
 
 # The custom design: a coding matrix that the user supplies, as an array or in a file.

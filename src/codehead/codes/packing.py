@@ -57,10 +57,10 @@ def unpack_bits(plane: Bytes, length: int) -> Bytes:
     return np.unpackbits(plane, axis=-1, count=length, bitorder="little")
 
 
-def pack(symbols: Symbols) -> tuple[Bytes, Bytes | None]:
-    """Symbols (rows, length) over {−1, 0, +1} → sign plane, and support plane if there is a zero."""
-    support = None if np.all(symbols) else pack_bits(symbols != 0)
-    return pack_bits(symbols > 0), support
+def pack(symbols: Symbols) -> dict[str, Any]:
+    """Symbols (rows, length) over {−1, 0, +1} → `sign_plane` and, if there is a zero, `support_plane`."""
+    support = {} if np.all(symbols) else {"support_plane": pack_bits(symbols != 0)}
+    return {"sign_plane": pack_bits(symbols > 0), **support}
 
 
 def unpack(sign: Bytes, support: Bytes | None, length: int) -> Symbols:
@@ -78,10 +78,7 @@ def padding_mask(length: int) -> Bytes:
 
 def words(plane: Bytes) -> Words:
     """Plane (rows, bytes) → 64-bit words (rows, ⌈bytes / 8⌉), filled up with zeros."""
-    rows, width = plane.shape
-    padded = np.zeros((rows, -(-width // 8) * 8), dtype=np.uint8)
-    padded[:, :width] = plane
-    return padded.view(np.uint64)
+    return np.pad(plane, ((0, 0), (0, -plane.shape[1] % 8))).view(np.uint64)
 
 
 def transpose(plane: Bytes, length: int) -> Bytes:

@@ -13,21 +13,11 @@ import numpy as np
 from safetensors import safe_open
 
 from codehead.boundaries import read_array
-from codehead.codes.packing import (
-    CHUNK_SYMBOLS,
-    Bytes,
-    Floats,
-    Integers,
-    RandomBits,
-    Words,
-    pack_bits,
-    slices,
-    unpack_bits,
-)
+from codehead.codes.packing import Bytes, Floats, Integers, RandomBits, Words, pack_bits, slices, unpack_bits
 from codehead.errors import ConfigurationError
 
 CHUNK_VALUES = 2**22
-"""Numbers turned into float64 at a time (32 MiB), so that a large array is never held twice."""
+"""Numbers of 8 bytes computed with at a time (32 MiB), so that a large array is never held twice."""
 
 LARGEST_VALUE = 1e150
 
@@ -41,7 +31,6 @@ class Prototypes:
     """Vectors `values` (V, d) of any real type, finite and not all equal; arithmetic is done in float64."""
 
     values: np.ndarray
-    name: str = "prototypes"
 
     @classmethod
     def of(cls, design: str, source: Any, num_classes: int) -> Prototypes:
@@ -75,7 +64,7 @@ class Prototypes:
         if values.ndim != 2 or values.dtype.kind not in "fiu" or not values.size:
             message = f"{name} is {values.dtype} {values.shape}; give numbers (rows, dimensions), a vector per row"
             raise ConfigurationError(message)
-        own = cls(values, name)
+        own = cls(values)
         first, differ = own.rows(slice(1)), False
         for some, chunk in own.chunks():
             differ = differ or bool(np.any(chunk != first))
@@ -94,8 +83,7 @@ class Prototypes:
     @property
     def shape(self) -> tuple[int, int]:
         """V and d."""
-        rows, dimensions = self.values.shape
-        return rows, dimensions
+        return self.values.shape
 
     def rows(self, ids: np.ndarray | slice) -> Floats:
         """Some of the vectors, as float64 (…, d)."""
@@ -249,7 +237,7 @@ def _key_weights(length: int) -> Words:
 
 def _keys(plane: Bytes, length: int, weights: Words) -> Words:
     """The key of every row (V,)."""
-    pieces = slices(len(plane), CHUNK_SYMBOLS // length // 8)
+    pieces = slices(len(plane), CHUNK_VALUES // length)
     parts = [np.bitwise_xor.reduce(unpack_bits(plane[some], length) * weights, axis=1) for some in pieces]
     return np.concatenate(parts)
 

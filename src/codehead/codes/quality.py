@@ -7,7 +7,7 @@ import struct
 import zlib
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 
@@ -70,46 +70,42 @@ def quality(codebook: Codebook, *, exact_limit: int = EXACT_LIMIT, samples: int 
     """
     exact_limit, samples = whole_number("exact_limit", exact_limit, 0), whole_number("samples", samples, 1)
     if isinstance(codebook, OneVsAllCodebook):  # any two rows differ in two places, and so do any two columns
-        rows = columns = _Distances({4: codebook.num_classes * (codebook.num_classes - 1) // 2}, True)
+        rows = columns = {4: codebook.num_classes * (codebook.num_classes - 1) // 2}
+        exact = columns_exact = True
         shares = np.array([1 / codebook.num_classes])
     else:
         packed = PackedRows.from_planes(*codebook.planes.values(), length=codebook.length)
-        rows = _Distances.of(packed, exact_limit, samples, seed)
+        rows, exact = _distances(packed, exact_limit, samples, seed)
         sides = [transpose(plane, codebook.length) for plane in codebook.planes.values()]
         packed = PackedRows.from_planes(*sides, length=codebook.num_classes)
-        columns = _Distances.of(packed, COLUMN_FACTOR * exact_limit, max(samples // packed.num_words, 1), seed)
+        fewer = max(samples // packed.num_words, 1)
+        columns, columns_exact = _distances(packed, COLUMN_FACTOR * exact_limit, fewer, seed)
         shares = _shares(packed)
-    minimum, pairs = min(rows.pairs), sum(rows.pairs.values())
-    apart = [min(doubled, 2 * codebook.num_classes - doubled) / 2 for doubled in columns.pairs]
+    minimum, pairs = min(rows), sum(rows.values())
+    apart = [min(doubled, 2 * codebook.num_classes - doubled) / 2 for doubled in columns]
     return Quality(
         num_classes=codebook.num_classes,
         length=codebook.length,
         row_distance_min=minimum / 2,
-        row_distance_mean=sum(doubled * count for doubled, count in rows.pairs.items()) / (2 * pairs),
-        row_histogram={doubled / 2: count for doubled, count in rows.pairs.items()},
-        exact=rows.exact,
+        row_distance_mean=sum(doubled * count for doubled, count in rows.items()) / (2 * pairs),
+        row_histogram={doubled / 2: count for doubled, count in rows.items()},
+        exact=exact,
         pairs=pairs,
         correctable_bits=max((minimum - 2) // 4, 0),
         column_distance=min(apart, default=None),
-        columns_exact=columns.exact,
-        column_pairs=sum(columns.pairs.values()),
+        columns_exact=columns_exact,
+        column_pairs=sum(columns.values()),
         balance_min=float(shares.min()),
         balance_max=float(shares.max()),
         balance_mean=float(shares.mean()),
     )
 
 
-class _Distances(NamedTuple):
+def _distances(rows: PackedRows, limit: int, samples: int, seed: int) -> tuple[dict[int, int], bool]:
     """How many pairs of rows lie at each doubled distance, and whether these are all pairs."""
-
-    pairs: dict[int, int]
-    exact: bool
-
-    @classmethod
-    def of(cls, rows: PackedRows, limit: int, samples: int, seed: int) -> _Distances:
-        exact = rows.num_pairs * rows.num_words <= limit
-        counts = all_pairs(rows) if exact else sampled_pairs(rows, samples, seed)
-        return cls({int(doubled): int(counts[doubled]) for doubled in np.flatnonzero(counts)}, exact)
+    exact = rows.num_pairs * rows.num_words <= limit
+    counts = all_pairs(rows) if exact else sampled_pairs(rows, samples, seed)
+    return {int(doubled): int(counts[doubled]) for doubled in np.flatnonzero(counts)}, exact
 
 
 def _shares(columns: PackedRows) -> np.ndarray:
@@ -230,8 +226,7 @@ def _shown(codebook: Codebook, symbols: Symbols) -> str:
 def _pixels(symbols: Symbols) -> np.ndarray:
     """The colours of symbols: uint8 (rows, columns, 3)."""
     palette = np.array([list(bytes.fromhex(COLOURS[symbol][1:])) for symbol in (-1, 0, 1)], dtype=np.uint8)
-    found: np.ndarray = palette[symbols.astype(np.intp) + 1]
-    return found
+    return palette[symbols.astype(np.intp) + 1]
 
 
 def _png(symbols: Symbols) -> bytes:

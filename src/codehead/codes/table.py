@@ -47,28 +47,25 @@ class CodewordTable(nn.Module):
     support_plane: Tensor | None
 
     def __init__(self, codebook: Codebook) -> None:
-        super().__init__()
-        self._declare(codebook.num_classes, codebook.length)
-        for name, plane in codebook.planes.items():
-            self.register_buffer(name, torch.from_numpy(plane.copy()))
+        planes = {name: torch.from_numpy(plane.copy()) for name, plane in codebook.planes.items()}
+        self._declare(codebook.num_classes, codebook.length, planes)
 
     @classmethod
     def empty(cls, num_classes: int, length: int, is_ternary: bool = False, is_implicit: bool = False) -> CodewordTable:
         """A table with all planes 0, to be filled by `load_state_dict`; works on the meta device."""
-        table = cls.__new__(cls)
-        nn.Module.__init__(table)
-        table._declare(num_classes, length)
         names = [] if is_implicit else ["sign_plane", *(["support_plane"] if is_ternary else [])]
-        for name in names:
-            table.register_buffer(name, torch.zeros(num_classes, row_bytes(length), dtype=torch.uint8))
+        planes = {name: torch.zeros(num_classes, row_bytes(length), dtype=torch.uint8) for name in names}
+        table = cls.__new__(cls)
+        table._declare(num_classes, length, planes)
         return table
 
-    def _declare(self, num_classes: int, length: int) -> None:
+    def _declare(self, num_classes: int, length: int, planes: dict[str, Tensor]) -> None:
+        super().__init__()
         self.num_classes = num_classes
         self.length = length
         self._copies: dict[str, _Copy] = {}
-        self.register_buffer("sign_plane", None)
-        self.register_buffer("support_plane", None)
+        for name in ("sign_plane", "support_plane"):
+            self.register_buffer(name, planes.get(name))
 
     @property
     def is_ternary(self) -> bool:
@@ -97,17 +94,19 @@ class CodewordTable(nn.Module):
         An implicit code has no tensor and so no device: its matrix is on the default device, and
         limited to 16,384 classes (a CodebookError above).
         """
-        if self.sign_plane is None:
-            return 2 * self._identity() - 1
-        return self._copy("signs")
+        if self.sign_plane is not None:
+            return self._copy("signs")
+        if self.num_classes > DENSE_CLASSES:
+            message = f"the one_vs_all matrix of {self.num_classes} classes is too large to write out "
+            raise CodebookError(message + f"(more than {DENSE_CLASSES}); its bit logits are the token scores")
+        return 2 * torch.eye(self.num_classes) - 1
 
     def product(self, weights: Tensor) -> Tensor:
         """The coding matrix times weights `(…, n)`, float32 or float64: `(…, V)`. Not for an implicit code."""
-        assert self.sign_plane is not None
         if not self._looks_up(weights):
             return weights @ self._whole("signs").to(weights.dtype).T
         shared = weights.sum(-1, keepdim=True) if self.support_plane is None else self._bit_product(weights, "support")
-        return 2 * bit_sums(weights, self.sign_plane) - shared
+        return 2 * bit_sums(weights, self._plane("positive")) - shared
 
     def sided_product(self, plus: Tensor, minus: Tensor) -> Tensor:
         """The sums of `plus` `(…, n)` where a codeword is +1 and of `minus` where it is −1: `(…, V)`. Not implicit."""
@@ -115,8 +114,7 @@ class CodewordTable(nn.Module):
 
     def support_sizes(self) -> Tensor:
         """How many symbols of every codeword are not 0: `(V,)`, for a ternary code."""
-        assert self.support_plane is not None
-        return self._bit_product(torch.ones(self.length, device=self.support_plane.device), "support")
+        return self._bit_product(torch.ones(self.length, device=self._plane("support").device), "support")
 
     def _bit_product(self, weights: Tensor, name: str) -> Tensor:
         """The plane called `name`, as a matrix of 0 and 1, times weights `(…, n)`: `(…, V)`."""
@@ -151,14 +149,8 @@ class CodewordTable(nn.Module):
         """The table as a validated codebook, whose checksum can be compared with a recorded one."""
         if self.sign_plane is None:
             return OneVsAllCodebook(self.num_classes)
-        return PackedCodebook(
-            num_classes=self.num_classes,
-            length=self.length,
-            design=design,
-            seed=seed,
-            params=params or {},
-            **{name: plane.cpu().numpy() for name, plane in self.named_buffers()},
-        )
+        planes: dict[str, Any] = {name: plane.cpu().numpy() for name, plane in self.named_buffers()}
+        return PackedCodebook(length=self.length, design=design, seed=seed, params=params or {}, **planes)
 
     def _unpack(self, rows: Tensor) -> Tensor:
         """Packed rows (…, bytes) → float32 0 or 1 (…, n)."""
@@ -186,12 +178,6 @@ class CodewordTable(nn.Module):
             if planes[0].device.type != "meta":
                 self._copies[name] = kept
         return kept.values
-
-    def _identity(self) -> Tensor:
-        if self.num_classes > DENSE_CLASSES:
-            message = f"the one_vs_all matrix of {self.num_classes} classes is too large to write out "
-            raise CodebookError(message + f"(more than {DENSE_CLASSES}); its bit logits are the token scores")
-        return torch.eye(self.num_classes)
 
     def _apply(self, *args: Any, **kwargs: Any) -> CodewordTable:
         self.reset_cache()
@@ -264,10 +250,6 @@ def _look_up(entries: Tensor, plane: Tensor, sums: Tensor) -> None:
 # A checksum that is saved with tensors that change only as a whole, such as codewords and token ids.
 
 
-DIGEST_BYTES = 32
-"""Bytes of a SHA-256 digest."""
-
-
 @final
 class Seal(nn.Module):
     """The SHA-256 of tensors, in a buffer `digest` `(32,)` beside them: uint8, zeros until it is closed.
@@ -283,7 +265,7 @@ class Seal(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("digest", torch.zeros(DIGEST_BYTES, dtype=torch.uint8))
+        self.register_buffer("digest", torch.zeros(32, dtype=torch.uint8))
         self.on_guard = not self.digest.is_meta
         self._seen: list[tuple[Tensor, int | None]] = []
 

@@ -70,14 +70,8 @@ def _merged(
     columns, _ = bisect(vectors, mean, directions[np.arange(depth) % len(directions)], steps)
     while columns.shape[1] < length:
         columns = _with_new_tree(vectors, mean, columns, min(depth, length - columns.shape[1]), steps, source)
-    return PackedCodebook(
-        num_classes=num_classes,
-        length=length,
-        design=design,
-        seed=seed,
-        params={"prototypes": vectors.origin(), "steps": steps},
-        sign_plane=pack_bits(columns),
-    )
+    params = {"prototypes": vectors.origin(), "steps": steps}
+    return PackedCodebook(length=length, design=design, seed=seed, params=params, sign_plane=pack_bits(columns))
 
 
 def _with_new_tree(

@@ -286,12 +286,10 @@ def _codebook(latent: Tensor, seed: int, start: str) -> PackedCodebook:
     def margins(ids: Integers) -> Floats:
         return latent[torch.as_tensor(ids)].abs().double().numpy()
 
-    num_classes, length = latent.shape
+    length = latent.shape[1]
     plane, collisions = make_distinct(pack_bits((latent >= 0).numpy()), length, margins)
     params = {"start": start, "collisions": collisions}
-    return PackedCodebook(
-        num_classes=num_classes, length=length, design="learned", seed=seed, params=params, sign_plane=plane
-    )
+    return PackedCodebook(length=length, design="learned", seed=seed, params=params, sign_plane=plane)
 
 
 class _Sign(torch.autograd.Function):
