@@ -124,9 +124,6 @@ def test_the_most_frequent_tokens_get_dense_rows_and_equal_counts_go_by_id():
         (-1, None, "dense_rows=-1"),
         ([1, 5], None, "from 1 to 5"),
         ([1, 1], None, "twice"),
-        ([0.5], None, "neither a number of tokens nor a list"),
-        (True, None, "neither a number of tokens nor a list"),
-        ("many", None, "neither a number of tokens nor a list"),
     ],
 )
 def test_impossible_dense_rows_are_refused(dense_rows, counts, message):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from codehead.errors import ConfigurationError
 from codehead.models.hidden import Statistics
 from codehead.screening.transform_coding import fit
 
@@ -61,15 +60,3 @@ def test_no_direction_of_hidden_states_counts_for_more_than_it_varies(rows_and_h
     assert 0.9 < variances[-1] < 1  # where they vary most; less by what is added for text that was not seen
     assert variances[0] > 0
     torch.testing.assert_close(code.directions @ code.inverse, torch.eye(H, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("bits", [0, 24 * 24 + 1])
-def test_an_impossible_length_is_refused(bits, rows_and_hidden):
-    rows, hidden = rows_and_hidden
-    with pytest.raises(ConfigurationError, match=f"bits={bits}"):
-        fit(rows, Statistics.of(torch.zeros(V), hidden), bits)
-
-
-def test_counts_alone_are_refused(rows_and_hidden):
-    with pytest.raises(ConfigurationError, match="counts alone"):
-        fit(rows_and_hidden[0], Statistics(torch.zeros(V)), 24)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codehead.codes.table import CodewordTable
 from codehead.decoding import hard_bits, scan, soft_bits  # noqa: F401  (registers)
-from codehead.decoding.decoders import DECODERS, ByCodeword, FittedDecoder, Form, Scored, Terms, Weights, require_fitted
+from codehead.decoding.decoders import DECODERS, ByCodeword, FittedDecoder, Form, Scored, Terms, Weights, fitted
 from codehead.decoding.extras import Corrections
 from codehead.decoding.numerics import (
     check_range,
@@ -39,7 +39,6 @@ __all__ = [
     "fit",
     "posterior_scores",
     "refuse_non_finite",
-    "refuse_other_length",
     "scanned",
     "token_scores",
 ]
@@ -55,10 +54,7 @@ class Decoded(NamedTuple):
 
 
 def token_scores(
-    bit_logits: Tensor,
-    table: CodewordTable,
-    decoder: str = "likelihood",
-    weights: Weights | None = None,
+    bit_logits: Tensor, table: CodewordTable, decoder: str = "likelihood", weights: Weights | None = None
 ) -> Tensor:
     """Scores `(…, V)` of every token for bit logits `(…, n)`; larger is better. Never under autocast.
 
@@ -70,8 +66,7 @@ def token_scores(
             point, are NaN or infinite, or are so large that float64 overflows; a decoder that is not fitted, or that
             cannot handle a code of this size.
     """
-    scored = _scores(bit_logits, table, decoder, weights)
-    return scored.finished(scored.values)
+    return _scores(bit_logits, table, decoder, weights).finished()
 
 
 def posterior_scores(bit_logits: Tensor, table: CodewordTable) -> Tensor:
@@ -79,8 +74,7 @@ def posterior_scores(bit_logits: Tensor, table: CodewordTable) -> Tensor:
 
     Models and losses use this: NaN and infinity are not checked for and give NaN, as in a stock model.
     """
-    scored = _unchecked_scores(bit_logits, table, "likelihood", None)
-    return scored.finished(scored.values)
+    return _unchecked_scores(bit_logits, table, "likelihood", None).finished()
 
 
 def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Weights | None) -> Scored:
@@ -92,15 +86,11 @@ def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Wei
 def _unchecked_scores(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Weights | None) -> Scored:
     """Scores from the decoder's form, in float32 or float64; float32 that would overflow is ranked in float64."""
     part = DECODERS.get(decoder)
-    refuse_other_length(bit_logits, table)
-    if isinstance(part, FittedDecoder):
-        require_fitted(decoder, part, table, weights)
+    _refuse_other_length(bit_logits, table)
     with no_autocast(bit_logits.device.type):
         z = roomy(bit_logits)
-        form = part(z, weights or {}) if isinstance(part, FittedDecoder) else part(z)
+        form = part(z, fitted(decoder, part, table, weights)) if isinstance(part, FittedDecoder) else part(z)
         scored, dtype = form.scores(table), wide(bit_logits[..., :0]).dtype
-    if z.dtype == dtype:
-        return scored
     is_relative = isinstance(form, Terms) and form.constant is None
     return Scored(scored.values, lambda some: narrowed(scored.finished(some), dtype, shifted=is_relative))
 
@@ -117,8 +107,8 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
     """
     part = DECODERS.get(decoder)
     if not isinstance(part, FittedDecoder):
-        fitted = [name for name in DECODERS.names() if isinstance(DECODERS.get(name), FittedDecoder)]
-        raise ConfigurationError(f"decoder {decoder!r} has nothing to fit; those that do: {', '.join(fitted)}")
+        others = [name for name in DECODERS.names() if isinstance(DECODERS.get(name), FittedDecoder)]
+        raise ConfigurationError(f"decoder {decoder!r} has nothing to fit; those that do: {', '.join(others)}")
     if labels.ndim != 1 or bit_logits.shape != (len(labels), table.length):
         raise ConfigurationError(
             f"bit logits of shape {tuple(bit_logits.shape)} and labels of shape {tuple(labels.shape)} cannot be fitted "
@@ -138,7 +128,7 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
         return part.fit(wide(bit_logits), labels.to(bit_logits.device).long(), table)
 
 
-def refuse_other_length(bit_logits: Tensor, table: CodewordTable) -> None:
+def _refuse_other_length(bit_logits: Tensor, table: CodewordTable) -> None:
     """Raise a ConfigurationError if there are more or fewer bit logits than bits."""
     if bit_logits.shape[-1] != table.length:
         raise ConfigurationError(
@@ -149,9 +139,7 @@ def refuse_other_length(bit_logits: Tensor, table: CodewordTable) -> None:
 
 def refuse_non_finite(bit_logits: Tensor) -> None:
     """Raise a ConfigurationError if a bit logit is NaN or infinite: no token is nearest then."""
-    if bit_logits.is_meta:
-        return
-    if not torch.isfinite(bit_logits).all():
+    if not bit_logits.is_meta and not torch.isfinite(bit_logits).all():
         raise ConfigurationError(
             "the bit logits contain NaN or infinity, so no token is nearest; check the hidden states (a diverged "
             "model, or float16 overflow: load in bfloat16 or float32)"
@@ -178,7 +166,7 @@ def decode(
         ConfigurationError: as `token_scores`; bit logits that are NaN or infinite; k or `ties` out of range; "scan"
             for scores that are not sums over bits.
     """
-    refuse_other_length(bit_logits, table)
+    _refuse_other_length(bit_logits, table)
     found = scanned(impl, bit_logits, table, decoder, k, ties)
     if found is not None:
         return found

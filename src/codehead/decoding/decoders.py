@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codehead.codes.packing import slices
 from codehead.codes.table import CodewordTable
 from codehead.decoding.numerics import is_uneven
 from codehead.errors import ConfigurationError
@@ -34,8 +35,9 @@ class Scored(NamedTuple):
     finish: Callable[[Tensor], Tensor] | None = None
     """The last step from values to scores; non-decreasing, and deferred because rounding would make tokens tie."""
 
-    def finished(self, values: Tensor) -> Tensor:
-        """The scores of some of the values."""
+    def finished(self, some: Tensor | None = None) -> Tensor:
+        """The scores of all values, or of some."""
+        values = self.values if some is None else some
         return values if self.finish is None else self.finish(values)
 
 
@@ -44,7 +46,6 @@ class Form(Protocol):
 
     def scores(self, table: CodewordTable) -> Scored:
         """The scores of the V codewords of a table."""
-        ...
 
 
 class ByCodeword(NamedTuple):
@@ -69,15 +70,10 @@ def chunks(table: CodewordTable, like: Tensor, symbols: int) -> Iterator[tuple[s
     `symbols` is how many numbers are computed per row, which limits the rows of a piece. An implicit code is written
     out as needed.
     """
-    rows = max(1, CHUNK_SYMBOLS // max(1, symbols))
     whole = None if table.is_implicit or table.packed else table.signs()
-    for start in range(0, table.num_classes, rows):
-        part = slice(start, min(start + rows, table.num_classes))
-        if whole is None:
-            codewords = table.lookup(torch.arange(part.start, part.stop, device=like.device))
-        else:
-            codewords = whole[part]
-        yield part, codewords.to(like.dtype)
+    for part in slices(table.num_classes, CHUNK_SYMBOLS // max(1, symbols)):
+        rows = torch.arange(part.start, part.stop, device=like.device)
+        yield part, (table.lookup(rows) if whole is None else whole[part]).to(like.dtype)
 
 
 # Bilinear forms: scores that are inner products with the codeword and with its support.
@@ -106,19 +102,14 @@ class Terms(NamedTuple):
 
     def scores(self, table: CodewordTable) -> Scored:
         """The scores, with the constant kept apart."""
-        if self.support is not None and self._is_sided(table):
+        shared = self.shared(table)
+        if table.is_implicit:  # row v is −1 everywhere but at v: signed · c_v = 2 signed_v − Σ signed
+            values = 2 * self.signed
+        elif self.support is not None and (table.is_ternary or is_uneven(self.signed)):
             values, shared = table.sided_product(self.support + self.signed, self.support - self.signed), self.constant
         else:
-            values, shared = self._varying(table), self.shared(table)
+            values = table.product(self.signed)
         return Scored(values, None if shared is None else lambda some: some + shared)
-
-    def _is_sided(self, table: CodewordTable) -> bool:
-        return table.is_ternary or (not table.is_implicit and is_uneven(self.signed))
-
-    def _varying(self, table: CodewordTable) -> Tensor:
-        if table.is_implicit:  # row v is −1 everywhere but at v: signed · c_v = 2 signed_v − Σ signed
-            return 2 * self.signed
-        return table.product(self.signed)
 
     def shared(self, table: CodewordTable) -> Tensor | None:
         """The constant `(…, 1)` added to all scores.
@@ -165,8 +156,8 @@ def empty_weights(shapes: Mapping[str, tuple[int, ...]], table: CodewordTable) -
     return {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
 
 
-def require_fitted(decoder: str, part: FittedDecoder, table: CodewordTable, weights: Weights | None) -> None:
-    """Raise a ConfigurationError unless the weights are those of the decoder and table, and fitted."""
+def fitted(decoder: str, part: FittedDecoder, table: CodewordTable, weights: Weights | None) -> Weights:
+    """The weights; a ConfigurationError unless they are those of the decoder and table, and fitted."""
     advice = (
         f"decoder {decoder!r} has to be fitted to predictions first: decision.fit_decoder(bit_logits, labels) on a "
         "validation split, or weights=codehead.decoding.fit(decoder, bit_logits, labels, table)"
@@ -179,6 +170,7 @@ def require_fitted(decoder: str, part: FittedDecoder, table: CodewordTable, weig
         raise ConfigurationError(f"weights {found} are not those of this decoder and code, {wanted}; {advice}")
     if not weights[SEEN].is_meta and not weights[SEEN].any():
         raise ConfigurationError(advice)
+    return weights
 
 
 Decoder = Callable[[Tensor], Form] | FittedDecoder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,7 @@ class ExtendedHead(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The `weight` of the head of the bits, from which callers read device and dtype."""
-        weight: Tensor = self.bits.weight  # type: ignore[assignment]
-        return weight
+        return self.bits.weight  # type: ignore[return-value]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(…, hidden)` → `(…, n + K)`."""
@@ -189,8 +188,8 @@ def choose_tokens(name: str, chosen: int | Sequence[int], counts: Tensor | None,
     Raises:
         ConfigurationError: an id is not a token or is given twice, or K is given without counts or is more than V.
     """
-    if isinstance(chosen, bool) or not isinstance(chosen, int):
-        return _given(name, chosen, num_classes)
+    if not isinstance(chosen, int):
+        return _given(name, torch.as_tensor(chosen, dtype=torch.int64), num_classes)
     if not 0 <= chosen <= num_classes:
         raise ConfigurationError(f"{name}={chosen} is not between 0 and the number of tokens {num_classes}")
     if not chosen:
@@ -204,10 +203,7 @@ def choose_tokens(name: str, chosen: int | Sequence[int], counts: Tensor | None,
     return order[:chosen].to(torch.int32)
 
 
-def _given(name: str, chosen: Any, num_classes: int) -> Tensor:
-    ids = _integers(chosen)
-    if ids is None:
-        raise ConfigurationError(f"{name}={chosen!r} is neither a number of tokens nor a list of token ids")
+def _given(name: str, ids: Tensor, num_classes: int) -> Tensor:
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= num_classes):
         raise ConfigurationError(
             f"{name} holds ids from {int(ids.min())} to {int(ids.max())}; tokens are 0 … {num_classes - 1}"
@@ -215,16 +211,3 @@ def _given(name: str, chosen: Any, num_classes: int) -> Tensor:
     if len(ids.unique()) != len(ids):
         raise ConfigurationError(f"{name} holds a token id twice; give every id once")
     return ids.to(torch.int32)
-
-
-def _integers(values: Any) -> Tensor | None:
-    """A list of whole numbers as a tensor `(K,)`; None if it is not such a list."""
-    try:
-        found = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    if not found.numel():  # an empty list is of no integer type
-        found = found.long()
-    if found.ndim != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        return None
-    return found

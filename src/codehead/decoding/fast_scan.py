@@ -54,6 +54,13 @@ def available() -> bool:
     return find_spec("faiss") is not None
 
 
+def obstacle(device: str) -> str | None:
+    """Why FAISS cannot scan on a device of this type; None if it can."""
+    if device != "cpu":
+        return f"FAISS does not run on the device {device!r}"
+    return None if available() else "FAISS is not installed (pip install 'codehead[fast]')"
+
+
 def bit_tables(weights: np.ndarray) -> np.ndarray:
     """Tables `(positions, M, 16)` of the sums of weights `(positions, n)` where bits are 1; M is even."""
     return whole_bytes(weights).reshape(len(weights), -1, 4) @ NIBBLES
@@ -78,8 +85,7 @@ class Ceilings(NamedTuple):
         """From values `(rows, numbers)`; all levels get equally many rows."""
         levels = np.quantile(values, np.arange(1, ENTRIES + 1) / ENTRIES, axis=0, method="higher").T
         nibbles = np.stack([np.searchsorted(own, column) for own, column in zip(levels, values.T, strict=True)], axis=1)
-        nibbles = np.pad(nibbles.astype(np.uint8), ((0, 0), (0, nibbles.shape[1] % 2)))
-        return cls(nibbles[:, ::2] | nibbles[:, 1::2] << 4, levels)
+        return cls(_packed(nibbles), levels)
 
     def tables(self, factors: np.ndarray) -> np.ndarray:
         """Tables `(positions, M, 16)` of the levels times factors `(positions, numbers)`; M is even."""
@@ -108,11 +114,15 @@ class Numbers(NamedTuple):
         level = np.rint((values - least) / step).astype(np.int64)
         high, fine = np.divmod(level, ENTRIES)
         nibbles = [np.clip(high - (ENTRIES - 1) * part, 0, ENTRIES - 1) for part in range(COARSE)]
-        plane = np.stack([nibbles[0] | nibbles[1] << 4, nibbles[2] | fine << 4], axis=1).astype(np.uint8)
+        plane = _packed(np.stack([*nibbles, fine], axis=1))
         entries = np.arange(ENTRIES) * step
         tables = np.stack([entries * ENTRIES] * COARSE + [entries])
         tables[0] += least
         return cls(plane, tables, step / 2 + 1e-12 * (abs(least) + span))
+
+    def beside(self, tables: np.ndarray) -> np.ndarray:
+        """Tables `(positions, M, 16)` with those of the numbers appended: `(positions, M + 4, 16)`."""
+        return np.concatenate([tables, self.tables[None].repeat(len(tables), axis=0)], axis=1)
 
 
 @final
@@ -154,9 +164,8 @@ class FastScan:
         query, first = self._query(entries, flat)
         scores, ids = self._found(query, min(count, self.rows))
         found = (scores + first) / scale + offset[:, None]
-        if flat.any() or (ids[:, -1] < 0).any():
-            ids[flat] = -1
-            self._complete(ids, found, offset)
+        ids[flat] = -1
+        self._complete(ids, found, offset)
         errors = np.where(flat, total, errors)
         return Found(ids, found, errors + 1e-12 * (np.abs(offset) + total))
 
@@ -213,9 +222,14 @@ def copies(spans: np.ndarray, share: float = 0.25) -> np.ndarray:
 
 def _repeated(plane: np.ndarray, copies: np.ndarray) -> np.ndarray:
     """Packed rows with every nibble repeated as `copies` `(M,)` says."""
-    nibbles = np.repeat(np.stack([plane & 15, plane >> 4], axis=2).reshape(len(plane), -1), copies, axis=1)
-    nibbles = np.pad(nibbles, ((0, 0), (0, nibbles.shape[1] % 2)))
-    return nibbles[:, ::2] | nibbles[:, 1::2] << 4
+    nibbles = np.stack([plane & 15, plane >> 4], axis=2).reshape(len(plane), -1)
+    return _packed(np.repeat(nibbles, copies, axis=1))
+
+
+def _packed(nibbles: np.ndarray) -> np.ndarray:
+    """Numbers 0 … 15 `(rows, M)`, two to a byte, the first one low: uint8 `(rows, ⌈M / 2⌉)`."""
+    whole = np.pad(nibbles.astype(np.uint8, copy=False), ((0, 0), (0, nibbles.shape[1] % 2)))
+    return whole[:, ::2] | whole[:, 1::2] << 4
 
 
 def _index(plane: np.ndarray) -> Any:

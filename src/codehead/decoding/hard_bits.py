@@ -30,8 +30,7 @@ class Agreement(NamedTuple):
     rule: Callable[[Tensor, Tensor], Tensor]
 
     def scores(self, table: CodewordTable) -> Scored:
-        product = Terms(self.bits, None, torch.zeros_like(self.bits[..., :1])).scores(table)
-        difference = product.finished(product.values)  # α − β
+        difference = Terms(self.bits, None, torch.zeros_like(self.bits[..., :1])).scores(table).finished()  # α − β
         if table.is_ternary:
             support = table.support_sizes().to(difference.dtype)
         else:
@@ -150,11 +149,11 @@ class Mixture(NamedTuple):
     def scores(self, table: CodewordTable) -> Scored:
         distances = Terms(-self.bits / 2, None, torch.full_like(self.bits[..., :1], table.length / 2)).scores(table)
         if table.is_implicit:  # any two rows differ in two places: Δ⁻¹ = ½ (1 1ᵀ / (V − 1) − I)
-            away = distances.finished(distances.values)
+            away = distances.finished()
             return Scored(away.sum(-1, keepdim=True) / (2 * (table.num_classes - 1)) - away / 2)
         inverse = _inverse(table)
         if _is_small(table):
-            return Scored((distances.finished(distances.values).double() @ inverse).to(self.bits.dtype))
+            return Scored((distances.finished().double() @ inverse).to(self.bits.dtype))
         root = math.sqrt(table.length)
         extended = torch.cat([torch.full_like(self.bits[..., :1], root), self.bits], dim=-1)
         mixed = (extended.double() @ inverse.T).to(self.bits.dtype)
@@ -185,8 +184,7 @@ def _inverse(table: CodewordTable) -> Tensor:
     if signs not in _inverses:
         with torch.inference_mode(False), torch.no_grad():  # it may be used in training later
             _inverses[signs] = _of_distances(signs) if _is_small(table) else _of_gram(signs)
-    found: Tensor = _inverses[signs]
-    return found
+    return _inverses[signs]
 
 
 def _of_distances(signs: Tensor) -> Tensor:

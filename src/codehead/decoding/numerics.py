@@ -116,7 +116,8 @@ def check_range(num_classes: int, k: int) -> None:
 def _exact(scores: Tensor, rank: Tensor, k: int) -> Tensor:
     """The k best by the full rule, however many scores are equal."""
     if scores.dtype == torch.float64:
-        return _by_sorting(scores, rank)[..., :k]
+        order = rank.argsort()  # stable sorting keeps the order of equal scores: listing tokens by rank first is enough
+        return order[torch.sort(scores[..., order], dim=-1, descending=True, stable=True).indices[..., :k]]
     return torch.topk(_unique_keys(scores, rank), k, dim=-1).indices
 
 
@@ -134,12 +135,6 @@ def top_k_among(
     """Ids and scores `(…, k)` as by `top_k`, where only the tokens `ids` `(…, m)` of V have `scores` `(…, m)`."""
     best, values = _in_order(ids, scores, _tie_rank(num_classes, ties).to(ids.device))
     return best[..., :k], values[..., :k]
-
-
-def _by_sorting(scores: Tensor, rank: Tensor) -> Tensor:
-    """Stable sorting keeps the order of equal scores, so it is enough to list the tokens by rank first."""
-    order = rank.argsort()
-    return order[torch.sort(scores[..., order], dim=-1, descending=True, stable=True).indices]
 
 
 def _unique_keys(scores: Tensor, rank: Tensor) -> Tensor:

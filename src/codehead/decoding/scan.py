@@ -87,7 +87,7 @@ class _Fast:
     def search(self, weights: np.ndarray, constant: np.ndarray, count: int) -> Found:
         tables = bit_tables(weights)
         if self.numbers is not None:
-            tables = np.concatenate([tables, self.numbers.tables[None].repeat(len(tables), axis=0)], axis=1)
+            tables = self.numbers.beside(tables)
         ids, scores, errors = self.scan.search(tables, count)
         return Found(ids, scores + constant[:, None], errors + (0.0 if self.numbers is None else self.numbers.error))
 

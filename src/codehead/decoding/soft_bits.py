@@ -12,17 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding.decoders import (
-    DECODERS,
-    SEEN,
-    FittedDecoder,
-    Form,
-    Scored,
-    Terms,
-    Weights,
-    chunks,
-    empty_weights,
-)
+from codehead.decoding.decoders import DECODERS, SEEN, FittedDecoder, Form, Scored, Terms, Weights, chunks
 from codehead.errors import ConfigurationError
 
 # Loss-based decoding with L(θ) = e^(−θ) of the margins θ = c·z (Allwein, Schapire, Singer 2000, section 5).
@@ -135,11 +125,10 @@ class LossWeighted(FittedDecoder):
         return {HITS: (table.num_classes, table.length), SEEN: (table.num_classes,)}
 
     def fit(self, bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> dict[str, Tensor]:
-        weights = {name: values.to(labels.device) for name, values in empty_weights(self.shapes(table), table).items()}
+        hits = torch.zeros(self.shapes(table)[HITS], dtype=torch.int32, device=labels.device)
         right = table.lookup(labels) * bit_logits > 0
-        weights[HITS].index_add_(0, labels, right.int())
-        weights[SEEN].index_add_(0, labels, torch.ones_like(labels, dtype=torch.int32))
-        return weights
+        hits.index_add_(0, labels, right.int())
+        return {HITS: hits, SEEN: labels.bincount(minlength=table.num_classes).int()}
 
 
 class LinearLossWeighted(LossWeighted):
@@ -189,7 +178,7 @@ class WithUnclaimed(NamedTuple):
 
     def scores(self, table: CodewordTable) -> Scored:
         products = self.terms.scores(table)
-        claimed = products.finished(products.values).logsumexp(-1, keepdim=True)
+        claimed = products.finished().logsumexp(-1, keepdim=True)
         log_share = torch.log((-torch.expm1(claimed)).clamp(min=0)) - math.log(table.num_classes)
         return Scored(products.values, lambda some: torch.logaddexp(products.finished(some), log_share))
 

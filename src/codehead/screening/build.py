@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 from typing import Any, TypeVar
 
 import torch
@@ -81,16 +82,14 @@ def screen(
         source = own_text(model, positions, progress) if batches is None else batches
         data = data or (OWN_TEXT if batches is None else "text that was given")
         hidden = hidden_states(model, source, positions, lambda done, total: progress("hidden states", done, total))
-    require_that(
-        hidden.shape[1] == head.in_features, "hidden", tuple(hidden.shape), f"give (positions, {head.in_features})"
-    )
+    size = head.in_features
+    require_that(hidden.shape[1] == size, "hidden", tuple(hidden.shape), f"give (positions, {size})")
     parts = parted(head, hidden.float(), progress)
     with torch.no_grad():
-        made = (
-            exact(head, parts, certificate, bits, progress)
-            if mode == "exact"
-            else fast(head, parts, bits, recall, progress)
-        )
+        if mode == "exact":
+            made = exact(head, parts, certificate, bits, progress)
+        else:
+            made = fast(head, parts, bits, recall, progress)
     made.settings = replace(made.settings, data=data or "hidden states that were given")
     made.seal.close(made.integers())
     install(model, made)
@@ -105,21 +104,13 @@ def _count(hidden: Any) -> int:
     return len(hidden)
 
 
-def check(
-    model: Any,
-    mode: str = "fast",
-    certificate: str = "calibrated",
-    recall: float = 0.999,
-    positions: int = POSITIONS,
-    bits: int | None = None,
-) -> nn.Linear:
+def check(model: Any, mode: str, certificate: str, recall: float, positions: int, bits: int | None) -> nn.Linear:
     """The head of a model that can be screened with these options; ConfigurationError otherwise, before any work."""
     from transformers import PreTrainedModel  # at module level it would be circular: see models/registration.py
 
-    if mode not in MODES:
-        raise ConfigurationError(f"mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
-    if certificate not in CERTIFICATES:
-        raise ConfigurationError(f"certificate={certificate!r} is unknown; choose one of {', '.join(CERTIFICATES)}")
+    for name, value, known in (("mode", mode, MODES), ("certificate", certificate, CERTIFICATES)):
+        if value not in known:
+            raise ConfigurationError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
     require(positions, "positions", minimum=1)
     if not isinstance(recall, float) or not 0 < recall < 1:
         raise ConfigurationError(f"recall={recall!r} is not between 0 and 1; give a share of positions such as 0.999")
@@ -138,13 +129,7 @@ def check(
             f"cannot screen: the output embedding is a {type(head).__name__}, and codes are made for the rows of a "
             "torch.nn.Linear; merge or remove adapters first"
         )
-    if not fast_scan.available():
-        raise ConfigurationError("screening scans codes with FAISS, which is missing: pip install 'codehead[fast]'")
-    if head.weight.device.type != "cpu":
-        raise ConfigurationError(
-            f"the head is on the device {head.weight.device.type!r}, where multiplying all rows is as fast as a scan; "
-            "screen models that run on a CPU (model.to('cpu'))"
-        )
+    _require_scan(head.weight.device.type)
     if bits is not None:
         require(bits, "bits", minimum=1, maximum=MAX_DIGITS * head.in_features)
     refuse_non_causal(model)
@@ -153,6 +138,13 @@ def check(
     if mode == "fast":
         order_statistic(positions * 3 // 4 - positions // 4, recall, CONFIDENCE)
     return head
+
+
+def _require_scan(device: str) -> None:
+    """Raise ConfigurationError unless codes can be scanned on a device of this type."""
+    obstacle = fast_scan.obstacle(device)
+    if obstacle is not None:
+        raise ConfigurationError(f"cannot screen: {obstacle}; it takes FAISS, and a model on the CPU (model.to('cpu'))")
 
 
 def own_text(model: Any, positions: int, progress: Progress) -> list[dict[str, Tensor]]:
@@ -189,17 +181,11 @@ BLOCK, BATCH = 256, 8
 
 
 def screen_checkpoint(
-    name: str,
-    out: Path,
-    *,
-    data: str | None = None,
-    positions: int = POSITIONS,
-    text_field: str | None = None,
-    dtype: str = "auto",
-    show: Progress = lambda what, done, total: None,
-    **options: Any,
+    name: str, out: Path, *, data: str | None, text_field: str | None, dtype: str, show: Progress, **options: Any
 ) -> Settings:
-    """Screen the model called `name` as `screen` does, and save it with its tokenizer.
+    """Screen the model called `name` as `screen` does with these options, and save it with its tokenizer.
+
+    `options` are mode, certificate, recall, positions and bits.
 
     Raises:
         ConfigurationError, DataError, CheckpointError: from loading, reading and screening; `out` then holds at most
@@ -214,7 +200,8 @@ def screen_checkpoint(
     with locked(out):
         model, tokenizer = load_model(name, dtype=dtype).eval(), load_tokenizer(name)
         check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
-        check(model, positions=positions, **options)
+        check(model, **options)
+        positions: int = options["positions"]
 
         def measured() -> Tensor:
             block = min(BLOCK, room(model))
@@ -232,8 +219,7 @@ def screen_checkpoint(
             model.save_pretrained(out)
             tokenizer.save_pretrained(out)
         (out / HIDDEN).unlink()
-    settings: Settings = model.screen.settings
-    return settings
+    return model.screen.settings
 
 
 def _kept(out: Path, described: dict[str, Any], measured: Callable[[], Tensor]) -> Tensor:
@@ -324,13 +310,12 @@ def gain(hidden_size: int, num_classes: int, *, bits: int = 1024, candidates: in
     Raises:
         ConfigurationError: FAISS is not installed.
     """
-    if not fast_scan.available():
-        raise ConfigurationError("screening scans codes with FAISS, which is missing: pip install 'codehead[fast]'")
+    _require_scan("cpu")
     weight = torch.full((num_classes, hidden_size), 0.01)
     head = ScreenedLinear.of(weight, _meaningless(weight, bits, min(candidates, num_classes)))
     steps = (lambda some: nn.functional.linear(some, weight).argmax(-1), head.best)
-    times: list[list[float]] = [[_milliseconds(one, hidden_size) for one in steps] for _ in range(TURNS + 2)]
-    dense, screened = (min(values) for values in zip(*times[2:], strict=True))
+    turns = [[timeit(partial(step, torch.randn(1, hidden_size)), number=1) for step in steps] for _ in range(TURNS + 2)]
+    dense, screened = (1e3 * min(seconds) for seconds in zip(*turns[2:], strict=True))
     return Gain(hidden_size, num_classes, torch.get_num_threads(), dense, screened)
 
 
@@ -347,10 +332,3 @@ def _meaningless(weight: Tensor, bits: int, candidates: int) -> Screen:
     made.set("sizes", torch.rand(bits, generator=generator))
     made.prepare(weight, None)
     return made
-
-
-def _milliseconds(step: Callable[[Tensor], Any], hidden_size: int) -> float:
-    hidden = torch.randn(1, hidden_size)
-    start = time.perf_counter()
-    step(hidden)
-    return 1e3 * (time.perf_counter() - start)

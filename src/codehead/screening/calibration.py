@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codehead.codes.additive import MAX_DIGITS
+from codehead.codes.packing import slices
 from codehead.errors import ConfigurationError
 from codehead.models.hidden import Statistics
 from codehead.screening.head import MORE
@@ -80,9 +81,9 @@ def parted(head: nn.Linear, hidden: Tensor, progress: Progress) -> Parts:
     if torch.equal(hidden, hidden[:1].expand_as(hidden)):
         raise ConfigurationError(f"all {len(hidden)} hidden states are the same; give text of more than one token")
     best = []
-    for start in range(0, len(hidden), CHUNK):
-        best.append(F.linear(hidden[start : start + CHUNK].to(head.weight), head.weight, head.bias).argmax(-1))
-        progress("the dense head's choices", min(start + CHUNK, len(hidden)), len(hidden))
+    for some in slices(len(hidden), CHUNK):
+        best.append(F.linear(hidden[some].to(head.weight), head.weight, head.bias).argmax(-1))
+        progress("the dense head's choices", some.stop, len(hidden))
     chosen = torch.cat(best)
     ends = ((0, first), (first, second), (second, len(hidden)))
     fitted, calibration, test = (Positions(hidden[start:end], chosen[start:end]) for start, end in ends)
@@ -114,16 +115,17 @@ def _short(head: nn.Linear, parts: Parts, bits: int | None, recall: float, progr
 
     Where scanning all bits would read too much, the longest code is taken and only a prefix of it scanned.
     """
-    classes, possible = head.out_features, sorted({min(length, MAX_DIGITS * head.in_features) for length in LENGTHS})
-    lengths = possible if bits is None else [bits]
-    large = is_large(classes, lengths[-1])
-    codes = (
-        _coded(head, parts, Settings(classes, head.in_features, length), progress)
-        for length in (lengths[-1:] if large else lengths)
-    )
-    if large:
-        return _prefixed(next(codes), head, parts, recall, progress)
-    return next(codes) if bits is not None else min(codes, key=lambda made: _cost(made, head, parts, recall, progress))
+
+    def coded(length: int) -> Screen:
+        return _coded(head, parts, Settings(head.out_features, head.in_features, length), progress)
+
+    lengths = sorted({min(length, MAX_DIGITS * head.in_features) for length in LENGTHS})
+    longest = lengths[-1] if bits is None else bits
+    if is_large(head.out_features, longest):
+        return _prefixed(coded(longest), head, parts, recall, progress)
+    if bits is not None:
+        return coded(bits)
+    return min(map(coded, lengths), key=lambda made: _cost(made, head, parts, recall, progress))
 
 
 def is_large(classes: int, bits: int) -> bool:
@@ -186,12 +188,12 @@ def _first(made: Screen, head: nn.Linear, positions: Positions, progress: Progre
     classes = head.out_features
     most, few = min(FIRST, max(1, classes // MORE)), len(positions.best) // TRIED + 1  # beyond, the dense head decides
     needed = []
-    for start in range(0, len(positions.best), few * CHUNK):
-        hidden, best = (part[start : start + few * CHUNK : few] for part in positions)
+    for some in slices(len(positions.best), few * CHUNK):
+        hidden, best = (part[some][::few] for part in positions)
         bias = 0.0 if head.bias is None else head.bias[best]
         scores = ((head.weight[best] * hidden).sum(1) + bias).double().numpy()
         needed.append((made.search.bounds(hidden, most) >= scores[:, None]).sum(1) + 1)
-        progress("candidates", min(start + few * CHUNK, len(positions.best)), len(positions.best))
+        progress("candidates", some.stop, len(positions.best))
     options = [FEW]
     while options[-1] * 2 <= min(most, FIRST // MORE):
         options.append(options[-1] * 2)
@@ -244,11 +246,10 @@ def _ready(made: Screen, head: nn.Linear, hidden: Tensor) -> None:
 def _ranks(made: Screen, positions: Positions, most: int, progress: Progress) -> np.ndarray:
     """The rank `(positions,)` of the dense head's choice among the candidates, 0 for the first; `most` if absent."""
     found = []
-    for start in range(0, len(positions.best), CHUNK):
-        some = slice(start, start + CHUNK)
+    for some in slices(len(positions.best), CHUNK):
         hits = made.search.best(positions.hidden[some], most).ids == positions.best[some].numpy()[:, None]
         found.append(np.where(hits.any(1), hits.argmax(1), most))
-        progress("candidates", min(start + CHUNK, len(positions.best)), len(positions.best))
+        progress("candidates", some.stop, len(positions.best))
     return np.concatenate(found)
 
 
@@ -272,22 +273,13 @@ def order_statistic(count: int, share: float, confidence: float) -> int:
     Raises:
         ConfigurationError: there are too few values for that.
     """
-    failures, below = 0, 0.0
-    while True:  # P(Binomial(count, 1 − share) ≤ failures) must not exceed 1 − confidence
-        below += math.exp(
-            _log_binomial(count, failures) + failures * math.log(1 - share) + (count - failures) * math.log(share)
-        )
-        if below > 1 - confidence:
-            break
-        failures += 1
-    if not failures:
+    failures = torch.distributions.Binomial(count, torch.tensor(1 - share, dtype=torch.float64))
+    below = failures.log_prob(torch.arange(count + 1, dtype=torch.float64)).exp().cumsum(0)  # P(failures ≤ 0, 1, …)
+    allowed = int((below <= 1 - confidence).sum())
+    if not allowed:
         needed = math.ceil(math.log(1 - confidence) / math.log(share))
         raise ConfigurationError(
             f"a recall of {share:.4%} cannot be promised with {confidence:.0%} confidence from {count:,} calibration "
             f"positions, half of all; give at least {needed:,} of them, or a lower recall"
         )
-    return count - failures + 1
-
-
-def _log_binomial(count: int, chosen: int) -> float:
-    return math.lgamma(count + 1) - math.lgamma(chosen + 1) - math.lgamma(count - chosen + 1)
+    return count - allowed + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,10 +45,9 @@ class ScreenedLinear(nn.Linear):
     @classmethod
     def of(cls, weight: Tensor, screen: Screen) -> ScreenedLinear:
         """A head outside any model, with rows `(V, H)` that the screen is ready for."""
-        head: Any = cls(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        head = cls(weight.shape[1], weight.shape[0], bias=False, device="meta")
         head.weight, head.screen, head.scaling = nn.Parameter(weight, requires_grad=False), screen, LogitScaling()
-        made: ScreenedLinear = head
-        return made
+        return head
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(batch, length, hidden)` → logits `(batch, length, V)`; selecting, of the last position's candidates."""
@@ -89,7 +88,7 @@ class ScreenedLinear(nn.Linear):
 
     def _sure(self, hidden: Tensor, found: Scored, count: int, least: int) -> Scored | None:
         """These `count` candidates of a position `(1, hidden)`, or more; None if others may be in the `least` best."""
-        while not certain(found.logits[0], float(found.floor), least):
+        while int((found.logits[0] > found.floor).sum()) < least:
             count *= MORE
             if count > self.out_features // MORE:
                 return None
@@ -127,11 +126,6 @@ def rounding(hidden: Tensor, rows: Tensor) -> Tensor:
     unit = torch.finfo(hidden.dtype).eps / 2
     steps = hidden.shape[-1] / LANES + LANES if hidden.dtype in (torch.float32, torch.float64) else 2
     return 2 * steps * unit * (rows.abs().float() @ hidden.abs().float())
-
-
-def certain(scores: Tensor, rest: float, count: int) -> bool:
-    """Whether `count` of the candidates' scores `(m,)` are above `rest`, the most that others score."""
-    return int((scores > rest).sum()) >= count
 
 
 def close(hidden: Tensor, rows: Tensor, scores: Tensor) -> bool:

@@ -18,18 +18,10 @@ from codehead.layer import WRITTEN
 from codehead.models import card, guards, stock
 from codehead.models.coded import OwnCausalLM, own_class
 from codehead.models.integrity import check_integers, names_in_memory
-from codehead.models.loader import (
-    CodeheadConfig,
-    CodeheadLoader,
-    OwnLoader,
-    Shapes,
-    expect_additions,
-    expect_files,
-)
+from codehead.models.loader import CodeheadConfig, CodeheadLoader, OwnLoader, Shapes, expect_additions, expect_files
 from codehead.models.probe import LogitScaling
 from codehead.models.registration import METHOD
 from codehead.models.selection import Selection
-from codehead.models.stock import with_head
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import Screen, Settings
 
@@ -78,32 +70,27 @@ class ScreenedCausalLM(OwnCausalLM):
         if not isinstance(head, ScreenedLinear):
             return "another module has replaced the screened head (LoRA on the head?); screen the merged model"
         reason = head.screen.obstacle(head.weight)
-        if reason is not None:
-            return reason
         kept = (id(head.weight), head.weight._version)
-        if self.__dict__.get("_prepared") != kept or not head.screen.is_ready:
-            if not head.screen.knows(head.weight):
-                return "the rows of the head are not those that its code was made for; run codehead.screen again"
+        if reason is None and (self.__dict__.get("_prepared") != kept or not head.screen.is_ready):
             with torch.no_grad():
                 head.scaling = LogitScaling.of(self)
                 head.screen.prepare(head.weight, head.bias)
             self._prepared = kept
-        return None
+        return reason
 
     @contextmanager
     def _selecting(self, processors: Any, config: Any) -> Iterator[Any]:
         with super()._selecting(processors, config) as given, torch.no_grad():
-            head: Any = self.get_output_embeddings()  # type: ignore[attr-defined]
-            selection = given if isinstance(given, Selection) else None
-            if selection is None:
+            if not isinstance(given, Selection):
                 yield given
                 return
-            head.selection = selection
+            head = screened_head(self)
+            head.selection = given
             try:
                 yield given
             finally:
                 head.selection = None
-                self.steps, self.whole = self.steps + selection.steps, self.whole + selection.whole
+                self.steps, self.whole = self.steps + given.steps, self.whole + given.whole
 
     def _num_tokens(self) -> int:
         return self.screen.settings.num_classes
@@ -246,8 +233,7 @@ def _check_screen(model: Any, stored: Shapes) -> None:
 
 def config_of(entry: dict[str, Any]) -> QuantizationConfigMixin:
     """The entry `quantization_config` of a screened or coded checkpoint, by what it holds."""
-    made: QuantizationConfigMixin = (ScreeningConfig if FIELD in entry else CodeheadConfig).from_dict(entry)
-    return made
+    return (ScreeningConfig if FIELD in entry else CodeheadConfig).from_dict(entry)
 
 
 def loader_of(config: Any, **options: Any) -> HfQuantizer:
@@ -255,4 +241,4 @@ def loader_of(config: Any, **options: Any) -> HfQuantizer:
     if isinstance(config, ScreeningConfig):
         return ScreeningLoader(config, **options)
     loader, backbone = CodeheadLoader(config, **options), config.description.backbone
-    return loader if backbone is None else with_head(backbone, loader)
+    return loader if backbone is None else stock.with_head(backbone, loader)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from codehead.codes.packing import row_bytes
 from codehead.codes.table import Seal
+from codehead.config.blocks import read_block, require_that
 from codehead.decoding import fast_scan
 from codehead.decoding.fast_scan import Ceilings, FastScan, Found, Numbers, bit_tables, copies, whole_bytes
 from codehead.decoding.scan import SHARED
-from codehead.errors import CheckpointError
+from codehead.errors import CheckpointError, ConfigurationError
 
 MODES = ("fast", "exact")
 CERTIFICATES = ("calibrated", "proof")
@@ -72,18 +73,12 @@ class Settings:
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Settings:
         """Settings from the output of `asdict`; CheckpointError for anything else."""
+        name = "quantization_config.screening"
         try:
-            found = cls(**entry)
-        except TypeError as error:
-            raise CheckpointError(f"quantization_config.screening in config.json: {error}") from None
-        types = {name: type(value) for name, value in asdict(cls(1, 1, 1)).items()}
-        wrong = [name for name, kind in types.items() if not isinstance(getattr(found, name), kind)]
-        if wrong or found.mode not in MODES:
-            name = wrong[0] if wrong else "mode"
-            raise CheckpointError(
-                f"quantization_config.screening.{name} in config.json is {getattr(found, name)!r}; restore config.json "
-                "from the original checkpoint"
-            )
+            found = read_block(cls, entry, name)
+            require_that(found.mode in MODES, f"{name}.mode", found.mode, f"give {' or '.join(MODES)}")
+        except ConfigurationError as error:
+            raise CheckpointError(f"{error}; restore config.json from the original checkpoint") from None
         return found
 
 
@@ -123,8 +118,7 @@ class Screen(nn.Module):
 
     def get(self, name: str) -> Tensor:
         """The float32 numbers in the buffer called `name`."""
-        values: Tensor = getattr(self, name)
-        return values.view(torch.float32)
+        return getattr(self, name).view(torch.float32)
 
     @property
     def bytes_read(self) -> int:
@@ -135,33 +129,30 @@ class Screen(nn.Module):
         return self.white.nbytes + scanned + norms + rest // 2  # of the rest, see Search._refined
 
     def obstacle(self, weight: Tensor) -> str | None:
-        """Why the rows `(V, H)` of a head cannot be screened where they are."""
-        if not fast_scan.available():
-            return "FAISS is not installed (pip install 'codehead[fast]')"
-        if weight.device.type != "cpu" or self.plane.device.type != "cpu":
-            return f"the head is on the device {weight.device.type!r}, where multiplying all rows is as fast"
-        return None
+        """Why the rows `(V, H)` of a head, in any dtype, cannot be screened by this code where they are."""
+        reason = fast_scan.obstacle(weight.device.type) or fast_scan.obstacle(self.plane.device.type)
+        if reason is None and not torch.allclose(probes(weight), self.get("probes"), rtol=2**-8, atol=1e-6):
+            return "the rows of the head are not those that its code was made for; run codehead.screen again"
+        return reason
 
     def pays(self, positions: int, weight: Tensor) -> bool:
         """Whether scanning for `positions` positions is faster than one product with all rows `(V, H)` for all."""
-        if self.settings.mode == "exact":  # if one position is not certain, the dense head computes all
+        if positions == 1 or self.settings.mode == "exact":  # exact: the dense head computes all if one is not certain
             return positions == 1
         rows = self.settings.candidates * weight[0].nbytes
-        return positions == 1 or positions * (self.bytes_read + rows + AROUND) < weight.nbytes * max(
-            1, positions / SHARED
-        )
+        return positions * (self.bytes_read + rows + AROUND) < weight.nbytes * max(1, positions / SHARED)
 
     def integers(self) -> dict[str, Tensor]:
         """The buffers, which change only as a whole, for their checksum."""
         return dict(self.named_buffers(recurse=False))
 
-    def knows(self, weight: Tensor) -> bool:
-        """Whether these are the rows `(V, H)` that the code was made for, in any dtype."""
-        return bool(torch.allclose(probes(weight), self.get("probes").cpu(), rtol=2**-8, atol=1e-6))
-
     def prepare(self, weight: Tensor, bias: Tensor | None) -> None:
         """Build the index for the rows `(V, H)` of a head and its bias `(V,)`; some milliseconds per million tokens."""
-        self._search = Search(self, self._biases(weight, bias))
+        mean = self.get("mean").to(weight.device)
+        biases = torch.cat([(rows.float() @ mean).cpu() for rows in weight.detach().split(2**14)])
+        if bias is not None:
+            biases = biases + bias.detach().float().cpu()
+        self._search = Search(self, biases.double().numpy())
 
     @property
     def search(self) -> Search:
@@ -173,12 +164,6 @@ class Screen(nn.Module):
     def is_ready(self) -> bool:
         """Whether the index is built."""
         return self._search is not None
-
-    def _biases(self, weight: Tensor, bias: Tensor | None) -> np.ndarray:
-        """w · μ, and the bias of the head: `(V,)`."""
-        mean = self.get("mean").to(weight.device)
-        found = torch.cat([(rows.float() @ mean).cpu() for rows in weight.detach().split(2**14)])
-        return (found if bias is None else found + bias.detach().float().cpu()).double().numpy()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Screen:
         self._search = None
@@ -223,15 +208,13 @@ class Search:
         """The `count` tokens that may score best at hidden states `(positions, H)`, by their scores or bounds."""
         white = self.whitened(hidden)
         logits = self.bit_logits(white)
-        found = self.scan.search(self.tables(white, logits), min(max(count, self.settings.scanned), self.classes))
-        if self.rounds:
-            return Candidates(self._refined(found, logits, count), None)
-        return Candidates(found.ids, self._rest(found, white, logits) if self.settings.mode == "exact" else None)
-
-    @property
-    def classes(self) -> int:
-        """V."""
-        return self.settings.num_classes
+        classes = self.settings.num_classes
+        found = self.scan.search(self.tables(white, logits), min(max(count, self.settings.scanned), classes))
+        if self.settings.mode == "fast":
+            return Candidates(self._refined(found, logits, count) if self.rounds else found.ids, None)
+        if found.ids.shape[1] == classes:
+            return Candidates(found.ids, np.full(len(logits), -np.inf))
+        return Candidates(found.ids, self._bounds(found, white, logits)[:, -1])
 
     def whitened(self, hidden: Tensor) -> Tensor:
         """h′ `(positions, rank)`, float32."""
@@ -243,12 +226,11 @@ class Search:
 
     def tables(self, white: Tensor, logits: np.ndarray) -> np.ndarray:
         """Tables `(positions, M, 16)` of the bits, of the residual bounds, and of every token's score at the mean."""
-        bits = bit_tables(logits[:, : self.settings.scanned_bits])
-        parts = [bits, self.numbers.tables[None].repeat(len(white), axis=0)]
+        found = bit_tables(logits[:, : self.settings.scanned_bits])
         if self.ceilings is not None:
             norms = block_norms(white, self.settings.blocks).numpy()
-            parts.insert(1, self.ceilings.tables(self.settings.factor * norms))
-        return np.concatenate(parts, axis=1)
+            found = np.concatenate([found, self.ceilings.tables(self.settings.factor * norms)], axis=1)
+        return self.numbers.beside(found)
 
     def spans(self, hidden: Tensor) -> Tensor:
         """The usual width of every table `(M,)` at hidden states `(positions, H)`."""
@@ -258,8 +240,7 @@ class Search:
 
     def _refined(self, found: Found, logits: np.ndarray, count: int) -> np.ndarray:
         """The best `(positions, count)` of the tokens found, best first; every round reads bits of the better half."""
-        last = whole_bytes(logits[:, self.settings.scanned_bits :])
-        tables = last.reshape(len(logits), -1, 8) @ BYTES
+        tables = whole_bytes(logits[:, self.settings.scanned_bits :]).reshape(len(logits), -1, 8) @ BYTES
         kept = []
         for ids, scores, table in zip(found.ids, found.scores, tables, strict=True):
             for part, own in zip(self.rounds, np.array_split(table, len(self.rounds)), strict=True):
@@ -275,13 +256,6 @@ class Search:
         white = self.whitened(hidden)
         logits = self.bit_logits(white)
         return self._bounds(self.scan.search(self.tables(white, logits), count), white, logits)
-
-    def _rest(self, found: Found, white: Tensor, logits: np.ndarray) -> np.ndarray:
-        """Upper bounds `(positions,)` on the scores of tokens that were not found."""
-        if found.ids.shape[1] >= self.classes:
-            return np.full(len(logits), -np.inf)
-        last = Found(found.ids[:, -1:], found.scores[:, -1:], found.errors)
-        return self._bounds(last, white, logits)[:, 0]
 
     def _bounds(self, found: Found, white: Tensor, logits: np.ndarray) -> np.ndarray:
         """Upper bounds `(positions, m)` on the scores of the tokens found, and of those after them."""

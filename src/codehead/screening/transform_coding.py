@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codehead.codes.additive import MAX_DIGITS, water_filling
-from codehead.codes.packing import pack_bits
-from codehead.errors import ConfigurationError
+from codehead.codes.additive import water_filling
+from codehead.codes.packing import pack_bits, slices
 from codehead.models.hidden import PIECE, Statistics
 
 RIDGE = 0.1
@@ -71,39 +70,29 @@ class TransformCode:
     def columns(self) -> tuple[Tensor, Tensor]:
         """Coordinate `(n,)` of every bit, and its bit logit `(n,)` where that coordinate of h′ is 1: largest first."""
         coordinates = torch.repeat_interleave(torch.arange(len(self.digits)), self.digits)
-        sizes = self.steps[coordinates] * 2.0**self._places
+        places = torch.cat([torch.arange(int(count)) for count in self.digits])
+        sizes = self.steps[coordinates] * 2.0**places
         order = sizes.argsort(descending=True, stable=True)
         return coordinates[order], sizes[order]
-
-    @property
-    def _places(self) -> Tensor:
-        return torch.cat([torch.arange(int(count)) for count in self.digits])
 
     def encode(self, rows: Tensor) -> Encoded:
         """Encode some rows `(rows, H)` of the head."""
         values = rows.float() @ self.directions.float() - self.centre.float()
-        steps, digits = self.steps.float(), self.digits
-        levels = _levels(values, steps, digits)
+        levels, residual = _rounded(values, self.steps.float(), self.digits)
         coordinates, sizes = self.columns
         places = (sizes / self.steps[coordinates]).log2().round().to(torch.int32)
         bits = (levels[:, coordinates] >> places) & 1
-        return Encoded(pack_bits(bits.numpy().astype(bool)), values - _values(levels, steps, digits))
+        return Encoded(pack_bits(bits.numpy().astype(bool)), residual)
 
 
 def fit(weight: Tensor, statistics: Statistics, bits: int) -> TransformCode:
     """The code of `bits` bits for the rows `(V, H)` of a head, given the hidden states of some text.
 
-    Raises:
-        ConfigurationError: the statistics have no hidden states, or `bits` is out of range.
+    `bits` is 1 … MAX_DIGITS · H.
     """
-    if statistics.mean is None or statistics.covariance is None:
-        raise ConfigurationError("these statistics hold counts alone; measure hidden states too (Statistics.of)")
-    size = len(statistics.mean)
-    if not 1 <= bits <= size * MAX_DIGITS:
-        most = size * MAX_DIGITS
-        raise ConfigurationError(f"bits={bits} is not between 1 and {most}, {MAX_DIGITS} per hidden number")
-    covariance = statistics.covariance
-    covariance = covariance + RIDGE * covariance.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    mean, covariance = statistics.mean, statistics.covariance
+    assert mean is not None and covariance is not None
+    covariance = covariance + RIDGE * covariance.diagonal().mean() * torch.eye(len(mean), dtype=torch.float64)
     variances, vectors = torch.linalg.eigh(covariance)
     root = (vectors * variances.sqrt()) @ vectors.T
     scatter, centre = _moments(weight)
@@ -111,7 +100,7 @@ def fit(weight: Tensor, statistics: Statistics, bits: int) -> TransformCode:
     spread, directions = spread.flip(0).clamp(min=1e-30), root @ rotation.flip(1)
     digits = torch.from_numpy(water_filling(spread.numpy(), bits)).long()
     inverse = rotation.flip(1).T @ (vectors / variances.sqrt()) @ vectors.T
-    code = TransformCode(statistics.mean, directions, inverse, centre @ directions, spread.sqrt(), digits)
+    code = TransformCode(mean, directions, inverse, centre @ directions, spread.sqrt(), digits)
     return _with_steps(code, weight)
 
 
@@ -132,28 +121,21 @@ def _with_steps(code: TransformCode, weight: Tensor) -> TransformCode:
     values = weight.detach()[some.to(weight.device)].cpu().float() @ code.directions.float() - code.centre.float()
     usual = code.steps * (1.26 + 0.345 * code.digits) * 2.0 ** (1 - code.digits)
     tried = [usual * factor for factor in FACTORS]
-    errors = []
-    for steps in tried:
-        levels = _levels(values, steps.float(), code.digits)
-        errors.append((values - _values(levels, steps.float(), code.digits)).square().sum(0))
+    errors = [_rounded(values, steps.float(), code.digits)[1].square().sum(0) for steps in tried]
     steps = torch.stack(tried).gather(0, torch.stack(errors).argmin(0, keepdim=True))[0]
     return replace(code, steps=steps)
 
 
 def pieces(weight: Tensor, progress: Callable[[int, int], None] = lambda done, total: None) -> Iterator[Tensor]:
     """The rows of a head in pieces, float32 on the CPU; `progress` is called with (rows done, all)."""
-    done = 0
-    for rows in weight.detach().split(PIECE):
-        yield rows.cpu().float()
-        done += len(rows)
-        progress(done, len(weight))
+    for some in slices(len(weight), PIECE):
+        yield weight.detach()[some].cpu().float()
+        progress(some.stop, len(weight))
 
 
-def _levels(values: Tensor, steps: Tensor, digits: Tensor) -> Tensor:
+def _rounded(values: Tensor, steps: Tensor, digits: Tensor) -> tuple[Tensor, Tensor]:
+    """The cells of values `(rows, H)`, and the values minus the centres of cells (0 where there are no bits)."""
     half = (2.0 ** (digits - 1)).to(values)
-    return torch.minimum((values / steps + half).floor().clamp(min=0), 2 * half - 1).int()
-
-
-def _values(levels: Tensor, steps: Tensor, digits: Tensor) -> Tensor:
-    """The centres of cells; 0 where there are no bits."""
-    return torch.where(digits > 0, (levels + (0.5 - 2.0 ** (digits - 1)).to(steps)) * steps, 0.0)
+    levels = torch.minimum((values / steps + half).floor().clamp(min=0), 2 * half - 1).int()
+    centres = torch.where(digits > 0, (levels + (0.5 - half)) * steps, 0.0)
+    return levels, values - centres

@@ -147,10 +147,7 @@ class ScreenedHead(UnquantizedEmbeddingMethod):
         """Why the code cannot be used."""
         if self.config.few is None:
             return "start with --logits-processors codehead.vllm.requests:FewTokens, so that greedy and top_k need few"
-        reason = screen.obstacle(rows)
-        if reason is not None:
-            return reason
-        return None if screen.knows(rows) else "the rows of the head are not those that its code was made for"
+        return screen.obstacle(rows)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`(rows, hidden)` → `(rows, V)`, padded as vLLM pads; −∞ except for candidates where these are enough."""
