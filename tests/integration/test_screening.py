@@ -59,11 +59,10 @@ def generate(model, ids, **options):
 @pytest.mark.parametrize("tied", [True, False])
 @MODES
 def test_greedy_text_is_the_dense_head_s(name, tied, options):
-    rows = 1 if options.get("mode") == "exact" else 3  # exact mode leaves batches to the dense head
-    model, ids = screened(name, tied, **options), tokens(rows, 6)
+    model, ids = screened(name, tied, **options), tokens(3, 6)
     found = generate(model, ids)
     assert torch.equal(found, generate(make(name, tied), ids))
-    assert model.steps == 8 * rows
+    assert model.steps == 8 * 3
     if options.get("mode") != "exact":
         assert model.whole == 0
 
@@ -101,13 +100,26 @@ def test_candidates_have_the_dense_logits_and_the_others_none(name):
     assert int(dense.argmax()) in known[0].nonzero().flatten().tolist()
 
 
-def test_few_steps_of_exact_mode_take_the_dense_head():
-    model, ids = screened(mode="exact", certificate="proof"), tokens(1, 6)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_few_steps_of_exact_mode_take_the_dense_head(rows):
+    model, ids = screened(mode="exact", certificate="proof"), tokens(rows, 6)
     for options in ({}, {"min_new_tokens": 8}, {"repetition_penalty": 1.1}):
         model.steps = model.whole = 0
         generate(model, ids, **options)
-        assert model.steps == 8
-        assert model.whole <= 4
+        assert model.steps == 8 * rows
+        assert model.whole <= 4 * rows
+
+
+def test_one_sequence_that_is_not_certain_takes_the_dense_head_for_all():
+    model = screened(mode="exact", certificate="proof")
+    head, hidden = model.get_output_embeddings(), states(model)[:3].clone()
+    with torch.no_grad():
+        assert len(head.candidates(hidden).ids) == 3
+        first, second = head.weight[(head.weight @ hidden[1]).topk(2).indices]
+        apart = first - second
+        hidden[1] -= (hidden[1] @ apart) / (apart @ apart) * apart  # now the two best tokens tie
+        assert head.candidates(hidden[:1]) is not None
+        assert head.candidates(hidden) is None
 
 
 def _greedy(model):

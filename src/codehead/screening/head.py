@@ -87,14 +87,14 @@ class ScreenedLinear(nn.Linear):
         return scored if self.screen.settings.mode == "fast" else self._sure(hidden, scored, count, least)
 
     def _sure(self, hidden: Tensor, found: Scored, count: int, least: int) -> Scored | None:
-        """These `count` candidates of a position `(1, hidden)`, or more; None if others may be in the `least` best."""
-        while int((found.logits[0] > found.floor).sum()) < least:
+        """These `count` candidates of every position, or more; None if others may be in the `least` best of one."""
+        while ((found.logits > found.floor[:, None]).sum(1) < least).any():
             count *= MORE
             if count > self.out_features // MORE:
                 return None
             found = self._of(hidden, count)
-        rows = self.weight.index_select(0, found.ids[0])
-        return None if close(hidden[0], rows, found.logits[0]) else found
+        positions = zip(hidden, found.ids, found.logits, strict=True)
+        return None if any(close(one, self.weight[ids], logits) for one, ids, logits in positions) else found
 
     def _of(self, hidden: Tensor, count: int) -> Scored:
         """At least `count` candidates of every position `(positions, hidden)`."""

@@ -137,10 +137,9 @@ class Screen(nn.Module):
 
     def pays(self, positions: int, weight: Tensor) -> bool:
         """Whether scanning for `positions` positions is faster than one product with all rows `(V, H)` for all."""
-        if positions == 1 or self.settings.mode == "exact":  # exact: the dense head computes all if one is not certain
-            return positions == 1
         rows = self.settings.candidates * weight[0].nbytes
-        return positions * (self.bytes_read + rows + AROUND) < weight.nbytes * max(1, positions / SHARED)
+        scanned = positions * (self.bytes_read + rows + AROUND)
+        return positions == 1 or scanned < weight.nbytes * max(1, positions / SHARED)
 
     def integers(self) -> dict[str, Tensor]:
         """The buffers, which change only as a whole, for their checksum."""
