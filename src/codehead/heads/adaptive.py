@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from codehead.codes.design import whole_number
 from codehead.codes.table import Seal
 from codehead.errors import ConfigurationError
-from codehead.heads.feedforward import HEADS, LowRankHead
+from codehead.heads.feedforward import HEADS, LowRankHead, start_values
 
 
 @HEADS.register("adaptive")
@@ -76,10 +76,8 @@ class AdaptiveHead(nn.Module):
         return rank
 
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√hidden, as `nn.Linear` starts; biases at zero. The order stays."""
-        nn.init.uniform_(self.weight, -1 / math.sqrt(self.hidden_size), 1 / math.sqrt(self.hidden_size))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        """As `start_values`. The order stays."""
+        start_values([self.weight], [self.bias])
         for cluster in self.tail:
             cluster.reset_parameters()  # type: ignore[operator]
 
