@@ -82,10 +82,10 @@ def finetune(
     if isinstance(values.get("model"), str) and "block_size" not in (values.get("data") or {}):
         values = merged(values, {"data.block_size": opt.block_size_for(values["model"])})
     if budget is None:
-        run_training(RunConfig.from_dict(values), overwrite)
-        return
-    run, told = within(values, budget)
-    typer.echo(told, err=True)
+        run = RunConfig.from_dict(values)
+    else:
+        run, told = within(values, budget)
+        typer.echo(told, err=True)
     run_training(run, overwrite)
 
 
