@@ -53,7 +53,11 @@ class AdaptiveHead(nn.Module):
         self.hidden_size = whole_number("hidden_size", hidden_size, 1)
         self.num_bits = whole_number("num_bits", num_bits, 1)
         self.edges = [*_checked(cutoffs, num_bits), num_bits]
-        self.div_value = _at_least_one(div_value)
+        if not 1 <= div_value < math.inf:
+            raise ConfigurationError(
+                f"div_value={div_value!r} divides the rank from one cluster to the next; give a number of 1 or more"
+            )
+        self.div_value = float(div_value)
         self.weight = nn.Parameter(torch.empty(self.edges[0] + len(self.edges) - 1, hidden_size))
         self.bias = nn.Parameter(torch.empty(len(self.weight))) if bias else None
         self.tail = nn.ModuleList(
@@ -129,11 +133,3 @@ def _checked(cutoffs: Any, num_bits: int) -> list[int]:
             f"tokens, such as [2000, 10000]; got cutoffs={cutoffs!r}"
         )
     return list(cutoffs)
-
-
-def _at_least_one(div_value: Any) -> float:
-    if isinstance(div_value, bool) or not isinstance(div_value, int | float) or not 1 <= div_value < math.inf:
-        raise ConfigurationError(
-            f"div_value={div_value!r} divides the rank from one cluster to the next; give a number of 1 or more"
-        )
-    return float(div_value)

@@ -27,7 +27,7 @@ from codehead.codes.table import CodewordTable
 from codehead.decoding.extras import ExtendedHead
 from codehead.decoding.numerics import narrowed, no_autocast, roomy, top_k, top_k_among, wide
 from codehead.errors import ConfigurationError
-from codehead.heads.feedforward import ACTIVATIONS, HEADS, checked_width, start_values
+from codehead.heads.feedforward import ACTIVATIONS, HEADS, needed, start_values
 
 # The codewords of a binary code as a tree of prefixes, bit by bit.
 
@@ -144,7 +144,7 @@ class ChainHead(nn.Module):
         ACTIVATIONS.get(activation)
         self.hidden_size = whole_number("hidden_size", hidden_size, 1)
         self.num_bits = whole_number("num_bits", num_bits, 1)
-        self.width = checked_width("chain", width, "the features of each block of bits")
+        self.width = needed("chain", "width", width, "the features of each block of bits")
         self.block = min(whole_number("block", block, 1), num_bits)
         self.activation = activation
         self.weight = nn.Parameter(torch.empty(len(block_starts(num_bits, self.block)), self.width, hidden_size))

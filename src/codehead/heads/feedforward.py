@@ -37,14 +37,14 @@ def start_values(weights: Iterable[Tensor], biases: Iterable[Tensor | None] = ()
             nn.init.zeros_(bias)
 
 
-def checked_width(head: str, width: int | None, what: str) -> int:
-    """The option `width` of a head; ConfigurationError says `what` it is if it is missing or impossible."""
-    if not width:
+def needed(head: str, option: str, value: int | None, what: str) -> int:
+    """An option that a head cannot do without; ConfigurationError says `what` it is if it is missing or impossible."""
+    if not value:
         raise ConfigurationError(
-            f"head {head!r} needs width ≥ 1, {what}; got width={width!r}. For a head without hidden layers choose "
-            "head='linear'"
+            f"head {head!r} needs {option} ≥ 1, {what}; got {option}={value!r}. For a head that is one linear map "
+            "choose head='linear'"
         )
-    return whole_number("width", width, 1)
+    return whole_number(option, value, 1)
 
 
 @HEADS.register("linear")
@@ -71,15 +71,13 @@ class LowRankHead(nn.Module):
         super().__init__()
         hidden_size = whole_number("hidden_size", hidden_size, 1)
         self.num_bits = whole_number("num_bits", num_bits, 1)
-        if rank is None:
-            raise ConfigurationError("head 'low_rank' needs rank ≥ 1, the width of its bottleneck; got rank=None")
-        self.rank = whole_number("rank", rank, 1)
+        self.rank = needed("low_rank", "rank", rank, "the width of its bottleneck")
         if self.rank == num_bits:
             raise ConfigurationError(
                 f"rank={rank} is the number of outputs, so the head could be one linear map; choose head='linear'"
             )
-        self.weight = nn.Parameter(torch.empty(rank, hidden_size))
-        self.output_weight = nn.Parameter(torch.empty(num_bits, rank))
+        self.weight = nn.Parameter(torch.empty(self.rank, hidden_size))
+        self.output_weight = nn.Parameter(torch.empty(num_bits, self.rank))
         self.output_bias = nn.Parameter(torch.empty(num_bits)) if bias else None
         self.reset_parameters()
 
@@ -127,7 +125,7 @@ class MTLHead(nn.Module):
         super().__init__()
         self.hidden_size = whole_number("hidden_size", hidden_size, 1)
         self.num_bits = whole_number("num_bits", num_bits, 1)
-        self.width = checked_width("mtl", width, "the size of each node's hidden layer")
+        self.width = needed("mtl", "width", width, "the size of each node's hidden layer")
         self.groups = num_bits if groups is None else whole_number("groups", groups, 1)
         if self.groups > num_bits:
             raise ConfigurationError(
