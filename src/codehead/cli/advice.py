@@ -6,22 +6,21 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.bar import Bar
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
 from codehead.boundaries import command
 from codehead.cli import options as opt
+from codehead.codes import Codebook, Quality, build, quality
 from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError
-from codehead.recommendation import DEFAULT_BUDGET
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from codehead.codes import Codebook, Quality
-    from codehead.recommendation import Recommendation, SetUp, Value
-
+from codehead.models.named import model_shape
+from codehead.recommendation import DEFAULT_BUDGET, Recommendation, SetUp, Value, shape_of
+from codehead.recommendation import recommend as decide
 
 COSTS = {
     "bytes_stored": "bytes stored",
@@ -52,8 +51,6 @@ def recommend(
 
     Give at most one of --budget, --bits, --speed and --faster. No weights are read.
     """
-    from codehead.recommendation import recommend as decide
-
     if faster:
         _tell_gain(model, {"--budget": budget, "--bits": bits, "--speed": speed}, as_json)
         return
@@ -67,7 +64,6 @@ def recommend(
 
 def _tell_gain(model: str, others: dict[str, Any], as_json: bool) -> None:
     """What `codehead screen` gains here, timed on a head of the model's shape."""
-    from codehead.recommendation import shape_of
     from codehead.screening.build import gain
 
     given = [f"{name}={value}" for name, value in others.items() if value is not None]
@@ -133,9 +129,6 @@ def _cost_table(found: Recommendation) -> Table:
 
 def _evidence_table(found: Recommendation) -> Table:
     """Our experiments' results at its share of the bytes, those with a hidden size like the model's first."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     title = f"What heads of {found.byte_share:.2%} of the bytes kept of Softmax in our experiments. Yours may differ."
     table = Table(box=SIMPLE_HEAD, show_edge=False, title=title, title_justify="left", title_style="")
     for name in ("top-1 accuracy", "perplexity"):
@@ -197,7 +190,6 @@ def params(
 ) -> None:
     """Show the last-layer parameters and bytes of the usual configurations."""
     from codehead.evaluation.size import compare_configurations
-    from codehead.models.named import model_shape
 
     if model is not None and hidden_size is None and vocab_size is None:
         shape = model_shape(model)
@@ -242,8 +234,6 @@ def code(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Build a codebook and show how good it is: row and column separation, balance, size."""
-    from codehead.codes import build, quality
-
     opt.check_file(out, overwrite)
     config = DecisionConfig(code=design, bits=bits, seed=seed, code_params=opt.key_values("--param", param or []))
     codebook = build(design, classes, bits=config.bits, seed=config.seed, **config.code_params)
@@ -251,17 +241,14 @@ def code(
     if out is not None:
         codebook.save(out)
     if as_json:
-        typer.echo(json.dumps({**_identity(codebook), "quality": measured.as_dict()}, indent=2))
+        names = ("design", "num_classes", "length", "seed", "params", "checksum")
+        found = {name: getattr(codebook, name) for name in names}
+        found |= {"ternary": codebook.is_ternary, "bytes": codebook.nbytes, "quality": measured.as_dict()}
+        typer.echo(json.dumps(found, indent=2))
     else:
         opt.show(_measures(codebook, measured), _histogram(measured))
         if out is not None:
             typer.echo(f"Saved to {out}")
-
-
-def _identity(codebook: Codebook) -> dict[str, Any]:
-    names = ("design", "num_classes", "length", "seed", "params", "checksum")
-    found = {name: getattr(codebook, name) for name in names}
-    return {**found, "ternary": codebook.is_ternary, "bytes": codebook.nbytes}
 
 
 def _measures(codebook: Codebook, measured: Quality) -> Table:
@@ -291,9 +278,6 @@ def _bound(exact: bool, pairs: int) -> tuple[str, str]:
 
 def _histogram(measured: Quality) -> Table:
     """Bars of the row distances, in bins of equal width."""
-    from rich.bar import Bar
-    from rich.table import Table
-
     bins = _bins(measured.row_histogram)
     most = max(bins.values())
     table = Table(title="row distances", box=None, padding=(0, 1), show_header=False)

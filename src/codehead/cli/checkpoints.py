@@ -13,11 +13,12 @@ from codehead.cli import options as opt
 from codehead.cli.options import check_empty_folder, check_folder, decision_options, given
 from codehead.config.blocks import parse_assignment
 from codehead.errors import ConfigurationError
-from codehead.recommendation import DEFAULT_BUDGET
+from codehead.processes import is_main
+from codehead.recommendation import DEFAULT_BUDGET, recommend
+from codehead.training.config import RunConfig
 
 if TYPE_CHECKING:
     from codehead.screening.screen import Settings
-    from codehead.training.config import RunConfig
 
 
 @decision_options
@@ -91,8 +92,6 @@ def convert(
     measured on it. To resume a stopped conversion, repeat the command without --overwrite.
     """
     from codehead.conversion import conversion_config, run_conversion
-    from codehead.processes import is_main
-    from codehead.recommendation import recommend
 
     check_folder(out)
     found = recommend(model, budget=budget, bits=bits, speed=speed)
@@ -247,8 +246,6 @@ def fold(
 
 def _measured_run(model: str, out: Path, batch_size: int, text: dict[str, Any], **more: Any) -> RunConfig:
     """A run that changes a checkpoint and measures it before and after on held-out documents of a text."""
-    from codehead.training.config import RunConfig
-
     text = {**text, "validation_fraction": HELD_OUT, "block_size": text["block_size"] or opt.block_size_for(model)}
     training = {"per_device_train_batch_size": batch_size}
     return RunConfig.from_dict({"model": model, "output_dir": str(out), "data": text, "training": training, **more})

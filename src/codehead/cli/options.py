@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
 from codehead.boundaries import system_failure
 from codehead.config import DecisionConfig
 from codehead.config.blocks import parse_assignment
 from codehead.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from codehead.models.named import model_shape
 
 DECISION, DATA, TRAINING = "Decision layer", "Data", "Training"
 
@@ -90,8 +91,6 @@ KEYS = {
 
 def block_size_for(model: str) -> int:
     """256 tokens, or as many as a model takes; loading reports a model that cannot be read."""
-    from codehead.models.named import model_shape
-
     try:
         return min(256, model_shape(model).positions or 256)
     except ConfigurationError:
@@ -111,8 +110,6 @@ def overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def show(*parts: Any) -> None:
     """Print tables and sentences."""
-    from rich.console import Console
-
     console = Console(highlight=False)
     for part in parts:
         console.print(part)
@@ -120,9 +117,6 @@ def show(*parts: Any) -> None:
 
 def number_table(*columns: str, first: str = "", **options: Any) -> Table:
     """An empty table: names in its `first` column, then numbers in `columns`."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     table = Table(box=SIMPLE_HEAD, show_edge=False, **options)
     table.add_column(first, no_wrap=True)
     for name in columns:

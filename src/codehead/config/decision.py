@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from codehead.codes import DESIGNS, default_length
+from codehead.codes.assignment import check_method
 from codehead.config import budget
 from codehead.config.blocks import LARGEST, check_keys, require, require_block, require_finite, require_that
 from codehead.config.first_version import REMOVED, RENAMED, as_of_today
@@ -87,8 +89,7 @@ class DecisionConfig:
             if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
                 object.__setattr__(self, name, tuple(value))
         for name in ("code_params", "head_params"):
-            self._check_block(name)
-            object.__setattr__(self, name, dict(getattr(self, name) or {}))
+            object.__setattr__(self, name, self._block(name))
         self._check_types()
         self._check_numbers()
         self._check_parts()
@@ -193,8 +194,6 @@ class DecisionConfig:
             return self.bits + self.parity
         if self.is_codebook_file or self.code in FOUND:
             raise ConfigurationError(f"code is {self.code!r}, whose length is known only from the codebook; give bits")
-        from codehead.codes import default_length
-
         return default_length(self.code or DEFAULT_CODE, num_classes) + self.parity
 
     def size(self, shape: ModelShape) -> DecisionSize:
@@ -305,7 +304,7 @@ class DecisionConfig:
             is_named = isinstance(value, str) or (optional and value is None)
             require_that(is_named, name, value, f"give a name{', or omit it' if optional else ''}")
 
-    def _check_block(self, name: str) -> None:
+    def _block(self, name: str) -> dict[str, Any]:
         values = getattr(self, name)
         values = {} if values is None else values
         is_block = isinstance(values, Mapping) and all(isinstance(key, str) for key in values)
@@ -314,6 +313,7 @@ class DecisionConfig:
             if key in TAKEN[name]:
                 raise ConfigurationError(f"{name} has {key!r}, which is a field of the decision layer: omit it there")
             require_finite(value, f"{name}.{key}")
+        return dict(values)
 
     def _check_numbers(self) -> None:
         require(self.code_params.get("parity", 0), "code_params.parity", minimum=0)
@@ -342,13 +342,9 @@ class DecisionConfig:
             from codehead.decoding import DECODERS
 
             DECODERS.get(self.decoder)
-        if self.code not in (None, "additive", "one_vs_all", *FOUND) and not self.is_codebook_file:
-            from codehead.codes import DESIGNS
-
+        if self.code not in (None, *FOUND) and not self.is_codebook_file:
             DESIGNS.get(self.code)
         if self.assignment is not None:
-            from codehead.codes.assignment import check_method
-
             check_method(self.assignment)
 
 

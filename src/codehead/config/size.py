@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from codehead.codes.quality import COLOURS, matplotlib_pyplot, table
 from codehead.config.blocks import require
 from codehead.errors import ConfigurationError
 
@@ -174,8 +175,6 @@ EXAMPLES = {
 
 def html(config: DecisionConfig) -> str:
     """The fields that differ from the defaults, and the cost in some models."""
-    from codehead.codes.quality import table  # imports numpy
-
     prices = {f"in {name}": _price(config, shape) for name, shape in EXAMPLES.items()}
     fields = config.to_dict() or {"code": "the default"}
     return f"<b>{escape(type(config).__name__)}</b>{table(fields)}<b>Price</b>{table(prices)}"
@@ -183,8 +182,6 @@ def html(config: DecisionConfig) -> str:
 
 def plot(config: DecisionConfig, shape: ModelShape) -> Any:
     """Plot the layer's bytes beside those of the Softmax head, in bf16 and rounded; returns matplotlib axes."""
-    from codehead.codes.quality import COLOURS, matplotlib_pyplot
-
     size, dense = config.size(shape), Matrix(shape.num_classes, shape.hidden_size)
     heads = {"Softmax, bf16": shape.softmax_bytes} | {f"Softmax, {name}": dense.stored(name) for name in INTEGER_BITS}
     own = config.short_name(shape)

@@ -16,6 +16,7 @@ from codehead.codes.packing import LEAST_SCANNED
 from codehead.config import DecisionConfig, ModelShape
 from codehead.config.budget import int4_share
 from codehead.errors import ConfigurationError
+from codehead.models.named import model_shape
 
 DEFAULT_BUDGET = "5%"
 
@@ -113,12 +114,7 @@ def shape_of(model: Any) -> ModelShape:
 
     ConfigurationError if the checkpoint has a decision layer already, or is quantised.
     """
-    if isinstance(model, str | Path):
-        from codehead.models.named import model_shape
-
-        shape = model_shape(str(model))
-    else:
-        shape = ModelShape.of_model(model)
+    shape = model_shape(str(model)) if isinstance(model, str | Path) else ModelShape.of_model(model)
     if shape.quantised == "codehead":
         raise ConfigurationError("this model has a decision layer already; give its stock checkpoint")
     if shape.quantised is not None:
