@@ -38,7 +38,7 @@ BUILDS = {
 
 def recommend(
     model: Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or config.json.")],
-    budget: opt.Budget = None,
+    budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET)] = None,
     bits: opt.Bits = None,
     speed: opt.Speed = None,
     faster: Annotated[
@@ -51,24 +51,26 @@ def recommend(
 
     Give at most one of --budget, --bits, --speed and --faster. No weights are read.
     """
+    given = (("--budget", budget), ("--bits", bits), ("--speed", speed))
+    asked = [(name, str(value)) for name, value in given if value is not None]
     if faster:
-        _tell_gain(model, {"--budget": budget, "--bits": bits, "--speed": speed}, as_json)
+        _tell_gain(model, asked, as_json)
         return
     found = decide(model, budget=budget, bits=bits, speed=speed)
-    commands = _commands(model, budget, bits, speed)
+    commands = _commands(model, asked[0] if asked else ("--budget", DEFAULT_BUDGET))
     if as_json:
         typer.echo(json.dumps(_as_dict(found, commands), indent=2))
     else:
         _show(found, commands, details)
 
 
-def _tell_gain(model: str, others: dict[str, Any], as_json: bool) -> None:
+def _tell_gain(model: str, asked: list[tuple[str, str]], as_json: bool) -> None:
     """What `codehead screen` gains here, timed on a head of the model's shape."""
     from codehead.screening.build import gain
 
-    given = [f"{name}={value}" for name, value in others.items() if value is not None]
-    if given:
-        raise ConfigurationError(f"--faster keeps the old head, but {given[0]} asks for a new one; omit one of the two")
+    if asked:
+        option = "=".join(asked[0])
+        raise ConfigurationError(f"--faster keeps the old head, but {option} asks for a new one; omit one of the two")
     shape = shape_of(model)
     found, line = gain(shape.hidden_size, shape.num_classes), command("codehead", "screen", model, "--out", "FOLDER")
     if as_json:
@@ -77,10 +79,8 @@ def _tell_gain(model: str, others: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{found.verdict}\n" + (f"\n  {line}" if found.pays else ""))
 
 
-def _commands(model: str, budget: str | None, bits: int | None, speed: str | None) -> dict[str, str]:
+def _commands(model: str, asked: tuple[str, str]) -> dict[str, str]:
     """The commands that build the decision layer: on a frozen backbone and, for a budget, training the backbone too."""
-    given = (("--budget", budget), ("--bits", bits), ("--speed", speed))
-    asked = next(((name, str(value)) for name, value in given if value), ("--budget", DEFAULT_BUDGET))
     text, end = "YOUR_TEXT", ("--out", "FOLDER")
     commands = {"convert": command("codehead", "convert", model, "--data", text, *asked, *end)}
     if asked[0] == "--budget":

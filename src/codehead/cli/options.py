@@ -47,7 +47,6 @@ Packed = Annotated[bool | None, typer.Option("--packed/--unpacked", help=PACKED,
 
 Bits = Annotated[int | None, typer.Option("--bits", help="Codeword length n.", rich_help_panel=DECISION)]
 BUDGET = "Bytes of the new head, as a share of the old one's in bf16, such as 5%."
-Budget = Annotated[str | None, typer.Option("--budget", help=BUDGET)]
 Speed = Annotated[
     str | None,
     typer.Option("--speed", help="How many times fewer multiply-adds per token than Softmax's, such as 4x."),
