@@ -34,11 +34,6 @@ MISTAKE, UNEXPECTED, INTERRUPTED = 2, 70, 130
 class Commands(TyperGroup):
     """The commands; one that is stopped by Ctrl-C says so, with exit status 130."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Refuse empty values: an empty path is the current folder, and nothing else takes one."""
-        _check_no_empty(args)
-        return super().parse_args(ctx, args)
-
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the command that was given."""
         try:
@@ -89,6 +84,7 @@ def main() -> None:
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (it stays open as long as the process lives)
     try:
+        _check_no_empty(sys.argv[1:])
         app()
     except CodeheadError as error:
         _fail(str(error), MISTAKE)
@@ -101,6 +97,7 @@ def main() -> None:
 
 
 def _check_no_empty(args: Sequence[str]) -> None:
+    """Refuse empty values: an empty path is the current folder, and nothing else takes one."""
     for before, word in zip(("", *args), args, strict=False):
         name, equals, value = word.partition("=")
         if equals and name.startswith("--") and not value.strip():

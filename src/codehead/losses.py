@@ -122,9 +122,8 @@ class _InPlaceNats(Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, labels: Tensor) -> Tensor:
-        logs = torch.log_softmax(
-            scores.detach(), -1, out=scores.detach()
-        )  # kernels read an element before they write it
+        # Kernels read an element before they write it.
+        logs = torch.log_softmax(scores.detach(), -1, out=scores.detach())
         ctx.save_for_backward(logs, labels)
         return F.nll_loss(logs, labels, ignore_index=IGNORE, reduction="sum")
 
@@ -141,9 +140,7 @@ def _stock_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int
     """What transformers' ForCausalLMLoss computes, in the same order of operations."""
     reduction = "mean" if num_items is None else "sum"
     loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction=reduction)
-    if isinstance(num_items, Tensor):
-        num_items = num_items.to(loss.device)
-    return loss if num_items is None else loss / num_items
+    return loss if num_items is None else loss / _items(labels, num_items)
 
 
 def _flatten(bit_logits: Tensor, labels: Tensor, table: CodewordTable) -> tuple[Tensor, Tensor]:

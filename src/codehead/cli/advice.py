@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.bar import Bar
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
 from codehead.boundaries import command
 from codehead.cli import options as opt
+from codehead.codes import Codebook, Quality, build, quality
+from codehead.config import DecisionConfig, ModelShape
 from codehead.errors import ConfigurationError
-from codehead.recommendation import DEFAULT_BUDGET
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from codehead.codes import Codebook, Quality
-    from codehead.config import ModelShape
-    from codehead.recommendation import Recommendation, SetUp, Value
-
+from codehead.models.named import model_shape
+from codehead.recommendation import DEFAULT_BUDGET, Recommendation, SetUp, Value, shape_of
+from codehead.recommendation import recommend as decide
 
 COSTS = {
     "bytes_stored": "bytes stored",
@@ -29,6 +29,7 @@ COSTS = {
     "head_parameters": "parameters",
     "multiply_adds": "multiply-adds per token",
 }
+SOFTMAX = DecisionConfig(code="one_vs_all")
 BUILDS = {
     "convert": "Build it; the backbone stays as it is:",
     "finetune": "Build it, then train head and backbone on your text:",
@@ -37,7 +38,7 @@ BUILDS = {
 
 def recommend(
     model: Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or config.json.")],
-    budget: opt.Budget = None,
+    budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET)] = None,
     bits: opt.Bits = None,
     speed: opt.Speed = None,
     faster: Annotated[
@@ -50,29 +51,27 @@ def recommend(
 
     Give at most one of --budget, --bits, --speed and --faster. No weights are read.
     """
-    from codehead.recommendation import recommend as decide
-
+    given = (("--budget", budget), ("--bits", bits), ("--speed", speed))
+    asked = [(name, str(value)) for name, value in given if value is not None]
     if faster:
-        _tell_gain(model, {"--budget": budget, "--bits": bits, "--speed": speed}, as_json)
+        _tell_gain(model, asked, as_json)
         return
     found = decide(model, budget=budget, bits=bits, speed=speed)
-    commands = _commands(model, budget, bits, speed)
+    commands = _commands(model, asked[0] if asked else ("--budget", DEFAULT_BUDGET))
     if as_json:
         typer.echo(json.dumps(_as_dict(found, commands), indent=2))
     else:
         _show(found, commands, details)
 
 
-def _tell_gain(model: str, others: dict[str, Any], as_json: bool) -> None:
+def _tell_gain(model: str, asked: list[tuple[str, str]], as_json: bool) -> None:
     """What `codehead screen` gains here, timed on a head of the model's shape."""
-    from codehead.recommendation import check_stock, shape_of
     from codehead.screening.build import gain
 
-    given = [f"{name}={value}" for name, value in others.items() if value is not None]
-    if given:
-        raise ConfigurationError(f"--faster keeps the old head, but {given[0]} asks for a new one; omit one of the two")
+    if asked:
+        option = "=".join(asked[0])
+        raise ConfigurationError(f"--faster keeps the old head, but {option} asks for a new one; omit one of the two")
     shape = shape_of(model)
-    check_stock(shape)
     found, line = gain(shape.hidden_size, shape.num_classes), command("codehead", "screen", model, "--out", "FOLDER")
     if as_json:
         typer.echo(json.dumps({"verdict": found.verdict, **found.as_dict(), "command": line}, indent=2))
@@ -80,10 +79,8 @@ def _tell_gain(model: str, others: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{found.verdict}\n" + (f"\n  {line}" if found.pays else ""))
 
 
-def _commands(model: str, budget: str | None, bits: int | None, speed: str | None) -> dict[str, str]:
+def _commands(model: str, asked: tuple[str, str]) -> dict[str, str]:
     """The commands that build the decision layer: on a frozen backbone and, for a budget, training the backbone too."""
-    given = (("--budget", budget), ("--bits", bits), ("--speed", speed))
-    asked = next(((name, str(value)) for name, value in given if value), ("--budget", DEFAULT_BUDGET))
     text, end = "YOUR_TEXT", ("--out", "FOLDER")
     commands = {"convert": command("codehead", "convert", model, "--data", text, *asked, *end)}
     if asked[0] == "--budget":
@@ -103,47 +100,35 @@ def _as_dict(found: Recommendation, commands: dict[str, str]) -> dict[str, Any]:
         "decision": found.config.to_dict(),
         "bytes_stored": found.config.size(found.shape).bytes_stored,
         "byte_share": found.byte_share,
-        "costs": _costs(found),
-        "softmax": _softmax_costs(found),
+        "costs": _costs(found.config, found.shape),
+        "softmax": _costs(SOFTMAX, found.shape),
         "expected": expected,
         "commands": commands,
     }
 
 
-def _costs(found: Recommendation) -> dict[str, int]:
-    values = {**found.config.size(found.shape).as_dict(), "multiply_adds": found.config.multiply_adds(found.shape)}
+def _costs(config: DecisionConfig, shape: ModelShape) -> dict[str, int]:
+    values = {**config.size(shape).as_dict(), "multiply_adds": config.multiply_adds(shape)}
     return {name: values[name] for name in COSTS}
 
 
-def _softmax_costs(found: Recommendation) -> dict[str, int]:
-    weights, products = found.shape.softmax_bytes, found.shape.softmax_weights
-    return dict(zip(COSTS, (weights, weights, weights, products, products), strict=True))
-
-
 def _show(found: Recommendation, commands: dict[str, str], details: bool) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
     typer.echo(f"{found.config.told(found.shape)}\n{found.verdict}")
     if details:
-        console.print(_cost_table(found))
-        console.print(_evidence_table(found))
+        opt.show(_cost_table(found), _evidence_table(found))
     for name, line in commands.items():
         typer.echo(f"\n{BUILDS[name]}\n  {line}")
 
 
 def _cost_table(found: Recommendation) -> Table:
-    table, whole = opt.number_table("this head", "Softmax", "ratio"), _softmax_costs(found)
-    for name, value in _costs(found).items():
+    table, whole = opt.number_table("this head", "Softmax", "ratio"), _costs(SOFTMAX, found.shape)
+    for name, value in _costs(found.config, found.shape).items():
         table.add_row(COSTS[name], f"{value:,}", f"{whole[name]:,}", f"{value / whole[name]:.1%}")
     return table
 
 
 def _evidence_table(found: Recommendation) -> Table:
     """Our experiments' results at its share of the bytes, those with a hidden size like the model's first."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     title = f"What heads of {found.byte_share:.2%} of the bytes kept of Softmax in our experiments. Yours may differ."
     table = Table(box=SIMPLE_HEAD, show_edge=False, title=title, title_justify="left", title_style="")
     for name in ("top-1 accuracy", "perplexity"):
@@ -204,9 +189,7 @@ def params(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the last-layer parameters and bytes of the usual configurations."""
-    from codehead.config import ModelShape
     from codehead.evaluation.size import compare_configurations
-    from codehead.models.named import model_shape
 
     if model is not None and hidden_size is None and vocab_size is None:
         shape = model_shape(model)
@@ -223,16 +206,11 @@ def params(
 
 
 def _show_sizes(shape: ModelShape, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-
     title = f"Decision layers for H = {shape.hidden_size:,}, V = {shape.num_classes:,}"
     table = opt.number_table(*SIZES, first="configuration (n, d)", title=title, padding=(0, 1, 0, 0))  # fits 80 columns
     for row in rows:
         table.add_row(row["configuration"], *(format(row[key], form) for key, form in SIZES.values()))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(NOTES)
-    console.print(TIED.format(embedding=f"{shape.softmax_bytes:,}") if shape.tied else UNTIED)
+    opt.show(table, NOTES, TIED.format(embedding=f"{shape.softmax_bytes:,}") if shape.tied else UNTIED)
 
 
 MAX_BARS, BAR_WIDTH = 16, 40
@@ -256,11 +234,6 @@ def code(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Build a codebook and show how good it is: row and column separation, balance, size."""
-    from rich.console import Console
-
-    from codehead.codes import build, quality
-    from codehead.config import DecisionConfig
-
     opt.check_file(out, overwrite)
     config = DecisionConfig(code=design, bits=bits, seed=seed, code_params=opt.key_values("--param", param or []))
     codebook = build(design, classes, bits=config.bits, seed=config.seed, **config.code_params)
@@ -268,42 +241,25 @@ def code(
     if out is not None:
         codebook.save(out)
     if as_json:
-        typer.echo(json.dumps({**_identity(codebook), "quality": measured.as_dict()}, indent=2))
+        names = ("design", "num_classes", "length", "seed", "params", "checksum")
+        found = {name: getattr(codebook, name) for name in names}
+        found |= {"ternary": codebook.is_ternary, "bytes": codebook.nbytes, "quality": measured.as_dict()}
+        typer.echo(json.dumps(found, indent=2))
     else:
-        console = Console(highlight=False)
-        console.print(_measures(codebook, measured))
-        console.print(_histogram(measured))
+        opt.show(_measures(codebook, measured), _histogram(measured))
         if out is not None:
             typer.echo(f"Saved to {out}")
 
 
-def _identity(codebook: Codebook) -> dict[str, Any]:
-    return {
-        "design": codebook.design,
-        "num_classes": codebook.num_classes,
-        "length": codebook.length,
-        "ternary": codebook.is_ternary,
-        "seed": codebook.seed,
-        "params": codebook.params,
-        "bytes": codebook.nbytes,
-        "checksum": codebook.checksum,
-    }
-
-
 def _measures(codebook: Codebook, measured: Quality) -> Table:
     """The table of measures; those from a sample say so."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     rows, columns = _bound(measured.exact, measured.pairs), _bound(measured.columns_exact, measured.column_pairs)
     column = "–" if measured.column_distance is None else f"{columns[0]}{measured.column_distance:g}"
     shares = f"from {measured.balance_min:.3g} to {measured.balance_max:.3g}"
     symbols = "−1, 0, +1" if codebook.is_ternary else "−1, +1"
     origin = "of SHA-256" if codebook.seed is None else f"of SHA-256, seed {codebook.seed}"
     title = f"{codebook.design}: {codebook.num_classes:,} classes × {codebook.length:,} bits"
-    table = Table(title=title, box=SIMPLE_HEAD)
-    table.add_column("measure", style="bold")
-    table.add_column("value", justify="right")
+    table = opt.number_table("value", first="measure", title=title)
     table.add_column("", style="dim")
     table.add_row("row distance, least", f"{rows[0]}{measured.row_distance_min:g}", rows[1])
     table.add_row("row distance, mean", f"{measured.row_distance_mean:.2f}", rows[1])
@@ -322,32 +278,26 @@ def _bound(exact: bool, pairs: int) -> tuple[str, str]:
 
 def _histogram(measured: Quality) -> Table:
     """Bars of the row distances, in bins of equal width."""
-    from rich.table import Table
-
     bins = _bins(measured.row_histogram)
-    longest = max(pairs for _, pairs in bins)
+    most = max(bins.values())
     table = Table(title="row distances", box=None, padding=(0, 1), show_header=False)
     table.add_column(justify="right", style="bold")
-    table.add_column(style="cyan", width=BAR_WIDTH)
+    table.add_column(width=BAR_WIDTH)
     table.add_column(justify="right", style="dim")
-    for label, pairs in bins:
-        eighths = max(round(pairs / longest * BAR_WIDTH * 8), 1) if pairs else 0
-        bar = "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
-        table.add_row(label, bar, f"{pairs:,}")
+    for label, pairs in bins.items():
+        table.add_row(label, Bar(most, 0, pairs, color="cyan"), f"{pairs:,}")
     return table
 
 
-def _bins(histogram: dict[float, int]) -> list[tuple[str, int]]:
-    """The histogram as (label, pairs): single distances if there are few, else ranges."""
+def _bins(histogram: dict[float, int]) -> dict[str, int]:
+    """The pairs by label: single distances if there are few, else ranges, from a distance on."""
     if len(histogram) <= MAX_BARS:
-        return [(f"{distance:g}", pairs) for distance, pairs in histogram.items()]
-    least, most = min(histogram), max(histogram)
-    width = -(-(most - least + 1) // MAX_BARS)
-    bins = []
-    for number in range(int((most - least) // width) + 1):
-        start = least + number * width
-        pairs = sum(count for distance, count in histogram.items() if start <= distance < start + width)
-        bins.append((f"{start:g} …", pairs))
+        return {f"{distance:g}": pairs for distance, pairs in histogram.items()}
+    least = min(histogram)
+    width = -(-(max(histogram) - least + 1) // MAX_BARS)
+    bins: Counter[str] = Counter()
+    for distance, pairs in histogram.items():
+        bins[f"{least + (distance - least) // width * width:g} …"] += pairs
     return bins
 
 

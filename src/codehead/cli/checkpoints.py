@@ -13,11 +13,12 @@ from codehead.cli import options as opt
 from codehead.cli.options import check_empty_folder, check_folder, decision_options, given
 from codehead.config.blocks import parse_assignment
 from codehead.errors import ConfigurationError
-from codehead.recommendation import DEFAULT_BUDGET
+from codehead.processes import is_main
+from codehead.recommendation import DEFAULT_BUDGET, recommend
+from codehead.training.config import RunConfig
 
 if TYPE_CHECKING:
     from codehead.screening.screen import Settings
-    from codehead.training.config import RunConfig
 
 
 @decision_options
@@ -35,22 +36,28 @@ def attach(
     from codehead.evaluation.size import model_size
     from codehead.models.surgery import attach as attach_to
     from codehead.models.surgery import describe
-    from codehead.training.folder import locked, save_whole
     from codehead.training.model import load_model
-    from codehead.training.tokenizer import load_tokenizer
 
     check_empty_folder(out, overwrite)
     coded = load_model(model, dtype="stored")
     before = model_size(coded).head_parameters
     attach_to(coded, **given(decision), keep_head=False)
-    tokenizer = load_tokenizer(model)
-    with locked(out):
-        save_whole(coded, tokenizer, out)
+    _save(coded, model, out)
     after = model_size(coded).head_parameters
     state = "starts near the old one" if describe(coded, "tell").fresh == "" else "is untrained"
     train = command("codehead", "finetune", "--model", out, "--train", "FILE", "--out", "FOLDER")
     typer.echo(f"Saved to {out}: {after:,} parameters in the last layer, {before:,} before.")
     typer.echo(f"Its new head {state}: {train}")
+
+
+def _save(changed: Any, model: str, out: Path) -> None:
+    """Save a changed model with the tokenizer of the original one."""
+    from codehead.training.folder import locked, save_whole
+    from codehead.training.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    with locked(out):
+        save_whole(changed, tokenizer, out)
 
 
 def convert(
@@ -85,8 +92,6 @@ def convert(
     measured on it. To resume a stopped conversion, repeat the command without --overwrite.
     """
     from codehead.conversion import conversion_config, run_conversion
-    from codehead.processes import is_main
-    from codehead.recommendation import recommend
 
     check_folder(out)
     found = recommend(model, budget=budget, bits=bits, speed=speed)
@@ -196,10 +201,9 @@ def calibrate(
     from codehead.conversion import recalibrate
 
     check_folder(out)
-    config = _measured_run(
-        model, out, data, block_size, max_documents, text_field, batch_size,
-        calibrate={"tokens": tokens, "per_bit": per_bit}, seed=seed, dtype=dtype,
-    )  # fmt: skip
+    text = {"train": data, "block_size": block_size, "max_documents": max_documents, "text_field": text_field}
+    fitted = {"tokens": tokens, "per_bit": per_bit}
+    config = _measured_run(model, out, batch_size, text, calibrate=fitted, seed=seed, dtype=dtype)
     found = _change(recalibrate, config, overwrite, "before", "after")["calibration"]
     least, most = min(found["scales"]), max(found["scales"])
     typer.echo(f"Bits scaled by {least:.3g} to {most:.3g}, fitted to {found['tokens']:,} other tokens. Saved to {out}")
@@ -226,45 +230,23 @@ def fold(
     Gemma: with --data it is approximated, and the model measured before and after on a fifth of the documents.
     """
     from codehead.conversion import run_folding
+    from codehead.models.folding import fold as fold_head
+    from codehead.training.model import load_model
 
     if data is None:
         check_empty_folder(out, overwrite)
-        _fold(model, out)
+        _save(fold_head(load_model(model, dtype="stored")), model, out)
     else:
         check_folder(out)
-        config = _measured_run(model, out, data, block_size, max_documents, text_field, batch_size)
+        text = {"train": data, "block_size": block_size, "max_documents": max_documents, "text_field": text_field}
+        config = _measured_run(model, out, batch_size, text)
         _change(run_folding, config, overwrite, "coded", "folded")
     typer.echo(f"Saved to {out}")
 
 
-def _fold(model: str, out: Path) -> None:
-    from codehead.models.folding import fold as fold_head
-    from codehead.training.folder import locked, save_whole
-    from codehead.training.model import load_model
-    from codehead.training.tokenizer import load_tokenizer
-
-    folded = fold_head(load_model(model, dtype="stored"))
-    with locked(out):
-        save_whole(folded, load_tokenizer(model), out)
-
-
-def _measured_run(
-    model: str,
-    out: Path,
-    data: str,
-    block_size: int | None,
-    max_documents: int | None,
-    text_field: str | None,
-    batch_size: int,
-    **more: Any,
-) -> RunConfig:
-    """A run that changes a checkpoint and measures it before and after on held-out documents."""
-    from codehead.training.config import RunConfig
-
-    text = {
-        "train": data, "validation_fraction": HELD_OUT, "block_size": block_size or opt.block_size_for(model),
-        "max_documents": max_documents, "text_field": text_field,
-    }  # fmt: skip
+def _measured_run(model: str, out: Path, batch_size: int, text: dict[str, Any], **more: Any) -> RunConfig:
+    """A run that changes a checkpoint and measures it before and after on held-out documents of a text."""
+    text = {**text, "validation_fraction": HELD_OUT, "block_size": text["block_size"] or opt.block_size_for(model)}
     training = {"per_device_train_batch_size": batch_size}
     return RunConfig.from_dict({"model": model, "output_dir": str(out), "data": text, "training": training, **more})
 
@@ -322,8 +304,6 @@ MEASURES = {
 
 def _change(run: Callable[..., dict[str, Any]], config: RunConfig, overwrite: bool, *names: str) -> dict[str, Any]:
     """Change a model, print the measurements `before` and `after` in columns of these names; return the record."""
-    from rich.console import Console
-
     from codehead.training.loop import shown
 
     with shown() as show:
@@ -334,5 +314,5 @@ def _change(run: Callable[..., dict[str, Any]], config: RunConfig, overwrite: bo
         old, new = before[name], after[name]
         if old is not None and new is not None:
             table.add_row(label, form.format(old), form.format(new), f"{new / old:.3f}" if old else "–")
-    Console(highlight=False).print(table)
+    opt.show(table)
     return record

@@ -6,21 +6,22 @@ import inspect
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
 from codehead.boundaries import system_failure
 from codehead.config import DecisionConfig
 from codehead.config.blocks import parse_assignment
 from codehead.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from codehead.models.named import model_shape
 
 DECISION, DATA, TRAINING = "Decision layer", "Data", "Training"
 
@@ -46,7 +47,6 @@ Packed = Annotated[bool | None, typer.Option("--packed/--unpacked", help=PACKED,
 
 Bits = Annotated[int | None, typer.Option("--bits", help="Codeword length n.", rich_help_panel=DECISION)]
 BUDGET = "Bytes of the new head, as a share of the old one's in bf16, such as 5%."
-Budget = Annotated[str | None, typer.Option("--budget", help=BUDGET)]
 Speed = Annotated[
     str | None,
     typer.Option("--speed", help="How many times fewer multiply-adds per token than Softmax's, such as 4x."),
@@ -58,48 +58,38 @@ MaxDocuments = Annotated[
 ]
 
 
-class _RunOption(NamedTuple):
-    """An option of `pretrain` and `finetune`: what it takes, and the configuration key that it sets."""
-
-    kind: type
-    key: str
-    help: str | None = None
-    panel: str | None = TRAINING
-
-
-RUN_OPTIONS = {
-    "tokenizer": _RunOption(str, "tokenizer", "Hub id, folder, or '{train: bpe, vocab_size: 8192}'.", None),
-    "out": _RunOption(str, "output_dir", "Folder of the run (output_dir).", None),
-    "seed": _RunOption(int, "seed", "Seed of the run.", None),
-    "train": _RunOption(str, "data.train", "Training text: hub id or local file.", DATA),
-    "validation": _RunOption(str, "data.validation", "Validation text: hub id or local file.", DATA),
-    "validation_fraction": _RunOption(float, "data.validation_fraction", "Share of the documents to hold out.", DATA),
-    "text_field": _RunOption(str, "data.text_field", "Field that holds the text.", DATA),
-    "block_size": _RunOption(int, "data.block_size", "Tokens per example.", DATA),
-    "max_documents": _RunOption(int, "data.max_documents", "Maximum number of documents to read.", DATA),
-    "learning_rate": _RunOption(float, "training.learning_rate", "Learning rate."),
-    "max_steps": _RunOption(int, "training.max_steps", "Optimizer steps."),
-    "epochs": _RunOption(float, "training.num_train_epochs", "Passes over the training text."),
-    "batch_size": _RunOption(int, "training.per_device_train_batch_size", "Examples per device and batch."),
-    "gradient_accumulation_steps": _RunOption(
-        int, "training.gradient_accumulation_steps", "Batches per optimizer step."
+RUN_OPTIONS: dict[str, tuple[type, str, str | None, str]] = {
+    "tokenizer": (str, "tokenizer", None, "Hub id, folder, or '{train: bpe, vocab_size: 8192}'."),
+    "out": (str, "output_dir", None, "Folder of the run (output_dir)."),
+    "seed": (int, "seed", None, "Seed of the run."),
+    "train": (str, "data.train", DATA, "Training text: hub id or local file."),
+    "validation": (str, "data.validation", DATA, "Validation text: hub id or local file."),
+    "validation_fraction": (float, "data.validation_fraction", DATA, "Share of the documents to hold out."),
+    "text_field": (str, "data.text_field", DATA, "Field that holds the text."),
+    "block_size": (int, "data.block_size", DATA, "Tokens per example."),
+    "max_documents": (int, "data.max_documents", DATA, "Maximum number of documents to read."),
+    "learning_rate": (float, "training.learning_rate", TRAINING, "Learning rate."),
+    "max_steps": (int, "training.max_steps", TRAINING, "Optimizer steps."),
+    "epochs": (float, "training.num_train_epochs", TRAINING, "Passes over the training text."),
+    "batch_size": (int, "training.per_device_train_batch_size", TRAINING, "Examples per device and batch."),
+    "gradient_accumulation_steps": (
+        int, "training.gradient_accumulation_steps", TRAINING, "Batches per optimizer step."
     ),
-    "bf16": _RunOption(bool, "training.bf16", "Mixed precision in bfloat16."),
-    "save_steps": _RunOption(int, "training.save_steps", "Steps between checkpoints."),
-    "logging_steps": _RunOption(int, "training.logging_steps", "Steps between logged losses."),
-}
+    "bf16": (bool, "training.bf16", TRAINING, "Mixed precision in bfloat16."),
+    "save_steps": (int, "training.save_steps", TRAINING, "Steps between checkpoints."),
+    "logging_steps": (int, "training.logging_steps", TRAINING, "Steps between logged losses."),
+}  # fmt: skip
+"""Options of `pretrain` and `finetune`: type, the configuration key that it sets, panel of the help, and help."""
 KEYS = {
     **{name: name for name in ("model", "adapt", "dtype")},
     "lora_r": "lora.r",
-    **{name: option.key for name, option in RUN_OPTIONS.items()},
+    **{name: key for name, (_, key, *_) in RUN_OPTIONS.items()},
 }
 """Parameter of a command → the configuration key that it sets."""
 
 
 def block_size_for(model: str) -> int:
     """256 tokens, or as many as a model takes; loading reports a model that cannot be read."""
-    from codehead.models.named import model_shape
-
     try:
         return min(256, model_shape(model).positions or 256)
     except ConfigurationError:
@@ -117,11 +107,15 @@ def overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, **layer, **dict(map(parse_assignment, parameters["assignments"] or []))}
 
 
+def show(*parts: Any) -> None:
+    """Print tables and sentences."""
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part)
+
+
 def number_table(*columns: str, first: str = "", **options: Any) -> Table:
     """An empty table: names in its `first` column, then numbers in `columns`."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     table = Table(box=SIMPLE_HEAD, show_edge=False, **options)
     table.add_column(first, no_wrap=True)
     for name in columns:
@@ -140,27 +134,27 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def decision_options(command: Command) -> Command:
     """Give a command an option for every field of DecisionConfig; they arrive as keywords, None where not given."""
-    return _with(command, [_of_field(entry) for entry in fields(DecisionConfig)])
+    return _with(command, map(_of_field, fields(DecisionConfig)))
 
 
 def run_options(command: Command) -> Command:
-    """Give a command the RUN_OPTIONS, then those of a decision layer."""
-    own = [_of_run(name, option) for name, option in RUN_OPTIONS.items()]
-    return _with(command, [*own, *(_of_field(entry) for entry in fields(DecisionConfig) if entry.name not in KEYS)])
-
-
-def _with(command: Command, options: Sequence[inspect.Parameter]) -> Command:
-    """The command with more options, except those that it already has."""
-    signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
+    """Give a command the RUN_OPTIONS, then those of a decision layer; its seed is the run's."""
+    limits: dict[str, Any] = {"seed": {"min": 0, "max": LARGEST_SEED}}
     own = [
-        entry.replace(annotation=hints[entry.name])
-        for entry in signature.parameters.values()
-        if entry.kind is not entry.VAR_KEYWORD
+        _option(name, kind, help=help, rich_help_panel=panel, **limits.get(name, {}))
+        for name, (kind, _, panel, help) in RUN_OPTIONS.items()
     ]
-    taken = {entry.name for entry in own}
-    parameters = [*own, *(entry for entry in options if entry.name not in taken)]
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {entry.name: entry.annotation for entry in parameters}
+    return _with(command, [*own, *map(_of_field, fields(DecisionConfig))])
+
+
+def _with(command: Command, options: Iterable[inspect.Parameter]) -> Command:
+    """The command with more options, except those that it already has."""
+    signature = inspect.signature(command, eval_str=True)
+    found = {entry.name: entry for entry in signature.parameters.values() if entry.kind is not entry.VAR_KEYWORD}
+    for option in options:
+        found.setdefault(option.name, option)
+    command.__signature__ = signature.replace(parameters=list(found.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {name: entry.annotation for name, entry in found.items()}
     return command
 
 
@@ -190,32 +184,23 @@ def key_values(flag: str, pairs: list[str]) -> dict[str, Any]:
     return values
 
 
-def _of_run(name: str, told: _RunOption) -> inspect.Parameter:
-    limits: dict[str, Any] = {"min": 0, "max": LARGEST_SEED} if name == "seed" else {}
-    option = typer.Option(*_flags(name, told.kind), help=told.help, rich_help_panel=told.panel, **limits)
-    return _parameter(name, told.kind, option)
-
-
 def _of_field(entry: Field[Any]) -> inspect.Parameter:
-    is_mapping = entry.name in OPTIONS_OF
-    kind = list[str] if is_mapping else KINDS.get(str(entry.type).split(" |")[0], str)
-    default = None if entry.default in (MISSING, None, 0, False) else str(entry.default)
-    option = typer.Option(
-        *([OPTIONS_OF[entry.name]] if is_mapping else _flags(entry.name, kind)),
+    flag, is_told = OPTIONS_OF.get(entry.name), entry.default not in (MISSING, None, 0, False)
+    return _option(
+        entry.name,
+        list[str] if flag else KINDS.get(str(entry.type).split(" |")[0], str),
+        flag,
         help=entry.metadata["help"],
-        metavar="KEY=VALUE" if is_mapping else None,
-        show_default=default or False,
+        metavar="KEY=VALUE" if flag else None,
+        show_default=str(entry.default) if is_told else False,
         rich_help_panel=DECISION,
     )
-    return _parameter(entry.name, kind, option)
 
 
-def _flags(name: str, kind: type) -> list[str]:
-    flag = name.replace("_", "-")
-    return [f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"]
-
-
-def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
+def _option(name: str, kind: Any, flag: str | None = None, **told: Any) -> inspect.Parameter:
+    """A keyword of a command, None unless its option is given: by default `--name`, or for a bool also `--no-name`."""
+    words = name.replace("_", "-")
+    option = typer.Option(flag or f"--{words}" + (f"/--no-{words}" if kind is bool else ""), **told)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -229,22 +214,17 @@ def check_folder(out: Path) -> None:
 
     Causes: a file in its place or above it, a name that is too long, a place that is read-only.
     """
-    _refuse_files(out)
-    _try(out)
+    _check_place(out, out)
 
 
-def _refuse_files(out: Path) -> None:
-    for place in (out, *out.parents):
-        if os.path.lexists(place) and not os.path.isdir(place):
-            raise ConfigurationError(f"--out is {str(out)!r}, but {str(place)!r} is a file; name another folder")
-
-
-def _try(out: Path) -> None:
-    """Raise ConfigurationError if nothing can be written at --out; leaves nothing there."""
+def _check_place(out: Path, folder: Path) -> None:
+    """Raise ConfigurationError if nothing can be written for --out in a folder; leaves nothing there."""
+    place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not os.path.isdir(place):
+        raise ConfigurationError(f"--out is {str(out)!r}, but {str(place)!r} is a file; name another folder")
     try:
         with suppress(FileNotFoundError):
             out.lstat()  # raises for a name that is too long
-        place = next(place for place in (out, *out.absolute().parents) if os.path.isdir(place))
         with tempfile.TemporaryDirectory(prefix=".codehead-", dir=place):
             pass
     except OSError as error:
@@ -267,9 +247,8 @@ def check_file(out: Path | None, overwrite: bool) -> None:
     """Raise ConfigurationError if the file of --out is a folder, or exists and may not be overwritten."""
     if out is None:
         return
-    _refuse_files(out.parent)
     if os.path.isdir(out):
         raise ConfigurationError(f"--out is {str(out)!r}, which is a folder; name a file in it")
     if os.path.lexists(out) and not overwrite:
         raise ConfigurationError(f"--out {str(out)!r} exists already; choose another file or use --overwrite")
-    _try(out)
+    _check_place(out, out.parent)

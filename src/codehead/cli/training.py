@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,7 @@ from codehead.cli.options import DECISION, check_folder, run_options
 from codehead.config.blocks import merged, read_yaml
 from codehead.errors import ConfigurationError
 from codehead.processes import is_main
-
-if TYPE_CHECKING:
-    from codehead.training.config import RunConfig
+from codehead.training.config import RunConfig
 
 
 @run_options
@@ -33,8 +31,6 @@ def pretrain(
 
     To resume a stopped run from its last complete checkpoint, repeat the command.
     """
-    from codehead.training.config import RunConfig
-
     run = RunConfig.from_yaml(config, opt.overrides(context.params))
     if not run.is_pretraining:
         raise ConfigurationError(
@@ -70,7 +66,6 @@ def finetune(
     With --budget, the new head is first distilled from the old one; then backbone and head are trained on the text, and
     the head is rounded. To resume a stopped run from its last complete checkpoint, repeat the command.
     """
-    from codehead.training.config import RunConfig
     from codehead.training.new_head import within
 
     values = merged({} if config is None else read_yaml(config), opt.overrides(context.params))
@@ -82,10 +77,10 @@ def finetune(
     if isinstance(values.get("model"), str) and "block_size" not in (values.get("data") or {}):
         values = merged(values, {"data.block_size": opt.block_size_for(values["model"])})
     if budget is None:
-        run_training(RunConfig.from_dict(values), overwrite)
-        return
-    run, told = within(values, budget)
-    typer.echo(told, err=True)
+        run = RunConfig.from_dict(values)
+    else:
+        run, told = within(values, budget)
+        typer.echo(told, err=True)
     run_training(run, overwrite)
 
 

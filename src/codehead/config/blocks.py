@@ -60,31 +60,31 @@ def check_types(kind: type, values: Mapping[str, Any], name: str) -> None:
     hints = get_type_hints(kind)
     for key, value in values.items():
         allowed, full = set(get_args(hints[key])) or {hints[key]}, f"{name}.{key}" if name else key
-        if allowed <= set(PLAIN) and not _is_one_of(value, allowed):
+        if allowed <= set(PLAIN):
             wanted = " or ".join(word for plain, word in PLAIN.items() if plain in allowed)
-            raise ConfigurationError(f"{full} is {value!r}; give {wanted}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigurationError(f"{full} is {value!r}; give a finite number")
-        if isinstance(value, int) and abs(value) > LARGEST:
-            raise ConfigurationError(f"{full} is {value}; give a number of at most {LARGEST}")
-
-
-def _is_one_of(value: Any, types: set[type]) -> bool:
-    return type(value) in types or (type(value) is int and float in types)
+            is_plain = type(value) in allowed or (type(value) is int and float in allowed)
+            require_that(is_plain, full, value, f"give {wanted}")
+        require_finite(value, full)
+        is_small = not isinstance(value, int) or abs(value) <= LARGEST
+        require_that(is_small, full, value, f"give a number of at most {LARGEST}")
 
 
 def require(value: Any, name: str, *, minimum: int, maximum: int = LARGEST) -> None:
     """Raise ConfigurationError unless the value of the key `name` is a whole number from `minimum` to `maximum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigurationError(f"{name} is {value!r}; give a whole number of at least {minimum}")
-    if value > maximum:
-        raise ConfigurationError(f"{name} is {value}; give a whole number of at most {maximum}")
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    require_that(is_whole and value >= minimum, name, value, f"give a whole number of at least {minimum}")
+    require_that(value <= maximum, name, value, f"give a whole number of at most {maximum}")
 
 
 def require_that(holds: bool, name: str, value: Any, remedy: str) -> None:
     """Raise ConfigurationError with the `remedy` unless a condition `holds` for the value of the key `name`."""
     if not holds:
         raise ConfigurationError(f"{name} is {value!r}; {remedy}")
+
+
+def require_finite(value: Any, name: str) -> None:
+    """Raise ConfigurationError if the value of the key `name` is a number that is not finite."""
+    require_that(not isinstance(value, float) or math.isfinite(value), name, value, "give a finite number")
 
 
 def require_bool(value: Any, name: str) -> None:

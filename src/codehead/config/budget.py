@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from codehead.codes.design import minimal_length
 from codehead.config.blocks import require
 from codehead.config.size import FLOAT_BYTES, ID_BYTES, Matrix, ModelShape
 from codehead.errors import ConfigurationError
@@ -125,11 +126,6 @@ def _highest_speed(plan: DecisionConfig, shape: ModelShape, codes: list[Decision
             break
         highest = max(highest, _speed(for_bits(plan, shape, code.bits or 0), shape))
     return highest
-
-
-def minimal_length(num_classes: int) -> int:
-    """⌈log2 V⌉: the fewest bits that give `num_classes` classes different codewords."""
-    return (num_classes - 1).bit_length()
 
 
 def lengths_for(num_classes: int) -> range:

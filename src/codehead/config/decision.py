@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from codehead.codes import DESIGNS, default_length
+from codehead.codes.assignment import check_method
 from codehead.config import budget
-from codehead.config.blocks import LARGEST, check_keys, require, require_block, require_bool, require_that
+from codehead.config.blocks import LARGEST, check_keys, require, require_block, require_finite, require_that
 from codehead.config.first_version import REMOVED, RENAMED, as_of_today
 from codehead.config.size import INTEGER_BITS, DecisionSize, Matrix, ModelShape, html, layer_size, plot
 from codehead.errors import ConfigurationError
@@ -42,8 +44,9 @@ DESIGN_NAMES = {
 
 
 def _option(default: Any, help: str) -> Any:
-    """A field with the text that the command's help shows."""
-    return field(default=default, metadata={"help": help})
+    """A field with the text that the command's help shows; a `dict` is no part of the hash."""
+    how: Any = {"default_factory": dict, "hash": False} if default is dict else {"default": default}
+    return field(**how, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +63,11 @@ class DecisionConfig:
     """Fields set in a file or command: only a loss set there replaces that of a coded checkpoint, not the default."""
     code: str | None = _option(None, "Design, or file of a saved codebook; training runs use minrandom by default.")
     bits: int | None = _option(None, "Codeword length n; the design's own by default.")
-    code_params: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "An option of the design, or parity; may be repeated."}
-    )
+    code_params: Mapping[str, Any] = _option(dict, "An option of the design, or parity; may be repeated.")
     assignment: str | None = _option(None, "How codewords are assigned to tokens; by default, the design decides.")
     head: str = _option("linear", "linear (ECOC), mtl (MTL-ECOC), chain, low_rank or adaptive.")
     width: int | None = _option(None, "Hidden width d of each node of mtl, or of each block of a chain.")
-    head_params: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "An option of the head, such as bias=true; may be repeated."}
-    )
+    head_params: Mapping[str, Any] = _option(dict, "An option of the head, such as bias=true; may be repeated.")
     loss: str = _option("bitwise", "bitwise, or codeword (normalised over the codewords).")
     decoder: str = _option("likelihood", "How tokens are ranked: likelihood, hamming, …")
     token_bias: bool = _option(False, "A bias for every token. Needs --loss codeword.")
@@ -90,16 +89,10 @@ class DecisionConfig:
             if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
                 object.__setattr__(self, name, tuple(value))
         for name in ("code_params", "head_params"):
-            self._check_block(name)
-            object.__setattr__(self, name, dict(getattr(self, name) or {}))
+            object.__setattr__(self, name, self._block(name))
         self._check_types()
         self._check_numbers()
         self._check_parts()
-
-    def __hash__(self) -> int:
-        """The hash of all fields except the two blocks of options, which are dictionaries."""
-        blocks = ("code_params", "head_params")
-        return hash(tuple(getattr(self, entry.name) for entry in fields(self) if entry.name not in blocks))
 
     # -- how it is chosen ---------------------------------------------------------------------------------------------
 
@@ -159,14 +152,12 @@ class DecisionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that were given or differ from their defaults, as plain values; `from_dict` restores them."""
-        entries = self._entries()
-        return {name: value for name, value, default in entries if name in self._given or value != default}
-
-    def _entries(self) -> Iterator[tuple[str, Any, Any]]:
+        plain, found = DecisionConfig(), {}
         for entry in fields(self):
             value = getattr(self, entry.name)
-            default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
-            yield entry.name, list(value) if isinstance(value, tuple) else value, default
+            if entry.name in self._given or value != getattr(plain, entry.name):
+                found[entry.name] = list(value) if isinstance(value, tuple) else value
+        return found
 
     # -- what it costs ------------------------------------------------------------------------------------------------
 
@@ -183,8 +174,7 @@ class DecisionConfig:
     @property
     def parity(self) -> int:
         """Check bits appended to the design's codewords."""
-        parity: int = self.code_params.get("parity", 0)
-        return parity
+        return int(self.code_params.get("parity", 0))
 
     @property
     def num_dense_rows(self) -> int:
@@ -204,25 +194,12 @@ class DecisionConfig:
             return self.bits + self.parity
         if self.is_codebook_file or self.code in FOUND:
             raise ConfigurationError(f"code is {self.code!r}, whose length is known only from the codebook; give bits")
-        from codehead.codes import default_length
-
         return default_length(self.code or DEFAULT_CODE, num_classes) + self.parity
 
     def size(self, shape: ModelShape) -> DecisionSize:
         """Its size in a model of this shape, with packed codewords if `packed` is true."""
         bits = self.length(shape.num_classes)
-        size = layer_size(
-            self._matrices(shape, bits),
-            self.weights,
-            num_classes=shape.num_classes,
-            bits=bits,
-            planes=0 if self.code == "one_vs_all" else 2 if self.is_ternary else 1,
-            extra_bits=self.extra_bits,
-            extra_bit_tokens=self.num_extra_bit_tokens,
-            dense_rows=self.num_dense_rows,
-            other_bytes=4 * bits if self.head == "adaptive" else 0,  # the rank of every token
-        )
-        return size.packed if self.packed else size
+        return layer_size(self, list(self._matrices(shape, bits)), shape.num_classes, bits)
 
     def byte_share(self, shape: ModelShape) -> float:
         """Its bytes stored, of the Softmax head's in bf16."""
@@ -256,7 +233,8 @@ class DecisionConfig:
             from codehead.heads import IN_CHAIN, shapes
 
             for name, form in shapes(self.head, hidden, bits, **self.head_options).items():
-                yield Matrix.of_parameter(form, is_bias=name.endswith("bias") or name.startswith(IN_CHAIN))
+                is_bias = len(form) == 1 or name.endswith("bias") or name.startswith(IN_CHAIN)
+                yield Matrix(math.prod(form[:-1]), form[-1], is_bias)  # in integers, the last axis is one row
         if further:
             yield Matrix(further, hidden)
         if self.token_bias:
@@ -320,21 +298,22 @@ class DecisionConfig:
             require_that(are_counts, name, value, "give a number of tokens, or a list of token ids")
             require_that(len(set(numbers)) == len(numbers), name, value, "give every token id once")
         for name in ("token_bias", "packed"):
-            require_bool(getattr(self, name), name)
+            require_that(isinstance(getattr(self, name), bool), name, getattr(self, name), "give true or false")
         for name in ("code", "assignment", "head", "loss", "decoder", "start", "weights"):
             value, optional = getattr(self, name), name in ("code", "assignment")
             is_named = isinstance(value, str) or (optional and value is None)
             require_that(is_named, name, value, f"give a name{', or omit it' if optional else ''}")
 
-    def _check_block(self, name: str) -> None:
+    def _block(self, name: str) -> dict[str, Any]:
         values = getattr(self, name)
-        if values is not None and (not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values)):
-            raise ConfigurationError(f"{name} is {values!r}; give a block of option: value")
-        for key, value in (values or {}).items():
+        values = {} if values is None else values
+        is_block = isinstance(values, Mapping) and all(isinstance(key, str) for key in values)
+        require_that(is_block, name, values, "give a block of option: value")
+        for key, value in values.items():
             if key in TAKEN[name]:
                 raise ConfigurationError(f"{name} has {key!r}, which is a field of the decision layer: omit it there")
-            is_number = not isinstance(value, float) or math.isfinite(value)
-            require_that(is_number, f"{name}.{key}", value, "give a finite number")
+            require_finite(value, f"{name}.{key}")
+        return dict(values)
 
     def _check_numbers(self) -> None:
         require(self.code_params.get("parity", 0), "code_params.parity", minimum=0)
@@ -363,13 +342,9 @@ class DecisionConfig:
             from codehead.decoding import DECODERS
 
             DECODERS.get(self.decoder)
-        if self.code not in (None, "additive", *FOUND) and not self.is_codebook_file:
-            from codehead.codes import DESIGNS
-
+        if self.code not in (None, *FOUND) and not self.is_codebook_file:
             DESIGNS.get(self.code)
         if self.assignment is not None:
-            from codehead.codes.assignment import check_method
-
             check_method(self.assignment)
 
 

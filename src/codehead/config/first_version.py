@@ -100,38 +100,27 @@ def checkpoint_as_of_today(entry: dict[str, Any]) -> dict[str, Any]:
         require_block(values[name], name)
     require_that(values["rounded_bits"] in (4, 8), "rounded_bits", values["rounded_bits"], "give 4 or 8")
     return {
-        "decision": {key: value for key, value in _decision(values).items() if value is not None},
-        "codebook": {
-            "length": values["bits"],
-            "num_classes": values["num_classes"],
-            "ternary": values["ternary"],
-            "checksum": values["checksum"],
-            "seed": values["seed"],
-        },
-        "stock": values["stock"],
-        "version": values["version"],
-        "fresh": values["fresh"],
+        "decision": _decision(values),
+        "codebook": {name: values[name] for name in ("num_classes", "ternary", "checksum", "seed")}
+        | {"length": values["bits"]},
+        **{name: values[name] for name in ("stock", "version", "fresh")},
     }
 
 
+DECISION = ("head", "loss", "decoder", "shortlist", "refined", "refined_bits", "token_bias", "packed")
+"""Fields of a checkpoint of version 0.1 that a run of version 0.1 gives its decision layer by the same names."""
+
+
 def _decision(values: dict[str, Any]) -> dict[str, Any]:
-    options = dict(values["head_options"])
-    is_tower = values["head"] == "tower"  # today an mtl head whose bits share hidden layers
-    parity = values["params"].get("parity", 0)
-    implicit = values["design"] == "one_vs_all"
+    """The decision layer in the form of a run, for `as_of_today`."""
+    parity, options = values["params"].get("parity", 0), values["head_options"]
+    length = values["bits"] - (parity if isinstance(parity, int) else 0)
     return {
+        **{name: values[name] for name in DECISION},
         "code": values["design"],
-        "bits": None if implicit else values["bits"] - (parity if isinstance(parity, int) else 0),
+        "bits": None if values["design"] == "one_vs_all" else length,
         "code_params": values["params"],
-        "head": "mtl" if is_tower else values["head"],
-        "width": options.pop("width", None),
-        "head_params": {"groups": 1, **options} if is_tower else options,
-        "loss": values["loss"],
-        "decoder": values["decoder"],
-        "dense_rows": values["shortlist"],
-        "extra_bits": values["refined_bits"] if values["refined"] else 0,
-        "extra_bit_tokens": values["refined"],
-        "token_bias": values["token_bias"],
+        "width": options.get("width"),
+        "head_params": {name: value for name, value in options.items() if name != "width"},
         "weights": f"int{values['rounded_bits']}" if values["rounded"] else "float",
-        "packed": values["packed"],
     }

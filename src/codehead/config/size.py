@@ -8,12 +8,11 @@ resident and read are those stored. Softmax (one_vs_all) has no codebook. Notebo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
-from math import prod
 from typing import TYPE_CHECKING, Any
 
+from codehead.codes.quality import COLOURS, matplotlib_pyplot, table
 from codehead.config.blocks import require
 from codehead.errors import ConfigurationError
 
@@ -129,11 +128,6 @@ class Matrix:
     width: int
     is_bias: bool = False
 
-    @classmethod
-    def of_parameter(cls, shape: Sequence[int], is_bias: bool) -> Matrix:
-        """From the shape of a head's parameter: in integers, everything along the last axis is one row."""
-        return cls(prod(shape[:-1]), shape[-1], is_bias or len(shape) == 1)
-
     def parameters(self, weights: str) -> int:
         """The number of parameters; for integers, including a scale per row."""
         return self.rows * self.width + (self.rows if weights in INTEGER_BITS else 0)
@@ -151,25 +145,22 @@ def packed_row(symbols: int) -> int:
     return -(-symbols // 8)
 
 
-def layer_size(
-    matrices: Iterable[Matrix],
-    weights: str,
-    *,
-    num_classes: int,
-    bits: int,
-    planes: int,
-    extra_bits: int = 0,
-    extra_bit_tokens: int = 0,
-    dense_rows: int = 0,
-    other_bytes: int = 0,
-) -> DecisionSize:
-    """The sizes of a layer with these matrices and a codebook of `planes` bit-planes (0: an implicit code)."""
-    matrices = list(matrices)
-    further = extra_bit_tokens * packed_row(extra_bits) + (packed_row(num_classes) if extra_bit_tokens else 0)
-    codebook = planes * num_classes * packed_row(bits)
-    unpacked = UNPACKED_BYTES * (planes * num_classes * bits + extra_bit_tokens * extra_bits)
-    stored = sum(matrix.stored(weights) for matrix in matrices) + further + ID_BYTES * dense_rows + other_bytes
-    return DecisionSize.of(sum(matrix.parameters(weights) for matrix in matrices), stored, codebook, unpacked)
+def layer_size(config: DecisionConfig, matrices: list[Matrix], num_classes: int, bits: int) -> DecisionSize:
+    """The sizes of a layer with these matrices and `num_classes` codewords of `bits`."""
+    planes = 0 if config.code == "one_vs_all" else 2 if config.is_ternary else 1
+    tokens = config.num_extra_bit_tokens
+    stored = sum(matrix.stored(config.weights) for matrix in matrices) + ID_BYTES * config.num_dense_rows
+    if tokens:
+        stored += packed_row(num_classes) + tokens * packed_row(config.extra_bits)
+    if config.head == "adaptive":
+        stored += ID_BYTES * bits  # the rank of every token
+    size = DecisionSize.of(
+        sum(matrix.parameters(config.weights) for matrix in matrices),
+        stored,
+        planes * num_classes * packed_row(bits),
+        UNPACKED_BYTES * (planes * num_classes * bits + tokens * config.extra_bits),
+    )
+    return size.packed if config.packed else size
 
 
 # Display of a decision layer in notebooks: its fields and its cost.
@@ -184,8 +175,6 @@ EXAMPLES = {
 
 def html(config: DecisionConfig) -> str:
     """The fields that differ from the defaults, and the cost in some models."""
-    from codehead.codes.quality import table  # imports numpy
-
     prices = {f"in {name}": _price(config, shape) for name, shape in EXAMPLES.items()}
     fields = config.to_dict() or {"code": "the default"}
     return f"<b>{escape(type(config).__name__)}</b>{table(fields)}<b>Price</b>{table(prices)}"
@@ -193,8 +182,6 @@ def html(config: DecisionConfig) -> str:
 
 def plot(config: DecisionConfig, shape: ModelShape) -> Any:
     """Plot the layer's bytes beside those of the Softmax head, in bf16 and rounded; returns matplotlib axes."""
-    from codehead.codes.quality import COLOURS, matplotlib_pyplot
-
     size, dense = config.size(shape), Matrix(shape.num_classes, shape.hidden_size)
     heads = {"Softmax, bf16": shape.softmax_bytes} | {f"Softmax, {name}": dense.stored(name) for name in INTEGER_BITS}
     own = config.short_name(shape)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from codehead.codes.design import whole_number
 from codehead.codes.table import Seal
 from codehead.errors import ConfigurationError
-from codehead.heads.feedforward import HEADS, LowRankHead
+from codehead.heads.feedforward import HEADS, LowRankHead, start_values
 
 
 @HEADS.register("adaptive")
@@ -53,7 +53,11 @@ class AdaptiveHead(nn.Module):
         self.hidden_size = whole_number("hidden_size", hidden_size, 1)
         self.num_bits = whole_number("num_bits", num_bits, 1)
         self.edges = [*_checked(cutoffs, num_bits), num_bits]
-        self.div_value = _at_least_one(div_value)
+        if not 1 <= div_value < math.inf:
+            raise ConfigurationError(
+                f"div_value={div_value!r} divides the rank from one cluster to the next; give a number of 1 or more"
+            )
+        self.div_value = float(div_value)
         self.weight = nn.Parameter(torch.empty(self.edges[0] + len(self.edges) - 1, hidden_size))
         self.bias = nn.Parameter(torch.empty(len(self.weight))) if bias else None
         self.tail = nn.ModuleList(
@@ -76,10 +80,8 @@ class AdaptiveHead(nn.Module):
         return rank
 
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√hidden, as `nn.Linear` starts; biases at zero. The order stays."""
-        nn.init.uniform_(self.weight, -1 / math.sqrt(self.hidden_size), 1 / math.sqrt(self.hidden_size))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        """As `start_values`. The order stays."""
+        start_values([self.weight], [self.bias])
         for cluster in self.tail:
             cluster.reset_parameters()  # type: ignore[operator]
 
@@ -131,11 +133,3 @@ def _checked(cutoffs: Any, num_bits: int) -> list[int]:
             f"tokens, such as [2000, 10000]; got cutoffs={cutoffs!r}"
         )
     return list(cutoffs)
-
-
-def _at_least_one(div_value: Any) -> float:
-    if isinstance(div_value, bool) or not isinstance(div_value, int | float) or not 1 <= div_value < math.inf:
-        raise ConfigurationError(
-            f"div_value={div_value!r} divides the rank from one cluster to the next; give a number of 1 or more"
-        )
-    return float(div_value)

@@ -27,7 +27,7 @@ from codehead.codes.table import CodewordTable
 from codehead.decoding.extras import ExtendedHead
 from codehead.decoding.numerics import narrowed, no_autocast, roomy, top_k, top_k_among, wide
 from codehead.errors import ConfigurationError
-from codehead.heads.feedforward import ACTIVATIONS, HEADS
+from codehead.heads.feedforward import ACTIVATIONS, HEADS, needed, start_values
 
 # The codewords of a binary code as a tree of prefixes, bit by bit.
 
@@ -141,18 +141,13 @@ class ChainHead(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        if width is None or width == 0:
-            raise ConfigurationError(
-                f"head 'chain' needs width ≥ 1, the features of each block of bits; got width={width!r}. For a head "
-                "without hidden layers choose head='linear'"
-            )
         ACTIVATIONS.get(activation)
         self.hidden_size = whole_number("hidden_size", hidden_size, 1)
         self.num_bits = whole_number("num_bits", num_bits, 1)
-        self.width = whole_number("width", width, 1)
+        self.width = needed("chain", "width", width, "the features of each block of bits")
         self.block = min(whole_number("block", block, 1), num_bits)
         self.activation = activation
-        self.weight = nn.Parameter(torch.empty(len(block_starts(num_bits, self.block)), width, hidden_size))
+        self.weight = nn.Parameter(torch.empty(len(block_starts(num_bits, self.block)), self.width, hidden_size))
         self.reset_parameters()
 
     @property
@@ -161,8 +156,8 @@ class ChainHead(nn.Module):
         return self.weight.shape[0] * self.width
 
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√hidden, as `nn.Linear` starts."""
-        nn.init.uniform_(self.weight, -1 / math.sqrt(self.hidden_size), 1 / math.sqrt(self.hidden_size))
+        """As `start_values`."""
+        start_values([self.weight])
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(…, hidden)` → `(…, blocks · width)`."""
@@ -212,8 +207,7 @@ class Chain(nn.Module):
 
     def reset_parameters(self) -> None:
         """Uniform in ±1/√fan_in, as `nn.Linear` starts; bias at zero."""
-        nn.init.uniform_(self.weight, -1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
-        nn.init.zeros_(self.bias)
+        start_values([self.weight], [self.bias])
         if self.context is not None:
             nn.init.uniform_(self.context, -1 / math.sqrt(self.num_bits), 1 / math.sqrt(self.num_bits))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,6 +27,26 @@ def gives_log_probabilities(head: nn.Module | type[nn.Module]) -> bool:
     return bool(getattr(head, "log_probabilities", False))
 
 
+def start_values(weights: Iterable[Tensor], biases: Iterable[Tensor | None] = ()) -> None:
+    """Weights `(…, fan_in)` uniform in ±1/√fan_in, as `nn.Linear` starts; biases at zero."""
+    for weight in weights:
+        limit = 1 / math.sqrt(weight.shape[-1])
+        nn.init.uniform_(weight, -limit, limit)
+    for bias in biases:
+        if bias is not None:
+            nn.init.zeros_(bias)
+
+
+def needed(head: str, option: str, value: int | None, what: str) -> int:
+    """An option that a head cannot do without; ConfigurationError says `what` it is if it is missing or impossible."""
+    if not value:
+        raise ConfigurationError(
+            f"head {head!r} needs {option} ≥ 1, {what}; got {option}={value!r}. For a head that is one linear map "
+            "choose head='linear'"
+        )
+    return whole_number(option, value, 1)
+
+
 @HEADS.register("linear")
 class LinearHead(nn.Linear):
     """Hidden states `(…, hidden)` → bit logits `(…, num_bits)`.
@@ -36,11 +56,7 @@ class LinearHead(nn.Linear):
     """
 
     def __init__(self, hidden_size: int, num_bits: int, bias: bool = False) -> None:
-        super().__init__(
-            whole_number("hidden_size", hidden_size, 1),
-            whole_number("num_bits", num_bits, 1),
-            bias=bool(bias),
-        )
+        super().__init__(whole_number("hidden_size", hidden_size, 1), whole_number("num_bits", num_bits, 1), bool(bias))
 
 
 @HEADS.register("low_rank")
@@ -53,28 +69,21 @@ class LowRankHead(nn.Module):
 
     def __init__(self, hidden_size: int, num_bits: int, rank: int | None = None, bias: bool = False) -> None:
         super().__init__()
-        hidden_size, self.num_bits = (
-            whole_number("hidden_size", hidden_size, 1),
-            whole_number("num_bits", num_bits, 1),
-        )
-        if rank is None:
-            raise ConfigurationError("head 'low_rank' needs rank ≥ 1, the width of its bottleneck; got rank=None")
-        self.rank = whole_number("rank", rank, 1)
+        hidden_size = whole_number("hidden_size", hidden_size, 1)
+        self.num_bits = whole_number("num_bits", num_bits, 1)
+        self.rank = needed("low_rank", "rank", rank, "the width of its bottleneck")
         if self.rank == num_bits:
             raise ConfigurationError(
                 f"rank={rank} is the number of outputs, so the head could be one linear map; choose head='linear'"
             )
-        self.weight = nn.Parameter(torch.empty(rank, hidden_size))
-        self.output_weight = nn.Parameter(torch.empty(num_bits, rank))
+        self.weight = nn.Parameter(torch.empty(self.rank, hidden_size))
+        self.output_weight = nn.Parameter(torch.empty(num_bits, self.rank))
         self.output_bias = nn.Parameter(torch.empty(num_bits)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√fan_in, as `nn.Linear` starts; the bias at zero."""
-        for weight in (self.weight, self.output_weight):
-            nn.init.uniform_(weight, -1 / math.sqrt(weight.shape[1]), 1 / math.sqrt(weight.shape[1]))
-        if self.output_bias is not None:
-            nn.init.zeros_(self.output_bias)
+        """As `start_values`."""
+        start_values([self.weight, self.output_weight], [self.output_bias])
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(…, hidden)` → `(…, num_bits)`."""
@@ -114,14 +123,9 @@ class MTLHead(nn.Module):
         groups: int | None = None,
     ) -> None:
         super().__init__()
-        if width is None or width == 0:
-            raise ConfigurationError(
-                f"head 'mtl' needs width ≥ 1, the size of each node's hidden layer; got width={width!r}. "
-                "For a head without hidden layers choose head='linear'"
-            )
         self.hidden_size = whole_number("hidden_size", hidden_size, 1)
         self.num_bits = whole_number("num_bits", num_bits, 1)
-        self.width = whole_number("width", width, 1)
+        self.width = needed("mtl", "width", width, "the size of each node's hidden layer")
         self.groups = num_bits if groups is None else whole_number("groups", groups, 1)
         if self.groups > num_bits:
             raise ConfigurationError(
@@ -129,19 +133,15 @@ class MTLHead(nn.Module):
                 f"to {num_bits}"
             )
         self.activation = ACTIVATIONS.get(activation)
-        self.weight = nn.Parameter(torch.empty(self.groups, width, hidden_size))
-        self.output_weight = nn.Parameter(torch.empty(num_bits, width))
-        self.bias = nn.Parameter(torch.empty(self.groups, width)) if bias else None
+        self.weight = nn.Parameter(torch.empty(self.groups, self.width, hidden_size))
+        self.output_weight = nn.Parameter(torch.empty(num_bits, self.width))
+        self.bias = nn.Parameter(torch.empty(self.groups, self.width)) if bias else None
         self.output_bias = nn.Parameter(torch.empty(num_bits)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√fan_in, as `nn.Linear` starts; biases at zero."""
-        nn.init.uniform_(self.weight, -1 / math.sqrt(self.hidden_size), 1 / math.sqrt(self.hidden_size))
-        nn.init.uniform_(self.output_weight, -1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
-        if self.bias is not None and self.output_bias is not None:
-            nn.init.zeros_(self.bias)
-            nn.init.zeros_(self.output_bias)
+        """As `start_values`."""
+        start_values([self.weight, self.output_weight], [self.bias, self.output_bias])
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(…, hidden)` → `(…, num_bits)`."""

@@ -16,6 +16,7 @@ from codehead.codes.packing import LEAST_SCANNED
 from codehead.config import DecisionConfig, ModelShape
 from codehead.config.budget import int4_share
 from codehead.errors import ConfigurationError
+from codehead.models.named import model_shape
 
 DEFAULT_BUDGET = "5%"
 
@@ -98,7 +99,6 @@ def recommend(
             that is coded or quantised.
     """
     shape = shape_of(model)
-    check_stock(shape)
     given = [name for name, value in (("budget", budget), ("bits", bits), ("speed", speed)) if value is not None]
     if len(given) > 1:
         raise ConfigurationError(f"give one of budget, bits and speed, not {' and '.join(given)}")
@@ -110,18 +110,11 @@ def recommend(
 
 
 def shape_of(model: Any) -> ModelShape:
-    """The shape of a model given by name, in memory, or as a ModelShape."""
-    if isinstance(model, ModelShape):
-        return model
-    if hasattr(model, "get_output_embeddings"):
-        return ModelShape.of_model(model)
-    from codehead.models.named import model_shape
+    """The shape of a stock model given by name, in memory, or as a ModelShape.
 
-    return model_shape(str(model))
-
-
-def check_stock(shape: ModelShape) -> None:
-    """Raise ConfigurationError if the checkpoint has a decision layer already, or is quantised."""
+    ConfigurationError if the checkpoint has a decision layer already, or is quantised.
+    """
+    shape = model_shape(str(model)) if isinstance(model, str | Path) else ModelShape.of_model(model)
     if shape.quantised == "codehead":
         raise ConfigurationError("this model has a decision layer already; give its stock checkpoint")
     if shape.quantised is not None:
@@ -129,6 +122,7 @@ def check_stock(shape: ModelShape) -> None:
             f"this checkpoint is quantised with {shape.quantised}, and transformers has one slot for a quantizer in "
             "config.json; give the checkpoint before it was quantised"
         )
+    return shape
 
 
 # How much of a Softmax head's accuracy a decision layer of a budget should keep, from our results at other budgets.
