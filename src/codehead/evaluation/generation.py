@@ -42,10 +42,8 @@ def generate_text(
     if not length:
         raise ConfigurationError("--prompt is empty, and this tokenizer starts no text by itself; give some text")
     check_length(model, length + max_new_tokens, f"the prompt ({length} tokens) with --max-new-tokens {max_new_tokens}")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sampling = {name: value for name, value in sampling.items() if value is not None}
-    if temperature == 0:
-        sampling = {}
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = {} if temperature == 0 else {name: value for name, value in options.items() if value is not None}
     set_seed(seed)
     with torch.no_grad():
         ids = model.generate(
