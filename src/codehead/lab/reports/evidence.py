@@ -61,24 +61,25 @@ def read_results(folder: str | Path) -> list[Result]:
 def check_one_protocol(results: Mapping[str, Result]) -> None:
     """Refuse results that must not be averaged: two protocols, one run counted twice, a cell that was changed."""
     first_of: dict[str, str] = {}
+    for name, result in results.items():
+        first_of.setdefault(result.config["protocol"], name)
+    if len(first_of) > 1:
+        named = " and ".join(f"{protocol!r} ({name})" for protocol, name in first_of.items())
+        raise DataError(f"the folder holds results of several protocols: {named}; report each from its own folder")
     made_of: dict[tuple[str, str], tuple[str, Any]] = {}
     run_of: dict[tuple[str, str, int], str] = {}
     for name, result in results.items():
         config = result.config
-        first_of.setdefault(config["protocol"], name)
         run = (config["setting"], config["cell"], config["seed"])
-        if len(first_of) == 1 and run in run_of:
-            raise DataError(f"{run_of[run]!r} and {name!r} hold the same cell, setting and seed; remove one of them")
-        run_of[run] = name
+        twin = run_of.setdefault(run, name)
+        if twin != name:
+            raise DataError(f"{twin!r} and {name!r} hold the same cell, setting and seed; remove one of them")
         other, made = made_of.setdefault(run[:2], (name, _but_for_seeds(config)))
-        if len(first_of) == 1 and made != _but_for_seeds(config):
+        if made != _but_for_seeds(config):
             raise DataError(
                 f"{other!r} and {name!r} are of the same cell, but their runs differ in more than the seed: the "
                 "protocol was changed in between; remove the older ones, or run them again"
             )
-    if len(first_of) > 1:
-        named = " and ".join(f"{protocol!r} ({name})" for protocol, name in first_of.items())
-        raise DataError(f"the folder holds results of several protocols: {named}; report each from its own folder")
 
 
 def _but_for_seeds(config: Mapping[str, Any]) -> Any:
@@ -252,19 +253,13 @@ def _encoder(result: Result) -> str:
 
 
 def _timing(timing: Result, setting: str) -> str:
-    metrics = timing.metrics
-    told = [
-        f"{metrics[name]} {text}"
-        for name, text in (
-            ("prompts", "prompts"),
-            ("new_tokens", "new tokens each"),
-            ("batch_size", "at a time"),
-            ("repeats", "interleaved repeats"),
-        )
-        if metrics.get(name) is not None
-    ]
-    told += sorted({cell["dtype"] for cell in metrics["cells"].values() if "dtype" in cell})
-    return f"{setting}: {', '.join(told)}; {_machine(timing.provenance)}"
+    told = timing.metrics
+    work = (
+        f"{told['prompts']} prompts, {told['new_tokens']} new tokens each, {told['batch_size']} at a time, "
+        f"{told['repeats']} interleaved repeats"
+    )
+    dtypes = sorted({cell["dtype"] for cell in told["cells"].values() if "dtype" in cell})
+    return f"{setting}: {', '.join([work, *dtypes])}; {_machine(timing.provenance)}"
 
 
 def _counted(texts: Iterable[str]) -> list[str]:
