@@ -138,24 +138,6 @@ class _Totals:
         return {"node_loss": loss, "node_losses": losses, "bit_accuracy": accuracy, "bit_accuracies": accuracies}
 
 
-def _batches(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase | None,
-    dataset: Any,
-    batch_size: int,
-    processes: Processes,
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The batches of this process, each with the number of examples that all processes have done after it."""
-    device = next(model.parameters()).device
-    pad_id = None if tokenizer is None else tokenizer.pad_token_id
-    collate = Collator(pad_id, with_bytes=len(dataset) > 0 and "num_bytes" in dataset[0])
-    for start in range(processes.rank * batch_size, len(dataset), processes.count * batch_size):
-        stop = min(start + batch_size, len(dataset))
-        batch = collate([dataset[i] for i in range(start, stop)])
-        done = min(start + (processes.count - processes.rank) * batch_size, len(dataset))
-        yield done, {name: values.to(device) for name, values in batch.items()}
-
-
 @dataclass(frozen=True)
 class _Head:
     """The last layer of a model, which is detached while its hidden states are read."""
@@ -197,13 +179,17 @@ def _scored(
     processes: Processes = ALONE,
 ) -> Pieces:
     """The `Pieces` of all batches of this process, from a model in evaluation mode until the end."""
-    was_training = model.training
+    pad_id = None if tokenizer is None else tokenizer.pad_token_id
+    collate = Collator(pad_id, with_bytes=len(dataset) > 0 and "num_bytes" in dataset[0])
+    device, was_training = next(model.parameters()).device, model.training
     model.eval()
     try:
         with probed(model) as read:
-            for done, batch in _batches(model, tokenizer, dataset, batch_size, processes):
-                yield from _pieces(head, read, batch)
-                progress(done, len(dataset))
+            for start in range(processes.rank * batch_size, len(dataset), processes.count * batch_size):
+                batch = collate([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
+                yield from _pieces(head, read, {name: values.to(device) for name, values in batch.items()})
+                done = start + (processes.count - processes.rank) * batch_size  # by all processes
+                progress(min(done, len(dataset)), len(dataset))
     finally:
         model.train(was_training)
 
