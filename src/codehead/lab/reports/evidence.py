@@ -38,24 +38,32 @@ class Evidence:
         return timing.metrics["cells"] if timing else {}
 
 
-def read_evidence(folder: str | Path) -> Evidence:
+def read_evidence(folder: str | Path, *, refuse_damaged: bool = False) -> Evidence:
     """Read every result file of a protocol's `results` folder and its timings.
 
     Raises:
         DataError: no file is intact, two protocols share the folder, or two files hold the same run.
+        CheckpointError: a file is damaged, which is to be refused.
     """
-    return _checked(_gathered(Path(folder)), folder)
+    folder = Path(folder)
+    damaged: list[Damaged] = []
+    results = _read(folder, sorted(folder.glob("*.json")), damaged, CONFIG_KEYS, METRIC_KEYS)
+    timings = _read(folder, sorted((folder / TIMING).glob("*.json")), damaged, set(), {"cells"})
+    if refuse_damaged and damaged:
+        raise CheckpointError(f"result {str(folder / damaged[0].name)!r} {damaged[0].reason}")
+    if not results:
+        names = ", ".join(file.name for file in damaged)
+        because = f"all are damaged: {names}; measure them again" if names else "run the protocol first"
+        if (folder / "config.json").exists():
+            because = "it holds a model; name the folder that codehead protocol run wrote"
+        raise DataError(f"no result files in {str(folder)!r} to report; {because}")
+    check_one_protocol(results)
+    return Evidence(results, {Path(name).stem: timing for name, timing in timings.items()}, tuple(damaged))
 
 
 def read_results(folder: str | Path) -> list[Result]:
-    """The results of a folder; no file may be damaged.
-
-    Raises DataError as `read_evidence` does, and CheckpointError for a damaged file.
-    """
-    evidence = _gathered(Path(folder))
-    for file in evidence.damaged:
-        raise CheckpointError(f"result {str(Path(folder) / file.name)!r} {file.reason}")
-    return list(_checked(evidence, folder).results.values())
+    """The results of a folder; raises as `read_evidence` does, also for a damaged file."""
+    return list(read_evidence(folder, refuse_damaged=True).results.values())
 
 
 def check_one_protocol(results: Mapping[str, Result]) -> None:
@@ -91,25 +99,6 @@ def _but_for_seeds(config: Mapping[str, Any]) -> Any:
         return {key: pruned(inner) for key, inner in value.items() if key != "seed"}
 
     return pruned({key: config.get(key) for key in ("run", FILE_KEY, "split", "answers")})
-
-
-def _gathered(folder: Path) -> Evidence:
-    """Every file of the folder and its timings, damaged or not."""
-    damaged: list[Damaged] = []
-    results = _read(folder, sorted(folder.glob("*.json")), damaged, CONFIG_KEYS, METRIC_KEYS)
-    timings = _read(folder, sorted((folder / TIMING).glob("*.json")), damaged, set(), {"cells"})
-    return Evidence(results, {Path(name).stem: timing for name, timing in timings.items()}, tuple(damaged))
-
-
-def _checked(evidence: Evidence, folder: str | Path) -> Evidence:
-    if not evidence.results:
-        names = ", ".join(file.name for file in evidence.damaged)
-        because = f"all are damaged: {names}; measure them again" if names else "run the protocol first"
-        if (Path(folder) / "config.json").exists():
-            because = "it holds a model; name the folder that codehead protocol run wrote"
-        raise DataError(f"no result files in {str(folder)!r} to report; {because}")
-    check_one_protocol(evidence.results)
-    return evidence
 
 
 def _read(
