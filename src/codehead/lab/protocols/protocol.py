@@ -77,7 +77,7 @@ class Entry:
     def backbone(self) -> str | None:
         """Name of the backbone that the cell starts from; None if it has its own model."""
         model = self.config.get("model")
-        return model["backbone"] if isinstance(model, dict) and "backbone" in model else None
+        return model.get("backbone") if isinstance(model, dict) else None
 
 
 @dataclass(frozen=True)
