@@ -142,7 +142,7 @@ class _Totals:
 class _Head:
     """The last layer of a model, which is detached while its hidden states are read."""
 
-    module: nn.Module
+    module: Any
     scaling: LogitScaling
     decision: Decision | None  # None for a stock model
 
@@ -155,8 +155,7 @@ class _Head:
         """V."""
         if self.decision is not None:
             return self.decision.table.num_classes
-        weight: Any = self.module.weight
-        return len(weight)
+        return len(self.module.weight)
 
     def outputs(self, hidden: Tensor, rows: int) -> Iterator[Tensor]:
         """Outputs `(rows, n + K)` for hidden states `(tokens, hidden)`, in order; V-wide ones a piece at a time."""
