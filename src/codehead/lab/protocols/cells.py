@@ -271,11 +271,8 @@ def time_cells(cells: Sequence[Cell]) -> Result:
 
 def generation_dtype(run: RunConfig, device: torch.device) -> str:
     """The dtype in which a run's model is timed: on an accelerator the one that it trains in, else `dtype`."""
-    if device.type != "cpu":
-        for option, dtype in ARITHMETIC.items():
-            if run.training.get(option):
-                return dtype
-    return run.dtype
+    chosen = [dtype for option, dtype in ARITHMETIC.items() if run.training.get(option) and device.type != "cpu"]
+    return chosen[0] if chosen else run.dtype
 
 
 def _measured_times(
