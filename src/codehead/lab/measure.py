@@ -76,7 +76,7 @@ def evaluate_checkpoint(
         _check_records(asked, judge, source)
     model = load_model(model_name, dtype="auto", packed=packed).to(default_device())
     block_size, new_tokens = _lengths(model, block_size, new_tokens, generates=bool(repeats))
-    examples = _examples(model, tokenizer, rows, block_size, source)
+    examples = _examples(model, tokenizer, rows, block_size)
     if judge is not None:
         fitting_prompts(model, tokenizer, asked, answer_tokens)  # report a model without room before measuring
     scores = evaluate(
@@ -131,13 +131,11 @@ def _lengths(model: Any, block_size: int | None, new_tokens: int | None, *, gene
     return block_size, new_tokens
 
 
-def _examples(model: Any, tokenizer: Any, rows: Dataset, block_size: int, source: str) -> Dataset:
+def _examples(model: Any, tokenizer: Any, rows: Dataset, block_size: int) -> Dataset:
     """The tokenised rows; DataError if there is no example, or one with token ids that the model lacks."""
     num_embeddings = model.get_input_embeddings().num_embeddings
     check_vocabulary(tokenizer, num_embeddings)
     examples = tokenize(rows, tokenizer, block_size)
-    if not len(examples):
-        raise DataError(f"{source!r} gives no example to evaluate")
     check_labels(examples, num_embeddings)
     return examples
 
