@@ -23,12 +23,12 @@ from codehead.lab.protocols import resolve as resolving
 from codehead.lab.protocols.cells import generation_dtype
 from codehead.lab.protocols.protocol import Entry, Protocol, expand, find, merged
 from codehead.lab.protocols.resolve import Cell, half_width, resolve
-from codehead.lab.protocols.runner import Task, fails, plan_steps, run_protocol
+from codehead.lab.protocols.runner import fails, plan_steps, run_protocol
 from codehead.lab.protocols.store import Context, Store, locate, prepare, split_of
 from codehead.lab.result import Result, failure_path, result_path
 from codehead.training import provenance
 from codehead.training.config import RunConfig
-from codehead.training.folder import RunFolder, read_record
+from codehead.training.folder import RunFolder, locked, read_record
 from codehead.training.provenance import file_record, file_records
 
 FILE = """
@@ -440,8 +440,9 @@ def test_a_head_that_is_to_be_compressed_is_not_done_and_takes_no_training(path:
 
 HOLD = """
 import sys, time
-from codehead.lab.protocols.store import Store
-with Store(sys.argv[1]).locked():
+from pathlib import Path
+from codehead.training.folder import locked
+with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
 """
@@ -465,7 +466,7 @@ def test_a_failed_command_gives_its_store_back(path: Path, monkeypatch: pytest.M
     path.write_text(FILE.replace("test: 0.2", "test: 0.0001"))
     with pytest.raises(DataError, match="left without a document"):
         run(Protocol.from_yaml(path), path, monkeypatch, Recorder())
-    with Store(path.parent / "out" / "store").locked():
+    with locked(path.parent / "out" / "store"):
         pass
 
 
@@ -483,21 +484,23 @@ def test_backbones_are_trained_beside_each_other_and_fail_alone(path: Path, monk
     path.write_text(yaml.safe_dump(values))
     batches: list[tuple[list[str], int]] = []
 
-    def run_tasks(tasks: Sequence[Task], jobs: int, callbacks: Any) -> Iterator[tuple[Task, bool]]:
-        batches.append(([task.key for task in tasks], jobs))
-        for task in reversed(tasks):  # as processes may
-            yield task, fails(partial(task.work, ()), task.failure)
+    def run_tasks(tasks: dict[str, Any], out: Path, jobs: int, callbacks: Any) -> Iterator[tuple[str, bool]]:
+        batches.append((list(tasks), jobs))
+        for key, work in reversed(tasks.items()):  # as processes may
+            yield key, fails(partial(work, ()), failure_path(out, key))
 
     def train(run: RunConfig, callbacks: Any) -> None:
         if run.seed == names.index("b"):
             raise RuntimeError("out of luck")
+        RunFolder(run).write("finished", {"provenance": {"data": []}})
 
     monkeypatch.setattr(runner, "run_tasks", run_tasks)
     monkeypatch.setattr(runner, "train_once", train)
     outcome = run(Protocol.from_yaml(path), path, monkeypatch, Recorder(), jobs=2)
     assert batches == [
         (["backbone a", "backbone b", "backbone c"], 2),
-        (["a/softmax/seed-0", "c/softmax/seed-0"], 2),
+        (["a/softmax/seed-0", "b/softmax/seed-0", "c/softmax/seed-0"], 2),
+        ([], 2),  # no baselines
     ]
     assert outcome.failed == ["backbone b", "b/softmax/seed-0"]
     assert sorted(outcome.finished) == ["a/softmax/seed-0", "c/softmax/seed-0"]

@@ -52,7 +52,7 @@ def rows(name: str, variables: dict[str, str], out: Path) -> list[list[Any]]:
             cell.key,
             cell.result.relative_to(out).as_posix(),
             None if cell.backbone is None else cell.backbone.name,
-            None if cell.baseline is None else cell.baseline.as_dict(),
+            None if cell.entry.baseline is None else cell.entry.baseline.as_dict(),
             cell.record,
         ]
         for cell in resolve(protocol, context, out, protocol.entries)

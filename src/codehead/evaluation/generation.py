@@ -31,7 +31,7 @@ def generate_text(
 
     Greedy, unless temperature, top_k or top_p asks for sampling. `packed` is that of `load_model`.
     """
-    from transformers import set_seed
+    from transformers import TextStreamer, set_seed
 
     tokenizer = load_tokenizer(tokenizer_name or model_name)
     device = default_device()
@@ -42,10 +42,10 @@ def generate_text(
     if not length:
         raise ConfigurationError("--prompt is empty, and this tokenizer starts no text by itself; give some text")
     check_length(model, length + max_new_tokens, f"the prompt ({length} tokens) with --max-new-tokens {max_new_tokens}")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sampling = {name: value for name, value in sampling.items() if value is not None}
-    if temperature == 0:
-        sampling = {}
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = {} if temperature == 0 else {name: value for name, value in options.items() if value is not None}
+    streamer: Any = TextStreamer(tokenizer, skip_special_tokens=True)
+    streamer.on_finalized_text = lambda text, stream_end=False: write(text)
     set_seed(seed)
     with torch.no_grad():
         ids = model.generate(
@@ -55,20 +55,10 @@ def generate_text(
             do_sample=bool(sampling),
             num_beams=num_beams,
             pad_token_id=tokenizer.pad_token_id,
-            streamer=_streamer(tokenizer, write) if num_beams == 1 else None,
+            streamer=streamer if num_beams == 1 else None,
             **sampling,
         )
     text = str(tokenizer.decode(ids[0], skip_special_tokens=True))
     if num_beams > 1:
         write(text)
     return text
-
-
-def _streamer(tokenizer: Any, write: Callable[[str], Any]) -> Any:
-    from transformers import TextStreamer
-
-    class Streamer(TextStreamer):
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            write(text)
-
-    return Streamer(tokenizer, skip_special_tokens=True)

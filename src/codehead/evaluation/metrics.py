@@ -73,7 +73,7 @@ def evaluate(
     *,
     batch_size: int = 8,
     decoder: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     processes: Processes = ALONE,
 ) -> Evaluation:
     """Score every labelled token of `dataset` with a coded or stock causal language model of transformers.
@@ -89,11 +89,10 @@ def evaluate(
     decoder, or one for a stock model.
     """
     decoder, head, totals = _ranking(model, decoder), _Head.of(model), _Totals()
-    with closing(_scored(model, head, tokenizer, dataset, batch_size, progress, processes)) as batches:
-        for batch, pieces in batches:
-            totals.add_bytes(batch)
-            for outputs, labels in pieces:
-                _add_tokens(totals, head.decision, outputs, labels, decoder)
+    with closing(_scored(model, head, tokenizer, dataset, batch_size, progress, processes)) as pieces:
+        for outputs, labels, num_bytes in pieces:
+            totals.num_bytes += float(num_bytes.sum())
+            _add_tokens(totals, head.decision, outputs, labels, decoder)
     return _Totals.of(processes.gathered([totals])).finish(decoder)
 
 
@@ -106,7 +105,7 @@ class _Totals:
     top: int = 0
     nats: float = 0.0
     num_bytes: float = 0.0
-    """NaN (unknown for all) as soon as one batch has none."""
+    """NaN (unknown for all) as soon as that of one token is unknown."""
     nodes: Tensor | float = 0.0
     """`(3, n)`: for every node the nats, how often it was right, and how often it counted; 0.0 without nodes."""
 
@@ -129,11 +128,6 @@ class _Totals:
             decoder=decoder,
         )
 
-    def add_bytes(self, batch: dict[str, Tensor]) -> None:
-        """Add the bytes of the labelled tokens."""
-        known = batch["labels"][:, 1:] != IGNORED
-        self.num_bytes += int(batch["num_bytes"][:, 1:][known].sum()) if "num_bytes" in batch else math.nan
-
     def _of_nodes(self) -> dict[str, Any]:
         """Means over all nodes, and for every node."""
         if isinstance(self.nodes, float):
@@ -144,30 +138,11 @@ class _Totals:
         return {"node_loss": loss, "node_losses": losses, "bit_accuracy": accuracy, "bit_accuracies": accuracies}
 
 
-def _batches(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase | None,
-    dataset: Any,
-    batch_size: int,
-    processes: Processes = ALONE,
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The batches of this process, each with the number of examples that all processes have done after it."""
-    device = next(model.parameters()).device
-    pad_id = None if tokenizer is None else tokenizer.pad_token_id
-    examples = [dataset[i] for i in range(min(1, len(dataset)))]
-    collate = Collator(pad_id, with_bytes=bool(examples) and "num_bytes" in examples[0])
-    for start in range(processes.rank * batch_size, len(dataset), processes.count * batch_size):
-        stop = min(start + batch_size, len(dataset))
-        batch = collate([dataset[i] for i in range(start, stop)])
-        done = min(start + (processes.count - processes.rank) * batch_size, len(dataset))
-        yield done, {name: values.to(device) for name, values in batch.items()}
-
-
 @dataclass(frozen=True)
 class _Head:
     """The last layer of a model, which is detached while its hidden states are read."""
 
-    module: nn.Module
+    module: Any
     scaling: LogitScaling
     decision: Decision | None  # None for a stock model
 
@@ -180,8 +155,7 @@ class _Head:
         """V."""
         if self.decision is not None:
             return self.decision.table.num_classes
-        weight: Any = self.module.weight
-        return len(weight)
+        return len(self.module.weight)
 
     def outputs(self, hidden: Tensor, rows: int) -> Iterator[Tensor]:
         """Outputs `(rows, n + K)` for hidden states `(tokens, hidden)`, in order; V-wide ones a piece at a time."""
@@ -190,8 +164,8 @@ class _Head:
             yield from self.scaling(self.module(some)).split(rows)
 
 
-Pieces = Iterator[tuple[Tensor, Tensor]]
-"""Outputs `(rows, n + K)` of a head and labels `(rows,)`."""
+Pieces = Generator[tuple[Tensor, Tensor, Tensor], None, None]
+"""Outputs `(rows, n + K)` of a head, labels and bytes of the labels `(rows,)`; NaN for unknown bytes."""
 
 
 def _scored(
@@ -200,18 +174,21 @@ def _scored(
     tokenizer: PreTrainedTokenizerBase | None,
     dataset: Any,
     batch_size: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None],
     processes: Processes = ALONE,
-) -> Generator[tuple[dict[str, Tensor], Pieces], None, None]:
-    """Every batch of this process with its outputs and labels, from a model in evaluation mode until the end."""
-    was_training = model.training
+) -> Pieces:
+    """The `Pieces` of all batches of this process, from a model in evaluation mode until the end."""
+    pad_id = None if tokenizer is None else tokenizer.pad_token_id
+    collate = Collator(pad_id, with_bytes=len(dataset) > 0 and "num_bytes" in dataset[0])
+    device, was_training = next(model.parameters()).device, model.training
     model.eval()
     try:
         with probed(model) as read:
-            for done, batch in _batches(model, tokenizer, dataset, batch_size, processes):
-                yield batch, _pieces(head, read, batch)
-                if progress is not None:
-                    progress(done, len(dataset))
+            for start in range(processes.rank * batch_size, len(dataset), processes.count * batch_size):
+                batch = collate([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
+                yield from _pieces(head, read, {name: values.to(device) for name, values in batch.items()})
+                done = start + (processes.count - processes.rank) * batch_size  # by all processes
+                progress(min(done, len(dataset)), len(dataset))
     finally:
         model.train(was_training)
 
@@ -223,6 +200,7 @@ def _pieces(head: _Head, read: Callable[..., Tensor], batch: dict[str, Tensor]) 
     if not bool(scored.any()):
         return
     labels = labels[scored]
+    num_bytes = batch["num_bytes"][:, 1:][scored] if "num_bytes" in batch else torch.full(labels.shape, math.nan)
     if int(labels.max()) >= head.num_classes:
         raise DataError(
             f"the data hold the label {int(labels.max())}, but the model has {head.num_classes} tokens; "
@@ -232,8 +210,9 @@ def _pieces(head: _Head, read: Callable[..., Tensor], batch: dict[str, Tensor]) 
     hidden = read(**inputs, use_cache=False)[:, :-1]
     hidden = hidden[scored.to(hidden.device)]
     rows = max(1, SCORE_BYTES // (4 * head.num_classes))
-    for outputs, wanted in zip(head.outputs(hidden, rows), labels.split(rows), strict=True):
-        yield outputs, wanted.to(outputs.device)
+    pieces = zip(head.outputs(hidden, rows), labels.split(rows), num_bytes.split(rows), strict=True)
+    for outputs, wanted, sizes in pieces:
+        yield outputs, wanted.to(outputs.device), sizes
 
 
 def _add_tokens(totals: _Totals, decision: Decision | None, outputs: Tensor, labels: Tensor, decoder: str) -> None:
@@ -297,17 +276,16 @@ def token_confusions(
     dataset: Dataset | Sequence[dict[str, Any]],
     *,
     batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Confusion:
     """How often each label met each top-1 token: the counts from which `ecoc_one` grows a code.
 
     Arguments and errors are those of `evaluate`. The top-1 token is that of the model's own decoder; for a stock model,
     that of the largest logit.
     """
-    head, found = _Head.of(model), []
-    with closing(_scored(model, head, tokenizer, dataset, batch_size, progress)) as batches:
-        for _, pieces in batches:
-            found += [torch.stack([labels, _top1(head, outputs)]).cpu() for outputs, labels in pieces]
+    head = _Head.of(model)
+    with closing(_scored(model, head, tokenizer, dataset, batch_size, progress)) as pieces:
+        found = [torch.stack([labels, _top1(head, outputs)]).cpu() for outputs, labels, _ in pieces]
     if not found:
         raise DataError("the data hold no labelled token to count; every label is -100 or out of reach")
     labels, choices = torch.cat(found, dim=1).numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from codehead.errors import ConfigurationError, DataError
 from codehead.lab.bertscore import Encoder, bert_score
@@ -49,7 +50,7 @@ def generate_answers(
     *,
     max_new_tokens: int = 64,
     batch_size: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Answers:
     """Answer the prompt of every row greedily with a coded or stock model, on the device it is on.
 
@@ -70,8 +71,7 @@ def generate_answers(
             chosen = order[start : start + batch_size]
             continued = _continue(model, [prompts[row] for row in chosen])
             generated.update(zip(chosen, (_until(ends, ids) for ids in continued), strict=True))
-            if progress is not None:
-                progress(len(generated), len(order))
+            progress(len(generated), len(order))
     return Answers(
         prompts=[rows[row]["prompt"] for row in prompts],
         references=[rows[row]["response"] for row in prompts],
@@ -90,7 +90,7 @@ def score_answers(
     max_new_tokens: int = 64,
     batch_size: int = 16,
     samples: int = 4,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """The entry of a result about answers to `rows`: how they were made, their BERTScore, the first as text.
 
@@ -171,14 +171,17 @@ def _greedy(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int)
 @torch.no_grad()
 def _continue(model: Any, prompts: list[list[int]]) -> list[list[int]]:
     """The new tokens after every prompt, padded on the right to the longest of the batch."""
-    length = max(map(len, prompts))
-    padding = [length - len(ids) for ids in prompts]
-    pad = model.generation_config.pad_token_id
-    ids = torch.tensor([[pad] * width + prompt for width, prompt in zip(padding, prompts, strict=True)])
-    mask = torch.tensor([[0] * width + [1] * (length - width) for width in padding])
+    ids, mask = left_padded(prompts, model.generation_config.pad_token_id)
     device = next(model.parameters()).device
     output: Tensor = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=True)
-    return output[:, length:].tolist()
+    return output[:, ids.shape[1] :].tolist()
+
+
+def left_padded(prompts: Sequence[list[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids and mask of prompts, each `(batch, length)`, padded on the left."""
+    rows = [torch.tensor(ids) for ids in prompts]
+    masks = [torch.ones_like(ids) for ids in rows]
+    return pad_sequence(rows, True, pad, "left"), pad_sequence(masks, True, 0, "left")
 
 
 def _until(ends: set[int], ids: list[int]) -> list[int]:

@@ -45,7 +45,7 @@ class BaselineConfig:
 
     def __post_init__(self) -> None:
         if self.convert is not None:
-            self._check_conversion()
+            self._check_conversion(self.convert)
             return
         if self.bits is None and self.keep is None:
             raise ConfigurationError(
@@ -57,16 +57,15 @@ class BaselineConfig:
         if self.bits is not None and not 2 <= self.bits <= 8:
             raise ConfigurationError(f"baseline.bits is {self.bits!r}; give 2 to 8")
 
-    def _check_conversion(self) -> None:
-        assert self.convert is not None
-        check_keys(self.convert, CONVERTED, "baseline.convert")
+    def _check_conversion(self, convert: dict[str, Any]) -> None:
+        check_keys(convert, CONVERTED, "baseline.convert")
         if self.bits is not None or self.keep is not None:
             raise ConfigurationError("baseline.convert replaces the head, so bits and keep have nothing to compress")
-        if not self.convert.get("decision"):
+        if not convert.get("decision"):
             raise ConfigurationError(
                 "baseline.convert has no decision; describe the decision layer that the head becomes"
             )
-        converted = run_as_of_today(self.convert, "baseline.convert.")
+        converted = run_as_of_today(convert, "baseline.convert.")
         check_decision(converted["decision"], "baseline.convert")
         read_block(Distillation, converted.get("distil"), "baseline.convert.distil")
 

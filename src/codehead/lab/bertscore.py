@@ -51,12 +51,11 @@ def bert_score(
     encoder: Encoder,
     *,
     batch_size: int = 32,
-    device: str | torch.device | None = None,
 ) -> BertScore:
     """Score every answer against its reference, without idf weights; the encoder is loaded once per process.
 
-    Texts are stripped and cut at the positions of the encoder. Computes on the accelerator if there is one, unless
-    `device` is given. Raises DataError for lists of different length or without entries.
+    Texts are stripped and cut at the positions of the encoder. Computes on the accelerator if there is one.
+    Raises DataError for lists of different length or without entries.
     """
     if len(answers) != len(references) or not answers:
         raise DataError(
@@ -66,7 +65,7 @@ def bert_score(
         raise ConfigurationError(f"batch_size={batch_size} must be at least 1")
     order = sorted(range(len(answers)), key=lambda i: len(answers[i]) + len(references[i]))  # needs little padding
     scores: dict[int, tuple[float, float, float]] = {}
-    with encoder_on(encoder, default_device() if device is None else device) as (tokenizer, model):
+    with encoder_on(encoder, default_device()) as (tokenizer, model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             left = _embed(tokenizer, model, encoder.layers, [answers[i] for i in chosen])

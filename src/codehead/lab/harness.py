@@ -25,9 +25,8 @@ from unittest.mock import patch
 
 from codehead.boundaries import library_bars_hidden
 from codehead.errors import ConfigurationError, DataError
-from codehead.lab.measure import public_name
+from codehead.lab.measure import described, public_name
 from codehead.lab.result import Result
-from codehead.models.surgery import is_coded
 from codehead.registry import did_you_mean
 from codehead.training.data import check_vocabulary
 from codehead.training.model import default_device, load_model
@@ -52,10 +51,8 @@ def run_tasks(
     num_fewshot: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
-    dtype: str = "auto",
     tokenizer_name: str | None = None,
-    seed: int = SEED,
-    progress: Progress | None = None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Metrics of a hub id or local folder, coded or not, on tasks of the harness.
 
@@ -77,32 +74,29 @@ def run_tasks(
 
     started, start = utc_now(), time.monotonic()
     specs = [tasks] if isinstance(tasks, str) else list(tasks)
-    report = progress or (lambda stage, done, total: None)
     tokenizer = load_tokenizer(tokenizer_name or model_name)
     with _bars_hidden(), redirect_stdout(sys.stderr):  # the harness prints, and --json owns stdout
-        report("loading tasks and model", 0, 1)
+        progress("loading tasks and model", 0, 1)
         loaded, files = load_tasks(specs)
-        model = load_model(model_name, dtype=dtype).to(default_device())
+        model = load_model(model_name, dtype="auto").to(default_device())
         check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
         lm = harness_model(model, tokenizer, batch_size)
         for name, task in loaded["tasks"].items():
             _check_task(name, task, lm)
-            _set_shots(name, task, num_fewshot, seed)
-        set_seed(seed)  # for tasks that sample
-        watched = _Watched(lm, report, PORTION * batch_size)
+            _set_shots(name, task, num_fewshot)
+        set_seed(SEED)  # for tasks that sample
+        watched = _Watched(lm, progress, PORTION * batch_size)
         with patch.dict(os.environ, DISABLE_MULTIPROC="1"):  # its bootstrap would fork, once for every core
             found = lm_eval.evaluate(watched, loaded, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False)
     config = {
-        "model": public_name(model_name),
-        "decision": dict(model.config.quantization_config) if is_coded(model) else None,
+        **described(model, model_name),
         "tasks": [public_name(spec) for spec in specs],
         "num_fewshot": num_fewshot,
         "limit": limit,
         "batch_size": batch_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
     }
     sources = dict.fromkeys(str(place) for file in files for place in (file.path, *file.data))
-    record = {**provenance(seed=seed, sources=sources), "started_at": started}
+    record = {**provenance(seed=SEED, sources=sources), "started_at": started}
     record["packages"]["lm_eval"] = metadata.version("lm_eval")
     record["wall_seconds"] = round(time.monotonic() - start, 3)
     return Result(public_name(model_name), config, _metrics(found), record)
@@ -138,7 +132,7 @@ def _check_task(name: str, task: Any, lm: Any) -> None:
             )
 
 
-def _set_shots(name: str, task: Any, num_fewshot: int | None, seed: int) -> None:
+def _set_shots(name: str, task: Any, num_fewshot: int | None) -> None:
     """How many examples precede a question, and the seed that draws them, by the harness's rules.
 
     But ConfigurationError is raised where it would draw from the questions themselves and show one with its answer.
@@ -146,7 +140,7 @@ def _set_shots(name: str, task: Any, num_fewshot: int | None, seed: int) -> None
     own = task.get_config("num_fewshot")
     if own is None or (num_fewshot is not None and own != 0):
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
-    task.set_fewshot_seed(seed=seed)
+    task.set_fewshot_seed(seed=SEED)
     shots = task.get_config("num_fewshot")
     if not shots or not hasattr(task, "sampler"):
         return

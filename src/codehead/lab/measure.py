@@ -47,17 +47,15 @@ def evaluate_checkpoint(
     packed: bool | None = None,
     text_field: str | None = None,
     as_text: bool = False,
-    split: str = "test",
     subset: str | None = None,
     max_documents: int | None = None,
     new_tokens: int | None = None,
     repeats: int = 5,
-    dtype: str = "auto",
     encoder: str | None = None,
     encoder_layers: int | None = None,
     prompts: int = 128,
     answer_tokens: int = 64,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Result:
     """Accuracy, likelihood, node losses, speed and sizes of a hub id or local folder on `source`.
 
@@ -70,33 +68,31 @@ def evaluate_checkpoint(
     """
     processes = launched(on_cpu=default_device().type == "cpu")
     started, start = utc_now(), time.monotonic()
-    report = progress or (lambda stage, done, total: None)
     judge = None if encoder is None else find_encoder(encoder, encoder_layers)
     tokenizer = load_tokenizer(tokenizer_name or model_name)
-    rows = read_rows(source, split=split, subset=subset, text_field=text_field, as_text=as_text, limit=max_documents)
+    rows = read_rows(source, split="test", subset=subset, text_field=text_field, as_text=as_text, limit=max_documents)
     asked = rows.select(range(min(prompts, len(rows))))
     if judge is not None:
         _check_records(asked, judge, source)
-    model = load_model(model_name, dtype=dtype, packed=packed).to(default_device())
+    model = load_model(model_name, dtype="auto", packed=packed).to(default_device())
     block_size, new_tokens = _lengths(model, block_size, new_tokens, generates=bool(repeats))
-    examples = _examples(model, tokenizer, rows, block_size, source)
+    examples = _examples(model, tokenizer, rows, block_size)
     if judge is not None:
         fitting_prompts(model, tokenizer, asked, answer_tokens)  # report a model without room before measuring
-    measuring = partial(report, "evaluating")
     scores = evaluate(
         model,
         tokenizer,
         examples,
         batch_size=batch_size,
         decoder=decoder,
-        progress=measuring,
+        progress=partial(progress, "evaluating"),
         processes=processes,
     )
     metrics = {**scores.as_dict(), "size": model_size(model).as_dict()}
     if repeats and processes.is_main:
         prompt = torch.tensor([examples[0]["input_ids"][:PROMPT_TOKENS]])
         speed = generation_speed({"model": model}, prompt, new_tokens=new_tokens, repeats=repeats)
-        metrics["generation"] = speed["model"].as_dict()
+        metrics["generation"] = asdict(speed["model"])
     if judge is not None and processes.is_main:
         metrics["answers"] = score_answers(
             model,
@@ -105,12 +101,13 @@ def evaluate_checkpoint(
             judge,
             max_new_tokens=answer_tokens,
             batch_size=batch_size,
-            progress=partial(report, "answering"),
+            progress=partial(progress, "answering"),
         )
     config = {
-        **_described(model, model_name),
+        **described(model, model_name),
+        "packed": is_coded(model) and model.decision.packed,
         "batch_size": batch_size,
-        "split": split,
+        "split": "test",
         "subset": subset,
         "block_size": block_size,
         "text_field": text_field,
@@ -134,23 +131,20 @@ def _lengths(model: Any, block_size: int | None, new_tokens: int | None, *, gene
     return block_size, new_tokens
 
 
-def _examples(model: Any, tokenizer: Any, rows: Dataset, block_size: int, source: str) -> Dataset:
+def _examples(model: Any, tokenizer: Any, rows: Dataset, block_size: int) -> Dataset:
     """The tokenised rows; DataError if there is no example, or one with token ids that the model lacks."""
     num_embeddings = model.get_input_embeddings().num_embeddings
     check_vocabulary(tokenizer, num_embeddings)
     examples = tokenize(rows, tokenizer, block_size)
-    if not len(examples):
-        raise DataError(f"{source!r} gives no example to evaluate")
     check_labels(examples, num_embeddings)
     return examples
 
 
-def _described(model: Any, name: str) -> dict[str, Any]:
+def described(model: Any, name: str) -> dict[str, Any]:
     """The entry of a result about the model itself."""
     return {
         "model": public_name(name),
         "decision": dict(model.config.quantization_config) if is_coded(model) else None,
-        "packed": is_coded(model) and model.decision.packed,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
 
@@ -185,10 +179,6 @@ class Speed:
     repeats: list[float]
     """Tokens per second of every repeat, in order."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """The speed as plain JSON values."""
-        return asdict(self)
-
 
 def generation_speed(
     models: Mapping[str, nn.Module],
@@ -218,9 +208,8 @@ def generation_speed(
 
 
 @torch.no_grad()
-def _generate(model: nn.Module, prompt: Tensor, mask: Tensor, new_tokens: int) -> float:
+def _generate(model: Any, prompt: Tensor, mask: Tensor, new_tokens: int) -> float:
     """Seconds of one generation; an end-of-text token does not end it."""
-    generator: Any = model
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -228,7 +217,7 @@ def _generate(model: nn.Module, prompt: Tensor, mask: Tensor, new_tokens: int) -
     options = {"do_sample": False, "min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     _synchronise(prompt)
     start = time.perf_counter()
-    generator.generate(prompt, attention_mask=mask, pad_token_id=0, **options)
+    model.generate(prompt, attention_mask=mask, pad_token_id=0, **options)
     _synchronise(prompt)
     seconds = time.perf_counter() - start
     model.train(was_training)

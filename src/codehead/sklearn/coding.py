@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_array, indexable
 from sklearn.utils.parallel import Parallel
+from sklearn.utils.validation import _check_method_params
 
 from codehead.codes import DESIGNS, Codebook, Evaluation, build
 from codehead.codes.codebook import repeats
@@ -20,7 +21,7 @@ from codehead.codes.ecoc_one import VALIDATION_SHARE
 from codehead.codes.packing import Floats, Integers, Symbols
 from codehead.codes.table import CodewordTable
 from codehead.errors import CodebookError, ConfigurationError, DataError
-from codehead.sklearn.dichotomizers import ClassDecision, bit_scores, fit_columns, subset
+from codehead.sklearn.dichotomizers import ClassDecision, bit_scores, fit_columns
 
 SIZED = ("dense_random", "sparse_random", "minrandom", "additive", "itq", "merged_forest")
 """The designs of any length: `code_size` times the number of classes, as in scikit-learn."""
@@ -214,7 +215,7 @@ class HeldOutEvaluation:
         self._estimator, self._parallel = data.estimator, data.parallel
         self._samples = {"train": _safe_indexing(X, train), "test": _safe_indexing(X, test)}
         self._ids = {"train": data.y[train], "test": data.y[test]}
-        self._params = subset(data.params, train, len(data.y))
+        self._params = _check_method_params(X, data.params, train)
         self._scores: dict[bytes, dict[str, Floats]] = {}
 
     def __call__(self, codebook: Codebook) -> Evaluation:

@@ -17,7 +17,7 @@ from sklearn.linear_model._base import LinearClassifierMixin
 from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import _num_samples
+from sklearn.utils.validation import _check_method_params, _num_samples
 
 from codehead.codes.packing import Floats, Integers, Symbols, slices
 from codehead.codes.table import CodewordTable
@@ -88,17 +88,7 @@ def _looked_at(X: Any, symbols: Symbols, params: dict[str, Any]) -> tuple[Any, I
     sides = (symbols[chosen] > 0).astype(int)
     if len(chosen) == len(symbols):
         return X, sides, params
-    return _safe_indexing(X, chosen), sides, subset(params, chosen, len(symbols))
-
-
-def subset(params: dict[str, Any], chosen: Integers, num_samples: int) -> dict[str, Any]:
-    """Fit parameters for some of the samples: those with a value per sample are reduced, others left as they are."""
-    return {
-        name: _safe_indexing(value, chosen)
-        if hasattr(value, "__len__") and not isinstance(value, (str, dict)) and _num_samples(value) == num_samples
-        else value
-        for name, value in params.items()
-    }
+    return _safe_indexing(X, chosen), sides, _check_method_params(X, params, chosen)
 
 
 def bit_scores(estimators: Sequence[Any], X: Any, stacked: Any = None) -> Floats:
@@ -134,7 +124,7 @@ def out_of_fold_scores(
     (X,) = indexable(X)
     scores, labels = [], []
     for train, test in _folds(X, y, cv):
-        some = (_safe_indexing(X, train), matrix[y[train]], subset(params, train, len(y)))
+        some = (_safe_indexing(X, train), matrix[y[train]], _check_method_params(X, params, train))
         estimators = fit_columns(estimator, *some, parallel)
         scores.append(bit_scores(estimators, _safe_indexing(X, test), stack(estimators)))
         labels.append(y[test])
@@ -143,9 +133,8 @@ def out_of_fold_scores(
 
 def _folds(X: Any, y: Integers, cv: Any) -> list[tuple[Integers, Integers]]:
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # a class too rare to be in every fold does no harm: other classes fit the columns
+        with warnings.catch_warnings():
+            # A class too rare to be in every fold does no harm: other classes fit the columns.
             warnings.filterwarnings("ignore", message="The least populated class in y")
             return list(check_cv(cv, y, classifier=True).split(X, y))
     except ValueError as error:
@@ -175,17 +164,6 @@ def stack(estimators: Sequence[Any]) -> Any:
     stacked.coef_ = np.concatenate([np.atleast_2d(estimator.coef_) for estimator in estimators])
     stacked.intercept_ = np.concatenate([np.ravel(estimator.intercept_) for estimator in estimators])
     return stacked
-
-
-def fold(stacked: Any, matrix: Floats, slope: Floats, offset: Floats) -> Any:
-    """A linear model whose decision function (N, V) is `matrix` (V, n) times the bit logits of a stacked model.
-
-    The bit logits are `slope · decision function + offset`, both (n,).
-    """
-    folded = copy.copy(stacked)
-    folded.coef_ = (matrix * slope) @ stacked.coef_
-    folded.intercept_ = matrix @ (slope * stacked.intercept_ + offset)
-    return folded
 
 
 def best_class(scores: Callable[[slice], Floats], num_samples: int, num_classes: int) -> Integers:
@@ -285,15 +263,17 @@ class ClassDecision:
     def folded(self, stacked: Any) -> Any:
         """A linear model that ranks classes as decoder and stacked dichotomizers do, if it costs less; else None.
 
+        Its decision function (N, V) is the matrix of codewords (V, n) times the bit logits of the stacked model.
         Likelihood on a binary code, and the linear loss on any, rank by the product of codewords and bit logits.
         """
         by_product = self.decoder == "loss_linear" or (self.decoder == "likelihood" and not self.table.is_ternary)
         if stacked is None or not by_product or stacked.coef_.shape[1] >= self.table.length:
             return None
-        slope, offset = np.ones(self.table.length), np.zeros(self.table.length)
-        if self.calibration:
-            slope, offset = self.calibration.slope, self.calibration.offset
-        return fold(stacked, self.table.signs().double().numpy(), slope, offset)
+        slope, offset = (self.calibration.slope, self.calibration.offset) if self.calibration else (1.0, 0.0)
+        matrix, folded = self.table.signs().double().numpy(), copy.copy(stacked)
+        folded.coef_ = (matrix * slope) @ stacked.coef_
+        folded.intercept_ = matrix @ (slope * stacked.intercept_ + offset)
+        return folded
 
     def log_products(self, scores: Floats) -> Floats:
         """Log-probabilities of the codewords (N, V) up to a constant of the sample, tempered if calibrated."""

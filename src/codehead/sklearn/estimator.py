@@ -41,10 +41,6 @@ from codehead.sklearn.dichotomizers import (
 )
 
 
-def _learns_in_batches(classifier: OutputCodeClassifier) -> bool:
-    return hasattr(classifier.estimator, "partial_fit")
-
-
 @final
 class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     """Multi-class classification by an error-correcting output code: a binary classifier for every column.
@@ -122,7 +118,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         self._decision = self._fit_decision(table, X, ids, params)
         return self._settled()
 
-    @available_if(_learns_in_batches)
+    @available_if(lambda classifier: hasattr(classifier.estimator, "partial_fit"))
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, **fit_params: Any
     ) -> OutputCodeClassifier:
@@ -169,7 +165,7 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> Floats:
         """The decoder's scores of all classes (N, V), larger is better; for two classes (N,), second minus first."""
-        scores = self._bit_scores(X)
+        scores = self._bit_scores(X)  # checks that it is fitted
         scores = self._decision.class_scores(scores)
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
@@ -254,9 +250,6 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 # The arguments of `OutputCodeClassifier`: checked early, and refused with a remedy.
 
 
-CALIBRATIONS = (None, "platt")
-
-
 def check_parameters(classifier: Any) -> None:
     """Raise a ConfigurationError for an estimator without scores, an unknown decoder or an unknown calibration."""
     estimator, calibration = classifier.estimator, classifier.calibration
@@ -266,7 +259,7 @@ def check_parameters(classifier: Any) -> None:
         message = f"estimator={estimator!r} has neither decision_function nor predict_proba"
         raise ConfigurationError(f"{message}, so its answers carry no confidence; choose an estimator with one of them")
     DECODERS.get(classifier.decoder)
-    if calibration not in CALIBRATIONS:
+    if calibration not in (None, "platt"):
         hint = did_you_mean(calibration, ["platt"])
         raise ConfigurationError(f"unknown calibration {calibration!r}{hint}; give None or 'platt'")
 

@@ -243,9 +243,7 @@ class CodeheadConfig(QuantizationConfig):
                 f"tensor_parallel_size={layer.tp_size} would split the rows of the head over processes, and codewords "
                 "are read as a whole; omit tensor_parallel_size, or use pipeline_parallel_size"
             )
-        kind: Any = ScreenedHead if FIELD in self.entry else CodedHead
-        method: QuantizeMethodBase = kind(self)
-        return method
+        return ScreenedHead(self) if FIELD in self.entry else CodedHead(self)
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
         """Moves the decision layer, stored beside the head, into the head; some models put a prefix before it."""

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from codehead.lab.result import Result
 
 
+OF_ENCODER = ("encoder_layers", "prompts", "answer_tokens")
+OF_DATA = (
+    "block_size", "decoder", "packed", "max_documents", "text_field", "as_text", "subset", "new_tokens", "repeats",
+    "encoder", *OF_ENCODER,
+)  # fmt: skip
+OF_TASKS = ("num_fewshot", "limit")
+"""Options that only --encoder, --data or --tasks reads."""
+
+
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder, hub id or GGUF file, coded or not.")],
     data: Annotated[
@@ -43,8 +52,8 @@ def evaluate(
     max_documents: Annotated[int | None, typer.Option("--max-documents", min=1)] = None,
     text_field: Annotated[str | None, typer.Option("--text-field", help="Field that holds the text.")] = None,
     as_text: Annotated[
-        bool, typer.Option("--as-text", help="Read records as plain text: prompt, then response.")
-    ] = False,
+        bool | None, typer.Option("--as-text", help="Read records as plain text: prompt, then response.")
+    ] = None,
     subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a hub data set.")] = None,
     new_tokens: Annotated[
         int | None,
@@ -77,26 +86,11 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents per task, for a quick look.")] = None,
 ) -> None:
     """Measure next-token accuracy, likelihood, speed, size and answers on --data, or the metrics of --tasks."""
-    of_data = {
-        "block_size": block_size,
-        "decoder": decoder,
-        "packed": packed,
-        "max_documents": max_documents,
-        "text_field": text_field,
-        "as_text": as_text or None,
-        "subset": subset,
-        "new_tokens": new_tokens,
-        "repeats": repeats,
-        "encoder": encoder,
-        "encoder_layers": encoder_layers,
-        "prompts": prompts,
-        "answer_tokens": answer_tokens,
-    }
-    of_tasks = {"num_fewshot": num_fewshot, "limit": limit}
-    _check_kind(data, tasks, of_data, of_tasks)
+    own = (*OF_DATA, *OF_TASKS)
+    given = {name: value for name, value in locals().items() if name in own and value is not None}
+    _check_kind(data, tasks, given)
     check_file(out, overwrite)
     names = [name.strip() for entry in tasks or () for name in entry.split(",") if name.strip()]
-    given = {name: value for name, value in {**of_data, **of_tasks}.items() if value is not None}
     result = _measured(model, data, names, {"tokenizer_name": tokenizer, "batch_size": batch_size, **given})
     if out is not None and is_main():
         result.write(out)
@@ -106,26 +100,25 @@ def evaluate(
         _show(_task_table(result) if data is None else _data_table(result), out)
 
 
-def _check_kind(data: str | None, tasks: list[str] | None, of_data: dict[str, Any], of_tasks: dict[str, Any]) -> None:
+def _check_kind(data: str | None, tasks: list[str] | None, given: dict[str, Any]) -> None:
     """Raise ConfigurationError unless one of --data and --tasks is given, with only its own options."""
     if (data is None) == (not tasks):
         raise ConfigurationError(
             "give either --data (a text) or --tasks (names of lm-evaluation-harness, or .yaml files), not "
             + ("neither" if data is None else "both")
         )
-    foreign, right, wrong = (of_data, "--data", "--tasks") if tasks else (of_tasks, "--tasks", "--data")
-    _refuse(foreign, f"it belongs to {right}; with {wrong}, omit it")
-    if of_data["encoder"] is not None:
-        _refuse({"as_text": of_data["as_text"]}, "a text asks for no answer; omit it, or --encoder")
-    if of_data["encoder"] is None:
-        of_encoder = {name: of_data[name] for name in ("encoder_layers", "prompts", "answer_tokens")}
-        _refuse(of_encoder, "it belongs to --encoder; name one, or omit it")
+    foreign, right, wrong = (OF_DATA, "--data", "--tasks") if tasks else (OF_TASKS, "--tasks", "--data")
+    _refuse(given, foreign, f"it belongs to {right}; with {wrong}, omit it")
+    if "encoder" in given:
+        _refuse(given, ("as_text",), "a text asks for no answer; omit it, or --encoder")
+    else:
+        _refuse(given, OF_ENCODER, "it belongs to --encoder; name one, or omit it")
 
 
-def _refuse(options: dict[str, Any], reason: str) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise ConfigurationError(f"--{name.replace('_', '-')} is {value!r}, but {reason}")
+def _refuse(given: dict[str, Any], names: tuple[str, ...], reason: str) -> None:
+    for name in names:
+        if name in given:
+            raise ConfigurationError(f"--{name.replace('_', '-')} is {given[name]!r}, but {reason}")
 
 
 def _measured(model: str, data: str | None, tasks: list[str], options: dict[str, Any]) -> Result:

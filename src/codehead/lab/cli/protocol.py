@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codehead.boundaries import command
-from codehead.cli.options import check_folder
+from codehead.cli.options import check_folder, number_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,13 +149,7 @@ def _show_plan(protocol: Protocol, out: Path, only: list[str], jobs: int, variab
 
 
 def _plan_table(steps: Any, speed: float) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Run", no_wrap=True)
-    for heading in ("Steps", "Time, about", "Memory, about"):
-        table.add_column(heading, justify="right")
+    table = number_table("Steps", "Time, about", "Memory, about", first="Run")
     for step in steps:
         seconds = step.seconds(speed)
         length = "?" if seconds is None else _duration(seconds) if step.trains else "no training"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from codehead.decoding import DECODERS, FittedDecoder, Weights, decode, fit
 from codehead.errors import CheckpointError, DataError
 from codehead.evaluation.metrics import SCORE_BYTES, TOP, evaluate
 from codehead.evaluation.size import model_size
-from codehead.lab.answers import score_answers
+from codehead.lab.answers import left_padded, score_answers
 from codehead.lab.baselines import compress
 from codehead.lab.bertscore import find_encoder
 from codehead.lab.measure import generation_speed
@@ -34,7 +33,7 @@ from codehead.models.calibration import text_outputs
 from codehead.models.description import Description
 from codehead.models.surgery import is_coded
 from codehead.training.config import RunConfig
-from codehead.training.data import Collator, load_examples
+from codehead.training.data import Collator, tokenize
 from codehead.training.folder import RECORD, RunFolder, first_difference, read_record
 from codehead.training.loop import Stages
 from codehead.training.model import default_device, device_of, load_model, max_length
@@ -113,8 +112,8 @@ def _measure(cell: Cell, stages: Stages) -> dict[str, Any]:
     run, protocol, tokenizer = cell.run, cell.protocol, load_tokenizer(cell.run.output_dir)
     model = load_model(run.output_dir).to(device_of(run))
     compressed = None
-    if cell.baseline is not None:
-        compressed = compress(model, cell.baseline, run, protocol.batch_size, stages)
+    if cell.entry.baseline is not None:
+        compressed = compress(model, cell.entry.baseline, run, protocol.batch_size, stages)
     size, in_bf16 = (
         compressed or model_size(model, weight_bytes=weight_bytes) for weight_bytes in (None, WEIGHT_BYTES)
     )
@@ -137,17 +136,9 @@ def _measure(cell: Cell, stages: Stages) -> dict[str, Any]:
 
 def _examples(config: RunConfig, split: str) -> Any:
     """The tokenised examples of the test or the validation split."""
-    source = getattr(config.data, split)
-    assert source is not None  # resolve requires it
-    return load_examples(
-        source,
-        load_tokenizer(config.output_dir),
-        block_size=config.data.block_size,
-        split=split,
-        subset=config.data.subset,
-        text_field=config.data.text_field,
-        as_text=config.data.as_text,
-    )
+    data, source = config.data, getattr(config.data, split)
+    rows = read_rows(source, split=split, subset=data.subset, text_field=data.text_field, as_text=data.as_text)
+    return tokenize(rows, load_tokenizer(config.output_dir), data.block_size)
 
 
 def _answers(model: Any, config: RunConfig, options: AnswersConfig) -> dict[str, Any]:
@@ -176,16 +167,14 @@ def train_once(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> 
     The folder is named after the content that training reads, so a run in it that seems to differ was begun with its
     files in another place, or with other test data: it starts again.
     """
-    if is_trained(config):
-        return read_record(Path(config.output_dir))
-    folder = RunFolder(config)
-    moved = False
-    if (folder.path / RECORD).exists():
-        record = read_record(folder.path)
-        is_other = record["provenance"]["data"] != file_records(config.data.sources)
-        moved = is_other or first_difference(record["config"], folder.config) is not None
-    train(config, overwrite=moved, callbacks=callbacks, progress=False)
-    return read_record(Path(config.output_dir))
+    folder, moved = RunFolder(config), False
+    if not is_trained(config):
+        if (folder.path / RECORD).exists():
+            record = read_record(folder.path)
+            is_other = record["provenance"]["data"] != file_records(config.data.sources)
+            moved = is_other or first_difference(record["config"], folder.config) is not None
+        train(config, overwrite=moved, callbacks=callbacks, progress=False)
+    return read_record(folder.path)
 
 
 def is_trained(config: RunConfig) -> bool:
@@ -207,13 +196,12 @@ def _decoders(model: Any, config: RunConfig, protocol: Protocol) -> dict[str, di
     """
     table = model.decision.table
     tested = _outputs(model, config, "test", protocol.batch_size)
-    is_fitted = {name: isinstance(DECODERS.get(name), FittedDecoder) for name in protocol.decoders}
-    fitted_on = _outputs(model, config, "validation", protocol.batch_size) if any(is_fitted.values()) else None
-    found = {}
-    for name in protocol.decoders:
-        weights = fit(name, *fitted_on, table) if is_fitted[name] and fitted_on is not None else None
-        found[name] = _hits(*tested, table, name, weights)
-    return found
+    weights: dict[str, Weights] = {}
+    fitted = [name for name in protocol.decoders if isinstance(DECODERS.get(name), FittedDecoder)]
+    if fitted:
+        held_out = _outputs(model, config, "validation", protocol.batch_size)
+        weights = {name: fit(name, *held_out, table) for name in fitted}
+    return {name: _hits(*tested, table, name, weights.get(name)) for name in protocol.decoders}
 
 
 def _outputs(model: Any, config: RunConfig, split: str, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -262,14 +250,14 @@ def time_cells(cells: Sequence[Cell]) -> Result:
         "setting": setting,
         "seed": seed,
         "timing": asdict(options),
-        "runs": {cell.name: cell.entry.config for cell in cells},
+        "runs": {cell.entry.name: cell.entry.config for cell in cells},
     }
     path = timing_path(cells[0].result.parent, setting)
     if path.is_file() and canonical_json(Result.read(path).config) == canonical_json(config):
         return Result.read(path)
     device, started = default_device(), utc_now()
     models = {
-        cell.name: load_model(cell.run.output_dir, dtype=generation_dtype(cell.run, device)).to(device)
+        cell.entry.name: load_model(cell.run.output_dir, dtype=generation_dtype(cell.run, device)).to(device)
         for cell in cells
     }
     limit = max_length(next(iter(models.values()))) or math.inf
@@ -283,11 +271,8 @@ def time_cells(cells: Sequence[Cell]) -> Result:
 
 def generation_dtype(run: RunConfig, device: torch.device) -> str:
     """The dtype in which a run's model is timed: on an accelerator the one that it trains in, else `dtype`."""
-    if device.type != "cpu":
-        for option, dtype in ARITHMETIC.items():
-            if run.training.get(option):
-                return dtype
-    return run.dtype
+    chosen = [dtype for option, dtype in ARITHMETIC.items() if run.training.get(option) and device.type != "cpu"]
+    return chosen[0] if chosen else run.dtype
 
 
 def _measured_times(
@@ -296,11 +281,11 @@ def _measured_times(
     speeds = partial(generation_speed, models, new_tokens=options.new_tokens, repeats=options.repeats)
     seconds = {name: [0.0] * options.repeats for name in models}
     for start in range(0, len(prompts), options.batch_size):
-        ids, mask = _padded(prompts[start : start + options.batch_size])
+        ids, mask = left_padded(prompts[start : start + options.batch_size])
         for name, speed in speeds(ids, attention_mask=mask).items():
             for repeat, rate in enumerate(speed.repeats):
                 seconds[name][repeat] += len(ids) * options.new_tokens / rate
-    alone = speeds(_padded(prompts[:1])[0])
+    alone = speeds(torch.tensor(prompts[:1]))
     return {
         name: {
             "answer_seconds": median(values),
@@ -314,33 +299,22 @@ def _measured_times(
 
 
 def _prompts(run: RunConfig, options: TimingConfig, longest: float) -> list[list[int]]:
-    """Token ids of the first prompts of the test split that have at most `longest`; DataError if there are none."""
-    fitting = (ids for ids in _candidates(run, options) if len(ids) <= longest)
-    found = list(islice(fitting, options.prompts))
+    """Token ids of the first prompts of the test split that have at most `longest`; DataError if there are none.
+
+    The prompts of a text are the beginnings of its blocks.
+    """
+    assert run.data.test is not None
+    tokenizer = load_tokenizer(run.output_dir)
+    rows = read_rows(run.data.test, split="test", subset=run.data.subset, text_field=run.data.text_field)
+    if "prompt" in rows.column_names:
+        prompts = prompt_ids(list(rows["prompt"]), tokenizer)
+    else:
+        blocks = tokenize(rows, tokenizer, run.data.block_size)["input_ids"]
+        prompts = [ids[: options.prompt_tokens] for ids in blocks]
+    found = [ids for ids in prompts if len(ids) <= longest][: options.prompts]
     if not found:
         raise DataError(
             f"no prompt fits the model together with {options.new_tokens} new tokens; lower timing.new_tokens "
             "or timing.prompt_tokens"
         )
     return found
-
-
-def _candidates(run: RunConfig, options: TimingConfig) -> Iterator[list[int]]:
-    """Token ids of every prompt of the test split; of a text, the beginnings of its blocks."""
-    assert run.data.test is not None
-    tokenizer = load_tokenizer(run.output_dir)
-    rows = read_rows(run.data.test, split="test", subset=run.data.subset, text_field=run.data.text_field)
-    if "prompt" in rows.column_names:
-        return iter(prompt_ids(list(rows["prompt"]), tokenizer))
-    examples = load_examples(
-        run.data.test, tokenizer, block_size=run.data.block_size, subset=run.data.subset, text_field=run.data.text_field
-    )
-    return (example["input_ids"][: options.prompt_tokens] for example in examples)
-
-
-def _padded(prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, each (batch, length), padded on the left."""
-    length = max(map(len, prompts))
-    ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask

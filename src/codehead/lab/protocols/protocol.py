@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from codehead.config.blocks import read_block, read_yaml, require, require_block
+from codehead.config.blocks import check_keys, read_block, read_yaml, require, require_block
 from codehead.decoding import DECODERS
 from codehead.errors import ConfigurationError
 from codehead.lab.baselines import FILE_KEY, BaselineConfig, check_decision
@@ -77,7 +77,7 @@ class Entry:
     def backbone(self) -> str | None:
         """Name of the backbone that the cell starts from; None if it has its own model."""
         model = self.config.get("model")
-        return model["backbone"] if isinstance(model, dict) and "backbone" in model else None
+        return model.get("backbone") if isinstance(model, dict) else None
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,7 @@ class Protocol:
     def from_yaml(cls, path: str | Path) -> Protocol:
         """Read and validate a file."""
         values = read_yaml(Path(path))
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                hint = did_you_mean(str(key), known) or "."
-                raise ConfigurationError(f"{str(path)!r}: unknown key {key!r}{hint} Known keys: {', '.join(known)}")
+        check_keys(values, [f.name for f in fields(cls)], "")
         missing = [key for key in ("name", "base", "cells", "reference") if not values.get(key)]
         if missing:
             raise ConfigurationError(f"{str(path)!r}: missing {', '.join(missing)}")
@@ -242,7 +238,8 @@ class Protocol:
         if self.split is None:
             return
         shares = self.split if isinstance(self.split, Mapping) else {}
-        if set(shares) != {"validation", "test"} or not all(_is_share(share) for share in shares.values()):
+        are_small = all(isinstance(share, float) and 0 < share < 0.5 for share in shares.values())
+        if set(shares) != {"validation", "test"} or not are_small:
             raise ConfigurationError(
                 f"split is {self.split!r}; give validation and test as shares of the documents below 0.5"
             )
@@ -294,10 +291,6 @@ def _variable(name: str, variables: Mapping[str, str]) -> str:
         hint = " or give --data-dir" if name == "CODEHEAD_DATA" else ""
         raise ConfigurationError(f"the protocol needs ${{{name}}}, which is not set; export {name}=…{hint}")
     return variables[name]
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, float) and 0 < value < 0.5
 
 
 # The protocols that ship with codehead, one YAML file each.

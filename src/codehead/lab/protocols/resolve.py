@@ -58,16 +58,6 @@ class Cell:
         """`10M/minimal/seed-0`."""
         return self.entry.key
 
-    @property
-    def name(self) -> str:
-        """The cell's name in the file."""
-        return self.entry.name
-
-    @property
-    def baseline(self) -> BaselineConfig | None:
-        """How the head of the reference's run is compressed; None if it is a separate run."""
-        return self.entry.baseline
-
     @cached_property
     def architecture(self) -> Any:
         """The transformers configuration of its model; ConfigurationError if a hub id or a local folder gives none."""
@@ -95,9 +85,10 @@ class Cell:
     @property
     def of_baseline(self) -> dict[str, Any]:
         """The baseline's description in files; nothing if there is none."""
-        if self.baseline is None:
+        if self.entry.baseline is None:
             return {}
-        return {FILE_KEY: self.baseline.as_dict(), **of_files(self.baseline.as_dict())}
+        described = self.entry.baseline.as_dict()
+        return {FILE_KEY: described, **of_files(described)}
 
     @property
     def measures(self) -> dict[str, Any]:
@@ -109,10 +100,8 @@ class Cell:
     @property
     def of_code_files(self) -> dict[str, Any]:
         """`files`, the records of the decision layer's files, or nothing."""
-        baseline = None if self.baseline is None else self.baseline.as_dict()
-        return of_files(
-            {"decision": None if self.run.decision is None else self.run.decision.to_dict(), FILE_KEY: baseline}
-        )
+        decision = self.run.decision and self.run.decision.to_dict()
+        return of_files({"decision": decision, **self.of_baseline})
 
 
 def resolve(protocol: Protocol, context: Context, out: Path, entries: Sequence[Entry]) -> list[Cell]:
@@ -221,10 +210,10 @@ def check_runs(protocol: Protocol, cells: Sequence[Cell], context: Context) -> N
     for source in dict.fromkeys(needed):
         if source not in context.data.values():  # made from other results
             check_source(source)
-    _check_folders([cell for cell in cells if cell.baseline is None])
-    for cell in {(cell.entry.setting, cell.name): cell for cell in cells}.values():
-        if cell.baseline is not None and cell.baseline.convert is None:
-            _check_baseline(cell, cell.baseline)
+    _check_folders([cell for cell in cells if cell.entry.baseline is None])
+    for cell in {(cell.entry.setting, cell.entry.name): cell for cell in cells}.values():
+        if cell.entry.baseline is not None and cell.entry.baseline.convert is None:
+            _check_baseline(cell, cell.entry.baseline)
 
 
 def is_finished(cell: Cell) -> bool:

@@ -16,7 +16,6 @@ from threading import Thread
 from typing import Any
 
 import torch
-from torch import nn
 
 from codehead.boundaries import library_bars_hidden
 from codehead.config import ModelShape
@@ -27,6 +26,7 @@ from codehead.lab.protocols.resolve import Cell, check_data, check_runs, is_fini
 from codehead.lab.protocols.store import Context, Store, locate, prepare
 from codehead.lab.result import failure_path, result_path
 from codehead.training.config import RunConfig
+from codehead.training.folder import locked
 from codehead.training.model import default_device
 
 Report = Callable[[str, str], None]
@@ -78,7 +78,7 @@ def run_protocol(
     entries, context = protocol.plan(only), locate(protocol, place, variables)
     cells = resolve(protocol, context, out, entries)
     check_runs(protocol, cells, context)
-    with place.locked():
+    with locked(place.root):
         finished = {cell.key for cell in cells if is_finished(cell)}
         was_prepared = context.is_prepared
         prepare(protocol, context)
@@ -86,8 +86,10 @@ def run_protocol(
             cells = resolve(protocol, context, out, entries)
         run = _Run(protocol, out, context, jobs, report, callbacks)
         run.reuse([cell for cell in cells if cell.key in finished])
-        run.run_cells(run.with_backbones([cell for cell in cells if cell.key not in finished]))
-        run.time(cells)
+        left = [cell for cell in cells if cell.key not in finished]
+        run.train_backbones(left)
+        run.run_cells(left)
+        run.time()
     return run.outcome
 
 
@@ -111,24 +113,18 @@ class _Run:
             self.outcome.reused.append(cell.key)
             self.report(cell.key, "reused")
 
-    def with_backbones(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Train the backbones that the cells start from, each once; returns the cells whose backbone exists."""
-        backbones = {cell.backbone.name: cell.backbone for cell in cells if cell.backbone is not None}
-        trained = [backbone for backbone in backbones.values() if is_trained(backbone.run)]
-        for backbone in trained:
-            self.report(backbone.key, "reused")
-        missing = [backbone for backbone in backbones.values() if backbone not in trained]
-        done = self._do([self._task(backbone.key, partial(train_once, backbone.run)) for backbone in missing])
-        lost = {backbone.name for backbone in missing if backbone.key not in done}
-        for cell in cells:
-            if cell.entry.backbone in lost:
-                self._do_here(cell.key, partial(_refuse_without, cell.entry.backbone))
-        return [cell for cell in cells if cell.entry.backbone not in lost]
+    def train_backbones(self, cells: Sequence[Cell]) -> None:
+        """Train the backbones that the cells start from, each once."""
+        backbones = {cell.backbone.key: cell.backbone.run for cell in cells if cell.backbone is not None}
+        for key, run in backbones.items():
+            if is_trained(run):
+                self.report(key, "reused")
+        self._do({key: partial(train_once, run) for key, run in backbones.items() if not is_trained(run)})
 
     def run_cells(self, cells: Sequence[Cell]) -> None:
         """Train and measure the cells; then the baselines, once the runs whose heads they compress exist."""
-        self._run_some([cell for cell in cells if cell.baseline is None])
-        baselines = [cell for cell in cells if cell.baseline is not None]
+        self._run_some([cell for cell in cells if cell.entry.baseline is None])
+        baselines = [cell for cell in cells if cell.entry.baseline is not None]
         alone = [cell for cell in baselines if not is_trained(cell.run)]  # they train the run themselves
         self._run_some([cell for cell in baselines if cell not in alone])
         for cell in alone:
@@ -136,35 +132,25 @@ class _Run:
 
     def _run_some(self, cells: Sequence[Cell]) -> None:
         """Run cells that may run at the same time."""
-        tasks = [self._task(cell.key, partial(_write_cell, cell)) for cell in cells]
-        if tasks:
-            self.outcome.finished.extend(self._do(tasks))
+        self.outcome.finished.extend(self._do({cell.key: partial(_write_cell, cell) for cell in cells}))
 
-    def time(self, cells: Sequence[Cell]) -> None:
-        """Time every setting whose cells of the first seed all have a result, whether they are among `cells` or not."""
-        known = {cell.key: cell for cell in cells}
+    def time(self) -> None:
+        """Time every setting whose cells of the first seed all have a result, whether they were asked for or not."""
         for setting in self.protocol.settings if self.protocol.timing is not None else ():
             entries = timed_entries(self.protocol, setting)
             if all(result_path(self.out, entry.key).is_file() for entry in entries):
-                others = [entry for entry in entries if entry.key not in known]
-                known |= {cell.key: cell for cell in resolve(self.protocol, self.context, self.out, others)}
-                timed = [known[entry.key] for entry in entries]
+                timed = resolve(self.protocol, self.context, self.out, entries)
                 if all(is_finished(cell) for cell in timed):
-                    self._do_here(f"timing {setting}".strip(), partial(time_cells, timed))
+                    key = f"timing {setting}".strip()
+                    self._tell(key, fails(partial(time_cells, timed), failure_path(self.out, key)))
 
-    def _task(self, key: str, work: Callable[[Sequence[Any]], Any]) -> Task:
-        return Task(key, work, failure_path(self.out, key))
-
-    def _do(self, tasks: Sequence[Task]) -> list[str]:
+    def _do(self, tasks: Tasks) -> list[str]:
         """Run the tasks, in several processes if requested; returns the keys of those that did not fail."""
         done = []
-        for task, failed in run_tasks(tasks, self.jobs, self.callbacks):
-            self._tell(task.key, failed)
-            done += [] if failed else [task.key]
+        for key, failed in run_tasks(tasks, self.out, self.jobs, self.callbacks):
+            self._tell(key, failed)
+            done += [] if failed else [key]
         return done
-
-    def _do_here(self, key: str, work: Callable[[], Any]) -> None:
-        self._tell(key, fails(work, failure_path(self.out, key)))
 
     def _tell(self, key: str, failed: bool) -> None:
         self.outcome.failed.extend([key] if failed else [])
@@ -172,41 +158,31 @@ class _Run:
 
 
 def _write_cell(cell: Cell, callbacks: Sequence[Any]) -> None:
+    if cell.backbone is not None and not is_trained(cell.backbone.run):
+        name = cell.backbone.name
+        raise CodeheadError(f"it starts from the backbone {name!r}, which could not be trained; see its own traceback")
     run_cell(cell, callbacks).write(cell.result)
-
-
-def _refuse_without(backbone: str | None) -> None:
-    raise CodeheadError(f"it starts from the backbone {backbone!r}, which could not be trained; see its own traceback")
 
 
 # Tasks one after the other, or in separate processes; a failure affects only its own task.
 
 
 Callbacks = Callable[[str], list[Any]]
+Tasks = Mapping[str, Callable[[Sequence[Any]], Any]]
+"""Key → a module's function with its arguments (`functools.partial`), called with callbacks for the Trainer."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """Named work, in a form that can be sent to another process."""
-
-    key: str
-    work: Callable[[Sequence[Any]], Any]
-    """A module's function with its arguments (`functools.partial`), called with callbacks for the Trainer."""
-    failure: Path
-    """Where the traceback is kept if it fails."""
-
-
-def run_tasks(tasks: Sequence[Task], jobs: int, callbacks: Callbacks) -> Iterator[tuple[Task, bool]]:
-    """Run the tasks, up to `jobs` at the same time; yields each when it is done, with whether it failed.
+def run_tasks(tasks: Tasks, out: Path, jobs: int, callbacks: Callbacks) -> Iterator[tuple[str, bool]]:
+    """Run the tasks, up to `jobs` at the same time; yields the key of each when it is done, with whether it failed.
 
     `callbacks` returns those for a key; only without other processes. Raises CodeheadError if a process was killed.
     """
     jobs = min(jobs, len(tasks))
     if jobs > 1:
-        yield from _in_processes(tasks, jobs)
+        yield from _in_processes(tasks, out, jobs)
     else:
-        for task in tasks:
-            yield task, _run(task, callbacks(task.key))
+        for key, work in tasks.items():
+            yield key, fails(partial(work, callbacks(key)), failure_path(out, key))
 
 
 @library_bars_hidden()
@@ -222,15 +198,12 @@ def fails(work: Callable[[], Any], failure: Path) -> bool:
     return False
 
 
-def _run(task: Task, callbacks: Sequence[Any] = ()) -> bool:
-    return fails(partial(task.work, callbacks), task.failure)
-
-
-def _in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, bool]]:
-    threads = max(1, usable_cores() // jobs)
+def _in_processes(tasks: Tasks, out: Path, jobs: int) -> Iterator[tuple[str, bool]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // jobs)  # of the cores that this process may use
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=start, initargs=(threads,))
     try:
-        waiting = {pool.submit(_run, task): task for task in tasks}
+        waiting = {pool.submit(fails, partial(work, ()), failure_path(out, key)): key for key, work in tasks.items()}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
     except BrokenProcessPool:
@@ -240,11 +213,6 @@ def _in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, bool
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """The cores that this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(threads: int) -> None:
@@ -290,18 +258,17 @@ def plan_steps(
     context = locate(protocol, store, variables)
     cells = resolve(protocol, context, out, protocol.plan(only))
     check_runs(protocol, cells, context)
-    backbones = {cell.backbone.name: cell for cell in reversed(cells) if cell.backbone is not None}  # their first cells
-    steps: list[Step] = []
+    steps: dict[str, Step] = {}
     for cell in cells:
-        if cell.backbone is not None and backbones[cell.backbone.name] is cell:
-            run = cell.backbone.run
-            steps.append(Step(cell.backbone.key, _cost(run, cell), is_trained(run)))
-        has_result, trains = is_finished(cell), cell.baseline is None
+        if cell.backbone is not None and cell.backbone.key not in steps:
+            run, key = cell.backbone.run, cell.backbone.key
+            steps[key] = Step(key, _cost(run, cell), is_trained(run))
+        has_result, trains = is_finished(cell), cell.entry.baseline is None
         if has_result and context.is_prepared:
             check_data(cell)
         is_done = has_result or (trains and is_trained(cell.run))  # another protocol may have trained it
-        steps.append(Step(cell.key, _cost(cell.run, cell), is_done, trains))
-    return steps
+        steps[cell.key] = Step(cell.key, _cost(cell.run, cell), is_done, trains)
+    return list(steps.values())
 
 
 def _cost(run: RunConfig, cell: Cell) -> Cost | None:
@@ -380,8 +347,7 @@ def _parameters(architecture: Any) -> tuple[int, int, int]:
 
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(architecture)
-    embeddings = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
     head = model.get_output_embeddings().weight
-    is_tied = head is model.get_input_embeddings().weight
-    everything = sum(parameter.numel() for parameter in model.parameters()) + (head.numel() if is_tied else 0)
-    return everything, everything - embeddings - head.numel(), head.numel()
+    others = 0 if head is model.get_input_embeddings().weight else head.numel()
+    body = model.num_parameters(exclude_embeddings=True) - others
+    return model.num_parameters() - others + head.numel(), body, head.numel()

@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from codehead.lab.protocols.protocol import Protocol, expand
 from codehead.lab.result import canonical_json
 from codehead.training.config import RunConfig
 from codehead.training.data import Rows
-from codehead.training.folder import locked
 from codehead.training.provenance import file_record, file_records, named_files
 from codehead.training.sources import read_rows, texts_of
 
@@ -31,23 +29,13 @@ DIGITS = 12  # digits of the checksum in a folder's name
 
 
 class Store:
-    """A folder that several protocols may share: a run that two of them have in common is trained once."""
+    """A folder that several protocols may share: a run that two of them have in common is trained once.
+
+    Lock its `root` (`training.folder.locked`) before writing: one command at a time uses it.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().resolve()
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other command out of the store; the system releases the lock of a killed process.
-
-        Raises ConfigurationError if another command is in it.
-        """
-        with locked(self.root):
-            yield
-
-    def data_folder(self, fingerprint: Mapping[str, Any]) -> Path:
-        """The folder of documents and tokenizers that `fingerprint` describes."""
-        return self.root / f"data-{digest(fingerprint)}"
 
     def placed(self, values: Mapping[str, Any]) -> RunConfig:
         """The run of these values (fields of RunConfig without output_dir), validated and in its folder."""
@@ -61,8 +49,7 @@ class Store:
         the run that made them; data that a run does not read (its test data) does not count.
         """
         data = {key: value for key, value in values["data"].items() if key != "test"}
-        sources = [data["train"]] if isinstance(data["train"], str) else data["train"]
-        data["train"] = [file_record(source) for source in sources]
+        data["train"] = file_records(_train_sources(data))
         data["validation"] = file_record(data["validation"]) if data.get("validation") else None
         unset = {key for key in YOUNGER if values.get(key) is None}
         identity = {
@@ -156,7 +143,7 @@ def locate(protocol: Protocol, store: Store, variables: Mapping[str, str]) -> Co
     data = expand(protocol.base.get("data") or {}, variables)
     if not data.get("train"):
         raise ConfigurationError("base.data.train is missing; name the source of the training text")
-    folder = store.data_folder(_fingerprint(protocol, data))
+    folder = store.root / f"data-{digest(_fingerprint(protocol, data))}"
     files = {split: str(folder / f"{split}.jsonl") for split in SPLITS} if protocol.split is not None else {}
     tokenizers = {canonical_json(spec): str(folder / _tokenizer_name(spec)) for spec in specs}
     return Context(store, dict(variables), folder, files, tokenizers)

@@ -73,7 +73,7 @@ class Picture:
     title: str
     note: str
     panels: tuple[Panel, ...]
-    keys: tuple[Key, ...] = ()
+    keys: tuple[Key, ...]
 
     @property
     def alt(self) -> str:
@@ -108,9 +108,8 @@ def png(picture: Picture) -> bytes:
         )
         for axis in axes.flat[len(picture.panels) :]:
             axis.set_axis_off()
-        if picture.keys:
-            handles = [_handle(plt, key) for key in picture.keys]
-            figure.legend(handles=handles, loc="outside lower center", ncols=_columns(picture.keys, whole))
+        handles = [_handle(plt, key) for key in picture.keys]
+        figure.legend(handles=handles, loc="outside lower center", ncols=_columns(picture.keys, whole))
         for axis, panel in zip(axes.flat, picture.panels, strict=False):
             axis.set_title(panel.title)
             panel.draw(axis)
@@ -194,12 +193,11 @@ SIDES = (("left", 1.0), ("right", -1.0))
 STEP = 4.0  # points between the marks that keep labels off a line
 REACH = range(0, 145, 12)  # points above or below
 ASIDE = (GAP, 45.0, 80.0)  # points to a side
-PLACES = sorted(
-    [("center", 0.0, sign * dy) for dy in REACH[1:] for sign in (1.0, -1.0)]
-    + [(align, side * dx, sign * dy) for dx in ASIDE for dy in REACH for sign in (1.0, -1.0) for align, side in SIDES],
-    key=lambda place: hypot(place[1], place[2]),
-)
-"""Alignment and offset in points, the nearest first."""
+PLACES = [
+    *(("center", 0.0, sign * dy) for dy in REACH[1:] for sign in (1.0, -1.0)),
+    *((align, side * dx, sign * dy) for dx in ASIDE for dy in REACH for sign in (1.0, -1.0) for align, side in SIDES),
+]
+"""Alignment and offset in points."""
 
 Place = tuple[str, float, float]
 Boxes = list[tuple[float, float, float, float]]

@@ -38,47 +38,56 @@ class Evidence:
         return timing.metrics["cells"] if timing else {}
 
 
-def read_evidence(folder: str | Path) -> Evidence:
+def read_evidence(folder: str | Path, *, refuse_damaged: bool = False) -> Evidence:
     """Read every result file of a protocol's `results` folder and its timings.
 
     Raises:
         DataError: no file is intact, two protocols share the folder, or two files hold the same run.
+        CheckpointError: a file is damaged, which is to be refused.
     """
-    return _checked(_gathered(Path(folder)), folder)
+    folder = Path(folder)
+    damaged: list[Damaged] = []
+    results = _read(folder, sorted(folder.glob("*.json")), damaged, CONFIG_KEYS, METRIC_KEYS)
+    timings = _read(folder, sorted((folder / TIMING).glob("*.json")), damaged, set(), {"cells"})
+    if refuse_damaged and damaged:
+        raise CheckpointError(f"result {str(folder / damaged[0].name)!r} {damaged[0].reason}")
+    if not results:
+        names = ", ".join(file.name for file in damaged)
+        because = f"all are damaged: {names}; measure them again" if names else "run the protocol first"
+        if (folder / "config.json").exists():
+            because = "it holds a model; name the folder that codehead protocol run wrote"
+        raise DataError(f"no result files in {str(folder)!r} to report; {because}")
+    check_one_protocol(results)
+    return Evidence(results, {Path(name).stem: timing for name, timing in timings.items()}, tuple(damaged))
 
 
 def read_results(folder: str | Path) -> list[Result]:
-    """The results of a folder; no file may be damaged.
-
-    Raises DataError as `read_evidence` does, and CheckpointError for a damaged file.
-    """
-    evidence = _gathered(Path(folder))
-    for file in evidence.damaged:
-        raise CheckpointError(f"result {str(Path(folder) / file.name)!r} {file.reason}")
-    return list(_checked(evidence, folder).results.values())
+    """The results of a folder; raises as `read_evidence` does, also for a damaged file."""
+    return list(read_evidence(folder, refuse_damaged=True).results.values())
 
 
 def check_one_protocol(results: Mapping[str, Result]) -> None:
     """Refuse results that must not be averaged: two protocols, one run counted twice, a cell that was changed."""
     first_of: dict[str, str] = {}
+    for name, result in results.items():
+        first_of.setdefault(result.config["protocol"], name)
+    if len(first_of) > 1:
+        named = " and ".join(f"{protocol!r} ({name})" for protocol, name in first_of.items())
+        raise DataError(f"the folder holds results of several protocols: {named}; report each from its own folder")
     made_of: dict[tuple[str, str], tuple[str, Any]] = {}
     run_of: dict[tuple[str, str, int], str] = {}
     for name, result in results.items():
         config = result.config
-        first_of.setdefault(config["protocol"], name)
         run = (config["setting"], config["cell"], config["seed"])
-        if len(first_of) == 1 and run in run_of:
-            raise DataError(f"{run_of[run]!r} and {name!r} hold the same cell, setting and seed; remove one of them")
-        run_of[run] = name
+        twin = run_of.setdefault(run, name)
+        if twin != name:
+            raise DataError(f"{twin!r} and {name!r} hold the same cell, setting and seed; remove one of them")
         other, made = made_of.setdefault(run[:2], (name, _but_for_seeds(config)))
-        if len(first_of) == 1 and made != _but_for_seeds(config):
+        if made != _but_for_seeds(config):
             raise DataError(
                 f"{other!r} and {name!r} are of the same cell, but their runs differ in more than the seed: the "
                 "protocol was changed in between; remove the older ones, or run them again"
             )
-    if len(first_of) > 1:
-        named = " and ".join(f"{protocol!r} ({name})" for protocol, name in first_of.items())
-        raise DataError(f"the folder holds results of several protocols: {named}; report each from its own folder")
 
 
 def _but_for_seeds(config: Mapping[str, Any]) -> Any:
@@ -90,25 +99,6 @@ def _but_for_seeds(config: Mapping[str, Any]) -> Any:
         return {key: pruned(inner) for key, inner in value.items() if key != "seed"}
 
     return pruned({key: config.get(key) for key in ("run", FILE_KEY, "split", "answers")})
-
-
-def _gathered(folder: Path) -> Evidence:
-    """Every file of the folder and its timings, damaged or not."""
-    damaged: list[Damaged] = []
-    results = _read(folder, sorted(folder.glob("*.json")), damaged, CONFIG_KEYS, METRIC_KEYS)
-    timings = _read(folder, sorted((folder / TIMING).glob("*.json")), damaged, set(), {"cells"})
-    return Evidence(results, {Path(name).stem: timing for name, timing in timings.items()}, tuple(damaged))
-
-
-def _checked(evidence: Evidence, folder: str | Path) -> Evidence:
-    if not evidence.results:
-        names = ", ".join(file.name for file in evidence.damaged)
-        because = f"all are damaged: {names}; measure them again" if names else "run the protocol first"
-        if (Path(folder) / "config.json").exists():
-            because = "it holds a model; name the folder that codehead protocol run wrote"
-        raise DataError(f"no result files in {str(folder)!r} to report; {because}")
-    check_one_protocol(evidence.results)
-    return evidence
 
 
 def _read(
@@ -252,19 +242,13 @@ def _encoder(result: Result) -> str:
 
 
 def _timing(timing: Result, setting: str) -> str:
-    metrics = timing.metrics
-    told = [
-        f"{metrics[name]} {text}"
-        for name, text in (
-            ("prompts", "prompts"),
-            ("new_tokens", "new tokens each"),
-            ("batch_size", "at a time"),
-            ("repeats", "interleaved repeats"),
-        )
-        if metrics.get(name) is not None
-    ]
-    told += sorted({cell["dtype"] for cell in metrics["cells"].values() if "dtype" in cell})
-    return f"{setting}: {', '.join(told)}; {_machine(timing.provenance)}"
+    told = timing.metrics
+    work = (
+        f"{told['prompts']} prompts, {told['new_tokens']} new tokens each, {told['batch_size']} at a time, "
+        f"{told['repeats']} interleaved repeats"
+    )
+    dtypes = sorted({cell["dtype"] for cell in told["cells"].values() if "dtype" in cell})
+    return f"{setting}: {', '.join([work, *dtypes])}; {_machine(timing.provenance)}"
 
 
 def _counted(texts: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codehead.lab.reports.summary import Row, by_setting, setting_title
-from codehead.lab.reports.tables import ABSENT, Heading, Table, mean_of, node_loss, percent, timed
+from codehead.lab.reports.tables import ABSENT, Heading, Table, mean_node_loss, mean_of, percent, timed
 
 SOURCE = (
     "Agarwal, “Efficient Implementation of LLMs: an ECOC-based approach to reducing the vocabulary bottleneck”, 2024"
@@ -23,14 +23,14 @@ ENCODER = "roberta-large"
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row of a table. Values that the table lacks are None."""
+    """One row of a table. Scores that the table lacks are None."""
 
     design: str | None  # None: Softmax
     head: str = "mtl"
     bits: int = 0
     width: int = 512
-    parameters: int | None = None  # of the last layer
-    seconds: int | None = None  # of inference on one evaluation set
+    parameters: int = 0  # of the last layer; 0 where the table does not say
+    seconds: int = 0  # of inference on one evaluation set; 0 where the table does not say
     loss: float | None = None  # final mean training loss per node
     precision: float | None = None  # BERTScore
     recall: float | None = None
@@ -139,37 +139,30 @@ def matching(wanted: PaperRow, paper: PaperTable, ours: Sequence[Row]) -> Row | 
     if wanted.design is None:
         return next((row for row in ours if row.decision is None), None)
     alike = [row for row in ours if _is_alike(wanted, row)]
-    if wanted.head != "mtl":
-        return alike[0] if alike else None
+    if wanted.design != "minimal":
+        alike = [row for row in alike if _bits(row) == wanted.bits]
     theirs = sorted({row.width for row in paper.rows if (row.design, row.head) == (wanted.design, wanted.head)})
     widths = sorted({row.decision["width"] for row in alike if row.decision})
-    if not widths:
-        return None
-    place = theirs.index(wanted.width)
-    if len(theirs) == 1:
-        place = len(widths) // 2
-    chosen = widths[place] if place < len(widths) else None
-    return next((row for row in alike if row.decision and row.decision["width"] == chosen), None)
+    place = len(widths) // 2 if len(theirs) == 1 else theirs.index(wanted.width)
+    chosen = widths[place : place + 1]  # empty if ours are fewer
+    return next((row for row in alike if row.decision and row.decision["width"] in chosen), None)
 
 
 def _is_alike(wanted: PaperRow, row: Row) -> bool:
-    decision = row.decision
-    if decision is None or decision["loss"] != "bitwise":
-        return False
-    same_length = wanted.design == "minimal" or decision["bits"] == wanted.bits
-    return (decision["design"], decision["head"]) == (wanted.design, wanted.head) and same_length
+    """Whether design and kind of head are the same, and the loss is the paper's."""
+    decision = row.decision or {}
+    found = tuple(decision.get(key) for key in ("design", "head", "loss"))
+    return found == (wanted.design, wanted.head, "bitwise")
+
+
+def _bits(row: Row) -> int | None:
+    return row.decision["bits"] if row.decision else None
 
 
 def _of_backbone(wanted: PaperRow, rows: Sequence[Row]) -> Row | None:
     """Our MinRandom MTL head on a backbone of the same family: with the same n, or the only one there is."""
-    heads = [
-        row
-        for row in rows
-        if FAMILY_OF[wanted.backbone] in row.setting.lower()
-        and row.decision
-        and (row.decision["design"], row.decision["head"], row.decision["loss"]) == ("minrandom", "mtl", "bitwise")
-    ]
-    same = [row for row in heads if row.decision and row.decision["bits"] == wanted.bits]
+    heads = [row for row in rows if FAMILY_OF[wanted.backbone] in row.setting.lower() and _is_alike(wanted, row)]
+    same = [row for row in heads if _bits(row) == wanted.bits]
     return same[0] if same else heads[0] if len(heads) == 1 else None
 
 
@@ -181,7 +174,6 @@ def _sizes(paper: PaperTable, pairs: Sequence[Pair], setting: str) -> Table:
     ours = ("Configuration", *theirs)
     lines = []
     for wanted, row in pairs:
-        assert wanted.parameters and wanted.seconds and softmax.parameters and softmax.seconds
         minutes, seconds = divmod(wanted.seconds, 60)
         lines.append(
             (
@@ -235,7 +227,7 @@ def _scores(paper: PaperTable, pairs: Sequence[Pair], setting: str, encoder: str
 def _our_scores(row: Row, metric: str, best: float) -> tuple[str, ...]:
     """Means only, as in the paper; their intervals are in the full table."""
     share = percent(row.values[metric].mean / best) if metric in row.values and best else ABSENT
-    loss = node_loss(row).split(" ±")[0]
+    loss = mean_node_loss(row)
     if metric == "top1":
         return loss, mean_of(row, "top1", percent), share
     scores = tuple(mean_of(row, score, "{:.4f}".format) for score in ("precision", "recall", "f1"))

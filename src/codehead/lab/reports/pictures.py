@@ -32,6 +32,7 @@ from codehead.lab.reports.summary import (
     Row,
     by_setting,
     family_of,
+    grouped,
     label_of,
     setting_size,
     setting_title,
@@ -172,10 +173,7 @@ def _draw_frontier(axis: Any, rows: Sequence[Row], metric: str) -> None:
 def _best_of_each_budget(rows: Sequence[Row], metric: str) -> list[tuple[float, float]]:
     """Share of bytes and value of the best row of every budget, by rising share."""
     better = min if metric == "perplexity_ratio" else max
-    budgets: dict[float, list[Row]] = {}
-    for row in rows:
-        budgets.setdefault(_budget(row), []).append(row)
-    best = [better(some, key=lambda row: row.values[metric].mean) for some in budgets.values()]
+    best = [better(some, key=lambda row: row.values[metric].mean) for some in grouped(rows, _budget).values()]
     return sorted((_share(row), row.values[metric].mean) for row in best)
 
 
@@ -226,17 +224,14 @@ def _short(row: Row) -> str:
 
 def all_curves(results: Iterable[Result]) -> list[Picture]:
     """The curves of every setting."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result.config["setting"], []).append(result)
+    groups = grouped(results, lambda result: str(result.config["setting"]))
     return [_curves(setting, groups[setting]) for setting in sorted(groups, key=setting_size)]
 
 
 def _curves(setting: str, results: Sequence[Result]) -> Picture:
-    groups: dict[str, list[Result]] = {}
-    for result in sorted(results, key=_by_size):
-        if result.metrics.get(FILE_KEY) is None:  # those were not trained
-            groups.setdefault(label_of(result), []).append(result)
+    trained = [result for result in sorted(results, key=_by_size) if result.metrics.get(FILE_KEY) is None]
+    groups = grouped(trained, label_of)
+    bitwise = {label for label, group in groups.items() if family_of(group[0]) not in OVER_TOKENS}
     keys = _curve_keys(groups)
     kinds = {
         "Mean training loss per node": ("nats per node and token", True),
@@ -244,7 +239,7 @@ def _curves(setting: str, results: Sequence[Result]) -> Picture:
     }
     panels = []
     for title, (unit, is_bitwise) in kinds.items():
-        lines = [(keys[label], group) for label, group in groups.items() if _is_bitwise(group[0]) is is_bitwise]
+        lines = [(keys[label], group) for label, group in groups.items() if (label in bitwise) is is_bitwise]
         if lines:
             alt = _told(f"{title} of {len(lines)} heads during training", setting_title(setting))
             panels.append(Panel(title, alt, partial(_draw_curves, lines=lines, unit=unit)))
@@ -255,10 +250,6 @@ def _curves(setting: str, results: Sequence[Result]) -> Picture:
 
 def _by_size(result: Result) -> tuple[bool, int]:
     return result.metrics["decision"] is not None, result.metrics["size"]["head_parameters"]
-
-
-def _is_bitwise(result: Result) -> bool:
-    return family_of(result) not in OVER_TOKENS
 
 
 def _curve_keys(labels: Iterable[str]) -> dict[str, Key]:
@@ -322,31 +313,22 @@ def _along(
     series_of: Callable[[str, Mapping[str, Any]], str | None],
 ) -> Picture | None:
     """Metrics along a property of the head, all else equal; None without two points in a series."""
-    found = {setting: _series(group, axis_key, series_of) for setting, group in by_setting(rows).items()}
-    names = dict.fromkeys(one for series in found.values() for one in series)
-    keys = {
-        one: Key(one, PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)], "-")
-        for number, one in enumerate(names)
-    }
+    keys: dict[str, Key] = {}
     panels = []
-    for setting, series in found.items():
+    for setting, group in by_setting(rows).items():
+        series = _series(group, axis_key, series_of)
+        for one in series:
+            look_of = PALETTE[len(keys) % len(PALETTE)], MARKERS[len(keys) % len(MARKERS)]
+            keys.setdefault(one, Key(one, *look_of, "-"))
         for metric, (metric_title, metric_name) in METRICS.items():
             measured = {one: line for one, line in series.items() if all(metric in row.values for _, row in line)}
             if not measured:
                 continue
-            references = [
-                row.values[metric].mean
-                for row in rows
-                if row.is_reference and row.setting == setting and metric in row.values
-            ]
             lines = [(keys[one], [(at, row.values[metric]) for at, row in line]) for one, line in measured.items()]
-            panels.append(
-                Panel(
-                    _told(setting_title(setting), metric_title),
-                    f"{metric_name} against {unit} for {', '.join(measured)}; the values are in the table",
-                    partial(_draw_series, lines=lines, metric=metric, unit=unit, references=references),
-                )
-            )
+            references = [row.values[metric].mean for row in group if row.is_reference and metric in row.values]
+            draw = partial(_draw_series, lines=lines, metric=metric, unit=unit, references=references)
+            alt = f"{metric_name} against {unit} for {', '.join(measured)}; the values are in the table"
+            panels.append(Panel(_told(setting_title(setting), metric_title), alt, draw))
     softmax = Key("Softmax", INK, line=SOFTMAX_DASH)
     note = f"All else equal along a line. {NOTE}"
     return Picture(name, title, note, tuple(panels), (softmax, *keys.values())) if panels else None
@@ -359,7 +341,7 @@ def _series(
     lines: dict[str, list[tuple[int, Row]]] = {}
     for row in rows:
         name = series_of(row.label, row.decision) if row.decision else None
-        if name is not None and row.decision:
+        if name and row.decision:
             loss = row.decision["loss"]
             name += "" if loss == "bitwise" else f", {loss} loss"
             lines.setdefault(name, []).append((int(row.decision[axis_key]), row))

@@ -14,7 +14,7 @@ from codehead.lab.reports.drawing import Picture, png
 from codehead.lab.reports.evidence import Damaged, encoders, files, origin, read_evidence
 from codehead.lab.reports.paper import SOURCE, SOURCE_ADDRESS, TABLES, compare
 from codehead.lab.reports.pictures import pictures
-from codehead.lab.reports.summary import Estimate, Row, by_setting, label_of, setting_size, setting_title, summarise
+from codehead.lab.reports.summary import Estimate, Row, by_setting, grouped, label_of, setting_title, summarise
 from codehead.lab.reports.tables import Table, decoder_tables, markdown, percent, table_of
 from codehead.lab.result import Result
 
@@ -64,33 +64,24 @@ def compose(folder: str | Path) -> Report:
     """The whole content of a folder's result files; raises DataError as `read_evidence` does."""
     evidence = read_evidence(folder)
     results, rows = list(evidence.results.values()), summarise(evidence)
-    config = results[0].config
-    number = config.get("paper")
+    newest = max(results, key=lambda result: str(result.provenance.get("started_at", "")))  # seeds may be added later
+    number = results[0].config.get("paper")
     return Report(
-        title=config["protocol"],
+        title=results[0].config["protocol"],
         subtitle=f"Protocol {number} of the paper: {TABLES[number].title}" if number else "Heads compared",
-        description=(_newest(results).config.get("description") or "").strip(),
+        description=(newest.config.get("description") or "").strip(),
         findings=tuple(findings(rows)),
         damaged=evidence.damaged,
         comparisons=tuple(compare(number, rows, *encoders(results))) if number else (),
-        tables=tuple(_tables(rows)),
+        tables=(
+            *(table_of(group, setting_title(setting) or "All heads") for setting, group in by_setting(rows).items()),
+            *decoder_tables(rows),
+        ),
         pictures=tuple(pictures(rows, results)),
         samples=tuple(samples(results, rows)),
         origin=tuple(origin(evidence)),
         files=tuple(files(evidence)),
     )
-
-
-def _newest(results: Sequence[Result]) -> Result:
-    """The latest result: a protocol's description may change as seeds are added."""
-    return max(results, key=lambda result: str(result.provenance.get("started_at", "")))
-
-
-def _tables(rows: Sequence[Row]) -> list[Table]:
-    return [
-        *(table_of(group, setting_title(setting) or "All heads") for setting, group in by_setting(rows).items()),
-        *decoder_tables(rows),
-    ]
 
 
 @dataclass(frozen=True)
@@ -163,20 +154,17 @@ def _sentence(budget: float, unit: str, metrics: Sequence[str], best: Row, withi
     if len(within) == 1:
         return f"With {size} of Softmax’s {unit}, {best.name} reaches {reached}."
     rivals = {
-        row.name: None
+        row.name
         for metric in metrics
         for row in within
         if row is not best and metric in row.values and _overlap(row.values[metric], best.values[metric])
     }
-    doubt = f"; the interval of {_listed(list(rivals))} overlaps" if rivals else ""
+    some = min(rivals) if len(rivals) == 1 else f"{len(rivals)} others"
+    doubt = f"; the interval of {some} overlaps" if rivals else ""
     return (
         f"Of the {len(within)} heads with at most {budget:.0%} of Softmax’s {unit}, {best.name} ({size}) keeps "
         f"most: {reached}{doubt}."
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} others"
 
 
 def _overlap(one: Estimate, other: Estimate) -> bool:
@@ -230,19 +218,12 @@ class Sample:
 def samples(results: Sequence[Result], rows: Sequence[Row]) -> list[Sample]:
     """The prompts that all heads of one setting were given, with their answers at the smallest seed."""
     order = {(row.setting, row.cell): number for number, row in enumerate(rows)}
+    answered = [result for result in results if (result.metrics.get("answers") or {}).get("samples")]
+    answered.sort(key=lambda result: order[result.config["setting"], result.config["cell"]])
     found = []
-    for setting in sorted({result.config["setting"] for result in results}, key=setting_size):
-        with_answers = [
-            result
-            for result in results
-            if result.config["setting"] == setting and (result.metrics.get("answers") or {}).get("samples")
-        ]
-        seed = min((result.config["seed"] for result in with_answers), default=None)
-        group = sorted(
-            (result for result in with_answers if result.config["seed"] == seed),
-            key=lambda result: order[setting, result.config["cell"]],
-        )
-        found += _of_group(setting, group)
+    for setting, group in grouped(answered, lambda result: str(result.config["setting"])).items():
+        seed = min(result.config["seed"] for result in group)
+        found += _of_group(setting, [result for result in group if result.config["seed"] == seed])
     return found
 
 
@@ -263,8 +244,6 @@ def harmless(text: str, limit: int = ANSWER_LENGTH) -> str:
 
 
 def _of_group(setting: str, group: Sequence[Result]) -> list[Sample]:
-    if not group:
-        return []
     answers = [
         {sample["prompt"]: sample["answer"] for sample in result.metrics["answers"]["samples"]} for result in group
     ]

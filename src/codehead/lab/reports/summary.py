@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 from codehead.codes import DESIGNS
 from codehead.config.decision import design_name
 from codehead.lab.reports.evidence import Evidence
 from codehead.lab.result import Result
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 # The names of results in tables and pictures, and which of them share a colour.
 
@@ -30,23 +33,22 @@ def label_of(result: Result) -> str:
         return _label_of_peer(peer)
     if decision is None:
         return "Softmax"
-    asked = _asked(result)
-    return ", ".join([_label_of_code(decision, asked), *_weights(decision), *_told(result)])
+    weights = [f"int{decision.get('rounded_bits', 8)}"] if decision.get("rounded") else []
+    return ", ".join([_label_of_code(decision, _asked(result, "decision")), *weights, *_told(result)])
 
 
-def _weights(decision: Mapping[str, Any]) -> list[str]:
-    return [f"int{decision.get('rounded_bits', 8)}"] if decision.get("rounded") else []
+def _asked(result: Result, key: str) -> Mapping[str, Any]:
+    """The block `decision` or `distil` of the conversion or the run that made a decision layer; empty if it has none.
 
-
-def _asked(result: Result) -> Mapping[str, Any]:
-    """The keywords of a decision layer, of a run or a conversion."""
-    convert = (result.config.get("peer") or {}).get("convert")
-    return ((result.config.get("run") if convert is None else convert) or {}).get("decision") or {}
+    `distil` are the options for learning from a Softmax head, in a conversion or before training.
+    """
+    peer, run = result.metrics.get("peer"), result.config.get("run")
+    return ((run if peer is None else peer.get("convert")) or {}).get(key) or {}
 
 
 def _told(result: Result) -> list[str]:
     """A word or two on how a decision layer learnt from a Softmax head; empty for a plain conversion."""
-    distil = _distillation(result)
+    distil = _asked(result, "distil")
     weight = distil.get("label_weight", 0)
     words = {
         "backbone too": backbone_steps(distil),
@@ -62,18 +64,12 @@ def _way(result: Result) -> str:
     "converted" with a frozen backbone, "labelled" with the text's own tokens, "joint" with the backbone, to replace a
     trained head; "trained" if followed by training.
     """
-    distil = _distillation(result)
+    distil = _asked(result, "distil")
     if not distil:
         return ""
     if result.metrics.get("peer") is None:
         return "trained"
     return "joint" if backbone_steps(distil) else "labelled" if distil.get("label_weight") else "converted"
-
-
-def _distillation(result: Result) -> Mapping[str, Any]:
-    """The options for learning from a Softmax head, in a conversion or before training; empty if there are none."""
-    peer, run = result.metrics.get("peer"), result.config.get("run") or {}
-    return (run if peer is None else peer.get("convert") or {}).get("distil") or {}
 
 
 def backbone_steps(distil: Mapping[str, Any]) -> int:
@@ -209,9 +205,7 @@ class Row:
 def summarise(results: Iterable[Result] | Evidence) -> list[Row]:
     """Rows in order of setting and of size, the reference first; with times if there is evidence of them."""
     evidence = results if isinstance(results, Evidence) else Evidence(dict(enumerate(results)))
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in evidence.results.values():
-        groups.setdefault((result.config["setting"], result.config["cell"]), []).append(result)
+    groups = grouped(evidence.results.values(), lambda result: (result.config["setting"], result.config["cell"]))
     rows = []
     for (setting, cell), group in groups.items():
         references = groups.get((setting, group[0].config["reference"]), [])
@@ -226,9 +220,14 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 def by_setting(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """The rows of every setting, in their order."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.setting, []).append(row)
+    return grouped(rows, lambda row: row.setting)
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items of every key, in their order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 
@@ -306,8 +305,8 @@ def _by_decoder(group: Sequence[Result], whole: Mapping[int, Mapping[str, Any]])
                 _ratio(value, whole.get(result.config["seed"], {}).get("top1"))
                 for value, result in zip(top1, group, strict=True)
             ]
-            columns = {"top1": top1, **({} if None in shares else {"share": shares})}
-            found[name] = {key: Estimate.of(column) for key, column in columns.items()}
+            columns = {"top1": top1, "share": shares}
+            found[name] = {key: Estimate.of(column) for key, column in columns.items() if None not in column}
     return found
 
 

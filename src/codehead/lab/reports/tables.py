@@ -68,20 +68,15 @@ class Column:
     brief: Callable[[Row], str] | None = None  # the text for a terminal, if it is another
 
 
-def columns(rows: Sequence[Row], room: int = DOCUMENT) -> list[Column]:
-    """The columns that fit and that at least one row fills."""
-    return [
-        column for column in _usual(rows) if column.room <= room and any(column.text(row) != ABSENT for row in rows)
-    ]
-
-
 def table_of(rows: Sequence[Row], caption: str = "", room: int = REPORT) -> Table:
-    """The rows of one setting as a table."""
-    shown = columns(rows, room)
+    """The rows of one setting as a table: the columns that fit and that at least one row fills."""
+    fitting = [column for column in _usual(rows) if column.room <= room]
+    shown = [column for column in fitting if any(column.text(row) != ABSENT for row in rows)]
+    texts = [column.brief if column.brief and room == TERMINAL else column.text for column in shown]
     return Table(
         caption,
         tuple(Heading(column.heading, column.group, column.is_text) for column in shown),
-        tuple(tuple(column.text(row) for column in shown) for row in rows),
+        tuple(tuple(text(row) for text in texts) for row in rows),
         frozenset(number for number, row in enumerate(rows) if row.is_reference),
         tuple((row.name, row.label) for row in rows if row.name != row.label),
     )
@@ -113,21 +108,18 @@ def rich_table(rows: Sequence[Row], title: str = "") -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
 
-    shown = columns(rows, TERMINAL)
+    told = table_of(rows, title, TERMINAL)
     table = RichTable(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.title_justify, table.title_style = "left", "bold"
-    for column in shown:
-        table.add_column(
-            column.heading,
-            justify="left" if column.is_text else "right",
-            no_wrap=not column.is_text,
-            min_width=LABEL_WIDTH if column.is_text else None,
-        )
-    for row in rows:
-        texts = ((column.brief or column.text)(row) for column in shown)
-        table.add_row(*texts, style="bold" if row.is_reference else None)
-    named = [f"{row.name}: {row.label}" for row in rows if row.name != row.label]
-    table.caption, table.caption_justify = "\n".join(named) or None, "left"
+    for heading in told.headings:
+        if heading.is_text:
+            table.add_column(heading.text, min_width=LABEL_WIDTH)
+        else:
+            table.add_column(heading.text, justify="right", no_wrap=True)
+    for number, texts in enumerate(told.rows):
+        table.add_row(*texts, style="bold" if number in told.strong else None)
+    table.caption = "\n".join(f"{name}: {label}" for name, label in told.names) or None
+    table.caption_justify = "left"
     return table
 
 
@@ -160,14 +152,18 @@ def node_loss(row: Row) -> str:
     return number(row.values.get("train_loss"), 4) if is_bitwise else ABSENT
 
 
-def timed(row: Row, name: str, unit: str = "") -> str:
-    """The median of a measurement with three digits: `1.24 s`."""
-    time = row.times.get(name)
-    return ABSENT if time is None else f"{_three_digits(time)}{unit}"
-
-
-def _loss_without_interval(row: Row) -> str:
+def mean_node_loss(row: Row) -> str:
+    """The same without its interval over seeds."""
     return node_loss(row).split(" ±")[0]
+
+
+def timed(row: Row, name: str, unit: str = "") -> str:
+    """The median of a measurement with three digits: `0.123 s`, `1.23 s`, `12.3 s`, `1,234 s`."""
+    time = row.times.get(name)
+    if time is None:
+        return ABSENT
+    digits = 0 if time >= 100 else 1 if time >= 10 else 2 if time >= 1 else 3
+    return f"{time:,.{digits}f}{unit}"
 
 
 def _usual(rows: Sequence[Row]) -> list[Column]:
@@ -185,7 +181,7 @@ def _usual(rows: Sequence[Row]) -> list[Column]:
         ),
         Column("Resident", _bytes, "Size of the head", REPORT),
         Column("Bytes", lambda row: percent(row.byte_share), "Size of the head"),
-        Column("Loss/node", node_loss, "Training", DOCUMENT if scored else TERMINAL, brief=_loss_without_interval),
+        Column("Loss/node", node_loss, "Training", DOCUMENT if scored else TERMINAL, brief=mean_node_loss),
         Column("Top-1", _percent("top1"), "Next token, test split", brief=lambda row: mean_of(row, "top1", percent)),
         Column("of Softmax", _percent("share"), "Next token, test split"),
         Column("Top-5", _percent("top5"), "Next token, test split", DOCUMENT),
@@ -220,12 +216,6 @@ def _bytes(row: Row) -> str:
     return ABSENT if row.bytes_resident is None else f"{row.bytes_resident:,}"
 
 
-def _three_digits(value: float) -> str:
-    """`0.123`, `1.23`, `12.3`, `1,234`."""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
-    return f"{value:,.{digits}f}"
-
-
 # The best decoder for each code: top-1 accuracy of the same outputs under different decoders.
 
 
@@ -234,26 +224,18 @@ GROUPS = {"share": "Top-1, of Softmax", "top1": "Top-1"}
 
 def decoder_tables(rows: Sequence[Row]) -> list[Table]:
     """A table per setting in which codes were tried with several decoders; the best code comes first."""
-    tables = []
-    for setting, group in by_setting(rows).items():
-        shown = [row for row in group if row.decoders]
-        if shown:
-            tables.append(_table(shown, ", ".join(part for part in (setting_title(setting), "Decoders") if part)))
-    return tables
+    decoded = by_setting(row for row in rows if row.decoders)
+    captions = {setting: f"{setting_title(setting)}, Decoders" if setting else "Decoders" for setting in decoded}
+    return [_decoder_table(group, captions[setting]) for setting, group in decoded.items()]
 
 
-def _table(rows: Sequence[Row], caption: str) -> Table:
+def _decoder_table(rows: Sequence[Row], caption: str) -> Table:
     metric = "share" if all("share" in found for row in rows for found in row.decoders.values()) else "top1"
     names = list(dict.fromkeys(name for row in rows for name in row.decoders))
     ordered = sorted(rows, key=lambda row: -max(found[metric].mean for found in row.decoders.values()))
     headings = [Heading("Head", is_text=True), *(Heading(name.replace("_", " "), GROUPS[metric]) for name in names)]
-    texts = [(row.name, *(_text(row, name, metric) for name in names)) for row in ordered]
+    texts = [(row.name, *(percent(row.decoders.get(name, {}).get(metric)) for name in names)) for row in ordered]
     return Table(caption, tuple(headings), tuple(texts))
-
-
-def _text(row: Row, decoder: str, metric: str) -> str:
-    found = row.decoders.get(decoder)
-    return ABSENT if found is None else percent(found[metric])
 
 
 # Keeps tables in documents in step with their result files.
