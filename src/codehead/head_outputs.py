@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -16,10 +15,11 @@ from codehead.heads.chain import Chain, best_tokens
 from codehead.losses import LOSSES, Loss, codeword, of_nodes
 
 
-class HeadOutputs(ABC):
-    """Derives bits, the loss, and the scores and order of tokens from the outputs `(…, num_outputs)` of a head.
+class HeadOutputs:
+    """n bit logits; with the one_vs_all code, token logits. The base of all other outputs `(…, num_outputs)` of a head.
 
-    A view of a decision layer's modules, made anew whenever it is needed, since libraries (PEFT) replace modules.
+    Derives bits, the loss, and the scores and order of tokens. A view of a decision layer's modules, made anew whenever
+    it is needed, since libraries (PEFT) replace modules.
     """
 
     losses: ClassVar[tuple[str, ...]] = ()
@@ -33,11 +33,10 @@ class HeadOutputs(ABC):
         self.table = table
 
     @property
-    @abstractmethod
     def num_outputs(self) -> int:
         """The number of outputs that the head must have."""
+        return self.table.length
 
-    @abstractmethod
     def check(self) -> None:
         """Raise a ConfigurationError if the code does not suit such outputs."""
 
@@ -53,51 +52,24 @@ class HeadOutputs(ABC):
         if cls.decoders and name not in cls.decoders:
             raise ConfigurationError(f"decoder={name!r} {cls.no_decoder}; choose decoder={cls.decoders[0]!r}")
 
-    @abstractmethod
     def bit_logits(self, outputs: Tensor) -> Tensor:
         """The bit logits `(…, n)`, if they depend on the outputs alone."""
+        return outputs
 
     def nodes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Bit logits `(…, n)` and their target symbols for labels `(…)`; 0 where there is nothing to predict."""
         return self.bit_logits(outputs), self.table.lookup(labels)
 
-    @abstractmethod
     def loss(self, name: str, outputs: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Loss:
         """The loss called `name`; labels of −100 are ignored."""
-
-    @abstractmethod
-    def scores(self, outputs: Tensor) -> Tensor:
-        """Token scores `(…, V)`, whose softmax is the codeword posterior."""
-
-    def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
-        """The k best tokens under a decoder."""
-        require_real("bit logits", outputs)
-        refuse_non_finite(outputs)
-        scores = self.scores(roomy(outputs))
-        ids = top_k(scores, k, ties)
-        return Decoded(ids, narrowed(scores.gather(-1, ids), wide(outputs[..., :0]).dtype, shifted=True))
-
-
-class IndependentBits(HeadOutputs):
-    """n bit logits; with the one_vs_all code, token logits."""
-
-    @property
-    def num_outputs(self) -> int:
-        return self.table.length
-
-    def check(self) -> None:
-        """Every code is suitable."""
-
-    def bit_logits(self, outputs: Tensor) -> Tensor:
-        return outputs
-
-    def loss(self, name: str, outputs: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Loss:
         return LOSSES.get(name)(outputs, labels, self.table, num_items)
 
     def scores(self, outputs: Tensor) -> Tensor:
+        """Token scores `(…, V)`, whose softmax is the codeword posterior."""
         return outputs if self.table.is_implicit else posterior_scores(outputs, self.table)
 
     def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
+        """The k best tokens under a decoder."""
         return decode(outputs, self.table, decoder=decoder, k=k, ties=ties, weights=weights)
 
 
@@ -147,11 +119,17 @@ class CorrectedBits(HeadOutputs):
 
     def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:
         found = scanned("auto", outputs, self.table, decoder, k, ties, self.corrections)
-        return super().decode(outputs, k, ties, decoder, weights) if found is None else found
+        if found is not None:
+            return found
+        require_real("bit logits", outputs)
+        refuse_non_finite(outputs)
+        scores = self.scores(roomy(outputs))
+        ids = top_k(scores, k, ties)
+        return Decoded(ids, narrowed(scores.gather(-1, ids), wide(outputs[..., :0]).dtype, shifted=True))
 
 
 @final
-class Tokens(IndependentBits):
+class Tokens(HeadOutputs):
     """Log-probabilities of all tokens, which no loss and no decoder can read as bits."""
 
     losses = ("codeword",)

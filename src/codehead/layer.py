@@ -15,7 +15,7 @@ from codehead.decoding.decoders import empty_weights
 from codehead.decoding.extras import Corrections
 from codehead.decoding.scan import Choice, choose
 from codehead.errors import ConfigurationError
-from codehead.head_outputs import ChainedBits, CorrectedBits, HeadOutputs, IndependentBits, Tokens
+from codehead.head_outputs import ChainedBits, CorrectedBits, HeadOutputs, Tokens
 from codehead.heads.chain import Chain
 from codehead.heads.feedforward import gives_log_probabilities
 from codehead.losses import IGNORE, LOSSES
@@ -85,7 +85,7 @@ class Decision(nn.Module):
             return CorrectedBits(self.table, self.corrections)
         if self.log_probabilities:
             return Tokens(self.table)
-        return IndependentBits(self.table)
+        return HeadOutputs(self.table)
 
     def _checked_outputs(self) -> HeadOutputs:
         self.check_integers()
@@ -290,10 +290,7 @@ class DecisionLayer(nn.Module):
         chain, log_probabilities = Chain.of(head), gives_log_probabilities(head)
         self.decision = Decision(codebook, loss, decoder, corrections, chain, log_probabilities)
         self.head = head
-        self._check_head()
-
-    def _check_head(self) -> None:
-        outputs = getattr(self.head, "out_features", getattr(self.head, "num_bits", None))
+        outputs = getattr(head, "out_features", getattr(head, "num_bits", None))
         if outputs is not None and outputs != self.decision.num_outputs:
             raise ConfigurationError(
                 f"the head gives {outputs} outputs but the decision layer reads {self.decision.num_outputs}; build the "

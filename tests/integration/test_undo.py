@@ -10,7 +10,7 @@ from architectures import make
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import codehead
-from codehead.models.guards import all_or_nothing, unchanged_by_failure
+from codehead.models.guards import all_or_nothing
 
 FAIL_IN = ("codehead", "transformers.modeling_utils", "transformers.configuration_utils", "torch.nn.utils.parametrize")
 """Modules whose functions fail when they are called."""
@@ -113,8 +113,12 @@ def test_a_failure_puts_classes_parameters_and_configurations_back():
     assert model.lm_head.weight is model.model.embed_tokens.weight is weight
 
 
+@all_or_nothing
+def completed(model):
+    model.config.vocab_size = 7
+
+
 def test_success_keeps_the_changes():
     model = make("llama")
-    with unchanged_by_failure(model):
-        model.config.vocab_size = 7
+    completed(model)
     assert model.config.vocab_size == 7

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,15 +41,11 @@ Progress = Callable[[int, int], None]
 class Calibrated:
     """Scales of bit logits, and their effect on the tokens that they were fitted to."""
 
-    scales: tuple[float, ...]
+    scales: list[float]
     """One per bit, or a single one for all."""
     tokens: int
     perplexity_before: float
     perplexity_after: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The values as plain JSON."""
-        return {**asdict(self), "scales": list(self.scales)}
 
 
 def calibrate(
@@ -79,13 +75,13 @@ def calibrate(
     """
     check_calibration(model, per_bit)
     found = fit_scales(model.decision, outputs, labels, per_bit=per_bit, progress=progress)  # type: ignore[arg-type]
-    fold_scales(model, found)
+    fold_scales(model, found.scales)
     return found
 
 
-def fold_scales(model: nn.Module, found: Calibrated) -> None:
+def fold_scales(model: nn.Module, scales: list[float]) -> None:
     """Put scales into the head of a coded model, or of a `DecisionLayer`, in place."""
-    scale_outputs(_head(model), torch.tensor(found.scales, dtype=torch.float64))
+    scale_outputs(_head(model), torch.tensor(scales, dtype=torch.float64))
 
 
 def check_calibration(model: nn.Module, per_bit: bool) -> None:
@@ -131,8 +127,7 @@ def fit_scales(
     before = objective.first
     if per_bit:
         log_scales = _minimised(objective, log_scales.expand(decision.table.length))
-    scales = tuple(log_scales.exp().tolist())
-    return Calibrated(scales, len(labels), _perplexity(before), _perplexity(objective.least))
+    return Calibrated(log_scales.exp().tolist(), len(labels), _perplexity(before), _perplexity(objective.least))
 
 
 def text_outputs(

@@ -27,7 +27,7 @@ LOAD = """\
 ```python
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("{place}")
+model = AutoModelForCausalLM.from_pretrained("this/folder")
 ```
 
 codehead must be installed{extra}; it need not be imported. Without it transformers refuses the checkpoint, or ignores
@@ -44,28 +44,20 @@ class Told:
     """What else must be installed."""
 
 
-class WithCard:
-    """A model that uploads its own card, not the one that transformers makes from a template at every upload."""
-
-    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
-        renew(Path(working_dir), self)
-        return super()._upload_modified_files(working_dir, *args, **options)  # type: ignore[misc]
-
-
 def write(folder: Path, model: Any, measured: Mapping[str, Any] | None = None, *, tags: Sequence[str] = TAGS) -> None:
     """Write the card of a coded or screened model; `measured` is `before` and `after` of a conversion's record."""
     told: Told = model._told_in_card()
     base, licence = _origin(model)
     header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": list(tags)}
-    header |= {name: value for name, value in (("base_model", base), ("license", licence)) if value}
+    header |= {"base_model": base, "license": licence}
     parts = {
         "What it is": f"`{type(model).__name__}` of transformers. {told.what}",
         "What it keeps": _compared(measured) if measured else told.keeps,
-        "How to load it": LOAD.format(place="this/folder", extra=told.extra),
+        "How to load it": LOAD.format(extra=told.extra),
         "Licence": _rights(base, licence),
     }
     own = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items()) + "\n"
-    lines = [f"{name}: {json.dumps(value)}" for name, value in header.items()]  # JSON is YAML
+    lines = [f"{name}: {json.dumps(value)}" for name, value in header.items() if value]  # JSON is YAML
     digest = _digest(own)
     begin = f"<!-- codehead card {digest}: written at every save, until somebody edits it; text outside of it stays -->"
     text = "\n".join(["---", *lines, "---", "", begin, own + "<!-- end of the codehead card -->", ""])

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from codehead.models.description import Description, written
 from codehead.models.selection import Selecting, Selection, Step, spread
 
 
-class OwnCausalLM(Selecting, card.WithCard):
+class OwnCausalLM(Selecting):
     """The common base of coded and screened models, mixed into a model's class; the result keeps that class's name."""
 
     # Set by `own_class`.
@@ -82,10 +83,10 @@ class OwnCausalLM(Selecting, card.WithCard):
         guards.refuse_resize(size, self._num_tokens(), self._maker)
         return self.get_input_embeddings()
 
-    def _get_resized_lm_head(self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **_: Any) -> nn.Module:
-        size = self._num_tokens() if new_num_tokens is None else new_num_tokens
-        guards.refuse_resize(size, self._num_tokens(), self._maker)
-        return old_lm_head
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
+        """As in transformers, with the model's own card, not one made from a template at every upload."""
+        card.renew(Path(working_dir), self)
+        return super()._upload_modified_files(working_dir, *args, **options)  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
         """As in transformers, but all or nothing, and with checksums of the weights in `codehead.json`.
@@ -194,7 +195,10 @@ class CodedCausalLM(OwnCausalLM):
         decided = type(outputs)(**{**outputs, "loss": loss, "logits": logits})
         if wanted is not None or at_once or is_compiling():
             return decided
-        return with_logits_on_demand(decided, lambda: self._token_logits(own))
+        kind: Any = type(decided)
+        later = _with_logits_on_demand(kind)(**decided)
+        later.compute = lambda: self._token_logits(own)
+        return later
 
     def _token_logits(self, own: Tensor, wanted: bool | None = None) -> Tensor:
         """Token logits `(batch, length, V)` of the head's outputs; refused if a loss on them would not be bitwise."""
@@ -263,20 +267,15 @@ class CodedCausalLM(OwnCausalLM):
         super()._adjust_missing_and_unexpected_keys(loading_info)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "forward" and self._is_asked_for_tokens(value):
-            return
+        if name == "forward":
+            from codehead.models.trl_trainers import Request  # imports transformers
+
+            request = Request.of(value)
+            if request is not None:  # TRL's forward: this class answers its request itself
+                self._kept.request = request
+                return
+            guards.refuse_fused_loss(value)
         super().__setattr__(name, value)
-
-    def _is_asked_for_tokens(self, forward: Any) -> bool:
-        """Whether a forward about to be set is TRL's, whose request this class answers itself."""
-        from codehead.models.trl_trainers import Request  # imports transformers
-
-        request = Request.of(forward)
-        if request is None:
-            guards.refuse_fused_loss(forward)
-            return False
-        self._kept.request = request
-        return True
 
     def _per_token(
         self, outputs: Any, labels: Tensor, shift_labels: Tensor | None, num_items: Tensor | int | None
@@ -339,35 +338,23 @@ def _coded_forward(base: Any) -> Callable[..., Any]:
     return forward
 
 
-def with_logits_on_demand(outputs: Any, compute: Callable[[], Tensor]) -> Any:
-    """The same outputs with lazy `.logits`: `compute` is called on first access.
+@functools.cache
+def _with_logits_on_demand(base: Any) -> Any:
+    """A subclass of the output class `base` whose `.logits` are what `compute` returns, called on first access.
 
     Code that lists or gathers the entries still sees no logits.
     """
-    kind: Any = type(outputs)
-    later = _on_demand(kind)(**outputs)
-    object.__setattr__(later, "_compute", compute)
-    return later
-
-
-@functools.cache
-def _on_demand(base: Any) -> Any:
-    """A subclass of the output class `base` that computes `logits` on first access."""
 
     def get(self: Any, name: str) -> Any:
         value = base.__getattribute__(self, name)
-        if name != "logits" or value is not None or self._compute is None:
+        if name != "logits" or value is not None or self.compute is None:
             return value
-        compute, self._compute = self._compute, None
-        try:
-            self.logits = compute()
-        except BaseException:
-            self._compute = compute
-            raise
+        self.logits = self.compute()
+        self.compute = None
         return self.logits
 
     def item(self: Any, key: Any) -> Any:
         return self.logits if key == "logits" else base.__getitem__(self, key)
 
-    members = {"_compute": None, "__getattribute__": get, "__getitem__": item, "__module__": base.__module__}
+    members = {"compute": None, "__getattribute__": get, "__getitem__": item, "__module__": base.__module__}
     return type(f"{base.__name__}WithLogitsOnDemand", (base,), members)

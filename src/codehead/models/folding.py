@@ -110,10 +110,9 @@ def _linear_map(head: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _head(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    head = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
+    head = nn.Linear(weight.shape[1], len(weight), bias=False, device="meta")
     head.weight = nn.Parameter(weight.contiguous())
-    if bias is not None:
-        head.bias = nn.Parameter(bias.contiguous())
+    head.bias = None if bias is None else nn.Parameter(bias.contiguous())  # type: ignore[assignment]
     return head
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -142,29 +141,23 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def all_or_nothing(operation: Function) -> Function:
-    """An operation on a model, its first argument, that leaves the model unchanged if it raises anything."""
+    """An operation on a model, its first argument, that leaves the model unchanged if it raises anything.
+
+    Modules, their classes, parameters, attributes and configurations are restored. Values are not copied: the operation
+    may replace tensors, but must not write into them.
+    """
 
     @functools.wraps(operation)
     def undone(model: Any, *args: Any, **kwargs: Any) -> Any:
-        with unchanged_by_failure(model):
+        kept = [_Kept(part) for part in _parts(model)] if isinstance(model, nn.Module) else []
+        try:
             return operation(model, *args, **kwargs)
+        except BaseException:
+            for part in kept:
+                part.put_back()
+            raise
 
     return undone  # type: ignore[return-value]
-
-
-@contextmanager
-def unchanged_by_failure(model: Any) -> Iterator[None]:
-    """Restore modules, their classes, parameters, attributes and configurations if the block raises anything.
-
-    Values are not copied: the block may replace tensors, but must not write into them.
-    """
-    kept = [_Kept(part) for part in _parts(model)] if isinstance(model, nn.Module) else []
-    try:
-        yield
-    except BaseException:
-        for part in kept:
-            part.put_back()
-        raise
 
 
 def _parts(model: nn.Module) -> Iterator[Any]:

@@ -109,7 +109,6 @@ def hidden_states(
     return labelled_states(model, batches, limit, progress, processes)[0]
 
 
-@torch.no_grad()
 def labelled_states(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],

@@ -29,15 +29,6 @@ from codehead.heads.feedforward import gives_log_probabilities
 from codehead.layer import WRITTEN, Decision
 from codehead.models import integrity, stock, surgery
 from codehead.models.description import Description, expect_written
-from codehead.models.integrity import (
-    SEALS,
-    check_integers,
-    expect_layers,
-    names_in_memory,
-    own_names,
-    set_guards,
-    shapes_in,
-)
 from codehead.models.probe import refuse_other_classes
 from codehead.models.registration import METHOD
 from codehead.models.rounding import round_parts
@@ -78,7 +69,7 @@ class OwnLoader(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Check the configuration before the model is built: the only hook of a loader that receives it."""
-        expect_layers(config)
+        integrity.expect_layers(config)
         return config
 
     def _process_model_before_weight_loading(
@@ -129,14 +120,14 @@ class CodeheadLoader(OwnLoader):
         stored = expect_files(model, files, self.quantization_config.entry)
         expect_vocabulary(description, old.weight.shape[0])
         if files:
-            _expect_planes(model, stored, description)
+            _expect_codewords(stored, description)
         head, decision = built(description, old.weight.shape[1], old.weight.dtype)
         _expect_no_soft_cap(model, decision)
         surgery.install(model, head, decision)
         guard = f"{stock.head_path(model)}.weight"  # of a head of several parts, which has none (`guards.guarded`)
         expect_additions(model, f"decision.{WRITTEN}", *([] if guard in model.state_dict() else [guard]))
         no_surprise = model._keys_to_ignore_on_load_missing or ()
-        model._keys_to_ignore_on_load_missing = {*no_surprise, SEALS}  # missing in checkpoints of old versions
+        model._keys_to_ignore_on_load_missing = {*no_surprise, integrity.SEALS}  # old checkpoints have none
         if files:
             _check_tensors(model, stored)
 
@@ -144,17 +135,14 @@ class CodeheadLoader(OwnLoader):
         description = self.quantization_config.description
         if surgery.is_coded(model):
             check_loaded(model, description)
-            head, own = (_tensors(part) for part in (model.get_output_embeddings(), model.decision))
-            if not any(values.is_meta for values in (*head, *own)):
-                model.decision.to(head[0].device)  # offloaded parts stay where they are: outputs come to them
+            parts = (model.get_output_embeddings(), model.decision)
+            tensors = [values for part in parts for values in part.state_dict().values()]
+            if not any(values.is_meta for values in tensors):
+                model.decision.to(tensors[0].device)  # offloaded parts stay where they are: outputs come to them
             model.config.quantization_config = description.to_dict()
         else:
             stock.restore_config(model.config, description.stock)
             stock.give_back_quantizer(model)
-
-
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
-    return [*module.parameters(), *module.buffers()]
 
 
 def expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Shapes:
@@ -165,7 +153,7 @@ def expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Sha
     integrity.verify(files)
     stored: Shapes = {}
     for file in files:
-        shapes = shapes_in(file)
+        shapes = integrity.shapes_in(file)
         stored.update(shapes)
         for name in shapes:
             if name.endswith((f"decision.{WRITTEN}", f"screen.{WRITTEN}")):
@@ -174,22 +162,17 @@ def expect_files(model: Any, files: Sequence[str], entry: dict[str, Any]) -> Sha
     return stored
 
 
-def _expect_planes(model: Any, stored: Shapes, description: Description) -> None:
+def _expect_codewords(stored: Shapes, description: Description) -> None:
     """Check number and length of the codewords in the files against the description, before building from it."""
-    planes: dict[str, tuple[int, int]] = {}
     config, facts = description.decision, description.codebook
-    if config.extra_bits:
-        planes["corrections.refinement."] = (config.num_extra_bit_tokens, config.extra_bits)
     if config.length(facts.num_classes) != facts.length:
         raise CheckpointError(
             f"quantization_config.codebook.length in config.json is {facts.length}, but decision.code, bits and "
             f"code_params make it {config.length(facts.num_classes)}; restore config.json from the original checkpoint"
         )
     if not description.is_implicit:
-        planes[""] = (facts.num_classes, facts.length)
-    for part, (rows, bits) in planes.items():
-        name = f"decision.{part}table.sign_plane"
-        _expect_shape(name, stored.get(name), [rows, row_bytes(bits)])
+        name = "decision.table.sign_plane"
+        _expect_shape(name, stored.get(name), [facts.num_classes, row_bytes(facts.length)])
 
 
 def built(description: Description, hidden_size: int, dtype: torch.dtype) -> tuple[nn.Module, Decision]:
@@ -200,9 +183,8 @@ def built(description: Description, hidden_size: int, dtype: torch.dtype) -> tup
         raise
     except (CodeheadError, TypeError, OverflowError, RuntimeError) as error:  # sizes and options may be anything
         raise CheckpointError(f"quantization_config in config.json: {error}") from error
-    for part in (head, decision.corrections, decision.chain):
-        if part is not None:
-            part.to(dtype)
+    head.to(dtype)
+    decision.to(dtype)
     if description.decision.weights in INTEGER_BITS:
         round_parts(head, decision, INTEGER_BITS[description.decision.weights])
     return head, decision
@@ -212,8 +194,8 @@ def check_loaded(owner: Any, description: Description) -> None:
     """Check the integers of `owner.decision` that were loaded, against the description and their checksums."""
     _check_codebook(owner.decision.table, description)
     _check_shortlist(owner.decision.corrections)
-    set_guards(owner)
-    check_integers(owner)
+    integrity.set_guards(owner)
+    integrity.check_integers(owner)
 
 
 def _skeleton(description: Description, hidden_size: int) -> tuple[nn.Module, Decision]:
@@ -261,10 +243,10 @@ def _expect_no_soft_cap(model: Any, decision: Decision) -> None:
 
 def _check_tensors(model: Any, stored: Shapes) -> None:
     """Check that the files hold exactly the tensors of the decision layer, in the shapes of the configuration."""
-    found = {place: stored[name] for name, place in names_in_memory(model, stored).items()}
-    state, own = model.state_dict(), own_names(model)
+    found = {place: stored[name] for name, place in integrity.names_in_memory(model, stored).items()}
+    state, own = model.state_dict(), integrity.own_names(model)
     for name in own:
-        if name in found or not re.search(SEALS, name):
+        if name in found or not re.search(integrity.SEALS, name):
             _expect_shape(name, found.get(name), list(state[name].shape))
     head = stock.head_path(model)
     known = {*own, f"decision.{WRITTEN}", *([f"{head}.weight"] if found.get(f"{head}.weight") == [0] else [])}

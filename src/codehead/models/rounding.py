@@ -133,10 +133,10 @@ def round_parts(
     """Replace all weights of a head and of a decision by integers; `moments` as from `input_moments`."""
     for module, name in _weights(head):
         weight = module.get_parameter(name)
-        nibbles = bits == INT4 and _is_matrix(name, weight)
-        _put(module, name, _Nibbles(weight.shape[-1], (moments or {}).get(_key(weight))) if nibbles else _Bytes())
+        form = _Nibbles if bits == INT4 and _is_matrix(name, weight) else _Bytes
+        _put(module, name, form(weight.shape[-1], (moments or {}).get(_key(weight))))
     for module, name in _weights(decision):
-        _put(module, name, _Bytes())
+        _put(module, name, _Bytes(module.get_parameter(name).shape[-1]))
 
 
 def input_moments(head: nn.Module, hidden: Tensor) -> dict[tuple[int, int], Tensor]:
@@ -156,7 +156,7 @@ def input_moments(head: nn.Module, hidden: Tensor) -> dict[tuple[int, int], Tens
 def rounded_weights(module: nn.Module) -> int:
     """How many weights of a module and its submodules are integers."""
     lists: list[Any] = [part for part in module.modules() if isinstance(part, parametrize.ParametrizationList)]
-    return sum(part[0].count(part.original0) for part in lists if isinstance(part[0], _Bytes))
+    return sum(part.original1.numel() * part[0].width for part in lists if isinstance(part[0], _Bytes))
 
 
 def _check(model: Any) -> None:
@@ -166,10 +166,9 @@ def _check(model: Any) -> None:
         raise ConfigurationError("weights that are offloaded cannot be rounded; load the model without a device_map")
 
 
-def _round(model: Model, bits: int, moments: Mapping[tuple[int, int], Tensor]) -> Model:
-    target: Any = model
-    round_parts(target.get_output_embeddings(), target.decision, bits, moments)
-    target.config.quantization_config = describe(model, "round").rounded(f"int{bits}").to_dict()
+def _round(model: Any, bits: int, moments: Mapping[tuple[int, int], Tensor]) -> Any:
+    round_parts(model.get_output_embeddings(), model.decision, bits, moments)
+    model.config.quantization_config = describe(model, "round").rounded(f"int{bits}").to_dict()
     return model
 
 
@@ -232,10 +231,10 @@ def _weights(root: nn.Module) -> list[tuple[nn.Module, str]]:
 class _Bytes(nn.Module):
     """Integers `(…, width)` and the scale of each row ↔ the weights that they represent."""
 
-    moments: Tensor | None = None
-
-    def __init__(self) -> None:
+    def __init__(self, width: int, moments: Tensor | None = None) -> None:
         super().__init__()
+        self.width = width
+        self.moments = moments
         self.seal = Seal()
 
     def forward(self, integers: Tensor, scale: Tensor) -> Tensor:
@@ -247,17 +246,9 @@ class _Bytes(nn.Module):
         integers = (weight.float() / scale.float()).round().clamp(-LARGEST, LARGEST).to(torch.int8)
         return integers, nn.Parameter(scale)
 
-    def count(self, integers: Tensor) -> int:
-        return integers.numel()
-
 
 class _Nibbles(_Bytes):
     """The same with two integers of 4 bits to a byte, `(…, ⌈width / 2⌉)`, the first one in its lower half."""
-
-    def __init__(self, width: int, moments: Tensor | None) -> None:
-        super().__init__()
-        self.width = width
-        self.moments = moments
 
     def forward(self, packed: Tensor, scale: Tensor) -> Tensor:
         self.seal.check({"original0": packed})
@@ -274,9 +265,6 @@ class _Nibbles(_Bytes):
         parts = [self._packed(rows, spread) for rows in weight.flatten(0, -2).split(ROWS)]
         packed, scale = (torch.cat(part).unflatten(0, weight.shape[:-1]) for part in zip(*parts, strict=True))
         return packed, nn.Parameter(scale)
-
-    def count(self, integers: Tensor) -> int:
-        return integers[..., 0].numel() * self.width
 
     def _packed(self, rows: Tensor, spread: Tensor | None) -> tuple[Tensor, Tensor]:
         """Some rows `(rows, width)` as bytes, and their scales `(rows, 1)`."""

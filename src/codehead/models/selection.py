@@ -114,10 +114,8 @@ class Selecting:
 
     _selection: Selection | None = None
     """The selection of the generation in progress."""
-
-    def _may_select(self, chosen: Selection | str) -> Selection | None:
-        """The selection, if this model supports it; a model may warn here that it does not."""
-        return None if isinstance(chosen, str) else chosen
+    _may_select: Callable[[Selection | str], Selection | None]
+    """The selection, if this model supports it; a model may warn here that it does not."""
 
     def _sample(self, input_ids: Tensor, logits_processor: Any, **options: Any) -> Any:
         sample = super()._sample  # type: ignore[misc]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,9 +84,9 @@ def attach(
     capped = _keeps_soft_cap(target, config, codebook)
     extras = build_extras(config, codebook, seen)
     new, chain = _seeded_head(config, old.weight.shape[1], codebook.length, 0 if extras is None else extras.num_outputs)
-    new, chain = new.to(old.weight), None if chain is None else chain.to(old.weight)
     parts = (extras, chain, gives_log_probabilities(new))
-    layer = Decision(codebook, config.loss, config.decoder, *parts).to(old.weight.device)
+    layer = Decision(codebook, config.loss, config.decoder, *parts).to(old.weight)
+    new.to(old.weight)
     layer.packed = config.packed
     scale = LogitScaling.of(target).scale if config.start == "old_head" and extras is not None else 1.0
     initialise(config.start, seen, new, layer, scale)
@@ -107,9 +106,13 @@ def attach(
 
 
 def _described(
-    decision: DecisionConfig | str | Path | Codebook | None, fields: Mapping[str, Any]
+    decision: DecisionConfig | str | Path | Codebook | None, fields: dict[str, Any]
 ) -> tuple[DecisionConfig, Codebook | None]:
     """The description given to `attach`, and the finished codebook if one was given."""
+    if decision is None:
+        decision = fields.pop("code", None)
+    if decision is None:
+        return DecisionConfig.from_fields({**FROM_OLD_HEAD, **fields}), None
     if isinstance(decision, Codebook):
         return DecisionConfig.from_fields({"code": decision.design, **fields}), decision
     if isinstance(decision, DecisionConfig):
@@ -117,13 +120,7 @@ def _described(
         remedy = "give one: additive starts near the old head, minrandom at random; or use DecisionConfig.for_budget"
         require_that(config.code is not None, "code", None, remedy)
         return config, None
-    if decision is not None:
-        fields = {"code": decision, **fields}
-    elif fields.get("code") is None:
-        fields = {**FROM_OLD_HEAD, **{key: value for key, value in fields.items() if key != "code"}}
-    elif isinstance(fields["code"], Codebook):
-        return _described(fields["code"], {key: value for key, value in fields.items() if key != "code"})
-    return DecisionConfig.from_fields(fields), None
+    return DecisionConfig.from_fields({"code": decision, **fields}), None
 
 
 def _keeps_soft_cap(model: Any, config: DecisionConfig, codebook: Codebook) -> bool:
@@ -219,8 +216,7 @@ def _check(model: Any) -> nn.Linear:
             "model itself before wrapping it (PEFT, torch.compile); for your own models use "
             "codehead.DecisionLayer"
         )
-    method = getattr(model, "quantization_method", None) if getattr(model, "is_quantized", False) else None
-    if method is not None and method != METHOD and not stock.is_unpacked(model):
+    if getattr(model, "is_quantized", False) and not stock.is_unpacked(model):
         stock.check_backbone(model)
     entry = getattr(model.config, "quantization_config", None)
     if isinstance(entry, dict) and entry.get("quant_method") == METHOD:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -333,7 +334,7 @@ def _calibrate(model: nn.Module, config: RunConfig, validation: Text | None) -> 
     assert config.calibrate is not None and validation is not None  # RunConfig asks for the data
     outputs = text_outputs(model, validation.batches(batch_size_of(config)), config.calibrate.tokens)
     found = calibrate(model, *outputs, per_bit=config.calibrate.per_bit)
-    return {"calibration": found.as_dict()}
+    return {"calibration": asdict(found)}
 
 
 def _tokenizer(config: RunConfig, rows: Rows) -> PreTrainedTokenizerBase:
