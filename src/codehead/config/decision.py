@@ -337,7 +337,10 @@ class DecisionConfig:
         if self.head != "linear" or self.head_options.keys() - {"bias"} or not isinstance(bias, bool):
             from codehead import heads
 
-            heads.check(self.head, self.head_options)
+            try:
+                heads.check(self.head, self.head_options)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"head_params is {self.head_params!r}: {error}") from None
         if self.decoder != "likelihood":
             from codehead.decoding import DECODERS
 
