@@ -236,7 +236,7 @@ def with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
         lora_dropout=options.dropout,
         target_modules=names,
         modules_to_save=decision_paths(model),
-        fan_in_fan_out=is_transposed(model, found),
+        fan_in_fan_out=not isinstance(model.get_submodule(found[0]), nn.Linear),  # as in GPT-2's Conv1D
         task_type="CAUSAL_LM",
     )
     try:
@@ -288,8 +288,3 @@ def attention_projections(model: nn.Module) -> list[str]:
         if isinstance(module, nn.Linear | Conv1D)
         and any("attn" in part or "attention" in part for part in name.split(".")[:-1])
     ]
-
-
-def is_transposed(model: nn.Module, names: list[str]) -> bool:
-    """Whether these maps store their weight as (in, out), as GPT-2's Conv1D does."""
-    return bool(names) and not isinstance(model.get_submodule(names[0]), nn.Linear)
