@@ -121,7 +121,7 @@ def _run(
     empty = skeleton(model) if trainer.is_fsdp_enabled else None
     with _one_mlflow_run(trainer):
         _train(trainer, checkpoint, has_validation=validation is not None)
-    model = trainer.accelerator.unwrap_model(trainer.model) if empty is None else filled(empty, trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model) if empty is None else filled(empty, trainer)
     if not is_main():
         return folder.path
     with _shown(progress and config.decision is not None) as show:
