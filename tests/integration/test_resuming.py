@@ -178,7 +178,7 @@ def ended(pretrained, stories, tmp_path_factory):
 AFTER_THE_LAST_STEP = [
     "codehead.training.trainer.Trainer.evaluate",
     "codehead.training.run.merge",
-    "codehead.training.run.text_outputs",
+    "codehead.training.new_head.text_outputs",
     "codehead.training.new_head.to_int4",
     "codehead.training.new_head.hidden_states",
     "codehead.models.coded.integrity.staged",
