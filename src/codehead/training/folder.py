@@ -150,7 +150,7 @@ class RunFolder:
         self.origin = {**provenance(seed=self.run.seed, sources=self.run.data.sources), "started_at": utc_now()}
         if self.overwrite or self._is_empty():
             return
-        where = f"output_dir {str(self.path)!r}"
+        where, remedy = f"output_dir {str(self.path)!r}", "choose another output_dir or use --overwrite"
         record = read_record(self.path)
         if record["status"] == "finished":
             self.stages.remove()  # left by a process that was killed after its last record
@@ -158,15 +158,9 @@ class RunFolder:
             return
         difference = first_difference(record["config"], self.config)
         if difference:
-            raise ConfigurationError(
-                f"{where} holds a run of another configuration: {difference}; "
-                "choose another output_dir or use --overwrite"
-            )
+            raise ConfigurationError(f"{where} holds a run of another configuration: {difference}; {remedy}")
         if record["provenance"]["data"] != self.origin["data"]:
-            raise ConfigurationError(
-                f"{where} holds a run over other data: a data file has changed since; "
-                "choose another output_dir or use --overwrite"
-            )
+            raise ConfigurationError(f"{where} holds a run over other data: a data file has changed since; {remedy}")
         if record["status"] == "finished":
             raise ConfigurationError(f"{where} holds this run, finished; use --overwrite to repeat it")
         if self.last_checkpoint() is not None or self.stages.exist():
@@ -250,10 +244,12 @@ class RunFolder:
         return complete[-1] if complete else None
 
     def resumed_from(self) -> Path | None:
-        """The newest checkpoint, after removing those that a killed process left half-written.
+        """The newest checkpoint, after removing those that a killed process left half-written; None to overwrite all.
 
         CheckpointError, which says how to resume, if its weights are damaged.
         """
+        if self.overwrite:
+            return None
         for checkpoint in _numbered(self.checkpoints):
             if is_main() and not _is_complete(checkpoint):
                 _remove(checkpoint)

@@ -114,14 +114,9 @@ def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
     options = dict(architecture)
     model_type = options.pop("model_type")
     _check_architecture(model_type, options)
-    defaults = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
-        config = AutoConfig.for_model(model_type, **{**defaults, **options})
+        config = AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **special, **options})
         _check_sizes(config, f"model {architecture!r}")
         model = AutoModelForCausalLM.from_config(config)
     except CodeheadError:

@@ -91,10 +91,9 @@ def _run(folder: RunFolder, config: RunConfig, callbacks: Sequence[TrainerCallba
         datasets = [text.examples, None if validation is None else validation.examples]
         callbacks = [*callbacks, RichProgress(folder.path.name)] if progress else callbacks
         trainer = _trainer(arguments, model, tokenizer, datasets, callbacks, rates)
-    replaces = folder.overwrite and not distils
-    checkpoint = None if replaces else folder.resumed_from()
+    checkpoint = folder.resumed_from()
     limit = config.training.get("save_total_limit", KEPT_CHECKPOINTS)
-    trainer.add_callback(_Keeper(folder, checkpoint, limit, replaces))
+    trainer.add_callback(_Keeper(folder, checkpoint, limit, replaces=folder.overwrite and not distils))
     empty = skeleton(model) if trainer.is_fsdp_enabled else None
     with _one_mlflow_run(trainer):
         _train(trainer, checkpoint, has_validation=validation is not None)

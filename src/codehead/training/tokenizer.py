@@ -153,10 +153,9 @@ def cut(examples: Iterable[dict[str, list[int]]], block_size: int) -> Columns:
 def _prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
     """Ids and byte counts of every prompt, with special tokens except the eos that ends a text."""
     eos = _eos(tokenizer)
-    encoded = _encode(tokenizer, prompts, special=True)
-    ended = [len(ids) > 1 and ids[-1] == eos for ids, _ in encoded]  # some tokenizers end every text themselves
     return [
-        (ids[:-1], counts[:-1]) if end else (ids, counts) for (ids, counts), end in zip(encoded, ended, strict=True)
+        (ids[:-1], counts[:-1]) if len(ids) > 1 and ids[-1] == eos else (ids, counts)  # some tokenizers end every text
+        for ids, counts in _encode(tokenizer, prompts, special=True)
     ]
 
 
