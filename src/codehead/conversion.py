@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
-from codehead.models.calibration import check_calibration, fit_scales, fold_scales, text_outputs
+from codehead.models.calibration import check_calibration
 from codehead.models.description import weights_checksum
 from codehead.models.folding import check_foldable, fold
 from codehead.models.hidden import Statistics, hidden_states
@@ -40,8 +39,7 @@ from codehead.training.data import (
 from codehead.training.folder import RunFolder, locked, save_whole
 from codehead.training.loop import SILENT, Show, Work
 from codehead.training.model import check_length, device_of, load_model
-from codehead.training.new_head import finish, fit_decision_layer
-from codehead.training.provenance import Clock, provenance, utc_now
+from codehead.training.new_head import calibrated, finish, fit_decision_layer
 from codehead.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -183,7 +181,7 @@ def run_folding(config: RunConfig, *, overwrite: bool = False, show: Show = SILE
 
     Measures, writes, resumes and refuses as `convert` does.
     """
-    return _changed(config, lambda config, model, rows: check_foldable(model), _fold_head, overwrite, show)
+    return _changed(config, lambda job: check_foldable(job.model), _fold_head, overwrite, show)
 
 
 @dataclass(frozen=True)
@@ -196,10 +194,6 @@ class _Job:
     rows: Rows
     work: Work
 
-    def shown(self, stage: str) -> Callable[[int, int], None]:
-        """A function to call with (work done, total work) of a stage."""
-        return partial(self.work.show, stage)
-
     def text(self, rows: Dataset, name: str) -> Text:
         """Some rows, called `name` in errors, tokenised on access."""
         return Text.of(rows, self.tokenizer, self.config.data.block_size, name, self.config.seed)
@@ -210,83 +204,70 @@ class _Job:
         held_out = self.text(self.rows.validation, "the text that is held out").examples
         check_labels(held_out, model.get_input_embeddings().num_embeddings)
 
-        size, processes = batch_size_of(self.config), self.work.processes
-        measured = partial(evaluate, batch_size=size, progress=self.shown(stage), processes=processes)
-
         def compute() -> dict[str, Any]:
-            found = measured(model, self.tokenizer, held_out).as_dict()
+            size, progress = batch_size_of(self.config), partial(self.work.show, stage)
+            options: Any = {"batch_size": size, "progress": progress, "processes": self.work.processes}
+            found = evaluate(model, self.tokenizer, held_out, **options).as_dict()
             weighed = model_size(model, weight_bytes=2)
             return {**{key: found[key] for key in MEASURED}, "bytes_in_bf16": weighed.bytes_stored}
 
         return self.work.stages.values(name, compute)
 
 
-Check = Callable[[RunConfig, Any, Rows], Any]
+Check = Callable[[_Job], Any]
 Change = Callable[[_Job], tuple[Any, dict[str, Any]]]
 
 
 def _changed(config: RunConfig, check: Check, change: Change, overwrite: bool, show: Show) -> dict[str, Any]:
     """Check, measure, change, measure and save a model; `change` returns the new one and what to add to the record."""
-    began, folder = time.monotonic(), RunFolder(config)
+    folder = RunFolder(config, overwrite)
     processes = launched(on_cpu=device_of(config).type == "cpu")
     with folder.locked():
-        origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
-        if not overwrite:
-            folder.check(origin["data"])
+        folder.check()
         model, tokenizer = _load(config)
-        origin["weights"] = weights_checksum(model)
-        if not overwrite:
-            folder.check_beginning(origin)
-        rows = load_rows(config.data, config.seed)
-        check(config, model, rows)
-        if rows.validation is None:
+        folder.begins_with("weights", weights_checksum(model))
+        job = _Job(config, model, tokenizer, load_rows(config.data, config.seed), Work(show, folder.stages, processes))
+        check(job)
+        if job.rows.validation is None:
             raise ConfigurationError(
                 "the model is measured before and after: give data.validation or data.validation_fraction"
             )
-        with folder.begun(origin, overwrite) as stages:
+        with folder.begun():
             processes.wait()  # until the first one has cleared the folder
-            job = _Job(config, model, tokenizer, rows, Work(show, stages, processes))
-            clock = Clock(folder, origin, began)
-            with clock.kept_when_stopped():
-                before = job.measure(model, "before", "measuring the old head")
-                _check_numbers(config, before)
-                model, told = change(job)
-                after = job.measure(model, "after", "measuring the new one")
+            before = job.measure(model, "before", "measuring the old head")
+            if before["perplexity"] is None:  # it is not finite
+                raise ConfigurationError(
+                    f"model {config.model!r} has no finite perplexity on the text that is held out: its weights "
+                    "contain NaN, or it gives some token zero probability; give another checkpoint"
+                )
+            model, told = change(job)
+            after = job.measure(model, "after", "measuring the new one")
         measured = {"before": before, "after": after} if is_coded(model) else None  # a stock model has no card of ours
         if processes.is_main:
             save_whole(model, tokenizer, folder.path, measured)
-        record = {**clock.record(), "log_history": [], "before": before, "after": after, **told}
-        folder.finish(record)
+        record = folder.finish({"log_history": [], "before": before, "after": after, **told})
         processes.wait()  # until the first one has written everything
     return record
 
 
-def _check_numbers(config: RunConfig, measured: dict[str, Any]) -> None:
-    """Raise ConfigurationError if a model has no finite perplexity, which is measured as None."""
-    if measured["perplexity"] is None:
-        raise ConfigurationError(
-            f"model {config.model!r} has no finite perplexity on the text that is held out: its weights contain NaN, "
-            "or it gives some token zero probability; give another checkpoint"
-        )
-
-
-def _check_stock(config: RunConfig, model: Any, rows: Rows) -> None:
-    if is_coded(model):
+def _check_stock(job: _Job) -> None:
+    config = job.config
+    if is_coded(job.model):
         raise ConfigurationError(f"model {config.model!r} has a decision layer already; convert its stock checkpoint")
     if config.decision is None:
         raise ConfigurationError(
             "decision is missing; give one, such as that of DecisionConfig.for_budget(model, '5%')"
         )
     if config.calibrate is not None:
-        _parted(rows.train, config.seed)
+        _parted(job.rows.train, config.seed)
 
 
-def _check_coded(config: RunConfig, model: Any, rows: Rows) -> None:
-    if config.calibrate is None:
+def _check_coded(job: _Job) -> None:
+    if job.config.calibrate is None:
         raise ConfigurationError("calibrate is missing; give, for example, calibrate: {per_bit: true}")
-    if config.decision is not None:
+    if job.config.decision is not None:
         raise ConfigurationError("decision is given, but recalibrate scales the bits alone; omit it")
-    check_calibration(model, config.calibrate.per_bit)
+    check_calibration(job.model, job.config.calibrate.per_bit)
 
 
 def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
@@ -297,38 +278,21 @@ def _replace_head(job: _Job) -> tuple[Any, dict[str, Any]]:
         other = job.text(kept_back, "the text to calibrate on").read()
     text = job.text(learnt, "the text to learn from")
     model = fit_decision_layer(job.model, job.config, text, job.work)
-    told = {} if other is None else _calibrate(job, model, other)
+    told = {} if other is None else calibrated(model, job.config, other, job.work)
     return finish(model, job.config, text, job.work), told
 
 
 def _calibrate_head(job: _Job) -> tuple[Any, dict[str, Any]]:
-    return job.model, _calibrate(job, job.model, job.text(job.rows.train, "the text to calibrate on"))
+    text = job.text(job.rows.train, "the text to calibrate on")
+    return job.model, calibrated(job.model, job.config, text, job.work)
 
 
 def _fold_head(job: _Job) -> tuple[Any, dict[str, Any]]:
     text = job.text(job.rows.train, "the text to fold with")
-    batches, reading = text.batches(batch_size_of(job.config)), job.shown("reading text")
+    batches, reading = text.batches(batch_size_of(job.config)), partial(job.work.show, "reading text")
     hidden = hidden_states(job.model, batches, STATISTICS_TOKENS, reading, job.work.processes)
     counts = text.counts(len(job.model.get_input_embeddings().weight))
     return fold(job.model, Statistics.of(counts, hidden)), {}
-
-
-def _calibrate(job: _Job, model: Any, text: Text) -> dict[str, Any]:
-    """Scale the bits of a model as `config.calibrate` says, in place."""
-    options = job.config.calibrate
-    assert options is not None
-    check_calibration(model, options.per_bit)
-
-    def compute() -> dict[str, Any]:
-        batches, reading = text.batches(batch_size_of(job.config)), job.shown("reading other text")
-        outputs, labels = text_outputs(model, batches, options.tokens, reading, job.work.processes)
-        progress = job.shown("calibrating")
-        found = fit_scales(model.decision, outputs, labels, per_bit=options.per_bit, progress=progress)
-        return job.work.processes.agreed(asdict(found))
-
-    found = job.work.stages.values("calibration", compute)
-    fold_scales(model, found["scales"])
-    return {"calibration": found}
 
 
 def _parted(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:

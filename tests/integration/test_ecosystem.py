@@ -17,7 +17,7 @@ import codehead
 from codehead.errors import ConfigurationError
 from codehead.models.hidden import Statistics
 from codehead.models.stock import head_path
-from codehead.training.model import attention_projections, is_transposed
+from codehead.training.model import attention_projections
 
 # transformers renamed its switches; PEFT and the Trainer still use the old names.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning")
@@ -168,9 +168,8 @@ def test_lora_trains_saves_reloads_and_merges(name, layer, tied, coded, tmp_path
 
     plain = base()
     targets = attention_projections(plain)
-    settings = LoraConfig(
-        r=2, target_modules=targets, modules_to_save=[head_path(plain)], fan_in_fan_out=is_transposed(plain, targets)
-    )
+    is_transposed = not isinstance(plain.get_submodule(targets[0]), torch.nn.Linear)
+    settings = LoraConfig(r=2, target_modules=targets, modules_to_save=[head_path(plain)], fan_in_fan_out=is_transposed)
     model = get_peft_model(plain, settings)
     before = model.get_output_embeddings().weight.detach().clone()
     trainer(model, tmp_path / "run").train()

@@ -14,7 +14,7 @@ from codehead.models.probe import LogitScaling, softmax_head
 from codehead.training import likely_tokens
 from codehead.training.config import Distillation
 from codehead.training.distil import _Student, distil
-from codehead.training.likely_tokens import Chosen, LikelyTokens, imitate_some
+from codehead.training.likely_tokens import LikelyTokens, imitate_some
 
 CORRECTED = {"loss": "codeword", "dense_rows": [3, 50, 7], "token_bias": True, "extra_bits": 9}
 
@@ -82,7 +82,7 @@ def test_some_scores_are_those_of_all():
 def test_with_all_tokens_it_is_the_divergence_and_its_gradient():
     teacher, model, hidden = peaked()
     student, sums = student_of(coded(model)), LikelyTokens.of(teacher, hidden).log_sums
-    everything = Chosen(torch.arange(VOCAB), torch.zeros(VOCAB))
+    everything = torch.arange(VOCAB), torch.zeros(VOCAB)
     nats = imitate_some(student.of_some, teacher, hidden, sums, everything)
     found = [values.grad.clone() for values in (*student.weights, *student.numbers)]
     for values in (*student.weights, *student.numbers):

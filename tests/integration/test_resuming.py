@@ -178,7 +178,7 @@ def ended(pretrained, stories, tmp_path_factory):
 AFTER_THE_LAST_STEP = [
     "codehead.training.trainer.Trainer.evaluate",
     "codehead.training.run.merge",
-    "codehead.training.run.text_outputs",
+    "codehead.training.new_head.text_outputs",
     "codehead.training.new_head.to_int4",
     "codehead.training.new_head.hidden_states",
     "codehead.models.coded.integrity.staged",
@@ -586,7 +586,7 @@ def test_a_learning_that_failed_at_once_can_be_corrected(pretrained, stories, tm
     distil = {"steps": 3, "tokens": 100}
     config = finetuning(pretrained["softmax"], stories, tmp_path / "run", distil=distil, **changes)
     with monkeypatch.context() as patched:
-        patched.setattr("codehead.training.distil.refuse_divergence", failing(error))
+        patched.setattr("codehead.training.loop.refuse_divergence", failing(error))
         with pytest.raises(error):
             train(config, progress=False)
     assert not (tmp_path / "run").exists()

@@ -230,12 +230,7 @@ def _kept(out: Path, described: dict[str, Any], measured: Callable[[], Tensor]) 
     from codehead.training.folder import first_difference
     from codehead.training.loop import Stages
 
-    stages = Stages(out)
-    kept = stages.load(STAGE)
-    if kept is None:
-        kept = {"hidden": measured()}, described
-        stages.save(STAGE, *kept)
-    hidden, found = kept
+    hidden, found = Stages(out).kept(STAGE, lambda: ({"hidden": measured()}, described))
     difference = first_difference(found, described)
     if difference:
         raise ConfigurationError(

@@ -339,14 +339,12 @@ class RunConfig:
                 require_that(value <= LARGEST_COUNT, name, value, f"give at most {LARGEST_COUNT}")
 
     def _check_validation(self) -> None:
-        if self.data.validation or self.data.validation_fraction:
-            return
         strategy = self.training.get("eval_strategy") or "no"
-        needing = [f"training.eval_strategy is {strategy!r}"] if strategy != "no" else []
-        needing += ["calibrate is given"] if self.calibrate is not None else []
-        if needing:
+        needing = f"training.eval_strategy is {strategy!r}" if strategy != "no" else "calibrate is given"
+        is_needed = strategy != "no" or self.calibrate is not None
+        if is_needed and not (self.data.validation or self.data.validation_fraction):
             raise ConfigurationError(
-                f"{needing[0]}, which needs validation data: give data.validation or data.validation_fraction, or "
+                f"{needing}, which needs validation data: give data.validation or data.validation_fraction, or "
                 "remove the key"
             )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from codehead.boundaries import reason
 from codehead.errors import ConfigurationError, DataError
-from codehead.training.tokenizer import IGNORED, Columns, byte_counts, map_rows, require_offsets
+from codehead.training.tokenizer import IGNORED, byte_counts, cut, map_rows, require_offsets
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,23 +131,13 @@ def tokenize_chats(
     """
     require_offsets(tokenizer)
     template = _Template(tokenizer)
-    examples = map_rows(rows, lambda batch: _examples(batch, template, block_size))
+    examples = map_rows(rows, lambda batch: cut(map(template.example, batch["messages"], batch["given"]), block_size))
     if not len(examples):
         raise DataError(
             f"in no conversation of {name} does the assistant say anything within data.block_size={block_size} tokens; "
             "raise it"
         )
     return examples
-
-
-def _examples(batch: dict[str, list[Any]], template: _Template, block_size: int) -> Columns:
-    columns: Columns = {"input_ids": [], "labels": [], "num_bytes": []}
-    for messages, given in zip(batch["messages"], batch["given"], strict=True):
-        example = template.example(messages, given)
-        if any(label != IGNORED for label in example["labels"][:block_size]):
-            for name, values in example.items():
-                columns[name].append(values[:block_size])
-    return columns
 
 
 class _Template:

@@ -33,12 +33,13 @@ from codehead.models.probe import LogitScaling, SoftmaxHead
 from codehead.models.surgery import describe
 from codehead.training.config import Distillation, LoraConfig
 from codehead.training.likely_tokens import SIZES, LikelyTokens, Scores, divergence, imitate, imitate_some
-from codehead.training.loop import ResumableLoop, Stages, refuse_divergence
+from codehead.training.loop import ResumableLoop, Stages, StepProgress, refuse_divergence
 from codehead.training.model import merge, with_lora
 
 MARGIN = 1.0
 """Initial magnitude of the numbers behind the symbols; gradients pass while they are between −1 and +1."""
 RATE = "distil.learning_rate or distil.code_learning_rate"
+BACKBONE_RATE = "distil.backbone_learning_rate"
 RELATIVE_RATE = 1e-2
 """The default learning rate, as a share of the root mean square of a row of weights."""
 LARGE = 0.1
@@ -60,8 +61,6 @@ BETAS = (0.9, 0.99)
 
 Batch = dict[str, Tensor]
 """input_ids, attention_mask and labels, `(batch, length)`."""
-Progress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, mean nats between teacher and student in the last step)."""
 
 
 def distil(
@@ -69,7 +68,7 @@ def distil(
     teacher: Scores,
     hidden: Tensor,
     options: Distillation,
-    progress: Progress = lambda done, steps, nats: None,
+    progress: StepProgress = lambda done, steps, nats: None,
     stages: Stages | None = None,
     labels: Tensor | None = None,
     likely: LikelyTokens | None = None,
@@ -93,8 +92,7 @@ def distil(
     _check(decision, options, labels)
     units = row_sizes if options.learning_rate is None else lambda values: torch.ones_like(values[..., :1])
     student = _Student(model.get_output_embeddings(), decision, LogitScaling.of(model), units)
-    device = next(model.parameters()).device
-    aim = _Aim(student, teacher, hidden, labels, options.label_weight, decision.table.num_classes, device, likely)
+    aim = _Aim(student, teacher, hidden, labels if options.label_weight else None, options.label_weight, likely)
     rate = RELATIVE_RATE if options.learning_rate is None else options.learning_rate
     optimizer = torch.optim.Adam(
         [
@@ -108,14 +106,7 @@ def distil(
     order = torch.Generator().manual_seed(options.seed)
     begun = aim.nats()
     loop = ResumableLoop(stages or Stages(), "distillation", optimizer, schedule, order, student.checksum())
-    with loop.saved_at_the_end():
-        while loop.done < options.steps:
-            chosen = torch.randint(len(hidden), (options.batch_tokens,), generator=order)
-            optimizer.zero_grad()
-            nats = aim.learn(chosen, order)
-            refuse_divergence(nats, loop.done, RATE)
-            loop.step()
-            progress(loop.done, options.steps, nats)
+    loop.run(options.steps, partial(aim.learn, options.batch_tokens, order), progress, RATE)
     ended = aim.nats()
     if ended <= begun + TOLERANCE:
         student.write_back(model, options.seed)
@@ -136,25 +127,25 @@ class _Aim:
     student: _Student
     teacher: Scores
     hidden: Tensor  # (tokens, hidden)
-    labels: Tensor | None  # (tokens,)
+    labels: Tensor | None  # (tokens,); None: they have no weight
     label_weight: float
-    num_classes: int
-    device: torch.device
     likely: LikelyTokens | None
 
     @torch.enable_grad()
-    def learn(self, chosen: Tensor, generator: torch.Generator) -> float:
-        """The mean over chosen positions; adds its gradients."""
+    def learn(self, count: int, generator: torch.Generator) -> float:
+        """The mean over `count` positions drawn at random; adds its gradients."""
+        chosen = torch.randint(len(self.hidden), (count,), generator=generator)
         given, known = self._at(chosen)
         if self.likely is not None and isinstance(self.teacher, SoftmaxHead):
             tokens = self.likely.draw(chosen, generator)
             return imitate_some(self.student.of_some, self.teacher, given, self.likely.log_sums[chosen], tokens)
-        return imitate(self.student.scores, given, self.teacher, given, known, self.label_weight, self.num_classes)
+        num_classes = self.student.table.num_classes
+        return imitate(self.student.scores, given, self.teacher, given, known, self.label_weight, num_classes)
 
     def nats(self) -> float:
         """The mean over CHECKED evenly spaced positions, or all if there are fewer."""
         chosen = torch.linspace(0, len(self.hidden) - 1, min(CHECKED, len(self.hidden)), dtype=torch.float64).long()
-        return sum(map(self._sum, chosen.split(max(1, CHUNK_SCORES // self.num_classes)))) / len(chosen)
+        return sum(map(self._sum, chosen.split(max(1, CHUNK_SCORES // self.student.table.num_classes)))) / len(chosen)
 
     @torch.no_grad()
     def _sum(self, chosen: Tensor) -> float:
@@ -162,9 +153,10 @@ class _Aim:
         return float(divergence(self.student.scores(given), self.teacher, given, known, self.label_weight))
 
     def _at(self, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Hidden states, and labels if they have weight, on the student's device."""
-        known = None if self.labels is None or not self.label_weight else self.labels[chosen].to(self.device)
-        return self.hidden[chosen].to(self.device, torch.float32), known
+        """Hidden states and labels, on the student's device."""
+        device = self.student.weights[0].device
+        known = None if self.labels is None else self.labels[chosen].to(device)
+        return self.hidden[chosen].to(device, torch.float32), known
 
 
 def _share_of_rate(step: int, steps: int) -> float:
@@ -260,9 +252,8 @@ class _Student:
     @torch.no_grad()
     def write_back(self, model: Any, seed: int) -> None:
         """Put the weights and the code, with distinct rows, into the model."""
-        for module in {id(owner): owner for owner, _ in self.owners}.values():
-            for name, values in self._of(module).items():
-                module.get_parameter(name).copy_(values)
+        for (owner, name), weight, scale in zip(self.owners, self.weights, self.scales, strict=True):
+            owner.get_parameter(name).copy_(weight * scale)
         if self.numbers:
             old = describe(model, "distil")
             codebook = _codebook(self.numbers[0].detach().cpu(), seed, old.design)
@@ -346,20 +337,14 @@ def learn_together(
     order = torch.Generator().manual_seed(options.seed)
     loop = ResumableLoop(stages or Stages(), "trunk", optimizer, schedule, order)
 
-    def learn() -> None:
-        """Gradients over a batch; CodeheadError if it has diverged."""
+    def learn() -> float:
         batch = {name: values.to(device) for name, values in draw(order).items()}
-        optimizer.zero_grad()
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):  # the adapters are in float32
-            nats = _gradients(adapted, model, teacher, batch, options.label_weight)
-        refuse_divergence(nats, loop.done, "distil.backbone_learning_rate")
+            return _gradients(adapted, model, teacher, batch, options.label_weight)
 
-    with torch.enable_grad(), loop.saved_at_the_end():
-        while loop.done < options.backbone_steps:
-            learn()
-            loop.step()
-            progress(loop.done, options.backbone_steps)
-        learn()  # checks the last step too
+    with torch.enable_grad():
+        loop.run(options.backbone_steps, learn, lambda done, steps, nats: progress(done, steps), BACKBONE_RATE)
+        refuse_divergence(learn(), loop.done, BACKBONE_RATE)  # the last step has no other check
     for values in learnt:
         values.data = values.data.to(dtype)
     merge(adapted)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from codehead.models.integrity import shapes_in, verify
 from codehead.processes import is_main
 from codehead.training.config import RunConfig
 from codehead.training.loop import Stages
+from codehead.training.provenance import provenance, utc_now
 
 LOCK = ".lock"
 STAGE = ".unfinished"
@@ -85,16 +87,14 @@ def save_whole(model: Any, tokenizer: Any, folder: Path, measured: Mapping[str, 
             if measured is not None:
                 card.write(stage, model, measured)
             tokenizer.save_pretrained(stage)
-    except BaseException:
+        for file in weight_files(folder):
+            file.unlink()
+        for file in sorted((path for path in stage.rglob("*") if path.is_file()), key=_order):
+            place = folder / file.relative_to(stage)
+            place.parent.mkdir(exist_ok=True)
+            (card.publish if file.name == card.NAME else os.replace)(file, place)
+    finally:
         shutil.rmtree(stage, ignore_errors=True)
-        raise
-    for file in weight_files(folder):
-        file.unlink()
-    for file in sorted((path for path in stage.rglob("*") if path.is_file()), key=_order):
-        place = folder / file.relative_to(stage)
-        place.parent.mkdir(exist_ok=True)
-        (card.publish if file.name == card.NAME else os.replace)(file, place)
-    shutil.rmtree(stage)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -110,11 +110,15 @@ def _order(file: Path) -> tuple[bool, str]:
 class RunFolder:
     """`output_dir` of one run: `run.json`, `checkpoints/`, and at the end the model and tokenizer.
 
-    While a decision layer learns from the old head, `conversion/` holds its progress. Of several processes, the first
-    one writes.
+    While a decision layer learns from the old head, `conversion/` holds its progress. A run that is to `overwrite`
+    another resumes nothing. Of several processes, the first one writes. Wall time counts from here on, and includes
+    that of the processes whose work is resumed; of a killed one, the time it saved last.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, overwrite: bool = False) -> None:
+        self.run, self.overwrite, self.began = config, overwrite, time.monotonic()
+        self.origin: dict[str, Any] = {}  # the provenance of this process, and of the one it resumes
+        self.earlier: dict[str, Any] = {}
         self.path = Path(config.output_dir).expanduser()
         self.checkpoints = self.path / CHECKPOINTS
         self.stages = Stages(self.path / STAGES)
@@ -137,15 +141,16 @@ class RunFolder:
                 with suppress(OSError):  # there are checkpoints
                     self.checkpoints.rmdir()
 
-    def check(self, data: list[dict[str, Any]]) -> None:
-        """Check that a run over these data files (name, sha256, bytes) may start or resume here.
+    def check(self) -> None:
+        """Check that the run may start or resume here, and note where its numbers come from.
 
         A run that has saved no work blocks no other. Raises ConfigurationError if the folder, which is `locked`, holds
-        a run of another configuration or of other data, or a finished run.
+        a run of another configuration or of other data, or a finished run, and is not to be overwritten.
         """
-        if self._is_empty():
+        self.origin = {**provenance(seed=self.run.seed, sources=self.run.data.sources), "started_at": utc_now()}
+        if self.overwrite or self._is_empty():
             return
-        where = f"output_dir {str(self.path)!r}"
+        where, remedy = f"output_dir {str(self.path)!r}", "choose another output_dir or use --overwrite"
         record = read_record(self.path)
         if record["status"] == "finished":
             self.stages.remove()  # left by a process that was killed after its last record
@@ -153,17 +158,13 @@ class RunFolder:
             return
         difference = first_difference(record["config"], self.config)
         if difference:
-            raise ConfigurationError(
-                f"{where} holds a run of another configuration: {difference}; "
-                "choose another output_dir or use --overwrite"
-            )
-        if record["provenance"]["data"] != data:
-            raise ConfigurationError(
-                f"{where} holds a run over other data: a data file has changed since; "
-                "choose another output_dir or use --overwrite"
-            )
+            raise ConfigurationError(f"{where} holds a run of another configuration: {difference}; {remedy}")
+        if record["provenance"]["data"] != self.origin["data"]:
+            raise ConfigurationError(f"{where} holds a run over other data: a data file has changed since; {remedy}")
         if record["status"] == "finished":
             raise ConfigurationError(f"{where} holds this run, finished; use --overwrite to repeat it")
+        if self.last_checkpoint() is not None or self.stages.exist():
+            self.earlier = record["provenance"]
 
     def check_foreign(self) -> None:
         """Raise ConfigurationError if the model is read from this folder, or it holds files but no run."""
@@ -202,8 +203,8 @@ class RunFolder:
         return self.last_checkpoint() is not None or self.stages.exist() or bool(weight_files(self.path))
 
     @contextmanager
-    def begun(self, origin: Mapping[str, Any], overwrite: bool) -> Iterator[Stages]:
-        """The stages that precede training; from here on the folder is this run's, with the provenance `origin`.
+    def begun(self) -> Iterator[Stages]:
+        """The stages that precede training; from here on the folder is this run's, and keeps its record if it stops.
 
         If a CodeheadError ends a new run's stages (a mistake in configuration or data, or divergence), the folder is
         as if nothing had begun, so that it does not block the corrected run; the model of a
@@ -211,62 +212,51 @@ class RunFolder:
         """
         record = self.path / RECORD
         earlier = record.read_text(encoding="utf-8") if record.exists() else None
-        first = overwrite or not self._has_work()
-        if overwrite:
+        first = self.overwrite or not self._has_work()
+        if self.overwrite:
             self.clear_work()
         if first:
-            self.write("running", {"provenance": dict(origin)})
+            self.keep()
         try:
             yield self.stages
-        except CodeheadError:
-            if first:
-                self._take_back(earlier)
+        except BaseException as error:
+            self.keep()
+            if first and isinstance(error, CodeheadError) and is_main():
+                self.stages.remove()
+                record.unlink()
+                if earlier is not None:
+                    record.write_text(earlier, encoding="utf-8")
             raise
 
-    def _take_back(self, earlier: str | None) -> None:
-        """Remove what has begun; restore the `earlier` record, if there is one."""
-        if not is_main():
-            return
-        self.stages.remove()
-        if earlier is None:
-            (self.path / RECORD).unlink(missing_ok=True)
-        else:
-            (self.path / RECORD).write_text(earlier, encoding="utf-8")
-
-    def spent(self) -> dict[str, Any]:
-        """`started_at` and `wall_seconds` of the processes whose work a run resumes; {} if none."""
-        return self._earlier("started_at", "wall_seconds")
-
-    def begun_with(self) -> dict[str, Any]:
-        """The values of BEGUN_WITH that the run in this folder began with; {} if it begins only now."""
-        return self._earlier(*BEGUN_WITH)
-
-    def _earlier(self, *keys: str) -> dict[str, Any]:
-        """Some keys in the provenance of an unfinished run; {} if there is none to resume."""
-        if self.last_checkpoint() is None and not self.stages.exist():
-            return {}
-        earlier = read_record(self.path)["provenance"]
-        return {key: earlier[key] for key in keys if key in earlier}
-
-    def check_beginning(self, origin: Mapping[str, Any]) -> None:
-        """Raise ConfigurationError if the run would resume with another model or codebook than it began with."""
-        for key, begun in self.begun_with().items():
-            if begun is not None and origin.get(key, begun) != begun:
-                raise ConfigurationError(
-                    f"output_dir {str(self.path)!r} holds a run that began with the {key} {begun}, but here "
-                    f"it is {origin[key]}: {BEGUN_WITH[key]}, or use --overwrite"
-                )
+    def begins_with(self, key: str, checksum: str | None) -> None:
+        """Note a checksum of BEGUN_WITH; ConfigurationError if the run that would be resumed began with another."""
+        self.origin[key] = checksum
+        begun = self.earlier.get(key)
+        if begun not in (None, checksum):
+            raise ConfigurationError(
+                f"output_dir {str(self.path)!r} holds a run that began with the {key} {begun}, but here "
+                f"it is {checksum}: {BEGUN_WITH[key]}, or use --overwrite"
+            )
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; None to start from the beginning."""
         complete = [checkpoint for checkpoint in _numbered(self.checkpoints) if _is_complete(checkpoint)]
         return complete[-1] if complete else None
 
-    def drop_incomplete(self) -> None:
-        """Remove checkpoints that a killed process left half-written."""
+    def resumed_from(self) -> Path | None:
+        """The newest checkpoint, after removing those that a killed process left half-written; None to overwrite all.
+
+        CheckpointError, which says how to resume, if its weights are damaged.
+        """
+        if self.overwrite:
+            return None
         for checkpoint in _numbered(self.checkpoints):
             if is_main() and not _is_complete(checkpoint):
                 _remove(checkpoint)
+        newest = self.last_checkpoint()
+        if newest is not None:
+            _check_weights(newest)
+        return newest
 
     def rotate(self, limit: int | None, best: str | None) -> None:
         """Keep `limit` checkpoints, the last and the one named `best` among them; None or 0 keeps all.
@@ -296,10 +286,22 @@ class RunFolder:
             )
         return best
 
-    def finish(self, values: Mapping[str, Any]) -> None:
-        """Write the record of a finished run, after removing its stages."""
+    def provenance(self) -> dict[str, Any]:
+        """Where the numbers of the run come from, with the wall time until now."""
+        spent = time.monotonic() - self.began + self.earlier.get("wall_seconds", 0.0)
+        started = self.earlier.get("started_at", self.origin["started_at"])
+        return {**self.earlier, **self.origin, "started_at": started, "wall_seconds": round(spent, 3)}
+
+    def keep(self) -> None:
+        """Write the record of a run that is running."""
+        self.write("running", {"provenance": self.provenance()})
+
+    def finish(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the record of a finished run, after removing its stages; returns provenance and values."""
         self.stages.remove()
-        self.write("finished", values)
+        record = {"provenance": self.provenance(), **values}
+        self.write("finished", record)
+        return record
 
     def write(self, status: str, values: Mapping[str, Any]) -> None:
         """Write `run.json` atomically."""
@@ -328,7 +330,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def check_weights(checkpoint: Path) -> None:
+def _check_weights(checkpoint: Path) -> None:
     """Raise CheckpointError, which says how to resume, if weights of a checkpoint are damaged."""
     files = sorted(checkpoint.glob("*.safetensors"))
     try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,15 +75,6 @@ CACHED = 2**22
 """Token scores at a time: memory blocks of that size are reused and not returned to the system."""
 
 
-class Chosen(NamedTuple):
-    """The tokens of one step."""
-
-    ids: Tensor
-    """`(tokens,)`, ascending."""
-    log_weights: Tensor
-    """`(tokens,)`: log of how many tokens each stands for."""
-
-
 @dataclass(frozen=True)
 class LikelyTokens:
     """The likely tokens of a Softmax head at some positions, looked up once."""
@@ -120,8 +110,11 @@ class LikelyTokens:
         shared = (processes.gathered([part]) for part in (ids, log_sums, expected))
         return cls(*(torch.stack(parts).sum(0, dtype=parts[0].dtype) for parts in shared))
 
-    def draw(self, positions: Tensor, generator: torch.Generator) -> Chosen:
-        """The tokens to compare at some positions."""
+    def draw(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The tokens to compare at some positions.
+
+        Their ids `(tokens,)`, ascending, and the logs of how many tokens each stands for, `(tokens,)`.
+        """
         certain = torch.zeros(len(self.expected), dtype=torch.bool)
         certain[self.expected.topk(min(ALWAYS, len(certain))).indices] = True
         certain[self.ids[positions].long().flatten()] = True
@@ -131,7 +124,7 @@ class LikelyTokens:
         log_weights = torch.zeros(len(certain))
         log_weights[drawn] = math.log(len(others) / max(1, len(drawn)))
         certain[drawn] = True
-        return Chosen(certain.nonzero().flatten(), log_weights[certain])
+        return certain.nonzero().flatten(), log_weights[certain]
 
 
 def _look(scores: Tensor, ids: Tensor, log_sums: Tensor) -> Tensor:
@@ -164,10 +157,11 @@ def imitate_some(
     teacher: SoftmaxHead,
     hidden: Tensor,
     log_sums: Tensor,
-    chosen: Chosen,
+    chosen: tuple[Tensor, Tensor],
 ) -> float:
     """Add gradients of the mean divergence over positions `(positions, hidden)`, estimated from chosen tokens; nats.
 
+    They are `chosen` by `LikelyTokens.draw`.
     `student` gives the scores of tokens at hidden states; of teacher and student no more than CHUNK_SCORES are formed
     at a time.
     """

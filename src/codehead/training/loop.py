@@ -31,6 +31,10 @@ NOTES = "notes"
 """The entry of a safetensors header that holds plain values, as JSON."""
 
 
+Saved = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and plain values."""
+
+
 class Stages:
     """Results of stages by name: plain values and tensors in `NAME.safetensors`.
 
@@ -43,19 +47,19 @@ class Stages:
 
     def values(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The saved values of a stage, or else computed and saved. Floats come back as they were."""
-        kept = self.load(name)
-        if kept is None:
-            kept = {}, compute()
-            self.save(name, *kept)
-        return kept[1]
+        return self.kept(name, lambda: ({}, compute()))[1]
 
     def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The saved tensors of a stage, on the CPU, or else computed and saved."""
-        kept = self.load(name)
-        if kept is None:
-            kept = compute(), {}
-            self.save(name, *kept)
-        return kept[0]
+        return self.kept(name, lambda: (compute(), {}))[0]
+
+    def kept(self, name: str, compute: Callable[[], Saved]) -> Saved:
+        """The saved tensors and values of a stage, or else computed and saved."""
+        found = self.load(name)
+        if found is None:
+            found = compute()
+            self.save(name, *found)
+        return found
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> None:
         """Save tensors, and plain values with them, replacing whatever was saved under that name."""
@@ -67,7 +71,7 @@ class Stages:
         save_file(whole, temporary, {NOTES: json.dumps(notes or {})})
         os.replace(temporary, self.path / f"{name}.safetensors")  # a killed process leaves the old file or the new one
 
-    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load(self, name: str) -> Saved | None:
         """The tensors and values that were saved under a name; None if there are none."""
         if self.path is None or not (kept := self.path / f"{name}.safetensors").exists():
             return None
@@ -209,6 +213,8 @@ def refuse_divergence(loss: float, step: int, rate: str = "training.learning_rat
         )
 
 
+StepProgress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, mean nats between teacher and student in the last step)."""
 SAVE_STEPS = 50
 """The most steps that a stopped process loses; Ctrl-C between two steps loses none."""
 
@@ -249,11 +255,19 @@ class ResumableLoop:
         if self.done - self.kept >= SAVE_STEPS:
             self.save()
 
-    @contextmanager
-    def saved_at_the_end(self) -> Iterator[None]:
-        """Save the state when the loop ends, also by Ctrl-C."""
+    def run(self, steps: int, learn: Callable[[], float], progress: StepProgress, rate: str) -> None:
+        """Take the steps up to `steps`, each with the gradients that `learn` adds; save the state at the end.
+
+        `learn` returns a loss in nats. Ctrl-C saves the state too. CodeheadError, which names the learning `rate`, if a
+        loss is not finite.
+        """
         try:
-            yield
+            while self.done < steps:
+                self.optimizer.zero_grad()
+                loss = learn()
+                refuse_divergence(loss, self.done, rate)
+                self.step()
+                progress(self.done, steps, loss)
         except KeyboardInterrupt:
             if self._whole:
                 self.save()

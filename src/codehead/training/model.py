@@ -114,14 +114,9 @@ def new_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
     options = dict(architecture)
     model_type = options.pop("model_type")
     _check_architecture(model_type, options)
-    defaults = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
-        config = AutoConfig.for_model(model_type, **{**defaults, **options})
+        config = AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **special, **options})
         _check_sizes(config, f"model {architecture!r}")
         model = AutoModelForCausalLM.from_config(config)
     except CodeheadError:
@@ -236,7 +231,7 @@ def with_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
         lora_dropout=options.dropout,
         target_modules=names,
         modules_to_save=decision_paths(model),
-        fan_in_fan_out=is_transposed(model, found),
+        fan_in_fan_out=not isinstance(model.get_submodule(found[0]), nn.Linear),  # as in GPT-2's Conv1D
         task_type="CAUSAL_LM",
     )
     try:
@@ -288,8 +283,3 @@ def attention_projections(model: nn.Module) -> list[str]:
         if isinstance(module, nn.Linear | Conv1D)
         and any("attn" in part or "attention" in part for part in name.split(".")[:-1])
     ]
-
-
-def is_transposed(model: nn.Module, names: list[str]) -> bool:
-    """Whether these maps store their weight as (in, out), as GPT-2's Conv1D does."""
-    return bool(names) and not isinstance(model.get_submodule(names[0]), nn.Linear)

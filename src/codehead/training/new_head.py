@@ -6,12 +6,11 @@ Its code may grow on that text, by columns for the tokens that are confused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from codehead.errors import ConfigurationError
 from codehead.heads import LinearHead
 from codehead.layer import DecisionLayer
 from codehead.losses import IGNORE
-from codehead.models.calibration import check_calibration
+from codehead.models.calibration import check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.models.hidden import Statistics, hidden_states, labelled_states
 from codehead.models.old_head import check_extras
 from codehead.models.probe import SoftmaxHead, softmax_head
@@ -64,35 +63,30 @@ READ_BATCHES = 8
 """Batches whose hidden states are saved together: the most that is read again after a process was killed."""
 
 
-def fit_decision_layer(model: Any, config: RunConfig, text: Text | None, work: Work = SILENT) -> Any:
+def fit_decision_layer(model: Any, config: RunConfig, text: Text, work: Work = SILENT) -> Any:
     """The model with the decision layer that `config.decision` describes, initialised as `start` and `distil` say.
 
     If `work` has stages, hidden states are read once, and distillation resumes where it was stopped. Several processes
     share the reading; the first one trains, and the others load what it saved.
     """
     assert config.decision is not None
-    decision = replace(config.decision, code=config.decision.code or DEFAULT_CODE, weights="float", packed=False)
-    if config.distil is not None:
-        decision = replace(decision, start="old_head")
-    looks = looks_at_text(config, text)
-    if not looks and not _counts(decision):
-        return attach(model, decision)
-    if text is None:
-        raise ConfigurationError(
-            "decision.dense_rows, token_bias, extra_bits, start, assignment, an adaptive head and a code that grows "
-            "need training text; give data.train"
-        )
-    counts = text.counts(len(model.get_output_embeddings().weight))
-    check_extras(decision, torch.from_numpy(counts))
+    code, start = config.decision.code or DEFAULT_CODE, config.decision.start if config.distil is None else "old_head"
+    decision = replace(config.decision, code=code, start=start, weights="float", packed=False)
+    looks, num_tokens = looks_at_text(config), len(model.get_output_embeddings().weight)
+    counts = torch.from_numpy(text.counts(num_tokens)) if looks or _counts(decision) else None
+    if counts is not None:
+        check_extras(decision, counts)
     if not looks:
-        return attach(model, decision, statistics=Statistics(torch.from_numpy(counts)))
+        attach(model, decision, statistics=None if counts is None else Statistics(counts))
+        check_end(model, config)
+        return model
     if config.distil is not None and config.distil.backbone_steps:
         find_targets(model, config.lora)  # fails before anything is learnt
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
     hidden, labels = _read(model, text, batch_size_of(config), tokens, work)
     teacher = softmax_head(model)
     likely = _looked_up(teacher, config, decision, hidden, work)
-    _attach(model, decision, counts if likely is None else likely.expected.numpy(), hidden, labels, work.show)
+    _attach(model, decision, counts if likely is None else likely.expected, hidden, labels, work.show)
     check_end(model, config)
     if config.distil is not None:
         with work.processes.main_first():
@@ -112,10 +106,8 @@ def _looked_up(
     return LikelyTokens(**looked_up)
 
 
-def _attach(
-    model: Any, decision: DecisionConfig, counts: np.ndarray, hidden: Tensor, labels: Tensor, show: Show
-) -> None:
-    """Attach the decision layer, fitted to the statistics of a text."""
+def _attach(model: Any, decision: DecisionConfig, counts: Any, hidden: Tensor, labels: Tensor, show: Show) -> None:
+    """Attach the decision layer, fitted to the statistics of a text: token counts `(V,)`, and hidden states."""
     show("starting the new head", 0, 1)
     statistics = Statistics.of(counts, hidden[:STATISTICS_TOKENS])
     if grows(decision):
@@ -147,8 +139,7 @@ def _learn(
 
     distil(model, teacher, hidden[: options.tokens], options, learning, stages, labels[: options.tokens], likely)
     if options.backbone_steps:
-        together = partial(work.show, "learning with the backbone")
-        draw = partial(text.draw, batch_size_of(config))
+        draw, together = partial(text.draw, batch_size_of(config)), partial(work.show, "learning with the backbone")
         learn_together(model, teacher, draw, options, config.lora, together, stages)
 
 
@@ -189,17 +180,16 @@ def _counts(decision: DecisionConfig) -> bool:
     return bool(ordered or decision.dense_rows or decision.token_bias or decision.extra_bit_tokens)
 
 
-def looks_at_text(config: RunConfig, text: Text | None) -> bool:
+def looks_at_text(config: RunConfig) -> bool:
     """Whether the decision layer uses hidden states; a code that looks at the old head needs none, but gains from them.
 
     A new model has no old head to look at.
     """
     decision = config.decision
-    if decision is None:
-        return False
+    assert decision is not None
     if decision.start == "old_head" or config.distil is not None or grows(decision):
         return True
-    return text is not None and not config.is_pretraining and _sees_classes(decision)
+    return not config.is_pretraining and _sees_classes(decision)
 
 
 def _sees_classes(decision: DecisionConfig) -> bool:
@@ -221,6 +211,23 @@ def check_end(model: Any, config: RunConfig) -> None:
             check_unrounded(model)
         if config.decision.packed:
             model.decision.check_packable()
+
+
+def calibrated(model: Any, config: RunConfig, text: Text, work: Work) -> dict[str, Any]:
+    """Scale the bits of a model on a text, as `config.calibrate` says, in place; returns the entry of `run.json`."""
+    options = config.calibrate
+    assert options is not None
+
+    def compute() -> dict[str, Any]:
+        batches, reading = text.batches(batch_size_of(config)), partial(work.show, "reading other text")
+        outputs, labels = text_outputs(model, batches, options.tokens, reading, work.processes)
+        progress = partial(work.show, "calibrating")
+        found = fit_scales(model.decision, outputs, labels, per_bit=options.per_bit, progress=progress)
+        return work.processes.agreed(asdict(found))
+
+    found = work.stages.values("calibration", compute)
+    fold_scales(model, found["scales"])
+    return {"calibration": found}
 
 
 def finish(model: Any, config: RunConfig, text: Text, work: Work = SILENT) -> Any:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from codehead.training.folder import RunFolder
+from typing import Any
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "numpy")
 
@@ -93,8 +89,6 @@ def git_state() -> dict[str, Any] | None:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores, threads that torch uses, accelerator."""
-    import os
-
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -120,31 +114,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-class Clock:
-    """Saves the provenance of a run, with the seconds since it `began` (`time.monotonic`), in `run.json`.
-
-    The time of earlier processes of the run is added; of a killed one, the time it saved last.
-    """
-
-    def __init__(self, folder: RunFolder, origin: Mapping[str, Any], began: float) -> None:
-        self.folder, self.origin = folder, {**folder.begun_with(), **origin, **folder.spent()}
-        self.began = began - self.origin.get("wall_seconds", 0.0)
-
-    def record(self) -> dict[str, Any]:
-        """The provenance with the seconds until now."""
-        return {"provenance": {**self.origin, "wall_seconds": round(time.monotonic() - self.began, 3)}}
-
-    def keep(self) -> None:
-        """Write the record to `run.json`, as that of a running run."""
-        self.folder.write("running", self.record())
-
-    @contextmanager
-    def kept_when_stopped(self) -> Iterator[None]:
-        """Write the record if the block is stopped."""
-        try:
-            yield
-        except BaseException:
-            self.keep()
-            raise

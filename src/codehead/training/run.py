@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import (
     TensorBoardCallback,
     default_logdir,
@@ -22,13 +21,12 @@ from transformers.integrations.integration_utils import (
 from codehead.boundaries import library_bars_hidden, peft_warnings_hidden
 from codehead.config import DecisionConfig
 from codehead.errors import ConfigurationError
-from codehead.models.calibration import calibrate, text_outputs
 from codehead.models.description import weights_checksum
 from codehead.models.surgery import describe, is_coded
 from codehead.processes import is_main
 from codehead.training.config import RunConfig, refuse_softmax_only
-from codehead.training.data import Collator, Rows, Text, batch_size_of, check_labels, check_vocabulary, load_rows
-from codehead.training.folder import RunFolder, check_weights, save_whole
+from codehead.training.data import Collator, Rows, Text, check_labels, check_vocabulary, load_rows
+from codehead.training.folder import RunFolder, save_whole
 from codehead.training.loop import SILENT, Show, Stages, Work, refuse_divergence, shown
 from codehead.training.model import (
     adapt,
@@ -40,21 +38,10 @@ from codehead.training.model import (
     merge,
     new_model,
 )
-from codehead.training.new_head import check_end, finish, fit_decision_layer, looks_at_text
-from codehead.training.provenance import Clock, provenance, utc_now
+from codehead.training.new_head import calibrated, check_end, finish, fit_decision_layer, looks_at_text
 from codehead.training.tokenizer import load_tokenizer, train_bpe
 from codehead.training.trainer import NarrowTrainer, RichProgress, decision_rates, filled, knows_its_tokens, skeleton
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, Trainer
-
-DEFAULTS = {
-    "report_to": "none",
-    "logging_steps": 10,
-    "disable_tqdm": True,
-    "logging_nan_inf_filter": False,
-}
 KEPT_CHECKPOINTS = 2
 """Checkpoints kept unless `training.save_total_limit` says otherwise."""
 NO_WAY_BACK = {
@@ -77,59 +64,50 @@ def train(
     curve of a run that was never stopped. Raises ConfigurationError if the folder holds anything else
     (unless `overwrite`), or another process is using it; DataError for unusable data.
     """
-    folder = RunFolder(config)
+    folder = RunFolder(config, overwrite)
     with folder.locked(), library_bars_hidden(), peft_warnings_hidden():
-        return _run(folder, config, overwrite, callbacks, progress)
+        return _run(folder, config, callbacks, progress)
 
 
-def _run(
-    folder: RunFolder, config: RunConfig, overwrite: bool, callbacks: Sequence[TrainerCallback], progress: bool
-) -> Path:
-    began = time.monotonic()
-    origin = {**provenance(seed=config.seed, sources=config.data.sources), "started_at": utc_now()}
-    if not overwrite:
-        folder.check(origin["data"])
+def _run(folder: RunFolder, config: RunConfig, callbacks: Sequence[TrainerCallback], progress: bool) -> Path:
+    folder.check()
     arguments = training_arguments(config, folder.checkpoints)  # before anything is read or learnt
     rows = load_rows(config.data, config.seed)
     tokenizer = _tokenizer(config, rows)
     set_seed(config.seed)
-    text, validation = _texts(config, rows, tokenizer)
+    text_of = partial(Text.of, tokenizer=tokenizer, block_size=config.data.block_size, seed=config.seed)
+    text = text_of(rows.train, name="the training data")
+    validation = None if rows.validation is None else text_of(rows.validation, name="the validation data").read()
     model: Any = _loaded(config, tokenizer)
-    origin["weights"] = None if isinstance(config.model, dict) else weights_checksum(model)
-    if not overwrite:
-        folder.check_beginning(origin)
+    folder.begins_with("weights", None if config.is_pretraining else weights_checksum(model))
     distils = config.distil is not None  # takes long enough to be killed, so its progress is saved
-    stages_of_run = folder.begun(origin, overwrite) if distils else nullcontext(Stages())
-    with stages_of_run as stages:
-        stopped = Clock(folder, origin, began).kept_when_stopped() if distils else nullcontext()
-        with _shown(progress and distils) as show, stopped:
+    with folder.begun() if distils else nullcontext(Stages()) as stages:
+        with _shown(progress and distils) as show:
             model = _built(model, config, text, Work(show, stages))
-        check_end(model, config)
-        origin["codebook"] = describe(model, "train").codebook.checksum if is_coded(model) else None
-        if not overwrite:
-            folder.check_beginning(origin)
+        folder.begins_with("codebook", describe(model, "train").codebook.checksum if is_coded(model) else None)
         paths, knowing = decision_paths(model), knows_its_tokens(model, config)
         model = adapt(model, config)
         rates = decision_rates(model, paths, config, arguments.learning_rate, knowing)
-        shown_as = folder.path.name if progress else None
         datasets = [text.examples, None if validation is None else validation.examples]
-        trainer = _trainer(arguments, model, tokenizer, datasets, callbacks, shown_as, rates)
-    replaces = overwrite and not distils
-    checkpoint = None if replaces else _checkpoint(folder)
+        callbacks = [*callbacks, RichProgress(folder.path.name)] if progress else callbacks
+        trainer = _trainer(arguments, model, tokenizer, datasets, callbacks, rates)
+    checkpoint = folder.resumed_from()
     limit = config.training.get("save_total_limit", KEPT_CHECKPOINTS)
-    keeper = _Keeper(folder, partial(Clock, folder, origin, began), checkpoint, limit, replaces)
-    trainer.add_callback(keeper)
+    trainer.add_callback(_Keeper(folder, checkpoint, limit, replaces=folder.overwrite and not distils))
     empty = skeleton(model) if trainer.is_fsdp_enabled else None
     with _one_mlflow_run(trainer):
         _train(trainer, checkpoint, has_validation=validation is not None)
-    model = trainer.accelerator.unwrap_model(trainer.model) if empty is None else filled(empty, trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model) if empty is None else filled(empty, trainer)
     if not is_main():
         return folder.path
+    told: dict[str, Any] = {"log_history": trainer.state.log_history}
     with _shown(progress and config.decision is not None) as show:
-        trained, told = _ended(model, config, text, validation, show)
+        trained = merge(model)
+        if config.calibrate is not None and validation is not None:
+            told |= calibrated(trained, config, validation, Work(show))
+        trained = finish(trained, config, text, Work(show))
     save_whole(trained, tokenizer, folder.path)
-    told |= {"head_rates": rates} if rates else {}
-    folder.finish({**keeper.clock.record(), "log_history": trainer.state.log_history, **told})
+    folder.finish(told | ({"head_rates": rates} if rates else {}))
     return folder.path
 
 
@@ -152,19 +130,20 @@ def _built(model: Any, config: RunConfig, text: Text, work: Work) -> nn.Module:
     """
     if config.adapt == "lora":
         find_targets(model, config.lora)  # fails before anything is learnt
-    if config.decision is not None and is_coded(model):
-        model = _reread(model, config.decision)
-    elif config.decision is not None:
-        if looks_at_text(config, text):
+    if config.decision is not None and not is_coded(model):
+        if looks_at_text(config):
             model = model.to(device_of(config))
-        model = fit_decision_layer(model, config, text, work)
+        return fit_decision_layer(model, config, text, work)
     if is_coded(model):
         refuse_softmax_only(config.training)
+    if config.decision is not None:
+        _reread(model, config.decision)
+    check_end(model, config)
     return model
 
 
-def _reread(model: Any, decision: DecisionConfig) -> Any:
-    """A coded model with another loss or decoder; its final storage may change too, but not its code or head."""
+def _reread(model: Any, decision: DecisionConfig) -> None:
+    """Give a coded model another loss or decoder; its final storage may change too, but not its code or head."""
     given = decision.to_dict()
     fixed = sorted(set(given) - {"loss", "decoder", "weights", "packed"})
     if fixed:
@@ -174,34 +153,6 @@ def _reread(model: Any, decision: DecisionConfig) -> Any:
         )
     model.decision.loss_name = given.get("loss", model.decision.loss_name)
     model.decision.decoder_name = given.get("decoder", model.decision.decoder_name)
-    return model
-
-
-def _checkpoint(folder: RunFolder) -> Path | None:
-    """The checkpoint that a run resumes from; CheckpointError if its weights are damaged."""
-    folder.drop_incomplete()
-    checkpoint = folder.last_checkpoint()
-    if checkpoint is not None:
-        check_weights(checkpoint)
-    return checkpoint
-
-
-def _texts(config: RunConfig, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> tuple[Text, Text | None]:
-    """The training text, tokenised on first use, and the validation text, tokenised now."""
-    size, seed = config.data.block_size, config.seed
-    text = Text.of(rows.train, tokenizer, size, "the training data", seed)
-    if rows.validation is None:
-        return text, None
-    return text, Text.of(rows.validation, tokenizer, size, "the validation data", seed).read()
-
-
-def _ended(
-    model: Any, config: RunConfig, text: Text, validation: Text | None, show: Show
-) -> tuple[Any, dict[str, Any]]:
-    """The trained model, merged, calibrated and finished, and the calibration's entries in `run.json`."""
-    model = merge(model)
-    told = {} if config.calibrate is None else _calibrate(model, config, validation)
-    return finish(model, config, text, Work(show)), told
 
 
 def _shown(wanted: bool) -> AbstractContextManager[Show]:
@@ -212,40 +163,40 @@ def _shown(wanted: bool) -> AbstractContextManager[Show]:
 class _Keeper(TrainerCallback):
     """Maintains the folder of a run: `run.json` from the first step on, and no more than `limit` checkpoints.
 
-    `clock` starts the clock, which writes `run.json`; the wall time is saved at every checkpoint. A run that `replaces`
-    another clears it only when the first step is due, after every check of the configuration.
+    The wall time is saved at every checkpoint. A run that `replaces` another clears it only when the first step is due,
+    after every check of the configuration.
     """
 
-    def __init__(
-        self, folder: RunFolder, clock: Callable[[], Clock], checkpoint: Path | None, limit: int | None, replaces: bool
-    ) -> None:
-        self.folder, self.start, self.limit, self.replaces = folder, clock, limit, replaces
+    def __init__(self, folder: RunFolder, checkpoint: Path | None, limit: int | None, replaces: bool) -> None:
+        self.folder, self.limit, self.replaces = folder, limit, replaces
         self.best = None if checkpoint is None else folder.best_of(checkpoint)
-        self.clock: Clock  # from the first step on
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.replaces:
             self.folder.clear_work()
         if self.best is not None:
             state.best_model_checkpoint = str(self.best)
-        self.clock = self.start()
-        self.clock.keep()
+        self.folder.keep()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         best = state.best_model_checkpoint
         self.folder.rotate(self.limit, None if best is None else Path(best).name)
-        self.clock.keep()
+        self.folder.keep()
 
 
 def training_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
     """The literal TrainingArguments of the run; ConfigurationError for values that transformers refuses."""
-    pin_memory = torch.accelerator.is_available()  # without one, torch warns
-    on_cpu = device_of(config).type == "cpu"
-    shown = {"run_name": output_dir.parent.name}  # by Weights & Biases, MLflow
     values: dict[str, Any] = {
-        "dataloader_pin_memory": pin_memory, "use_cpu": on_cpu, **DEFAULTS, **shown, **config.training
-    }  # fmt: skip
-    values["save_total_limit"] = None  # the Trainer orders by file times, `RunFolder.rotate` by steps
+        "report_to": "none",
+        "run_name": output_dir.parent.name,  # shown by Weights & Biases, MLflow
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.accelerator.is_available(),  # without one, torch warns
+        "use_cpu": device_of(config).type == "cpu",
+        **config.training,
+        "save_total_limit": None,  # the Trainer orders by file times, `RunFolder.rotate` by steps
+    }
     for key, reason in NO_WAY_BACK.items():
         if values.get(key):
             raise ConfigurationError(f"training.{key} is true, but a run must be resumable: {reason}; remove it")
@@ -265,10 +216,9 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     datasets: Sequence[Dataset | None],
     callbacks: Sequence[TrainerCallback],
-    shown_as: str | None,
     rates: Mapping[str, float],
 ) -> Trainer:
-    """A Trainer on training and validation data; `shown_as` is the title of its progress, None for no display."""
+    """A Trainer on training and validation data."""
     for examples in datasets:
         if examples is not None:
             check_labels(examples, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
@@ -280,7 +230,7 @@ def _trainer(
         processing_class=tokenizer,
         data_collator=Collator(tokenizer.pad_token_id),
         own_rates=rates,
-        callbacks=[*callbacks, *([] if shown_as is None else [RichProgress(shown_as)])],
+        callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.is_deepspeed_enabled:
@@ -327,14 +277,6 @@ def _train(trainer: Trainer, checkpoint: Path | None, *, has_validation: bool) -
     refuse_divergence(outcome.training_loss, outcome.global_step)
     if has_validation:
         trainer.evaluate()
-
-
-def _calibrate(model: nn.Module, config: RunConfig, validation: Text | None) -> dict[str, Any]:
-    """Scale the bit logits on the validation data; returns the entries for `run.json`."""
-    assert config.calibrate is not None and validation is not None  # RunConfig asks for the data
-    outputs = text_outputs(model, validation.batches(batch_size_of(config)), config.calibrate.tokens)
-    found = calibrate(model, *outputs, per_bit=config.calibrate.per_bit)
-    return {"calibration": asdict(found)}
 
 
 def _tokenizer(config: RunConfig, rows: Rows) -> PreTrainedTokenizerBase:

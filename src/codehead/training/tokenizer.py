@@ -82,7 +82,6 @@ def tokenize_text(
     Tokens that do not fill the last block are dropped. Raises DataError, which names them by `name`, if no block is
     full.
     """
-    require_offsets(tokenizer)
     return _blocks(map_rows(rows, lambda batch: _documents(batch["text"], tokenizer)), block_size, name)
 
 
@@ -94,7 +93,6 @@ def tokenize_records(
     Prompt and response are tokenised separately, so that the prompt's tokens are the same as at
     generation. Records whose prompt alone fills the block are dropped.
     """
-    require_offsets(tokenizer)
     examples = map_rows(rows, lambda batch: _records(batch["prompt"], batch["response"], tokenizer, block_size))
     if not len(examples):
         raise DataError(
@@ -105,7 +103,6 @@ def tokenize_records(
 
 def prompt_ids(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """The tokens of every prompt as in `tokenize_records`: what a model must see to give a response."""
-    require_offsets(tokenizer)
     return [ids for ids, _ in _prompts(prompts, tokenizer)]
 
 
@@ -131,31 +128,41 @@ def _documents(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Columns:
 
 def _records(prompts: list[str], responses: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> Columns:
     eos = _eos(tokenizer)
-    examples: Columns = {"input_ids": [], "labels": [], "num_bytes": []}
     encoded = zip(_prompts(prompts, tokenizer), _encode(tokenizer, responses, special=False), strict=True)
-    for (prompt, prompt_bytes), (response, response_bytes) in encoded:
-        if len(prompt) >= block_size:
-            continue
-        labels = [IGNORED] * len(prompt) + response + [eos]
-        examples["input_ids"].append((prompt + response + [eos])[:block_size])
-        examples["labels"].append(labels[:block_size])
-        examples["num_bytes"].append((prompt_bytes + response_bytes + [0])[:block_size])
-    return examples
+    examples = (
+        {
+            "input_ids": prompt + response + [eos],
+            "labels": [IGNORED] * len(prompt) + response + [eos],
+            "num_bytes": prompt_bytes + response_bytes + [0],
+        }
+        for (prompt, prompt_bytes), (response, response_bytes) in encoded
+    )
+    return cut(examples, block_size)
+
+
+def cut(examples: Iterable[dict[str, list[int]]], block_size: int) -> Columns:
+    """The columns of examples, cut at `block_size` tokens; those without a label before that are dropped."""
+    columns: Columns = {"input_ids": [], "labels": [], "num_bytes": []}
+    for example in examples:
+        if any(label != IGNORED for label in example["labels"][:block_size]):
+            for name, values in example.items():
+                columns[name].append(values[:block_size])
+    return columns
 
 
 def _prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
     """Ids and byte counts of every prompt, with special tokens except the eos that ends a text."""
     eos = _eos(tokenizer)
-    encoded = _encode(tokenizer, prompts, special=True)
-    ended = [len(ids) > 1 and ids[-1] == eos for ids, _ in encoded]  # some tokenizers end every text themselves
     return [
-        (ids[:-1], counts[:-1]) if end else (ids, counts) for (ids, counts), end in zip(encoded, ended, strict=True)
+        (ids[:-1], counts[:-1]) if len(ids) > 1 and ids[-1] == eos else (ids, counts)  # some tokenizers end every text
+        for ids, counts in _encode(tokenizer, prompts, special=True)
     ]
 
 
 def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool
 ) -> list[tuple[list[int], list[int]]]:
+    require_offsets(tokenizer)
     encoded = tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     return [
         (ids, byte_counts(text, offsets))
@@ -167,7 +174,7 @@ def _blocks(tokens: Dataset, block_size: int, name: str) -> Dataset:
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
-    columns = {column: _flat(tokens, column) for column in ("input_ids", "num_bytes")}
+    columns = {name: tokens.data.column(name).combine_chunks().flatten() for name in ("input_ids", "num_bytes")}
     total = len(columns["input_ids"])
     kept = total // block_size * block_size
     if not kept:
@@ -182,19 +189,11 @@ def _blocks(tokens: Dataset, block_size: int, name: str) -> Dataset:
     return Dataset(pa.table(blocks))
 
 
-def _flat(tokens: Dataset, name: str) -> Any:
-    import pyarrow as pa
-
-    return tokens.data.column(name).combine_chunks().flatten().cast(pa.int32())
-
-
 def _byte_positions(text: str) -> np.ndarray:
     """Byte offset of every character boundary, `(characters + 1,)`."""
-    if text.isascii():
-        return np.arange(len(text) + 1)
-    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    widths = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
-    return np.concatenate([[0], np.cumsum(widths)])
+    encoded = np.frombuffer(text.encode(), dtype=np.uint8)
+    starts = np.flatnonzero((encoded & 0xC0) != 0x80)  # all but the continuation bytes of UTF-8
+    return np.append(starts, len(encoded))
 
 
 def _last_token(offsets: Sequence[tuple[int, int]]) -> int:

@@ -197,7 +197,7 @@ class RichProgress(TrainerCallback):
         self.label, self.loss = label, "loss –"
         self.console = console or Console(stderr=True)
         self.under_way = ExitStack()
-        self.show: Callable[..., None] | None = None
+        self.show: Callable[..., None]  # from the beginning of the training on
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.show = self.under_way.enter_context(shown(self.console))
@@ -224,9 +224,8 @@ class RichProgress(TrainerCallback):
             self.show = Lines(self.console).show
 
     def _tell(self, state: Any, *, always: bool = False) -> None:
-        if self.show is not None:
-            detail = f": step {state.global_step}/{state.max_steps} {self.loss}"
-            self.show(self.label, state.global_step, state.max_steps, detail, always=always)
+        detail = f": step {state.global_step}/{state.max_steps} {self.loss}"
+        self.show(self.label, state.global_step, state.max_steps, detail, always=always)
 
 
 @contextmanager
@@ -247,16 +246,15 @@ class _SeededLengths(LengthGroupedSampler):
     """
 
     def __init__(self, plain: LengthGroupedSampler, seed: int) -> None:
-        self.batch_size, self.lengths = plain.batch_size, plain.lengths
+        super().__init__(plain.batch_size, lengths=plain.lengths, generator=torch.Generator())
         self.seed, self.epoch = seed, 0
-        self.generator: Any = None
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate before every epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        self.generator.manual_seed(self.seed + self.epoch)
         return iter(super().__iter__())
 
 
@@ -271,16 +269,12 @@ def skeleton(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, empty)
 
 
-def filled(empty: nn.Module, model: nn.Module) -> nn.Module:
-    """The skeleton of a sharded model with its parameters and buffers, on the CPU of the first process.
+def filled(empty: nn.Module, trainer: Trainer) -> nn.Module:
+    """The skeleton of a sharded model with the trained parameters and buffers, on the CPU of the first process.
 
     Called by all processes; in the others the skeleton stays empty.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    state: dict[str, Any] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    state = trainer.accelerator.get_state_dict(trainer.model)
     if state:
         empty.load_state_dict(state, assign=True)
     return empty
