@@ -11,8 +11,7 @@ Text and prompts are those of `benchmarks/mixed_text.py`. `head`: methods take t
 that nothing was fitted to; before each step as many bytes are read as the backbone has (`--between`, which may be 0),
 so that no head is in a cache. Medians, and the recall of the dense head's choice. `generation`: tokens per second with
 the dense head, screened, and with no head at all, which is the limit. `texts`: how many greedy tokens are the dense
-head's; in mode "exact", which works on one sequence at a time, both heads choose at every hidden state of the same
-text.
+head's; in mode "exact" both heads choose at every hidden state of the same text, one sequence at a time.
 """
 
 from __future__ import annotations

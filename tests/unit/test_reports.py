@@ -13,9 +13,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from codehead.errors import CheckpointError, DataError
+from codehead.lab.baselines import FILE_KEY
 from codehead.lab.reports.drawing import INK, place_labels, pyplot
 from codehead.lab.reports.evidence import read_results
-from codehead.lab.reports.pictures import _best_of_each_budget, frontier
+from codehead.lab.reports.pictures import _best_of_each_budget, frontier, pictures
 from codehead.lab.reports.report import findings, render
 from codehead.lab.reports.summary import (
     Estimate,
@@ -263,3 +264,10 @@ def test_the_line_of_a_frontier_goes_through_the_best_of_every_budget() -> None:
     ]
     assert _best_of_each_budget(rows, "share") == [(0.0501, 0.95), (0.15, 0.99)]
     assert _best_of_each_budget(rows, "perplexity_ratio") == [(0.0501, 1.1), (0.15, 1.0)]
+
+
+def test_results_without_any_training_have_no_empty_picture():
+    found = read_results(Path(__file__).resolve().parents[2] / "results" / "frontier-1")
+    baselines = [result for result in found if result.metrics.get(FILE_KEY) is not None]
+    drawn = pictures(summarise(baselines), baselines)
+    assert drawn and all(picture.panels for picture in drawn)

@@ -213,6 +213,17 @@ def test_scanning_is_chosen_for_as_many_positions_as_it_pays_for():
     assert [chosen(size, shortlist) for size in (1, 64, 2000)] == ["scan", "scan", "plain"]
 
 
+@pytest.mark.parametrize("impl", ["plain", "scan"])
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [(torch.ones(1, 24, dtype=torch.int64), "floating-point"), (torch.full((1, 24), 1e305, dtype=torch.float64), "overflow")],
+    ids=["integers", "huge"],
+)
+def test_outputs_that_cannot_be_added_up_are_refused_alike(outputs, message, impl):
+    with pytest.raises(ConfigurationError, match=message):
+        decode(outputs, code(300, 24), impl=impl)
+
+
 def test_a_scan_that_is_impossible_is_refused():
     with pytest.raises(ConfigurationError, match="not sums over bits"):
         decode(torch.randn(1, 16), code(50, 16), decoder="laplacian", impl="scan")

@@ -197,5 +197,8 @@ def scanned(
         return None
     if ties != "lowest":
         raise ConfigurationError(f"impl='scan' orders equal scores by token id, not by ties={ties!r}; omit one of them")
+    require_real("bit logits", outputs)
     refuse_non_finite(outputs)
+    if outputs.dtype == torch.float64:
+        roomy(outputs)  # refuses values whose sums overflow
     return Decoded(*scan.best_tokens(outputs, table, decoder, k, corrections, fast=choice.fast))

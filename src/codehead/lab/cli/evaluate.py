@@ -29,6 +29,7 @@ OF_TASKS = ("num_fewshot", "limit")
 
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder, hub id or GGUF file, coded or not.")],
     data: Annotated[
         str | None, typer.Option("--data", help="Text or records: hub id or local file (.txt .jsonl .json .parquet).")
@@ -86,8 +87,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents per task, for a quick look.")] = None,
 ) -> None:
     """Measure next-token accuracy, likelihood, speed, size and answers on --data, or the metrics of --tasks."""
-    own = (*OF_DATA, *OF_TASKS)
-    given = {name: value for name, value in locals().items() if name in own and value is not None}
+    given = {name: context.params[name] for name in (*OF_DATA, *OF_TASKS) if context.params[name] is not None}
     _check_kind(data, tasks, given)
     check_file(out, overwrite)
     names = [name.strip() for entry in tasks or () for name in entry.split(",") if name.strip()]

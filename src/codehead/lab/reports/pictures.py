@@ -49,9 +49,11 @@ NOTE = "Error bars are 95% t-intervals over seeds; the dashed line is Softmax."
 
 
 def pictures(rows: Sequence[Row], results: Sequence[Result]) -> list[Picture]:
-    """Always top-1 against parameters and the curves; the rest if there is something to show."""
-    tradeoffs = [tradeoff(rows, metric) for metric in METRICS if any(metric in row.values for row in rows)]
-    return [*frontier(rows), *tradeoffs, *all_curves(results), *analyses(rows)]
+    """Those that have something to show."""
+    sized = [row for row in rows if row.parameters]
+    tradeoffs = [tradeoff(sized, metric) for metric in METRICS if any(metric in row.values for row in sized)]
+    found = [*frontier(rows), *tradeoffs, *all_curves(results), *analyses(rows)]
+    return [picture for picture in found if picture.panels]
 
 
 # Shared by pictures: the points of a family of heads, the line of Softmax.
