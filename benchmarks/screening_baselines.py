@@ -128,6 +128,7 @@ def onnx_step(path: str, threads: int) -> Step:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait would disturb others
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda hidden: torch.from_numpy(session.run(None, {"hidden": hidden.numpy()})[0])
 
