@@ -100,9 +100,9 @@ def test_candidates_have_the_dense_logits_and_the_others_none(name):
     assert int(dense.argmax()) in known[0].nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_few_steps_of_exact_mode_take_the_dense_head(rows):
-    model, ids = screened(mode="exact", certificate="proof"), tokens(rows, 6)
+@pytest.mark.parametrize(("rows", "certificate"), [(1, "proof"), (3, "calibrated")])
+def test_few_steps_of_exact_mode_take_the_dense_head(rows, certificate):
+    model, ids = screened(mode="exact", certificate=certificate), tokens(rows, 6)
     for options in ({}, {"min_new_tokens": 8}, {"repetition_penalty": 1.1}):
         model.steps = model.whole = 0
         generate(model, ids, **options)
@@ -111,7 +111,7 @@ def test_few_steps_of_exact_mode_take_the_dense_head(rows):
 
 
 def test_one_sequence_that_is_not_certain_takes_the_dense_head_for_all():
-    model = screened(mode="exact", certificate="proof")
+    model = screened(mode="exact")
     head, hidden = model.get_output_embeddings(), states(model)[:3].clone()
     with torch.no_grad():
         assert len(head.candidates(hidden).ids) == 3
@@ -120,6 +120,12 @@ def test_one_sequence_that_is_not_certain_takes_the_dense_head_for_all():
         hidden[1] -= (hidden[1] @ apart) / (apart @ apart) * apart  # now the two best tokens tie
         assert head.candidates(hidden[:1]) is not None
         assert head.candidates(hidden) is None
+
+
+def test_a_proof_leaves_several_sequences_to_the_dense_head():
+    model, ids = screened(mode="exact", certificate="proof"), tokens(2, 6)
+    assert torch.equal(generate(model, ids), generate(make("llama"), ids))
+    assert model.whole == model.steps == 16
 
 
 def _greedy(model):
