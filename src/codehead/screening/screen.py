@@ -137,11 +137,12 @@ class Screen(nn.Module):
 
     def pays(self, positions: int, weight: Tensor) -> bool:
         """Whether scanning for `positions` positions is faster than one product with all rows `(V, H)` for all."""
-        if self.settings.mode == "exact" and self.settings.factor == 1:  # half the proofs fail with the first candidates
+        kept = self.settings
+        is_proof = kept.mode == "exact" and kept.factor == 1
+        if positions == 1 or is_proof:  # half the proofs need more candidates, and all positions wait for them
             return positions == 1
-        rows = self.settings.candidates * weight[0].nbytes
-        scanned = positions * (self.bytes_read + rows + AROUND)
-        return positions == 1 or scanned < weight.nbytes * max(1, positions / SHARED)
+        scanned = positions * (self.bytes_read + kept.candidates * weight[0].nbytes + AROUND)
+        return scanned * (2 if kept.mode == "exact" else 1) < weight.nbytes * max(1, positions / SHARED)
 
     def integers(self) -> dict[str, Tensor]:
         """The buffers, which change only as a whole, for their checksum."""
