@@ -312,7 +312,8 @@ def draw(path: Path) -> None:
                 at = (one["milliseconds"]["1"], max(lost, NONE))
                 axes.plot(*at, "o", color=PALETTE[0] if own else PALETTE[-1])
                 turn = 0 if lost > NONE else 50
-                axes.annotate(name.split(" (")[0], at, (4, 5), textcoords="offset points", fontsize=8, rotation=turn)
+                label = name.split(" (")[0].replace(", rank", "").replace(", calibrated", "")
+                axes.annotate(label, at, (4, 5), textcoords="offset points", fontsize=8, rotation=turn)
             axes.set(title=title, xlabel="milliseconds a step, one sequence, cold", xscale="log", yscale="log")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
