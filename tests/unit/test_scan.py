@@ -216,7 +216,10 @@ def test_scanning_is_chosen_for_as_many_positions_as_it_pays_for():
 @pytest.mark.parametrize("impl", ["plain", "scan"])
 @pytest.mark.parametrize(
     ("outputs", "message"),
-    [(torch.ones(1, 24, dtype=torch.int64), "floating-point"), (torch.full((1, 24), 1e305, dtype=torch.float64), "overflow")],
+    [
+        (torch.ones(1, 24, dtype=torch.int64), "floating-point"),
+        (torch.full((1, 24), 1e305, dtype=torch.float64), "overflow"),
+    ],
     ids=["integers", "huge"],
 )
 def test_outputs_that_cannot_be_added_up_are_refused_alike(outputs, message, impl):
