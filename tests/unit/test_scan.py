@@ -266,3 +266,8 @@ def test_rows_that_faiss_does_not_find_are_searched_again():
     found = scan.search(tables, 3)
     assert found.ids.tolist() == wanted.ids.tolist()
     assert scan._index.asked == 2
+
+
+def test_a_gpu_is_refused_with_what_is_as_fast_there():
+    assert "'cuda', where multiplying all rows should be as fast" in fast_scan.obstacle("cuda")
+    assert fast_scan.obstacle("cpu") is None
