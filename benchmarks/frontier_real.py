@@ -210,7 +210,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def collect(options: argparse.Namespace) -> None:
-    """One result file of all heads that have been measured."""
+    """One result file of all heads that have been measured; `mixture_code-…` learnt from no text of the model's own."""
     files = sorted(options.cache.glob("*.json"))
     heads = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
     for head in heads.values():  # of other text, the page tells the sums alone
@@ -219,7 +219,7 @@ def collect(options: argparse.Namespace) -> None:
     shape = shape_of(options.model)
     config = {
         "model": Path(options.model).name, "shape": [shape.hidden_size, shape.num_classes],
-        "positions": options.positions, "seed": 0,
+        "positions": options.positions, "own_text": options.own_text, "seed": 0,
     }  # fmt: skip
     origin = {**provenance(seed=0, sources=[]), "finished_at": utc_now()}
     Result(options.out.stem, config, {"heads": heads}, origin).write(options.out)
@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, help="of rows, instead of a share of their size")
     parser.add_argument("--code-rate", type=float, default=1e-2, help="2e-2 where steps are few")
     parser.add_argument("--positions", type=int, default=150_000)
+    parser.add_argument("--own-text", type=float, default=0.25, help="share of the positions that the model wrote")
     parser.add_argument("--test-positions", type=int, default=2550, help="of each test set")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

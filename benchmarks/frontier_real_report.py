@@ -19,9 +19,11 @@ ROOT = Path(__file__).parents[1]
 RESULTS, PAGES = ROOT / "results/benchmarks", ROOT / "docs/results"
 SMOLLM2, GEMMA = "frontier-real-1", "frontier-real-2"
 MIXTURE, OUTSIDE = ("dolly", "books", "wikitext"), ("alpaca", "stories", "german", "python")
+ALONE = "code, mixture alone"
+"""Learnt from no text of the model's own; shown only beside those that did."""
 KINDS = {
     "code": "code", "int": "quantised", "adaptive": "adaptive softmax", "trained_low_rank": "low rank, trained",
-    "low_rank": "low rank", "trimmed": "trimmed vocabulary",
+    "low_rank": "low rank", "trimmed": "trimmed vocabulary", "mixture_code": ALONE,
 }  # fmt: skip
 """Beginnings of keys, and their meanings."""
 BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
@@ -92,6 +94,21 @@ def overall(heads: list[Head]) -> str:
         )  # fmt: skip
     header = ["head", "bytes", "of top-1", "perplexity", "KL, nats", "same choice", "in best 32", "in best 512"]
     return markdown([*header, "other text: of top-1", "other text: perplexity"], rows)
+
+
+def own_text(heads: list[Head]) -> str:
+    """Codes that learnt from the mixture alone, and those that learnt from the model's own text too."""
+    rows = []
+    for head in heads:
+        alone = next((other for other in heads if other.key == f"mixture_{head.key}"), None)
+        if alone is not None:
+            pairs = [[one.pooled(texts) for one in (alone, head)] for texts in (MIXTURE, OUTSIDE)]
+            kept = [f"{one['top1']:.1%}" for pair in pairs for one in pair]
+            ratios = [f"{one['ratio']:.3f} ×" for pair in pairs for one in pair]
+            rows.append([head.name, *(cell for both in zip(kept, ratios, strict=True) for cell in both)])
+    places = ("mixture, alone", "mixture, with own text", "other text, alone", "other text, with own text")
+    header = [f"{place}: {figure}" for place in places for figure in ("of top-1", "perplexity")]
+    return markdown(["head", *header], rows)
 
 
 def domains(heads: list[Head]) -> str:
@@ -281,7 +298,9 @@ def conversion() -> str:
 def report(name: str) -> list[Head]:
     """Fill the page of a result and draw its pictures; returns the heads."""
     metrics, page = Result.read(RESULTS / f"{name}.json").metrics["heads"], PAGES / name / "report.md"
-    heads = sorted((Head(key, found) for key, found in metrics.items()), key=lambda head: head.share)
+    found = sorted((Head(key, found) for key, found in metrics.items()), key=lambda head: head.share)
+    filled(page, "own text", own_text(found))
+    heads = [head for head in found if head.kind != ALONE]
     chosen = [head for head in heads if head.key in COMPARED]
     for table, make in {"overall": overall, "domains": domains, "learning": learning}.items():
         filled(page, table, make(heads))

@@ -1,7 +1,7 @@
 """Final hidden states of a real model over a mixture of texts and over other domains, stored in memory-mapped files.
 
-`learn`, `valid` and the three tests of the mixture come from different documents; the other domains are used for tests
-only. A killed run resumes.
+A quarter of the text learnt from is written by the model itself. `learn`, `valid` and the three tests of the mixture
+come from different documents; the other domains are used for tests only. A killed run resumes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from codehead.models.own_text import beginnings, write
+from codehead.training.loop import Stages
 from codehead.training.model import load_model
-from codehead.training.tokenizer import load_tokenizer
+from codehead.training.tokenizer import load_tokenizer, start_of_text
 
 BLOCK, BATCH = 256, 4
 MIXTURE = {"dolly": 0.4, "books": 0.3, "wikitext": 0.3}
 OTHERS = ("alpaca", "stories", "german", "python")
 TEST_BLOCKS = 20
+WRITERS = 64
+"""Texts that the model writes at once."""
 SEED = 0
 
 
@@ -88,9 +92,23 @@ def blocks(texts: list[str], tokenizer, count: int) -> np.ndarray:
     raise SystemExit(f"only {len(ids) // BLOCK} blocks, not {count}")
 
 
-def sets(data: Path, tokenizer, positions: int) -> dict[str, np.ndarray]:
-    """Blocks of every set by its name; `learn` is shuffled, so that any prefix of it has the mixture's proportions."""
-    count = -(-positions // (BLOCK - 1))
+def written(model, tokenizer, count: int, cache: Path) -> np.ndarray:
+    """`count` blocks that the model writes, WRITERS at a time."""
+    start, size = start_of_text(tokenizer), model.config.vocab_size
+    kept = []
+    for number in range(-(-count // WRITERS)):
+        first = beginnings(start, WRITERS, size, number)
+        ids = Stages(cache).tensors(f"own-{number}", lambda: {"ids": write(model, first, BLOCK, number)})["ids"]  # noqa: B023
+        kept.append(ids.int().numpy())
+        print("own", len(kept) * WRITERS, count, flush=True)
+    return np.concatenate([np.empty((0, BLOCK), np.int32), *kept])[:count]
+
+
+def sets(data: Path, tokenizer, count: int, own: np.ndarray) -> dict[str, np.ndarray]:
+    """Blocks of every set by its name; `learn`, `count` blocks of the mixture and the model's `own`, is shuffled.
+
+    Any prefix of it therefore has the same proportions.
+    """
     learn, valid, tests = [], [], {}
     for name, share in MIXTURE.items():
         texts = documents(name, data)
@@ -100,7 +118,7 @@ def sets(data: Path, tokenizer, positions: int) -> dict[str, np.ndarray]:
         learn.append(blocks(rest, tokenizer, round(share * count)))
     for name in OTHERS:
         tests[name] = blocks(documents(name, data), tokenizer, TEST_BLOCKS)
-    mixed = np.concatenate(learn)
+    mixed = np.concatenate([*learn, own])
     mixed = mixed[np.random.default_rng(SEED).permutation(len(mixed))]
     return {"valid": np.concatenate(valid), **tests, "learn": mixed}
 
@@ -130,10 +148,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--positions", type=int, default=400_000)
+    parser.add_argument("--own-text", type=float, default=0.25, help="share of the positions that the model writes")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(options.model, dtype="float32").eval(), load_tokenizer(options.model)
-    found = sets(options.data, tokenizer, options.positions)
+    count = -(-options.positions // (BLOCK - 1))
+    own = written(model, tokenizer, round(options.own_text * count), options.cache)
+    found = sets(options.data, tokenizer, count - len(own), own)
     learn = found.pop("learn")
     half = load_model(options.model, dtype="bfloat16").eval()
     compute(half, learn, "learn", options.cache, 400)

@@ -262,7 +262,7 @@ def test_a_conversion_computes_where_the_run_does(stock, tmp_path, monkeypatch):
 
 
 def small_batches(stock, out):
-    distil = {"steps": 60, "tokens": 2000, "batch_tokens": 128, "backbone_steps": 60}
+    distil = {"steps": 60, "tokens": 2000, "own_text": 0.1, "batch_tokens": 128, "backbone_steps": 60}
     return config(stock, out, distil=distil, calibrate={"tokens": 300}, training={"per_device_train_batch_size": 2})
 
 
@@ -270,7 +270,9 @@ def small_batches(stock, out):
 def whole(stock, tmp_path_factory):
     """A conversion that was never stopped: its folder and record."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    return out, run_conversion(small_batches(stock, out))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("codehead.training.new_head.WRITERS", 2)
+        return out, run_conversion(small_batches(stock, out))
 
 
 def stop_at(stage, call, error):
@@ -287,6 +289,7 @@ def stop_at(stage, call, error):
 
 STOPS = {  # in which call of a stage it is stopped; where it goes on after Ctrl-C, and after it was killed
     "measuring the old head": (2, ("measuring the old head", 2), ("measuring the old head", 2)),
+    "writing text": (2, ("writing text", 2), ("writing text", 2)),
     "reading text": (2, ("reading text", 124), ("reading text", 124)),
     "learning the new head": (55, ("learning the new head", 56), ("learning the new head", 51)),
     "learning with the backbone": (55, ("learning with the backbone", 56), ("learning with the backbone", 51)),
@@ -299,6 +302,7 @@ STOPS = {  # in which call of a stage it is stopped; where it goes on after Ctrl
 @pytest.mark.parametrize("stage", STOPS)
 def test_a_conversion_that_was_stopped_goes_on_where_it_was(stock, tmp_path, whole, stage, error, monkeypatch):
     monkeypatch.setattr("codehead.training.new_head.READ_BATCHES", 1)
+    monkeypatch.setattr("codehead.training.new_head.WRITERS", 2)
     call, *where = STOPS[stage]
     out, seen = tmp_path / "out", []
     with pytest.raises(error):

@@ -69,6 +69,9 @@ def convert(
     speed: opt.Speed = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Distillation steps.")] = 500,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of text to learn from.")] = 200_000,
+    own_text: Annotated[
+        float, typer.Option("--own-text", min=0, help="Share of them in text that the model writes itself.")
+    ] = 0.25,
     backbone_steps: Annotated[
         int, typer.Option("--backbone-steps", min=0, help="Optional steps that also train the backbone, with LoRA.")
     ] = 0,
@@ -97,8 +100,8 @@ def convert(
     found = recommend(model, budget=budget, bits=bits, speed=speed)
     changes = dict(map(parse_assignment, assignments or []))
     config = conversion_config(
-        model, data, out, found, steps=steps, tokens=tokens, backbone_steps=backbone_steps, calibrate=calibrate,
-        packed=packed, batch_size=batch_size, block_size=block_size, max_documents=max_documents,
+        model, data, out, found, steps=steps, tokens=tokens, own_text=own_text, backbone_steps=backbone_steps,
+        calibrate=calibrate, packed=packed, batch_size=batch_size, block_size=block_size, max_documents=max_documents,
         text_field=text_field, dtype=dtype, seed=seed, changes=changes,
     )  # fmt: skip
     changed = ", ".join(key for key in changes if key.startswith("decision."))

@@ -21,6 +21,7 @@ from codehead.errors import ConfigurationError
 from codehead.models import guards, stock
 from codehead.models.description import weights_checksum
 from codehead.models.hidden import hidden_states
+from codehead.models.own_text import write
 from codehead.models.probe import LogitScaling, refuse_non_causal
 from codehead.models.surgery import is_coded
 from codehead.screening.calibration import CONFIDENCE, SCANNED, Progress, exact, fast, is_large, order_statistic, parted
@@ -154,15 +155,10 @@ def own_text(model: Any, positions: int, progress: Progress) -> list[dict[str, T
     start = next((token for token in first if isinstance(token, int)), 0)
     batches: list[dict[str, Tensor]] = []
     written = min(WRITTEN, room(model) - 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        while len(batches) * written * WRITERS < positions:
-            ids = model.generate(
-                torch.full((WRITERS, 1), start), attention_mask=torch.ones(WRITERS, 1, dtype=torch.long),
-                do_sample=True, top_k=0, min_new_tokens=written, max_new_tokens=written, pad_token_id=start + 1,
-            )  # fmt: skip
-            batches.append({"input_ids": ids, "labels": ids})
-            progress("text of the model's own", min(len(batches) * written * WRITERS, positions), positions)
+    while len(batches) * written * WRITERS < positions:
+        ids = write(model, torch.full((WRITERS, 1), start), written + 1, seed=len(batches))
+        batches.append({"input_ids": ids, "labels": ids})
+        progress("text of the model's own", min(len(batches) * written * WRITERS, positions), positions)
     return batches
 
 

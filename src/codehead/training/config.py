@@ -132,7 +132,8 @@ class Distillation:
     learning_rate: float | None = None  # of the head and the per-token extras; falls to zero along a cosine. None:
     # 1e-3, or 1% of the root mean square of a row of weights if that is less
     code_learning_rate: float = 1e-2  # of the numbers whose signs are the code; 0 keeps the code as it is
-    tokens: int = 200_000  # positions of the training text to learn from; their hidden states stay in memory
+    tokens: int = 200_000  # positions of text to learn from; their hidden states stay in memory
+    own_text: float = 0.0  # the share of them in text that the model writes itself: other text than yours loses less
     label_weight: float = 0.0  # of the labels' cross entropy; the rest goes to the old head's distribution
     backbone_steps: int = 0  # then steps of LoRA on the backbone (`lora`, no dropout) with the head; 0: it stays frozen
     backbone_learning_rate: float = 1e-3  # in these steps; the head's is at most learning_rate, by default 1% of the
@@ -142,8 +143,11 @@ class Distillation:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_tokens", "tokens"):
             require(getattr(self, name), f"distil.{name}", minimum=1)
-        is_share = isinstance(self.label_weight, int | float) and 0 <= self.label_weight <= 1
-        require_that(is_share, "distil.label_weight", self.label_weight, "give a share from 0 to 1")
+        for name in ("label_weight", "own_text"):
+            value = getattr(self, name)
+            is_share = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+            require_that(is_share, f"distil.{name}", value, "give a share from 0 to 1")
+        require_that(self.own_text < 1, "distil.own_text", self.own_text, "some text must be yours: give less than 1")
         require(self.backbone_steps, "distil.backbone_steps", minimum=0)
         require(self.seed, "distil.seed", minimum=0, maximum=LARGEST_SEED)
         for name in ("learning_rate", "code_learning_rate", "backbone_learning_rate"):

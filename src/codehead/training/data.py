@@ -16,7 +16,7 @@ from codehead.errors import ConfigurationError, DataError
 from codehead.training.config import DataConfig, RunConfig
 from codehead.training.conversations import tokenize_chats
 from codehead.training.sources import read_rows
-from codehead.training.tokenizer import IGNORED, tokenize_records, tokenize_text
+from codehead.training.tokenizer import IGNORED, start_of_text, tokenize_records, tokenize_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -145,11 +145,13 @@ class Text:
     load: Callable[[], Dataset]
     pad_id: int | None
     seed: int = 0  # of the order in which examples are read
+    start: tuple[int, ...] = ()  # the tokens that begin every text
 
     @classmethod
     def of(cls, rows: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str, seed: int) -> Text:
         """Rows that errors name by `name`, tokenised on first use."""
-        return cls(partial(tokenize, rows, tokenizer, block_size, name), tokenizer.pad_token_id, seed)
+        start = tuple(start_of_text(tokenizer))
+        return cls(partial(tokenize, rows, tokenizer, block_size, name), tokenizer.pad_token_id, seed, start)
 
     def read(self) -> Text:
         """Itself, after reading the text, so that errors in it are raised now."""

@@ -5,7 +5,7 @@ Its code may grow on that text, by columns for the tokens that are confused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -27,13 +27,14 @@ from codehead.losses import IGNORE
 from codehead.models.calibration import check_calibration, fit_scales, fold_scales, text_outputs
 from codehead.models.hidden import Statistics, hidden_states, labelled_states
 from codehead.models.old_head import check_extras
+from codehead.models.own_text import beginnings, write
 from codehead.models.probe import SoftmaxHead, softmax_head
 from codehead.models.rounding import check_unrounded, to_int4, to_int8
 from codehead.models.surgery import attach, is_coded
 from codehead.recommendation import recommend
 from codehead.training.config import RunConfig
 from codehead.training.data import STATISTICS_TOKENS, Text, batch_size_of
-from codehead.training.distil import distil, learn_together
+from codehead.training.distil import Batch, distil, learn_together
 from codehead.training.likely_tokens import LikelyTokens, is_worth_it
 from codehead.training.loop import SILENT, Show, Work
 from codehead.training.model import find_targets
@@ -61,6 +62,8 @@ def within(values: Mapping[str, Any], budget: str) -> tuple[RunConfig, str]:
 
 READ_BATCHES = 8
 """Batches whose hidden states are saved together: the most that is read again after a process was killed."""
+WRITERS = 64
+"""Texts that the model writes at once, and that are saved together."""
 
 
 def fit_decision_layer(model: Any, config: RunConfig, text: Text, work: Work = SILENT) -> Any:
@@ -83,7 +86,7 @@ def fit_decision_layer(model: Any, config: RunConfig, text: Text, work: Work = S
     if config.distil is not None and config.distil.backbone_steps:
         find_targets(model, config.lora)  # fails before anything is learnt
     tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
-    hidden, labels = _read(model, text, batch_size_of(config), tokens, work)
+    hidden, labels = _read(model, _batches(model, text, config, work), tokens, work)
     teacher = softmax_head(model)
     likely = _looked_up(teacher, config, decision, hidden, work)
     _attach(model, decision, counts if likely is None else likely.expected, hidden, labels, work.show)
@@ -143,12 +146,50 @@ def _learn(
         learn_together(model, teacher, draw, options, config.lora, together, stages)
 
 
-def _read(model: Any, text: Text, size: int, tokens: int, work: Work) -> tuple[Tensor, Tensor]:
-    """Hidden states `(tokens, hidden)` and labels `(tokens,)` of a text, READ_BATCHES batches at a time.
+def _batches(model: Any, text: Text, config: RunConfig, work: Work) -> Iterator[Batch]:
+    """Batches of a text, and of the model's own as far as `distil.own_text` says, that have labelled positions."""
+    share = 0.0 if config.distil is None else config.distil.own_text
+    size, ratio = batch_size_of(config), share / (1 - share)
+    own = _own_text(model, text, config, work) if share else []
+    rest = (torch.stack(own[first : first + size]) for first in range(0, len(own), size))
+    for number, batch in enumerate(text.batches(size)):
+        if bool((batch["labels"][:, 1:] != IGNORE).any()):
+            yield batch
+        for ids in islice(rest, int(ratio * (number + 1)) - int(ratio * number)):
+            yield _labelled(ids, len(text.start))
+    yield from (_labelled(ids, len(text.start)) for ids in rest)
+
+
+def _own_text(model: Any, text: Text, config: RunConfig, work: Work) -> list[Tensor]:
+    """Texts `(length,)` that the model writes: `distil.own_text` of all positions, at most."""
+    assert config.distil is not None
+    share, length, size = config.distil.own_text, config.data.block_size, len(model.get_output_embeddings().weight)
+    positions = share * min(config.distil.tokens, int(text.counts(size).sum()) / (1 - share))
+    texts = int(positions / max(1, length - 1 - len(text.start)))
+
+    def written(done: int) -> dict[str, Tensor]:
+        work.show("writing text", done, texts)
+        ids = write(model, beginnings(text.start, min(WRITERS, texts - done), size, done), length, done)
+        return {"ids": work.processes.agreed(ids)}
+
+    kept: list[Tensor] = []
+    for done in range(0, texts, WRITERS):
+        kept += work.stages.tensors(f"own-{done}", partial(written, done))["ids"]
+    return kept
+
+
+def _labelled(ids: Tensor, start: int) -> Batch:
+    """A batch of the model's own text: it did not choose the first `start + 1` tokens."""
+    labels = ids.clone()
+    labels[:, : start + 1] = IGNORE
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def _read(model: Any, batches: Iterator[Batch], tokens: int, work: Work) -> tuple[Tensor, Tensor]:
+    """Hidden states `(tokens, hidden)` and labels `(tokens,)` of batches, READ_BATCHES of them at a time.
 
     Millions of states need not fit into memory: see `Stages.room`.
     """
-    batches = (batch for batch in text.batches(size) if bool((batch["labels"][:, 1:] != IGNORE).any()))
     hidden, labels, seen = torch.empty(0), list[Tensor](), 0
     while seen < tokens:
         some = list(islice(batches, READ_BATCHES))

@@ -106,6 +106,12 @@ def prompt_ids(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[l
     return [ids for ids, _ in _prompts(prompts, tokenizer)]
 
 
+def start_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The bos token, where the tokenizer begins every text with it; an eos that doubles as bos only separates texts."""
+    first = tokenizer("a").input_ids[:1]
+    return first if first == [tokenizer.bos_token_id] != [tokenizer.eos_token_id] else []
+
+
 def map_rows(rows: Dataset, tokenise: Callable[[dict[str, list[Any]]], Columns]) -> Dataset:
     """`rows.map` by batches, with every column a list of int32."""
     from datasets import Features, Sequence, Value
@@ -117,9 +123,7 @@ def map_rows(rows: Dataset, tokenise: Callable[[dict[str, list[Any]]], Columns])
 
 def _documents(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Columns:
     encoded = _encode(tokenizer, texts, special=False)
-    eos = _eos(tokenizer)
-    first = tokenizer("a").input_ids[:1]  # bos, where the tokenizer begins every text with it
-    start = first if first == [tokenizer.bos_token_id] != [eos] else []  # an eos that doubles as bos separates once
+    eos, start = _eos(tokenizer), start_of_text(tokenizer)
     return {
         "input_ids": [start + ids + [eos] for ids, _ in encoded],
         "num_bytes": [[0] * len(start) + count + [0] for _, count in encoded],
