@@ -96,7 +96,7 @@ def watched(stages: Stages) -> Iterator[None]:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """The cost of every stage, and the accuracy that the new head keeps."""
-    names = ("budget", "tokens", "steps", "backbone_steps")
+    names = ("budget", "tokens", "own_text", "steps", "backbone_steps")
     stages, sizes = Stages(), {name: getattr(options, name) for name in names}
     with tempfile.TemporaryDirectory() as folder, watched(stages):
         made = convert(options.model, options.data, out=Path(folder) / "out", show=stages.show, **sizes)
@@ -126,7 +126,8 @@ def table(result: Result) -> str:
         f" and {more} of the backbone" if (more := config.get("backbone_steps")) else ""
     )
     return "\n".join(lines) + (
-        f"\n\n`codehead convert {config['model']} --budget {config['budget']}`, {config['tokens']:,} tokens, {steps}; "
+        f"\n\n`codehead convert {config['model']} --budget {config['budget']}`, {config['tokens']:,} tokens, "
+        f"{config.get('own_text', 0):.0%} of them its own, {steps}; "
         f"{hardware['threads']} threads of {hardware['cpu']}. The weights of the model alone take "
         f"{found['model_bytes'] / GIB:.2f} GiB in float32. The new head keeps "
         f"{after['top1'] / before['top1']:.1%} of the old one's top-1 accuracy at "
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="text to learn from, a file of documents")
     parser.add_argument("--budget", default="2%")
     parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--own-text", type=float, default=0.25, help="share of the tokens that the model writes")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--backbone-steps", type=int, default=0, help="of LoRA on the backbone, with the new head")
     parser.add_argument("--out", type=Path, required=True, help="result file")

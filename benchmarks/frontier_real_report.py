@@ -287,8 +287,9 @@ def conversion() -> str:
         kept, ratio = after["top1"] / before["top1"], after["perplexity"] / before["perplexity"]
         return f"{minutes:.0f} minutes and keeps {kept:.1%} of top-1 accuracy at {ratio:.2f} × the perplexity"
 
+    own = "" if config.get("own_text") else " --own-text 0"
     text = (
-        f"On one core, `codehead convert {config['model']} --budget {config['budget']}` with {config['tokens']:,} "
+        f"On one core, `codehead convert {config['model']} --budget {config['budget']}{own}` with {config['tokens']:,} "
         f"tokens and {config['steps']} steps takes {told(alone)}. With {config['backbone_steps']} further steps of the "
         f"backbone it takes {told(more)}."
     )

@@ -163,14 +163,15 @@ def _batches(model: Any, text: Text, config: RunConfig, work: Work) -> Iterator[
 def _own_text(model: Any, text: Text, config: RunConfig, work: Work) -> list[Tensor]:
     """Texts `(length,)` that the model writes: `distil.own_text` of all positions, at most."""
     assert config.distil is not None
-    share, length, size = config.distil.own_text, config.data.block_size, len(model.get_output_embeddings().weight)
+    share, length, size = config.distil.own_text, config.data.block_size, model.get_input_embeddings().num_embeddings
     positions = share * min(config.distil.tokens, int(text.counts(size).sum()) / (1 - share))
-    texts = int(positions / max(1, length - 1 - len(text.start)))
+    own = length - 1 - len(text.start)  # positions in each text
+    texts = int(positions / own) if own > 0 else 0
 
     def written(done: int) -> dict[str, Tensor]:
         work.show("writing text", done, texts)
-        ids = write(model, beginnings(text.start, min(WRITERS, texts - done), size, done), length, done)
-        return {"ids": work.processes.agreed(ids)}
+        seed, count = config.seed + done, min(WRITERS, texts - done)
+        return {"ids": work.processes.agreed(write(model, beginnings(text.start, count, size, seed), length, seed))}
 
     kept: list[Tensor] = []
     for done in range(0, texts, WRITERS):
