@@ -59,14 +59,23 @@ def states(cache: Path, name: str, count: int | None = None) -> tuple[Tensor, Te
     return hidden[:count], wanted[:count]
 
 
+def written(cache: Path) -> int:
+    """How many of the first positions to learn from are the model's own text."""
+    return int((cache / "written").read_text())
+
+
 def looked_up(cache: Path, teacher: Any, hidden: Tensor) -> LikelyTokens:
     """The old head's likely tokens at the training positions, stored for all heads."""
 
     def told(done: int, total: int) -> None:
         print(f"looking up {done} of {total}", flush=True) if not done % 8500 else None
 
-    kept = Stages(cache).tensors("likely", lambda: vars(LikelyTokens.of(teacher, hidden, told)))
-    return LikelyTokens(**kept)
+    def looked() -> dict[str, Tensor]:
+        own = written(cache)
+        likely = LikelyTokens.of(teacher, hidden[own:], told)
+        return vars(likely.after(LikelyTokens.of(teacher, hidden[:own], told)) if own else likely)
+
+    return LikelyTokens(**Stages(cache).tensors("likely", looked))
 
 
 def largest(kind: str, share: float, shape: ModelShape) -> DecisionConfig:
@@ -93,8 +102,8 @@ def trained(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]
     model = load_model(options.model, dtype="float32").eval()
     teacher = softmax_head(model)
     likely = looked_up(options.cache, teacher, hidden)
-    start = time.process_time()
-    statistics = Statistics.of(likely.expected, hidden[:STATISTICS_TOKENS].float())
+    start, given = time.process_time(), hidden[written(options.cache) :][:STATISTICS_TOKENS].float()
+    statistics = Statistics.of(likely.expected, given)
     attach(model, replace(decision, weights="float", packed=False), statistics=statistics)
     started = time.process_time()
     learning = Distillation(
@@ -111,7 +120,6 @@ def trained(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]
     distil(model, teacher, hidden, learning, told, stages, labels, likely if is_code else None)
     spent = time.process_time() - started
     learnt = spent * options.steps / len(seen) if seen else None  # of all steps, even if it was stopped between them
-    given = hidden[:STATISTICS_TOKENS].float()
     to_int4(model, given) if decision.weights == "int4" else to_int8(model)
     seconds = {"start": started - start, "learning": learnt}
     return model, {
@@ -123,7 +131,7 @@ def trained(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]
 def baseline(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The weight `(V, H)` that a compressed Softmax head represents, and its bytes."""
     weight = load_model(options.model, dtype="float32").get_output_embeddings().weight.detach()
-    hidden, labels = states(options.cache, "learn", options.positions)
+    hidden, labels = (part[written(options.cache) :] for part in states(options.cache, "learn", options.positions))
     kind, *how = name.split("-")
     if kind == "trimmed":
         counts = torch.bincount(labels, minlength=len(weight))
@@ -197,7 +205,8 @@ def measure(options: argparse.Namespace) -> None:
     model, how = (trained if name.startswith(("code", "adaptive", "trained")) else baseline)(name, options)
     score = scoring(model)
     weight = load_model(options.model, dtype="float32").get_output_embeddings().weight.detach()
-    counts = torch.bincount(states(options.cache, "learn")[1], minlength=len(weight))
+    labels = states(options.cache, "learn")[1][written(options.cache) :]
+    counts = torch.bincount(labels, minlength=len(weight))
     ranks = counts.argsort(descending=True, stable=True).argsort()
     octaves = (ranks + 1).log2().floor().long()
     sets = {}

@@ -105,10 +105,7 @@ def written(model, tokenizer, count: int, cache: Path) -> np.ndarray:
 
 
 def sets(data: Path, tokenizer, count: int, own: np.ndarray) -> dict[str, np.ndarray]:
-    """Blocks of every set by its name; `learn`, `count` blocks of the mixture and the model's `own`, is shuffled.
-
-    Any prefix of it therefore has the same proportions.
-    """
+    """Blocks of every set by its name; `learn` is the model's `own`, then `count` blocks of the mixture, shuffled."""
     learn, valid, tests = [], [], {}
     for name, share in MIXTURE.items():
         texts = documents(name, data)
@@ -118,9 +115,9 @@ def sets(data: Path, tokenizer, count: int, own: np.ndarray) -> dict[str, np.nda
         learn.append(blocks(rest, tokenizer, round(share * count)))
     for name in OTHERS:
         tests[name] = blocks(documents(name, data), tokenizer, TEST_BLOCKS)
-    mixed = np.concatenate([*learn, own])
+    mixed = np.concatenate(learn)
     mixed = mixed[np.random.default_rng(SEED).permutation(len(mixed))]
-    return {"valid": np.concatenate(valid), **tests, "learn": mixed}
+    return {"valid": np.concatenate(valid), **tests, "learn": np.concatenate([own, mixed])}
 
 
 @torch.no_grad()
@@ -154,6 +151,7 @@ def main() -> None:
     model, tokenizer = load_model(options.model, dtype="float32").eval(), load_tokenizer(options.model)
     count = -(-options.positions // (BLOCK - 1))
     own = written(model, tokenizer, round(options.own_text * count), options.cache)
+    (options.cache / "written").write_text(str(len(own) * (BLOCK - 1)))
     found = sets(options.data, tokenizer, count - len(own), own)
     learn = found.pop("learn")
     half = load_model(options.model, dtype="bfloat16").eval()

@@ -290,7 +290,7 @@ def stop_at(stage, call, error):
 STOPS = {  # in which call of a stage it is stopped; where it goes on after Ctrl-C, and after it was killed
     "measuring the old head": (2, ("measuring the old head", 2), ("measuring the old head", 2)),
     "writing text": (2, ("writing text", 2), ("writing text", 2)),
-    "reading text": (2, ("reading text", 124), ("reading text", 124)),
+    "reading text": (2, ("reading text", 93), ("reading text", 93)),
     "learning the new head": (55, ("learning the new head", 56), ("learning the new head", 51)),
     "learning with the backbone": (55, ("learning with the backbone", 56), ("learning with the backbone", 51)),
     "calibrating": (3, ("reading other text", 62), ("reading other text", 62)),

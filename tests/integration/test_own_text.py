@@ -44,57 +44,75 @@ def test_text_comes_from_the_whole_distribution_whatever_the_model_generates_wit
     assert torch.equal(write(model, first, LENGTH, seed=0), expected)
 
 
-def mixed(share: float, examples: int, tokens: int, start: tuple[int, ...] = (), **work) -> list[dict]:
-    """The batches that a head learns from: examples of the token 1, and what the model writes."""
+def own(share: float, examples: int, tokens: int, start: tuple[int, ...] = (), **work) -> list[dict]:
+    """The batches that a model writes beside a text of so many examples."""
     rows = Dataset.from_list([{"input_ids": [1] * LENGTH, "labels": [1] * LENGTH}] * examples)
-    distil = {"own_text": share, "tokens": tokens}
-    config = RunConfig.from_dict({
-        "model": "m", "output_dir": "o", "data": {"train": "t", "block_size": LENGTH}, "distil": distil,
-        "decision": {"code": "itq", "bits": 16}, "training": {"per_device_train_batch_size": 2},
-    })  # fmt: skip
     text = Text(lambda: rows, 0, start=start)
-    return list(new_head._batches(make("llama"), text, config, Work(**work)))
+    return new_head._own_text(make("llama"), text, asked(share, tokens), Work(**work))
 
 
-def own(batch: dict) -> bool:
-    return bool((batch["input_ids"] != 1).any())
+def asked(share: float, tokens: int) -> RunConfig:
+    return RunConfig.from_dict({
+        "model": "m", "output_dir": "o", "data": {"train": "t", "block_size": LENGTH},
+        "distil": {"own_text": share, "tokens": tokens, "steps": 2}, "decision": {"code": "itq", "bits": 16},
+        "training": {"per_device_train_batch_size": 2},
+    })  # fmt: skip
 
 
-def test_a_share_of_the_positions_is_the_models_own_all_the_way():
-    batches = mixed(0.25, examples=60, tokens=60 * (LENGTH - 1))
-    written = [own(batch) for batch in batches]
-    assert sum(len(batch["labels"]) for batch in batches if own(batch)) == 15  # texts, a quarter of 60
-    for end in (8, 16, 24):
-        assert sum(written[:end]) == end // 4
+def sizes(batches: list[dict]) -> list[int]:
+    return [len(batch["labels"]) for batch in batches]
+
+
+def test_a_share_of_the_positions_is_the_models_own():
+    assert sizes(own(0.25, examples=60, tokens=40 * (LENGTH - 1))) == [2, 2, 2, 2, 2]
 
 
 def test_of_a_short_text_the_share_is_taken_too():
-    batches = mixed(0.5, examples=6, tokens=10_000)
-    assert [len(batch["labels"]) for batch in batches if own(batch)] == [2, 2, 2]
+    assert sizes(own(0.5, examples=7, tokens=10_000)) == [2, 2, 2, 1]
 
 
 def test_only_what_the_model_chose_is_a_label():
-    batch = next(batch for batch in mixed(0.5, examples=6, tokens=10_000, start=(5, 6)) if own(batch))
-    assert batch["input_ids"][:, :2].tolist() == [[5, 6]] * len(batch["labels"])
+    batch = own(0.5, examples=6, tokens=10_000, start=(5, 6))[0]
+    assert batch["input_ids"][:, :2].tolist() == [[5, 6]] * 2 and batch["attention_mask"].all()
     assert (batch["labels"][:, :3] == IGNORE).all()
     assert torch.equal(batch["labels"][:, 3:], batch["input_ids"][:, 3:])
-    assert batch["attention_mask"].all()
 
 
 def test_nothing_is_written_unless_asked(monkeypatch):
     monkeypatch.setattr(new_head, "write", lambda *args: pytest.fail("it wrote"))
-    assert not any(map(own, mixed(0.0, examples=6, tokens=100)))
-    assert not any(map(own, mixed(0.1, examples=2, tokens=100)))  # less than one text
+    assert own(0.0, examples=6, tokens=100) == []
+    assert own(0.1, examples=2, tokens=100) == []  # less than one text
+    assert own(0.5, examples=6, tokens=100, start=(1,) * (LENGTH - 1)) == []  # no room after the start
 
 
 def test_text_that_was_written_before_a_stop_is_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(new_head, "WRITERS", 2)
-    expected = mixed(0.5, examples=6, tokens=10_000, stages=Stages(tmp_path))
+    expected = own(0.5, examples=6, tokens=10_000, stages=Stages(tmp_path))
     (tmp_path / "own-4.safetensors").unlink()
     shown = []
-    found = mixed(0.5, 6, 10_000, stages=Stages(tmp_path), show=lambda *call: shown.append(call))
+    found = own(0.5, 6, 10_000, stages=Stages(tmp_path), show=lambda *call: shown.append(call))
     assert shown == [("writing text", 4, 6)]
     assert all(torch.equal(one["input_ids"], other["input_ids"]) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_what_a_text_tells_is_told_by_the_users_alone(monkeypatch, is_large):
+    """The code starts from the counts and states of the user's text; it is distilled on both."""
+    seen = {}
+    monkeypatch.setattr(new_head, "is_worth_it", lambda num_classes: is_large)
+    monkeypatch.setattr(new_head, "_attach", lambda model, decision, counts, hidden, *rest: seen.update(
+        counts=float(counts.sum()), start=len(hidden)
+    ))  # fmt: skip
+    monkeypatch.setattr(new_head, "check_end", lambda *args: None)
+    monkeypatch.setattr(new_head, "_learn", lambda model, teacher, config, text, hidden, labels, likely, work: (
+        seen.update(learnt=len(hidden), likely=likely)
+    ))  # fmt: skip
+    rows = Dataset.from_list([{"input_ids": [1] * LENGTH, "labels": [1] * LENGTH}] * 6)
+    new_head.fit_decision_layer(make("llama"), asked(0.5, 10_000), Text(lambda: rows, 0))
+    positions = 6 * (LENGTH - 1)
+    assert seen["start"] == positions and seen["learnt"] == 2 * positions
+    if is_large:
+        assert seen["counts"] == pytest.approx(positions) and len(seen["likely"].ids) == 2 * positions
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, True, "0.5", float("nan")])

@@ -110,6 +110,11 @@ class LikelyTokens:
         shared = (processes.gathered([part]) for part in (ids, log_sums, expected))
         return cls(*(torch.stack(parts).sum(0, dtype=parts[0].dtype) for parts in shared))
 
+    def after(self, first: LikelyTokens) -> LikelyTokens:
+        """With the positions of `first` before its own, which do not count as `expected`."""
+        ids, log_sums = torch.cat([first.ids, self.ids]), torch.cat([first.log_sums, self.log_sums])
+        return LikelyTokens(ids, log_sums, self.expected)
+
     def draw(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The tokens to compare at some positions.
 

@@ -5,10 +5,10 @@ Its code may grow on that text, by columns for the tokens that are confused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -85,11 +85,15 @@ def fit_decision_layer(model: Any, config: RunConfig, text: Text, work: Work = S
         return model
     if config.distil is not None and config.distil.backbone_steps:
         find_targets(model, config.lora)  # fails before anything is learnt
-    tokens = max(STATISTICS_TOKENS, config.distil.tokens if config.distil is not None else 0)
-    hidden, labels = _read(model, _batches(model, text, config, work), tokens, work)
+    tokens = 0 if config.distil is None else config.distil.tokens
+    own = _own_text(model, text, config, work)
+    written = sum(_positions(batch) for batch in own)
+    batches = chain(own, text.batches(batch_size_of(config)))
+    hidden, labels = _read(model, batches, written + max(STATISTICS_TOKENS, tokens - written), work)
     teacher = softmax_head(model)
-    likely = _looked_up(teacher, config, decision, hidden, work)
-    _attach(model, decision, counts if likely is None else likely.expected, hidden, labels, work.show)
+    likely = _looked_up(teacher, config, decision, hidden, written, work)
+    given = hidden[written:], labels[written:]
+    _attach(model, decision, counts if likely is None else likely.expected, *given, work.show)
     check_end(model, config)
     if config.distil is not None:
         with work.processes.main_first():
@@ -98,15 +102,24 @@ def fit_decision_layer(model: Any, config: RunConfig, text: Text, work: Work = S
 
 
 def _looked_up(
-    teacher: SoftmaxHead, config: RunConfig, decision: DecisionConfig, hidden: Tensor, work: Work
+    teacher: SoftmaxHead, config: RunConfig, decision: DecisionConfig, hidden: Tensor, written: int, work: Work
 ) -> LikelyTokens | None:
-    """The old head's likely tokens at the training positions; None if a step compares the scores of all tokens."""
+    """The old head's likely tokens at the training positions; None if a step compares the scores of all tokens.
+
+    The first positions were `written` by the model: how often it expects a token is counted without them.
+    """
     options, has_codewords = config.distil, decision.code != "one_vs_all"
     if options is None or options.label_weight or not has_codewords or not is_worth_it(len(teacher.head.weight)):
         return None
     show = partial(work.show, "looking up likely tokens")
-    looked_up = work.stages.tensors("likely", lambda: vars(LikelyTokens.of(teacher, hidden, show, work.processes)))
-    return LikelyTokens(**looked_up)
+
+    def looked_up() -> dict[str, Tensor]:
+        likely = LikelyTokens.of(teacher, hidden[written:], show, work.processes)
+        return vars(
+            likely.after(LikelyTokens.of(teacher, hidden[:written], show, work.processes)) if written else likely
+        )
+
+    return LikelyTokens(**work.stages.tensors("likely", looked_up))
 
 
 def _attach(model: Any, decision: DecisionConfig, counts: Any, hidden: Tensor, labels: Tensor, show: Show) -> None:
@@ -146,37 +159,23 @@ def _learn(
         learn_together(model, teacher, draw, options, config.lora, together, stages)
 
 
-def _batches(model: Any, text: Text, config: RunConfig, work: Work) -> Iterator[Batch]:
-    """Batches of a text, and of the model's own as far as `distil.own_text` says, that have labelled positions."""
+def _own_text(model: Any, text: Text, config: RunConfig, work: Work) -> list[Batch]:
+    """Batches of text that the model writes: of all positions to learn from, at most a share of `distil.own_text`."""
     share = 0.0 if config.distil is None else config.distil.own_text
-    size, ratio = batch_size_of(config), share / (1 - share)
-    own = _own_text(model, text, config, work) if share else []
-    rest = (torch.stack(own[first : first + size]) for first in range(0, len(own), size))
-    for number, batch in enumerate(text.batches(size)):
-        if bool((batch["labels"][:, 1:] != IGNORE).any()):
-            yield batch
-        for ids in islice(rest, int(ratio * (number + 1)) - int(ratio * number)):
-            yield _labelled(ids, len(text.start))
-    yield from (_labelled(ids, len(text.start)) for ids in rest)
-
-
-def _own_text(model: Any, text: Text, config: RunConfig, work: Work) -> list[Tensor]:
-    """Texts `(length,)` that the model writes: `distil.own_text` of all positions, at most."""
-    assert config.distil is not None
-    share, length, size = config.distil.own_text, config.data.block_size, model.get_input_embeddings().num_embeddings
+    if config.distil is None or not share:
+        return []
+    length, start, size = config.data.block_size, text.start, model.get_input_embeddings().num_embeddings
     positions = share * min(config.distil.tokens, int(text.counts(size).sum()) / (1 - share))
-    own = length - 1 - len(text.start)  # positions in each text
-    texts = int(positions / own) if own > 0 else 0
+    labelled = length - 1 - len(start)  # positions of each text
+    texts = int(positions / labelled) if labelled > 0 else 0
 
     def written(done: int) -> dict[str, Tensor]:
         work.show("writing text", done, texts)
         seed, count = config.seed + done, min(WRITERS, texts - done)
-        return {"ids": work.processes.agreed(write(model, beginnings(text.start, count, size, seed), length, seed))}
+        return {"ids": work.processes.agreed(write(model, beginnings(start, count, size, seed), length, seed))}
 
-    kept: list[Tensor] = []
-    for done in range(0, texts, WRITERS):
-        kept += work.stages.tensors(f"own-{done}", partial(written, done))["ids"]
-    return kept
+    kept = [work.stages.tensors(f"own-{done}", partial(written, done))["ids"] for done in range(0, texts, WRITERS)]
+    return [_labelled(ids, len(start)) for some in kept for ids in some.split(batch_size_of(config))]
 
 
 def _labelled(ids: Tensor, start: int) -> Batch:
@@ -186,14 +185,19 @@ def _labelled(ids: Tensor, start: int) -> Batch:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def _read(model: Any, batches: Iterator[Batch], tokens: int, work: Work) -> tuple[Tensor, Tensor]:
+def _positions(batch: Batch) -> int:
+    return int((batch["labels"][:, 1:] != IGNORE).sum())
+
+
+def _read(model: Any, batches: Iterable[Batch], tokens: int, work: Work) -> tuple[Tensor, Tensor]:
     """Hidden states `(tokens, hidden)` and labels `(tokens,)` of batches, READ_BATCHES of them at a time.
 
     Millions of states need not fit into memory: see `Stages.room`.
     """
     hidden, labels, seen = torch.empty(0), list[Tensor](), 0
+    labelled = (batch for batch in batches if _positions(batch))
     while seen < tokens:
-        some = list(islice(batches, READ_BATCHES))
+        some = list(islice(labelled, READ_BATCHES))
         if labels and not some:
             break
         piece = work.stages.tensors(f"text-{len(labels)}", partial(_read_piece, model, some, seen, tokens, work))
