@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="text to learn from, a file of documents")
     parser.add_argument("--budget", default="2%")
     parser.add_argument("--tokens", type=int, default=200_000)
-    parser.add_argument("--own-text", type=float, default=0.25, help="share of the tokens that the model writes")
+    parser.add_argument("--own-text", type=float, default=0.0, help="share of the tokens that the model writes")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--backbone-steps", type=int, default=0, help="of LoRA on the backbone, with the new head")
     parser.add_argument("--out", type=Path, required=True, help="result file")

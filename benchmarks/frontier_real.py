@@ -219,7 +219,11 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def collect(options: argparse.Namespace) -> None:
-    """One result file of all heads that have been measured; `mixture_code-…` learnt from no text of the model's own."""
+    """One result file of all heads that have been measured.
+
+    Files named `own_code-…` and `mixture_code-…` are of codes that learnt with or without the model's own text where
+    the others did not.
+    """
     files = sorted(options.cache.glob("*.json"))
     heads = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
     for head in heads.values():  # of other text, the page tells the sums alone

@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[1]
 RESULTS, PAGES = ROOT / "results/benchmarks", ROOT / "docs/results"
 SMOLLM2, GEMMA = "frontier-real-1", "frontier-real-2"
 MIXTURE, OUTSIDE = ("dolly", "books", "wikitext"), ("alpaca", "stories", "german", "python")
-ALONE = "code, mixture alone"
-"""Learnt from no text of the model's own; shown only beside those that did."""
+ASIDE = "code, other training text"
+"""Shown only in the comparison of codes with and without the model's own text."""
 KINDS = {
     "code": "code", "int": "quantised", "adaptive": "adaptive softmax", "trained_low_rank": "low rank, trained",
-    "low_rank": "low rank", "trimmed": "trimmed vocabulary", "mixture_code": ALONE,
+    "low_rank": "low rank", "trimmed": "trimmed vocabulary", "mixture_code": ASIDE, "own_code": ASIDE,
 }  # fmt: skip
 """Beginnings of keys, and their meanings."""
 BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
@@ -98,17 +98,17 @@ def overall(heads: list[Head]) -> str:
 
 def own_text(heads: list[Head]) -> str:
     """Codes that learnt from the mixture alone, and those that learnt from the model's own text too."""
-    rows = []
-    for head in heads:
-        alone = next((other for other in heads if other.key == f"mixture_{head.key}"), None)
-        if alone is not None:
-            pairs = [[one.pooled(texts) for one in (alone, head)] for texts in (MIXTURE, OUTSIDE)]
-            kept = [f"{one['top1']:.1%}" for pair in pairs for one in pair]
-            ratios = [f"{one['ratio']:.3f} ×" for pair in pairs for one in pair]
-            rows.append([head.name, *(cell for both in zip(kept, ratios, strict=True) for cell in both)])
+    rows, by_key = [], {head.key: head for head in heads}
+    for key, head in by_key.items():
+        if f"mixture_{key}" in by_key or f"own_{key}" in by_key:
+            both = by_key.get(f"mixture_{key}", head), by_key.get(f"own_{key}", head)
+            pairs = [[one.pooled(texts) for one in both] for texts in (MIXTURE, OUTSIDE)]
+            cells = [(f"{one['top1']:.1%}", f"{one['ratio']:.3f} ×") for pair in pairs for one in pair]
+            steps = " and ".join(f"{count:,}" for count in dict.fromkeys(one.how["distil"]["steps"] for one in both))
+            rows.append([head.name, steps, *(cell for pair in cells for cell in pair)])
     places = ("mixture, alone", "mixture, with own text", "other text, alone", "other text, with own text")
     header = [f"{place}: {figure}" for place in places for figure in ("of top-1", "perplexity")]
-    return markdown(["head", *header], rows)
+    return markdown(["head", "steps", *header], rows)
 
 
 def domains(heads: list[Head]) -> str:
@@ -287,9 +287,8 @@ def conversion() -> str:
         kept, ratio = after["top1"] / before["top1"], after["perplexity"] / before["perplexity"]
         return f"{minutes:.0f} minutes and keeps {kept:.1%} of top-1 accuracy at {ratio:.2f} × the perplexity"
 
-    own = "" if config.get("own_text") else " --own-text 0"
     text = (
-        f"On one core, `codehead convert {config['model']} --budget {config['budget']}{own}` with {config['tokens']:,} "
+        f"On one core, `codehead convert {config['model']} --budget {config['budget']}` with {config['tokens']:,} "
         f"tokens and {config['steps']} steps takes {told(alone)}. With {config['backbone_steps']} further steps of the "
         f"backbone it takes {told(more)}."
     )
@@ -301,7 +300,7 @@ def report(name: str) -> list[Head]:
     metrics, page = Result.read(RESULTS / f"{name}.json").metrics["heads"], PAGES / name / "report.md"
     found = sorted((Head(key, found) for key, found in metrics.items()), key=lambda head: head.share)
     filled(page, "own text", own_text(found))
-    heads = [head for head in found if head.kind != ALONE]
+    heads = [head for head in found if head.kind != ASIDE]
     chosen = [head for head in heads if head.key in COMPARED]
     for table, make in {"overall": overall, "domains": domains, "learning": learning}.items():
         filled(page, table, make(heads))

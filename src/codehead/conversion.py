@@ -50,9 +50,6 @@ HELD_OUT = 0.05
 """Share of the documents that is measured before and after, and not learnt from."""
 BLOCK_SIZE = 256
 """Tokens per example, unless the model takes fewer."""
-OWN_TEXT = 0.25
-"""Share of the positions that are learnt from in text that the model writes itself: on SmolLM2 it halved what text of
-other kinds lost, and cost nothing on text like the training text."""
 CALIBRATED_ON = 0.1
 """Share of the training documents that `convert` calibrates on, and does not learn from."""
 TEMPERATURE_TOKENS = 4096
@@ -116,7 +113,7 @@ def conversion_config(
     *,
     steps: int = 500,
     tokens: int = 200_000,
-    own_text: float = OWN_TEXT,
+    own_text: float = 0.0,
     backbone_steps: int = 0,
     calibrate: bool = True,
     packed: bool = True,
