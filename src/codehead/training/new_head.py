@@ -114,10 +114,9 @@ def _looked_up(
     show = partial(work.show, "looking up likely tokens")
 
     def looked_up() -> dict[str, Tensor]:
-        likely = LikelyTokens.of(teacher, hidden[written:], show, work.processes)
-        return vars(
-            likely.after(LikelyTokens.of(teacher, hidden[:written], show, work.processes)) if written else likely
-        )
+        look = partial(LikelyTokens.of, teacher, progress=show, processes=work.processes)
+        likely = look(hidden=hidden[written:])
+        return vars(likely.after(look(hidden=hidden[:written])) if written else likely)
 
     return LikelyTokens(**work.stages.tensors("likely", looked_up))
 
@@ -161,11 +160,11 @@ def _learn(
 
 def _own_text(model: Any, text: Text, config: RunConfig, work: Work) -> list[Batch]:
     """Batches of text that the model writes: of all positions to learn from, at most a share of `distil.own_text`."""
-    share = 0.0 if config.distil is None else config.distil.own_text
-    if config.distil is None or not share:
+    options = config.distil
+    if options is None or not options.own_text:
         return []
     length, start, size = config.data.block_size, text.start, model.get_input_embeddings().num_embeddings
-    positions = share * min(config.distil.tokens, int(text.counts(size).sum()) / (1 - share))
+    positions = options.own_text * min(options.tokens, int(text.counts(size).sum()) / (1 - options.own_text))
     labelled = length - 1 - len(start)  # positions of each text
     texts = int(positions / labelled) if labelled > 0 else 0
 
