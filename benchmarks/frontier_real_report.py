@@ -142,7 +142,7 @@ def bars(heads: list[Head]) -> str:
     for share, (top1, ratio) in BARS.items():
         found = next((head for head in heads if head.key == f"code-{share}"), None)
         own = None if found is None else found.pooled(MIXTURE)
-        reached = ["not measured"] * 2 if own is None else [f"{own['top1']:.1%}", f"{own['ratio']:.3f} ×"]
+        reached = ["not measured"] * 2 if own is None else [f"{own['top1']:.2%}", f"{own['ratio']:.4f} ×"]
         rows.append([f"{share:.0%}", f"{top1:.1%}", reached[0], f"{ratio:.2f} ×", reached[1]])
     return markdown(["bytes", "of top-1, aim", "of top-1, reached", "perplexity, aim", "perplexity, reached"], rows)
 
