@@ -15,11 +15,13 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from frontier_real_report import COMPARED
 from frontier_real_states import MIXTURE
 from torch import Tensor, nn
 
@@ -70,12 +72,8 @@ def looked_up(cache: Path, teacher: Any, hidden: Tensor) -> LikelyTokens:
     def told(done: int, total: int) -> None:
         print(f"looking up {done} of {total}", flush=True) if not done % 8500 else None
 
-    def looked() -> dict[str, Tensor]:
-        own = written(cache)
-        likely = LikelyTokens.of(teacher, hidden[own:], told)
-        return vars(likely.after(LikelyTokens.of(teacher, hidden[:own], told)) if own else likely)
-
-    return LikelyTokens(**Stages(cache).tensors("likely", looked))
+    look = partial(LikelyTokens.of, teacher, hidden, told, written=written(cache))
+    return LikelyTokens(**Stages(cache).tensors("likely", lambda: vars(look())))
 
 
 def largest(kind: str, share: float, shape: ModelShape) -> DecisionConfig:
@@ -107,8 +105,9 @@ def trained(name: str, options: argparse.Namespace) -> tuple[Any, dict[str, Any]
     attach(model, replace(decision, weights="float", packed=False), statistics=statistics)
     started = time.process_time()
     learning = Distillation(
-        options.steps, options.batch_tokens, options.learning_rate, options.code_rate, tokens=options.positions
-    )
+        options.steps, options.batch_tokens, options.learning_rate, options.code_rate, tokens=options.positions,
+        own_text=written(options.cache) / options.positions,
+    )  # fmt: skip
 
     seen: list[int] = []
 
@@ -226,13 +225,13 @@ def collect(options: argparse.Namespace) -> None:
     """
     files = sorted(options.cache.glob("*.json"))
     heads = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
-    for head in heads.values():  # of other text, the page tells the sums alone
-        for name in set(SETS) - set(MIXTURE):
+    for key, head in heads.items():  # of other heads and other text, the page tells the sums alone
+        for name in set(SETS) - set(MIXTURE) if key in COMPARED else SETS:
             head["sets"].get(name, {}).pop("by_octave", None)
     shape = shape_of(options.model)
     config = {
         "model": Path(options.model).name, "shape": [shape.hidden_size, shape.num_classes],
-        "positions": options.positions, "own_text": options.own_text, "seed": 0,
+        "positions": options.positions, "seed": 0,
     }  # fmt: skip
     origin = {**provenance(seed=0, sources=[]), "finished_at": utc_now()}
     Result(options.out.stem, config, {"heads": heads}, origin).write(options.out)
@@ -254,7 +253,6 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, help="of rows, instead of a share of their size")
     parser.add_argument("--code-rate", type=float, default=1e-2, help="2e-2 where steps are few")
     parser.add_argument("--positions", type=int, default=150_000)
-    parser.add_argument("--own-text", type=float, default=0.25, help="share of the positions that the model wrote")
     parser.add_argument("--test-positions", type=int, default=2550, help="of each test set")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

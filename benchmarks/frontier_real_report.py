@@ -158,6 +158,7 @@ def learning(heads: list[Head]) -> str:
                 f"{decision['dense_rows']:,}",
                 decision["weights"],
                 f"{options['tokens']:,}",
+                f"{options['own_text']:.0%}",
                 f"{options['steps']:,} × {options['batch_tokens']}",
             ]
             times = ["–" if spent is None else f"{spent:.0f} s" for spent in (seconds["start"], seconds["learning"])]
@@ -168,6 +169,7 @@ def learning(heads: list[Head]) -> str:
         "dense rows",
         "rows",
         "learnt from",
+        "of it own text",
         "steps × positions",
         "start, processor time",
         "learning, processor time",

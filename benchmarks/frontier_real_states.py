@@ -17,17 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codehead.models.own_text import beginnings, write
-from codehead.training.loop import Stages
+from codehead.training.loop import Stages, Work
 from codehead.training.model import load_model
+from codehead.training.new_head import write_texts
 from codehead.training.tokenizer import load_tokenizer, start_of_text
 
 BLOCK, BATCH = 256, 4
 MIXTURE = {"dolly": 0.4, "books": 0.3, "wikitext": 0.3}
 OTHERS = ("alpaca", "stories", "german", "python")
 TEST_BLOCKS = 20
-WRITERS = 64
-"""Texts that the model writes at once."""
 SEED = 0
 
 
@@ -92,18 +90,6 @@ def blocks(texts: list[str], tokenizer, count: int) -> np.ndarray:
     raise SystemExit(f"only {len(ids) // BLOCK} blocks, not {count}")
 
 
-def written(model, tokenizer, count: int, cache: Path) -> np.ndarray:
-    """`count` blocks that the model writes, WRITERS at a time."""
-    start, size = start_of_text(tokenizer), model.config.vocab_size
-    kept = []
-    for number in range(-(-count // WRITERS)):
-        first = beginnings(start, WRITERS, size, number)
-        ids = Stages(cache).tensors(f"own-{number}", lambda: {"ids": write(model, first, BLOCK, number)})["ids"]  # noqa: B023
-        kept.append(ids.int().numpy())
-        print("own", len(kept) * WRITERS, count, flush=True)
-    return np.concatenate([np.empty((0, BLOCK), np.int32), *kept])[:count]
-
-
 def sets(data: Path, tokenizer, count: int, own: np.ndarray) -> dict[str, np.ndarray]:
     """Blocks of every set by its name; `learn` is the model's `own`, then `count` blocks of the mixture, shuffled."""
     learn, valid, tests = [], [], {}
@@ -150,7 +136,9 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(options.model, dtype="float32").eval(), load_tokenizer(options.model)
     count = -(-options.positions // (BLOCK - 1))
-    own = written(model, tokenizer, round(options.own_text * count), options.cache)
+    work = Work(lambda *told: print(*told, flush=True), Stages(options.cache))
+    texts = write_texts(model, start_of_text(tokenizer), round(options.own_text * count), BLOCK, work=work)
+    own = torch.cat([torch.empty(0, BLOCK, dtype=torch.long), *texts]).int().numpy()
     (options.cache / "written").write_text(str(len(own) * (BLOCK - 1)))
     found = sets(options.data, tokenizer, count - len(own), own)
     learn = found.pop("learn")

@@ -449,11 +449,15 @@ def test_the_commands(stock, tmp_path, codehead):
     blocks = ("--block-size", "32")
     status, told, errors = codehead(
         "convert", model, "--data", data, "--out", out, "--budget", "60%", "--steps", "5", "--backbone-steps", "2",
-        *blocks, "--set", "distil.batch_tokens=64", "--set", "lora.r=2", "--set", "distil.learning_rate=1e-4",
+        *blocks, "--own-text", "0.2", "--set", "distil.batch_tokens=64", "--set", "lora.r=2",
+        "--set", "distil.learning_rate=1e-4",
     )  # fmt: skip
     assert status == 0, errors
     described = json.loads((Path(out) / "run.json").read_text())["config"]
-    assert (described["distil"]["batch_tokens"], described["lora"]["r"]) == (64, 2)
+    learning = described["distil"]
+    assert (learning["batch_tokens"], learning["own_text"], described["lora"]["r"]) == (64, 0.2, 2)
+    status, _, errors = codehead("convert", model, "--data", data, "--out", f"{out}-2", "--own-text", "1")
+    assert status == 2 and "distil.own_text is 1.0; some text must be yours" in errors
     wrong = ("--budget", "60%", "--set", "distil.stepz=4")
     status, _, errors = codehead("convert", model, "--data", data, "--out", f"{out}-2", *wrong)
     assert status == 2 and "unknown key 'distil.stepz'" in errors

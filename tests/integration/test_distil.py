@@ -207,8 +207,12 @@ def test_a_ternary_code_is_refused():
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"tokens": -1}, {"learning_rate": float("nan")}, {"seed": -1}, {"backbone_steps": -1}]
-)
+    "change",
+    [
+        {"steps": 0}, {"tokens": -1}, {"learning_rate": float("nan")}, {"seed": -1}, {"backbone_steps": -1},
+        {"label_weight": 1.5}, {"label_weight": True},
+    ],
+)  # fmt: skip
 def test_impossible_options_are_named(change):
     with pytest.raises(ConfigurationError, match=f"distil.{next(iter(change))} is"):
         Distillation(**change)

@@ -46,15 +46,16 @@ def student_of(model):
     return _Student(model.get_output_embeddings(), model.decision, LogitScaling(), ones)
 
 
+@pytest.mark.parametrize("written", [0, 5, 150, 300])
 @pytest.mark.parametrize("positions", [1000, 7])
-def test_what_is_looked_up(monkeypatch, positions):
+def test_what_is_looked_up(monkeypatch, positions, written):
     monkeypatch.setattr(likely_tokens, "TOGETHER", positions * VOCAB)
     monkeypatch.setattr(likely_tokens, "CACHED", 2 * VOCAB + 3)
     teacher, _, hidden = peaked()
-    found = LikelyTokens.of(teacher, hidden)
+    found = LikelyTokens.of(teacher, hidden, written=written)
     likely = teacher(hidden).log_softmax(-1)
     torch.testing.assert_close(found.log_sums, teacher(hidden).logsumexp(-1))
-    torch.testing.assert_close(found.expected, likely.exp().sum(0).double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.expected, likely[written:].exp().sum(0).double(), rtol=1e-4, atol=1e-4)
     assert torch.equal(found.ids.long(), likely.topk(2).indices)
 
 

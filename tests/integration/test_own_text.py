@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from architectures import VOCAB, make
@@ -44,11 +46,31 @@ def test_text_comes_from_the_whole_distribution_whatever_the_model_generates_wit
     assert torch.equal(write(model, first, LENGTH, seed=0), expected)
 
 
+def test_no_text_ends_early():
+    model = make("llama")
+    model.generation_config.eos_token_id = list(range(VOCAB - 10))
+    text = write(model, beginnings([], 4, VOCAB, seed=0), LENGTH, seed=0)
+    assert text.shape == (4, LENGTH) and (text[:, 1:] >= VOCAB - 10).all()
+
+
+@pytest.mark.parametrize(("bos", "eos", "start"), [(1, 2, (1,)), (2, 2, ()), (None, 2, ()), (9, 2, ())])
+def test_texts_start_as_those_of_the_tokenizer(bos, eos, start):
+    """With its bos token, if it writes that itself; one that is also eos only separates texts."""
+
+    class Tokenizer:
+        bos_token_id, eos_token_id, pad_token_id = bos, eos, 0
+
+        def __call__(self, text):
+            return SimpleNamespace(input_ids=[bos, 5] if bos in (1, 2) else [5])
+
+    assert Text.of(Dataset.from_list([]), Tokenizer(), LENGTH, "the text", 0).start == start
+
+
 def own(share: float, examples: int, tokens: int, start: tuple[int, ...] = (), **work) -> list[dict]:
     """The batches that a model writes beside a text of so many examples."""
     rows = Dataset.from_list([{"input_ids": [1] * LENGTH, "labels": [1] * LENGTH}] * examples)
     text = Text(lambda: rows, 0, start=start)
-    return new_head._own_text(make("llama"), text, asked(share, tokens), Work(**work))
+    return new_head._own_text(make("llama"), text, examples * (LENGTH - 1), asked(share, tokens), Work(**work))
 
 
 def asked(share: float, tokens: int) -> RunConfig:
@@ -90,6 +112,8 @@ def test_text_that_was_written_before_a_stop_is_kept(monkeypatch, tmp_path):
     expected = own(0.5, examples=6, tokens=10_000, stages=Stages(tmp_path))
     (tmp_path / "own-4.safetensors").unlink()
     shown = []
+    texts = torch.cat([batch["input_ids"] for batch in expected])
+    assert len(texts.unique(dim=0)) == len(texts) == 6 and len(texts[:, 0].unique()) > 2  # no two pieces are alike
     found = own(0.5, 6, 10_000, stages=Stages(tmp_path), show=lambda *call: shown.append(call))
     assert shown == [("writing text", 4, 6)]
     assert all(torch.equal(one["input_ids"], other["input_ids"]) for one, other in zip(found, expected, strict=True))
@@ -111,8 +135,9 @@ def test_what_a_text_tells_is_told_by_the_users_alone(monkeypatch, is_large):
     new_head.fit_decision_layer(make("llama"), asked(0.5, 10_000), Text(lambda: rows, 0))
     positions = 6 * (LENGTH - 1)
     assert seen["start"] == positions and seen["learnt"] == 2 * positions
+    assert seen["counts"] == pytest.approx(positions if is_large else 6 * LENGTH)  # expected, or counted
     if is_large:
-        assert seen["counts"] == pytest.approx(positions) and len(seen["likely"].ids) == 2 * positions
+        assert len(seen["likely"].ids) == 2 * positions
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, True, "0.5", float("nan")])

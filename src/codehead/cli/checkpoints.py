@@ -70,7 +70,8 @@ def convert(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Distillation steps.")] = 500,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of text to learn from.")] = 200_000,
     own_text: Annotated[
-        float, typer.Option("--own-text", min=0, help="Share of them in text that the model writes itself.")
+        float,
+        typer.Option("--own-text", min=0, help="Share of --tokens that the model writes itself, such as 0.25."),
     ] = 0.0,
     backbone_steps: Annotated[
         int, typer.Option("--backbone-steps", min=0, help="Optional steps that also train the backbone, with LoRA.")

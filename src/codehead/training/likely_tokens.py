@@ -84,7 +84,7 @@ class LikelyTokens:
     log_sums: Tensor
     """`(positions,)`, float32: subtracted from a score, it gives a log probability."""
     expected: Tensor
-    """`(V,)`, float64: the expected count of each token over all positions."""
+    """`(V,)`, float64: the expected count of each token over the positions of the text."""
 
     @classmethod
     def of(
@@ -93,8 +93,12 @@ class LikelyTokens:
         hidden: Tensor,
         progress: Callable[[int, int], None] = lambda done, total: None,
         processes: Processes = ALONE,
+        written: int = 0,
     ) -> LikelyTokens:
-        """Those of hidden states `(positions, hidden)`, shared by `processes`; `progress` gets (done, all)."""
+        """Those of hidden states `(positions, hidden)`, shared by `processes`; `progress` gets (done, all).
+
+        The first `written` positions, in text of the model's own, do not count for `expected`.
+        """
         size, device = len(teacher.head.weight), teacher.head.weight.device
         rows, step = min(max(1, TOGETHER // size), len(hidden)), max(1, CACHED // size)
         scores, expected = torch.empty(rows, size, device=device), torch.zeros(size, dtype=torch.float64)
@@ -104,16 +108,13 @@ class LikelyTokens:
         for number, (some, *kept) in enumerate(pieces):
             if processes.does(number):
                 scored = _scored(teacher, some.to(device, torch.float32), scores)
-                for part in zip(*(whole.split(step) for whole in (scored, *kept)), strict=True):
-                    expected += _look(*part)
+                firsts = range(rows * number, len(hidden), step)
+                parts = (whole.split(step) for whole in (scored, *kept))
+                for first, of_scores, of_ids, of_sums in zip(firsts, *parts, strict=False):
+                    expected += _look(of_scores, of_ids, of_sums, max(0, written - first))
             progress(min(rows * (number + 1), len(hidden)), len(hidden))
         shared = (processes.gathered([part]) for part in (ids, log_sums, expected))
         return cls(*(torch.stack(parts).sum(0, dtype=parts[0].dtype) for parts in shared))
-
-    def after(self, first: LikelyTokens) -> LikelyTokens:
-        """With the positions of `first` before its own, which do not count as `expected`."""
-        ids, log_sums = torch.cat([first.ids, self.ids]), torch.cat([first.log_sums, self.log_sums])
-        return LikelyTokens(ids, log_sums, self.expected)
 
     def draw(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The tokens to compare at some positions.
@@ -132,11 +133,14 @@ class LikelyTokens:
         return certain.nonzero().flatten(), log_weights[certain]
 
 
-def _look(scores: Tensor, ids: Tensor, log_sums: Tensor) -> Tensor:
-    """Fill `ids` and `log_sums` from scores `(positions, V)`, which it overwrites; the expected counts `(V,)`."""
+def _look(scores: Tensor, ids: Tensor, log_sums: Tensor, skipped: int) -> Tensor:
+    """Fill `ids` and `log_sums` from scores `(positions, V)`, which it overwrites; the expected counts `(V,)`.
+
+    The first `skipped` positions are not counted.
+    """
     log_sums.copy_(scores.logsumexp(-1))
     ids.copy_(scores.topk(ids.shape[1], -1).indices)
-    return scores.sub_(log_sums.to(scores.device)[:, None]).exp_().sum(0).double().cpu()
+    return scores.sub_(log_sums.to(scores.device)[:, None]).exp_()[skipped:].sum(0).double().cpu()
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ Its code may grow on that text, by columns for the tokens that are confused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain, islice
@@ -86,7 +86,7 @@ def fit_decision_layer(model: Any, config: RunConfig, text: Text, work: Work = S
     if config.distil is not None and config.distil.backbone_steps:
         find_targets(model, config.lora)  # fails before anything is learnt
     tokens = 0 if config.distil is None else config.distil.tokens
-    own = _own_text(model, text, config, work)
+    own = _own_text(model, text, 0 if counts is None else int(counts.sum()), config, work)
     written = sum(_positions(batch) for batch in own)
     batches = chain(own, text.batches(batch_size_of(config)))
     hidden, labels = _read(model, batches, written + max(STATISTICS_TOKENS, tokens - written), work)
@@ -112,13 +112,8 @@ def _looked_up(
     if options is None or options.label_weight or not has_codewords or not is_worth_it(len(teacher.head.weight)):
         return None
     show = partial(work.show, "looking up likely tokens")
-
-    def looked_up() -> dict[str, Tensor]:
-        look = partial(LikelyTokens.of, teacher, progress=show, processes=work.processes)
-        likely = look(hidden=hidden[written:])
-        return vars(likely.after(look(hidden=hidden[:written])) if written else likely)
-
-    return LikelyTokens(**work.stages.tensors("likely", looked_up))
+    look = partial(LikelyTokens.of, teacher, hidden, show, work.processes, written)
+    return LikelyTokens(**work.stages.tensors("likely", lambda: vars(look())))
 
 
 def _attach(model: Any, decision: DecisionConfig, counts: Any, hidden: Tensor, labels: Tensor, show: Show) -> None:
@@ -158,23 +153,31 @@ def _learn(
         learn_together(model, teacher, draw, options, config.lora, together, stages)
 
 
-def _own_text(model: Any, text: Text, config: RunConfig, work: Work) -> list[Batch]:
-    """Batches of text that the model writes: of all positions to learn from, at most a share of `distil.own_text`."""
-    options = config.distil
-    if options is None or not options.own_text:
+def _own_text(model: Any, text: Text, given: int, config: RunConfig, work: Work) -> list[Batch]:
+    """Batches of text that the model writes beside the `given` tokens of a text: a share of `distil.own_text`."""
+    options, length, start = config.distil, config.data.block_size, len(text.start)
+    if options is None or not options.own_text or length < start + 2:
         return []
-    length, start, size = config.data.block_size, text.start, model.get_input_embeddings().num_embeddings
-    positions = options.own_text * min(options.tokens, int(text.counts(size).sum()) / (1 - options.own_text))
-    labelled = length - 1 - len(start)  # positions of each text
-    texts = int(positions / labelled) if labelled > 0 else 0
+    positions = options.own_text * min(options.tokens, given / (1 - options.own_text))
+    written = write_texts(model, text.start, int(positions / (length - 1 - start)), length, config.seed, work)
+    return [_labelled(ids, start) for some in written for ids in some.split(batch_size_of(config))]
+
+
+def write_texts(
+    model: Any, start: Sequence[int], texts: int, length: int, seed: int = 0, work: Work = SILENT
+) -> list[Tensor]:
+    """So many texts that the model writes, WRITERS at a time, `(≤ WRITERS, length)` each.
+
+    Each begins with the tokens `start` and one of the whole vocabulary. If `work` has stages, it resumes there.
+    """
+    size = model.get_input_embeddings().num_embeddings
 
     def written(done: int) -> dict[str, Tensor]:
         work.show("writing text", done, texts)
-        seed, count = config.seed + done, min(WRITERS, texts - done)
-        return {"ids": work.processes.agreed(write(model, beginnings(start, count, size, seed), length, seed))}
+        first = beginnings(start, min(WRITERS, texts - done), size, seed + done)
+        return {"ids": work.processes.agreed(write(model, first, length, seed + done))}
 
-    kept = [work.stages.tensors(f"own-{done}", partial(written, done))["ids"] for done in range(0, texts, WRITERS)]
-    return [_labelled(ids, len(start)) for some in kept for ids in some.split(batch_size_of(config))]
+    return [work.stages.tensors(f"own-{done}", partial(written, done))["ids"] for done in range(0, texts, WRITERS)]
 
 
 def _labelled(ids: Tensor, start: int) -> Batch:
