@@ -81,13 +81,18 @@ def _python(data: Path) -> Iterator[str]:
 
 
 def blocks(texts: list[str], tokenizer, count: int) -> np.ndarray:
-    """The first `count` blocks `(count, BLOCK)` of documents in a row, each ended by the eos token."""
-    ids: list[int] = []
+    """The first `count` blocks `(count, BLOCK)` of documents in a row, each ended by the eos token.
+
+    A tokenizer's bos token begins every block, not only every document: models such as Gemma depend on it.
+    """
+    start, ids = start_of_text(tokenizer), []
+    size = BLOCK - len(start)
     for text in texts:
         ids += [*tokenizer(text).input_ids, tokenizer.eos_token_id]
-        if len(ids) >= count * BLOCK:
-            return np.array(ids[: count * BLOCK], dtype=np.int32).reshape(count, BLOCK)
-    raise SystemExit(f"only {len(ids) // BLOCK} blocks, not {count}")
+        if len(ids) >= len(start) + count * size:
+            found = np.array(ids[len(start) :][: count * size], dtype=np.int32).reshape(count, size)
+            return np.insert(found, [0] * len(start), start, axis=1)
+    raise SystemExit(f"only {len(ids) // size} blocks, not {count}")
 
 
 def sets(data: Path, tokenizer, count: int, own: np.ndarray) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from codehead.errors import ConfigurationError, DataError
 from codehead.training.config import DataConfig
@@ -218,6 +219,26 @@ def test_blocks_are_the_documents_in_a_row(tmp_path, tokenizer):
     assert len(examples) == whole
     assert [i for row in examples["input_ids"] for i in row] == stream[: whole * 7]
     assert examples["labels"] == examples["input_ids"]
+
+
+@pytest.mark.parametrize("size", [2, 7, 31])
+def test_a_bos_token_begins_every_block_and_is_no_label(tmp_path, size):
+    """Models such as Gemma depend on it, also in a block that begins within a document."""
+    tokenizer = train_bpe(STORIES * 3, 300)
+    bos = tokenizer.bos_token_id
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", bos)]
+    )
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in STORIES])
+    stream = [i for text in STORIES for i in [*tokenizer(text).input_ids, tokenizer.eos_token_id]]
+    examples = load_examples(path, tokenizer, block_size=size)
+    inner = size - 1
+    assert all(row[0] == bos for row in examples["input_ids"])
+    assert [i for row in examples["input_ids"] for i in row[1:]] == stream[1 : 1 + len(examples) * inner]
+    assert len(examples) == (len(stream) - 1) // inner
+    assert [row[1:] for row in examples["labels"]] == [row[1:] for row in examples["input_ids"]]
+    assert {row[0] for row in examples["labels"]} == {IGNORED} and {row[0] for row in examples["num_bytes"]} == {0}
 
 
 def test_bytes_of_one_block_are_those_of_the_text(tmp_path, tokenizer):

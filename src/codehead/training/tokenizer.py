@@ -79,10 +79,12 @@ def tokenize_text(
 ) -> Dataset:
     """Documents → blocks of `block_size` tokens: all documents concatenated, each ended by the eos token.
 
+    A tokenizer's bos token begins every document and every block: some models, such as Gemma, depend on it.
     Tokens that do not fill the last block are dropped. Raises DataError, which names them by `name`, if no block is
     full.
     """
-    return _blocks(map_rows(rows, lambda batch: _documents(batch["text"], tokenizer)), block_size, name)
+    tokens = map_rows(rows, lambda batch: _documents(batch["text"], tokenizer))
+    return _blocks(tokens, start_of_text(tokenizer), block_size, name)
 
 
 def tokenize_records(
@@ -174,23 +176,36 @@ def _encode(
     ]
 
 
-def _blocks(tokens: Dataset, block_size: int, name: str) -> Dataset:
+def _blocks(tokens: Dataset, start: list[int], block_size: int, name: str) -> Dataset:
+    """Blocks of `block_size` tokens that begin with `start`, as the first document does."""
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
-    columns = {name: tokens.data.column(name).combine_chunks().flatten() for name in ("input_ids", "num_bytes")}
-    total = len(columns["input_ids"])
-    kept = total // block_size * block_size
-    if not kept:
+    length, size = len(start), block_size - len(start)
+    ids, num_bytes = (
+        tokens.data.column(column).combine_chunks().flatten()[length:].to_numpy()
+        for column in ("input_ids", "num_bytes")
+    )
+    if len(ids) < size:
+        total = length + len(ids)
         raise DataError(
             f"{name} has {total} tokens, less than one block of {block_size}; give more text, or lower "
             f"data.block_size, where it can be chosen, to at most {total}"
         )
-    blocks: dict[str, Any] = {
-        column: pa.FixedSizeListArray.from_arrays(values[:kept], block_size) for column, values in columns.items()
+    rows = {
+        "input_ids": _rows(ids, start, size),
+        "num_bytes": _rows(num_bytes, [0] * length, size),
+        "labels": _rows(ids, [IGNORED] * length, size),
     }
-    blocks["labels"] = blocks["input_ids"]
-    return Dataset(pa.table(blocks))
+    return Dataset(
+        pa.table({key: pa.FixedSizeListArray.from_arrays(found.ravel(), block_size) for key, found in rows.items()})
+    )
+
+
+def _rows(values: np.ndarray, start: list[int], size: int) -> np.ndarray:
+    """Rows of `start` and the next `size` values; those that fill no row are dropped."""
+    rows = values[: len(values) // size * size].reshape(-1, size)
+    return np.insert(rows, [0] * len(start), start, axis=1) if start else rows
 
 
 def _byte_positions(text: str) -> np.ndarray:
