@@ -166,6 +166,11 @@ def test_a_decision_of_the_setting_counts_where_a_cell_asks_for_it(path: Path) -
         ("test: 0.2", "test: much", "below 0.5"),
         ("  softmax: {}", "  softmax: minimal", "cells.softmax is 'minimal'; it must be a block"),
         ("  small: {}", "  small: {data: text.jsonl}", "settings.small.data is 'text.jsonl'; it must be a block"),
+        ("base:", "base:\n  decision: itq", "base.decision is 'itq'; it must be a block"),
+        ("softmax: {}", "softmax: {decision: [itq]}", r"cells.softmax.decision is \['itq'\]; it must be a block"),
+        ("learning_rate: 3e-4}", "learning_rate: 3e-4}\n  distil: 3", "base.distil is 3; it must be a block"),
+        ("tokenizer:", "decision: {}\n  tokenizer:", "'softmax' names no decision, but base.decision is {}"),
+        ("softmax: {}", "softmax: {model: {backbone: [opt]}}", r"the backbone \['opt'\], which is unknown"),
         ("seeds: [0, 1]", "backbones: [opt]", "backbones is .*; it must be a block"),
         ("seeds: [0, 1]", "paper: 9", "paper is 9; the paper's protocols are 1 to 4"),
         ("seeds: [0, 1]", "batch_size: 0", "batch_size is 0"),
@@ -191,6 +196,15 @@ def test_a_baseline_may_have_the_name_of_older_files(path: Path) -> None:
     path.write_text(FILE.replace("cells:\n", cells.replace("}}", "}, peer: {bits: 4}}")))
     with pytest.raises(ConfigurationError, match=r"cells\.int4 is a baseline of 'softmax'"):
         Protocol.from_yaml(path)
+
+
+def test_an_empty_decision_is_the_shared_layer_of_the_seed(path: Path) -> None:
+    path.write_text(FILE.replace("base:", "base:\n  decision: {}").replace("softmax: {}", "softmax: {decision: null}"))
+    decisions = {entry.key: entry.config["decision"] for entry in Protocol.from_yaml(path).entries}
+    assert decisions["small/softmax/seed-1"] is None
+    path.write_text(FILE.replace("  mtl:", "  default: {decision: {}}\n  mtl:"))
+    decisions = {entry.key: entry.config.get("decision") for entry in Protocol.from_yaml(path).entries}
+    assert decisions["small/default/seed-1"] == {"seed": 1}
 
 
 def test_variables_are_expanded_and_a_missing_one_is_named() -> None:

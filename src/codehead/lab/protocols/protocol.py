@@ -21,6 +21,7 @@ VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 PAPER_PROTOCOLS = (1, 2, 3, 4)
 PREPARED = ("train", "subset", "text_field", "as_text", "max_documents")  # keys of `data` that define a split
+BLOCKS = ("data", "decision", "distil", "calibrate", "lora", "training")  # keys of a run whose values are merged
 BASELINE = ("baseline", FILE_KEY)  # the key of a cell that measures a baseline, and its older name
 
 
@@ -156,7 +157,7 @@ class Protocol:
                     own = self.cells[name if baseline is None else self.reference]
                     config = merged(merged(self.base, setting_part), own)
                     config["seed"] = seed
-                    if config.get("decision"):
+                    if config.get("decision") is not None:
                         config["decision"].setdefault("seed", seed)
                     yield Entry(name, setting, seed, config, baseline)
 
@@ -174,13 +175,11 @@ class Protocol:
 
     def _check_shapes(self) -> None:
         """Check blocks and lists: a YAML file can hold anything in their place."""
-        require_block(self.base, "base")
-        require_block(self.base.get("data") or {}, "base.data")
+        _check_part(self.base, "base")
         for name in ("settings", "cells", "backbones"):
             require_block(getattr(self, name), name)
             for key, part in getattr(self, name).items():
-                require_block(part or {}, f"{name}.{key}")
-                require_block((part or {}).get("data") or {}, f"{name}.{key}.data")
+                _check_part({} if part is None else part, f"{name}.{key}")
         if not isinstance(self.seeds, list | tuple):
             raise ConfigurationError(f"seeds is {self.seeds!r}; give a list, such as [0, 1, 2]")
         if not isinstance(self.decoders, list | tuple):
@@ -226,9 +225,9 @@ class Protocol:
                 )
         for setting, setting_part in self.settings.items():
             shared = merged(self.base, setting_part).get("decision")
-            place = f"settings.{setting}" if (setting_part or {}).get("decision") else "base"
+            place = f"settings.{setting}" if (setting_part or {}).get("decision") is not None else "base"
             for name, part in self.cells.items():
-                if shared and not {"decision", *BASELINE} & set(part or {}):
+                if shared is not None and not {"decision", *BASELINE} & set(part or {}):
                     raise ConfigurationError(
                         f"cell {name!r} names no decision, but {place}.decision is {shared!r}, which would make it "
                         "coded; give it `decision: null` for Softmax, or `decision: {}` for the shared layer"
@@ -251,7 +250,7 @@ class Protocol:
 
     def _check_backbone(self, entry: Entry) -> None:
         name = entry.backbone
-        if name is not None and name not in self.backbones:
+        if name is not None and (not isinstance(name, str) or name not in self.backbones):
             hint = (
                 did_you_mean(str(name), self.backbones) or f"; described are: {', '.join(self.backbones) or '(none)'}"
             )
@@ -277,6 +276,14 @@ def expand(value: Any, variables: Mapping[str, str]) -> Any:
     if isinstance(value, list | tuple):
         return [expand(item, variables) for item in value]
     return VARIABLE.sub(lambda match: _variable(match[1], variables), value) if isinstance(value, str) else value
+
+
+def _check_part(part: Any, name: str) -> None:
+    """Raise ConfigurationError unless a partial RunConfig is a block, and so are its blocks that others merge with."""
+    require_block(part, name)
+    for key in BLOCKS:
+        if part.get(key) is not None:
+            require_block(part[key], f"{name}.{key}")
 
 
 def _whole_numbers(part: str) -> re.Pattern[str]:
