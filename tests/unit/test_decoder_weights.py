@@ -161,6 +161,17 @@ def test_a_checkpoint_without_a_decoders_weights_is_refused(tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("scale", [1e-10, 1e-5, 1e8])
+@pytest.mark.parametrize("shift", [0.0, -3.0])
+def test_sigmoids_do_not_depend_on_unit_and_zero_of_the_outputs(scale, shift):
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    symbols = torch.where(outputs + torch.randn(200, 3, generator=generator) > 1, 1.0, -1.0).double()
+    moved = outputs * scale + shift * min(1, 1e5 * scale)  # where float64 keeps eight digits of the outputs
+    one, two = (torch.sigmoid(-(s * z + o)) for z in (outputs, moved) for s, o in [fit_sigmoids(z, symbols)])
+    torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+
+
 def test_sigmoids_have_no_slope_and_aim_a_little_short_of_certainty():
     """At the minimum of the cross entropy with targets (p + 1) / (p + 2) and 1 / (q + 2) for p and q samples."""
     generator = torch.Generator().manual_seed(0)

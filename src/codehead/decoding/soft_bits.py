@@ -216,9 +216,9 @@ DECODERS.register("probabilistic")(Probabilistic())
 STEPS = 100
 HALVINGS = 30
 RIDGE = 1e-12
-"""Added to the diagonal of the Hessian, which is singular where all outputs of a column are equal."""
-ENOUGH = 1e-10
-"""The slope of the loss, per token, at which a column has converged."""
+"""Share of itself that the diagonal of the Hessian grows by: it is singular where all outputs of a column are equal."""
+ENOUGH = 1e-20
+"""The fall of the loss, in nats per token, that Newton's step promises where a column has converged."""
 
 
 def fit_sigmoids(outputs: Tensor, symbols: Tensor) -> Tensor:
@@ -229,6 +229,8 @@ def fit_sigmoids(outputs: Tensor, symbols: Tensor) -> Tensor:
         symbols: −1, 0 or +1 `(tokens, n)`; tokens of symbol 0 do not count for their column.
     """
     counts = symbols.abs()
+    middle = (counts * outputs).sum(0) / counts.sum(0).clamp(min=1)
+    outputs = outputs - middle  # far from 0, they would leave the Hessian near singular
     positive, negative = (symbols > 0).sum(0), (symbols < 0).sum(0)
     # Not 1 and 0 but slightly softer, from a uniform prior: a column that separates its tokens stays finite.
     targets = torch.where(symbols > 0, (positive + 1) / (positive + 2), 1 / (negative + 2.0))
@@ -236,10 +238,11 @@ def fit_sigmoids(outputs: Tensor, symbols: Tensor) -> Tensor:
     loss = _loss(line, outputs, targets, counts)
     for _ in range(STEPS):
         slope, step = _newton(line, outputs, targets, counts)
-        if float((slope.abs() / counts.sum(0).clamp(min=1)).max()) < ENOUGH:
+        fall = (slope * step).sum(0)
+        if float((fall.abs() / counts.sum(0).clamp(min=1)).max()) < ENOUGH:
             break
-        line, loss = _descend(line, step, (slope * step).sum(0), loss, outputs, targets, counts)
-    return -line
+        line, loss = _descend(line, step, fall, loss, outputs, targets, counts)
+    return -torch.stack([line[0], line[1] - line[0] * middle])
 
 
 def _loss(line: Tensor, outputs: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
@@ -253,8 +256,10 @@ def _newton(line: Tensor, outputs: Tensor, targets: Tensor, counts: Tensor) -> t
     p = torch.sigmoid(line[0] * outputs + line[1])
     wrong, curve = counts * (p - targets), counts * p * (1 - p)
     slope = torch.stack([(wrong * outputs).sum(0), wrong.sum(0)])
-    aa, ab, bb = (curve * outputs.square()).sum(0) + RIDGE, (curve * outputs).sum(0), curve.sum(0) + RIDGE
-    determinant = (aa * bb - ab.square()).clamp(min=RIDGE**2)
+    aa, ab, bb = (curve * outputs.square()).sum(0), (curve * outputs).sum(0), curve.sum(0)
+    # Marquardt's ridge, a share of the diagonal: the unit of the outputs must not matter.
+    aa, bb = aa * (1 + RIDGE), bb * (1 + RIDGE)
+    determinant = (aa * bb - ab.square()).clamp(min=torch.finfo(aa.dtype).tiny)
     step = torch.stack([ab * slope[1] - bb * slope[0], ab * slope[0] - aa * slope[1]]) / determinant
     return slope, step
 
