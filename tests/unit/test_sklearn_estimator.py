@@ -20,6 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import make_blobs
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.exceptions import NotFittedError
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier, SGDClassifier
 from sklearn.metrics import log_loss
@@ -252,6 +253,44 @@ def test_sample_weights_are_those_of_the_samples_a_column_looks_at() -> None:
     np.testing.assert_allclose(weighted.decision_function(X), removed.decision_function(X), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("code", ["one_vs_one", "itq", "dense_random"])
+def test_sample_weights_of_another_length_or_not_finite_are_refused(code: str) -> None:
+    """With a ternary code as many weights as a column has samples would go to the wrong ones."""
+    looked_at = int(np.isin(Y, np.unique(Y)[:2]).sum())
+    classifier = OutputCodeClassifier(LogisticRegression(), code=code, random_state=0)
+    for weights in (np.ones(looked_at), np.full(len(X), np.nan), np.ones((len(X), 1))):
+        with pytest.raises(ValueError, match=r"sample_weight|Sample weights"):
+            classifier.fit(X, Y, sample_weight=weights)
+    for_all = classifier.fit(X, Y, sample_weight=2).decision_function(X)
+    np.testing.assert_allclose(for_all, classifier.fit(X, Y, np.full(len(X), 2.0)).decision_function(X))
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_a_failed_fit_changes_nothing(method: str) -> None:
+    classes = {"classes": np.unique(Y)} if method == "partial_fit" else {}
+    new = OutputCodeClassifier(SGDClassifier(random_state=0), code="one_vs_one", random_state=0)
+    with pytest.raises(ValueError, match="NaN"):
+        getattr(new, method)(np.full_like(X, np.nan), Y, **classes)
+    with pytest.raises(NotFittedError):
+        new.predict(X)
+    getattr(new, method)(X, Y, **classes)
+    before = new.decision_function(X)
+    with pytest.raises(ValueError, match="NaN"):
+        new.fit(np.full_like(X, np.nan), np.where(Y == "ant", "bee", Y))
+    np.testing.assert_array_equal(new.decision_function(X), before)
+    assert new.classes_.tolist() == np.unique(Y).tolist()
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e7])
+def test_calibration_does_not_depend_on_the_unit_of_the_scores(scale: float) -> None:
+    kernel = SVC(kernel="linear", C=1 / scale**2)
+    plain, scaled = (
+        OutputCodeClassifier(estimator, code="one_vs_all", calibration="platt").fit(data, Y).predict_proba(data)
+        for estimator, data in ((SVC(kernel="linear"), X), (kernel, X * scale))
+    )
+    np.testing.assert_allclose(scaled, plain, atol=1e-2)
+
+
 def test_metadata_is_routed_where_it_is_requested() -> None:
     weights = np.where(np.arange(len(X)) % 3 == 0, 0.0, 1.0)
     plain = OutputCodeClassifier(LogisticRegression(), code="one_vs_one").fit(X, Y, weights)
@@ -379,6 +418,9 @@ def ternary(row: list[int]) -> np.ndarray:
         ({"code": ternary([0] * V)}, CodebookError, "column 6 of code looks at none of the 6 classes"),
         ({"code": ternary([0] * V)[:, 2:]}, CodebookError, "looks at none|equal"),
         ({"code": build("gray", V), "code_params": {"seed": 1}}, ConfigurationError, "options of a named design"),
+        ({"code_params": {"bits": 8}}, ConfigurationError, r"code_params=.* the length is bits=…"),
+        ({"code_params": [1]}, ConfigurationError, r"code_params=\[1\] must be a dictionary"),
+        ({"code": None}, ConfigurationError, "code=None is no code"),
         ({"code": build("gray", V), "bits": 9}, ConfigurationError, "bits=9 does not fit the custom matrix"),
         ({"estimator": SVC(kernel="precomputed"), "code": "one_vs_one"}, ConfigurationError, "precomputed kernel"),
     ],

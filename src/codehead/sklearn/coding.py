@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +88,7 @@ def class_codebook(classifier: Any, data: TrainingSet, seed: int) -> Codebook:
     """
     code, bits, params = classifier.code, classifier.bits, classifier.code_params
     if isinstance(code, str):
-        own = dict(params or {})
+        own = _options(params)
         told = {} if any(name in own for name in DATA_OPTIONS) else data.described_to(code)
         if "evaluate" in DESIGNS.get(code).params() and "confusion" not in own and "evaluate" not in own:
             told["evaluate"] = HeldOutEvaluation(data, seed)
@@ -99,10 +99,20 @@ def class_codebook(classifier: Any, data: TrainingSet, seed: int) -> Codebook:
     if isinstance(code, Codebook) and code.num_classes == data.num_classes and bits in (None, code.length):
         return code
     matrix = code.to_array() if isinstance(code, Codebook) else np.asarray(code)
-    if matrix.ndim == 2 and len(matrix) < data.num_classes:
+    if matrix.ndim != 2:
+        raise ConfigurationError(f"code={code!r} is no code; give the name of a design, a Codebook or a matrix (V, n)")
+    if len(matrix) < data.num_classes:
         message = f"code has {len(matrix)} codewords for {data.num_classes} classes"
         raise CodebookError(f"{message}; give a row per class, or the name of a design")
     return build("custom", data.num_classes, bits=bits, array=matrix[: data.num_classes])
+
+
+def _options(params: Any) -> dict[str, Any]:
+    """The options of a design; ConfigurationError for what is no dictionary of them."""
+    if params is not None and (not isinstance(params, Mapping) or {"bits", "seed"} & set(params)):
+        message = f"code_params={params!r} must be a dictionary of the design's options"
+        raise ConfigurationError(f"{message}; the length is bits=…, the seed random_state=…")
+    return dict(params or {})
 
 
 def _drawn(design: str, num_classes: int, bits: int | None, seed: int, options: dict[str, Any]) -> Codebook:

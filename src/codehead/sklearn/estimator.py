@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any, final
 
@@ -15,6 +17,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.parallel import Parallel
 from sklearn.utils.validation import (
+    _check_sample_weight,
     _num_samples,
     check_consistent_length,
     check_is_fitted,
@@ -110,13 +113,14 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         """
         check_parameters(self)
         y = checked_labels(self, X, y)
-        params = routed(self, "fit", sample_weight, fit_params)
-        self.classes_ = known_classes(y)
-        ids = class_ids(y, self.classes_)
-        table = self._choose_code(X, ids, params)
-        self.estimators_ = fit_columns(self.estimator, X, self.code_book_[ids], params, self._parallel())
-        self._decision = self._fit_decision(table, X, ids, params)
-        return self._settled()
+        params = routed(self, "fit", X, sample_weight, fit_params)
+        with unchanged_by_failure(self):
+            self.classes_ = known_classes(y)
+            ids = class_ids(y, self.classes_)
+            table = self._choose_code(X, ids, params)
+            self.estimators_ = fit_columns(self.estimator, X, self.code_book_[ids], params, self._parallel())
+            self._decision = self._fit_decision(table, X, ids, params)
+            return self._settled()
 
     @available_if(lambda classifier: hasattr(classifier.estimator, "partial_fit"))
     def partial_fit(
@@ -132,18 +136,19 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         check_parameters(self)
         check_learns_in_batches(self)
         y = checked_labels(self, X, y)
-        params = routed(self, "partial_fit", sample_weight, fit_params)
-        is_first = not hasattr(self, "estimators_")
-        self.classes_ = checked_classes(classes, None if is_first else self.classes_)
-        ids = class_ids(y, self.classes_)
-        if is_first:
-            self._decision = ClassDecision(self._choose_code(X, ids, params), self.decoder)
-            self.estimators_ = [ConstantDichotomizer() for _ in self._asked]
-        symbols = self.code_book_[:, self._asked][ids]
-        trained = fit_columns(self.estimator, X, symbols, params, self._parallel(), self._dichotomizers())
-        for column, estimator in zip(np.flatnonzero(self._asked), trained, strict=True):
-            self.estimators_[column] = estimator
-        return self._settled()
+        params = routed(self, "partial_fit", X, sample_weight, fit_params)
+        with unchanged_by_failure(self):
+            is_first = not hasattr(self, "estimators_")
+            self.classes_ = checked_classes(classes, None if is_first else self.classes_)
+            ids = class_ids(y, self.classes_)
+            if is_first:
+                self._decision = ClassDecision(self._choose_code(X, ids, params), self.decoder)
+                self.estimators_ = [ConstantDichotomizer() for _ in self._asked]
+            symbols = self.code_book_[:, self._asked][ids]
+            trained = fit_columns(self.estimator, X, symbols, params, self._parallel(), self._dichotomizers())
+            for column, estimator in zip(np.flatnonzero(self._asked), trained, strict=True):
+                self.estimators_[column] = estimator
+            return self._settled()
 
     @property
     def calibration_(self) -> Calibration | None:
@@ -247,6 +252,18 @@ class OutputCodeClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         return bit_scores(self._dichotomizers(), X, self._stacked)
 
 
+@contextmanager
+def unchanged_by_failure(classifier: Any) -> Iterator[None]:
+    """Give the classifier back the attributes it had before, if the body fails."""
+    before = dict(vars(classifier))
+    try:
+        yield
+    except BaseException:
+        vars(classifier).clear()
+        vars(classifier).update(before)
+        raise
+
+
 # The arguments of `OutputCodeClassifier`: checked early, and refused with a remedy.
 
 
@@ -337,10 +354,13 @@ def class_ids(y: Any, classes: Any) -> Integers:
     return np.asarray(ids)
 
 
-def routed(classifier: Any, method: str, sample_weight: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the estimator's `method`, "fit" or "partial_fit", besides the samples and their sides."""
+def routed(classifier: Any, method: str, X: Any, sample_weight: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the estimator's `method`, "fit" or "partial_fit", besides the samples and their sides.
+
+    ValueError, as in scikit-learn, unless the weights are one finite number for each sample, or one for all.
+    """
     if sample_weight is not None:
-        params = {**params, "sample_weight": np.asarray(sample_weight)}
+        params = {**params, "sample_weight": _check_sample_weight(sample_weight, X)}
     if get_config()["enable_metadata_routing"]:
         return dict(process_routing(classifier, method, **params).estimator[method])
     unknown = [name for name in params if name != "sample_weight"]
