@@ -7,7 +7,15 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import Decoded, Weights, decode, posterior_scores, refuse_non_finite, scanned
+from codehead.decoding import (
+    Decoded,
+    Weights,
+    decode,
+    posterior_scores,
+    refuse_non_finite,
+    refuse_other_length,
+    scanned,
+)
 from codehead.decoding.extras import Corrections
 from codehead.decoding.numerics import narrowed, require_real, roomy, top_k, wide
 from codehead.errors import ConfigurationError
@@ -66,6 +74,7 @@ class HeadOutputs:
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Token scores `(…, V)`, whose softmax is the codeword posterior."""
+        refuse_other_length(outputs, self.table)
         return outputs if self.table.is_implicit else posterior_scores(outputs, self.table)
 
     def decode(self, outputs: Tensor, k: int, ties: str | int, decoder: str, weights: Weights | None) -> Decoded:

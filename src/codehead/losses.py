@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from codehead.codes.table import CodewordTable
-from codehead.decoding import posterior_scores
+from codehead.decoding import posterior_scores, refuse_other_length
 from codehead.decoding.numerics import require_real, require_whole
 from codehead.errors import ConfigurationError, DataError
 from codehead.registry import Registry
@@ -55,8 +55,10 @@ def bitwise(bit_logits: Tensor, labels: Tensor, table: CodewordTable, num_items:
         num_items: divide the sum over tokens by this, not by their number in this call (gradient accumulation).
 
     Raises:
+        ConfigurationError: the bit logits are not n.
         DataError: a label is not a class of the code.
     """
+    refuse_other_length(bit_logits, table)
     return of_nodes(bit_logits, labels, table, num_items, lambda z, y: (z, table.lookup(y)), per_bit=True)
 
 
@@ -99,6 +101,7 @@ def codeword(
     """
     bit_logits, labels = _flatten(bit_logits, labels, table)
     if table.is_implicit:
+        refuse_other_length(bit_logits, table)
         return Loss(_stock_cross_entropy(bit_logits, labels, num_items), None)
     score = scores or partial(posterior_scores, table=table)
     rows = max(1, CHUNK_SCORES // table.num_classes)

@@ -8,7 +8,8 @@ import torch
 from codehead import losses
 from codehead.codes import build
 from codehead.codes.table import CodewordTable
-from codehead.errors import DataError
+from codehead.errors import ConfigurationError, DataError
+from codehead.head_outputs import HeadOutputs
 
 TABLE = CodewordTable(build("minrandom", 37, bits=11, seed=1))
 
@@ -17,6 +18,17 @@ TABLE = CodewordTable(build("minrandom", 37, bits=11, seed=1))
 def test_the_id_after_the_last_class_is_refused(loss):
     with pytest.raises(DataError, match="label 37 is not one of the 37 classes"):
         loss(torch.zeros(1, 11), torch.tensor([37]), TABLE)
+
+
+@pytest.mark.parametrize("design", ["minrandom", "one_vs_all"])
+@pytest.mark.parametrize("width", [1, 10, 12, 38])
+def test_outputs_of_another_width_are_refused(design, width):
+    """A single one would be broadcast to all bits; with one_vs_all any number would be a softmax over as many."""
+    table = CodewordTable(build(design, 37, bits=11 if design == "minrandom" else None))
+    outputs, labels = torch.zeros(2, width), torch.tensor([1, 2])
+    for use in (losses.bitwise, losses.codeword, lambda z, *_: HeadOutputs(table).scores(z)):
+        with pytest.raises(ConfigurationError, match=f"bit logits have {width} columns but the code has length"):
+            use(outputs, labels, table)
 
 
 @pytest.mark.parametrize("loss", [losses.bitwise, losses.codeword])

@@ -86,7 +86,7 @@ def _scores(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Wei
 def _unchecked_scores(bit_logits: Tensor, table: CodewordTable, decoder: str, weights: Weights | None) -> Scored:
     """Scores from the decoder's form, in float32 or float64; float32 that would overflow is ranked in float64."""
     part = DECODERS.get(decoder)
-    _refuse_other_length(bit_logits, table)
+    refuse_other_length(bit_logits, table)
     with no_autocast(bit_logits.device.type):
         z = roomy(bit_logits)
         form = part(z, fitted(decoder, part, table, weights)) if isinstance(part, FittedDecoder) else part(z)
@@ -128,7 +128,7 @@ def fit(decoder: str, bit_logits: Tensor, labels: Tensor, table: CodewordTable) 
         return part.fit(wide(bit_logits), labels.to(bit_logits.device).long(), table)
 
 
-def _refuse_other_length(bit_logits: Tensor, table: CodewordTable) -> None:
+def refuse_other_length(bit_logits: Tensor, table: CodewordTable) -> None:
     """Raise a ConfigurationError if there are more or fewer bit logits than bits."""
     if bit_logits.shape[-1] != table.length:
         raise ConfigurationError(
@@ -166,7 +166,7 @@ def decode(
         ConfigurationError: as `token_scores`; bit logits that are NaN or infinite; k or `ties` out of range; "scan"
             for scores that are not sums over bits.
     """
-    _refuse_other_length(bit_logits, table)
+    refuse_other_length(bit_logits, table)
     found = scanned(impl, bit_logits, table, decoder, k, ties)
     if found is not None:
         return found

@@ -7,7 +7,6 @@ all are scored, some at a time. Equal scores are ordered by token id.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, final
 from weakref import WeakKeyDictionary
@@ -286,15 +285,14 @@ def refusal(table: CodewordTable, decoder: str) -> str | None:
     """Why tokens cannot be scanned; None if they can."""
     if table.is_implicit:
         return "the code one_vs_all has no codewords: its bit logits are the scores"
-    if not _adds_up(DECODERS.get(decoder)):
+    if not _adds_up(DECODERS.get(decoder), table.length):
         return f"the scores of decoder {decoder!r} are not sums over bits; choose decoder='likelihood'"
     return None
 
 
-@functools.cache
-def _adds_up(part: Decoder) -> bool:
+def _adds_up(part: Decoder, length: int) -> bool:
     """Whether the scores of a decoder are sums over bits."""
-    return not isinstance(part, FittedDecoder) and isinstance(part(torch.zeros(1, 1)), Terms)
+    return not isinstance(part, FittedDecoder) and isinstance(part(torch.zeros(1, length)), Terms)
 
 
 def choose(
