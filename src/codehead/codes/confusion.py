@@ -58,7 +58,7 @@ class Confusion:
     @classmethod
     def _merged(cls, num_classes: int, labels: np.ndarray, choices: np.ndarray, counts: np.ndarray) -> Confusion:
         """Add up the counts of equal pairs, and drop those of 0."""
-        keys, places = np.unique(labels.astype(np.int64) * num_classes + choices, return_inverse=True)
+        keys, places = np.unique(labels.astype(np.int64) * num_classes + choices.astype(np.int64), return_inverse=True)
         sums = np.bincount(places.reshape(-1), counts, minlength=len(keys)).astype(np.float64)
         keys, sums = keys[sums > 0], sums[sums > 0]
         return cls(num_classes, keys // num_classes, keys % num_classes, sums)
