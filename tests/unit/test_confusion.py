@@ -48,6 +48,14 @@ def test_every_form_gives_the_same_counts(tmp_path: Path) -> None:
     assert np.array_equal(dense(Confusion.of(Confusion.of(MATRIX, 3), 3)), MATRIX)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint64, np.int16])
+def test_ids_of_any_whole_type_stay_whole(kind: Any) -> None:
+    labels, choices = np.array([0, 2, 0], kind), np.array([1, 0, 1], kind)
+    found = Confusion.of((labels, choices, np.ones(3)), 3)
+    assert found.labels.dtype == found.choices.dtype == np.int64
+    assert found.pairs()[0].tolist() == [[0, 1], [0, 2]]
+
+
 def test_error_and_pairs() -> None:
     confusion = Confusion.of(MATRIX, 3)
     assert confusion.error == pytest.approx(0.11)

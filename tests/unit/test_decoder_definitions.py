@@ -27,6 +27,13 @@ def test_attenuated_euclidean_leaves_zeros_out():
     torch.testing.assert_close(token_scores(Z, TERNARY, "attenuated_euclidean"), -torch.stack(expected))
 
 
+def test_a_decoder_for_codes_of_one_length_decodes(monkeypatch):
+    """It is never called with bit logits of another length."""
+    mixing = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    monkeypatch.setitem(DECODERS._parts, "mixed", lambda z: Terms(z @ mixing.to(z), None, None))
+    assert int(decode(Z, TERNARY, decoder="mixed").ids) == int(token_scores(Z, TERNARY, "mixed").argmax())
+
+
 def test_losses_add_up_over_margins():
     assert token_scores(Z, TERNARY, "loss_linear").tolist() == [2.5, -1.0]
     expected = [-math.log(math.exp(-0.5) + math.exp(-2) + 1), -math.log(1 + math.exp(2) + math.exp(-1))]
