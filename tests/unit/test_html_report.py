@@ -31,7 +31,7 @@ from codehead.lab.reports.report import (
     write_markdown,
     write_page,
 )
-from codehead.lab.reports.summary import summarise
+from codehead.lab.reports.summary import Estimate, Row, summarise
 from codehead.lab.reports.tables import Table, markdown, markdown_table, rich_table
 from codehead.lab.result import Result
 from made_up_results import CELLS, HOSTILE, PROMPTS, made_up, timing, write_protocol
@@ -284,6 +284,19 @@ def test_findings_count_bytes_where_they_are_known(tmp_path: Path) -> None:
     text = " ".join(findings(weighed))
     assert f"Of the {len(heads)} heads with at most 2% of Softmax’s bytes, {best.label} (1.00%) keeps most" in text
     assert "parameters" not in text
+
+
+def test_an_overlap_in_one_metric_alone_names_it(tmp_path: Path) -> None:
+    softmax, one, two, *_ = rows_of(1, tmp_path)
+    softmax = replace(softmax, byte_share=1.0)
+
+    def row(of: Row, share: float, f1: float) -> Row:
+        values = {"share": Estimate(share, 0.01), "f1_share": Estimate(f1, 0.05)}
+        return replace(of, values=values, byte_share=0.01)
+
+    apart, alike = [row(one, 0.9, 0.8), row(two, 0.5, 0.75)], [row(one, 0.9, 0.8), row(two, 0.89, 0.75)]
+    assert f"the interval of {two.name} overlaps in BERTScore F1." in " ".join(findings([softmax, *apart]))
+    assert f"the interval of {two.name} overlaps." in " ".join(findings([softmax, *alike]))
 
 
 @pytest.mark.parametrize(

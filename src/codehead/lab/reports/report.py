@@ -153,18 +153,24 @@ def _sentence(budget: float, unit: str, metrics: Sequence[str], best: Row, withi
     size = percent(_share(best, unit))
     if len(within) == 1:
         return f"With {size} of Softmax’s {unit}, {best.name} reaches {reached}."
+    return (
+        f"Of the {len(within)} heads with at most {budget:.0%} of Softmax’s {unit}, {best.name} ({size}) keeps "
+        f"most: {reached}{_doubt(metrics, best, within)}."
+    )
+
+
+def _doubt(metrics: Sequence[str], best: Row, within: Sequence[Row]) -> str:
+    """`; the interval of … overlaps in BERTScore F1`: the metric is named where another tells the heads apart."""
     rivals = {
-        row.name
+        (metric, row.name)
         for metric in metrics
         for row in within
         if row is not best and metric in row.values and _overlap(row.values[metric], best.values[metric])
     }
-    some = min(rivals) if len(rivals) == 1 else f"{len(rivals)} others"
-    doubt = f"; the interval of {some} overlaps" if rivals else ""
-    return (
-        f"Of the {len(within)} heads with at most {budget:.0%} of Softmax’s {unit}, {best.name} ({size}) keeps "
-        f"most: {reached}{doubt}."
-    )
+    names, places = ({pair[part] for pair in rivals} for part in (1, 0))
+    some = min(names) if len(names) == 1 else f"{len(names)} others"
+    where = "" if len(places) == len(metrics) else f" in {METRICS[min(places, default=metrics[0])]}"
+    return f"; the interval of {some} overlaps{where}" if rivals else ""
 
 
 def _overlap(one: Estimate, other: Estimate) -> bool:
