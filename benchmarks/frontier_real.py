@@ -165,7 +165,8 @@ def measured(score: Any, weight: Tensor, hidden: Tensor, labels: Tensor, octaves
         given = some.float()
         old, new = (given @ weight.T).log_softmax(-1), score(given).float().log_softmax(-1)
         best = old.argmax(-1, keepdim=True)
-        rank = (new > new.gather(-1, best)).sum(-1)
+        score_of_best = new.gather(-1, best)
+        rank = torch.where(score_of_best[:, 0].isfinite(), (new > score_of_best).sum(-1), len(weight))  # never: dropped
         divergence = torch.where(old > -60, old.exp() * (old - new), 0.0).sum(-1)
         after = wanted[:, None]
         columns = [

@@ -29,6 +29,8 @@ KINDS = {
 BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
 """Targets set beforehand: share of top-1 and perplexity ratio."""
 IN_README = ("int4-corrected", "code-0.25", "code-0.1", "code-0.05", "code-0.02")
+UNTRAINED = ("int8", "int4")
+"""Rounded without any text."""
 COMPARED = (*IN_README, "int3-corrected")
 """By the frequency of tokens."""
 
@@ -194,7 +196,7 @@ def picking(heads: list[Head]) -> str:
     rows = []
     for head in heads:
         own = head.pooled(MIXTURE)
-        needs = "training" if "distil" in head.how else "nothing"
+        needs = "text, training" if "distil" in head.how else "nothing" if head.key in UNTRAINED else "text"
         rows.append(
             [
                 head.name,
@@ -287,10 +289,11 @@ def conversion() -> str:
         before, after = result.metrics["before"], result.metrics["after"]
         minutes = sum(stage["processor_seconds"] for stage in result.metrics["stages"].values()) / 60
         kept, ratio = after["top1"] / before["top1"], after["perplexity"] / before["perplexity"]
-        return f"{minutes:.0f} minutes and keeps {kept:.1%} of top-1 accuracy at {ratio:.2f} × the perplexity"
+        spent = f"{minutes:.0f} minutes of one core"
+        return f"{spent} and keeps {kept:.1%} of top-1 accuracy at {ratio:.2f} × the perplexity"
 
     text = (
-        f"On one core, `codehead convert {config['model']} --budget {config['budget']}` with {config['tokens']:,} "
+        f"`codehead convert {config['model']} --budget {config['budget']}` with {config['tokens']:,} "
         f"tokens and {config['steps']} steps takes {told(alone)}. With {config['backbone_steps']} further steps of the "
         f"backbone it takes {told(more)}."
     )

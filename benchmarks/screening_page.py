@@ -251,7 +251,8 @@ def summary() -> str:
     text = (
         f"Without any head, generation would be {limits} as fast. In mode `exact`, {exact} "
         "are those of the dense head. Times are for one sequence on a CPU in float32 "
-        "([how they were measured](docs/results/screening/report.md))."
+        "([how they were measured](docs/results/screening/report.md)). Unlike the int4 head above, onnxruntime's also "
+        "rounds the hidden state and does not correct errors."
     )
     header = ["Head", "Head step", "Dense head's choice kept", "Greedy tokens identical", "Speed of generation"]
     body = [line for model in MODELS for line in _in_readme(model)]
