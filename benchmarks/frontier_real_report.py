@@ -179,35 +179,26 @@ def learning(heads: list[Head]) -> str:
     return markdown(header, rows)
 
 
+def kept(head: Head) -> list[str]:
+    """The share of top-1 accuracy and the perplexity ratio, on the mixture and on other text."""
+    sums = [head.pooled(names) for names in (MIXTURE, OUTSIDE)]
+    return [text for one in sums for text in (f"{one['top1']:.1%}", f"{number(one['ratio'], '.2f')} ×")]
+
+
+KEPT = ["Top-1 kept", "Perplexity", "Top-1 kept, other text", "Perplexity, other text"]
+
+
 def readme(heads: list[Head]) -> str:
     """The few rows that README shows."""
-    rows = []
-    for head in sorted((head for head in heads if head.key in IN_README), key=lambda head: -head.share):
-        own, other = head.pooled(MIXTURE), head.pooled(OUTSIDE)
-        figures_of = [f"{own['top1']:.1%}", f"{own['ratio']:.2f} ×", f"{other['top1']:.1%}", f"{other['ratio']:.2f} ×"]
-        rows.append([head.name, f"{head.share:.1%}", *figures_of])
-    return markdown(
-        ["Head", "Bytes", "Top-1 kept", "Perplexity", "Top-1 kept, other text", "Perplexity, other text"], rows
-    )
+    chosen = sorted((head for head in heads if head.key in IN_README), key=lambda head: -head.share)
+    return markdown(["Head", "Bytes", *KEPT], [[head.name, f"{head.share:.1%}", *kept(head)] for head in chosen])
 
 
 def picking(heads: list[Head]) -> str:
     """The size and accuracy of every choice."""
-    rows = []
-    for head in heads:
-        own = head.pooled(MIXTURE)
-        needs = "text, training" if "distil" in head.how else "nothing" if head.key in UNTRAINED else "text"
-        rows.append(
-            [
-                head.name,
-                f"{head.share:.1%}",
-                f"{own['top1']:.1%}",
-                f"{number(own['ratio'], '.2f')} ×",
-                f"{own['best_32']:.1%}",
-                needs,
-            ]
-        )
-    return markdown(["head", "bytes", "top-1 kept", "perplexity", "in best 32", "needs"], rows)
+    needs = ["text, training" if "distil" in h.how else "nothing" if h.key in UNTRAINED else "text" for h in heads]
+    rows = [[h.name, f"{h.share:.1%}", *kept(h), need] for h, need in zip(heads, needs, strict=True)]
+    return markdown(["Head", "Bytes", *KEPT, "Needs"], rows)
 
 
 def frontier(heads: list[Head], path: Path) -> None:
@@ -324,7 +315,9 @@ def main() -> None:
     filled(ROOT / "docs/results.md", "results", readme(heads))
     for path in (ROOT / "README.md", ROOT / "docs/convert.md"):
         filled(path, "convert", conversion())
-    on_gemma = sentence(report(GEMMA))
+    of_gemma = report(GEMMA)
+    filled(ROOT / "docs/picking.md", "picking gemma", picking(of_gemma))
+    on_gemma = sentence(of_gemma)
     for page in (ROOT / "README.md", ROOT / "docs/results.md"):
         filled(page, "gemma", on_gemma)
 
