@@ -111,6 +111,21 @@ def test_instruction_fields_go_before_text_unless_a_field_is_named(tmp_path):
         read_rows(plain, text_field="body")
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "Add.", "output": "3"},
+        {"prompt": "1+2=", "completion": "3"},
+        {"messages": [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": "3"}]},
+    ],
+)
+def test_no_other_field_replaces_the_one_that_is_named(tmp_path, record):
+    path = write_jsonl(tmp_path / "a.jsonl", [{**record, "story": "a"}])
+    assert read_rows(path, text_field="story")[0] == {"text": "a"}
+    with pytest.raises(DataError, match=r"'story'; expected 'stroy' \(data\.text_field names it\) or, without"):
+        read_rows(path, text_field="stroy")
+
+
 def test_prompt_and_completion_are_taken_as_they_are(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "1+2=", "completion": "3"}])
     assert read_rows(path)[0] == {"prompt": "1+2=", "response": "3"}
