@@ -40,7 +40,7 @@ from codehead.training.folder import RunFolder, locked, save_whole
 from codehead.training.loop import SILENT, Show, Work
 from codehead.training.model import check_length, device_of, load_model
 from codehead.training.new_head import calibrated, finish, fit_decision_layer
-from codehead.training.tokenizer import load_tokenizer
+from codehead.training.tokenizer import load_tokenizer, tokenizer_checksum
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -229,6 +229,7 @@ def _changed(config: RunConfig, check: Check, change: Change, overwrite: bool, s
         folder.check()
         model, tokenizer = _load(config)
         folder.begins_with("weights", weights_checksum(model))
+        folder.begins_with("tokenizer", tokenizer_checksum(tokenizer))
         job = _Job(config, model, tokenizer, load_rows(config.data, config.seed), Work(show, folder.stages, processes))
         check(job)
         if job.rows.validation is None:

@@ -370,6 +370,32 @@ def test_a_conversion_that_was_stopped_is_not_gone_on_with_in_another_way(stock,
     assert not (tmp_path / "out" / "conversion").exists()
 
 
+CHANGES = {
+    "tokens": lambda old: train_bpe(["zebra zebra apple apple quince"] * 50, 280),
+    "template": lambda old: setattr(old, "chat_template", "{{ messages }}") or old,
+    "special": lambda old: setattr(old, "pad_token", "the") or old,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_conversion_does_not_go_on_with_another_tokenizer(stock, tmp_path, change):
+    model = str(shutil.copytree(stock / "model", tmp_path / "model"))
+    stopped(stock, tmp_path / "out", model=model)
+    change(load_tokenizer(model)).save_pretrained(model)
+    with pytest.raises(ConfigurationError, match=r"began with the tokenizer .* it has changed since"):
+        run_conversion(config(stock, tmp_path / "out", model=model))
+
+
+def test_a_conversion_goes_on_that_has_no_record_of_its_tokenizer(stock, tmp_path):
+    stopped(stock, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["provenance"]["tokenizer"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    seen = []
+    run_conversion(config(stock, tmp_path / "out"), show=lambda *told: seen.append(told))
+    assert ("learning the new head", 1, 60) not in seen
+
+
 def test_what_was_kept_of_another_code_is_refused(stock, tmp_path, monkeypatch):
     stopped(stock, tmp_path / "out")
     monkeypatch.setattr("codehead.codes.additive.fit_rotation", lambda components, rotation, *_: rotation)

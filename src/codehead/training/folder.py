@@ -37,6 +37,7 @@ STATE = "trainer_state.json"
 """The file that the Trainer writes last into a checkpoint."""
 BEGUN_WITH = {
     "weights": "the model has changed since. Bring the old one back",
+    "tokenizer": "it has changed since. Bring the old one back",
     "codebook": "another machine, library or number of threads fits it differently. Resume where the run began",
 }
 """Checksums in the provenance of a run, and why each may differ when the run resumes."""
