@@ -243,7 +243,7 @@ def fold(
     else:
         check_folder(out)
         text = {"train": data, "block_size": block_size, "max_documents": max_documents, "text_field": text_field}
-        config = _measured_run(model, out, batch_size, text)
+        config = _measured_run(model, out, batch_size, text, dtype="stored")
         _change(run_folding, config, overwrite, "coded", "folded")
     typer.echo(f"Saved to {out}")
 

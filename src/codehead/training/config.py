@@ -24,7 +24,7 @@ from codehead.errors import ConfigurationError
 from codehead.registry import unknown
 
 ADAPTATIONS = ("lora", "full", "head")
-DTYPES = ("float32", "bfloat16", "float16", "auto")
+DTYPES = ("float32", "bfloat16", "float16", "auto", "stored")
 SET_ELSEWHERE = {
     "output_dir": "set output_dir at the top level instead",
     "seed": "set seed at the top level instead",

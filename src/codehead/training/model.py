@@ -47,8 +47,8 @@ def load_model(
 ) -> Any:
     """Load a coded or stock checkpoint, its codewords `packed` in memory or not, by default as the checkpoint says.
 
-    `name` is a hub id, a folder, or a GGUF file, whose weights are unpacked. `dtype` is one of DTYPES, where `auto`
-    depends on the `device` it will compute on (by default that of `default_device`), or "stored": the checkpoint's own.
+    `name` is a hub id, a folder, or a GGUF file, whose weights are unpacked. `dtype` is one of DTYPES: `stored` is the
+    checkpoint's own; `auto` is float32 if the `device` (by default that of `default_device`) lacks its arithmetic.
 
     ConfigurationError names a model that cannot be loaded or has no codewords; CheckpointError names a damaged file or
     weights that are NaN.
