@@ -343,7 +343,7 @@ def _on_disk(model: Any, tokenizer: Any, text: str | Sequence[str], out: str | P
         raise ConfigurationError(
             "model or text is in memory, but there are several processes, which read files; save it, and give its path"
         )
-    folder = Path(out).expanduser().resolve()
+    folder = Path(os.path.expanduser(out)).resolve()
     place = folder.with_name(f".{folder.name}.source")
     with locked(place):
         own = place / "own"

@@ -531,6 +531,13 @@ def test_a_folder_is_converted_within_a_budget(stock, tmp_path):
     assert json.loads((tmp_path / "out" / "run.json").read_text())["after"] == found.record["after"]
 
 
+def test_a_tilde_is_the_home(stock, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "stock").symlink_to(stock)
+    found = convert("~/stock/model", "~/stock/text.jsonl", budget="60%", out="~/out", **QUICK)
+    assert codehead.is_coded(found.model) and (tmp_path / "out" / "run.json").exists()
+
+
 def test_a_model_in_memory_and_a_list_of_documents(stock, tmp_path):
     """They give the numbers of the same model and text in files. The model stays; nothing lies beside the folder."""
     files = convert(stock / "model", str(stock / "text.jsonl"), bits=16, out=tmp_path / "files", **QUICK)

@@ -229,7 +229,9 @@ def code(
     param: Annotated[
         list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="An option of the design; may be repeated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Safetensors file to write.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=opt.expanded, help="Safetensors file to write.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the --out file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @decision_options
 def attach(
     model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a causal language model.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the coded checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", callback=opt.expanded, help="Folder of the coded checkpoint.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
     **decision: Any,
 ) -> None:
@@ -63,7 +63,7 @@ def _save(changed: Any, model: str, out: Path) -> None:
 def convert(
     model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a stock causal language model.")],
     data: Annotated[str, typer.Option("--data", help="Text like yours: hub id or local file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the converted checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", callback=opt.expanded, help="Folder of the converted checkpoint.")],
     budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET, show_default=DEFAULT_BUDGET)] = None,
     bits: opt.Bits = None,
     speed: opt.Speed = None,
@@ -115,7 +115,7 @@ def convert(
 
 def screen(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a stock causal language model.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the screened checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", callback=opt.expanded, help="Folder of the screened checkpoint.")],
     data: Annotated[
         str | None,
         typer.Option("--data", help="Text like yours: hub id or local file. Without it, the model generates some."),
@@ -183,7 +183,7 @@ HELD_OUT = 0.2
 def calibrate(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a coded checkpoint.")],
     data: Annotated[str, typer.Option("--data", help="Text that the model was not trained on: hub id or local file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the calibrated checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", callback=opt.expanded, help="Folder of the calibrated checkpoint.")],
     per_bit: Annotated[
         bool, typer.Option("--per-bit/--temperature", help="A scale for every bit, or one for all.")
     ] = True,
@@ -215,7 +215,7 @@ def calibrate(
 
 def fold(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a coded checkpoint.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the stock checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", callback=opt.expanded, help="Folder of the stock checkpoint.")],
     data: Annotated[
         str | None,
         typer.Option(

@@ -120,7 +120,7 @@ class RunFolder:
         self.run, self.overwrite, self.began = config, overwrite, time.monotonic()
         self.origin: dict[str, Any] = {}  # the provenance of this process, and of the one it resumes
         self.earlier: dict[str, Any] = {}
-        self.path = Path(config.output_dir).expanduser()
+        self.path = Path(os.path.expanduser(config.output_dir))
         self.checkpoints = self.path / CHECKPOINTS
         self.stages = Stages(self.path / STAGES)
         self.config: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
@@ -171,7 +171,7 @@ class RunFolder:
         """Raise ConfigurationError if the model is read from this folder, or it holds files but no run."""
         for name in ("model", "tokenizer"):
             source = self.config.get(name)
-            if isinstance(source, str) and self._holds(Path(source).expanduser().resolve()):
+            if isinstance(source, str) and self._holds(Path(os.path.expanduser(source)).resolve()):
                 raise ConfigurationError(
                     f"output_dir {str(self.path)!r} holds the {name} that this run reads; choose another output_dir"
                 )

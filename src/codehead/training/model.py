@@ -57,15 +57,16 @@ def load_model(
 
     with loading("model", name), library_bars_hidden(), named.pretrained(name) as (place, options):
         wanted = "auto" if dtype == "stored" else dtype
-        integrity.refuse_outside(Path(name), integrity.indexed(Path(name)))
-        if os.path.isdir(name):
-            expect_layers(AutoConfig.from_pretrained(name))
+        folder = Path(place)
+        integrity.refuse_outside(folder, integrity.indexed(folder))
+        if folder.is_dir() and not named.is_gguf(name):
+            expect_layers(AutoConfig.from_pretrained(place))
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
                 place, dtype=wanted, output_loading_info=True, **named.unpacking(options)
             )
         except SafetensorError as error:
-            for file in sorted(Path(name).glob("*.safetensors")):
+            for file in sorted(folder.glob("*.safetensors")):
                 shapes_in(str(file))  # tells which one it is
             raise CheckpointError(
                 f"a weight file of {name!r} is not a complete safetensors file ({error}); copy or download it again"

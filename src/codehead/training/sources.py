@@ -74,7 +74,7 @@ def texts_of(row: Mapping[str, Any]) -> list[str]:
 def check_source(source: str) -> None:
     """Raise DataError for a local file that does not exist or has an unknown suffix."""
     if _is_local(source):
-        _reader(Path(source).expanduser())
+        _reader(Path(os.path.expanduser(source)))
 
 
 def alpaca_prompt(instruction: str, context: str = "") -> str:
@@ -130,7 +130,7 @@ def _string(record: Mapping[str, Any], key: str, place: str) -> str:
 def _records(source: str, split: str, subset: str | None) -> Iterator[tuple[str, Any]]:
     if not _is_local(source):
         return _hub(source, split, subset)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return _reader(path)(path)
 
 
