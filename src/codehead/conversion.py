@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codehead.config.blocks import merged
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
@@ -36,7 +37,7 @@ from codehead.training.data import (
     check_vocabulary,
     load_rows,
 )
-from codehead.training.folder import RunFolder, locked, save_whole
+from codehead.training.folder import RunFolder, flattened, locked, save_whole
 from codehead.training.loop import SILENT, Show, Work
 from codehead.training.model import check_length, device_of, load_model
 from codehead.training.new_head import calibrated, finish, fit_decision_layer
@@ -52,6 +53,19 @@ BLOCK_SIZE = 256
 """Tokens per example, unless the model takes fewer."""
 CALIBRATED_ON = 0.1
 """Share of the training documents that `convert` calibrates on, and does not learn from."""
+READ = ("per_device_train_batch_size", "use_cpu")
+"""The keys of `training` that conversion reads."""
+UNREAD = {
+    "adapt": "distil.backbone_steps trains the backbone too",
+    "head_learning_rate": "set distil.learning_rate",
+    "training.learning_rate": "set distil.learning_rate",
+    "training.max_steps": "set distil.steps",
+    "training.num_train_epochs": "set distil.steps",
+    "decision.start": "the new head always starts near the old one",
+    "lora.dropout": "the adapters have none",
+    "data.test": "the held-out text is measured; evaluate measures others",
+}
+"""Keys of a run that conversion does not read, like the rest of `training`, and what to do instead."""
 TEMPERATURE_TOKENS = 4096
 """Positions for fitting one temperature, which suffices for a head that has learnt a posterior: an error of 1% costs
 about 0.0001 nats."""
@@ -133,7 +147,7 @@ def conversion_config(
     held_out = 0.0 if changes.get("data.validation") else HELD_OUT
     decision = replace(found.config, seed=seed, packed=packed)
     size = block_size or min(BLOCK_SIZE, found.shape.positions or BLOCK_SIZE)
-    return RunConfig.from_dict(
+    config = RunConfig.from_dict(
         {
             "model": model,
             "output_dir": str(out),
@@ -152,6 +166,16 @@ def conversion_config(
         },
         changes,
     )  # fmt: skip
+    _refuse_unread(changes)
+    return config
+
+
+def _refuse_unread(changes: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for a dotted key that conversion does not read."""
+    for key, _ in flattened(merged({}, changes)):
+        block, _, name = key.partition(".")
+        if key in UNREAD or (block == "training" and name not in READ):
+            raise ConfigurationError(f"{key} is set, but convert does not read it: {UNREAD.get(key, 'omit it')}")
 
 
 def run_conversion(config: RunConfig, *, overwrite: bool = False, show: Show = SILENT.show) -> dict[str, Any]:

@@ -14,11 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import codehead
-from codehead.conversion import convert, recalibrate, run_conversion
+from codehead.conversion import conversion_config, convert, recalibrate, run_conversion
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
+from codehead.recommendation import recommend
 from codehead.training.config import RunConfig
 from codehead.training.data import tokenize
-from codehead.training.folder import locked
+from codehead.training.folder import flattened, locked
 from codehead.training.model import default_device, load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer, train_bpe
@@ -500,6 +501,32 @@ def test_the_commands(stock, tmp_path, codehead):
     for unread, message in (("5 per cent", "budget is '5 per cent'"), ("", "--budget is empty")):
         status, _, errors = codehead("convert", model, "--data", data, "--out", out, "--budget", unread)
         assert status == 2 and message in errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.learning_rate": 1e-4}, "training.learning_rate is set, .* set distil.learning_rate"),
+        ({"head_learning_rate": 1e-4}, "head_learning_rate is set, .* set distil.learning_rate"),
+        ({"training": {"use_cpu": True, "max_steps": 7}}, "training.max_steps is set, .* set distil.steps"),
+        ({"training.bf16": False}, "training.bf16 is set, but convert does not read it: omit it"),
+        ({"adapt": "head"}, "adapt is set, .* distil.backbone_steps"),
+        ({"decision.start": "random"}, "decision.start is set, .* starts near the old one"),
+        ({"lora.dropout": 0.1}, "lora.dropout is set"),
+        ({"data.test": "text.txt"}, "data.test is set"),
+        ({"training.learning_rat": 1}, "did you mean 'learning_rate'"),
+    ],
+)
+def test_a_key_that_a_conversion_does_not_read_is_refused(stock, tmp_path, changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        convert(str(stock / "model"), str(stock / "text.jsonl"), out=tmp_path / "out", changes=changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_help_of_set_names_a_key_that_a_conversion_reads(stock, codehead):
+    ((key, value),) = re.findall(r"(\w+\.\w+)=(\w+)", codehead("convert", "--help")[1])
+    changed = conversion_config("a", "b", "c", recommend(str(stock / "model")), changes={key: value})
+    assert dict(flattened(changed.to_dict()))[key] == value
 
 
 def test_a_length_can_be_converted_to(stock, tmp_path, codehead):

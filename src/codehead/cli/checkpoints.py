@@ -87,7 +87,10 @@ def convert(
     ] = True,
     packed: Annotated[bool, typer.Option("--packed/--unpacked", help=opt.PACKED)] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Seed of all random choices.")] = 0,
-    assignments: opt.Assignments = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other key, as in --set data.subset=en."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
     """Replace a trained model's head with a coded one of a few percent of the bytes, distilled from the old head.

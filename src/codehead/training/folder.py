@@ -347,7 +347,7 @@ def _check_weights(checkpoint: Path) -> None:
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """The first key with another value, as `training.seed is 1, was 0`; `output_dir` is ignored."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    before, after = dict(flattened(old)), dict(flattened(new))
     for key in [*before, *(key for key in after if key not in before)]:
         was, now = before.get(key, MISSING), after.get(key, MISSING)
         if key != "output_dir" and was != now and not (was in UNSET and now in UNSET):
@@ -355,10 +355,11 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | No
     return None
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values with dotted keys."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
