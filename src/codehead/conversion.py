@@ -6,11 +6,7 @@ layer of a RunConfig. `recalibrate` scales the bits of a coded model; `run_foldi
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +33,8 @@ from codehead.training.data import (
     check_vocabulary,
     load_rows,
 )
-from codehead.training.folder import RunFolder, flattened, locked, save_whole
+from codehead.training.folder import RunFolder, flattened, save_whole
+from codehead.training.in_memory import on_disk
 from codehead.training.loop import SILENT, Show, Work
 from codehead.training.model import check_length, device_of, load_model
 from codehead.training.new_head import calibrated, finish, fit_decision_layer
@@ -112,7 +109,7 @@ def convert(
         ConfigurationError: an impossible value, a model that is coded already, or a folder that holds something else.
         DataError: unusable data.
     """
-    with _on_disk(model, tokenizer, text, out) as (name, source):
+    with on_disk(model, tokenizer, text, out) as (name, source):
         found = recommend(name, budget=budget, bits=bits, speed=speed)
         config = conversion_config(name, source, out, found, **options)
         record = run_conversion(config, overwrite=overwrite, show=show)
@@ -343,42 +340,3 @@ def _load(config: RunConfig) -> tuple[Any, Any]:
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     check_length(model, config.data.block_size, "data.block_size")
     return model.to(device_of(config)), tokenizer
-
-
-@contextmanager
-def _on_disk(model: Any, tokenizer: Any, text: str | Sequence[str], out: str | Path) -> Iterator[tuple[str, str]]:
-    """The paths of a model and a text; those in memory are saved beside `out` for as long as they are needed.
-
-    They always go to the same place, so that a stopped conversion finds what it began with.
-    """
-    is_named = isinstance(model, str | Path)
-    if is_named and tokenizer is not None:
-        raise ConfigurationError(
-            f"tokenizer is given, but model {str(model)!r} is read with its own; omit it, or give the model in memory"
-        )
-    if is_named and isinstance(text, str | Path):
-        yield str(model), str(text)
-        return
-    if not is_named and not hasattr(tokenizer, "save_pretrained"):
-        raise ConfigurationError(
-            f"tokenizer is {tokenizer!r}, but the model is in memory; give its tokenizer, or the folder of both"
-        )
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigurationError(
-            "model or text is in memory, but there are several processes, which read files; save it, and give its path"
-        )
-    folder = Path(os.path.expanduser(out)).resolve()
-    place = folder.with_name(f".{folder.name}.source")
-    with locked(place):
-        own = place / "own"
-        own.mkdir(exist_ok=True)
-        try:
-            source, file = own / "model", own / "text.jsonl"
-            if not is_named:
-                model.save_pretrained(source)
-                tokenizer.save_pretrained(source)
-            if not isinstance(text, str | Path):
-                file.write_text("".join(json.dumps({"text": some}) + "\n" for some in text), encoding="utf-8")
-            yield str(model if is_named else source), str(text if isinstance(text, str | Path) else file)
-        finally:
-            shutil.rmtree(own)

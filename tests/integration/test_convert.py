@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import codehead
+from codehead.boundaries import peft_warnings_hidden
 from codehead.conversion import conversion_config, convert, recalibrate, run_conversion
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
 from codehead.recommendation import recommend
@@ -593,6 +595,44 @@ def test_what_was_in_memory_when_it_was_stopped_goes_on(stock, tmp_path):
     found = convert(model, 4 * TEXTS, out=tmp_path / "out", show=lambda *told: seen.append(told), **options)
     assert ("learning the new head", 1, 30) not in seen
     assert (found.record["before"], found.record["after"]) == (whole.record["before"], whole.record["after"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ([], "text has 0 documents"),
+        (["", ""], "text has 2 documents, all of them empty"),
+        (["a", None], r"text\[1\] is NoneType; give a list of strings"),
+        ([{"text": "a"}], r"text\[0\] is dict"),
+        (None, "text is NoneType; give a list of strings"),
+        ({"text": TEXTS}, "text is dict"),
+        (["\ud800"] * 40, "line 1 of text holds half of a surrogate pair"),
+    ],
+)
+def test_a_text_in_memory_that_cannot_be_used_is_named(stock, tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        convert(str(stock / "model"), text, out=tmp_path / "out", **QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_in_memory_that_cannot_be_used_is_named(stock, tmp_path):
+    model, tokenizer = in_memory(stock)
+    adapters = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    inside = copy.deepcopy(model)
+    inside.add_adapter(adapters)
+    with peft_warnings_hidden():
+        adapted = get_peft_model(copy.deepcopy(model), adapters)
+    for unmerged in (adapted, inside):
+        with pytest.raises(ConfigurationError, match="merge them with PeftModel"):
+            convert(unmerged, TEXTS, tokenizer=tokenizer, out=tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="model is NoneType; give a hub id"):
+        convert(None, TEXTS, tokenizer=tokenizer, out=tmp_path / "out")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"^model in memory holds NaN in lm_head"):
+        convert(model, TEXTS, tokenizer=tokenizer, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    convert(adapted.merge_and_unload(), 4 * TEXTS, tokenizer=tokenizer, out=tmp_path / "out", **QUICK)
 
 
 @pytest.mark.parametrize(
