@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
 from transformers import TrainerState
@@ -323,6 +324,13 @@ def test_a_budget_is_a_number_in_ascii_digits(budget):
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), (".5%", 0.005), ("5e-2", 0.05), ("1.", 1.0)])
 def test_a_budget_is_a_share_or_a_percentage(text, share):
     assert read_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.float16(0.5)])
+def test_a_budget_or_a_speed_is_a_number_of_numpy(number):
+    assert read_share(number) == read_speed(number) == 0.5
+    with pytest.raises(ConfigurationError, match="budget is True"):
+        read_share(True)
 
 
 @pytest.mark.parametrize("speed", ["٤x", "1_0x", "4 x", "nan", "inf", "1e999", "0x", "xx"])
