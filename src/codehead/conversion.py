@@ -143,7 +143,7 @@ def conversion_config(
     changes = dict(changes or {})
     held_out = 0.0 if changes.get("data.validation") else HELD_OUT
     decision = replace(found.config, seed=seed, packed=packed)
-    size = block_size or min(BLOCK_SIZE, found.shape.positions or BLOCK_SIZE)
+    size = min(BLOCK_SIZE, found.shape.positions or BLOCK_SIZE) if block_size is None else block_size
     config = RunConfig.from_dict(
         {
             "model": model,

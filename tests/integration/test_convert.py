@@ -643,6 +643,7 @@ def test_a_model_in_memory_that_cannot_be_used_is_named(stock, tmp_path):
         ({"budget": "5%", "bits": 16}, "give one of budget, bits and speed, not budget and bits"),
         ({"budget": 2}, "budget is 2; give a share"),
         ({"stepz": 3}, "stepz"),
+        ({"block_size": 0}, "data.block_size is 0; give a whole number of at least 2"),
     ],
 )
 def test_what_cannot_be_converted_leaves_nothing(stock, tmp_path, options, message):
