@@ -195,6 +195,7 @@ class RunConfig:
     dtype: str = "float32"  # to load an existing model in; `training.bf16` sets the arithmetic
 
     def __post_init__(self) -> None:
+        require_block(self.training, "training")
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
         is_named = isinstance(self.output_dir, str) and bool(self.output_dir)
@@ -238,7 +239,8 @@ class RunConfig:
         for name, kind in (("distil", Distillation), ("calibrate", Calibration)):
             if blocks.get(name) is not None:
                 blocks[name] = read_block(kind, blocks[name], name)
-        blocks["training"] = blocks.get("training") or {}
+        if blocks.get("training") is None:
+            blocks["training"] = {}
         return read_block(cls, blocks, "")
 
     @classmethod
