@@ -261,7 +261,15 @@ def _measured_run(model: str, out: Path, batch_size: int, text: dict[str, Any], 
 def generate(
     model: Annotated[str, typer.Argument(help="Folder, hub id or GGUF file, coded or not.")],
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            help="Tokens to generate at most.",
+            show_default="64, or as many as the model takes",
+        ),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", min=0.0, help="Sampling temperature; greedy if omitted.")
     ] = None,

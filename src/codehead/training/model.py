@@ -159,13 +159,16 @@ def max_length(model: Any) -> int | None:
     return positions_of(model.config)
 
 
-def check_length(model: nn.Module, length: int, name: str) -> None:
-    """Raise ConfigurationError if the model has no positions for the `length` tokens that option `name` asks for."""
+def check_length(model: nn.Module, length: int, name: str, prompt: int = 0) -> None:
+    """Raise ConfigurationError if the model lacks positions for the `length` tokens that option `name` asks for.
+
+    They follow a `prompt` of so many tokens.
+    """
     limit = max_length(model)
-    if limit is not None and limit < length:
-        raise ConfigurationError(
-            f"{name} is {length}, but the model takes at most {limit} tokens; lower it (--block-size {limit})"
-        )
+    if limit is not None and limit < prompt + length:
+        after = f" after a prompt of {prompt} tokens" if prompt else ""
+        remedy = f"give at most {limit - prompt}" if prompt < limit else "give a shorter prompt"
+        raise ConfigurationError(f"{name} is {length}{after}, but the model takes at most {limit} tokens; {remedy}")
 
 
 INSTRUCTIONS = {
