@@ -61,7 +61,7 @@ def read_rows(
     if len(kinds) > 1:
         raise DataError(
             f"{', '.join(map(repr, sources))} mixes plain texts and instruction records or conversations; split "
-            "it into sources of one kind, or read records as text (data.as_text)"
+            "it into sources of one kind, or, where the command lets you, read records as text (data.as_text)"
         )
     return Dataset.from_list(rows)
 

@@ -105,7 +105,8 @@ def tokenize_records(
     examples = map_rows(rows, lambda batch: _records(batch["prompt"], batch["response"], tokenizer, block_size))
     if not len(examples):
         raise DataError(
-            f"every prompt of {name} fills data.block_size={block_size} tokens, which leaves no response; raise it"
+            f"every prompt of {name} fills data.block_size={block_size} tokens, which leaves no response; raise it, "
+            "where it can be chosen, or give shorter prompts"
         )
     return examples
 
