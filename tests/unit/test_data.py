@@ -285,9 +285,16 @@ def test_validation_fraction_splits_whole_documents_by_seed(tmp_path):
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_a_fraction_of_nothing(tmp_path):
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.01, 1), (0.5, 2), (0.99, 3)])
+def test_a_fraction_leaves_a_document_on_either_side(tmp_path, fraction, held_out):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in STORIES])
+    rows = load_rows(DataConfig(train=path, validation_fraction=fraction), 0)
+    assert (len(rows.validation), len(rows.train)) == (held_out, 4 - held_out)
+
+
+def test_one_document_has_no_part_to_hold_out(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
-    with pytest.raises(DataError, match="leaves one side empty"):
+    with pytest.raises(DataError, match="there is only one; give at least two"):
         load_rows(DataConfig(train=path, validation_fraction=0.5), 0)
 
 
