@@ -121,7 +121,8 @@ def test_python_says_what_the_command_says(wide, measured, codehead):
 def test_whether_it_is_faster_is_told(measured, monkeypatch):
     wide, small = ModelShape(1024, 50_000), ModelShape(64, 300)
     assert "It is faster on a CPU" in recommend(wide).verdict
-    assert "gains no time" in recommend(small, budget="20%").verdict
+    assert recommend(small, budget="20%").verdict.endswith("So small a vocabulary gains no time.")
+    assert "gains no time. The old head in int4" in recommend(small, budget="40%").verdict
     assert "heads of more than 5% were not timed" in recommend(wide, budget="20%").verdict
     monkeypatch.setattr("codehead.recommendation.find_spec", lambda name: None)
     times = recommend(wide).config.multiply_adds(wide) / wide.softmax_weights
