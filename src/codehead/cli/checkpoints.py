@@ -74,7 +74,12 @@ def convert(
         typer.Option("--own-text", min=0, help="Share of --tokens that the model writes itself, such as 0.25."),
     ] = 0.0,
     backbone_steps: Annotated[
-        int, typer.Option("--backbone-steps", min=0, help="Optional steps that also train the backbone, with LoRA.")
+        int,
+        typer.Option(
+            "--backbone-steps",
+            min=0,
+            help="Optional steps that also train the backbone, with LoRA, on your text alone.",
+        ),
     ] = 0,
     max_documents: opt.MaxDocuments = None,
     text_field: opt.TextField = None,

@@ -135,7 +135,8 @@ class Distillation:
     tokens: int = 200_000  # positions of text to learn from; their hidden states stay in memory
     own_text: float = 0.0  # the share of them in text that the model writes itself: other text than yours loses less
     label_weight: float = 0.0  # of the labels' cross entropy; the rest goes to the old head's distribution
-    backbone_steps: int = 0  # then steps of LoRA on the backbone (`lora`, no dropout) with the head; 0: it stays frozen
+    backbone_steps: int = 0  # then steps of LoRA on the backbone (`lora`, no dropout) with the head, without own text;
+    # 0: it stays frozen
     backbone_learning_rate: float = 1e-3  # in these steps; the head's is at most learning_rate, by default 1% of the
     # root mean square of its median row
     seed: int = 0  # of the order of positions
