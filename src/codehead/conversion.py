@@ -6,16 +6,13 @@ layer of a RunConfig. `recalibrate` scales the bits of a coded model; `run_foldi
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codehead.config.blocks import merged
 from codehead.errors import ConfigurationError, DataError
 from codehead.evaluation.metrics import evaluate
 from codehead.evaluation.size import model_size
@@ -36,11 +33,12 @@ from codehead.training.data import (
     check_vocabulary,
     load_rows,
 )
-from codehead.training.folder import RunFolder, locked, save_whole
+from codehead.training.folder import RunFolder, flattened, save_whole
+from codehead.training.in_memory import on_disk
 from codehead.training.loop import SILENT, Show, Work
 from codehead.training.model import check_length, device_of, load_model
 from codehead.training.new_head import calibrated, finish, fit_decision_layer
-from codehead.training.tokenizer import load_tokenizer
+from codehead.training.tokenizer import load_tokenizer, tokenizer_checksum
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,6 +50,19 @@ BLOCK_SIZE = 256
 """Tokens per example, unless the model takes fewer."""
 CALIBRATED_ON = 0.1
 """Share of the training documents that `convert` calibrates on, and does not learn from."""
+READ = ("per_device_train_batch_size", "use_cpu")
+"""The keys of `training` that conversion reads."""
+UNREAD = {
+    "adapt": "distil.backbone_steps trains the backbone too",
+    "head_learning_rate": "set distil.learning_rate",
+    "training.learning_rate": "set distil.learning_rate",
+    "training.max_steps": "set distil.steps",
+    "training.num_train_epochs": "set distil.steps",
+    "decision.start": "the new head always starts near the old one",
+    "lora.dropout": "the adapters have none",
+    "data.test": "the held-out text is measured; evaluate measures others",
+}
+"""Keys of a run that conversion does not read, like the rest of `training`, and what to do instead."""
 TEMPERATURE_TOKENS = 4096
 """Positions for fitting one temperature, which suffices for a head that has learnt a posterior: an error of 1% costs
 about 0.0001 nats."""
@@ -98,7 +109,7 @@ def convert(
         ConfigurationError: an impossible value, a model that is coded already, or a folder that holds something else.
         DataError: unusable data.
     """
-    with _on_disk(model, tokenizer, text, out) as (name, source):
+    with on_disk(model, tokenizer, text, out) as (name, source):
         found = recommend(name, budget=budget, bits=bits, speed=speed)
         config = conversion_config(name, source, out, found, **options)
         record = run_conversion(config, overwrite=overwrite, show=show)
@@ -132,8 +143,8 @@ def conversion_config(
     changes = dict(changes or {})
     held_out = 0.0 if changes.get("data.validation") else HELD_OUT
     decision = replace(found.config, seed=seed, packed=packed)
-    size = block_size or min(BLOCK_SIZE, found.shape.positions or BLOCK_SIZE)
-    return RunConfig.from_dict(
+    size = min(BLOCK_SIZE, found.shape.positions or BLOCK_SIZE) if block_size is None else block_size
+    config = RunConfig.from_dict(
         {
             "model": model,
             "output_dir": str(out),
@@ -152,6 +163,16 @@ def conversion_config(
         },
         changes,
     )  # fmt: skip
+    _refuse_unread(changes)
+    return config
+
+
+def _refuse_unread(changes: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for a dotted key that conversion does not read."""
+    for key, _ in flattened(merged({}, changes)):
+        block, _, name = key.partition(".")
+        if key in UNREAD or (block == "training" and name not in READ):
+            raise ConfigurationError(f"{key} is set, but convert does not read it: {UNREAD.get(key, 'omit it')}")
 
 
 def run_conversion(config: RunConfig, *, overwrite: bool = False, show: Show = SILENT.show) -> dict[str, Any]:
@@ -229,6 +250,7 @@ def _changed(config: RunConfig, check: Check, change: Change, overwrite: bool, s
         folder.check()
         model, tokenizer = _load(config)
         folder.begins_with("weights", weights_checksum(model))
+        folder.begins_with("tokenizer", tokenizer_checksum(tokenizer))
         job = _Job(config, model, tokenizer, load_rows(config.data, config.seed), Work(show, folder.stages, processes))
         check(job)
         if job.rows.validation is None:
@@ -318,42 +340,3 @@ def _load(config: RunConfig) -> tuple[Any, Any]:
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     check_length(model, config.data.block_size, "data.block_size")
     return model.to(device_of(config)), tokenizer
-
-
-@contextmanager
-def _on_disk(model: Any, tokenizer: Any, text: str | Sequence[str], out: str | Path) -> Iterator[tuple[str, str]]:
-    """The paths of a model and a text; those in memory are saved beside `out` for as long as they are needed.
-
-    They always go to the same place, so that a stopped conversion finds what it began with.
-    """
-    is_named = isinstance(model, str | Path)
-    if is_named and tokenizer is not None:
-        raise ConfigurationError(
-            f"tokenizer is given, but model {str(model)!r} is read with its own; omit it, or give the model in memory"
-        )
-    if is_named and isinstance(text, str | Path):
-        yield str(model), str(text)
-        return
-    if not is_named and not hasattr(tokenizer, "save_pretrained"):
-        raise ConfigurationError(
-            f"tokenizer is {tokenizer!r}, but the model is in memory; give its tokenizer, or the folder of both"
-        )
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigurationError(
-            "model or text is in memory, but there are several processes, which read files; save it, and give its path"
-        )
-    folder = Path(out).expanduser().resolve()
-    place = folder.with_name(f".{folder.name}.source")
-    with locked(place):
-        own = place / "own"
-        own.mkdir(exist_ok=True)
-        try:
-            source, file = own / "model", own / "text.jsonl"
-            if not is_named:
-                model.save_pretrained(source)
-                tokenizer.save_pretrained(source)
-            if not isinstance(text, str | Path):
-                file.write_text("".join(json.dumps({"text": some}) + "\n" for some in text), encoding="utf-8")
-            yield str(model if is_named else source), str(text if isinstance(text, str | Path) else file)
-        finally:
-            shutil.rmtree(own)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
 from transformers import TrainerState
@@ -325,10 +326,42 @@ def test_a_budget_is_a_share_or_a_percentage(text, share):
     assert read_share(text) == pytest.approx(share)
 
 
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.float16(0.5)])
+def test_a_budget_or_a_speed_is_a_number_of_numpy(number):
+    assert read_share(number) == read_speed(number) == 0.5
+    with pytest.raises(ConfigurationError, match="budget is True"):
+        read_share(True)
+
+
 @pytest.mark.parametrize("speed", ["٤x", "1_0x", "4 x", "nan", "inf", "1e999", "0x", "xx"])
 def test_a_speed_is_a_number_in_ascii_digits(speed):
     with pytest.raises(ConfigurationError, match="speed is"):
         read_speed(speed)
+
+
+def test_a_tilde_is_the_home_in_models_and_outputs(codehead, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "model", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b"}}')
+    status, _, errors = codehead("attach", "~/model", "--out=~/coded", "--code", "minrandom", "--bits", "20")
+    assert status == 2 and "outside that folder" in errors
+    (tmp_path / "model" / "model.safetensors.index.json").unlink()
+    coded = ("--code", "minrandom", "--bits", "20")
+    status, _, errors = codehead("attach", "~/model", "--out=~/attach", *coded)
+    assert status == 0, errors
+    training = ("--train", place / "text.txt", "--max-steps", "1")
+    status, _, errors = codehead("finetune", "--model", "~/model", "--out=~/finetune", *coded, *training)
+    assert status == 0, errors
+    assert codehead("code", *coded[1:], "--classes", "9", "--out=~/code.safetensors")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "attach", "finetune", "code.safetensors"}
+
+
+@pytest.mark.parametrize("line", ["recommend ~no.such.user/model", "evaluate coded --data ~no.such.user/a.jsonl"])
+def test_the_home_of_nobody_is_no_fault_of_the_program(codehead, coded_folder, monkeypatch, line):
+    monkeypatch.chdir(coded_folder.parent)
+    status, _, errors = codehead(*line.split())
+    assert status == 2 and "~no.such.user" in errors
 
 
 def test_printed_commands_are_quoted(codehead, place, tmp_path):

@@ -111,13 +111,26 @@ def test_evaluate_takes_what_the_model_has_positions_for(codehead, place):
     assert json.loads(out)["metrics"]["generation"]["new_tokens"] == 24
 
 
+def test_as_much_is_generated_as_the_model_has_positions_for(codehead, place):
+    status, told, err = codehead("generate", place / "short", "--prompt", "The cat sat")
+    assert status == 0 and told.startswith("The cat sat"), err
+    status, _, err = codehead("generate", place / "short", "--prompt", "The cat sat on the mat " * 9)
+    assert status == 2 and "--max-new-tokens is 1 after a prompt of" in err and "give a shorter prompt" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("evaluate", "--block-size", 65), "--block-size is 65, but the model takes at most 64 tokens"),
-        (("evaluate", "--new-tokens", 57), "a prompt of 8 with --new-tokens 57 is 65, but the model takes at most 64"),
+        (
+            ("evaluate", "--new-tokens", 57),
+            "--new-tokens is 57 after a prompt of 8 tokens, but the model takes at most 64 tokens; give at most 56",
+        ),
         (("evaluate", "--tokenizer", "large"), "the tokenizer has 279 entries but the model only 272"),
-        (("generate", "--max-new-tokens", 63), "--max-new-tokens 63 is 69, but the model takes at most 64 tokens"),
+        (
+            ("generate", "--max-new-tokens", 63),
+            "--max-new-tokens is 63 after a prompt of 6 tokens, but the model takes at most 64 tokens; give at most 58",
+        ),
         (("generate", "--tokenizer", "large"), "the tokenizer has 279 entries but the model only 272"),
     ],
 )

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import codehead
-from codehead.conversion import convert, recalibrate, run_conversion
+from codehead.boundaries import peft_warnings_hidden
+from codehead.conversion import conversion_config, convert, recalibrate, run_conversion
 from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, DataError
+from codehead.recommendation import recommend
 from codehead.training.config import RunConfig
 from codehead.training.data import tokenize
-from codehead.training.folder import locked
+from codehead.training.folder import flattened, locked
 from codehead.training.model import default_device, load_model
 from codehead.training.run import train
 from codehead.training.tokenizer import load_tokenizer, train_bpe
@@ -370,6 +373,32 @@ def test_a_conversion_that_was_stopped_is_not_gone_on_with_in_another_way(stock,
     assert not (tmp_path / "out" / "conversion").exists()
 
 
+CHANGES = {
+    "tokens": lambda old: train_bpe(["zebra zebra apple apple quince"] * 50, 280),
+    "template": lambda old: setattr(old, "chat_template", "{{ messages }}") or old,
+    "special": lambda old: setattr(old, "pad_token", "the") or old,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_conversion_does_not_go_on_with_another_tokenizer(stock, tmp_path, change):
+    model = str(shutil.copytree(stock / "model", tmp_path / "model"))
+    stopped(stock, tmp_path / "out", model=model)
+    change(load_tokenizer(model)).save_pretrained(model)
+    with pytest.raises(ConfigurationError, match=r"began with the tokenizer .* it has changed since"):
+        run_conversion(config(stock, tmp_path / "out", model=model))
+
+
+def test_a_conversion_goes_on_that_has_no_record_of_its_tokenizer(stock, tmp_path):
+    stopped(stock, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["provenance"]["tokenizer"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    seen = []
+    run_conversion(config(stock, tmp_path / "out"), show=lambda *told: seen.append(told))
+    assert ("learning the new head", 1, 60) not in seen
+
+
 def test_what_was_kept_of_another_code_is_refused(stock, tmp_path, monkeypatch):
     stopped(stock, tmp_path / "out")
     monkeypatch.setattr("codehead.codes.additive.fit_rotation", lambda components, rotation, *_: rotation)
@@ -476,6 +505,32 @@ def test_the_commands(stock, tmp_path, codehead):
         assert status == 2 and message in errors
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.learning_rate": 1e-4}, "training.learning_rate is set, .* set distil.learning_rate"),
+        ({"head_learning_rate": 1e-4}, "head_learning_rate is set, .* set distil.learning_rate"),
+        ({"training": {"use_cpu": True, "max_steps": 7}}, "training.max_steps is set, .* set distil.steps"),
+        ({"training.bf16": False}, "training.bf16 is set, but convert does not read it: omit it"),
+        ({"adapt": "head"}, "adapt is set, .* distil.backbone_steps"),
+        ({"decision.start": "random"}, "decision.start is set, .* starts near the old one"),
+        ({"lora.dropout": 0.1}, "lora.dropout is set"),
+        ({"data.test": "text.txt"}, "data.test is set"),
+        ({"training.learning_rat": 1}, "did you mean 'learning_rate'"),
+    ],
+)
+def test_a_key_that_a_conversion_does_not_read_is_refused(stock, tmp_path, changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        convert(str(stock / "model"), str(stock / "text.jsonl"), out=tmp_path / "out", changes=changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_help_of_set_names_a_key_that_a_conversion_reads(stock, codehead):
+    ((key, value),) = re.findall(r"(\w+\.\w+)=(\w+)", codehead("convert", "--help")[1])
+    changed = conversion_config("a", "b", "c", recommend(str(stock / "model")), changes={key: value})
+    assert dict(flattened(changed.to_dict()))[key] == value
+
+
 def test_a_length_can_be_converted_to(stock, tmp_path, codehead):
     model, data, out = str(stock / "model"), str(stock / "text.jsonl"), str(tmp_path / "out")
     status, _, errors = codehead(
@@ -503,6 +558,13 @@ def test_a_folder_is_converted_within_a_budget(stock, tmp_path):
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert all(torch.equal(values, found.model.state_dict()[name]) for name, values in saved.state_dict().items())
     assert json.loads((tmp_path / "out" / "run.json").read_text())["after"] == found.record["after"]
+
+
+def test_a_tilde_is_the_home(stock, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "stock").symlink_to(stock)
+    found = convert("~/stock/model", "~/stock/text.jsonl", budget="60%", out="~/out", **QUICK)
+    assert codehead.is_coded(found.model) and (tmp_path / "out" / "run.json").exists()
 
 
 def test_a_model_in_memory_and_a_list_of_documents(stock, tmp_path):
@@ -536,6 +598,44 @@ def test_what_was_in_memory_when_it_was_stopped_goes_on(stock, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ([], "text has 0 documents"),
+        (["", ""], "text has 2 documents, all of them empty"),
+        (["a", None], r"text\[1\] is NoneType; give a list of strings"),
+        ([{"text": "a"}], r"text\[0\] is dict"),
+        (None, "text is NoneType; give a list of strings"),
+        ({"text": TEXTS}, "text is dict"),
+        (["\ud800"] * 40, "line 1 of text holds half of a surrogate pair"),
+    ],
+)
+def test_a_text_in_memory_that_cannot_be_used_is_named(stock, tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        convert(str(stock / "model"), text, out=tmp_path / "out", **QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_in_memory_that_cannot_be_used_is_named(stock, tmp_path):
+    model, tokenizer = in_memory(stock)
+    adapters = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    inside = copy.deepcopy(model)
+    inside.add_adapter(adapters)
+    with peft_warnings_hidden():
+        adapted = get_peft_model(copy.deepcopy(model), adapters)
+    for unmerged in (adapted, inside):
+        with pytest.raises(ConfigurationError, match="merge them with PeftModel"):
+            convert(unmerged, TEXTS, tokenizer=tokenizer, out=tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="model is NoneType; give a hub id"):
+        convert(None, TEXTS, tokenizer=tokenizer, out=tmp_path / "out")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"^model in memory holds NaN in lm_head"):
+        convert(model, TEXTS, tokenizer=tokenizer, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    convert(adapted.merge_and_unload(), 4 * TEXTS, tokenizer=tokenizer, out=tmp_path / "out", **QUICK)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "tokenizer is None, but the model is in memory"),
@@ -543,6 +643,7 @@ def test_what_was_in_memory_when_it_was_stopped_goes_on(stock, tmp_path):
         ({"budget": "5%", "bits": 16}, "give one of budget, bits and speed, not budget and bits"),
         ({"budget": 2}, "budget is 2; give a share"),
         ({"stepz": 3}, "stepz"),
+        ({"block_size": 0}, "data.block_size is 0; give a whole number of at least 2"),
     ],
 )
 def test_what_cannot_be_converted_leaves_nothing(stock, tmp_path, options, message):

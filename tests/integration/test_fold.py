@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -178,6 +179,15 @@ def test_with_text_the_command_approximates_the_bias_and_tells_the_loss(command,
     record = json.loads((tmp_path / "dense" / "run.json").read_text())
     assert record["after"]["perplexity"] == pytest.approx(record["before"]["perplexity"], rel=0.3)
     assert not codehead.is_coded(AutoModelForCausalLM.from_pretrained(tmp_path / "dense"))
+
+
+def test_with_text_the_command_keeps_the_dtype(command, llama, stories, tmp_path):
+    shutil.copytree(llama, tmp_path / "half")
+    AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    text = ("--data", stories, "--block-size", 32)
+    status, _, errors = command("fold", tmp_path / "half", "--out", tmp_path / "dense", *text)
+    assert status == 0, errors
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "dense").dtype == torch.bfloat16
 
 
 def tensors_in(path):

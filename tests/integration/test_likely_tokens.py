@@ -71,6 +71,13 @@ def test_a_step_compares_the_likely_tokens_and_a_draw_of_the_others():
     torch.testing.assert_close(log_weights, wanted)
 
 
+def test_where_every_token_is_likely_a_step_compares_them_all():
+    every = torch.arange(VOCAB, dtype=torch.int32).view(-1, 1)
+    found = LikelyTokens(every, torch.zeros(VOCAB), torch.ones(VOCAB, dtype=torch.float64))
+    ids, log_weights = found.draw(torch.arange(VOCAB), torch.Generator())
+    assert ids.tolist() == list(range(VOCAB)) and not log_weights.any()
+
+
 def test_some_scores_are_those_of_all():
     _, model, hidden = peaked()
     student = student_of(coded(model))

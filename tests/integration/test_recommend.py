@@ -65,9 +65,10 @@ def test_a_budget_for_a_checkpoint_without_a_stock_head_is_refused_before_anythi
 
 def test_the_command_that_is_recommended_can_be_pasted(wide, tmp_path, measured, codehead):
     place = shutil.copytree(wide, tmp_path / "my model")
-    _, told, _ = codehead("recommend", str(place), "--budget", "5%", "--json")
-    commands = json.loads(told)["commands"]
-    assert [shlex.split(commands[name])[at] for name, at in (("convert", 2), ("finetune", 3))] == [str(place)] * 2
+    for model in (place, place / "config.json"):
+        _, told, _ = codehead("recommend", str(model), "--budget", "5%", "--json")
+        commands = json.loads(told)["commands"]
+        assert [shlex.split(commands[name])[at] for name, at in (("convert", 2), ("finetune", 3))] == [str(place)] * 2
 
 
 def test_without_results_of_such_heads_no_number_is_told(wide, monkeypatch, codehead):
@@ -121,7 +122,8 @@ def test_python_says_what_the_command_says(wide, measured, codehead):
 def test_whether_it_is_faster_is_told(measured, monkeypatch):
     wide, small = ModelShape(1024, 50_000), ModelShape(64, 300)
     assert "It is faster on a CPU" in recommend(wide).verdict
-    assert "gains no time" in recommend(small, budget="20%").verdict
+    assert recommend(small, budget="20%").verdict.endswith("So small a vocabulary gains no time.")
+    assert "gains no time. The old head in int4" in recommend(small, budget="40%").verdict
     assert "heads of more than 5% were not timed" in recommend(wide, budget="20%").verdict
     monkeypatch.setattr("codehead.recommendation.find_spec", lambda name: None)
     times = recommend(wide).config.multiply_adds(wide) / wide.softmax_weights
@@ -178,7 +180,7 @@ def test_a_shape_that_is_written_out_is_the_one_that_transformers_reads(tmp_path
 
 def test_faster_times_screening_and_names_its_command(tmp_path, codehead):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 16, "vocab_size": 2000}))
-    status, told, _ = codehead("recommend", str(tmp_path), "--faster", "--json")
+    status, told, _ = codehead("recommend", str(tmp_path / "config.json"), "--faster", "--json")
     found = json.loads(told)
     assert status == 0
     assert found["dense_ms"] > 0 < found["screened_ms"]

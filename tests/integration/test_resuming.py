@@ -18,6 +18,7 @@ from codehead.errors import CheckpointError, CodeheadError, ConfigurationError, 
 from codehead.training.folder import RunFolder
 from codehead.training.loop import ResumableLoop
 from codehead.training.run import train
+from codehead.training.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -519,7 +520,7 @@ def test_changed_data_are_noticed(stories, tmp_path):
 
 
 @pytest.mark.parametrize("distil", [None, {"steps": 2, "tokens": 100}], ids=["trained", "distilled"])
-def test_a_model_that_changed_since_is_noticed(pretrained, stories, tmp_path, distil):
+def test_a_model_or_tokenizer_that_changed_since_is_noticed(pretrained, stories, tmp_path, distil):
     """At the first checkpoint of the training, or before there is one."""
     base = tmp_path / "base"
     shutil.copytree(pretrained["softmax"], base)
@@ -527,6 +528,13 @@ def test_a_model_that_changed_since_is_noticed(pretrained, stories, tmp_path, di
     config = finetuning(base, stories, tmp_path / "run", **changes)
     with pytest.raises(KeyboardInterrupt):
         train(config, progress=False, callbacks=[StopAt(5 if distil is None else 1)])
+    tokenizer = load_tokenizer(str(base))
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(base)
+    with pytest.raises(ConfigurationError, match=r"began with the tokenizer .* it has changed since"):
+        train(config, progress=False)
+    (base / "chat_template.jinja").unlink()
+    load_tokenizer(str(pretrained["softmax"])).save_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
         model.get_input_embeddings().weight[0, 0] += 1

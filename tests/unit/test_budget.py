@@ -157,6 +157,9 @@ def test_a_budget_too_small_for_codewords_names_the_least():
     with pytest.raises(ConfigurationError, match=r"8,192 codewords of 16 bits and the head for them take 0\.68%"):
         DecisionConfig.for_budget(ModelShape(160, 8192), 0.005)
     assert DecisionConfig.for_budget(ModelShape(160, 8192), 0.0078).bits == 16
+    for share, told in ((1e-9, "1e-07%"), ("0.0123%", "0.0123%")):
+        with pytest.raises(ConfigurationError, match=f"^budget is {told} of"):
+            DecisionConfig.for_budget(ModelShape(640, 262_144), share)
 
 
 @settings(deadline=None)

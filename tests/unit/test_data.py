@@ -112,6 +112,21 @@ def test_instruction_fields_go_before_text_unless_a_field_is_named(tmp_path):
         read_rows(plain, text_field="body")
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "Add.", "output": "3"},
+        {"prompt": "1+2=", "completion": "3"},
+        {"messages": [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": "3"}]},
+    ],
+)
+def test_no_other_field_replaces_the_one_that_is_named(tmp_path, record):
+    path = write_jsonl(tmp_path / "a.jsonl", [{**record, "story": "a"}])
+    assert read_rows(path, text_field="story")[0] == {"text": "a"}
+    with pytest.raises(DataError, match=r"'story'; expected 'stroy' \(data\.text_field names it\) or, without"):
+        read_rows(path, text_field="stroy")
+
+
 def test_prompt_and_completion_are_taken_as_they_are(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "1+2=", "completion": "3"}])
     assert read_rows(path)[0] == {"prompt": "1+2=", "response": "3"}
@@ -291,9 +306,16 @@ def test_validation_fraction_splits_whole_documents_by_seed(tmp_path):
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_a_fraction_of_nothing(tmp_path):
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.01, 1), (0.5, 2), (0.99, 3)])
+def test_a_fraction_leaves_a_document_on_either_side(tmp_path, fraction, held_out):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in STORIES])
+    rows = load_rows(DataConfig(train=path, validation_fraction=fraction), 0)
+    assert (len(rows.validation), len(rows.train)) == (held_out, 4 - held_out)
+
+
+def test_one_document_has_no_part_to_hold_out(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
-    with pytest.raises(DataError, match="leaves one side empty"):
+    with pytest.raises(DataError, match="there is only one; give at least two"):
         load_rows(DataConfig(train=path, validation_fraction=0.5), 0)
 
 

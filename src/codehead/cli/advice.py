@@ -72,16 +72,23 @@ def _tell_gain(model: str, asked: list[tuple[str, str]], as_json: bool) -> None:
         option = "=".join(asked[0])
         raise ConfigurationError(f"--faster keeps the old head, but {option} asks for a new one; omit one of the two")
     shape = shape_of(model)
-    found, line = gain(shape.hidden_size, shape.num_classes), command("codehead", "screen", model, "--out", "FOLDER")
+    found = gain(shape.hidden_size, shape.num_classes)
+    line = command("codehead", "screen", _loadable(model), "--out", "FOLDER")
     if as_json:
         typer.echo(json.dumps({"verdict": found.verdict, **found.as_dict(), "command": line}, indent=2))
     else:
         typer.echo(f"{found.verdict}\n" + (f"\n  {line}" if found.pays else ""))
 
 
+def _loadable(model: str) -> str:
+    """A model by the name that commands load it by: the folder of a `config.json`."""
+    path = Path(model)
+    return str(path.parent) if path.name == "config.json" else model
+
+
 def _commands(model: str, asked: tuple[str, str]) -> dict[str, str]:
     """The commands that build the decision layer: on a frozen backbone and, for a budget, training the backbone too."""
-    text, end = "YOUR_TEXT", ("--out", "FOLDER")
+    model, text, end = _loadable(model), "YOUR_TEXT", ("--out", "FOLDER")
     commands = {"convert": command("codehead", "convert", model, "--data", text, *asked, *end)}
     if asked[0] == "--budget":
         trained = ("codehead", "finetune", "--model", model, "--train", text, *asked, "--adapt", "full", *end)
@@ -229,7 +236,9 @@ def code(
     param: Annotated[
         list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="An option of the design; may be repeated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Safetensors file to write.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=opt.expanded, help="Safetensors file to write.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the --out file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:

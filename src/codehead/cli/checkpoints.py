@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @decision_options
 def attach(
     model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a causal language model.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the coded checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", callback=opt.expanded, help="Folder of the coded checkpoint.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
     **decision: Any,
 ) -> None:
@@ -63,7 +63,7 @@ def _save(changed: Any, model: str, out: Path) -> None:
 def convert(
     model: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file of a stock causal language model.")],
     data: Annotated[str, typer.Option("--data", help="Text like yours: hub id or local file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the converted checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", callback=opt.expanded, help="Folder of the converted checkpoint.")],
     budget: Annotated[str | None, typer.Option("--budget", help=opt.BUDGET, show_default=DEFAULT_BUDGET)] = None,
     bits: opt.Bits = None,
     speed: opt.Speed = None,
@@ -74,7 +74,12 @@ def convert(
         typer.Option("--own-text", min=0, help="Share of --tokens that the model writes itself, such as 0.25."),
     ] = 0.0,
     backbone_steps: Annotated[
-        int, typer.Option("--backbone-steps", min=0, help="Optional steps that also train the backbone, with LoRA.")
+        int,
+        typer.Option(
+            "--backbone-steps",
+            min=0,
+            help="Optional steps that also train the backbone, with LoRA, on your text alone.",
+        ),
     ] = 0,
     max_documents: opt.MaxDocuments = None,
     text_field: opt.TextField = None,
@@ -87,7 +92,10 @@ def convert(
     ] = True,
     packed: Annotated[bool, typer.Option("--packed/--unpacked", help=opt.PACKED)] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, max=opt.LARGEST_SEED, help="Seed of all random choices.")] = 0,
-    assignments: opt.Assignments = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other key, as in --set data.subset=en."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
 ) -> None:
     """Replace a trained model's head with a coded one of a few percent of the bytes, distilled from the old head.
@@ -115,7 +123,7 @@ def convert(
 
 def screen(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a stock causal language model.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the screened checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", callback=opt.expanded, help="Folder of the screened checkpoint.")],
     data: Annotated[
         str | None,
         typer.Option("--data", help="Text like yours: hub id or local file. Without it, the model generates some."),
@@ -183,7 +191,7 @@ HELD_OUT = 0.2
 def calibrate(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a coded checkpoint.")],
     data: Annotated[str, typer.Option("--data", help="Text that the model was not trained on: hub id or local file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the calibrated checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", callback=opt.expanded, help="Folder of the calibrated checkpoint.")],
     per_bit: Annotated[
         bool, typer.Option("--per-bit/--temperature", help="A scale for every bit, or one for all.")
     ] = True,
@@ -215,7 +223,7 @@ def calibrate(
 
 def fold(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a coded checkpoint.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the stock checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", callback=opt.expanded, help="Folder of the stock checkpoint.")],
     data: Annotated[
         str | None,
         typer.Option(
@@ -243,7 +251,7 @@ def fold(
     else:
         check_folder(out)
         text = {"train": data, "block_size": block_size, "max_documents": max_documents, "text_field": text_field}
-        config = _measured_run(model, out, batch_size, text)
+        config = _measured_run(model, out, batch_size, text, dtype="stored")
         _change(run_folding, config, overwrite, "coded", "folded")
     typer.echo(f"Saved to {out}")
 
@@ -258,7 +266,15 @@ def _measured_run(model: str, out: Path, batch_size: int, text: dict[str, Any], 
 def generate(
     model: Annotated[str, typer.Argument(help="Folder, hub id or GGUF file, coded or not.")],
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            help="Tokens to generate at most.",
+            show_default="64, or as many as the model takes",
+        ),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", min=0.0, help="Sampling temperature; greedy if omitted.")
     ] = None,

@@ -209,6 +209,11 @@ def _option(name: str, kind: Any, flag: str | None = None, **told: Any) -> inspe
 # Where a command may write: checked before any work is done.
 
 
+def expanded(path: Path | None) -> Path | None:
+    """The path that an option names, with `~` expanded: a shell leaves `--out=~/coded` as it is."""
+    return None if path is None else Path(os.path.expanduser(path))
+
+
 def check_folder(out: Path) -> None:
     """Raise ConfigurationError if the folder of --out cannot be made or written into.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,7 +89,7 @@ def run_training(config: RunConfig, overwrite: bool) -> None:
     """Train; on Ctrl-C, say what was saved and exit with status 130."""
     from codehead.training.run import train
 
-    check_folder(Path(config.output_dir).expanduser())
+    check_folder(Path(os.path.expanduser(config.output_dir)))
     try:
         path = train(config, overwrite=overwrite)
     except KeyboardInterrupt:

@@ -93,14 +93,18 @@ def require_bool(value: Any, name: str) -> None:
 
 
 def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a run's values with `overrides` (dotted keys → values) applied."""
+    """A copy of a run's values with `overrides` (dotted keys → values) applied.
+
+    ConfigurationError if a key is to be set in something other than a block.
+    """
     blocks = copy.deepcopy(dict(values))
     for key, value in overrides.items():
         *parents, last = key.split(".")
         block = blocks
-        for parent in parents:
-            if not isinstance(block.get(parent), dict):
+        for depth, parent in enumerate(parents, start=1):
+            if block.get(parent) is None:
                 block[parent] = {}
+            require_block(block[parent], ".".join(parents[:depth]))
             block = block[parent]
         block[last] = value
     return blocks

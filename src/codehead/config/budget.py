@@ -10,7 +10,8 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 from codehead.codes.design import minimal_length
 from codehead.config.blocks import require
@@ -68,8 +69,8 @@ def for_share(plan: DecisionConfig, shape: ModelShape, share: float) -> Decision
     if _bytes(code, shape) > total:
         least = math.ceil(_bytes(code, shape) / shape.softmax_bytes * 1e4) / 1e4
         raise ConfigurationError(
-            f"budget is {share:.2%} of the Softmax head's bytes, but {shape.num_classes:,} codewords of {code.bits} "
-            f"bits and the head for them take {least:.2%}; give at least that"
+            f"budget is {100 * share:g}% of the Softmax head's bytes, but {shape.num_classes:,} codewords of "
+            f"{code.bits} bits and the head for them take {least:.2%}; give at least that"
         )
     return _borne(_filled(code, shape, total), _longest_code(replace(plan, weights="int8"), shape, total), shape, total)
 
@@ -138,12 +139,11 @@ def bears_int4(layer: DecisionConfig, shape: ModelShape) -> bool:
     return (layer.bits or 0) + layer.extra_bits <= COMPLETE * shape.hidden_size
 
 
-def _number(text: str | float, unit: str, per_unit: float) -> float | None:
+def _number(text: Any, unit: str, per_unit: float) -> float | None:
     """The number written in ASCII digits, with or without a unit; None if the text is not a number."""
-    if isinstance(text, int | float) and not isinstance(text, bool):
-        return float(text)
     if not isinstance(text, str):
-        return None
+        is_number = isinstance(text, Real) and not isinstance(text, bool)  # numpy's too
+        return float(text) if is_number else None
     digits = text.removesuffix(unit)
     return float(digits) / (per_unit if text.endswith(unit) else 1) if NUMBER.fullmatch(digits) else None
 

@@ -9,8 +9,11 @@ import torch
 
 from codehead.errors import ConfigurationError
 from codehead.training.data import check_vocabulary
-from codehead.training.model import check_length, default_device, load_model
+from codehead.training.model import check_length, default_device, load_model, max_length
 from codehead.training.tokenizer import load_tokenizer
+
+NEW_TOKENS = 64
+"""Tokens of a continuation."""
 
 
 def generate_text(
@@ -19,7 +22,7 @@ def generate_text(
     *,
     write: Callable[[str], Any],
     tokenizer_name: str | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -29,6 +32,7 @@ def generate_text(
 ) -> str:
     """The prompt and its continuation; `write` gets both in pieces (with beams: once, at the end).
 
+    Up to NEW_TOKENS are generated, or as many as the model has positions for, unless `max_new_tokens` says how many.
     Greedy, unless temperature, top_k or top_p asks for sampling. `packed` is that of `load_model`.
     """
     from transformers import TextStreamer, set_seed
@@ -41,7 +45,9 @@ def generate_text(
     length = encoded.input_ids.shape[1]
     if not length:
         raise ConfigurationError("--prompt is empty, and this tokenizer starts no text by itself; give some text")
-    check_length(model, length + max_new_tokens, f"the prompt ({length} tokens) with --max-new-tokens {max_new_tokens}")
+    if max_new_tokens is None:
+        max_new_tokens = max(1, min(NEW_TOKENS, (max_length(model) or length + NEW_TOKENS) - length))
+    check_length(model, max_new_tokens, "--max-new-tokens", length)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = {} if temperature == 0 else {name: value for name, value in options.items() if value is not None}
     streamer: Any = TextStreamer(tokenizer, skip_special_tokens=True)

@@ -127,7 +127,7 @@ def _lengths(model: Any, block_size: int | None, new_tokens: int | None, *, gene
     new_tokens = new_tokens or min(NEW_TOKENS, limit - PROMPT_TOKENS)
     check_length(model, block_size, "--block-size")
     if generates:
-        check_length(model, PROMPT_TOKENS + new_tokens, f"a prompt of {PROMPT_TOKENS} with --new-tokens {new_tokens}")
+        check_length(model, new_tokens, "--new-tokens", PROMPT_TOKENS)
     return block_size, new_tokens
 
 

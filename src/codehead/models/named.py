@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ def pretrained(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if it is damaged or of another format.
     """
     if not is_gguf(name):
-        yield name, {}
+        yield os.path.expanduser(name), {}
         return
     path = _checked(name)
     with tempfile.TemporaryDirectory() as place:
@@ -46,7 +47,7 @@ def pretrained(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _checked(name: str) -> Path:
-    path = Path(name).expanduser().resolve()
+    path = Path(os.path.expanduser(name)).resolve()
     if not path.is_file():
         raise ConfigurationError(f"model {name!r} is named as a GGUF file, but there is no such file")
     with path.open("rb") as file:
@@ -82,7 +83,7 @@ def unpacking(options: dict[str, Any]) -> dict[str, Any]:
 
 def model_shape(name: str) -> ModelShape:
     """The shape of a hub id, a local folder, a `config.json` or a GGUF file, without loading weights."""
-    found = _written_out(Path(name).expanduser())
+    found = _written_out(Path(os.path.expanduser(name)))
     return ModelShape.of_config(configuration(name)) if found is None else found
 
 

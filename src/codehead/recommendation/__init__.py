@@ -46,7 +46,7 @@ class Recommendation:
     @property
     def verdict(self) -> str:
         """In one line: what it keeps and saves, whether it is faster, and whether something else is better."""
-        return " ".join([self._keeps(), self._saves(), self._faster(), self._instead()])
+        return " ".join(filter(None, [self._keeps(), self._saves(), self._faster(), self._instead()]))
 
     def _keeps(self) -> str:
         share = f"{100 * self.byte_share:.2g}%"
@@ -72,7 +72,7 @@ class Recommendation:
         return f"It saves {_bytes(saved)} of {_bytes(self.shape.softmax_bytes)}."
 
     def _faster(self) -> str:
-        if self.shape.num_classes < LEAST_SCANNED:
+        if not self._is_scanned:
             return "So small a vocabulary gains no time."
         if find_spec("faiss") and self.byte_share <= TIMED * (1 + EDGE):
             return "It is faster on a CPU, which scans the codewords; nothing was timed on a GPU."
@@ -84,9 +84,14 @@ class Recommendation:
 
     def _instead(self) -> str:
         share = int4_share(self.shape)
-        if round(self.byte_share, 2) < round(share, 2):
-            return "For the same answers, faster: codehead screen."
-        return f"The old head in int4 takes {share:.0%} and needs no training: prefer that."
+        if round(self.byte_share, 2) >= round(share, 2):
+            return f"The old head in int4 takes {share:.0%} and needs no training: prefer that."
+        return "For the same answers, faster: codehead screen." if self._is_scanned else ""
+
+    @property
+    def _is_scanned(self) -> bool:
+        """Whether there are enough tokens to gain time from a code."""
+        return self.shape.num_classes >= LEAST_SCANNED
 
 
 def recommend(

@@ -24,7 +24,7 @@ from codehead.errors import ConfigurationError
 from codehead.registry import unknown
 
 ADAPTATIONS = ("lora", "full", "head")
-DTYPES = ("float32", "bfloat16", "float16", "auto")
+DTYPES = ("float32", "bfloat16", "float16", "auto", "stored")
 SET_ELSEWHERE = {
     "output_dir": "set output_dir at the top level instead",
     "seed": "set seed at the top level instead",
@@ -135,7 +135,8 @@ class Distillation:
     tokens: int = 200_000  # positions of text to learn from; their hidden states stay in memory
     own_text: float = 0.0  # the share of them in text that the model writes itself: other text than yours loses less
     label_weight: float = 0.0  # of the labels' cross entropy; the rest goes to the old head's distribution
-    backbone_steps: int = 0  # then steps of LoRA on the backbone (`lora`, no dropout) with the head; 0: it stays frozen
+    backbone_steps: int = 0  # then steps of LoRA on the backbone (`lora`, no dropout) with the head, without own text;
+    # 0: it stays frozen
     backbone_learning_rate: float = 1e-3  # in these steps; the head's is at most learning_rate, by default 1% of the
     # root mean square of its median row
     seed: int = 0  # of the order of positions
@@ -195,6 +196,7 @@ class RunConfig:
     dtype: str = "float32"  # to load an existing model in; `training.bf16` sets the arithmetic
 
     def __post_init__(self) -> None:
+        require_block(self.training, "training")
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
         is_named = isinstance(self.output_dir, str) and bool(self.output_dir)
@@ -238,7 +240,8 @@ class RunConfig:
         for name, kind in (("distil", Distillation), ("calibrate", Calibration)):
             if blocks.get(name) is not None:
                 blocks[name] = read_block(kind, blocks[name], name)
-        blocks["training"] = blocks.get("training") or {}
+        if blocks.get("training") is None:
+            blocks["training"] = {}
         return read_block(cls, blocks, "")
 
     @classmethod

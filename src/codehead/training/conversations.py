@@ -135,7 +135,7 @@ def tokenize_chats(
     if not len(examples):
         raise DataError(
             f"in no conversation of {name} does the assistant say anything within data.block_size={block_size} tokens; "
-            "raise it"
+            "raise it, where it can be chosen, or give shorter conversations"
         )
     return examples
 
@@ -209,9 +209,9 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
         return str(tokenizer.get_chat_template())
     except ValueError:
         raise ConfigurationError(
-            "the data are conversations, but the tokenizer has no chat template to write them with; give the tokenizer "
-            "of a chat model of the same family (--tokenizer), save one with its chat_template set, or read the data "
-            "as text (data.as_text)"
+            "the data are conversations, but the tokenizer has no chat template to write them with; save it with its "
+            "chat_template set to that of a chat model of the same family, or, where the command lets you, name "
+            "another tokenizer or read the data as text (data.as_text)"
         ) from None
 
 

@@ -38,7 +38,10 @@ class Rows:
 
 
 def load_rows(data: DataConfig, seed: int) -> Rows:
-    """Read the training and validation rows; a `validation_fraction` is split off by whole documents."""
+    """Read the training and validation rows; a `validation_fraction` is split off by whole documents, at least one.
+
+    DataError if there is only one document to split.
+    """
     common: dict[str, Any] = {"subset": data.subset, "text_field": data.text_field, "as_text": data.as_text}
     train = read_rows(data.train_sources, split="train", limit=data.max_documents, **common)
     if data.validation:
@@ -46,12 +49,12 @@ def load_rows(data: DataConfig, seed: int) -> Rows:
         return Rows(train, read_rows(data.validation, split="validation", limit=limit, **common))
     if not data.validation_fraction:
         return Rows(train, None)
-    held_out = round(len(train) * data.validation_fraction)
-    if not 0 < held_out < len(train):
+    if len(train) < 2:
         raise DataError(
-            f"data.validation_fraction={data.validation_fraction} of {len(train)} documents leaves one side "
-            "empty; give more documents, another fraction, or data.validation"
+            f"data.validation_fraction={data.validation_fraction}: a part of the documents is held out, but there is "
+            "only one; give at least two (in a .txt file, blank lines separate them)"
         )
+    held_out = min(max(1, round(len(train) * data.validation_fraction)), len(train) - 1)
     parts = train.train_test_split(test_size=held_out, seed=seed)
     limit = min(held_out, data.max_validation_documents or held_out)
     return Rows(parts["train"], parts["test"].select(range(limit)))

@@ -37,6 +37,7 @@ STATE = "trainer_state.json"
 """The file that the Trainer writes last into a checkpoint."""
 BEGUN_WITH = {
     "weights": "the model has changed since. Bring the old one back",
+    "tokenizer": "it has changed since. Bring the old one back",
     "codebook": "another machine, library or number of threads fits it differently. Resume where the run began",
 }
 """Checksums in the provenance of a run, and why each may differ when the run resumes."""
@@ -119,7 +120,7 @@ class RunFolder:
         self.run, self.overwrite, self.began = config, overwrite, time.monotonic()
         self.origin: dict[str, Any] = {}  # the provenance of this process, and of the one it resumes
         self.earlier: dict[str, Any] = {}
-        self.path = Path(config.output_dir).expanduser()
+        self.path = Path(os.path.expanduser(config.output_dir))
         self.checkpoints = self.path / CHECKPOINTS
         self.stages = Stages(self.path / STAGES)
         self.config: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
@@ -170,7 +171,7 @@ class RunFolder:
         """Raise ConfigurationError if the model is read from this folder, or it holds files but no run."""
         for name in ("model", "tokenizer"):
             source = self.config.get(name)
-            if isinstance(source, str) and self._holds(Path(source).expanduser().resolve()):
+            if isinstance(source, str) and self._holds(Path(os.path.expanduser(source)).resolve()):
                 raise ConfigurationError(
                     f"output_dir {str(self.path)!r} holds the {name} that this run reads; choose another output_dir"
                 )
@@ -346,7 +347,7 @@ def _check_weights(checkpoint: Path) -> None:
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """The first key with another value, as `training.seed is 1, was 0`; `output_dir` is ignored."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    before, after = dict(flattened(old)), dict(flattened(new))
     for key in [*before, *(key for key in after if key not in before)]:
         was, now = before.get(key, MISSING), after.get(key, MISSING)
         if key != "output_dir" and was != now and not (was in UNSET and now in UNSET):
@@ -354,10 +355,11 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | No
     return None
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values with dotted keys."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -128,7 +128,8 @@ class LikelyTokens:
         count = len(certain) - len(others) + DRAWN
         drawn = others[torch.randperm(len(others), generator=generator)[: DRAWN + -count % SIZES]]
         log_weights = torch.zeros(len(certain))
-        log_weights[drawn] = math.log(len(others) / max(1, len(drawn)))
+        if len(drawn):
+            log_weights[drawn] = math.log(len(others) / len(drawn))
         certain[drawn] = True
         return certain.nonzero().flatten(), log_weights[certain]
 

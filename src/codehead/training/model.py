@@ -47,8 +47,8 @@ def load_model(
 ) -> Any:
     """Load a coded or stock checkpoint, its codewords `packed` in memory or not, by default as the checkpoint says.
 
-    `name` is a hub id, a folder, or a GGUF file, whose weights are unpacked. `dtype` is one of DTYPES, where `auto`
-    depends on the `device` it will compute on (by default that of `default_device`), or "stored": the checkpoint's own.
+    `name` is a hub id, a folder, or a GGUF file, whose weights are unpacked. `dtype` is one of DTYPES: `stored` is the
+    checkpoint's own; `auto` is float32 if the `device` (by default that of `default_device`) lacks its arithmetic.
 
     ConfigurationError names a model that cannot be loaded or has no codewords; CheckpointError names a damaged file or
     weights that are NaN.
@@ -57,15 +57,16 @@ def load_model(
 
     with loading("model", name), library_bars_hidden(), named.pretrained(name) as (place, options):
         wanted = "auto" if dtype == "stored" else dtype
-        integrity.refuse_outside(Path(name), integrity.indexed(Path(name)))
-        if os.path.isdir(name):
-            expect_layers(AutoConfig.from_pretrained(name))
+        folder = Path(place)
+        integrity.refuse_outside(folder, integrity.indexed(folder))
+        if folder.is_dir() and not named.is_gguf(name):
+            expect_layers(AutoConfig.from_pretrained(place))
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
                 place, dtype=wanted, output_loading_info=True, **named.unpacking(options)
             )
         except SafetensorError as error:
-            for file in sorted(Path(name).glob("*.safetensors")):
+            for file in sorted(folder.glob("*.safetensors")):
                 shapes_in(str(file))  # tells which one it is
             raise CheckpointError(
                 f"a weight file of {name!r} is not a complete safetensors file ({error}); copy or download it again"
@@ -158,13 +159,16 @@ def max_length(model: Any) -> int | None:
     return positions_of(model.config)
 
 
-def check_length(model: nn.Module, length: int, name: str) -> None:
-    """Raise ConfigurationError if the model has no positions for the `length` tokens that option `name` asks for."""
+def check_length(model: nn.Module, length: int, name: str, prompt: int = 0) -> None:
+    """Raise ConfigurationError if the model lacks positions for the `length` tokens that option `name` asks for.
+
+    They follow a `prompt` of so many tokens.
+    """
     limit = max_length(model)
-    if limit is not None and limit < length:
-        raise ConfigurationError(
-            f"{name} is {length}, but the model takes at most {limit} tokens; lower it (--block-size {limit})"
-        )
+    if limit is not None and limit < prompt + length:
+        after = f" after a prompt of {prompt} tokens" if prompt else ""
+        remedy = f"give at most {limit - prompt}" if prompt < limit else "give a shorter prompt"
+        raise ConfigurationError(f"{name} is {length}{after}, but the model takes at most {limit} tokens; {remedy}")
 
 
 INSTRUCTIONS = {

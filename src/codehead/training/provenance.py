@@ -43,7 +43,7 @@ def named_files(values: Any) -> list[dict[str, Any]]:
     """The record of every file that is named anywhere in some values, such as a code or its prototypes."""
     if isinstance(values, Mapping):
         return [record for value in values.values() for record in named_files(value)]
-    is_file = isinstance(values, str) and Path(values).suffix and Path(values).expanduser().is_file()
+    is_file = isinstance(values, str) and Path(values).suffix and Path(os.path.expanduser(values)).is_file()
     return [file_record(values)] if is_file else []
 
 
@@ -52,7 +52,7 @@ def file_record(source: str) -> dict[str, Any]:
 
     A process hashes a file once, unless it changes.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if not path.is_file():
         return {"name": source if not path.is_absolute() else path.name}
     found = path.stat()

@@ -39,7 +39,7 @@ from codehead.training.model import (
     new_model,
 )
 from codehead.training.new_head import calibrated, check_end, finish, fit_decision_layer, looks_at_text
-from codehead.training.tokenizer import load_tokenizer, train_bpe
+from codehead.training.tokenizer import load_tokenizer, tokenizer_checksum, train_bpe
 from codehead.training.trainer import NarrowTrainer, RichProgress, decision_rates, filled, knows_its_tokens, skeleton
 
 KEPT_CHECKPOINTS = 2
@@ -79,6 +79,7 @@ def _run(folder: RunFolder, config: RunConfig, callbacks: Sequence[TrainerCallba
     text = text_of(rows.train, name="the training data")
     validation = None if rows.validation is None else text_of(rows.validation, name="the validation data").read()
     model: Any = _loaded(config, tokenizer)
+    folder.begins_with("tokenizer", tokenizer_checksum(tokenizer))
     folder.begins_with("weights", None if config.is_pretraining else weights_checksum(model))
     distils = config.distil is not None  # takes long enough to be killed, so its progress is saved
     with folder.begun() if distils else nullcontext(Stages()) as stages:

@@ -61,7 +61,7 @@ def read_rows(
     if len(kinds) > 1:
         raise DataError(
             f"{', '.join(map(repr, sources))} mixes plain texts and instruction records or conversations; split "
-            "it into sources of one kind, or read records as text (data.as_text)"
+            "it into sources of one kind, or, where the command lets you, read records as text (data.as_text)"
         )
     return Dataset.from_list(rows)
 
@@ -74,7 +74,7 @@ def texts_of(row: Mapping[str, Any]) -> list[str]:
 def check_source(source: str) -> None:
     """Raise DataError for a local file that does not exist or has an unknown suffix."""
     if _is_local(source):
-        _reader(Path(source).expanduser())
+        _reader(Path(os.path.expanduser(source)))
 
 
 def alpaca_prompt(instruction: str, context: str = "") -> str:
@@ -86,22 +86,21 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
 def to_row(record: Any, text_field: str | None, place: str) -> Row:
     """One record in the shape of its kind; `place` ("record 3 of 'a.json'") names it in errors.
 
-    The field `text_field` takes precedence, then instruction fields, conversations, and a field called `text`.
+    The field `text_field`; without it instruction fields, conversations, or a field called `text`.
     """
     if not isinstance(record, Mapping):
         raise DataError(f"{place} is {type(record).__name__}; expected an object with named fields")
-    if text_field is not None and text_field in record:
-        return {"text": _string(record, text_field, place)}
-    for read in (_instruction, conversation, _completion):
+    for read in (_instruction, conversation, _completion) if text_field is None else ():
         row = read(record, place)
         if row is not None:
             return row
-    if text_field is None and "text" in record:
-        return {"text": _string(record, "text", place)}
+    field = "text" if text_field is None else text_field
+    if field in record:
+        return {"text": _string(record, field, place)}
     raise DataError(
-        f"{place} has the fields {', '.join(map(repr, record)) or '(none)'}; expected {text_field or 'text'!r} "
-        "(data.text_field names it), instruction/input/output, instruction/context/response, prompt/completion, or a "
-        "conversation: messages, conversations, prompt/response, question/answer"
+        f"{place} has the fields {', '.join(map(repr, record)) or '(none)'}; expected {field!r} (data.text_field names "
+        "it) or, without data.text_field, instruction/input/output, instruction/context/response, prompt/completion, "
+        "or a conversation: messages, conversations, prompt/response, question/answer"
     )
 
 
@@ -131,7 +130,7 @@ def _string(record: Mapping[str, Any], key: str, place: str) -> str:
 def _records(source: str, split: str, subset: str | None) -> Iterator[tuple[str, Any]]:
     if not _is_local(source):
         return _hub(source, split, subset)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return _reader(path)(path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_checksum(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of what decides which tokens a text becomes: its files, its special tokens and its chat template."""
+    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""  # a slow one is refused later
+    parts = [backend, tokenizer.special_tokens_map, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -98,7 +107,8 @@ def tokenize_records(
     examples = map_rows(rows, lambda batch: _records(batch["prompt"], batch["response"], tokenizer, block_size))
     if not len(examples):
         raise DataError(
-            f"every prompt of {name} fills data.block_size={block_size} tokens, which leaves no response; raise it"
+            f"every prompt of {name} fills data.block_size={block_size} tokens, which leaves no response; raise it, "
+            "where it can be chosen, or give shorter prompts"
         )
     return examples
 

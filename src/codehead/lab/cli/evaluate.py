@@ -38,7 +38,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--tasks", help="Tasks of lm-evaluation-harness, comma-separated: names, groups, or .yaml files."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", callback=opt.expanded, help="Result file to write.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the --out file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     tokenizer: Annotated[

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codehead.boundaries import command
+from codehead.cli import options as opt
 from codehead.cli.options import check_folder, number_table
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def list_protocols() -> None:
 def run(
     protocol: Name,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for OUT/NAME and for OUT/store, which protocols share.")
+        Path,
+        typer.Option(
+            "--out", callback=opt.expanded, help="Folder for OUT/NAME and for OUT/store, which protocols share."
+        ),
     ] = Path("runs"),
     data_dir: Annotated[
         Path | None,
@@ -85,7 +89,9 @@ def run(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="OUT/NAME of `protocol run`, or a folder of result files.")],
-    to: Annotated[Path | None, typer.Option("--to", help="Folder for the page, report.md and pictures.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", callback=opt.expanded, help="Folder for the page, report.md and pictures.")
+    ] = None,
 ) -> None:
     """Print the table and write report.html, report.md and pictures, from the result files alone.
 
@@ -241,9 +247,9 @@ def _duration(seconds: float) -> str:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the report; to resume, name the same folder.")] = Path(
-        "codehead-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(callback=opt.expanded, help="Folder of the report; to resume, name the same folder.")
+    ] = Path("codehead-demo"),
 ) -> None:
     """Compare six decision layers on a small model, in about five minutes on two cores.
 
