@@ -79,7 +79,7 @@ def test_without_results_of_such_heads_no_number_is_told(wide, monkeypatch, code
 
 def test_where_the_old_head_fits_itself_it_is_told(wide, measured, codehead):
     told = {share: " ".join(codehead("recommend", wide, "--budget", share)[1].split()) for share in ("20%", "40%")}
-    assert "The old head in int4 takes 25%" in told["40%"] and "int4 takes" not in told["20%"]
+    assert "takes 28% and needs no training: prefer that" in told["40%"] and "prefer that" not in told["20%"]
 
 
 def test_the_verdict_is_one_line(wide, measured, codehead):
@@ -90,7 +90,7 @@ def test_the_verdict_is_one_line(wide, measured, codehead):
     assert verdict == (
         "In a small model (H = 160, results/frontier-8) 5% of the bytes kept 90% of Softmax's top-1 accuracy at 1.50 "
         "times its perplexity; a real model may lose more. It reads 97 MB less per token, but saves no memory: the "
-        "head is the embedding. It is faster on a CPU, which scans the codewords; nothing was timed on a GPU. For the "
+        "head is the embedding. Its step is faster on a CPU, which scans the codewords; nothing was timed on a GPU. For the "
         "same answers, faster: codehead screen."
     )
     assert "bytes read per token" not in told
@@ -121,7 +121,7 @@ def test_python_says_what_the_command_says(wide, measured, codehead):
 
 def test_whether_it_is_faster_is_told(measured, monkeypatch):
     wide, small = ModelShape(1024, 50_000), ModelShape(64, 300)
-    assert "It is faster on a CPU" in recommend(wide).verdict
+    assert "Its step is faster on a CPU" in recommend(wide).verdict
     assert recommend(small, budget="20%").verdict.endswith("So small a vocabulary gains no time.")
     assert "gains no time. The old head in int4" in recommend(small, budget="40%").verdict
     assert "heads of more than 5% were not timed" in recommend(wide, budget="20%").verdict

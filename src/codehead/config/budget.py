@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from codehead.codes.design import minimal_length
 from codehead.config.blocks import require
-from codehead.config.size import FLOAT_BYTES, ID_BYTES, Matrix, ModelShape
+from codehead.config.size import ID_BYTES, Matrix, ModelShape
 from codehead.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -195,8 +195,3 @@ def _listed(found: DecisionConfig, shape: ModelShape, total: int) -> DecisionCon
     """The layer with the dense rows that fill `total` bytes."""
     row = Matrix(1, shape.hidden_size).stored(found.weights) + ID_BYTES
     return replace(found, dense_rows=min((total - _bytes(found, shape)) // row, shape.num_classes))
-
-
-def int4_share(shape: ModelShape) -> float:
-    """The Softmax head's bytes in int4, with a scale per row, as a share of its bytes in bf16."""
-    return Matrix(1, shape.hidden_size).stored("int4") / (FLOAT_BYTES * shape.hidden_size)

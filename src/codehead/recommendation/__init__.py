@@ -14,11 +14,12 @@ from typing import Any
 
 from codehead.codes.packing import LEAST_SCANNED
 from codehead.config import DecisionConfig, ModelShape
-from codehead.config.budget import int4_share
 from codehead.errors import ConfigurationError
 from codehead.models.named import model_shape
 
 DEFAULT_BUDGET = "5%"
+QUARTER = 0.25
+"""Share of bytes from which int4 keeps as much as a code (results/benchmarks/frontier-real-1.json)."""
 
 
 def _bytes(count: int) -> str:
@@ -75,7 +76,7 @@ class Recommendation:
         if not self._is_scanned:
             return "So small a vocabulary gains no time."
         if find_spec("faiss") and self.byte_share <= TIMED * (1 + EDGE):
-            return "It is faster on a CPU, which scans the codewords; nothing was timed on a GPU."
+            return "Its step is faster on a CPU, which scans the codewords; nothing was timed on a GPU."
         times = self.config.multiply_adds(self.shape) / self.shape.softmax_weights
         why = (
             f"heads of more than {TIMED:.0%} were not timed" if find_spec("faiss") else "without FAISS (codehead[fast])"
@@ -83,9 +84,11 @@ class Recommendation:
         return f"A token takes {times:.2g} times the multiply-adds of Softmax; {why}."
 
     def _instead(self) -> str:
-        share = int4_share(self.shape)
-        if round(self.byte_share, 2) >= round(share, 2):
-            return f"The old head in int4 takes {share:.0%} and needs no training: prefer that."
+        if round(self.byte_share, 2) >= QUARTER:
+            return (
+                "The old head in int4, with a scale per 64 weights and corrected errors, takes 28% and needs no "
+                "training: prefer that."
+            )
         return "For the same answers, faster: codehead screen." if self._is_scanned else ""
 
     @property
