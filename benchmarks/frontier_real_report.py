@@ -272,9 +272,9 @@ def sentence(heads: list[Head]) -> str:
     text = (
         f"On Gemma-3-270M (V = 262,144), codes of {shares} of the bytes keep {told(top1)} of top-1 accuracy at "
         f"{told(ratio)} the perplexity. Int4 with errors corrected (28%) keeps {top1(int4)} at {ratio(int4)}; a "
-        f"vocabulary trimmed to 2% keeps {top1(trimmed)}, but can never write the other tokens. On German, which was not "
-        f"in their training text, the codes lose {told(german)} nats per token, int4 {german(int4)}: train on every "
-        "language that your model will write."
+        f"vocabulary trimmed to 2% keeps {top1(trimmed)}, but can never write the other tokens. On German, which was "
+        f"not in their training text, the codes lose {told(german)} nats per token, int4 {german(int4)}: train on "
+        "every language that your model will write."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)
 
