@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import warnings
 
@@ -17,6 +18,7 @@ from codehead.errors import CheckpointError, ConfigurationError
 from codehead.models.hidden import probed
 from codehead.screening import build, calibration
 from codehead.screening import screen as screen_module
+from codehead.screening.model import install
 from codehead.screening.screen import Settings
 
 NAMES = pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "granite", "opt_350m", "gpt_neox"])
@@ -280,6 +282,71 @@ def test_a_head_that_was_trained_takes_the_dense_path_openly():
         model.get_output_embeddings().weight.mul_(1.5)
     with pytest.warns(UserWarning, match="not those that its code was made for"):
         generate(model, ids)
+
+
+EDITS = {
+    "one number": lambda rows: rows[77, 3].add_(0.05),
+    "a row of the same norm": lambda rows: rows[77].neg_(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("again", [False, True], ids=["at once", "after it generated"])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=list(EDITS))
+def test_a_row_that_changes_takes_the_dense_path_openly(edit, again, dtype):
+    model, ids = make("llama", tied=False).to(dtype), tokens(1, 6)
+    codehead.screen(model, hidden=states(make("llama", tied=False)), mode="exact", certificate="proof")
+    if again:
+        generate(model, ids)
+    with torch.no_grad():
+        edit(model.get_output_embeddings().weight)
+    with pytest.warns(UserWarning, match="not those that its code was made for"):
+        generate(model, ids)
+
+
+@pytest.mark.parametrize(("made", "used"), [
+    (torch.float32, torch.bfloat16), (torch.float32, torch.float16), (torch.float32, torch.float64),
+    (torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16), (torch.float64, torch.float32),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0])
+def test_a_cast_is_not_a_change(made, used, scale):
+    model = make("llama", tied=False).to(made)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(scale)
+    hidden = states(make("llama", tied=False))
+    codehead.screen(model, hidden=hidden, mode="exact", certificate="proof")
+    assert model.to(used).obstacle() is None
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_tokens_trained_by_peft_and_merged_take_the_dense_path_openly():
+    from peft import LoraConfig, get_peft_model
+
+    model, ids = screened(mode="exact", certificate="proof"), tokens(1, 6)
+    generate(model, ids)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], trainable_token_indices=[70, 71]))
+    with torch.no_grad():
+        for name, values in wrapped.named_parameters():
+            if "trainable_tokens_delta" in name:
+                values.mul_(-1)
+    merged = wrapped.merge_and_unload()
+    with pytest.warns(UserWarning, match="not those that its code was made for"):
+        generate(merged, ids)
+
+
+def test_a_checkpoint_without_marks_of_the_rows_still_loads(tmp_path):
+    model = screened(mode="exact")
+    made = screen_module.Screen(dataclasses.replace(model.screen.settings, dtype=""))
+    made.load_state_dict({name: values for name, values in model.screen.state_dict().items() if name != "marks"})
+    made.seal.close(made.integers())
+    old = make("llama")
+    install(old, made)
+    old.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert '"dtype": ""' in text
+    loaded, ids = AutoModelForCausalLM.from_pretrained(tmp_path), tokens(1, 6)
+    assert torch.equal(generate(loaded, ids), generate(model, ids))
+    assert loaded.steps > loaded.whole
 
 
 def test_labels_and_likelihoods_are_the_stock_model_s():

@@ -69,9 +69,11 @@ class ScreenedCausalLM(OwnCausalLM):
         head: Any = self.get_output_embeddings()  # type: ignore[attr-defined]
         if not isinstance(head, ScreenedLinear):
             return "another module has replaced the screened head (LoRA on the head?); screen the merged model"
+        kept = (id(head.weight), head.weight.data_ptr(), head.weight._version)
+        if self.__dict__.get("_prepared") == kept and head.screen.is_ready:
+            return head.screen.obstacle(head.weight, every=False)
         reason = head.screen.obstacle(head.weight)
-        kept = (id(head.weight), head.weight._version)
-        if reason is None and (self.__dict__.get("_prepared") != kept or not head.screen.is_ready):
+        if reason is None:
             with torch.no_grad():
                 head.scaling = LogitScaling.of(self)
                 head.screen.prepare(head.weight, head.bias)
