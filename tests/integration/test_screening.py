@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import HIDDEN, VOCAB, make, tokens
-from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM
+from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM, PhiConfig, PhiForCausalLM
 
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
@@ -302,6 +302,23 @@ def test_a_row_that_changes_takes_the_dense_path_openly(edit, again, dtype):
         edit(model.get_output_embeddings().weight)
     with pytest.warns(UserWarning, match="not those that its code was made for"):
         generate(model, ids)
+
+
+def test_a_bias_that_changes_after_the_first_text_counts():
+    config = PhiConfig(vocab_size=VOCAB, hidden_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2)
+    model, ids = PhiForCausalLM(config), tokens(1, 6)
+    codehead.screen(model, hidden=states(model), mode="exact", certificate="proof")
+    generate(model, ids)
+    with torch.no_grad():
+        model.get_output_embeddings().bias[77] = 100
+    assert generate(model, ids)[0, 6:].tolist() == [77] * 8
+
+
+def test_weights_made_in_inference_mode_are_screened():
+    with torch.inference_mode():
+        model, ids = screened().to(torch.bfloat16), tokens(1, 6)
+        assert torch.equal(generate(model, ids), generate(make("llama").to(torch.bfloat16), ids))
+    assert model.whole == 0
 
 
 @pytest.mark.parametrize(("made", "used"), [

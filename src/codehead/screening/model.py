@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from codehead.codes.table import version
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import WRITTEN
 from codehead.models import card, guards, stock
@@ -69,7 +70,7 @@ class ScreenedCausalLM(OwnCausalLM):
         head: Any = self.get_output_embeddings()  # type: ignore[attr-defined]
         if not isinstance(head, ScreenedLinear):
             return "another module has replaced the screened head (LoRA on the head?); screen the merged model"
-        kept = (id(head.weight), head.weight.data_ptr(), head.weight._version)
+        kept = [(id(part), part.data_ptr(), version(part)) for part in (head.weight, head.bias) if part is not None]
         if self.__dict__.get("_prepared") == kept and head.screen.is_ready:
             return head.screen.obstacle(head.weight, every=False)
         reason = head.screen.obstacle(head.weight)
