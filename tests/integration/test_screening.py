@@ -287,6 +287,7 @@ def test_a_head_that_was_trained_takes_the_dense_path_openly():
 EDITS = {
     "one number": lambda rows: rows[77, 3].add_(0.05),
     "a row of the same norm": lambda rows: rows[77].neg_(),
+    "a row behind torch's back": lambda rows: rows.data[77].neg_(),
 }
 
 

@@ -70,9 +70,9 @@ class ScreenedCausalLM(OwnCausalLM):
         head: Any = self.get_output_embeddings()  # type: ignore[attr-defined]
         if not isinstance(head, ScreenedLinear):
             return "another module has replaced the screened head (LoRA on the head?); screen the merged model"
-        kept = [(id(part), part.data_ptr(), version(part)) for part in (head.weight, head.bias) if part is not None]
-        if self.__dict__.get("_prepared") == kept and head.screen.is_ready:
-            return head.screen.obstacle(head.weight, every=False)
+        kept = [(id(part), version(part)) for part in (head.weight, head.bias) if part is not None]
+        if self.__dict__.get("_prepared") == kept and head.screen.is_ready(head.weight):
+            return None
         reason = head.screen.obstacle(head.weight)
         if reason is None:
             with torch.no_grad():

@@ -25,7 +25,7 @@ CERTIFICATES = ("calibrated", "proof")
 AROUND = 4e6
 """Overhead of a step beyond reading codewords and rows, in bytes that could be read in that time."""
 PROBES = 64
-"""Rows whose norms are compared before every generation; all rows are compared when the index is built."""
+"""Rows by whose norms a head is recognised, as far as older checkpoints tell."""
 DEVIATIONS = 8
 """How many standard deviations a mark may be off: by rounding alone, one in 10¹⁵ is."""
 MARK_UNIT = 2.0**-24
@@ -122,6 +122,7 @@ class Screen(nn.Module):
         self.register_buffer("coordinates", torch.zeros(settings.bits, dtype=torch.int32))
         self.seal = Seal()
         self._search: Search | None = None
+        self._column: Tensor | None = None
 
     def set(self, name: str, values: Tensor) -> None:
         """Keep float32 numbers in the buffer called `name`."""
@@ -139,16 +140,12 @@ class Screen(nn.Module):
         norms = self.settings.num_classes * -(-self.settings.blocks // 2)  # four bits each
         return self.white.nbytes + scanned + norms + rest // 2  # of the rest, see Search._refined
 
-    def obstacle(self, weight: Tensor, *, every: bool = True) -> str | None:
-        """Why the rows `(V, H)` of a head, in any dtype, cannot be screened by this code where they are.
-
-        `every` compares all rows, which are read for that; otherwise only some.
-        """
+    def obstacle(self, weight: Tensor) -> str | None:
+        """Why the rows `(V, H)` of a head, in any dtype, cannot be screened by this code where they are."""
         reason = fast_scan.obstacle(weight.device.type) or fast_scan.obstacle(self.plane.device.type)
         if reason is not None:
             return reason
-        known = torch.allclose(probes(weight), self.get("probes"), rtol=2**-8, atol=1e-6)
-        if known and (not every or self._recognises(weight)):
+        if torch.allclose(probes(weight), self.get("probes"), rtol=2**-8, atol=1e-6) and self._recognises(weight):
             return None
         return "the rows of the head are not those that its code was made for; run codehead.screen again"
 
@@ -188,6 +185,7 @@ class Screen(nn.Module):
         if bias is not None:
             biases = biases + bias.detach().float().cpu()
         self._search = Search(self, biases.double().numpy())
+        self._column = weight.detach()[:, 0].clone()
 
     @property
     def search(self) -> Search:
@@ -195,17 +193,19 @@ class Screen(nn.Module):
         assert self._search is not None
         return self._search
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the index is built."""
-        return self._search is not None
+    def is_ready(self, weight: Tensor) -> bool:
+        """Whether the index is built; not if the first number of any row `(V, H)` has changed since then.
+
+        That shows even rows written through `.data`, of which torch keeps no version.
+        """
+        return self._column is not None and torch.equal(self._column, weight.detach()[:, 0])
 
     def _apply(self, *args: Any, **kwargs: Any) -> Screen:
-        self._search = None
+        self._search = self._column = None
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_search": None}  # FAISS cannot be pickled: copies build their own
+        return {**self.__dict__, "_search": None, "_column": None}  # FAISS cannot be pickled: copies build their own
 
     def extra_repr(self) -> str:
         kept = self.settings
