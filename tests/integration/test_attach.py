@@ -75,6 +75,20 @@ def test_detach_moves_the_head_to_the_precision_of_the_model(tied, coded):
     assert torch.equal(model(input_ids=tokens()).logits, make("llama", tied).half()(input_ids=tokens()).logits)
 
 
+def test_a_head_that_only_the_configuration_calls_tied_is_restored(tmp_path):
+    model = make("llama", tied=True)
+    model.get_output_embeddings().weight = torch.nn.Parameter(torch.randn(VOCAB, HIDDEN))
+    expected = model(input_ids=tokens()).logits
+    codehead.detach(codehead.attach(model, "minrandom", bits=24))
+    assert torch.equal(model(input_ids=tokens()).logits, expected)
+    model.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(model(input_ids=tokens()).logits, expected)
+    model.config.tie_word_embeddings = True
+    with pytest.raises(ConfigurationError, match="was not kept"):
+        codehead.detach(codehead.attach(model, "minrandom", bits=24, keep_head=False))
+
+
 @ARCHITECTURES
 def test_one_vs_all_with_the_old_weights_is_the_stock_model_bit_for_bit(name):
     stock, model = make(name, tied=False), make(name, tied=False)
