@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,18 @@ class Probe(nn.Module):
         return self.answer.to(hidden.device).expand(*hidden.shape[:-1], -1).clone()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode; afterwards each of its modules is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.no_grad()
 def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
     """The outputs of a model, stock or coded, whose head answers every position with `answer` `(width,)`.
@@ -48,15 +61,15 @@ def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
     Also the head's inputs, `(2, LENGTH, hidden)`, for two sequences that differ from the second token on.
     ConfigurationError if the model cannot be run on them.
     """
-    head, modes = model.get_output_embeddings(), [(module, module.training) for module in model.modules()]
+    head = model.get_output_embeddings()
     stand_in = Probe(answer, next(head.parameters()).dtype)
     forward: Callable[..., Any] = getattr(model, "_stock_outputs", model)
     inputs["input_ids"] = _sequences(model)
     inputs = {name: values.to(next(model.parameters()).device) for name, values in inputs.items()}
     replace_head(model, stand_in)
-    model.eval()
     try:
-        outputs = forward(**inputs, use_cache=False, return_dict=True)
+        with evaluating(model):
+            outputs = forward(**inputs, use_cache=False, return_dict=True)
     except Exception as error:
         raise ConfigurationError(
             f"{type(model).__name__} cannot be run on {LENGTH} tokens with {len(answer)} outputs of its head "
@@ -65,8 +78,6 @@ def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
         ) from error
     finally:
         replace_head(model, head)
-        for module, mode in modes:
-            module.training = mode
     return outputs, stand_in.seen
 
 
