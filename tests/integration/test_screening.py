@@ -315,6 +315,29 @@ def test_a_bias_that_changes_after_the_first_text_counts():
     assert generate(model, ids)[0, 6:].tolist() == [77] * 8
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_gives_the_text_of_the_dense_head_under_autocast(dtype):
+    model, stock, ids = screened(recall=0.95).to(dtype), make("llama").to(dtype), tokens(3, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(generate(model, ids), generate(stock, ids))
+    assert model.steps == 24 and model.whole == 0
+
+
+def test_exact_mode_leaves_autocast_to_the_dense_head_openly():
+    model, ids = screened(mode="exact"), tokens(1, 6)
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="autocast rounds"):
+        assert torch.equal(generate(model, ids), generate(make("llama"), ids))
+    assert model.steps == 0 and torch.equal(generate(model, ids), generate(make("llama"), ids))
+
+
+def test_autocast_makes_no_other_code():
+    expected, hidden = screened(mode="exact").screen, states(make("llama"))
+    with torch.autocast("cpu", torch.bfloat16):
+        made = codehead.screen(make("llama"), bits=64, hidden=hidden, mode="exact").screen
+    assert made.settings == expected.settings
+    assert all(torch.equal(*pair) for pair in zip(made.buffers(), expected.buffers(), strict=True))
+
+
 def test_weights_made_in_inference_mode_are_screened():
     with torch.inference_mode():
         model, ids = screened().to(torch.bfloat16), tokens(1, 6)

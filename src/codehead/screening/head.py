@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codehead.decoding.numerics import top_k
+from codehead.decoding.numerics import no_autocast, top_k
 from codehead.models.probe import LogitScaling
 from codehead.models.selection import Selection, Step, spread
 from codehead.screening.screen import Screen
@@ -98,7 +98,8 @@ class ScreenedLinear(nn.Linear):
 
     def _of(self, hidden: Tensor, count: int) -> Scored:
         """At least `count` candidates of every position `(positions, hidden)`."""
-        found, rest = self.screen.search.best(hidden, min(count, self.out_features))
+        with no_autocast(hidden.device.type):
+            found, rest = self.screen.search.best(hidden, min(count, self.out_features))
         found.sort(axis=1)
         ids = torch.from_numpy(found)
         logits = torch.cat([self._logits(*position) for position in zip(hidden.split(1), ids.unbind(), strict=True)])

@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codehead.codes.table import version
+from codehead.decoding.numerics import no_autocast
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import WRITTEN
 from codehead.models import card, guards, stock
@@ -70,12 +71,14 @@ class ScreenedCausalLM(OwnCausalLM):
         head: Any = self.get_output_embeddings()  # type: ignore[attr-defined]
         if not isinstance(head, ScreenedLinear):
             return "another module has replaced the screened head (LoRA on the head?); screen the merged model"
+        if head.screen.settings.mode == "exact" and torch.is_autocast_enabled("cpu"):
+            return "torch.autocast rounds rows and hidden states, of which mode 'exact' is certain only as they are"
         kept = [(id(part), version(part)) for part in (head.weight, head.bias) if part is not None]
         if self.__dict__.get("_prepared") == kept and head.screen.is_ready(head.weight):
             return None
         reason = head.screen.obstacle(head.weight)
         if reason is None:
-            with torch.no_grad():
+            with torch.no_grad(), no_autocast(head.weight.device.type):
                 head.scaling = LogitScaling.of(self)
                 head.screen.prepare(head.weight, head.bias)
             self._prepared = kept
