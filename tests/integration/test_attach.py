@@ -75,6 +75,16 @@ def test_detach_moves_the_head_to_the_precision_of_the_model(tied, coded):
     assert torch.equal(model(input_ids=tokens()).logits, make("llama", tied).half()(input_ids=tokens()).logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{"code": "minrandom", "bits": 24}, {}], ids=["at random", "near the old head"])
+def test_the_default_dtype_changes_nothing(options, dtype, default_dtype):
+    expected, model = codehead.attach(make("llama"), **options), make("llama")
+    default_dtype(dtype)
+    codehead.attach(model, **options)
+    for values, other in zip(model.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert values.dtype == other.dtype and torch.equal(values, other)
+
+
 def test_a_head_that_only_the_configuration_calls_tied_is_restored(tmp_path):
     model = make("llama", tied=True)
     model.get_output_embeddings().weight = torch.nn.Parameter(torch.randn(VOCAB, HIDDEN))

@@ -338,6 +338,18 @@ def test_autocast_makes_no_other_code():
     assert all(torch.equal(*pair) for pair in zip(made.buffers(), expected.buffers(), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_the_default_dtype_changes_nothing(dtype, default_dtype, tmp_path):
+    expected, stock, hidden, ids = screened(), make("llama"), states(make("llama")), tokens(1, 6)
+    text = generate(expected, ids)
+    default_dtype(dtype)
+    model = codehead.screen(stock, hidden=hidden, bits=64, recall=0.9)
+    assert all(torch.equal(*pair) for pair in zip(model.screen.buffers(), expected.screen.buffers(), strict=True))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(generate(loaded, ids), text) and loaded.whole == 0
+
+
 def test_weights_made_in_inference_mode_are_screened():
     with torch.inference_mode():
         model, ids = screened().to(torch.bfloat16), tokens(1, 6)

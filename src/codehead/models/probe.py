@@ -128,7 +128,7 @@ class LogitScaling:
                 f"a forward pass must show how {type(model).__name__} scales its logits, but its weights are on the "
                 "meta device; load them first"
             )
-        answer = torch.linspace(1, -1, width)
+        answer = torch.linspace(1, -1, width, dtype=torch.float32)
         outputs, _ = probe(model, answer)
         found, cap = outputs.logits.float().cpu(), soft_cap(model)
         first = float(found.flatten()[0])
@@ -189,7 +189,7 @@ def refuse_non_causal(model: Any) -> None:
         return
     name, width = type(model).__name__, model.get_output_embeddings().weight.shape[0]
     labels = torch.tensor([[0] + [width - 1] * (LENGTH - 1)] * 2)
-    outputs, hidden = probe(model, torch.linspace(-SPREAD, SPREAD, width), labels=labels)
+    outputs, hidden = probe(model, torch.linspace(-SPREAD, SPREAD, width, dtype=torch.float32), labels=labels)
     if _looks_ahead(hidden):
         raise ConfigurationError(
             f"{name} looks at later tokens: the hidden state of a token changes with those after it, so it is not a "

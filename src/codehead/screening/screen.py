@@ -315,7 +315,7 @@ def block_norms(values: Tensor, blocks: int) -> Tensor:
 
 def probes(weight: Tensor) -> Tensor:
     """Norms `(PROBES,)` of some rows of a head, by which it is recognised."""
-    some = torch.linspace(0, len(weight) - 1, PROBES).long().to(weight.device)
+    some = torch.linspace(0, len(weight) - 1, PROBES, dtype=torch.float32).long().to(weight.device)
     return weight.detach()[some].float().norm(dim=1).cpu()
 
 
