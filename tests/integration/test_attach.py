@@ -313,6 +313,21 @@ def test_attach_twice_and_detach_of_a_stock_model_are_refused(coded):
         codehead.detach(torch.compile(coded(), backend="eager"))
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+@pytest.mark.parametrize("operation", [
+    lambda model: codehead.attach(model, "minrandom", bits=24), lambda model: codehead.screen(model, recall=0.9),
+], ids=["attach", "screen"])  # fmt: skip
+def test_an_adapter_on_the_head_is_refused(operation):
+    from peft import LoraConfig
+
+    model = make("llama", tied=False)
+    model.add_adapter(LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
+    expected = model(input_ids=tokens()).logits
+    with pytest.raises(ConfigurationError, match="merge or remove adapters first"):
+        operation(model)
+    assert torch.equal(model(input_ids=tokens()).logits, expected)
+
+
 def test_attach_refuses_what_is_no_causal_language_model():
     with pytest.raises(ConfigurationError, match="not a transformers model"):
         codehead.attach(torch.nn.Linear(2, 2))

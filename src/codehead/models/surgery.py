@@ -228,7 +228,12 @@ def _check(model: Any) -> nn.Linear:
             "a stock configuration"
         )
     guards.refuse_patched_forward(model, "attach")
-    old: nn.Linear = model.get_submodule(stock.head_path(model))
+    old = model.get_submodule(stock.head_path(model))
+    if not isinstance(old, nn.Linear):
+        raise ConfigurationError(
+            f"cannot attach: the output embedding is a {type(old).__name__}, and a decision layer takes the place of a "
+            "torch.nn.Linear; merge or remove adapters first"
+        )
     refuse_non_causal(model)
     return old
 
