@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import HIDDEN, VOCAB, make, tokens
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM, PhiConfig, PhiForCausalLM
 
 import codehead
@@ -35,8 +36,8 @@ def states(model, count: int = 400) -> torch.Tensor:
         return read(input_ids=tokens(count // 20, 20, seed=9), use_cache=False).flatten(0, 1)
 
 
-def screened(name: str = "llama", tied: bool = True, **options):
-    model = make(name, tied)
+def screened(name: str = "llama", tied: bool = True, seed: int = 0, **options):
+    model = make(name, tied, seed)
     options = {"bits": 64, **options}
     if "recall" not in options and options.get("mode") != "exact":
         options["recall"] = 0.9
@@ -230,6 +231,14 @@ def test_all_bits_choose_among_the_tokens_that_a_prefix_leaves(prefixed):
     np.put_along_axis(total, found.ids, found.scores + rest, axis=1)
     ordered = np.take_along_axis(total, search.best(hidden, kept.scanned).ids, axis=1)
     assert (np.diff(ordered) < 1e-4).all()  # best first
+
+
+def test_the_file_of_a_checkpoint_is_a_state_dict_of_the_model(tmp_path):
+    model, other, ids = screened(tied=False, seed=1), screened(tied=False), tokens(1, 6)
+    model.save_pretrained(tmp_path)
+    generate(other, ids)
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(generate(other, ids), generate(model, ids)) and other.obstacle() is None
 
 
 def test_a_prefix_is_saved_and_loaded(prefixed, tmp_path):

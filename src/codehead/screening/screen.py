@@ -17,6 +17,7 @@ from codehead.decoding import fast_scan
 from codehead.decoding.fast_scan import Ceilings, FastScan, Found, Numbers, bit_tables, copies, whole_bytes
 from codehead.decoding.scan import SHARED
 from codehead.errors import CheckpointError, ConfigurationError
+from codehead.layer import WRITTEN
 from codehead.models.hidden import PIECE
 from codehead.screening.transform_coding import pieces
 
@@ -203,6 +204,10 @@ class Screen(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> Screen:
         self._search = self._column = None
         return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.pop(f"{prefix}{WRITTEN}", None)  # from a checkpoint, whose loader has already read it
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_search": None, "_column": None}  # FAISS cannot be pickled: copies build their own
