@@ -61,14 +61,12 @@ def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
     Also the head's inputs, `(2, LENGTH, hidden)`, for two sequences that differ from the second token on.
     ConfigurationError if the model cannot be run on them.
     """
-    head = model.get_output_embeddings()
-    stand_in = Probe(answer, next(head.parameters()).dtype)
-    forward: Callable[..., Any] = getattr(model, "_stock_outputs", model)
+    stand_in = Probe(answer, next(model.get_output_embeddings().parameters()).dtype)
+    forward: Callable[..., Any] = getattr(model, "_stock_outputs", model._call_impl)  # no compiled graph of it
     inputs["input_ids"] = _sequences(model)
     inputs = {name: values.to(next(model.parameters()).device) for name, values in inputs.items()}
-    replace_head(model, stand_in)
     try:
-        with evaluating(model):
+        with replaced(model, stand_in), evaluating(model):
             outputs = forward(**inputs, use_cache=False, return_dict=True)
     except Exception as error:
         raise ConfigurationError(
@@ -76,9 +74,22 @@ def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
             f"({type(error).__name__}: {error}); use a causal language model that runs on input_ids alone and takes "
             "any number of outputs from its head (as many as before, if code='one_vs_all')"
         ) from error
+    return outputs, stand_in.seen
+
+
+@contextmanager
+def replaced(model: Any, stand_in: nn.Module) -> Iterator[None]:
+    """A model with another module in place of its output embedding; if screened, in this thread alone."""
+    head = model.get_output_embeddings()
+    if hasattr(head, "replaced_by"):
+        with head.replaced_by(stand_in):
+            yield
+        return
+    replace_head(model, stand_in)
+    try:
+        yield
     finally:
         replace_head(model, head)
-    return outputs, stand_in.seen
 
 
 def _sequences(model: Any) -> Tensor:
