@@ -189,7 +189,7 @@ def screen_checkpoint(
             the hidden states.
     """
     from codehead.training.data import check_vocabulary  # training needs an extra; `screen` does not
-    from codehead.training.folder import locked
+    from codehead.training.folder import RECORD, locked
     from codehead.training.model import load_model
     from codehead.training.provenance import file_records
     from codehead.training.tokenizer import load_tokenizer
@@ -216,6 +216,7 @@ def screen_checkpoint(
             model.save_pretrained(out)
             tokenizer.save_pretrained(out)
         (out / HIDDEN).unlink()
+        (out / RECORD).unlink(missing_ok=True)  # of the run whose model was overwritten
     return model.screen.settings
 
 
