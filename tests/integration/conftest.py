@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ def coded() -> Callable[..., PreTrainedModel]:
         return model
 
     return build
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    """Sets torch's default dtype until the test ends."""
+    kept = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(kept)
 
 
 def _starting_at_zero(model: Any) -> list[torch.nn.Parameter]:

@@ -75,6 +75,30 @@ def test_detach_moves_the_head_to_the_precision_of_the_model(tied, coded):
     assert torch.equal(model(input_ids=tokens()).logits, make("llama", tied).half()(input_ids=tokens()).logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{"code": "minrandom", "bits": 24}, {}], ids=["at random", "near the old head"])
+def test_the_default_dtype_changes_nothing(options, dtype, default_dtype):
+    expected, model = codehead.attach(make("llama"), **options), make("llama")
+    default_dtype(dtype)
+    codehead.attach(model, **options)
+    for values, other in zip(model.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert values.dtype == other.dtype and torch.equal(values, other)
+
+
+def test_a_head_that_only_the_configuration_calls_tied_is_restored(tmp_path):
+    model = make("llama", tied=True)
+    model.get_output_embeddings().weight = torch.nn.Parameter(torch.randn(VOCAB, HIDDEN))
+    expected = model(input_ids=tokens()).logits
+    codehead.detach(codehead.attach(model, "minrandom", bits=24))
+    assert torch.equal(model(input_ids=tokens()).logits, expected)
+    model.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(model(input_ids=tokens()).logits, expected)
+    model.config.tie_word_embeddings = True
+    with pytest.raises(ConfigurationError, match="was not kept"):
+        codehead.detach(codehead.attach(model, "minrandom", bits=24, keep_head=False))
+
+
 @ARCHITECTURES
 def test_one_vs_all_with_the_old_weights_is_the_stock_model_bit_for_bit(name):
     stock, model = make(name, tied=False), make(name, tied=False)
@@ -287,6 +311,21 @@ def test_attach_twice_and_detach_of_a_stock_model_are_refused(coded):
         codehead.fold(model)
     with pytest.raises(ConfigurationError, match=r"unwrap the model from PEFT or torch\.compile"):
         codehead.detach(torch.compile(coded(), backend="eager"))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+@pytest.mark.parametrize("operation", [
+    lambda model: codehead.attach(model, "minrandom", bits=24), lambda model: codehead.screen(model, recall=0.9),
+], ids=["attach", "screen"])  # fmt: skip
+def test_an_adapter_on_the_head_is_refused(operation):
+    from peft import LoraConfig
+
+    model = make("llama", tied=False)
+    model.add_adapter(LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
+    expected = model(input_ids=tokens()).logits
+    with pytest.raises(ConfigurationError, match="merge or remove adapters first"):
+        operation(model)
+    assert torch.equal(model(input_ids=tokens()).logits, expected)
 
 
 def test_attach_refuses_what_is_no_causal_language_model():

@@ -165,6 +165,18 @@ def test_the_command_writes_a_stock_model_with_its_tokenizer(command, coded_fold
     assert AutoTokenizer.from_pretrained(tmp_path / "dense")("The cat")["input_ids"]
 
 
+@pytest.mark.parametrize("words", ["", "# Mine\n"], ids=["ours", "with words of others"])
+def test_the_folder_of_a_stock_model_tells_of_no_other(words, command, coded_folder, tmp_path):
+    out = tmp_path / "dense"
+    shutil.copytree(coded_folder, out)
+    (out / "README.md").write_text((out / "README.md").read_text() + words)
+    (out / "run.json").write_text("{}")
+    assert command("fold", coded_folder, "--out", out, "--overwrite")[0] == 0
+    assert not (out / "run.json").exists() and not (out / "codehead.json").exists()
+    assert (out / "README.md").exists() == bool(words)
+    assert not words or ("# Mine" in (text := (out / "README.md").read_text()) and "decision layer" not in text)
+
+
 def test_the_command_refuses_to_lose_a_bias_and_leaves_no_folder(command, llama, tmp_path):
     status, _, errors = command("fold", llama, "--out", tmp_path / "dense")
     assert status == 2

@@ -6,10 +6,18 @@ import pytest
 import torch
 from architectures import GEMMA, MODERN, VOCAB, make, tokens
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, conversion_mapping
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LlamaConfig,
+    LlamaForCausalLM,
+    conversion_mapping,
+)
 from transformers.core_model_loading import WeightRenaming
 
 import codehead
+from codehead.config import ModelShape
 from codehead.errors import ConfigurationError
 
 DEEPSEEK = {**MODERN, "head_dim": 16, "moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2}
@@ -54,6 +62,28 @@ def test_it_comes_back_and_off_again(name, layer, tmp_path):
     codehead.detach(model)
     assert {**model.config.to_dict(), "dtype": 0} == {**before, "dtype": 0, "architectures": [type(model).__name__]}
     assert torch.equal(logits(model), expected)
+
+
+TEXT = {**MODERN, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+EYES = {"depth": 1, "num_heads": 2, "hidden_size": 16, "patch_size": 14}
+SEEING = {
+    "qwen2_vl": {**EYES, "embed_dim": 16},
+    "qwen2_5_vl": {**EYES, "out_hidden_size": 16, "intermediate_size": 32, "fullatt_block_indexes": [0]},
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", SEEING)
+def test_a_model_that_sees_says_for_all_its_parts_whether_it_is_tied(name, tied, tmp_path):
+    config = AutoConfig.for_model(name, text_config=TEXT, vision_config=SEEING[name], tie_word_embeddings=tied)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    assert ModelShape.of_model(model).tied is tied
+    expected = logits(model)
+    codehead.attach(model, "minrandom", bits=24).save_pretrained(tmp_path)
+    assert ModelShape.of_model(model).tied is tied
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again), logits(model))
+    assert torch.equal(logits(codehead.detach(model)), expected)
 
 
 def test_a_head_is_found_under_its_name_in_files(tmp_path):

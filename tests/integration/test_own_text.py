@@ -8,6 +8,7 @@ import pytest
 import torch
 from architectures import VOCAB, make
 from datasets import Dataset
+from transformers import WatermarkingConfig
 
 from codehead.errors import ConfigurationError
 from codehead.losses import IGNORE
@@ -38,12 +39,36 @@ def test_a_seed_repeats_the_text_and_leaves_other_random_numbers_alone():
     assert torch.equal(one, write(model, first, LENGTH, seed=2)) and not torch.equal(one, other)
 
 
-def test_text_comes_from_the_whole_distribution_whatever_the_model_generates_with():
+SETTINGS = {
+    "temperature": 0.01, "top_k": 1, "top_p": 0.1, "repetition_penalty": 5.0, "min_p": 0.9, "typical_p": 0.1,
+    "epsilon_cutoff": 0.05, "eta_cutoff": 0.05, "no_repeat_ngram_size": 1, "bad_words_ids": [[5], [6]],
+    "suppress_tokens": list(range(60)), "begin_suppress_tokens": list(range(60)), "sequence_bias": {(9,): 30.0},
+    "forced_bos_token_id": 9, "forced_eos_token_id": 2, "watermarking_config": WatermarkingConfig(bias=30.0),
+    "num_beams": 3, "num_return_sequences": 2, "prompt_lookup_num_tokens": 2,
+    "return_dict_in_generate": True, "stop_strings": ["a"], "max_time": 1e-9, "token_healing": True,
+    "exponential_decay_length_penalty": (1, 9.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_text_comes_from_the_whole_distribution_whatever_the_model_generates_with(name):
+    model, first = make("llama"), beginnings([], 8, VOCAB, seed=0)
+    model.generation_config.eos_token_id = None
+    expected = write(model, first, LENGTH, seed=0)
+    settings = model.generation_config
+    setattr(settings, name, SETTINGS[name])
+    assert torch.equal(write(model, first, LENGTH, seed=0), expected)
+    assert model.generation_config is settings and getattr(settings, name) == SETTINGS[name]
+
+
+def test_a_model_in_training_writes_without_dropout_and_stays_in_its_modes():
     model, first = make("llama"), beginnings([], 8, VOCAB, seed=0)
     expected = write(model, first, LENGTH, seed=0)
-    for name, value in {"temperature": 0.01, "top_k": 1, "top_p": 0.1, "repetition_penalty": 5.0}.items():
-        setattr(model.generation_config, name, value)
+    for layer in model.train().model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.model.norm.eval()
     assert torch.equal(write(model, first, LENGTH, seed=0), expected)
+    assert [name for name, module in model.named_modules() if not module.training] == ["model.norm"]
 
 
 def test_no_text_ends_early():

@@ -23,10 +23,12 @@ def written(monkeypatch):
 
 def test_screen_saves_a_model_that_says_what_it_promises(place, tmp_path, codehead, written):
     out = tmp_path / "screened"
-    status, output, _ = codehead("screen", place / "model", "--out", out, *OPTIONS)
+    out.mkdir()
+    (out / "run.json").write_text("{}")  # of another model
+    status, output, _ = codehead("screen", place / "model", "--out", out, "--overwrite", *OPTIONS)
     assert status == 0
     assert "recall at least 90.000%" in output
-    assert not (out / build.HIDDEN).exists()
+    assert {build.HIDDEN, "run.json"}.isdisjoint(path.name for path in out.iterdir())
     kept = json.loads((out / "config.json").read_text())["quantization_config"]["screening"]
     assert kept["promised"] == 0.9
     assert kept["calibration_positions"] == 100

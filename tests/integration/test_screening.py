@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import warnings
 
@@ -10,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from architectures import HIDDEN, VOCAB, make, tokens
-from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM, PhiConfig, PhiForCausalLM
 
 import codehead
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.models.hidden import probed
 from codehead.screening import build, calibration
 from codehead.screening import screen as screen_module
+from codehead.screening.model import install
 from codehead.screening.screen import Settings
 
 NAMES = pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "granite", "opt_350m", "gpt_neox"])
@@ -33,8 +36,8 @@ def states(model, count: int = 400) -> torch.Tensor:
         return read(input_ids=tokens(count // 20, 20, seed=9), use_cache=False).flatten(0, 1)
 
 
-def screened(name: str = "llama", tied: bool = True, **options):
-    model = make(name, tied)
+def screened(name: str = "llama", tied: bool = True, seed: int = 0, **options):
+    model = make(name, tied, seed)
     options = {"bits": 64, **options}
     if "recall" not in options and options.get("mode") != "exact":
         options["recall"] = 0.9
@@ -86,7 +89,6 @@ def test_every_way_of_generation_in_exact_mode(way):
 @NAMES
 def test_candidates_have_the_dense_logits_and_the_others_none(name):
     model, ids = screened(name), tokens(1, 6)
-    head = model.get_output_embeddings()
     with torch.no_grad():
         dense = model(ids).logits[:, -1]
         assert torch.isfinite(dense).all()
@@ -94,7 +96,7 @@ def test_candidates_have_the_dense_logits_and_the_others_none(name):
             logits = model(ids).logits
             assert logits.shape == (1, 1, VOCAB)
             known = selection.step.logits[:, -1] > -torch.inf
-    assert head.selection is None
+        assert torch.equal(model(ids).logits[:, -1], dense)
     assert 0 < int(known.sum()) < VOCAB
     torch.testing.assert_close(logits[:, -1][known], dense[known], rtol=1e-5, atol=1e-5)
     assert int(dense.argmax()) in known[0].nonzero().flatten().tolist()
@@ -230,6 +232,14 @@ def test_all_bits_choose_among_the_tokens_that_a_prefix_leaves(prefixed):
     assert (np.diff(ordered) < 1e-4).all()  # best first
 
 
+def test_the_file_of_a_checkpoint_is_a_state_dict_of_the_model(tmp_path):
+    model, other, ids = screened(tied=False, seed=1), screened(tied=False), tokens(1, 6)
+    model.save_pretrained(tmp_path)
+    generate(other, ids)
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(generate(other, ids), generate(model, ids)) and other.obstacle() is None
+
+
 def test_a_prefix_is_saved_and_loaded(prefixed, tmp_path):
     prefixed.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -280,6 +290,131 @@ def test_a_head_that_was_trained_takes_the_dense_path_openly():
         model.get_output_embeddings().weight.mul_(1.5)
     with pytest.warns(UserWarning, match="not those that its code was made for"):
         generate(model, ids)
+
+
+EDITS = {
+    "one number": lambda rows: rows[77, 3].add_(0.05),
+    "a row of the same norm": lambda rows: rows[77].neg_(),
+    "a row behind torch's back": lambda rows: rows.data[77].neg_(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("again", [False, True], ids=["at once", "after it generated"])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=list(EDITS))
+def test_a_row_that_changes_takes_the_dense_path_openly(edit, again, dtype):
+    model, ids = make("llama", tied=False).to(dtype), tokens(1, 6)
+    codehead.screen(model, hidden=states(make("llama", tied=False)), mode="exact", certificate="proof")
+    if again:
+        generate(model, ids)
+    with torch.no_grad():
+        edit(model.get_output_embeddings().weight)
+    with pytest.warns(UserWarning, match="not those that its code was made for"):
+        generate(model, ids)
+
+
+def test_a_bias_that_changes_after_the_first_text_counts():
+    config = PhiConfig(vocab_size=VOCAB, hidden_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2)
+    model, ids = PhiForCausalLM(config), tokens(1, 6)
+    codehead.screen(model, hidden=states(model), mode="exact", certificate="proof")
+    generate(model, ids)
+    with torch.no_grad():
+        model.get_output_embeddings().bias[77] = 100
+    assert generate(model, ids)[0, 6:].tolist() == [77] * 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_gives_the_text_of_the_dense_head_under_autocast(dtype):
+    model, stock, ids = screened(recall=0.95).to(dtype), make("llama").to(dtype), tokens(3, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(generate(model, ids), generate(stock, ids))
+    assert model.steps == 24 and model.whole == 0
+
+
+def test_exact_mode_leaves_autocast_to_the_dense_head_openly():
+    model, ids = screened(mode="exact"), tokens(1, 6)
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="autocast rounds"):
+        assert torch.equal(generate(model, ids), generate(make("llama"), ids))
+    assert model.steps == 0 and torch.equal(generate(model, ids), generate(make("llama"), ids))
+
+
+def test_autocast_makes_no_other_code():
+    expected, hidden = screened(mode="exact").screen, states(make("llama"))
+    with torch.autocast("cpu", torch.bfloat16):
+        made = codehead.screen(make("llama"), bits=64, hidden=hidden, mode="exact").screen
+    assert made.settings == expected.settings
+    assert all(torch.equal(*pair) for pair in zip(made.buffers(), expected.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_the_default_dtype_changes_nothing(dtype, default_dtype, tmp_path):
+    expected, stock, hidden, ids = screened(), make("llama"), states(make("llama")), tokens(1, 6)
+    text = generate(expected, ids)
+    default_dtype(dtype)
+    model = codehead.screen(stock, hidden=hidden, bits=64, recall=0.9)
+    assert all(torch.equal(*pair) for pair in zip(model.screen.buffers(), expected.screen.buffers(), strict=True))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(generate(loaded, ids), text) and loaded.whole == 0
+
+
+def test_a_compiled_model_generates_as_before():
+    model, ids = screened(), tokens(1, 6)
+    expected = generate(screened(), ids)
+    model.compile(backend="eager")
+    assert torch.equal(generate(model, ids), expected)
+
+
+def test_weights_made_in_inference_mode_are_screened():
+    with torch.inference_mode():
+        model, ids = screened().to(torch.bfloat16), tokens(1, 6)
+        assert torch.equal(generate(model, ids), generate(make("llama").to(torch.bfloat16), ids))
+    assert model.whole == 0
+
+
+@pytest.mark.parametrize(("made", "used"), [
+    (torch.float32, torch.bfloat16), (torch.float32, torch.float16), (torch.float32, torch.float64),
+    (torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16), (torch.float64, torch.float32),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0])
+def test_a_cast_is_not_a_change(made, used, scale):
+    model = make("llama", tied=False).to(made)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(scale)
+    hidden = states(make("llama", tied=False))
+    codehead.screen(model, hidden=hidden, mode="exact", certificate="proof")
+    assert model.to(used).obstacle() is None
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_tokens_trained_by_peft_and_merged_take_the_dense_path_openly():
+    from peft import LoraConfig, get_peft_model
+
+    model, ids = screened(mode="exact", certificate="proof"), tokens(1, 6)
+    generate(model, ids)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], trainable_token_indices=[70, 71]))
+    with torch.no_grad():
+        for name, values in wrapped.named_parameters():
+            if "trainable_tokens_delta" in name:
+                values.mul_(-1)
+    merged = wrapped.merge_and_unload()
+    with pytest.warns(UserWarning, match="not those that its code was made for"):
+        generate(merged, ids)
+
+
+def test_a_checkpoint_without_marks_of_the_rows_still_loads(tmp_path):
+    model = screened(mode="exact")
+    made = screen_module.Screen(dataclasses.replace(model.screen.settings, dtype=""))
+    made.load_state_dict({name: values for name, values in model.screen.state_dict().items() if name != "marks"})
+    made.seal.close(made.integers())
+    old = make("llama")
+    install(old, made)
+    old.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert '"dtype": ""' in text
+    loaded, ids = AutoModelForCausalLM.from_pretrained(tmp_path), tokens(1, 6)
+    assert torch.equal(generate(loaded, ids), generate(model, ids))
+    assert loaded.steps > loaded.whole
 
 
 def test_labels_and_likelihoods_are_the_stock_model_s():

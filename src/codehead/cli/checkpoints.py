@@ -52,12 +52,13 @@ def attach(
 
 def _save(changed: Any, model: str, out: Path) -> None:
     """Save a changed model with the tokenizer of the original one."""
-    from codehead.training.folder import locked, save_whole
+    from codehead.training.folder import RECORD, locked, save_whole
     from codehead.training.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     with locked(out):
         save_whole(changed, tokenizer, out)
+        (out / RECORD).unlink(missing_ok=True)  # of the run whose model was overwritten
 
 
 def convert(

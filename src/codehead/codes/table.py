@@ -171,7 +171,7 @@ class CodewordTable(nn.Module):
         planes = [plane for plane in (self.sign_plane, self.support_plane) if plane is not None]
         if torch.compiler.is_compiling():  # planes are not written to inside a graph, and no copy may leave it
             return kept.values if kept is not None and kept.is_of(planes) else self._matrix(name)
-        versions = [_version(plane) for plane in planes]
+        versions = [version(plane) for plane in planes]
         if kept is None or not kept.is_of(planes) or kept.versions != versions:
             with torch.inference_mode(False):  # the copy may be used in training later
                 kept = _Copy(self._matrix(name), planes, versions)
@@ -288,7 +288,7 @@ class Seal(nn.Module):
         """
         if torch.compiler.is_compiling() or not self.on_guard or self.digest.is_meta or _any_meta(tensors):
             return
-        state = [(values, _version(values)) for values in (self.digest, *tensors.values())]
+        state = [(values, version(values)) for values in (self.digest, *tensors.values())]
         if [(id(values), version) for values, version in state] == [(id(v), version) for v, version in self._seen]:
             return
         if bytes(self.digest.tolist()) != _sha256(tensors):
@@ -313,7 +313,7 @@ def _any_meta(tensors: Mapping[str, Tensor]) -> bool:
     return any(values.is_meta for values in tensors.values())
 
 
-def _version(values: Tensor) -> int | None:
+def version(values: Tensor) -> int | None:
     """How often a tensor was written to; None if torch does not count it."""
     return None if values.is_inference() else values._version
 

@@ -46,8 +46,9 @@ class ModelShape:
         entry = getattr(whole, "quantization_config", None) or getattr(text, "quantization_config", None) or {}
         entry = entry if isinstance(entry, dict) else entry.to_dict()
         hidden = getattr(text, "word_embed_proj_dim", text.hidden_size)  # OPT-350m projects before its head
-        tied = bool(entry.get("stock", {}).get("tie_word_embeddings", text.tie_word_embeddings))
-        return cls(hidden, text.vocab_size, tied, positions_of(config), entry.get("quant_method"))
+        says = (getattr(part, "tie_word_embeddings", None) for part in (whole, text))  # Qwen2.5-VL's text does not
+        tied = entry.get("stock", {}).get("tie_word_embeddings", next((tie for tie in says if tie is not None), False))
+        return cls(hidden, text.vocab_size, bool(tied), positions_of(config), entry.get("quant_method"))
 
     @classmethod
     def of_model(cls, model: Any) -> ModelShape:

@@ -18,7 +18,7 @@ from codehead.decoding import DECODERS, decode
 from codehead.decoding.numerics import top_k
 from codehead.errors import ConfigurationError, DataError
 from codehead.models.hidden import probed
-from codehead.models.probe import LogitScaling
+from codehead.models.probe import LogitScaling, evaluating
 from codehead.models.surgery import is_coded
 from codehead.processes import ALONE, Processes
 from codehead.training.data import Collator
@@ -180,17 +180,13 @@ def _scored(
     """The `Pieces` of all batches of this process, from a model in evaluation mode until the end."""
     pad_id = None if tokenizer is None else tokenizer.pad_token_id
     collate = Collator(pad_id, with_bytes=len(dataset) > 0 and "num_bytes" in dataset[0])
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        with probed(model) as read:
-            for start in range(processes.rank * batch_size, len(dataset), processes.count * batch_size):
-                batch = collate([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
-                yield from _pieces(head, read, {name: values.to(device) for name, values in batch.items()})
-                done = start + (processes.count - processes.rank) * batch_size  # by all processes
-                progress(min(done, len(dataset)), len(dataset))
-    finally:
-        model.train(was_training)
+    device = next(model.parameters()).device
+    with evaluating(model), probed(model) as read:
+        for start in range(processes.rank * batch_size, len(dataset), processes.count * batch_size):
+            batch = collate([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
+            yield from _pieces(head, read, {name: values.to(device) for name, values in batch.items()})
+            done = start + (processes.count - processes.rank) * batch_size  # by all processes
+            progress(min(done, len(dataset)), len(dataset))
 
 
 def _pieces(head: _Head, read: Callable[..., Tensor], batch: dict[str, Tensor]) -> Pieces:

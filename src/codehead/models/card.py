@@ -22,6 +22,8 @@ TEMPLATE = (
 """The text that transformers fills into the Hub's card template for an upload."""
 OWN = re.compile(r"<!-- codehead card (\w+)[^\n]*-->\n(.*?)<!-- end of the codehead card -->\n", re.DOTALL)
 """The part of a card that codehead writes: the digest of its text, and the text."""
+HEADER = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
+"""The metadata of a card."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 LOAD = """\
 ```python
@@ -76,6 +78,20 @@ def publish(card: Path, place: Path) -> None:
             return
         card.write_text(old.replace(own, new), encoding="utf-8")
     os.replace(card, place)
+
+
+def withdraw(place: Path) -> None:
+    """Remove codehead's part of a card, unless it was edited: a stock model is there now. Other text stays."""
+    try:
+        text = place.read_text(encoding="utf-8")
+    except (OSError, ValueError):  # there is none, or not one of ours
+        return
+    own = _own(text)
+    rest = text.replace(own, "")
+    if own and HEADER.sub("", rest).strip():
+        place.write_text(rest, encoding="utf-8")
+    elif own:
+        place.unlink()
 
 
 def renew(folder: Path, model: Any) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
@@ -23,7 +22,7 @@ from codehead.layer import WRITTEN, Decision
 from codehead.losses import IGNORE
 from codehead.models import card, guards, integrity, stock
 from codehead.models.description import Description, written
-from codehead.models.selection import Selecting, Selection, Step, spread
+from codehead.models.selection import Selecting, Selection, Step, announcing, awaited, spread
 
 
 class OwnCausalLM(Selecting):
@@ -62,8 +61,7 @@ class OwnCausalLM(Selecting):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle via the stock class, which can be imported by name."""
-        kept = {name: value for name, value in self.__dict__.items() if name != "_selection"}
-        return _rebuild, (self._kind, self._stock_class), kept
+        return _rebuild, (self._kind, self._stock_class), self.__dict__
 
     @classmethod
     def _members(cls, base: Any) -> dict[str, Any]:
@@ -121,7 +119,8 @@ def _rebuild(kind: Any, base: Any) -> Any:
 def own_class(kind: Any, base: Any) -> Any:
     """A subclass of a stock class with `kind` mixed in, under the stock name: tools keyed on names keep working."""
     named = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (kind, base), {**named, "_kind": kind, "_stock_class": base, **kind._members(base)})
+    members = {"_kind": kind, "_stock_class": base, "prepare_inputs_for_generation": announcing(base)}
+    return type(base.__name__, (kind, base), {**named, **members, **kind._members(base)})
 
 
 class CodedCausalLM(OwnCausalLM):
@@ -181,10 +180,11 @@ class CodedCausalLM(OwnCausalLM):
         access, unless `wanted` decides it.
         """
         own, loss = outputs.logits, None
-        if self._selection is not None and labels is None and not torch.compiler.is_compiling():
+        selection = None if is_compiling() else awaited(self)
+        if selection is not None and labels is None:
             own = own[:, -1:]
             guards.refuse_nan(own)
-            self._selection.step = step = self._best(own, self._selection.count)
+            selection.step = step = self._best(own, selection.count)
             return type(outputs)(**{**outputs, "logits": step.logits})
         if labels is not None:
             loss = self._loss(outputs, labels, num_items)
@@ -209,7 +209,7 @@ class CodedCausalLM(OwnCausalLM):
     def generate(self, *args: Any, **options: Any) -> Any:
         """As in transformers; integer weights are dequantised once, not at every token."""
         with parametrize.cached():
-            return super().generate(*args, **options)  # type: ignore[misc]
+            return super().generate(*args, **options)
 
     def _may_select(self, chosen: Selection | str) -> Selection | None:
         scanned = self.decision.choice().impl == "scan"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from codehead.errors import ConfigurationError, DataError
 from codehead.losses import IGNORE
-from codehead.models.probe import Probe
+from codehead.models.probe import Probe, evaluating
 from codehead.models.stock import replace_head
 from codehead.processes import ALONE, Processes
 
@@ -162,10 +162,9 @@ def at_labels(
     `read` is called with the model's inputs, in eval mode. Both results are `(tokens, …)`, on the device of the values,
     or on the CPU if several `processes` read them. DataError if no position is labelled.
     """
-    device, was_training, seen = next(model.parameters()).device, model.training, 0
+    device, seen = next(model.parameters()).device, 0
     parts: list[tuple[Tensor, Tensor]] = []
-    model.eval()
-    try:
+    with evaluating(model):
         for number, batch in enumerate(batches):
             _check_batch(batch, model.get_input_embeddings().num_embeddings)
             labels = batch["labels"][:, 1:]
@@ -178,8 +177,6 @@ def at_labels(
             progress(min(seen, limit), limit)
             if seen >= limit:
                 break
-    finally:
-        model.train(was_training)
     if not seen:
         raise DataError("the text holds no token to predict; give more text, or a longer block_size")
     values, wanted = zip(*processes.gathered(parts), strict=True)

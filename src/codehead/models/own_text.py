@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from codehead.models.probe import evaluating
+
 
 def write(model: Any, first: Tensor, length: int, seed: int) -> Tensor:
     """Texts `(texts, length)` that continue the tokens `first` `(texts, n)`, on the CPU.
 
-    They are sampled from the whole distribution, as the model learnt it, and none ends early: `length` is at most what
-    the model takes.
+    They are sampled from the whole distribution, as the model learnt it, whatever its `generation_config` and mode, and
+    none ends early: `length` is at most what the model takes.
     """
-    device = model.device
+    device, missing, start = model.device, length - first.shape[1], first.to(model.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
         torch.manual_seed(seed)
-        missing, start = length - first.shape[1], first.to(device)
-        ids = model.generate(
-            start, attention_mask=torch.ones_like(start), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-            repetition_penalty=1.0, min_new_tokens=missing, max_new_tokens=missing, pad_token_id=0,
-        )  # fmt: skip
+        with evaluating(model), _sampling(model, missing):
+            ids = model.generate(start, attention_mask=torch.ones_like(start))
     return ids.clone().cpu()
+
+
+@contextmanager
+def _sampling(model: Any, length: int) -> Iterator[None]:
+    """Let a model generate exactly `length` tokens; its own settings would fill whatever is not given."""
+    kept = model.generation_config
+    model.generation_config = type(kept)(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=length, max_new_tokens=length,
+        pad_token_id=0, eos_token_id=kept.eos_token_id,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def beginnings(start: Sequence[int], texts: int, vocabulary: int, seed: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,18 @@ class Probe(nn.Module):
         return self.answer.to(hidden.device).expand(*hidden.shape[:-1], -1).clone()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode; afterwards each of its modules is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.no_grad()
 def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
     """The outputs of a model, stock or coded, whose head answers every position with `answer` `(width,)`.
@@ -48,26 +61,35 @@ def probe(model: Any, answer: Tensor, **inputs: Tensor) -> tuple[Any, Tensor]:
     Also the head's inputs, `(2, LENGTH, hidden)`, for two sequences that differ from the second token on.
     ConfigurationError if the model cannot be run on them.
     """
-    head, modes = model.get_output_embeddings(), [(module, module.training) for module in model.modules()]
-    stand_in = Probe(answer, next(head.parameters()).dtype)
-    forward: Callable[..., Any] = getattr(model, "_stock_outputs", model)
+    stand_in = Probe(answer, next(model.get_output_embeddings().parameters()).dtype)
+    forward: Callable[..., Any] = getattr(model, "_stock_outputs", model._call_impl)  # no compiled graph of it
     inputs["input_ids"] = _sequences(model)
     inputs = {name: values.to(next(model.parameters()).device) for name, values in inputs.items()}
-    replace_head(model, stand_in)
-    model.eval()
     try:
-        outputs = forward(**inputs, use_cache=False, return_dict=True)
+        with replaced(model, stand_in), evaluating(model):
+            outputs = forward(**inputs, use_cache=False, return_dict=True)
     except Exception as error:
         raise ConfigurationError(
             f"{type(model).__name__} cannot be run on {LENGTH} tokens with {len(answer)} outputs of its head "
             f"({type(error).__name__}: {error}); use a causal language model that runs on input_ids alone and takes "
             "any number of outputs from its head (as many as before, if code='one_vs_all')"
         ) from error
+    return outputs, stand_in.seen
+
+
+@contextmanager
+def replaced(model: Any, stand_in: nn.Module) -> Iterator[None]:
+    """A model with another module in place of its output embedding; if screened, in this thread alone."""
+    head = model.get_output_embeddings()
+    if hasattr(head, "replaced_by"):
+        with head.replaced_by(stand_in):
+            yield
+        return
+    replace_head(model, stand_in)
+    try:
+        yield
     finally:
         replace_head(model, head)
-        for module, mode in modes:
-            module.training = mode
-    return outputs, stand_in.seen
 
 
 def _sequences(model: Any) -> Tensor:
@@ -117,7 +139,7 @@ class LogitScaling:
                 f"a forward pass must show how {type(model).__name__} scales its logits, but its weights are on the "
                 "meta device; load them first"
             )
-        answer = torch.linspace(1, -1, width)
+        answer = torch.linspace(1, -1, width, dtype=torch.float32)
         outputs, _ = probe(model, answer)
         found, cap = outputs.logits.float().cpu(), soft_cap(model)
         first = float(found.flatten()[0])
@@ -178,7 +200,7 @@ def refuse_non_causal(model: Any) -> None:
         return
     name, width = type(model).__name__, model.get_output_embeddings().weight.shape[0]
     labels = torch.tensor([[0] + [width - 1] * (LENGTH - 1)] * 2)
-    outputs, hidden = probe(model, torch.linspace(-SPREAD, SPREAD, width), labels=labels)
+    outputs, hidden = probe(model, torch.linspace(-SPREAD, SPREAD, width, dtype=torch.float32), labels=labels)
     if _looks_ahead(hidden):
         raise ConfigurationError(
             f"{name} looks at later tokens: the hidden state of a token changes with those after it, so it is not a "

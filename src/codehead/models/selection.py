@@ -4,12 +4,18 @@ Greedy text needs the best token, and sampling cut by top_k or min_p needs the b
 work on logits that are −∞ for all other tokens, as long as no later processor can choose one of those. A supported
 processor either lowers the logits of some tokens, which the known scores show to be harmless, or depends only on the
 best ones; everything else takes all logits.
+
+Only the generation itself sees its selection: other threads, and calls of the model from a stopping criterion or a
+streamer, get all logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +49,7 @@ class Selection:
     """Replaces the logits processors of one generation, and asks for all logits where a token is not certain.
 
     `count` tokens are enough at most steps, `least` of them at some. `steps` and `whole` count the tokens chosen, and
-    those of them that took all logits.
+    those of them that took all logits. It `is_awaited` from the preparation of a step's inputs to its processors.
     """
 
     def __init__(self, count: int, lowering: int, processors: Any, *, sampling: bool, least: int = 1) -> None:
@@ -52,10 +58,11 @@ class Selection:
         self.warpers = type(processors)(processors[lowering:])
         self.step: Step | None = None
         self.steps = self.whole = 0
+        self.is_awaited = True
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `(batch, V)` as the processors would leave them, −∞ for tokens that cannot be chosen."""
-        step, self.step = self.step, None
+        step, self.step, self.is_awaited = self.step, None, False
         self.steps += len(scores)
         if step is None:  # the model computed all logits
             self.whole += len(scores)
@@ -109,13 +116,36 @@ def _sampling(processors: Any, lowering: int, config: Any) -> Selection | str:
     return "sampling without top_k or min_p may draw any token"
 
 
+_selections: ContextVar[Mapping[int, Selection | None]] = ContextVar("selections", default=MappingProxyType({}))
+"""The selections of the generations in progress in this thread, by the id of the module that answers for them."""
+
+
+@contextmanager
+def selecting(module: object, selection: Selection | None) -> Iterator[None]:
+    """Let a module answer with a step of a selection, in this thread; with None it computes all logits."""
+    token = _selections.set({**_selections.get(), id(module): selection})
+    try:
+        yield
+    finally:
+        _selections.reset(token)
+
+
+def awaited(module: object) -> Selection | None:
+    """The selection that awaits a step from a module; None if it is to compute all logits."""
+    found = _selections.get().get(id(module))
+    return found if found is not None and found.is_awaited else None
+
+
 class Selecting:
     """Mixed into the class of a model whose forward can leave a `Step` instead of computing all logits."""
 
-    _selection: Selection | None = None
-    """The selection of the generation in progress."""
     _may_select: Callable[[Selection | str], Selection | None]
     """The selection, if this model supports it; a model may warn here that it does not."""
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """As in transformers; within another generation of this model, it is not part of that one."""
+        with selecting(self, None):
+            return super().generate(*args, **options)  # type: ignore[misc]
 
     def _sample(self, input_ids: Tensor, logits_processor: Any, **options: Any) -> Any:
         sample = super()._sample  # type: ignore[misc]
@@ -125,8 +155,19 @@ class Selecting:
     @contextmanager
     def _selecting(self, processors: Any, config: Any) -> Iterator[Any]:
         """Yields the replacement of the processors."""
-        outer, self._selection = self._selection, self._may_select(select(processors, config))
-        try:
-            yield processors if self._selection is None else self._selection
-        finally:
-            self._selection = outer
+        chosen = self._may_select(select(processors, config))
+        with selecting(self, chosen):
+            yield processors if chosen is None else chosen
+
+
+def announcing(base: Any) -> Callable[..., Any]:
+    """The `prepare_inputs_for_generation` of a selecting class: `generate` calls it before each of its own steps."""
+
+    @functools.wraps(base.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self: Any, *args: Any, **options: Any) -> Any:
+        selection = _selections.get().get(id(self))
+        if selection is not None:
+            selection.is_awaited = True
+        return base.prepare_inputs_for_generation(self, *args, **options)
+
+    return prepare_inputs_for_generation

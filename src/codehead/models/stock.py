@@ -28,7 +28,7 @@ SOFT_CAP = "final_logit_softcapping"
 FIXED_SOFT_CAPS = ("logits_soft_cap", "output_logit_soft_cap")
 """The same in models that offer no way to switch it off."""
 TIED = "tie_word_embeddings"
-"""Whether weights are tied; some configurations do not say."""
+"""Whether weights are tied; some configurations do not say, and some say so of weights that differ."""
 NO_CAP = 2.0**100
 """A soft cap that changes nothing, for configurations that forbid None; in float16, `logits / cap` would be 0."""
 GGUF = "gguf"
@@ -91,7 +91,8 @@ def refuse_fixed_soft_cap(model: Any) -> None:
 def before(model: Any, old: nn.Linear, *, capped: bool) -> dict[str, Any]:
     """Fields that `alter` will change: tying, whether heads have a bias and, unless it stays `capped`, the soft cap."""
     has_bias = old.bias is not None and not guards.refuses_saving(model)
-    values = {"bias": has_bias, TIED: bool(getattr(model.config, TIED, False))}
+    is_tied = bool(getattr(model.config, TIED, False)) and old.weight is model.get_input_embeddings().weight
+    values = {"bias": has_bias, TIED: is_tied}
     cap = getattr(model.config.get_text_config(), SOFT_CAP, None)
     return values if capped or cap is None else {**values, SOFT_CAP: cap}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -226,7 +228,12 @@ def _check(model: Any) -> nn.Linear:
             "a stock configuration"
         )
     guards.refuse_patched_forward(model, "attach")
-    old: nn.Linear = model.get_submodule(stock.head_path(model))
+    old = model.get_submodule(stock.head_path(model))
+    if not isinstance(old, nn.Linear):
+        raise ConfigurationError(
+            f"cannot attach: the output embedding is a {type(old).__name__}, and a decision layer takes the place of a "
+            "torch.nn.Linear; merge or remove adapters first"
+        )
     refuse_non_causal(model)
     return old
 
@@ -294,9 +301,20 @@ def _seeded_head(
 ) -> tuple[nn.Module, Chain | None]:
     """A head, and its chain if it has one, with initial weights.
 
-    Built on the CPU so that a seed gives the same weights on every device.
+    Built on the CPU, in float32, so that a seed gives the same weights on every device and for every default dtype.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _float32():
         torch.default_generator.manual_seed(config.seed)
         head = build_head(config, hidden_size, num_bits, further)
         return head, Chain.of(head)
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """float32 as torch's default dtype."""
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(kept)

@@ -17,6 +17,7 @@ from codehead.codes.additive import MAX_DIGITS
 from codehead.config.blocks import require, require_that
 from codehead.config.size import positions_of
 from codehead.decoding import fast_scan
+from codehead.decoding.numerics import no_autocast
 from codehead.errors import ConfigurationError
 from codehead.models import guards, stock
 from codehead.models.description import weights_checksum
@@ -85,8 +86,8 @@ def screen(
         hidden = hidden_states(model, source, positions, lambda done, total: progress("hidden states", done, total))
     size = head.in_features
     require_that(hidden.shape[1] == size, "hidden", tuple(hidden.shape), f"give (positions, {size})")
-    parts = parted(head, hidden.float(), progress)
-    with torch.no_grad():
+    with torch.no_grad(), no_autocast(head.weight.device.type):
+        parts = parted(head, hidden.float(), progress)
         if mode == "exact":
             made = exact(head, parts, certificate, bits, progress)
         else:
@@ -188,7 +189,7 @@ def screen_checkpoint(
             the hidden states.
     """
     from codehead.training.data import check_vocabulary  # training needs an extra; `screen` does not
-    from codehead.training.folder import locked
+    from codehead.training.folder import RECORD, locked
     from codehead.training.model import load_model
     from codehead.training.provenance import file_records
     from codehead.training.tokenizer import load_tokenizer
@@ -215,6 +216,7 @@ def screen_checkpoint(
             model.save_pretrained(out)
             tokenizer.save_pretrained(out)
         (out / HIDDEN).unlink()
+        (out / RECORD).unlink(missing_ok=True)  # of the run whose model was overwritten
     return model.screen.settings
 
 

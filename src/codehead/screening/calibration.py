@@ -25,7 +25,7 @@ from codehead.codes.packing import slices
 from codehead.errors import ConfigurationError
 from codehead.models.hidden import Statistics
 from codehead.screening.head import MORE
-from codehead.screening.screen import Screen, Settings, block_norms, probes
+from codehead.screening.screen import Screen, Settings, block_norms, dtype_name, marks, probes
 from codehead.screening.transform_coding import TransformCode, fit, pieces
 
 Progress = Callable[[str, int, int], None]
@@ -213,7 +213,8 @@ def _coded(head: nn.Linear, parts: Parts, settings: Settings, progress: Progress
     """A ready screen of a code of `settings.bits` bits."""
     code = fit(head.weight, parts.statistics, settings.bits)
     coded = int((code.digits > 0).sum())
-    made = Screen(replace(settings, rank=code.digits.numel() if settings.blocks else coded))
+    rank, dtype = code.digits.numel() if settings.blocks else coded, dtype_name(head.weight)
+    made = Screen(replace(settings, rank=rank, dtype=dtype))
     _fill(made, code, head, progress)
     _ready(made, head, parts.fitted.hidden)
     return made
@@ -224,7 +225,7 @@ def _fill(made: Screen, code: TransformCode, head: nn.Linear, progress: Progress
     made.coordinates.copy_(coordinates)
     for name, values in {
         "sizes": sizes, "mean": code.mean, "white": code.inverse[:rank], "common": code.centre[:rank],
-        "probes": probes(head.weight),
+        "probes": probes(head.weight), "marks": marks(head.weight),
     }.items():  # fmt: skip
         made.set(name, values)
     planes, norms = [], []

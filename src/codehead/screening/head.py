@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codehead.decoding.numerics import top_k
+from codehead.decoding.numerics import no_autocast, top_k
 from codehead.models.probe import LogitScaling
-from codehead.models.selection import Selection, Step, spread
+from codehead.models.selection import Selection, Step, awaited, spread
 from codehead.screening.screen import Screen
 
 MORE = 4
@@ -31,14 +34,17 @@ class Scored(NamedTuple):
     """`(positions,)`: no other token scores more."""
 
 
+_stand_in: ContextVar[tuple[nn.Module | None, nn.Module | None]] = ContextVar("stand-in", default=(None, None))
+"""A head, and the module that answers in its place."""
+
+
 class ScreenedLinear(nn.Linear):
     """The output embedding of a model `(hidden → V)` with a `Screen`; its rows, tied or not, are unchanged.
 
-    Without an active selection it is the original linear layer.
+    Unless a selection awaits its candidates, it is the original linear layer.
     """
 
     screen: Screen
-    selection: Selection | None = None
     scaling: LogitScaling
     """How the model scales or caps the outputs of its head."""
 
@@ -51,16 +57,32 @@ class ScreenedLinear(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(batch, length, hidden)` → logits `(batch, length, V)`; selecting, of the last position's candidates."""
-        if self.selection is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return super().forward(hidden)
-        last = hidden[:, -1:]
-        scored = self.candidates(last[:, 0], self.selection.count, self.selection.least)
+        head, other = _stand_in.get()
+        if other is not None and head is self:
+            return other(hidden)
+        selection = awaited(self)
+        return super().forward(hidden) if selection is None else self._selected(hidden[:, -1:], selection)
+
+    def _selected(self, last: Tensor, selection: Selection) -> Tensor:
+        """Logits `(batch, 1, V)` of the candidates for the last hidden states `(batch, 1, hidden)`, −∞ for others."""
+        scored = self.candidates(last[:, 0], selection.count, selection.least)
         if scored is None:
             return super().forward(last)
         dense, floor = super().forward, self.scaling(scored.floor)
         logits = spread(scored.ids, scored.logits, self.out_features)[:, None]
-        self.selection.step = Step(scored.ids, logits, floor, lambda: self.scaling(dense(last)))
+        selection.step = Step(scored.ids, logits, floor, lambda: self.scaling(dense(last)))
         return logits
+
+    @contextmanager
+    def replaced_by(self, other: nn.Module) -> Iterator[None]:
+        """Let another module answer in place of this one, in this thread alone."""
+        token = _stand_in.set((self, other))
+        try:
+            yield
+        finally:
+            _stand_in.reset(token)
 
     def best(self, hidden: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
         """Ids and logits `(positions, k)` of the best tokens at hidden states `(positions, hidden)`; equal ones by id.
@@ -98,7 +120,8 @@ class ScreenedLinear(nn.Linear):
 
     def _of(self, hidden: Tensor, count: int) -> Scored:
         """At least `count` candidates of every position `(positions, hidden)`."""
-        found, rest = self.screen.search.best(hidden, min(count, self.out_features))
+        with no_autocast(hidden.device.type):
+            found, rest = self.screen.search.best(hidden, min(count, self.out_features))
         found.sort(axis=1)
         ids = torch.from_numpy(found)
         logits = torch.cat([self._logits(*position) for position in zip(hidden.split(1), ids.unbind(), strict=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from codehead.codes.table import version
+from codehead.decoding.numerics import no_autocast
 from codehead.errors import CheckpointError, ConfigurationError
 from codehead.layer import WRITTEN
 from codehead.models import card, guards, stock
@@ -21,12 +24,14 @@ from codehead.models.integrity import check_integers, names_in_memory
 from codehead.models.loader import CodeheadConfig, CodeheadLoader, OwnLoader, Shapes, expect_additions, expect_files
 from codehead.models.probe import LogitScaling
 from codehead.models.registration import METHOD
-from codehead.models.selection import Selection
+from codehead.models.selection import Selection, selecting
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.screen import Screen, Settings
 
 FIELD = "screening"
 """Of `quantization_config`: a checkpoint that has it is screened."""
+_lock = threading.Lock()
+"""Held while a thread prepares a code or counts steps; not kept with a model, which can be pickled."""
 
 
 class ScreenedCausalLM(OwnCausalLM):
@@ -69,10 +74,19 @@ class ScreenedCausalLM(OwnCausalLM):
         head: Any = self.get_output_embeddings()  # type: ignore[attr-defined]
         if not isinstance(head, ScreenedLinear):
             return "another module has replaced the screened head (LoRA on the head?); screen the merged model"
+        if head.screen.settings.mode == "exact" and torch.is_autocast_enabled("cpu"):
+            return "torch.autocast rounds rows and hidden states, of which mode 'exact' is certain only as they are"
+        with _lock:
+            return self._prepare(head)
+
+    def _prepare(self, head: ScreenedLinear) -> str | None:
+        """Build the index, if rows or bias are not those that it was built for; why it cannot be built."""
+        kept = [(id(part), version(part)) for part in (head.weight, head.bias) if part is not None]
+        if self.__dict__.get("_prepared") == kept and head.screen.is_ready(head.weight):
+            return None
         reason = head.screen.obstacle(head.weight)
-        kept = (id(head.weight), head.weight._version)
-        if reason is None and (self.__dict__.get("_prepared") != kept or not head.screen.is_ready):
-            with torch.no_grad():
+        if reason is None:
+            with torch.no_grad(), no_autocast(head.weight.device.type):
                 head.scaling = LogitScaling.of(self)
                 head.screen.prepare(head.weight, head.bias)
             self._prepared = kept
@@ -84,13 +98,12 @@ class ScreenedCausalLM(OwnCausalLM):
             if not isinstance(given, Selection):
                 yield given
                 return
-            head = screened_head(self)
-            head.selection = given
             try:
-                yield given
+                with selecting(screened_head(self), given):
+                    yield given
             finally:
-                head.selection = None
-                self.steps, self.whole = self.steps + given.steps, self.whole + given.whole
+                with _lock:
+                    self.steps, self.whole = self.steps + given.steps, self.whole + given.whole
 
     def _num_tokens(self) -> int:
         return self.screen.settings.num_classes
@@ -128,7 +141,7 @@ class ScreenedCausalLM(OwnCausalLM):
         head.__dict__.pop("scaling", None)
         head.__class__ = nn.Linear
         self.__class__ = self._stock_class
-        for name in ("steps", "whole", "_told", "_prepared", "_selection"):
+        for name in ("steps", "whole", "_told", "_prepared"):
             self.__dict__.pop(name, None)
         del self.config.quantization_config
         return self

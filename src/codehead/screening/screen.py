@@ -10,20 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codehead.codes.packing import row_bytes
+from codehead.codes.packing import RandomBits, row_bytes
 from codehead.codes.table import Seal
 from codehead.config.blocks import read_block, require_that
 from codehead.decoding import fast_scan
 from codehead.decoding.fast_scan import Ceilings, FastScan, Found, Numbers, bit_tables, copies, whole_bytes
 from codehead.decoding.scan import SHARED
 from codehead.errors import CheckpointError, ConfigurationError
+from codehead.layer import WRITTEN
+from codehead.models.hidden import PIECE
+from codehead.screening.transform_coding import pieces
 
 MODES = ("fast", "exact")
 CERTIFICATES = ("calibrated", "proof")
 AROUND = 4e6
 """Overhead of a step beyond reading codewords and rows, in bytes that could be read in that time."""
 PROBES = 64
-"""Rows by which a head is recognised."""
+"""Rows by whose norms a head is recognised, as far as older checkpoints tell."""
+DEVIATIONS = 8
+"""How many standard deviations a mark may be off: by rounding alone, one in 10¹⁵ is."""
+MARK_UNIT = 2.0**-24
+"""The rounding error of a mark, which is stored in float32, as a share of it."""
 ROUNDS = 4
 """Rounds in which the unscanned bits are read, each for half as many tokens."""
 FLOAT32 = 1e-6
@@ -64,6 +71,8 @@ class Settings:
     test_positions: int = 0
     data: str = ""
     """Where the hidden states come from."""
+    dtype: str = ""
+    """The dtype of the rows that were screened; "" in older checkpoints, which have no marks of them."""
 
     @property
     def scanned_bits(self) -> int:
@@ -89,7 +98,8 @@ class Screen(nn.Module):
     Floats are stored as the bits of float32, so that no cast of the model rounds them. Buffers: `plane` `(V, bytes)`;
     `mean` `(H,)` and `white` `(rank, H)`, h′ = white · (h − mean); `common` `(rank,)`, the part common to all rows;
     `coordinates` and `sizes` `(n,)`, bit logit j being sizes[j] · h′[coordinates[j]]; `norms` `(V, blocks)` of
-    residuals; `spans` `(M,)`, the usual widths of a scan's tables; `probes` `(PROBES,)`, norms of some rows.
+    residuals; `spans` `(M,)`, the usual widths of a scan's tables; `probes` `(PROBES,)`, norms of some rows; `marks`
+    `(V,)`, by which every row is recognised.
     """
 
     plane: Tensor
@@ -105,12 +115,15 @@ class Screen(nn.Module):
             "mean": (hidden,), "white": (settings.rank, hidden), "common": (settings.rank,),
             "sizes": (settings.bits,), "norms": (classes, blocks), "spans": (tables,), "probes": (PROBES,),
         }  # fmt: skip
+        if settings.dtype:
+            shapes["marks"] = (classes,)
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("plane", torch.zeros(classes, row_bytes(settings.bits), dtype=torch.uint8))
         self.register_buffer("coordinates", torch.zeros(settings.bits, dtype=torch.int32))
         self.seal = Seal()
         self._search: Search | None = None
+        self._column: Tensor | None = None
 
     def set(self, name: str, values: Tensor) -> None:
         """Keep float32 numbers in the buffer called `name`."""
@@ -131,9 +144,27 @@ class Screen(nn.Module):
     def obstacle(self, weight: Tensor) -> str | None:
         """Why the rows `(V, H)` of a head, in any dtype, cannot be screened by this code where they are."""
         reason = fast_scan.obstacle(weight.device.type) or fast_scan.obstacle(self.plane.device.type)
-        if reason is None and not torch.allclose(probes(weight), self.get("probes"), rtol=2**-8, atol=1e-6):
-            return "the rows of the head are not those that its code was made for; run codehead.screen again"
-        return reason
+        if reason is not None:
+            return reason
+        if torch.allclose(probes(weight), self.get("probes"), rtol=2**-8, atol=1e-6) and self._recognises(weight):
+            return None
+        return "the rows of the head are not those that its code was made for; run codehead.screen again"
+
+    def _recognises(self, weight: Tensor) -> bool:
+        """Whether every row has its mark, up to the rounding of the mark and, in another dtype, of the row.
+
+        Rounding adds independent errors of at most u |w| to the numbers w of a row, and so a normal variable with a
+        standard deviation of at most u ‖w‖ to its mark.
+        """
+        if not self.settings.dtype:
+            return True
+        limits, tiny = torch.finfo(weight.dtype), torch.finfo(weight.dtype).tiny * weight.shape[1] ** 0.5
+        unit = MARK_UNIT + (limits.eps / 2 if dtype_name(weight) != self.settings.dtype else 0)
+        parts = zip(pieces(weight), self.get("marks").split(PIECE), strict=True)
+        return all(
+            bool(((marks(rows) - kept).abs() <= DEVIATIONS * unit * (rows.norm(dim=1) + tiny)).all())
+            for rows, kept in parts
+        )
 
     def pays(self, positions: int, weight: Tensor) -> bool:
         """Whether scanning for `positions` positions is faster than one product with all rows `(V, H)` for all."""
@@ -155,6 +186,7 @@ class Screen(nn.Module):
         if bias is not None:
             biases = biases + bias.detach().float().cpu()
         self._search = Search(self, biases.double().numpy())
+        self._column = weight.detach()[:, 0].clone()
 
     @property
     def search(self) -> Search:
@@ -162,17 +194,23 @@ class Screen(nn.Module):
         assert self._search is not None
         return self._search
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the index is built."""
-        return self._search is not None
+    def is_ready(self, weight: Tensor) -> bool:
+        """Whether the index is built; not if the first number of any row `(V, H)` has changed since then.
+
+        That shows even rows written through `.data`, of which torch keeps no version.
+        """
+        return self._column is not None and torch.equal(self._column, weight.detach()[:, 0])
 
     def _apply(self, *args: Any, **kwargs: Any) -> Screen:
-        self._search = None
+        self._search = self._column = None
         return super()._apply(*args, **kwargs)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.pop(f"{prefix}{WRITTEN}", None)  # from a checkpoint, whose loader has already read it
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_search": None}  # FAISS cannot be pickled: copies build their own
+        return {**self.__dict__, "_search": None, "_column": None}  # FAISS cannot be pickled: copies build their own
 
     def extra_repr(self) -> str:
         kept = self.settings
@@ -282,5 +320,16 @@ def block_norms(values: Tensor, blocks: int) -> Tensor:
 
 def probes(weight: Tensor) -> Tensor:
     """Norms `(PROBES,)` of some rows of a head, by which it is recognised."""
-    some = torch.linspace(0, len(weight) - 1, PROBES).long().to(weight.device)
+    some = torch.linspace(0, len(weight) - 1, PROBES, dtype=torch.float32).long().to(weight.device)
     return weight.detach()[some].float().norm(dim=1).cpu()
+
+
+def marks(weight: Tensor) -> Tensor:
+    """A number per row of a head `(V,)`, float64: its product with a fixed random direction, which any change moves."""
+    direction = torch.from_numpy(RandomBits(0).normal(1, weight.shape[1])[0])
+    return torch.cat([rows.double() @ direction for rows in pieces(weight)])
+
+
+def dtype_name(weight: Tensor) -> str:
+    """The name of the dtype of a head's rows, as in `config.json`."""
+    return str(weight.dtype).removeprefix("torch.")

@@ -70,7 +70,7 @@ class TransformCode:
     def columns(self) -> tuple[Tensor, Tensor]:
         """Coordinate `(n,)` of every bit, and its bit logit `(n,)` where that coordinate of h′ is 1: largest first."""
         coordinates = torch.repeat_interleave(torch.arange(len(self.digits)), self.digits)
-        places = torch.cat([torch.arange(int(count)) for count in self.digits])
+        places = torch.cat([torch.arange(int(count), dtype=torch.float32) for count in self.digits])
         sizes = self.steps[coordinates] * 2.0**places
         order = sizes.argsort(descending=True, stable=True)
         return coordinates[order], sizes[order]
@@ -119,7 +119,8 @@ def _with_steps(code: TransformCode, weight: Tensor) -> TransformCode:
     """The same code with the cell sizes of least error on some of the rows."""
     some = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
     values = weight.detach()[some.to(weight.device)].cpu().float() @ code.directions.float() - code.centre.float()
-    usual = code.steps * (1.26 + 0.345 * code.digits) * 2.0 ** (1 - code.digits)
+    digits = code.digits.float()  # the product of an integer and a float has torch's default dtype
+    usual = code.steps * (1.26 + 0.345 * digits) * 2.0 ** (1 - digits)
     tried = [usual * factor for factor in FACTORS]
     errors = [_rounded(values, steps.float(), code.digits)[1].square().sum(0) for steps in tried]
     steps = torch.stack(tried).gather(0, torch.stack(errors).argmin(0, keepdim=True))[0]
@@ -135,7 +136,7 @@ def pieces(weight: Tensor, progress: Callable[[int, int], None] = lambda done, t
 
 def _rounded(values: Tensor, steps: Tensor, digits: Tensor) -> tuple[Tensor, Tensor]:
     """The cells of values `(rows, H)`, and the values minus the centres of cells (0 where there are no bits)."""
-    half = (2.0 ** (digits - 1)).to(values)
+    half = 2.0 ** (digits - 1).to(values)
     levels = torch.minimum((values / steps + half).floor().clamp(min=0), 2 * half - 1).int()
     centres = torch.where(digits > 0, (levels + (0.5 - half)) * steps, 0.0)
     return levels, values - centres

@@ -75,7 +75,8 @@ def locked(folder: Path) -> Iterator[None]:
 def save_whole(model: Any, tokenizer: Any, folder: Path, measured: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint beside the one in a folder, then replace that one; files with other names stay.
 
-    The card shows the metrics `measured` `before` and `after` a conversion.
+    The card shows the metrics `measured` `before` and `after` a conversion; that of a coded model does not stay beside
+    a stock one.
 
     If writing fails, on a full disk for instance, the old checkpoint is unchanged. A process that is killed while the
     files are moved leaves a folder without weights, never a mixture of two models.
@@ -88,12 +89,15 @@ def save_whole(model: Any, tokenizer: Any, folder: Path, measured: Mapping[str, 
             if measured is not None:
                 card.write(stage, model, measured)
             tokenizer.save_pretrained(stage)
+        has_card = (stage / card.NAME).exists()
         for file in weight_files(folder):
             file.unlink()
         for file in sorted((path for path in stage.rglob("*") if path.is_file()), key=_order):
             place = folder / file.relative_to(stage)
             place.parent.mkdir(exist_ok=True)
             (card.publish if file.name == card.NAME else os.replace)(file, place)
+        if not has_card:
+            card.withdraw(folder / card.NAME)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

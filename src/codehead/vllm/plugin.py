@@ -29,7 +29,7 @@ from codehead.models.description import Description, expect_written
 from codehead.models.integrity import SEALS, check_integers, refuse_missing
 from codehead.models.loader import built, check_loaded, expect_vocabulary
 from codehead.models.registration import METHOD
-from codehead.models.selection import Selection, spread
+from codehead.models.selection import Selection, selecting, spread
 from codehead.screening.head import ScreenedLinear
 from codehead.screening.model import FIELD, expect_head
 from codehead.screening.screen import Screen, Settings
@@ -154,11 +154,8 @@ class ScreenedHead(UnquantizedEmbeddingMethod):
         count = None if self.screened is None else self.config.few.of(len(x))
         if self.screened is None or count is None or bias is not None:
             return super().apply(layer, x, bias)
-        self.screened.selection = Selection(count, 0, [], sampling=False, least=count)
-        try:
+        with selecting(self.screened, Selection(count, 0, [], sampling=False, least=count)):
             return _padded(layer, self.screened(x[:, None])[:, -1])
-        finally:
-            self.screened.selection = None
 
 
 def _fill(module: nn.Module, tensors: Tensors) -> None:
