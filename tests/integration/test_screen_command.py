@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codehead.screening import build
 from codehead.training.folder import LOCK, locked
+from codehead.training.tokenizer import train_bpe
 
 OPTIONS = ("--recall", "0.9", "--positions", "200", "--bits", "64")
 
@@ -70,6 +71,7 @@ OTHER = {
     "another field": (("--text-field", "b"), None, "text_field is 'b', was 'a'"),
     "a changed file": ((), "text.jsonl", "files is"),
     "other weights": ((), "model/model.safetensors", "weights is"),
+    "another tokenizer": ((), "model/tokenizer.json", "tokenizer is"),
 }
 
 
@@ -90,6 +92,8 @@ def test_hidden_states_of_something_else_are_refused(case, place, tmp_path, code
         assert codehead(*arguments)[0] == 130
     if changed == "text.jsonl":
         Path(changed).write_text(json.dumps({"a": text[::-1]}))
+    elif changed == "model/tokenizer.json":
+        train_bpe([text[::-1]], 270).save_pretrained("model")
     elif changed is not None:
         shutil.copy(place / "short" / "model.safetensors", changed)
         shutil.copy(place / "short" / "config.json", "model/config.json")

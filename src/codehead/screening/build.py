@@ -192,7 +192,7 @@ def screen_checkpoint(
     from codehead.training.folder import RECORD, locked
     from codehead.training.model import load_model
     from codehead.training.provenance import file_records
-    from codehead.training.tokenizer import load_tokenizer
+    from codehead.training.tokenizer import load_tokenizer, tokenizer_checksum
 
     with locked(out):
         model, tokenizer = load_model(name, dtype=dtype).eval(), load_tokenizer(name)
@@ -208,7 +208,7 @@ def screen_checkpoint(
         described = {
             "model": name, "weights": weights_checksum(model), "data": data or OWN_TEXT,
             "files": file_records([data] if data else []), "text_field": text_field, "positions": positions,
-            "dtype": str(model.dtype),
+            "dtype": str(model.dtype), "tokenizer": tokenizer_checksum(tokenizer) if data else None,
         }  # fmt: skip
         hidden = _kept(out, described, measured)
         screen(model, hidden=hidden, data=data or OWN_TEXT, progress=show, **options)
