@@ -90,8 +90,8 @@ def test_the_verdict_is_one_line(wide, measured, codehead):
     assert verdict == (
         "In a small model (H = 160, results/frontier-8) 5% of the bytes kept 90% of Softmax's top-1 accuracy at 1.50 "
         "times its perplexity; a real model may lose more. It reads 97 MB less per token, but saves no memory: the "
-        "head is the embedding. Its step is faster on a CPU, which scans the codewords; nothing was timed on a GPU. For the "
-        "same answers, faster: codehead screen."
+        "head is the embedding. Its step is faster on a CPU, which scans the codewords; nothing was timed on a GPU. "
+        "For the same answers, faster: codehead screen."
     )
     assert "bytes read per token" not in told
     assert json.loads(codehead("recommend", wide, "--json")[1])["verdict"] == verdict
