@@ -221,8 +221,7 @@ def measure(options: argparse.Namespace) -> None:
 def collect(options: argparse.Namespace) -> None:
     """One result file of all heads that have been measured.
 
-    Files named `own_code-…` and `mixture_code-…` are of codes that learnt with or without the model's own text where
-    the others did not.
+    Files named `mixture_code-…` are of codes that learnt without the model's own text where the others did.
     """
     files = sorted(options.cache.glob("*.json"))
     heads = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}

@@ -23,7 +23,7 @@ ASIDE = "code, other training text"
 """Shown only in the comparison of codes with and without the model's own text."""
 KINDS = {
     "code": "code", "int": "quantised", "adaptive": "adaptive softmax", "trained_low_rank": "low rank, trained",
-    "low_rank": "low rank", "trimmed": "trimmed vocabulary", "mixture_code": ASIDE, "own_code": ASIDE,
+    "low_rank": "low rank", "trimmed": "trimmed vocabulary", "mixture_code": ASIDE,
 }  # fmt: skip
 """Beginnings of keys, and their meanings."""
 BARS = {0.05: (0.96, 1.20), 0.1: (0.975, 1.08), 0.25: (0.993, 1.02)}
@@ -102,8 +102,8 @@ def own_text(heads: list[Head]) -> str:
     """Codes that learnt from the mixture alone, and those that learnt from the model's own text too."""
     rows, by_key = [], {head.key: head for head in heads}
     for key, head in by_key.items():
-        if f"mixture_{key}" in by_key or f"own_{key}" in by_key:
-            both = by_key.get(f"mixture_{key}", head), by_key.get(f"own_{key}", head)
+        if f"mixture_{key}" in by_key:
+            both = by_key[f"mixture_{key}"], head
             pairs = [[one.pooled(texts) for one in both] for texts in (MIXTURE, OUTSIDE)]
             cells = [(f"{one['top1']:.1%}", f"{one['ratio']:.3f} ×") for pair in pairs for one in pair]
             steps = " and ".join(f"{count:,}" for count in dict.fromkeys(one.how["distil"]["steps"] for one in both))
@@ -299,12 +299,15 @@ def conversion() -> str:
     return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
+def heads_of(name: str) -> list[Head]:
+    """The heads of a result, the smallest first."""
+    metrics = Result.read(RESULTS / f"{name}.json").metrics["heads"]
+    return sorted((Head(key, found) for key, found in metrics.items()), key=lambda head: head.share)
+
+
 def report(name: str) -> list[Head]:
     """Fill the page of a result and draw its pictures; returns the heads."""
-    metrics, page = Result.read(RESULTS / f"{name}.json").metrics["heads"], PAGES / name / "report.md"
-    found = sorted((Head(key, found) for key, found in metrics.items()), key=lambda head: head.share)
-    filled(page, "own text", own_text(found))
-    heads = [head for head in found if head.kind != ASIDE]
+    page, heads = PAGES / name / "report.md", [head for head in heads_of(name) if head.kind != ASIDE]
     chosen = [head for head in heads if head.key in COMPARED]
     for table, make in {"overall": overall, "domains": domains, "learning": learning}.items():
         filled(page, table, make(heads))
@@ -316,7 +319,8 @@ def report(name: str) -> list[Head]:
 
 def main() -> None:
     """Fill the pages and draw the pictures."""
-    heads = report(SMOLLM2)
+    everything, heads = heads_of(SMOLLM2), report(SMOLLM2)
+    filled(PAGES / SMOLLM2 / "report.md", "own text", own_text(everything))
     filled(PAGES / SMOLLM2 / "report.md", "bars", bars(heads))
     filled(ROOT / "README.md", "table", readme(heads))
     filled(ROOT / "docs/picking.md", "picking", picking(heads))
